@@ -1,0 +1,42 @@
+"""Engines: sequences in, finished sequences out, in completion order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Protocol
+
+from batchgen.planner import BatchLimits
+from batchgen.records import Sequence
+
+if TYPE_CHECKING:
+    from batchgen.model import Model
+
+
+class Engine(Protocol):
+    """What the pipeline needs of an engine; a fake one needs no model."""
+
+    limits: BatchLimits
+    num_batches: int
+    prefill_s: float
+    decode_s: float
+
+    def generate(self, sequences: Iterable[Sequence]) -> Iterator[Sequence]:
+        """Runs sequences and yields each when it is finished."""
+        ...
+
+
+def make_engine(
+    model: Model,
+    limits: BatchLimits,
+    *,
+    exact: bool = True,
+    on_step: Callable[[int], None] = lambda num_tokens: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Engine:
+    """The engine for a model. Near ties are decided again (`exact`) in float32 only; 16 bits are too coarse for it."""
+    import torch
+
+    from batchgen.engines.reference import ReferenceEngine
+
+    exact = exact and model.dtype == torch.float32
+    return ReferenceEngine(model, limits, exact=exact, on_step=on_step, should_stop=should_stop)

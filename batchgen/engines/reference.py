@@ -1,0 +1,207 @@
+"""Engine `reference`: transformers' own `generate`, one call a batch.
+
+The oracle that other engines are held to. `generate` runs the forwards; which token comes next, and when a row is
+finished, is decided here, so that pads never count and a row's tokens do not depend on its batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from batchgen.engines.sampling import Sampler, append_token, forbidden_tokens, penalize_repetition
+from batchgen.errors import ModelError
+from batchgen.model import Checkpoint, Model
+from batchgen.padding import pad, positions
+from batchgen.planner import BatchLimits, plan_batches
+from batchgen.records import Batch, Sequence
+
+
+class ReferenceEngine:
+    """Runs sequences in planned batches; yields each batch's sequences when all of them are finished.
+
+    `on_step` is told how many tokens each step made. `should_stop` is asked at each step; a yes drops the batch in
+    hand and raises `KeyboardInterrupt`. `exact` decides near ties again, from an unpadded forward of the row alone.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        limits: BatchLimits,
+        *,
+        exact: bool = True,
+        on_step: Callable[[int], None] = lambda num_tokens: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.model = model
+        self.limits = limits
+        self.exact = exact
+        self.on_step = on_step
+        self.should_stop = should_stop
+        self.num_batches = 0
+        self.prefill_s = self.decode_s = 0.0
+
+    def generate(self, sequences: Iterable[Sequence]) -> Iterator[Sequence]:
+        for rows in plan_batches(sequences, self.limits):
+            batch = pad(rows, self.model.checkpoint.pad_token_id)
+            for sequence in rows:
+                sequence.batch_index, sequence.padded_length = self.num_batches, batch.input_ids.shape[1]
+            self.num_batches += 1
+            with torch.inference_mode():
+                self._run(batch)
+            if self.should_stop():
+                raise KeyboardInterrupt
+            yield from rows
+
+    def _run(self, batch: Batch) -> None:
+        started = time.perf_counter()
+        watch = _Watch(self.model, self.on_step)
+        if batch.sequences[0].sampling.num_beams > 1:
+            self._search(batch, watch)
+        else:
+            self._decode(batch, watch)
+        prefilled = watch.first_step_at or time.perf_counter()
+        self.prefill_s += prefilled - started
+        self.decode_s += time.perf_counter() - prefilled
+
+    def _decode(self, batch: Batch, watch: LogitsProcessor) -> None:
+        sampler = Sampler(
+            batch.sequences, self.model.checkpoint.eos_token_ids, self.logits_alone if self.exact else None
+        )
+        self._call_generate(batch, [watch, _Choice(sampler, self.model.checkpoint)])
+
+    def _search(self, batch: Batch, watch: LogitsProcessor) -> None:
+        """Beam search is `generate`'s own; only the penalties are ours, since its own would count pads."""
+        checkpoint = self.model.checkpoint
+        num_beams = batch.sequences[0].sampling.num_beams
+        output_ids = self._call_generate(
+            batch,
+            [watch, _BeamPenalties(batch, num_beams, checkpoint.eos_token_ids)],
+            num_beams=num_beams,
+            eos_token_id=sorted(checkpoint.eos_token_ids) or None,
+        )
+        for sequence, tokens in zip(batch.sequences, output_ids.tolist(), strict=True):
+            for token in tokens:
+                if not sequence.is_finished:
+                    append_token(sequence, token, checkpoint.eos_token_ids, checkpoint.tokenizer)
+
+    def _call_generate(self, batch: Batch, processors: list[LogitsProcessor], **options: object) -> torch.Tensor:
+        """Generated ids `[B, T_new]`, padded on the right."""
+        output = self.model.network.generate(  # type: ignore[operator]
+            **self._inputs(batch.input_ids, batch.attention_mask, batch.position_ids),
+            generation_config=GenerationConfig(
+                max_new_tokens=max(s.sampling.max_new_tokens for s in batch.sequences),
+                do_sample=False,
+                use_cache=True,
+                pad_token_id=self.model.checkpoint.pad_token_id,
+                disable_compile=True,
+                **options,
+            ),
+            logits_processor=LogitsProcessorList(processors),
+            stopping_criteria=StoppingCriteriaList([_Finished(batch, self.should_stop)]),
+        )
+        return output[:, batch.input_ids.shape[1] :]  # type: ignore[no-any-return]
+
+    def _inputs(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Arguments of a forward. Mask and positions always go along: with eos as pad neither can be inferred."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if self.model.takes_position_ids:
+            inputs["position_ids"] = position_ids
+        return {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+
+    def logits_alone(self, sequence: Sequence) -> torch.Tensor:
+        """Logits `[V]` after the sequence so far, from one forward of this row alone: no pads, no cache."""
+        input_ids = torch.tensor([sequence.input_ids + sequence.output_ids])  # [1, T]
+        attention_mask = torch.ones_like(input_ids)
+        inputs = self._inputs(input_ids, attention_mask, positions(attention_mask))
+        keep = {"logits_to_keep": 1} if self.model.takes_logits_to_keep else {}
+        logits: torch.Tensor = self.model.network(**inputs, **keep, use_cache=False).logits  # [1, 1 or T, V]
+        return logits[0, -1]
+
+
+class _Watch(LogitsProcessor):
+    """Notes when the prefill was over, reports each step, and refuses a model that gives NaN. Changes nothing."""
+
+    def __init__(self, model: Model, on_step: Callable[[int], None]) -> None:
+        self.model = model
+        self.on_step = on_step
+        self.first_step_at: float | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if self.first_step_at is None:
+            self.first_step_at = time.perf_counter()
+            if bool(scores.isnan().any()):
+                name, model = self.model.checkpoint.name, self.model
+                raise ModelError(
+                    f"model {name} gives NaN in {model.dtype_name} on {model.device}: use --dtype float32"
+                )
+        self.on_step(len(scores))
+        return scores
+
+
+class _Choice(LogitsProcessor):
+    """The last processor: chooses each row's token, and leaves `generate` no other."""
+
+    def __init__(self, sampler: Sampler, checkpoint: Checkpoint) -> None:
+        self.sampler = sampler
+        self.checkpoint = checkpoint
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        checkpoint = self.checkpoint
+        tokens = self.sampler.choose(scores)
+        for sequence, token in zip(self.sampler.sequences, tokens, strict=True):
+            if token is not None:
+                append_token(sequence, token, checkpoint.eos_token_ids, checkpoint.tokenizer)
+        forced = [checkpoint.pad_token_id if token is None else token for token in tokens]
+        scores.fill_(-torch.inf)  # [B, V]
+        scores[range(len(forced)), forced] = 0
+        return scores
+
+
+class _BeamPenalties(LogitsProcessor):
+    """Repetition penalty, n-gram bans and minimum length for beams, on each beam's real tokens."""
+
+    def __init__(self, batch: Batch, num_beams: int, eos_token_ids: Iterable[int]) -> None:
+        self.batch = batch
+        self.num_beams = num_beams
+        self.eos_token_ids = eos_token_ids
+        self.padded_length = batch.input_ids.shape[1]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        num_new = input_ids.shape[1] - self.padded_length
+        for row, ids in enumerate(input_ids):  # [B * beams, T]
+            sequence = self.batch.sequences[row // self.num_beams]
+            params = sequence.sampling
+            real = ids[self.padded_length - sequence.num_prompt_tokens :]
+            if params.repetition_penalty != 1:
+                seen = torch.zeros_like(scores[row], dtype=torch.bool)
+                seen[real] = True
+                penalty = torch.tensor([params.repetition_penalty], device=scores.device)
+                scores[row] = penalize_repetition(scores[row][None], seen[None], penalty)[0]
+            scores[row, forbidden_tokens(params, real.tolist(), num_new, self.eos_token_ids)] = -torch.inf
+        return scores
+
+
+class _Finished(StoppingCriteria):
+    """Which rows are finished: those whose sequence says so, and all of them when the user asks to stop."""
+
+    def __init__(self, batch: Batch, should_stop: Callable[[], bool]) -> None:
+        self.batch = batch
+        self.should_stop = should_stop
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:
+        stop = self.should_stop()
+        beams = len(input_ids) // len(self.batch.sequences)
+        finished = [stop or sequence.is_finished for sequence in self.batch.sequences for _ in range(beams)]
+        return torch.tensor(finished, device=input_ids.device)  # [B] or [B * beams]

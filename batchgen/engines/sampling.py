@@ -1,0 +1,285 @@
+"""Logits to the next token of each row: penalties, filters, keyed draws; the same in any batch.
+
+Works on real tokens only (pads never count) and in float32. Knows nothing of the model, the cache or the padding.
+Order and meaning of the processors are those of transformers' `LogitsProcessorList`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence as Rows
+from hashlib import blake2b
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from batchgen.padding import decode
+from batchgen.records import RowId, SamplingParams, Sequence
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Batching moves fp32 logits by about 1e-5. A greedy choice between two logits closer than this is made again from an
+# unpadded single-row forward; a sampled one, when moving the logits by half of DRAW_MARGIN could change the draw.
+GREEDY_MARGIN = 1e-3
+DRAW_MARGIN = 1e-4
+
+RecomputeLogits = Callable[[Sequence], torch.Tensor]
+
+
+def uniform(seed: int, row_id: RowId, sample_index: int, step: int) -> float:
+    """The one random number in (0, 1) of this row, sample and step: a keyed hash, not a stream.
+
+    >>> uniform(0, "a", 0, 0) == uniform(0, "a", 0, 0) != uniform(1, "a", 0, 0)
+    True
+    """
+    key = "\0".join((str(seed), str(sample_index), str(step), str(row_id)))
+    digest = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return ((int.from_bytes(digest, "big") >> 12) + 0.5) * 2.0**-52
+
+
+def penalize_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
+    """Divides positive and multiplies negative logits of tokens already seen (CTRL, arXiv:1909.05858).
+
+    logits `[B, V]`, seen `[B, V]` bool, penalty `[B]`.
+    """
+    penalty = penalty[:, None]
+    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
+def banned_tokens(token_ids: list[int], ngram_size: int) -> list[int]:
+    """Tokens that would complete an n-gram that `token_ids` already hold.
+
+    >>> banned_tokens([1, 2, 3, 1, 2], 3)
+    [3]
+    """
+    if len(token_ids) + 1 < ngram_size:
+        return []
+    prefix = token_ids[len(token_ids) - ngram_size + 1 :]
+    width = ngram_size - 1
+    starts = range(len(token_ids) - width)
+    return sorted({token_ids[i + width] for i in starts if token_ids[i : i + width] == prefix})
+
+
+def forbidden_tokens(
+    params: SamplingParams, token_ids: list[int], num_output_tokens: int, eos_token_ids: Iterable[int]
+) -> list[int]:
+    """Tokens that n-gram bans and `min_new_tokens` rule out after `token_ids` (prompt and output, no pads)."""
+    tokens: list[int] = []
+    if params.no_repeat_ngram_size:
+        tokens += banned_tokens(token_ids, params.no_repeat_ngram_size)
+    if num_output_tokens < params.min_new_tokens:
+        tokens += eos_token_ids
+    return tokens
+
+
+def keep_top_k(logits: torch.Tensor, top_k: torch.Tensor) -> torch.Tensor:
+    """Keep mask `[B, V]` of the `top_k` `[B]` largest logits of each row; 0 keeps all. Ties are kept."""
+    vocab_size = logits.shape[-1]
+    wanted = top_k.clamp(max=vocab_size)
+    values = logits.topk(max(int(wanted.max()), 1)).values  # [B, K]
+    least = values.gather(-1, (wanted[:, None] - 1).clamp(min=0))  # [B, 1]
+    return (logits >= least) | (top_k == 0)[:, None]
+
+
+def keep_top_p(
+    logits: torch.Tensor, top_p: torch.Tensor, margin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keep mask `[B, V]` of the fewest tokens whose probabilities reach `top_p` `[B]` (arXiv:1904.09751).
+
+    Also which tokens `[B, V]` moving the logits by `margin` `[B]` could let in or out; so in the functions below.
+    """
+    ordered, order = logits.sort(dim=-1, descending=True)  # [B, V]
+    probabilities = ordered.double().softmax(-1)
+    before = probabilities.cumsum(-1) - probabilities  # mass of the tokens ahead of each one
+    distance = before - top_p[:, None].double()
+    keep = (distance < 0) | (top_p == 1)[:, None]
+    keep[:, 0] = True
+    unsure = (distance.abs() < margin[:, None] / 2) & (top_p < 1)[:, None]
+    back = order.argsort(-1)
+    return keep.gather(-1, back), unsure.gather(-1, back)
+
+
+def keep_min_p(
+    logits: torch.Tensor, min_p: torch.Tensor, margin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keep mask `[B, V]` of tokens at least `min_p` `[B]` times as likely as the likeliest (arXiv:2407.01082)."""
+    floor = logits.max(-1, keepdim=True).values + min_p.log()[:, None]
+    return logits >= floor, (logits - floor).abs() < margin[:, None]
+
+
+def filter_logits(
+    logits: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor, margin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits `[B, V]` with -inf where top-k, top-p and min-p (each `[B]`) cut; and the mask of unsure tokens."""
+    kept, unsure = logits, torch.zeros_like(logits, dtype=torch.bool)
+    if bool((top_k > 0).any()):
+        kept = kept.masked_fill(~keep_top_k(kept, top_k), -torch.inf)
+    if bool((top_p < 1).any()):
+        keep, close = keep_top_p(kept, top_p, margin)
+        kept, unsure = kept.masked_fill(~keep, -torch.inf), unsure | close
+    if bool((min_p > 0).any()):
+        keep, close = keep_min_p(kept, min_p, margin)
+        kept, unsure = kept.masked_fill(~keep, -torch.inf), unsure | close
+    if kept is not logits:
+        unsure |= _near_the_cut(logits, kept, margin)
+    return kept, unsure
+
+
+def _near_the_cut(logits: torch.Tensor, kept: torch.Tensor, margin: torch.Tensor) -> torch.Tensor:
+    """Tokens `[B, V]` so close to the least kept logit that rounding could swap them with a dropped one."""
+    is_dropped = kept == -torch.inf
+    least = kept.masked_fill(is_dropped, torch.inf).amin(-1, keepdim=True)
+    near = (logits - least).abs() < margin[:, None]
+    return near & (near & is_dropped).any(-1, keepdim=True)
+
+
+def draw(kept: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inverse CDF, in order of token id: the token `[B]` where the CDF of `kept` `[B, V]` passes `uniforms` `[B]`.
+
+    Also how far `[B]` the draw is from the CDF's nearest step, in probability.
+    """
+    cdf = kept.double().softmax(-1).cumsum(-1)  # [B, V]
+    target = (uniforms * cdf[:, -1])[:, None]  # [B, 1]
+    tokens = torch.searchsorted(cdf, target, right=True)  # [B, 1]
+    upper = cdf.gather(-1, tokens)
+    lower = cdf.gather(-1, (tokens - 1).clamp(min=0)).where(tokens > 0, 0.0)
+    # The CDF's two ends, 0 and 1, do not move with the logits.
+    above = (upper - target).where(upper < cdf[:, -1:], torch.inf)
+    below = (target - lower).where(lower > 0, torch.inf)
+    return tokens[:, 0], torch.minimum(above, below)[:, 0]
+
+
+def append_token(
+    sequence: Sequence, token_id: int, eos_token_ids: frozenset[int], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Adds a token to a sequence and finishes it at eos, at a stop string, or at `max_new_tokens`."""
+    sequence.output_ids.append(token_id)
+    if token_id in eos_token_ids or _ends_in_stop(sequence, tokenizer):
+        sequence.finish_reason = "stop"
+    elif sequence.num_output_tokens >= sequence.sampling.max_new_tokens:
+        sequence.finish_reason = "length"
+
+
+def _ends_in_stop(sequence: Sequence, tokenizer: PreTrainedTokenizerBase) -> bool:
+    stop = sequence.sampling.stop
+    if not stop:
+        return False
+    # Each token stands for at least one byte, and some tokenizers drop a space before the first one decoded.
+    tail = sequence.output_ids[-1 - max(len(text.encode()) for text in stop) :]
+    text = decode(tokenizer, tail)
+    return any(s in text for s in stop)
+
+
+class Sampler:
+    """Chooses the next token of every row of one batch, and keeps what its penalties need.
+
+    `recompute` gives a row's logits `[V]` from an unpadded single-row forward; with it, steps too close to call are
+    decided again (exact mode), so that a row's tokens do not depend on its batch.
+    """
+
+    def __init__(
+        self,
+        sequences: Rows[Sequence],
+        eos_token_ids: Iterable[int],
+        recompute: RecomputeLogits | None = None,
+    ) -> None:
+        self.sequences = sequences
+        self.eos_token_ids = sorted(eos_token_ids)
+        self.recompute = recompute
+        self.num_decided = self.num_recomputed = 0
+        self._seen: torch.Tensor | None = None  # [B, V] bool, where a repetition penalty needs it
+
+    def choose(self, logits: torch.Tensor) -> list[int | None]:
+        """Next token of each row from float32 logits `[B, V]`; None for rows that are finished."""
+        self._note_prompts(logits)
+        live = [row for row, sequence in enumerate(self.sequences) if not sequence.is_finished]
+        chosen, close = self._decide(logits if len(live) == len(self.sequences) else logits[live], live)
+        tokens: list[int | None] = [None] * len(self.sequences)
+        for row, token, is_close in zip(live, chosen, close, strict=True):
+            tokens[row] = self._decide_alone(row, self.recompute) if is_close and self.recompute else token
+        self.num_decided += len(live)
+        self._note_chosen(live, [tokens[row] for row in live])
+        return tokens
+
+    def _decide_alone(self, row: int, recompute: RecomputeLogits) -> int:
+        self.num_recomputed += 1
+        logits = recompute(self.sequences[row])[None].float()  # [1, V]
+        return self._decide(logits, [row])[0][0]
+
+    def _decide(self, logits: torch.Tensor, rows: list[int]) -> tuple[list[int], list[bool]]:
+        """Token of each of `rows` from logits `[len(rows), V]`, and whether it was too close to call."""
+        params = [self.sequences[row].sampling for row in rows]
+        logits = self._penalize(logits, rows, params)
+        if all(p.is_greedy for p in params):
+            return _decide_greedy(logits)
+        sampled = self._decide_sampled(logits, rows, params)
+        if not any(p.is_greedy for p in params):
+            return sampled
+        greedy = _decide_greedy(logits)
+        tokens = [(greedy if p.is_greedy else sampled)[0][i] for i, p in enumerate(params)]
+        close = [(greedy if p.is_greedy else sampled)[1][i] for i, p in enumerate(params)]
+        return tokens, close
+
+    def _decide_sampled(
+        self, logits: torch.Tensor, rows: list[int], params: list[SamplingParams]
+    ) -> tuple[list[int], list[bool]]:
+        def column(values: Iterable[float]) -> torch.Tensor:
+            return torch.tensor(list(values), device=logits.device)  # [B]
+
+        temperature = column(p.temperature or 1.0 for p in params)
+        scaled = logits / temperature[:, None]
+        margin = DRAW_MARGIN / temperature.clamp(max=1.0)
+        cuts = column(p.top_k for p in params), column(p.top_p for p in params), column(p.min_p for p in params)
+        kept, unsure = filter_logits(scaled, *cuts, margin)
+        uniforms = self._uniforms(rows).to(logits.device)
+        tokens, distance = draw(kept, uniforms)
+        # Moving every logit by at most d moves the CDF value F by at most 2 d F (1 - F), and a token let in or out
+        # of the cut by its own mass.
+        reach = margin * uniforms * (1 - uniforms) + _mass(scaled, kept, unsure)
+        return tokens.tolist(), (distance < reach).tolist()
+
+    def _uniforms(self, rows: list[int]) -> torch.Tensor:
+        sequences = [self.sequences[row] for row in rows]
+        numbers = [uniform(s.sampling.seed, s.request.id, s.sample_index, s.num_output_tokens) for s in sequences]
+        return torch.tensor(numbers, dtype=torch.float64)  # [B]
+
+    def _penalize(self, logits: torch.Tensor, rows: list[int], params: list[SamplingParams]) -> torch.Tensor:
+        if self._seen is not None:
+            penalty = torch.tensor([p.repetition_penalty for p in params], device=logits.device)  # [B]
+            logits = penalize_repetition(logits, self._seen[rows], penalty)
+        forbidden = [self._forbidden(self.sequences[row]) for row in rows]
+        if any(forbidden):
+            logits = logits.clone()
+            for i, tokens in enumerate(forbidden):
+                logits[i, tokens] = -torch.inf
+        return logits
+
+    def _forbidden(self, sequence: Sequence) -> list[int]:
+        token_ids = sequence.input_ids + sequence.output_ids
+        return forbidden_tokens(sequence.sampling, token_ids, sequence.num_output_tokens, self.eos_token_ids)
+
+    def _note_prompts(self, logits: torch.Tensor) -> None:
+        if self._seen is None and any(s.sampling.repetition_penalty != 1 for s in self.sequences):
+            self._seen = torch.zeros_like(logits, dtype=torch.bool)
+            for row, sequence in enumerate(self.sequences):
+                self._seen[row, sequence.input_ids + sequence.output_ids] = True
+
+    def _note_chosen(self, rows: list[int], tokens: list[int | None]) -> None:
+        if self._seen is not None and rows:
+            self._seen[rows, tokens] = True
+
+
+def _decide_greedy(logits: torch.Tensor) -> tuple[list[int], list[bool]]:
+    values = logits.topk(2).values  # [B, 2]
+    close = values[:, 0] - values[:, 1] < GREEDY_MARGIN
+    # Not topk's indices: of equal logits argmax takes the lowest id, as `generate` does.
+    return logits.argmax(-1).tolist(), close.tolist()
+
+
+def _mass(scaled: torch.Tensor, kept: torch.Tensor, unsure: torch.Tensor) -> torch.Tensor:
+    """Probability `[B]` of the unsure tokens, as a multiple of what was kept."""
+    if not bool(unsure.any()):
+        return torch.zeros(len(kept), dtype=torch.float64, device=kept.device)
+    total = kept.double().logsumexp(-1, keepdim=True)  # [B, 1]
+    return ((scaled.double() - total).exp() * unsure).sum(-1)

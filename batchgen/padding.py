@@ -1,0 +1,145 @@
+"""Prompts to token ids, and ids to a left-padded batch with its attention mask and positions.
+
+Pads go on the left, because the right-most column predicts the next token. The mask comes from lengths, never from
+`input_ids != pad`: the pad is the eos, and a prompt may hold a genuine eos. Knows nothing of models or memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+from typing import TYPE_CHECKING
+
+from batchgen.records import Batch, Request, Sequence, TooLong
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, prompts: list[str], *, parse_special: bool = False
+) -> list[list[int]]:
+    """Token ids of each prompt, unpadded.
+
+    `<|endoftext|>` in a prompt stays text unless `parse_special` turns such marks into their special tokens.
+    """
+    if not prompts:
+        return []
+    encoded = tokenizer(
+        prompts,
+        padding=False,
+        truncation=False,
+        return_attention_mask=False,
+        split_special_tokens=not parse_special,
+        verbose=False,
+    )
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids
+
+
+def encode(
+    requests: list[Request],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    n_positions: int | None = None,
+    too_long: TooLong = "error",
+    parse_special: bool = False,
+) -> list[Sequence]:
+    """Requests to sequences, `num_samples` for each, in order; a row that cannot be run comes back failed.
+
+    `n_positions` is the model's limit: a prompt that leaves no room for `max_new_tokens` fails, or with
+    `too_long="truncate"` keeps its right end.
+    """
+    runnable = [request for request in requests if not _unrunnable(request)]
+    token_ids = iter(tokenize(tokenizer, [request.prompt for request in runnable], parse_special=parse_special))
+    sequences: list[Sequence] = []
+    for request in requests:
+        if error := _unrunnable(request):
+            failed = Sequence(request, 0, [])
+            failed.fail(error)
+            sequences.append(failed)
+        else:
+            sequences.extend(_samples(request, next(token_ids), n_positions, too_long))
+    return sequences
+
+
+def _unrunnable(request: Request) -> str | None:
+    if request.error:
+        return request.error
+    if not request.prompt:
+        return "the prompt is empty: there is no token to continue from"
+    return None
+
+
+def _samples(
+    request: Request, input_ids: list[int], n_positions: int | None, too_long: TooLong
+) -> list[Sequence]:
+    error, cut = _check_length(len(input_ids), request.sampling.max_new_tokens, n_positions, too_long)
+    if error:
+        failed = Sequence(request, 0, input_ids)
+        failed.fail(error)
+        return [failed]
+    return [
+        Sequence(request, sample_index, input_ids[cut:], num_truncated_tokens=cut)
+        for sample_index in range(request.sampling.num_samples)
+    ]
+
+
+def _check_length(
+    num_tokens: int, max_new_tokens: int, n_positions: int | None, too_long: TooLong
+) -> tuple[str | None, int]:
+    """What is wrong with the row's length, and how many tokens to cut off its left end."""
+    if not num_tokens:
+        return "the prompt has no tokens", 0
+    if n_positions is None or num_tokens + max_new_tokens <= n_positions:
+        return None, 0
+    room = n_positions - max_new_tokens
+    if room < 1:
+        return f"{max_new_tokens} new tokens leave no room for a prompt: the model holds {n_positions} positions", 0
+    if too_long == "truncate":
+        return None, num_tokens - room
+    return (
+        f"the prompt has {num_tokens} tokens; with {max_new_tokens} new ones that is more than the model's "
+        f"{n_positions} positions (shorten it to {room} tokens, or use --too-long truncate)",
+        0,
+    )
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
+    """Text of token ids, without special tokens, spaces exactly as they stand."""
+    text = tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return str(text)
+
+
+def decode_output(tokenizer: PreTrainedTokenizerBase, sequence: Sequence) -> str:
+    """Text that was generated, up to the stop string.
+
+    Decoded behind its prompt, since some tokenizers drop the space before the first token of a text.
+    """
+    prompt = decode(tokenizer, sequence.input_ids)
+    whole = decode(tokenizer, sequence.input_ids + sequence.output_ids)
+    text = whole[len(prompt) :] if whole.startswith(prompt) else decode(tokenizer, sequence.output_ids)
+    cuts = [text.find(stop) for stop in sequence.sampling.stop]
+    return text[: min((cut for cut in cuts if cut >= 0), default=len(text))]
+
+
+def pad(sequences: Rows[Sequence], pad_token_id: int) -> Batch:
+    """Left-pads sequences to the longest one, T: three int64 tensors `[B, T]` on the CPU."""
+    import torch
+
+    lengths = torch.tensor([sequence.num_prompt_tokens for sequence in sequences])  # [B]
+    width = int(lengths.max())
+    rows = [[pad_token_id] * (width - len(s.input_ids)) + s.input_ids for s in sequences]
+    input_ids = torch.tensor(rows, dtype=torch.int64)  # [B, T]
+    attention_mask = (torch.arange(width) >= width - lengths[:, None]).long()  # [B, T]
+    return Batch(tuple(sequences), input_ids, attention_mask, positions(attention_mask))
+
+
+def positions(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Position ids `[B, T]` of a mask `[B, T]`: real tokens count from 0, pads stay at 0.
+
+    >>> import torch
+    >>> positions(torch.tensor([[0, 0, 1, 1, 1]])).tolist()
+    [[0, 0, 0, 1, 2]]
+    """
+    return (attention_mask.cumsum(-1) - 1).clamp(min=0)

@@ -1,0 +1,152 @@
+"""The straight line, written once: Requests in, Results out, in input order.
+
+    Request -> encode -> Sequence -> engine -> Sequence (finished) -> Result
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from typing import Any, Literal
+
+from batchgen.engines import Engine, make_engine
+from batchgen.model import Checkpoint, Model, open_model
+from batchgen.padding import decode_output, encode
+from batchgen.planner import limits_for, windows
+from batchgen.probes import peak_bytes
+from batchgen.readers import Row, row_of_object, to_requests
+from batchgen.records import Request, Result, RunStats, SamplingParams, Sequence, TooLong
+
+# Where a truncated row says so: beside the row's own columns, under a name that no column will have.
+TRUNCATED = "batchgen_truncated_tokens"
+
+
+class Pipeline:
+    """Runs requests through an engine, window by window, and counts what passes."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, engine: Engine, *, too_long: TooLong = "error", parse_special: bool = False
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.engine = engine
+        self.too_long = too_long
+        self.parse_special = parse_special
+        self._rows = self._errors = self._prompt_tokens = self._output_tokens = self._pad_tokens = 0
+        self._started = time.perf_counter()
+
+    def run(self, requests: Iterable[Request]) -> Iterator[Result]:
+        """A Result for every row (and sample), in input order, each as soon as those before it are there."""
+        for window in windows(requests, first=self.engine.limits.first_window):
+            sequences = encode(
+                window,
+                self.checkpoint.tokenizer,
+                n_positions=self.checkpoint.n_positions,
+                too_long=self.too_long,
+                parse_special=self.parse_special,
+            )
+            runnable = [sequence for sequence in sequences if not sequence.is_finished]
+            for finished in in_order(sequences, self.engine.generate(runnable)):
+                yield self._count(to_result(finished, self.checkpoint))
+
+    def stats(self, blank_lines: int = 0) -> RunStats:
+        """What was done so far."""
+        return RunStats(
+            rows=self._rows,
+            errors=self._errors,
+            blank_lines=blank_lines,
+            batches=self.engine.num_batches,
+            prompt_tokens=self._prompt_tokens,
+            output_tokens=self._output_tokens,
+            pad_tokens=self._pad_tokens,
+            prefill_s=self.engine.prefill_s,
+            decode_s=self.engine.decode_s,
+            wall_s=time.perf_counter() - self._started,
+            peak_bytes=peak_bytes(),
+        )
+
+    def _count(self, result: Result) -> Result:
+        self._rows += 1
+        self._errors += result.finish_reason == "error"
+        if result.padded_length is not None:
+            self._prompt_tokens += result.num_prompt_tokens
+            self._output_tokens += result.num_output_tokens
+            self._pad_tokens += result.num_pads
+        return result
+
+
+def in_order(sequences: list[Sequence], completed: Iterable[Sequence]) -> Iterator[Sequence]:
+    """Sequences in their own order, each when it and all before it are finished.
+
+    `completed` yields them as an engine finishes them; those that failed before need no engine.
+    """
+    waiting = deque(sequences)
+    done = {id(sequence) for sequence in sequences if sequence.is_finished}
+    for sequence in chain([None], completed):
+        if sequence is not None:
+            done.add(id(sequence))
+        while waiting and id(waiting[0]) in done:
+            yield waiting.popleft()
+
+
+def to_result(sequence: Sequence, checkpoint: Checkpoint) -> Result:
+    """The finished sequence as the user sees it."""
+    request = sequence.request
+    failed = sequence.finish_reason == "error"
+    cut = {TRUNCATED: sequence.num_truncated_tokens} if sequence.num_truncated_tokens else {}
+    return Result(
+        index=request.index,
+        id=request.id,
+        sample_index=sequence.sample_index,
+        prompt=request.prompt,
+        text="" if failed else decode_output(checkpoint.tokenizer, sequence),
+        finish_reason=sequence.finish_reason or "error",
+        num_prompt_tokens=sequence.num_prompt_tokens,
+        num_output_tokens=sequence.num_output_tokens,
+        error=sequence.error,
+        metadata={**request.metadata, **cut},
+        model=checkpoint.name,
+        input_ids=tuple(sequence.input_ids),
+        output_ids=tuple(sequence.output_ids),
+        batch_index=sequence.batch_index,
+        padded_length=sequence.padded_length,
+    )
+
+
+def generate(
+    prompts: str | Iterable[str | Mapping[str, Any]],
+    model: str | Model | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    batch_size: int | Literal["auto"] = "auto",
+    exact: bool = True,
+    too_long: TooLong = "error",
+    parse_special: bool = False,
+    **sampling: Any,
+) -> list[Result]:
+    """Continues prompts, as `batchgen run` does; one Result for each (and each sample), in order.
+
+    `prompts` are strings, or mappings with the fields of a JSON Lines row. `model` is a name, a folder, a Hub id, or
+    what `open_model` returned, so that several calls share it. `sampling` takes the fields of `SamplingParams`.
+    Raises `BatchgenError`; a bad row does not raise, its Result has an `error`.
+
+    >>> [r.text for r in generate(["My dog is"], model="bundled", max_new_tokens=4)]
+    [' very kind and kind']
+    """
+    params = SamplingParams(**sampling)
+    if not isinstance(model, Model):
+        model = open_model(model, device=device, dtype=dtype, say=lambda line: warnings.warn(line, stacklevel=3))
+    limits = limits_for(model, None if batch_size == "auto" else batch_size)
+    pipeline = Pipeline(
+        model.checkpoint, make_engine(model, limits, exact=exact), too_long=too_long, parse_special=parse_special
+    )
+    items = [prompts] if isinstance(prompts, str) else prompts
+    rows = (_to_row(item, number) for number, item in enumerate(items))
+    return list(pipeline.run(to_requests(rows, params)))
+
+
+def _to_row(item: object, number: int) -> Row:
+    return Row(item) if isinstance(item, str) else row_of_object(item, f"prompts[{number}]")

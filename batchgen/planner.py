@@ -1,0 +1,170 @@
+"""Which rows run together: windows over a stream, and batches inside a window.
+
+A plan is a pure function of the rows' lengths, the shape and the budget: same input, same plan. Knows nothing of
+models or tokens.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from batchgen.memory import ModelShape, estimate
+from batchgen.probes import available_bytes
+from batchgen.records import SamplingParams, Sequence
+
+if TYPE_CHECKING:
+    from batchgen.model import Model
+
+T = TypeVar("T")
+
+FIRST_WINDOW = 16
+LAST_WINDOW = 4096
+PATIENCE_S = 0.2
+# Under this many rows a decode step takes as long as with this many: reading the weights dominates.
+FLAT_ROWS = 16
+# Beyond this many rows `generate` gains little on a CPU, and every row waits for the slowest one longer.
+MOST_ROWS = {"cpu": 64}
+MOST_ROWS_ACCELERATOR = 256
+# A batch may take this share of what is available; the rest is for what the estimate does not see.
+BUDGET_SHARE = 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """What bounds a batch: the most rows, and the bytes above the weights. `num_rows` fixes the row count."""
+
+    shape: ModelShape
+    element_bytes: int
+    budget_bytes: int
+    most_rows: int
+    num_rows: int | None = None
+
+    @property
+    def first_window(self) -> int:
+        """Rows of the first window: one batch, small enough that its answers come at once."""
+        return self.num_rows or min(FIRST_WINDOW, self.most_rows)
+
+    def largest_batch(self, padded_length: int, sampling: SamplingParams) -> int:
+        """The most rows of `padded_length` columns that fit the budget; at least one, which must be tried."""
+
+        def needed_bytes(rows: int) -> int:
+            return estimate(self.shape, rows, padded_length, sampling, self.element_bytes).total
+
+        fitting = bisect_right(range(1, self.most_rows + 1), self.budget_bytes, key=needed_bytes)
+        return max(1, fitting)
+
+
+def limits_for(model: Model, num_rows: int | None = None) -> BatchLimits:
+    """Limits from what this machine has left beside the loaded model."""
+    return BatchLimits(
+        shape=ModelShape.from_config(model.checkpoint.config),
+        element_bytes=model.dtype.itemsize,
+        budget_bytes=int(BUDGET_SHARE * available_bytes(model.device)),
+        most_rows=MOST_ROWS.get(model.device.type, MOST_ROWS_ACCELERATOR),
+        num_rows=num_rows,
+    )
+
+
+def plan_batches(sequences: Iterable[Sequence], limits: BatchLimits) -> list[list[Sequence]]:
+    """Sequences to batches of like length, the longest first.
+
+    Of all ways to cut the rows, sorted by length, into batches that fit, takes the cheapest (dynamic programming from
+    the short end). With `--batch-size N` every batch but the last has N rows.
+    """
+    rows = sorted(sequences, key=lambda s: (-s.num_prompt_tokens, s.request.index, s.sample_index))
+    if limits.num_rows is not None:
+        return [rows[start : start + limits.num_rows] for start in range(0, len(rows), limits.num_rows)]
+    starts = _cheapest_cuts(rows, limits)
+    return [rows[start:end] for start, end in zip(starts, [*starts[1:], len(rows)], strict=True)]
+
+
+def _cheapest_cuts(rows: list[Sequence], limits: BatchLimits) -> list[int]:
+    """Where each batch of the cheapest plan starts; `rows` come longest first."""
+    cheapest = [0.0] * (len(rows) + 1)  # cost of running rows[start:]
+    ends = [0] * len(rows)
+    for start in range(len(rows) - 1, -1, -1):
+        longest, sampling = rows[start].num_prompt_tokens, rows[start].sampling
+        cheapest[start] = float("inf")
+        furthest = min(start + limits.largest_batch(longest, sampling), len(rows))
+        for end in range(start + 1, furthest + 1):
+            cost = _cost(end - start, longest, sampling.max_new_tokens) + cheapest[end]
+            if cost <= cheapest[start]:
+                cheapest[start], ends[start] = cost, end
+    starts, start = [], 0
+    while start < len(rows):
+        starts.append(start)
+        start = ends[start]
+    return starts
+
+
+def _cost(rows: int, padded_length: int, max_new_tokens: int) -> float:
+    """Work of one batch, in tokens through the model: a prefill of all columns, then the decode steps."""
+    return rows * padded_length + max(rows, FLAT_ROWS) * max_new_tokens
+
+
+_END = object()
+
+
+def windows(
+    items: Iterable[T], first: int, last: int = LAST_WINDOW, patience_s: float = PATIENCE_S
+) -> Iterator[list[T]]:
+    """Cuts a stream into lists of `first`, 2 `first`, 4 `first`, … up to `last` items.
+
+    A source that stays silent for `patience_s` closes the window it was filling, so that a slow producer gets its
+    answers at once. A thread reads ahead by at most one window; its errors are raised here, after the items before.
+    """
+    ahead: queue.Queue[object] = queue.Queue(maxsize=last)
+    closed = threading.Event()
+    threading.Thread(target=_read_ahead, args=(items, ahead, closed), daemon=True).start()
+    size = first
+    try:
+        while window := _fill(ahead, size, patience_s):
+            size = min(2 * size, last)
+            ended = window[-1] is _END or isinstance(window[-1], BaseException)
+            if rows := window[:-1] if ended else window:
+                yield rows  # type: ignore[misc]
+            if isinstance(window[-1], BaseException):
+                raise window[-1]
+            if ended:
+                return
+    finally:
+        closed.set()
+
+
+def _read_ahead(items: Iterable[object], ahead: queue.Queue[object], closed: threading.Event) -> None:
+    def put(item: object) -> None:
+        while not closed.is_set():
+            try:
+                return ahead.put(item, timeout=PATIENCE_S)
+            except queue.Full:
+                continue
+
+    try:
+        for item in items:
+            if closed.is_set():
+                return
+            put(item)
+        put(_END)
+    except BaseException as error:  # noqa: BLE001 - raised again in the reading thread
+        put(error)
+
+
+def _fill(ahead: queue.Queue[object], size: int, patience_s: float) -> list[object]:
+    """Up to `size` items; fewer when the source falls silent. The end or an error comes as the last item."""
+    window: list[object] = []
+    while len(window) < size:
+        try:
+            item = ahead.get(timeout=patience_s)
+        except queue.Empty:
+            if window:
+                break
+            continue
+        window.append(item)
+        if item is _END or isinstance(item, BaseException):
+            break
+    return window
