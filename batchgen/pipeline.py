@@ -34,7 +34,8 @@ class Pipeline:
         self.engine = engine
         self.too_long = too_long
         self.parse_special = parse_special
-        self._rows = self._errors = self._prompt_tokens = self._output_tokens = self._pad_tokens = 0
+        self.first_error: Result | None = None
+        self._rows = self._errors = self._blank_lines = self._prompt_tokens = self._output_tokens = self._pad_tokens = 0
         self._started = time.perf_counter()
 
     def run(self, requests: Iterable[Request]) -> Iterator[Result]:
@@ -51,12 +52,15 @@ class Pipeline:
             for finished in in_order(sequences, self.engine.generate(runnable)):
                 yield self._count(to_result(finished, self.checkpoint))
 
-    def stats(self, blank_lines: int = 0) -> RunStats:
+    def count_blank_line(self) -> None:
+        self._blank_lines += 1
+
+    def stats(self) -> RunStats:
         """What was done so far."""
         return RunStats(
             rows=self._rows,
             errors=self._errors,
-            blank_lines=blank_lines,
+            blank_lines=self._blank_lines,
             batches=self.engine.num_batches,
             prompt_tokens=self._prompt_tokens,
             output_tokens=self._output_tokens,
@@ -69,7 +73,9 @@ class Pipeline:
 
     def _count(self, result: Result) -> Result:
         self._rows += 1
-        self._errors += result.finish_reason == "error"
+        if result.finish_reason == "error":
+            self._errors += 1
+            self.first_error = self.first_error or result
         if result.padded_length is not None:
             self._prompt_tokens += result.num_prompt_tokens
             self._output_tokens += result.num_output_tokens
@@ -122,6 +128,7 @@ def generate(
     device: str = "auto",
     dtype: str = "auto",
     batch_size: int | Literal["auto"] = "auto",
+    engine: str = "auto",
     exact: bool = True,
     too_long: TooLong = "error",
     parse_special: bool = False,
@@ -140,9 +147,8 @@ def generate(
     if not isinstance(model, Model):
         model = open_model(model, device=device, dtype=dtype, say=lambda line: warnings.warn(line, stacklevel=3))
     limits = limits_for(model, None if batch_size == "auto" else batch_size)
-    pipeline = Pipeline(
-        model.checkpoint, make_engine(model, limits, exact=exact), too_long=too_long, parse_special=parse_special
-    )
+    runner = make_engine(model, limits, name=engine, exact=exact)
+    pipeline = Pipeline(model.checkpoint, runner, too_long=too_long, parse_special=parse_special)
     items = [prompts] if isinstance(prompts, str) else prompts
     rows = (_to_row(item, number) for number, item in enumerate(items))
     return list(pipeline.run(to_requests(rows, params)))

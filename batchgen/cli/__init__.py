@@ -1,0 +1,87 @@
+"""The command line. Each command turns its options into a record, makes one call and renders; errors end here."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from batchgen import __version__
+from batchgen.cli.inspect import inspect
+from batchgen.cli.run import run
+from batchgen.cli.signals import Interrupts
+from batchgen.errors import BatchgenError
+from batchgen.render import Screen
+
+BROKEN_PIPE = 141
+
+
+class Commands(TyperGroup):
+    """Every command runs in here: signals, and the one place where an error becomes a line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        _use_utf8()
+        with Interrupts() as interrupts:
+            ctx.obj = interrupts
+            try:
+                return super().invoke(ctx)
+            except BatchgenError as error:
+                Screen().error(str(error))
+                raise typer.Exit(error.exit_code) from None
+            except KeyboardInterrupt:
+                raise typer.Exit(interrupts.exit_code) from None
+            except BrokenPipeError:
+                _forget_stdout()
+                raise typer.Exit(BROKEN_PIPE) from None
+            except OSError as error:
+                _forget_stdout()
+                Screen().error(_describe(error))
+                raise typer.Exit(BatchgenError.exit_code) from None
+
+
+def _use_utf8() -> None:
+    """Data is UTF-8 with \\n, whatever the locale says."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", newline="\n")
+
+
+def _forget_stdout() -> None:
+    """What is still buffered has nowhere to go; without this Python would try again at exit and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _describe(error: OSError) -> str:
+    mend = ": free some space and run again" if error.errno == errno.ENOSPC else ""
+    return f"cannot write {error.filename or 'the output'}: {error.strerror or error}{mend}"
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(run)
+app.command()(inspect)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"batchgen {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """A file of prompts to a file of continuations, with a language model on your own machine."""

@@ -1,0 +1,207 @@
+"""Options that commands share, as annotated types."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from batchgen.errors import UsageError
+from batchgen.readers import Source, find_sources
+
+INPUT, MODEL, LENGTH, SAMPLING, BATCHES, OUTPUT = (
+    "Prompts",
+    "Model",
+    "Length and stopping",
+    "Choosing tokens",
+    "Batches",
+    "Output",
+)
+
+
+class Dtype(StrEnum):
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class EngineName(StrEnum):
+    auto = "auto"
+    reference = "reference"
+
+
+class Format(StrEnum):
+    auto = "auto"
+    table = "table"
+    jsonl = "jsonl"
+    text = "text"
+
+
+class TooLongPolicy(StrEnum):
+    error = "error"
+    truncate = "truncate"
+
+
+def parse_batch_size(value: str) -> int | None:
+    """Rows a batch; None for auto."""
+    if value == "auto":
+        return None
+    if value.isascii() and value.isdigit() and int(value) > 0:
+        return int(value)
+    raise UsageError(f"--batch-size {value}: give auto or a number from 1 up")
+
+
+def find_prompts(context: typer.Context, inputs: list[str] | None, prompt: list[str] | None) -> list[Source]:
+    """The sources that a command line names; standard input if it names none and there is one.
+
+    Raises `UsageError` with a short usage where there is nothing to read.
+    """
+    has_stdin = sys.stdin is not None and not sys.stdin.isatty()
+    if not inputs and not prompt and not has_stdin:
+        path = context.command_path
+        raise UsageError(f"no prompts: try {path} prompts.txt, {path} -p TEXT, or {path} --help")
+    return find_sources(inputs or [], prompt or [], use_stdin=has_stdin)
+
+
+Inputs = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[INPUTS]...",
+        help="Text files (one prompt a line), .jsonl files, directories, globs, or - for standard input.",
+        show_default=False,
+    ),
+]
+Prompt = Annotated[
+    list[str] | None,
+    typer.Option("--prompt", "-p", metavar="TEXT", help="A prompt; repeat for more.", rich_help_panel=INPUT),
+]
+Field = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="JSON field that holds the prompt. [default: prompt, else text]", rich_help_panel=INPUT
+    ),
+]
+Limit = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="Stop after the first N rows.", rich_help_panel=INPUT)
+]
+ParseSpecial = Annotated[
+    bool,
+    typer.Option(
+        "--parse-special",
+        help="Let <|endoftext|> and the like in prompts become special tokens (trusted input only).",
+        rich_help_panel=INPUT,
+    ),
+]
+ModelName = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        help="Folder, Hub id, or bundled. [default: gpt2, where it can be had]",
+        rich_help_panel=MODEL,
+    ),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option(metavar="REV", help="Branch, tag or commit of the model on the Hub.", rich_help_panel=MODEL),
+]
+Device = Annotated[
+    str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=MODEL)
+]
+DtypeOption = Annotated[
+    Dtype,
+    typer.Option(help="auto: float32 on the CPU, as stored on an accelerator.", rich_help_panel=MODEL),
+]
+MaxNewTokens = Annotated[
+    int, typer.Option(metavar="N", min=1, help="New tokens a row at most.", rich_help_panel=LENGTH)
+]
+MinNewTokens = Annotated[
+    int, typer.Option(metavar="N", min=0, help="New tokens before a row may end itself.", rich_help_panel=LENGTH)
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT",
+        help="End a row where this appears (it is not included); repeat for more.",
+        rich_help_panel=LENGTH,
+    ),
+]
+TooLong = Annotated[
+    TooLongPolicy,
+    typer.Option(help="A prompt too long for the model: fail that row, or keep its right end.", rich_help_panel=LENGTH),
+]
+Temperature = Annotated[
+    float, typer.Option(metavar="T", min=0.0, help="0 is greedy; higher is more varied.", rich_help_panel=SAMPLING)
+]
+TopK = Annotated[
+    int,
+    typer.Option(metavar="K", min=0, help="Sample from the K likeliest tokens.", rich_help_panel=SAMPLING),
+]
+TopP = Annotated[
+    float,
+    typer.Option(
+        metavar="P", help="Sample from the fewest tokens whose probabilities reach P.", rich_help_panel=SAMPLING
+    ),
+]
+MinP = Annotated[
+    float,
+    typer.Option(
+        metavar="P", help="Sample from tokens at least P times as likely as the likeliest.", rich_help_panel=SAMPLING
+    ),
+]
+RepetitionPenalty = Annotated[
+    float, typer.Option(metavar="R", help="Above 1 makes tokens already there less likely.", rich_help_panel=SAMPLING)
+]
+NoRepeatNgramSize = Annotated[
+    int, typer.Option(metavar="N", min=0, help="Never repeat N tokens in a row.", rich_help_panel=SAMPLING)
+]
+NumBeams = Annotated[
+    int, typer.Option(metavar="N", min=1, help="Search with N beams instead of one.", rich_help_panel=SAMPLING)
+]
+NumSamples = Annotated[
+    int, typer.Option(metavar="N", min=1, help="Continuations of each prompt.", rich_help_panel=SAMPLING)
+]
+Seed = Annotated[
+    int,
+    typer.Option(
+        metavar="N", help="Same seed, same row: same tokens, in any batch or order.", rich_help_panel=SAMPLING
+    ),
+]
+BatchSize = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|N",
+        help="Rows a batch; auto fits them to memory.",
+        rich_help_panel=BATCHES,
+    ),
+]
+EngineOption = Annotated[
+    EngineName, typer.Option(help="reference is transformers' generate.", rich_help_panel=BATCHES)
+]
+Exact = Annotated[
+    bool,
+    typer.Option(
+        "--exact/--no-exact",
+        help="Decide near ties alone and unpadded (float32).",
+        rich_help_panel=BATCHES,
+    ),
+]
+FormatOption = Annotated[
+    Format,
+    typer.Option(help="auto: a table on a terminal, else JSON Lines.", rich_help_panel=OUTPUT),
+]
+Ids = Annotated[
+    bool, typer.Option("--ids", help="Add token ids and the batch to JSON Lines.", rich_help_panel=OUTPUT)
+]
+OutputFile = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="Write here (.jsonl or .txt).", rich_help_panel=OUTPUT),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace FILE if it exists.", rich_help_panel=OUTPUT)
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Errors only on stderr.", rich_help_panel=OUTPUT)]

@@ -1,0 +1,84 @@
+"""Where results go: standard output, or a file that appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TextIO
+
+from batchgen.cli.options import Format
+from batchgen.errors import OutputError, UsageError
+from batchgen.readers import Source
+
+FORMATS_BY_SUFFIX = {".jsonl": Format.jsonl, ".ndjson": Format.jsonl, ".txt": Format.text}
+
+
+def choose_format(asked: Format, output: Path | None, *, ids: bool = False) -> Format:
+    """The format asked for, else the file's by its suffix, else a table on a terminal and JSON Lines in a pipe."""
+    form = asked if asked is not Format.auto else _natural_format(output)
+    if ids and form is Format.text:
+        raise UsageError("--ids has no place in text: use --format jsonl or table")
+    return form
+
+
+def _natural_format(output: Path | None) -> Format:
+    if output is None:
+        return Format.table if sys.stdout.isatty() else Format.jsonl
+    if output.suffix.lower() not in FORMATS_BY_SUFFIX:
+        known = ", ".join(FORMATS_BY_SUFFIX)
+        raise UsageError(f"-o {output}: unknown suffix; use one of {known}, or say --format")
+    return FORMATS_BY_SUFFIX[output.suffix.lower()]
+
+
+def check_output(output: Path | None, overwrite: bool, sources: list[Source]) -> None:
+    """Refuses, before anything is loaded, an output that exists, is an input, or has no folder."""
+    if output is None:
+        return
+    if any(source.path is not None and _is_same(source.path, output) for source in sources):
+        raise OutputError(f"-o {output} is also an input: write to another file")
+    if output.is_dir():
+        raise OutputError(f"-o {output} is a folder: name a file in it")
+    if not output.parent.is_dir():
+        raise OutputError(f"-o {output}: there is no folder {output.parent}")
+    if output.exists() and not overwrite:
+        raise OutputError(f"{output} exists: add --overwrite to replace it")
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and one.samefile(other)
+
+
+@contextmanager
+def open_output(output: Path | None) -> Iterator[TextIO]:
+    """Standard output, or a temporary file beside `output` that takes its name when all is written.
+
+    If the run does not end well, the rows finished so far stay in `output` with `.partial` behind its name.
+    """
+    if output is None:
+        yield sys.stdout
+        return
+    if output.exists() and not output.is_file():  # a pipe or a device: nothing to rename
+        with output.open("w", encoding="utf-8", newline="\n") as stream:
+            yield stream
+        return
+    partial = output.with_name(output.name + ".partial")
+    with partial.open("w", encoding="utf-8", newline="\n") as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(output)
+
+
+def kept_partial(output: Path | None) -> Path | None:
+    """The partial file that a run which did not end well leaves; an empty one is removed."""
+    if output is None:
+        return None
+    partial = output.with_name(output.name + ".partial")
+    with suppress(OSError):
+        if partial.stat().st_size:
+            return partial
+        partial.unlink()
+    return None

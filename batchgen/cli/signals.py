@@ -1,0 +1,55 @@
+"""Ctrl-C and SIGTERM: the first ends the run soon, the second at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+# How long a step may go on after the first signal before it is dropped where it stands.
+GRACE_S = 2.0
+
+
+class Interrupts:
+    """Inside `with`, signals set `signum`; `stop_requested` is what an engine asks at each step.
+
+    Before `start_steps` a signal raises `KeyboardInterrupt` at once: there is nothing to finish yet.
+    """
+
+    def __init__(self) -> None:
+        self.signum: signal.Signals | None = None
+        self._in_steps = False
+
+    def __enter__(self) -> Interrupts:
+        self._previous = {number: signal.signal(number, self._on_signal) for number in EXIT_CODES}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def start_steps(self) -> None:
+        self._in_steps = True
+
+    def stop_requested(self) -> bool:
+        return self.signum is not None
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_CODES[self.signum or signal.SIGINT]
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self.signum is not None:
+            os._exit(EXIT_CODES[signal.Signals(number)])
+        self.signum = signal.Signals(number)
+        if not self._in_steps or not hasattr(signal, "setitimer"):
+            raise KeyboardInterrupt
+        signal.signal(signal.SIGALRM, _raise_interrupt)
+        signal.setitimer(signal.ITIMER_REAL, GRACE_S)
+
+
+def _raise_interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
