@@ -69,10 +69,8 @@ def _prefill_bytes(shape: ModelShape, rows: int, padded_length: int, element_byt
 
 
 def _logits_bytes(shape: ModelShape, rows: int, sampling: SamplingParams) -> int:
-    if sampling.is_greedy:
-        factor = LOGITS_GREEDY
-    else:
-        factor = LOGITS_SAMPLED if sampling.top_p == 1 else LOGITS_TOP_P
+    sampled = LOGITS_SAMPLED if sampling.top_p == 1 else LOGITS_TOP_P
+    factor = LOGITS_GREEDY if sampling.is_greedy else sampled
     seen = rows * shape.vocab_size if sampling.repetition_penalty != 1 else 0
     return int(factor * rows * shape.vocab_size * 4) + seen
 

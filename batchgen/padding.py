@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def tokenize(
-    tokenizer: PreTrainedTokenizerBase, prompts: list[str], *, parse_special: bool = False
-) -> list[list[int]]:
+def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: list[str], *, parse_special: bool = False) -> list[list[int]]:
     """Token ids of each prompt, unpadded.
 
     `<|endoftext|>` in a prompt stays text unless `parse_special` turns such marks into their special tokens.
@@ -71,9 +69,7 @@ def _unrunnable(request: Request) -> str | None:
     return None
 
 
-def _samples(
-    request: Request, input_ids: list[int], n_positions: int | None, too_long: TooLong
-) -> list[Sequence]:
+def _samples(request: Request, input_ids: list[int], n_positions: int | None, too_long: TooLong) -> list[Sequence]:
     error, cut = _check_length(len(input_ids), request.sampling.max_new_tokens, n_positions, too_long)
     if error:
         failed = Sequence(request, 0, input_ids)

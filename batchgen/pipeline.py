@@ -1,6 +1,6 @@
 """The straight line, written once: Requests in, Results out, in input order.
 
-    Request -> encode -> Sequence -> engine -> Sequence (finished) -> Result
+Request -> encode -> Sequence -> engine -> Sequence (finished) -> Result
 """
 
 from __future__ import annotations

@@ -137,21 +137,24 @@ def windows(
 
 
 def _read_ahead(items: Iterable[object], ahead: queue.Queue[object], closed: threading.Event) -> None:
-    def put(item: object) -> None:
-        while not closed.is_set():
-            try:
-                return ahead.put(item, timeout=PATIENCE_S)
-            except queue.Full:
-                continue
-
     try:
         for item in items:
-            if closed.is_set():
+            if not _put(ahead, item, closed):
                 return
-            put(item)
-        put(_END)
-    except BaseException as error:  # noqa: BLE001 - raised again in the reading thread
-        put(error)
+        _put(ahead, _END, closed)
+    except BaseException as error:  # noqa: BLE001 - raised again where the windows are read
+        _put(ahead, error, closed)
+
+
+def _put(ahead: queue.Queue[object], item: object, closed: threading.Event) -> bool:
+    """Waits for room; False when nobody reads any more."""
+    while not closed.is_set():
+        try:
+            ahead.put(item, timeout=PATIENCE_S)
+        except queue.Full:
+            continue
+        return True
+    return False
 
 
 def _fill(ahead: queue.Queue[object], size: int, patience_s: float) -> list[object]:

@@ -76,7 +76,7 @@ def _find(given: str) -> list[Source]:
         return [_file(file) for file in files]
     if path.exists():
         return [_file(path)]
-    matches = sorted(glob.glob(given, recursive=True)) if glob.has_magic(given) else []
+    matches = sorted(glob.glob(given, recursive=True)) if glob.has_magic(given) else []  # noqa: PTH207 - any root
     files = [Path(match) for match in matches if not Path(match).is_dir()]
     if not files:
         raise InputError(f"no file matches {given}" if glob.has_magic(given) else f"there is no file {given}")
@@ -156,7 +156,7 @@ def _open(source: Source) -> BinaryIO:
     try:
         if source.path is None:
             # Not sys.stdin.buffer: a reader thread that still waits there would keep Python from exiting.
-            return BufferedReader(open(0, "rb", buffering=0, closefd=False))  # noqa: SIM115
+            return BufferedReader(open(0, "rb", buffering=0, closefd=False))
         return source.path.open("rb")
     except OSError as error:
         raise InputError(f"{source.name} cannot be read: {error.strerror}") from None
@@ -236,7 +236,7 @@ def _finite(digits: str) -> float:
 def row_of_object(value: object, where: str, field: str | None = None) -> Row:
     """One parsed JSON row; `where` (file and line) begins the error of a bad one."""
     if not isinstance(value, dict):
-        return Row(error=f"{where}: not a JSON object such as {{\"prompt\": \"…\"}}")
+        return Row(error=f'{where}: not a JSON object such as {{"prompt": "…"}}')
     names = PROMPT_FIELDS if field is None else (field,)
     name = next((name for name in names if name in value), None)
     row_id = value.get("id")

@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from batchgen.errors import UsageError
-
 if TYPE_CHECKING:
     import torch
 
@@ -18,14 +16,14 @@ RowId = str | int | float
 
 def _require(holds: bool, message: str) -> None:
     if not holds:
-        raise UsageError(message)
+        raise ValueError(message)
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How to choose tokens. `temperature` 0 is greedy; 0 turns `top_k`, `min_p` and n-gram bans off.
 
-    Raises `UsageError` where a value is out of range or two options contradict each other.
+    Raises `ValueError` where a value is out of range or two options contradict each other.
     """
 
     max_new_tokens: int = 50

@@ -41,9 +41,7 @@ def write_jsonl(results: Iterable[Result], stream: TextIO, *, ids: bool = False)
         stream.flush()
 
 
-def write_text(
-    results: Iterable[Result], stream: TextIO, *, escape: Callable[[str], str] = lambda text: text
-) -> None:
+def write_text(results: Iterable[Result], stream: TextIO, *, escape: Callable[[str], str] = lambda text: text) -> None:
     r"""The generated text alone, one line a row: newlines inside it are written \n, a failed row is an empty line."""
     for result in results:
         line = result.text.replace("\r", "\\r").replace("\n", "\\n")

@@ -15,7 +15,7 @@ from batchgen.cli.inspect import inspect
 from batchgen.cli.run import run
 from batchgen.cli.signals import Interrupts
 from batchgen.errors import BatchgenError
-from batchgen.render import Screen
+from batchgen.render.screen import Screen
 
 BROKEN_PIPE = 141
 

@@ -14,7 +14,8 @@ from batchgen.cli.run import SOME_ROWS_FAILED
 from batchgen.inspector import Inspection, inspect_batch
 from batchgen.model import open_checkpoint
 from batchgen.readers import read_requests
-from batchgen.render import Screen, print_batch
+from batchgen.render.batch import print_batch
+from batchgen.render.screen import Screen
 from batchgen.writers import to_json
 
 DEFAULT_LIMIT = 16
@@ -29,7 +30,9 @@ def inspect(
     parse_special: opt.ParseSpecial = False,
     model: opt.ModelName = None,
     revision: opt.Revision = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the arrays as JSON.", rich_help_panel=opt.OUTPUT)] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the arrays as JSON.", rich_help_panel=opt.OUTPUT)
+    ] = False,
     quiet: opt.Quiet = False,
 ) -> None:
     """Show prompts as one left-padded batch: tokens, ids, attention mask, positions.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from batchgen.errors import UsageError
 from batchgen.readers import Source, find_sources
+from batchgen.records import SamplingParams
 
 INPUT, MODEL, LENGTH, SAMPLING, BATCHES, OUTPUT = (
     "Prompts",
@@ -23,6 +24,8 @@ INPUT, MODEL, LENGTH, SAMPLING, BATCHES, OUTPUT = (
 
 
 class Dtype(StrEnum):
+    """What weights are computed in."""
+
     auto = "auto"
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -30,11 +33,15 @@ class Dtype(StrEnum):
 
 
 class EngineName(StrEnum):
+    """What runs the batches."""
+
     auto = "auto"
     reference = "reference"
 
 
 class Format(StrEnum):
+    """How results are written."""
+
     auto = "auto"
     table = "table"
     jsonl = "jsonl"
@@ -42,6 +49,8 @@ class Format(StrEnum):
 
 
 class TooLongPolicy(StrEnum):
+    """What becomes of a prompt that the model cannot hold."""
+
     error = "error"
     truncate = "truncate"
 
@@ -53,6 +62,14 @@ def parse_batch_size(value: str) -> int | None:
     if value.isascii() and value.isdigit() and int(value) > 0:
         return int(value)
     raise UsageError(f"--batch-size {value}: give auto or a number from 1 up")
+
+
+def check_sampling(**values: Any) -> SamplingParams:
+    """The sampling options as a record; what contradicts itself is a usage error."""
+    try:
+        return SamplingParams(**values)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def find_prompts(context: typer.Context, inputs: list[str] | None, prompt: list[str] | None) -> list[Source]:
@@ -109,9 +126,7 @@ Revision = Annotated[
     str | None,
     typer.Option(metavar="REV", help="Branch, tag or commit of the model on the Hub.", rich_help_panel=MODEL),
 ]
-Device = Annotated[
-    str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=MODEL)
-]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=MODEL)]
 DtypeOption = Annotated[
     Dtype,
     typer.Option(help="auto: float32 on the CPU, as stored on an accelerator.", rich_help_panel=MODEL),
@@ -179,9 +194,7 @@ BatchSize = Annotated[
         rich_help_panel=BATCHES,
     ),
 ]
-EngineOption = Annotated[
-    EngineName, typer.Option(help="reference is transformers' generate.", rich_help_panel=BATCHES)
-]
+EngineOption = Annotated[EngineName, typer.Option(help="reference is transformers' generate.", rich_help_panel=BATCHES)]
 Exact = Annotated[
     bool,
     typer.Option(
@@ -194,14 +207,10 @@ FormatOption = Annotated[
     Format,
     typer.Option(help="auto: a table on a terminal, else JSON Lines.", rich_help_panel=OUTPUT),
 ]
-Ids = Annotated[
-    bool, typer.Option("--ids", help="Add token ids and the batch to JSON Lines.", rich_help_panel=OUTPUT)
-]
+Ids = Annotated[bool, typer.Option("--ids", help="Add token ids and the batch to JSON Lines.", rich_help_panel=OUTPUT)]
 OutputFile = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="FILE", help="Write here (.jsonl or .txt).", rich_help_panel=OUTPUT),
 ]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace FILE if it exists.", rich_help_panel=OUTPUT)
-]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace FILE if it exists.", rich_help_panel=OUTPUT)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Errors only on stderr.", rich_help_panel=OUTPUT)]

@@ -20,7 +20,9 @@ from batchgen.pipeline import Pipeline
 from batchgen.planner import limits_for
 from batchgen.readers import Source, count_rows, read_requests
 from batchgen.records import Request, Result, SamplingParams, TooLong
-from batchgen.render import ProgressReport, ResultTable, Screen, escape, summary
+from batchgen.render.progress import ProgressReport
+from batchgen.render.screen import Screen, escape, summary
+from batchgen.render.table import ResultTable
 from batchgen.writers import write_jsonl, write_text
 
 SOME_ROWS_FAILED = 3
@@ -65,7 +67,7 @@ def run(
     [bold]batchgen run prompts.jsonl -o out.jsonl[/]       a file
     [bold]echo My dog is | batchgen run | jq .text[/]      a pipe
     """
-    sampling = SamplingParams(
+    sampling = opt.check_sampling(
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
         temperature=temperature,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from transformers import (
@@ -19,7 +20,7 @@ from transformers import (
 )
 
 from batchgen.engines.sampling import Sampler, append_token, forbidden_tokens, penalize_repetition
-from batchgen.errors import ModelError
+from batchgen.errors import BatchgenError, ModelError
 from batchgen.model import Checkpoint, Model
 from batchgen.padding import pad, positions
 from batchgen.planner import BatchLimits, plan_batches
@@ -56,7 +57,7 @@ class ReferenceEngine:
             for sequence in rows:
                 sequence.batch_index, sequence.padded_length = self.num_batches, batch.input_ids.shape[1]
             self.num_batches += 1
-            with torch.inference_mode():
+            with torch.inference_mode(), _out_of_memory_in_one_line(batch):
                 self._run(batch)
             if self.should_stop():
                 raise KeyboardInterrupt
@@ -96,7 +97,7 @@ class ReferenceEngine:
 
     def _call_generate(self, batch: Batch, processors: list[LogitsProcessor], **options: object) -> torch.Tensor:
         """Generated ids `[B, T_new]`, padded on the right."""
-        output = self.model.network.generate(  # type: ignore[operator]
+        output = self.model.network.generate(
             **self._inputs(batch.input_ids, batch.attention_mask, batch.position_ids),
             generation_config=GenerationConfig(
                 max_new_tokens=max(s.sampling.max_new_tokens for s in batch.sequences),
@@ -130,6 +131,20 @@ class ReferenceEngine:
         return logits[0, -1]
 
 
+@contextmanager
+def _out_of_memory_in_one_line(batch: Batch) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # On the CPU torch raises a plain RuntimeError that names its allocator.
+        if type(error) is RuntimeError and "DefaultCPUAllocator" not in str(error):
+            raise
+        rows, columns = batch.input_ids.shape
+        raise BatchgenError(
+            f"out of memory in a batch of {rows} rows of {columns} columns: try --batch-size {max(1, rows // 2)}"
+        ) from None
+
+
 class _Watch(LogitsProcessor):
     """Notes when the prefill was over, reports each step, and refuses a model that gives NaN. Changes nothing."""
 
@@ -143,9 +158,7 @@ class _Watch(LogitsProcessor):
             self.first_step_at = time.perf_counter()
             if bool(scores.isnan().any()):
                 name, model = self.model.checkpoint.name, self.model
-                raise ModelError(
-                    f"model {name} gives NaN in {model.dtype_name} on {model.device}: use --dtype float32"
-                )
+                raise ModelError(f"model {name} gives NaN in {model.dtype_name} on {model.device}: use --dtype float32")
         self.on_step(len(scores))
         return scores
 

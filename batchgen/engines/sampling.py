@@ -6,9 +6,9 @@ Order and meaning of the processors are those of transformers' `LogitsProcessorL
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence as Rows
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Rows
 from hashlib import blake2b
-
 from typing import TYPE_CHECKING
 
 import torch
@@ -82,9 +82,7 @@ def keep_top_k(logits: torch.Tensor, top_k: torch.Tensor) -> torch.Tensor:
     return (logits >= least) | (top_k == 0)[:, None]
 
 
-def keep_top_p(
-    logits: torch.Tensor, top_p: torch.Tensor, margin: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def keep_top_p(logits: torch.Tensor, top_p: torch.Tensor, margin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Keep mask `[B, V]` of the fewest tokens whose probabilities reach `top_p` `[B]` (arXiv:1904.09751).
 
     Also which tokens `[B, V]` moving the logits by `margin` `[B]` could let in or out; so in the functions below.
@@ -100,9 +98,7 @@ def keep_top_p(
     return keep.gather(-1, back), unsure.gather(-1, back)
 
 
-def keep_min_p(
-    logits: torch.Tensor, min_p: torch.Tensor, margin: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def keep_min_p(logits: torch.Tensor, min_p: torch.Tensor, margin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Keep mask `[B, V]` of tokens at least `min_p` `[B]` times as likely as the likeliest (arXiv:2407.01082)."""
     floor = logits.max(-1, keepdim=True).values + min_p.log()[:, None]
     return logits >= floor, (logits - floor).abs() < margin[:, None]

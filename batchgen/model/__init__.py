@@ -1,0 +1,32 @@
+"""Finds a model, checks it, loads its tokenizer and weights; chooses device and dtype.
+
+Nothing of a model is ever executed, only safetensors are read, and nothing of its generation_config is used but its
+eos tokens.
+"""
+
+from __future__ import annotations
+
+from batchgen.model.checkpoint import Checkpoint, read_checkpoint
+from batchgen.model.find import Say, find_model
+from batchgen.model.weights import Model, load_model
+
+__all__ = ["Checkpoint", "Model", "open_checkpoint", "open_model"]
+
+
+def open_model(
+    name: str | None = None,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    say: Say = lambda line: None,
+) -> Model:
+    """Finds, checks and loads a model; the three steps below. Raises `ModelError` or `UsageError`."""
+    return load_model(open_checkpoint(name, revision=revision, say=say), device, dtype)
+
+
+def open_checkpoint(
+    name: str | None = None, *, revision: str | None = None, weights: bool = True, say: Say = lambda line: None
+) -> Checkpoint:
+    """Finds a model and reads all but its weights."""
+    return read_checkpoint(*find_model(name, revision, weights=weights, say=say))

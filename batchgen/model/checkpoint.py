@@ -1,0 +1,89 @@
+"""All of a model but its weights: config, tokenizer, eos and pad; refuses what is not a decoder-only model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from batchgen.errors import ModelError
+from batchgen.model.quiet import one_line, quiet
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that can be known of a model without its weights."""
+
+    name: str
+    folder: Path
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    eos_token_ids: frozenset[int]
+
+    @cached_property
+    def pad_token_id(self) -> int:
+        """eos serves as pad: it is masked, so any token would do (0 where a model has no eos)."""
+        own = self.tokenizer.eos_token_id
+        return own if own is not None else min(self.eos_token_ids, default=0)
+
+    @cached_property
+    def n_positions(self) -> int | None:
+        """The most tokens a row may have, prompt and new ones; None where the architecture sets no limit."""
+        limit = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        return int(limit) if limit else None
+
+
+def read_checkpoint(name: str, folder: Path) -> Checkpoint:
+    """Config, tokenizer and eos tokens of a found model; refuses what is not a decoder-only language model."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} has no config.json: it is not a model folder")
+    with quiet(), one_line(name, folder):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    _check_architecture(name, config)
+    if not any(folder.glob("tokenizer*")) and not any(folder.glob("vocab*")):
+        raise ModelError(f"{folder} has no tokenizer (tokenizer.json): save the tokenizer beside the model")
+    with quiet(), one_line(name, folder):
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True, padding_side="left"
+        )
+    vocab_size = config.get_text_config().vocab_size
+    if tokenizer.vocab_size > vocab_size:
+        raise ModelError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}: "
+            "they do not belong together"
+        )
+    return Checkpoint(name, folder, config, tokenizer, _eos_token_ids(folder, config, tokenizer))
+
+
+def _check_architecture(name: str, config: PretrainedConfig) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+
+    architecture = (config.architectures or [type(config).__name__])[0]
+    mend = "batchgen runs decoder-only language models, such as gpt2"
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"model {name} is an encoder-decoder model ({architecture}): {mend}")
+    if config.model_type not in CAUSAL or (config.architectures and architecture not in _flatten(CAUSAL.values())):
+        raise ModelError(f"model {name} is not a causal language model ({architecture}): {mend}")
+
+
+def _flatten(names: Any) -> set[str]:
+    return {name for entry in names for name in ((entry,) if isinstance(entry, str) else entry)}
+
+
+def _eos_token_ids(folder: Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The union of what tokenizer, config and generation_config name; nothing else is read from the latter."""
+    named: list[object] = [tokenizer.eos_token_id, getattr(config.get_text_config(), "eos_token_id", None)]
+    try:
+        generation_config = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+        named.append(generation_config.get("eos_token_id"))
+    except (OSError, ValueError, AttributeError):
+        pass
+    ids = [i for entry in named for i in (entry if isinstance(entry, list) else [entry])]
+    return frozenset(i for i in ids if isinstance(i, int) and 0 <= i < config.get_text_config().vocab_size)

@@ -1,0 +1,145 @@
+"""A model's name to a folder with its files: bundled, a local folder, the Hugging Face cache, the Hub."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from batchgen.errors import ModelError, NotCachedError, UsageError
+from batchgen.model.quiet import first_line, quiet
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelInfo
+
+BUNDLED = "bundled"
+BUNDLED_FOLDER = Path(__file__).parent.parent / "bundled"
+DEFAULT_MODEL = "gpt2"
+DEFAULT_REPOSITORIES = ("openai-community/gpt2", "gpt2")  # the same model's new and old address
+HUB_PATIENCE_S = 3.0
+TOKENIZER_FILES = ["tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"]
+CONFIG_FILES = ["config.json", "generation_config.json", *TOKENIZER_FILES]
+WEIGHT_FILES = ["model*.safetensors", "model.safetensors.index.json"]
+
+Say = Callable[[str], None]
+
+
+def find_model(
+    name: str | None, revision: str | None = None, *, weights: bool = True, say: Say = lambda line: None
+) -> tuple[str, Path]:
+    """The model's name as outputs will state it, and the folder with its files.
+
+    `name` is `bundled`, a folder or a Hub id; None is GPT-2 from the cache or the Hub, else the bundled model. What
+    takes time or falls back is told through `say` first. Raises `ModelError`.
+    """
+    if name is None and revision is None:
+        return _find_default(weights, say)
+    name = name or DEFAULT_MODEL
+    if name == BUNDLED or Path(name).expanduser().exists() or not _is_repository(name):
+        if revision:
+            raise UsageError(f"--revision names a version on the Hub; {name} is not a Hub model")
+        return name, BUNDLED_FOLDER if name == BUNDLED else _check_folder(name)
+    repositories = DEFAULT_REPOSITORIES if name in DEFAULT_REPOSITORIES else (name,)
+    try:
+        return name, _find_cached(repositories, revision, weights)
+    except NotCachedError:
+        return name, _download(repositories[0], revision, weights, say)
+
+
+def _find_default(weights: bool, say: Say) -> tuple[str, Path]:
+    try:
+        return DEFAULT_MODEL, _find_cached(DEFAULT_REPOSITORIES, None, weights)
+    except NotCachedError:
+        pass
+    try:
+        return DEFAULT_MODEL, _download(DEFAULT_REPOSITORIES[0], None, weights, say)
+    except ModelError:
+        say(
+            "warning: GPT-2 is not in the local cache and the Hub does not answer; using the small bundled model, "
+            "which writes simple stories (--model bundled hides this line)"
+        )
+        return BUNDLED, BUNDLED_FOLDER
+
+
+def _is_repository(name: str) -> bool:
+    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name, re.ASCII) is not None
+
+
+def _check_folder(name: str) -> Path:
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        reason = "is a file" if folder.exists() else "is neither a folder nor a Hub id"
+        raise ModelError(f"--model {name} {reason}: give a model folder, a Hub id such as gpt2, or bundled")
+    return folder
+
+
+def _find_cached(repositories: tuple[str, ...], revision: str | None, weights: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    for repository in repositories:
+        try:
+            folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
+        except Exception:  # noqa: BLE001 - whatever keeps the cache from answering, it does not have the model
+            continue
+        if (folder / "config.json").exists() and (not weights or any(folder.glob("*.safetensors*"))):
+            return folder
+    raise NotCachedError(f"{repositories[0]} is not in the local cache")
+
+
+def _download(repository: str, revision: str | None, weights: bool, say: Say) -> Path:
+    from huggingface_hub import snapshot_download
+
+    info = _ask_hub(repository, revision)
+    patterns = CONFIG_FILES + (WEIGHT_FILES if weights else [])
+    size_bytes = _download_bytes(info, patterns)
+    if weights:
+        say(f"downloading {repository} ({size_bytes / 1e6:,.0f} MB) to the local cache; --model bundled needs nothing")
+    with quiet():
+        try:
+            folder = snapshot_download(repository, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"])
+        except Exception as error:  # noqa: BLE001 - any failure of the download is the same news to the user
+            raise ModelError(f"the download of {repository} failed: {first_line(error)}; run again to go on") from None
+    return Path(folder)
+
+
+def _download_bytes(info: ModelInfo, patterns: list[str]) -> int:
+    from huggingface_hub.utils import filter_repo_objects
+
+    files = info.siblings or []
+    wanted = filter_repo_objects(files, allow_patterns=patterns, ignore_patterns=["*/*"], key=lambda f: f.rfilename)
+    return sum(file.size or 0 for file in wanted)
+
+
+def _ask_hub(repository: str, revision: str | None) -> ModelInfo:
+    """What the Hub says of a repository, within `HUB_PATIENCE_S` (its name look-up included); else `ModelError`."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    mend = "give a local folder, or --model bundled"
+    if constants.is_offline_mode():
+        raise ModelError(f"model {repository} is not in the local cache and HF_HUB_OFFLINE is set: {mend}")
+    answers: list[ModelInfo | Exception] = []
+
+    def ask() -> None:
+        try:
+            answers.append(
+                HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=HUB_PATIENCE_S)
+            )
+        except Exception as error:  # noqa: BLE001 - judged below, in the waiting thread
+            answers.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(HUB_PATIENCE_S)
+    answer = answers[0] if answers else TimeoutError()
+    if isinstance(answer, GatedRepoError):
+        raise ModelError(f"model {repository} asks for permission: accept its terms on the Hub and set HF_TOKEN")
+    if isinstance(answer, RevisionNotFoundError):
+        raise ModelError(f"model {repository} has no revision {revision}")
+    if isinstance(answer, RepositoryNotFoundError):
+        raise ModelError(f"there is no model {repository} on the Hub (or it is private), nor a folder of that name")
+    if isinstance(answer, Exception):
+        raise ModelError(f"model {repository} is not in the local cache and the Hub does not answer: {mend}")
+    return answer

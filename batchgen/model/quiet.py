@@ -1,0 +1,50 @@
+"""Keeps transformers and the Hub's client quiet, and turns what they raise into one line."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from batchgen.errors import ModelError
+
+
+@contextmanager
+def one_line(name: str, folder: Path) -> Iterator[None]:
+    """Turns whatever a broken or hostile checkpoint makes transformers raise into one `ModelError`."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - the library raises nearly anything
+        if "trust_remote_code" in str(error):
+            raise ModelError(f"model {name} needs code of its own, which batchgen never runs") from None
+        raise ModelError(f"model {name} cannot be loaded from {folder}: {first_line(error)}") from None
+
+
+def first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Holds back the Hub's and transformers' own bars, logs and warnings."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    had_bars = transformers_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    transformers_logging.disable_progress_bar()
+    disable_progress_bars()
+    disabled_below = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled_below)
+        if had_bars[0]:
+            transformers_logging.enable_progress_bar()
+        if had_bars[1]:
+            enable_progress_bars()

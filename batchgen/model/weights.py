@@ -1,0 +1,111 @@
+"""A checkpoint's weights on a device, in a dtype; only whole safetensors are loaded, no code of the model's is run."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from batchgen.errors import ModelError, UsageError
+from batchgen.model.checkpoint import Checkpoint
+from batchgen.model.quiet import one_line, quiet
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint with its weights on a device."""
+
+    checkpoint: Checkpoint
+    network: PreTrainedModel
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    @cached_property
+    def takes_position_ids(self) -> bool:
+        return "position_ids" in self._forward_parameters
+
+    @cached_property
+    def takes_logits_to_keep(self) -> bool:
+        return "logits_to_keep" in self._forward_parameters
+
+    @cached_property
+    def _forward_parameters(self) -> set[str]:
+        return set(inspect.signature(self.network.forward).parameters)
+
+
+def load_model(checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto") -> Model:
+    """The checkpoint with its weights on `device`; missing or misshaped weights are refused."""
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    on = choose_device(device)
+    as_dtype = choose_dtype(dtype, on, checkpoint.config)
+    folder = checkpoint.folder
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(f"{folder} has no *.safetensors: batchgen reads no other weights (pickles can run code)")
+    with quiet(), one_line(checkpoint.name, folder):
+        network, loading = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=as_dtype,
+            attn_implementation=_attention(checkpoint.config),
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
+        if keys := loading.get(problem):
+            what = problem.replace("_keys", " weights").replace("_msgs", "s")
+            raise ModelError(
+                f"{folder} does not hold the whole model: {len(keys)} {what}, first {sorted(map(str, keys))[0]}"
+            )
+    network.generation_config = GenerationConfig()  # what the checkpoint asks for must not leak into `generate`
+    return Model(checkpoint, network.eval().to(on), on, as_dtype)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA, then Apple's MPS, then the CPU."""
+    import torch
+
+    has_mps = torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name} is not a device: use auto, cpu, cuda, cuda:1 or mps") from None
+    present = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(has_mps)}.get(device.type, 0)
+    if (device.index or 0) >= present:
+        raise ModelError(f"--device {name} is not on this machine: use --device auto or cpu")
+    return device
+
+
+def choose_dtype(name: str, device: torch.device, config: PretrainedConfig) -> torch.dtype:
+    """`auto` is float32 on the CPU whatever the file stores, the checkpoint's own dtype on an accelerator."""
+    import torch
+
+    if name not in DTYPES:
+        raise UsageError(f"--dtype {name} is not one of {', '.join(DTYPES)}")
+    if name != "auto":
+        return getattr(torch, name)  # type: ignore[no-any-return]
+    if device.type == "cpu":
+        return torch.float32
+    stored = getattr(config.get_text_config(), "dtype", None)
+    return stored if isinstance(stored, torch.dtype) else torch.float32
+
+
+def _attention(config: PretrainedConfig) -> str:
+    """Always named, since a config may ask for a kernel from the Hub."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    return "sdpa" if MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa else "eager"

@@ -1,0 +1,96 @@
+"""How far a run is: a live bar on a terminal, else a plain line every few seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TextIO
+
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from batchgen.records import Result
+from batchgen.render.screen import Screen, plural
+
+
+class ProgressReport:
+    """How far a run is: a live bar on a terminal, else a plain line every few seconds.
+
+    Progress is counted in tokens, so that it moves at each step and not only when a batch is done.
+    """
+
+    EVERY_S = 5.0
+
+    def __init__(
+        self,
+        screen: Screen,
+        total_rows: int | None,
+        max_new_tokens: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.screen = screen
+        self.total_rows = total_rows
+        self.max_new_tokens = max_new_tokens
+        self.clock = clock
+        self.num_rows = self.num_tokens = self._tokens_in_flight = 0
+        self._started = self._last_line = clock()
+        self._bar = Progress(
+            TextColumn("{task.fields[detail]}"),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            console=screen.console,
+            transient=True,
+            disable=not screen.is_live,
+            expand=True,
+        )
+        total = total_rows * max_new_tokens if total_rows else None
+        self._task = self._bar.add_task("", total=total, detail="generating")
+
+    def __enter__(self) -> ProgressReport:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def on_step(self, num_tokens: int) -> None:
+        """The engine made one token for each of `num_tokens` rows."""
+        self.num_tokens += num_tokens
+        self._tokens_in_flight += num_tokens
+        self._report()
+
+    def on_result(self, result: Result) -> None:
+        self.num_rows += 1
+        self._tokens_in_flight = max(0, self._tokens_in_flight - result.num_output_tokens)
+        self._report()
+
+    def track(self, results: Iterable[Result], output: TextIO) -> Iterator[Result]:
+        """Passes results on; the bar steps aside while the consumer writes to the same terminal."""
+        shares_terminal = self.screen.is_live and output.isatty()
+        for result in results:
+            self.on_result(result)
+            with self._aside() if shares_terminal else nullcontext():
+                yield result
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        self._bar.stop()
+        yield
+        self._bar.start()
+
+    def _report(self) -> None:
+        elapsed_s = max(self.clock() - self._started, 1e-9)
+        done = self.num_rows * self.max_new_tokens + self._tokens_in_flight
+        rows = f"{self.num_rows:,} of {self.total_rows:,} rows" if self.total_rows else plural(self.num_rows, "row")
+        detail = f"{rows}, {self.num_tokens / elapsed_s:,.0f} tokens/s"
+        self._bar.update(self._task, completed=done, detail=detail)
+        if not self.screen.console.is_terminal and self.clock() - self._last_line >= self.EVERY_S:
+            self._last_line = self.clock()
+            self.screen.say(detail + self._time_left(done, elapsed_s))
+
+    def _time_left(self, done: int, elapsed_s: float) -> str:
+        if not self.total_rows or not done:
+            return ""
+        left = self.total_rows * self.max_new_tokens - done
+        return f", about {max(0.0, left / done * elapsed_s):.0f} s left"

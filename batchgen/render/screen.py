@@ -1,0 +1,74 @@
+"""stderr: what is said to a person; and the escaping that all drawing shares."""
+
+from __future__ import annotations
+
+import re
+from contextlib import AbstractContextManager, nullcontext
+
+from rich.console import Console
+from rich.text import Text
+
+from batchgen.records import RunStats
+
+# What must not reach a terminal raw: C0 but newline and tab, DEL, C1, bidirectional controls, lone surrogates.
+UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def escape(text: str) -> str:
+    r"""Text with its dangerous characters written out.
+
+    >>> escape("a\x1b[31mb")
+    'a\\x1b[31mb'
+    """
+    return UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+class Screen:
+    """stderr: what is said to a person. With `quiet` only errors are."""
+
+    def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
+        self.quiet = quiet
+        self.console = console or Console(stderr=True, highlight=False)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether bars and spinners have a place."""
+        return self.console.is_terminal and not self.quiet
+
+    def say(self, line: str) -> None:
+        if not self.quiet:
+            print_line(self.console, f"batchgen: {line}")
+
+    def error(self, line: str) -> None:
+        print_line(self.console, f"batchgen: error: {line}", style="red")
+
+    def waiting(self, message: str) -> AbstractContextManager[object]:
+        """A spinner while something takes time."""
+        return self.console.status(message) if self.is_live else nullcontext()
+
+
+def print_line(console: Console, text: str, style: str = "") -> None:
+    """One line, whatever the text holds and however wide the terminal is."""
+    console.print(Text(escape(text).replace("\n", " "), style=style), soft_wrap=True)
+
+
+def summary(stats: RunStats, model: str, device: str, dtype: str) -> str:
+    """The one line that a run ends with."""
+    parts = [
+        plural(stats.rows, "row"),
+        *([plural(stats.errors, "error")] if stats.errors else []),
+        *([plural(stats.blank_lines, "blank line") + " skipped"] if stats.blank_lines else []),
+        f"{stats.prompt_tokens:,} prompt + {stats.output_tokens:,} new tokens",
+        f"{stats.tokens_per_s:,.1f} tokens/s",
+        f"padding {stats.padding_share:.0%}",
+        plural(stats.batches, "batch", "es"),
+        f"model {model}",
+        device,
+        dtype,
+        f"{stats.wall_s:.1f} s",
+    ]
+    return ", ".join(parts)
+
+
+def plural(number: int, noun: str, ending: str = "s") -> str:
+    return f"{number:,} {noun}{ending if number != 1 else ''}"

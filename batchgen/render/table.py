@@ -1,0 +1,111 @@
+"""The table of a run: each row's padded ids, mask and continuation, drawn as results arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from rich.box import Box
+from rich.console import Console
+from rich.segment import Segment, Segments
+from rich.table import Table
+from rich.text import Text
+
+from batchgen.records import Result
+from batchgen.render.grid import LABEL_WIDTH, GridLine, column_widths, elide, fold_grid
+from batchgen.render.screen import escape, plural
+
+# Rows drawn with ids and mask before only continuations are shown.
+FULL_ROWS = 20
+# Columns drawn before the middle of a row is left out.
+FULL_COLUMNS = 16
+PROMPT_TAIL = 160
+SHORT_PROMPT_TAIL = 40
+BOX_FIRST = Box("╭─┬╮\n│ ││\n├─┼┤\n│ ││\n├─┼┤\n├─┼┤\n│ ││\n╰─┴╯\n")
+BOX_NEXT = Box("├─┼┤\n│ ││\n├─┼┤\n│ ││\n├─┼┤\n├─┼┤\n│ ││\n╰─┴╯\n")
+
+
+class ResultTable:
+    """A table that grows row by row as results arrive: each row's padded ids, mask and continuation."""
+
+    def __init__(self, console: Console, pad_token_id: int, *, all_ids: bool = False) -> None:
+        self.console = console
+        self.pad_token_id = pad_token_id
+        self.all_ids = all_ids
+        self.num_rows = 0
+
+    def write(self, results: Iterable[Result]) -> None:
+        try:
+            for result in results:
+                self._draw(self._row(result), BOX_NEXT if self.num_rows else BOX_FIRST)
+                self.num_rows += 1
+        finally:
+            if self.num_rows:
+                self._draw_bottom()
+
+    @property
+    def _value_width(self) -> int:
+        return max(20, self.console.width - LABEL_WIDTH - 7)
+
+    def _row(self, result: Result) -> list[tuple[str, Text]]:
+        label = escape(str(result.id)).replace("\n", " ")
+        if self.num_rows >= FULL_ROWS and not self.all_ids:
+            return [(label, _continuation(result, SHORT_PROMPT_TAIL, self._marker))]
+        rows = [(label, Text(_counts(result), style="dim"))]
+        if result.padded_length is not None:
+            rows += self._grid(result)
+        return [*rows, ("text", _continuation(result, PROMPT_TAIL, self._marker))]
+
+    def _grid(self, result: Result) -> Iterator[tuple[str, Text]]:
+        pads, real = result.num_pads, result.num_prompt_tokens
+        styles = ["dim"] * pads + [""] * real
+        ids = [self.pad_token_id] * pads + list(result.input_ids)
+        lines = [
+            elide(GridLine("input_ids", [str(i) for i in ids], styles), FULL_COLUMNS),
+            elide(GridLine("attention_mask", ["0"] * pads + ["1"] * real, styles), FULL_COLUMNS),
+        ]
+        # At least as wide as the pad, so that the columns of all rows stand under each other.
+        widths = [max(width, len(str(self.pad_token_id))) for width in column_widths(lines)]
+        return fold_grid(lines, widths, self._value_width)
+
+    @property
+    def _marker(self) -> str:
+        """Where there is no highlighting, a mark shows where the prompt ends."""
+        return "" if self.console.color_system else "▸"
+
+    def _draw(self, rows: list[tuple[str, Text]], box: Box) -> None:
+        self.console.print(Segments(_joined(self._lines(rows, box)[:-1])), end="")
+        self.console.file.flush()
+
+    def _draw_bottom(self) -> None:
+        self.console.print(Segments(_joined(self._lines([("", Text())], BOX_FIRST)[-1:])), end="")
+
+    def _lines(self, rows: list[tuple[str, Text]], box: Box) -> list[list[Segment]]:
+        table = Table(box=box, show_header=False, border_style="dim")
+        table.add_column(width=LABEL_WIDTH, no_wrap=True, overflow="ellipsis", style="cyan")
+        table.add_column(width=self._value_width, overflow="fold")
+        for label, value in rows:
+            table.add_row(Text(label), value)
+        return self.console.render_lines(table, pad=False)
+
+
+def _joined(lines: list[list[Segment]]) -> Iterator[Segment]:
+    for line in lines:
+        yield from line
+        yield Segment.line()
+
+
+def _counts(result: Result) -> str:
+    if result.padded_length is None:
+        return plural(result.num_prompt_tokens, "token")
+    sample = f", sample {result.sample_index}" if result.sample_index else ""
+    prompt = f"{plural(result.num_pads, 'pad')} + {plural(result.num_prompt_tokens, 'token')}"
+    columns = plural(result.padded_length, "column")
+    return f"{prompt} = {columns}; {result.num_output_tokens} new ({result.finish_reason}){sample}"
+
+
+def _continuation(result: Result, prompt_tail: int, marker: str) -> Text:
+    prompt = result.prompt
+    text = Text(escape(prompt if len(prompt) <= prompt_tail else "…" + prompt[-prompt_tail:]))
+    if result.error is not None:
+        return text.append("  " if prompt else "").append(escape(f"error: {result.error}"), style="bold red")
+    return text.append(marker, style="dim").append(escape(result.text), style="bold green")
