@@ -19,10 +19,11 @@ from batchgen.records import RowId, SamplingParams, Sequence
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Batching moves fp32 logits by about 1e-5. A greedy choice between two logits closer than this is made again from an
-# unpadded single-row forward; a sampled one, when moving the logits by half of DRAW_MARGIN could change the draw.
+# Batching moves fp32 logits by about 1e-5, and the log-odds of a CDF value, F / (1 - F), by 1.2e-5 at most (measured,
+# docs/decisions.md). A greedy choice between two logits closer than GREEDY_MARGIN, or a draw closer than DRAW_MARGIN to
+# a step of the CDF in log-odds, is made again from an unpadded single-row forward.
 GREEDY_MARGIN = 1e-3
-DRAW_MARGIN = 1e-4
+DRAW_MARGIN = 5e-5
 
 RecomputeLogits = Callable[[Sequence], torch.Tensor]
 
@@ -93,7 +94,8 @@ def keep_top_p(logits: torch.Tensor, top_p: torch.Tensor, margin: torch.Tensor) 
     distance = before - top_p[:, None].double()
     keep = (distance < 0) | (top_p == 1)[:, None]
     keep[:, 0] = True
-    unsure = (distance.abs() < margin[:, None] / 2) & (top_p < 1)[:, None]
+    reach = margin * top_p * (1 - top_p)  # how far a margin in log-odds moves this mass
+    unsure = distance.abs() < reach[:, None]
     back = order.argsort(-1)
     return keep.gather(-1, back), unsure.gather(-1, back)
 
@@ -230,8 +232,8 @@ class Sampler:
         kept, unsure = filter_logits(scaled, *cuts, margin)
         uniforms = self._uniforms(rows).to(logits.device)
         tokens, distance = draw(kept, uniforms)
-        # Moving every logit by at most d moves the CDF value F by at most 2 d F (1 - F), and a token let in or out
-        # of the cut by its own mass.
+        # Log-odds moved by the margin move the CDF value F by margin * F (1 - F); a token let in or out of the cut
+        # moves it by the token's own mass.
         reach = margin * uniforms * (1 - uniforms) + _mass(scaled, kept, unsure)
         return tokens.tolist(), (distance < reach).tolist()
 

@@ -1,0 +1,126 @@
+"""What many tests share: no network, an empty cache, tiny random models, the bundled one, a fake engine."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="batchgen-tests-")
+os.environ.pop("BATCHGEN_MODEL", None)
+
+from collections.abc import Iterable, Iterator  # noqa: E402
+from dataclasses import replace  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from transformers import (  # noqa: E402
+    BloomConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    OPTConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM  # noqa: E402
+
+from batchgen.memory import ModelShape  # noqa: E402
+from batchgen.model import Checkpoint, Model, open_checkpoint, open_model  # noqa: E402
+from batchgen.planner import BatchLimits  # noqa: E402
+from batchgen.records import Request, SamplingParams, Sequence  # noqa: E402
+
+RAIN = ["It will rain in the", "I want to eat a big bowl of", "My dog is"]
+EOS = 50256
+SMALL = {"vocab_size": 50257, "bos_token_id": EOS, "eos_token_id": EOS}
+# Learned, rotary (full and partial, with grouped-query heads) and ALiBi positions.
+ARCHITECTURES = {
+    "gpt2": GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=128, **SMALL),
+    "gpt_neox": GPTNeoXConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=128, **SMALL,
+    ),
+    "opt": OPTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=64, word_embed_proj_dim=32,
+        max_position_embeddings=128, pad_token_id=1, **SMALL,
+    ),
+    "llama": LlamaConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64,
+        max_position_embeddings=128, **SMALL,
+    ),
+    "bloom": BloomConfig(hidden_size=32, n_layer=2, n_head=4, **SMALL),
+}  # fmt: skip
+
+
+def make_network(name: str, seed: int = 0) -> PreTrainedModel:
+    """A random model whose logits spread like a trained one's, so that greedy text varies and ties are rare."""
+    torch.manual_seed(seed)
+    network = AutoModelForCausalLM.from_config(ARCHITECTURES[name], attn_implementation="eager")
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(0, 0.3)
+    return network
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> Checkpoint:
+    return open_checkpoint("bundled")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    return checkpoint.tokenizer
+
+
+@pytest.fixture(scope="session")
+def bundled() -> Model:
+    return open_model("bundled", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> dict[str, Path]:
+    """A saved random model of each architecture."""
+    made = {}
+    for name in ARCHITECTURES:
+        made[name] = tmp_path_factory.mktemp(name)
+        make_network(name).save_pretrained(made[name])
+        tokenizer.save_pretrained(made[name])
+    return made
+
+
+@pytest.fixture(scope="session")
+def tiny_models(folders: dict[str, Path]) -> dict[str, Model]:
+    return {name: open_model(str(folder), device="cpu") for name, folder in folders.items()}
+
+
+class FakeEngine:
+    """Finishes each row with the tokens of its own prompt, in reverse of the order given."""
+
+    num_batches = 0
+    prefill_s = decode_s = 0.0
+
+    def __init__(self, first_window: int = 16) -> None:
+        shape = ModelShape.from_config(ARCHITECTURES["gpt2"])
+        self.limits = BatchLimits(shape, 4, 1 << 40, most_rows=64, num_rows=first_window)
+        self.windows: list[int] = []
+
+    def generate(self, sequences: Iterable[Sequence]) -> Iterator[Sequence]:
+        rows = list(sequences)
+        self.windows.append(len(rows))
+        self.num_batches += bool(rows)
+        for sequence in reversed(rows):
+            sequence.output_ids = list(sequence.input_ids)
+            sequence.finish_reason = "length"
+            sequence.batch_index, sequence.padded_length = self.num_batches, len(sequence.input_ids)
+            yield sequence
+
+
+@pytest.fixture
+def fake_engine() -> FakeEngine:
+    return FakeEngine()
+
+
+def requests_of(prompts: Iterable[str], **sampling: object) -> list[Request]:
+    params = replace(SamplingParams(), **sampling)
+    return [Request(index, str(index), prompt, params) for index, prompt in enumerate(prompts)]

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import requests_of
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import (
+    LogitsProcessor,
+    MinPLogitsWarper,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from batchgen.engines.sampling import (
+    DRAW_MARGIN,
+    GREEDY_MARGIN,
+    Sampler,
+    banned_tokens,
+    draw,
+    filter_logits,
+    penalize_repetition,
+    uniform,
+)
+from batchgen.records import Sequence
+
+ROWS, VOCAB = 5, 300
+MARGIN = torch.full((ROWS,), DRAW_MARGIN)
+
+
+def logits(seed: int = 0) -> torch.Tensor:
+    return torch.randn(ROWS, VOCAB, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+def filtered(scores: torch.Tensor, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> torch.Tensor:
+    columns = torch.tensor([top_k] * ROWS), torch.tensor([top_p] * ROWS), torch.tensor([min_p] * ROWS)
+    return filter_logits(scores, *columns, MARGIN)[0]
+
+
+def theirs(scores: torch.Tensor, *processors: LogitsProcessor) -> torch.Tensor:
+    scores = scores.clone()
+    for processor in processors:
+        scores = processor(torch.zeros(ROWS, 1, dtype=torch.long), scores)
+    return scores
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 40, 299, 300, 1000])
+def test_top_k_is_that_of_transformers(top_k: int) -> None:
+    assert torch.equal(filtered(logits(), top_k=top_k), theirs(logits(), TopKLogitsWarper(top_k)))
+
+
+@pytest.mark.parametrize("top_p", [0.01, 0.3, 0.9, 0.999])
+def test_top_p_is_that_of_transformers(top_p: float) -> None:
+    assert torch.equal(filtered(logits(1), top_p=top_p), theirs(logits(1), TopPLogitsWarper(top_p)))
+
+
+@pytest.mark.parametrize("min_p", [0.001, 0.05, 0.5, 1.0])
+def test_min_p_is_that_of_transformers(min_p: float) -> None:
+    assert torch.equal(filtered(logits(2), min_p=min_p), theirs(logits(2), MinPLogitsWarper(min_p)))
+
+
+def test_filters_follow_each_other_as_in_transformers() -> None:
+    expected = theirs(
+        logits(3), TemperatureLogitsWarper(0.7), TopKLogitsWarper(50), TopPLogitsWarper(0.9), MinPLogitsWarper(0.02)
+    )
+    assert torch.equal(filtered(logits(3) / 0.7, top_k=50, top_p=0.9, min_p=0.02), expected)
+
+
+def test_each_row_has_its_own_filters() -> None:
+    top_k = torch.tensor([1, 0, 3, 0, 300])
+    top_p = torch.tensor([1.0, 0.5, 1.0, 1.0, 0.1])
+    min_p = torch.tensor([0.0, 0.0, 0.0, 0.5, 0.0])
+    together = filter_logits(logits(4), top_k, top_p, min_p, MARGIN)[0]
+    for row in range(ROWS):
+        alone = [value[row : row + 1] for value in (logits(4), top_k, top_p, min_p, MARGIN)]
+        assert torch.equal(together[row], filter_logits(*alone)[0][0])
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.0, 1.3])
+def test_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
+    token_ids = torch.randint(0, VOCAB, (ROWS, 20), generator=torch.Generator().manual_seed(5))
+    seen = torch.zeros(ROWS, VOCAB, dtype=torch.bool).scatter(1, token_ids, value=True)
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(token_ids, logits())
+    torch.testing.assert_close(penalize_repetition(logits(), seen, torch.full((ROWS,), penalty)), expected)
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(1, 5))
+def test_banned_tokens_are_those_of_transformers(token_ids: list[int], size: int) -> None:
+    scores = NoRepeatNGramLogitsProcessor(size)(torch.tensor([token_ids]), torch.zeros(1, 4))
+    assert banned_tokens(token_ids, size) == scores[0].isinf().nonzero()[:, 0].tolist()
+
+
+def test_draws_follow_the_distribution() -> None:
+    kept = torch.tensor([[0.5, 0.0, 0.3, 0.2]]).log()
+    uniforms = torch.tensor([uniform(0, str(i), 0, 0) for i in range(4000)], dtype=torch.float64)
+    tokens = draw(kept.expand(4000, -1), uniforms)[0]
+    shares = tokens.bincount(minlength=4) / 4000
+    torch.testing.assert_close(shares, kept[0].exp(), atol=0.03, rtol=0)
+    assert shares[1] == 0
+
+
+@pytest.mark.parametrize("number", [0.0, 2.0**-53, 1 - 2.0**-53])
+def test_the_ends_of_the_unit_interval_draw_possible_tokens(number: float) -> None:
+    kept = torch.tensor([[-torch.inf, 1.0, 2.0, -torch.inf]])
+    token = draw(kept, torch.tensor([number], dtype=torch.float64))[0].item()
+    assert token == (1 if number < 0.5 else 2)
+
+
+def test_the_distance_of_a_draw_is_to_the_nearest_inner_step() -> None:
+    kept = torch.tensor([[0.25, 0.25, 0.5]]).log()
+    uniforms = torch.tensor([0.01, 0.26, 0.45, 0.99], dtype=torch.float64)
+    distance = draw(kept.expand(4, -1), uniforms)[1]
+    torch.testing.assert_close(distance, torch.tensor([0.24, 0.01, 0.05, 0.49], dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+def test_uniforms_are_spread_and_differ_by_every_part_of_the_key() -> None:
+    numbers = [uniform(seed, row, sample, step) for seed in (0, 1) for row in "ab" for sample in (0, 1) for step in (0, 1)]
+    assert len(set(numbers)) == 16
+    mean = sum(uniform(0, "x", 0, step) for step in range(2000)) / 2000
+    assert mean == pytest.approx(0.5, abs=0.03)
+
+
+def sampler(prompts: list[str], recomputed: list[Sequence] | None = None, **sampling: object) -> Sampler:
+    sequences = [Sequence(request, 0, [1, 2, 3]) for request in requests_of(prompts, **sampling)]
+
+    def recompute(sequence: Sequence) -> torch.Tensor:
+        assert recomputed is not None
+        recomputed.append(sequence)
+        return torch.tensor([0.0, 0.0, 9.0])
+
+    return Sampler(sequences, [0], recompute if recomputed is not None else None)
+
+
+def test_only_close_greedy_choices_are_made_again() -> None:
+    recomputed: list[Sequence] = []
+    scores = torch.tensor([[5.0, 5.0 - GREEDY_MARGIN / 2, 0.0], [5.0, 5.0 - GREEDY_MARGIN * 2, 0.0]])
+    assert sampler(["a", "b"], recomputed).choose(scores) == [2, 0]
+    assert [s.request.prompt for s in recomputed] == ["a"]
+
+
+def test_only_draws_near_a_step_are_made_again() -> None:
+    recomputed: list[Sequence] = []
+    at = uniform(0, "0", 0, 0)
+    scores = torch.tensor([[at, 1 - at, 0.0], [0.001, 0.001, 0.998]], dtype=torch.float64).log().float()
+    sampler(["a", "b"], recomputed, temperature=1.0).choose(scores)
+    assert [s.request.prompt for s in recomputed] == ["a"]
+
+
+def test_draws_near_a_cut_are_made_again() -> None:
+    recomputed: list[Sequence] = []
+    tied = torch.tensor([[1.0, 1.0, 1.0 - DRAW_MARGIN / 4]])
+    sampler(["a"], recomputed, temperature=1.0, top_k=2).choose(tied)
+    assert len(recomputed) == 1
+
+
+def test_without_recompute_nothing_is_made_again() -> None:
+    assert sampler(["a"]).choose(torch.tensor([[5.0, 5.0, 0.0]])) == [0]
+
+
+def test_finished_rows_get_no_token() -> None:
+    chooser = sampler(["a", "b"])
+    chooser.sequences[0].finish_reason = "stop"
+    assert chooser.choose(torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])) == [None, 2]
+
+
+def test_a_penalty_counts_tokens_chosen_so_far() -> None:
+    chooser = sampler(["a"], repetition_penalty=2.0)
+    scores = torch.tensor([[1.5, 0.0, 0.0, 0.0, 2.0]])
+    assert chooser.choose(scores.clone()) == [4]
+    assert chooser.choose(scores.clone()) == [0]
