@@ -15,7 +15,7 @@ from batchgen.inspector import Inspection, inspect_batch
 from batchgen.model import open_checkpoint
 from batchgen.readers import read_requests
 from batchgen.render.batch import print_batch
-from batchgen.render.screen import Screen
+from batchgen.render.screen import Screen, plural
 from batchgen.writers import to_json
 
 DEFAULT_LIMIT = 16
@@ -58,8 +58,9 @@ def inspect(
 
 def _show(inspection: Inspection) -> None:
     rows = inspection.rows
+    columns = len(rows[0].input_ids) if rows else 0
     title = (
-        f"{len(rows)} rows, {len(rows[0].input_ids) if rows else 0} columns, padding {inspection.padding_share:.0%}, "
+        f"{plural(len(rows), 'row')}, {plural(columns, 'column')}, padding {inspection.padding_share:.0%}, "
         f"pad = eos = {inspection.pad_token_id}, model {inspection.model}"
     )
     print_batch(Console(file=sys.stdout, highlight=False), title, rows)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchgen.errors import ModelError
+from batchgen.model.find import has_tokenizer
 from batchgen.model.quiet import one_line, quiet
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def read_checkpoint(name: str, folder: Path) -> Checkpoint:
     with quiet(), one_line(name, folder):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     _check_architecture(name, config)
-    if not any(folder.glob("tokenizer*")) and not any(folder.glob("vocab*")):
+    if not has_tokenizer(folder):
         raise ModelError(f"{folder} has no tokenizer (tokenizer.json): save the tokenizer beside the model")
     with quiet(), one_line(name, folder):
         tokenizer = AutoTokenizer.from_pretrained(

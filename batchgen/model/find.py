@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import threading
 from collections.abc import Callable
@@ -13,6 +15,9 @@ from batchgen.model.quiet import first_line, quiet
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
+
+# The Hub's client sends and fetches some by itself; it reads this when it is first imported.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 BUNDLED = "bundled"
 BUNDLED_FOLDER = Path(__file__).parent.parent / "bundled"
@@ -57,7 +62,7 @@ def _find_default(weights: bool, say: Say) -> tuple[str, Path]:
         return DEFAULT_MODEL, _download(DEFAULT_REPOSITORIES[0], None, weights, say)
     except ModelError:
         say(
-            "warning: GPT-2 is not in the local cache and the Hub does not answer; using the small bundled model, "
+            "warning: gpt2 is not in the local cache and the Hub cannot be reached: using the small bundled model, "
             "which writes simple stories (--model bundled hides this line)"
         )
         return BUNDLED, BUNDLED_FOLDER
@@ -76,16 +81,29 @@ def _check_folder(name: str) -> Path:
 
 
 def _find_cached(repositories: tuple[str, ...], revision: str | None, weights: bool) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import try_to_load_from_cache
 
     for repository in repositories:
-        try:
-            folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
-        except Exception:  # noqa: BLE001 - whatever keeps the cache from answering, it does not have the model
+        config = try_to_load_from_cache(repository, "config.json", revision=revision)
+        if not isinstance(config, str):
             continue
-        if (folder / "config.json").exists() and (not weights or any(folder.glob("*.safetensors*"))):
+        folder = Path(config).parent
+        if has_tokenizer(folder) and (not weights or _has_weights(folder)):
             return folder
     raise NotCachedError(f"{repositories[0]} is not in the local cache")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return any(folder.glob("tokenizer*")) or any(folder.glob("vocab*"))
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether all of a snapshot's weights are there: a download may have been interrupted."""
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return any(folder.glob("*.safetensors"))
+    shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return all((folder / shard).exists() for shard in shards)
 
 
 def _download(repository: str, revision: str | None, weights: bool, say: Say) -> Path:
@@ -94,7 +112,7 @@ def _download(repository: str, revision: str | None, weights: bool, say: Say) ->
     info = _ask_hub(repository, revision)
     patterns = CONFIG_FILES + (WEIGHT_FILES if weights else [])
     size_bytes = _download_bytes(info, patterns)
-    if weights:
+    if weights:  # the rest is a few kilobytes
         say(f"downloading {repository} ({size_bytes / 1e6:,.0f} MB) to the local cache; --model bundled needs nothing")
     with quiet():
         try:

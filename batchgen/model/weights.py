@@ -54,10 +54,13 @@ def load_model(checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto"
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"{folder} has no *.safetensors: batchgen reads no other weights (pickles can run code)")
     with quiet(), one_line(checkpoint.name, folder):
+        # Named in both places: a config may ask for a kernel from the Hub, which is code.
+        attention = checkpoint.config._attn_implementation = _attention(checkpoint.config)
         network, loading = AutoModelForCausalLM.from_pretrained(
             folder,
+            config=checkpoint.config,
             dtype=as_dtype,
-            attn_implementation=_attention(checkpoint.config),
+            attn_implementation=attention,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -105,7 +108,7 @@ def choose_dtype(name: str, device: torch.device, config: PretrainedConfig) -> t
 
 
 def _attention(config: PretrainedConfig) -> str:
-    """Always named, since a config may ask for a kernel from the Hub."""
+    """Scaled dot product attention where the architecture has it."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     return "sdpa" if MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa else "eager"
