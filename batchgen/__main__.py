@@ -1,6 +1,15 @@
-"""`python -m batchgen`."""
+"""Where the `batchgen` command starts, also as `python -m batchgen`."""
 
-from batchgen.cli import app
+import signal
+
+
+def main() -> None:
+    # Until the command line has its own handlers, Ctrl-C ends the process without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from batchgen.cli import app
+
+    app(prog_name="batchgen")
+
 
 if __name__ == "__main__":
-    app(prog_name="batchgen")
+    main()

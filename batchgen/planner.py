@@ -79,12 +79,11 @@ def plan_batches(sequences: Iterable[Sequence], limits: BatchLimits) -> list[lis
     rows = sorted(sequences, key=lambda s: (-s.num_prompt_tokens, s.request.index, s.sample_index))
     if limits.num_rows is not None:
         return [rows[start : start + limits.num_rows] for start in range(0, len(rows), limits.num_rows)]
-    starts = _cheapest_cuts(rows, limits)
-    return [rows[start:end] for start, end in zip(starts, [*starts[1:], len(rows)], strict=True)]
+    return [rows[start:end] for start, end in _cheapest_cuts(rows, limits)]
 
 
-def _cheapest_cuts(rows: list[Sequence], limits: BatchLimits) -> list[int]:
-    """Where each batch of the cheapest plan starts; `rows` come longest first."""
+def _cheapest_cuts(rows: list[Sequence], limits: BatchLimits) -> Iterator[tuple[int, int]]:
+    """Start and end of each batch of the cheapest plan; `rows` come longest first."""
     cheapest = [0.0] * (len(rows) + 1)  # cost of running rows[start:]
     ends = [0] * len(rows)
     for start in range(len(rows) - 1, -1, -1):
@@ -95,11 +94,10 @@ def _cheapest_cuts(rows: list[Sequence], limits: BatchLimits) -> list[int]:
             cost = _cost(end - start, longest, sampling.max_new_tokens) + cheapest[end]
             if cost <= cheapest[start]:
                 cheapest[start], ends[start] = cost, end
-    starts, start = [], 0
+    start = 0
     while start < len(rows):
-        starts.append(start)
+        yield start, ends[start]
         start = ends[start]
-    return starts
 
 
 def _cost(rows: int, padded_length: int, max_new_tokens: int) -> float:

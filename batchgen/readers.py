@@ -11,6 +11,7 @@ import json
 import math
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from io import BufferedReader
@@ -154,12 +155,18 @@ def _read(source: Source, field: str | None, on_blank: Callable[[], None]) -> It
 
 def _open(source: Source) -> BinaryIO:
     try:
-        if source.path is None:
-            # Not sys.stdin.buffer: a reader thread that still waits there would keep Python from exiting.
-            return BufferedReader(open(0, "rb", buffering=0, closefd=False))
-        return source.path.open("rb")
+        return source.path.open("rb") if source.path else _open_stdin()
     except OSError as error:
         raise InputError(f"{source.name} cannot be read: {error.strerror}") from None
+
+
+def _open_stdin() -> BinaryIO:
+    try:
+        descriptor = sys.stdin.fileno()
+    except ValueError:  # replaced by an object in memory
+        return sys.stdin.buffer
+    # A buffer of our own: a thread that still waits in sys.stdin's would keep Python from exiting.
+    return BufferedReader(open(descriptor, "rb", buffering=0, closefd=False))
 
 
 def _lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:

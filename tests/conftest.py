@@ -9,13 +9,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="batchgen-tests-")
 os.environ.pop("BATCHGEN_MODEL", None)
 
-from collections.abc import Iterable, Iterator  # noqa: E402
-from dataclasses import replace  # noqa: E402
-from pathlib import Path  # noqa: E402
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from transformers import (  # noqa: E402
+import pytest
+import torch
+from transformers import (
     BloomConfig,
     GPT2Config,
     GPTNeoXConfig,
@@ -24,12 +24,12 @@ from transformers import (  # noqa: E402
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import AutoModelForCausalLM  # noqa: E402
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from batchgen.memory import ModelShape  # noqa: E402
-from batchgen.model import Checkpoint, Model, open_checkpoint, open_model  # noqa: E402
-from batchgen.planner import BatchLimits  # noqa: E402
-from batchgen.records import Request, SamplingParams, Sequence  # noqa: E402
+from batchgen.memory import ModelShape
+from batchgen.model import Checkpoint, Model, open_checkpoint, open_model
+from batchgen.planner import BatchLimits
+from batchgen.records import Request, SamplingParams, Sequence
 
 RAIN = ["It will rain in the", "I want to eat a big bowl of", "My dog is"]
 EOS = 50256

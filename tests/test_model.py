@@ -263,9 +263,7 @@ def test_a_model_is_downloaded_from_the_hub_once(tmp_path: Path, folders: dict[s
 
 def test_an_unknown_hub_id_is_refused(tmp_path: Path) -> None:
     with fake_hub() as (address, _):
-        result = in_a_process_of_its_own(
-            FIND.format("'no/such'"), tmp_path, HF_ENDPOINT=address, HF_HUB_OFFLINE="0"
-        )
+        result = in_a_process_of_its_own(FIND.format("'no/such'"), tmp_path, HF_ENDPOINT=address, HF_HUB_OFFLINE="0")
     assert "there is no model no/such on the Hub" in result.stderr
 
 

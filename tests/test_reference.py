@@ -186,9 +186,7 @@ def test_greedy_and_sampled_rows_share_a_batch(bundled: Model) -> None:
     engine = make_engine(bundled, limits_for(bundled, 2))
     together = {s.request.index: s.output_ids for s in engine.generate(encode(requests, bundled.checkpoint.tokenizer))}
     alone = batchgen.generate("My dog is", bundled, max_new_tokens=6)[0]
-    sampled = batchgen.generate(
-        [{"id": "1", "prompt": "My dog is"}], bundled, max_new_tokens=6, temperature=1.0
-    )[0]
+    sampled = batchgen.generate([{"id": "1", "prompt": "My dog is"}], bundled, max_new_tokens=6, temperature=1.0)[0]
     assert together == {0: list(alone.output_ids), 1: list(sampled.output_ids)}
 
 

@@ -117,7 +117,9 @@ def test_the_distance_of_a_draw_is_to_the_nearest_inner_step() -> None:
 
 
 def test_uniforms_are_spread_and_differ_by_every_part_of_the_key() -> None:
-    numbers = [uniform(seed, row, sample, step) for seed in (0, 1) for row in "ab" for sample in (0, 1) for step in (0, 1)]
+    numbers = [
+        uniform(seed, row, sample, step) for seed in (0, 1) for row in "ab" for sample in (0, 1) for step in (0, 1)
+    ]
     assert len(set(numbers)) == 16
     mean = sum(uniform(0, "x", 0, step) for step in range(2000)) / 2000
     assert mean == pytest.approx(0.5, abs=0.03)

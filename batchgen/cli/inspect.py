@@ -31,7 +31,7 @@ def inspect(
     model: opt.ModelName = None,
     revision: opt.Revision = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the arrays as JSON.", rich_help_panel=opt.OUTPUT)
+        bool, typer.Option("--json", metavar="", help="Print the arrays as JSON.", rich_help_panel=opt.OUTPUT)
     ] = False,
     quiet: opt.Quiet = False,
 ) -> None:

@@ -80,14 +80,16 @@ def find_prompts(context: typer.Context, inputs: list[str] | None, prompt: list[
     has_stdin = sys.stdin is not None and not sys.stdin.isatty()
     if not inputs and not prompt and not has_stdin:
         path = context.command_path
-        raise UsageError(f"no prompts: try {path} prompts.txt, {path} -p TEXT, or {path} --help")
+        raise UsageError(
+            f"no prompts. Usage: {path} [OPTIONS] [INPUTS]..., such as {path} prompts.txt, or {path} --help"
+        )
     return find_sources(inputs or [], prompt or [], use_stdin=has_stdin)
 
 
 Inputs = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[INPUTS]...",
+        metavar="INPUTS",
         help="Text files (one prompt a line), .jsonl files, directories, globs, or - for standard input.",
         show_default=False,
     ),
@@ -99,7 +101,7 @@ Prompt = Annotated[
 Field = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", help="JSON field that holds the prompt. [default: prompt, else text]", rich_help_panel=INPUT
+        metavar="NAME", help="JSON field that holds the prompt (else prompt, else text).", rich_help_panel=INPUT
     ),
 ]
 Limit = Annotated[
@@ -109,6 +111,7 @@ ParseSpecial = Annotated[
     bool,
     typer.Option(
         "--parse-special",
+        metavar="",
         help="Let <|endoftext|> and the like in prompts become special tokens (trusted input only).",
         rich_help_panel=INPUT,
     ),
@@ -118,7 +121,7 @@ ModelName = Annotated[
     typer.Option(
         "--model",
         metavar="MODEL",
-        help="Folder, Hub id, or bundled. [default: gpt2, where it can be had]",
+        help="Folder, Hub id, or bundled (else gpt2, where it can be had).",
         rich_help_panel=MODEL,
     ),
 ]
@@ -199,6 +202,7 @@ Exact = Annotated[
     bool,
     typer.Option(
         "--exact/--no-exact",
+        metavar="",
         help="Decide near ties alone and unpadded (float32).",
         rich_help_panel=BATCHES,
     ),
@@ -207,10 +211,16 @@ FormatOption = Annotated[
     Format,
     typer.Option(help="auto: a table on a terminal, else JSON Lines.", rich_help_panel=OUTPUT),
 ]
-Ids = Annotated[bool, typer.Option("--ids", help="Add token ids and the batch to JSON Lines.", rich_help_panel=OUTPUT)]
+Ids = Annotated[
+    bool, typer.Option("--ids", metavar="", help="Add token ids and the batch to JSON Lines.", rich_help_panel=OUTPUT)
+]
 OutputFile = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="FILE", help="Write here (.jsonl or .txt).", rich_help_panel=OUTPUT),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace FILE if it exists.", rich_help_panel=OUTPUT)]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Errors only on stderr.", rich_help_panel=OUTPUT)]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", metavar="", help="Replace FILE if it exists.", rich_help_panel=OUTPUT)
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", metavar="", help="Errors only on stderr.", rich_help_panel=OUTPUT)
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -70,6 +71,17 @@ def open_output(output: Path | None) -> Iterator[TextIO]:
         stream.flush()
         os.fsync(stream.fileno())
     partial.replace(output)
+
+
+def is_abandoned(stream: TextIO) -> bool:
+    """Whether the reader at the other end of a pipe is gone, which otherwise only the next write would tell."""
+    if not hasattr(select, "poll"):
+        return False
+    with suppress(OSError, ValueError):  # a stream without a file descriptor has no other end
+        poller = select.poll()
+        poller.register(stream.fileno(), 0)
+        return any(event & select.POLLERR for _, event in poller.poll(0))
+    return False
 
 
 def kept_partial(output: Path | None) -> Path | None:

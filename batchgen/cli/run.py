@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TextIO
@@ -12,7 +14,7 @@ import typer
 from rich.console import Console
 
 from batchgen.cli import options as opt
-from batchgen.cli.output import check_output, choose_format, kept_partial, open_output
+from batchgen.cli.output import check_output, choose_format, is_abandoned, kept_partial, open_output
 from batchgen.cli.signals import Interrupts
 from batchgen.engines import make_engine
 from batchgen.model import Model, open_model
@@ -138,7 +140,7 @@ def execute(job: Job, screen: Screen, interrupts: Interrupts) -> int:
             name=job.engine,
             exact=job.exact,
             on_step=progress.on_step,
-            should_stop=interrupts.stop_requested,
+            should_stop=partial(_should_stop, interrupts),
         )
         pipeline = Pipeline(model.checkpoint, engine, too_long=job.too_long, parse_special=job.parse_special)
         try:
@@ -148,6 +150,12 @@ def execute(job: Job, screen: Screen, interrupts: Interrupts) -> int:
         except KeyboardInterrupt:
             pass
     return _sum_up(job, screen, interrupts, pipeline, model)
+
+
+def _should_stop(interrupts: Interrupts) -> bool:
+    if is_abandoned(sys.stdout):
+        raise BrokenPipeError
+    return interrupts.stop_requested()
 
 
 def _count_rows(job: Job, screen: Screen) -> int | None:

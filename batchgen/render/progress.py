@@ -66,12 +66,15 @@ class ProgressReport:
         self._report()
 
     def track(self, results: Iterable[Result], output: TextIO) -> Iterator[Result]:
-        """Passes results on; the bar steps aside while the consumer writes to the same terminal."""
+        """Passes results on; the bar steps aside while the consumer writes to the same terminal, and at the end."""
         shares_terminal = self.screen.is_live and output.isatty()
-        for result in results:
-            self.on_result(result)
-            with self._aside() if shares_terminal else nullcontext():
-                yield result
+        try:
+            for result in results:
+                self.on_result(result)
+                with self._aside() if shares_terminal else nullcontext():
+                    yield result
+        finally:
+            self._bar.stop()
 
     @contextmanager
     def _aside(self) -> Iterator[None]:

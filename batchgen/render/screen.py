@@ -48,8 +48,8 @@ class Screen:
 
 
 def print_line(console: Console, text: str, style: str = "") -> None:
-    """One line, whatever the text holds and however wide the terminal is."""
-    console.print(Text(escape(text).replace("\n", " "), style=style), soft_wrap=True)
+    """One line whatever the text holds; a terminal too narrow for it gets it folded at words."""
+    console.print(Text(escape(text).replace("\n", " "), style=style), soft_wrap=not console.is_terminal)
 
 
 def summary(stats: RunStats, model: str, device: str, dtype: str) -> str:

@@ -1,0 +1,378 @@
+"""The command line, in one process: options, formats, errors, exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import RAIN
+from typer.testing import CliRunner, Result
+
+import batchgen
+from batchgen.cli import app
+
+FIELDS = [
+    "id", "index", "sample_index", "prompt", "text", "finish_reason",
+    "num_prompt_tokens", "num_output_tokens", "error", "metadata", "model",
+]  # fmt: skip
+
+
+def invoke(*arguments: object, stdin: str | bytes | None = "") -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments], input=stdin)
+
+
+def run(*arguments: object, stdin: str | bytes | None = "") -> Result:
+    return invoke("run", "--model", "bundled", "--max-new-tokens", 5, *arguments, stdin=stdin)
+
+
+def records(result: Result) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+@pytest.fixture
+def rain(tmp_path: Path) -> Path:
+    path = tmp_path / "rain.txt"
+    path.write_text("".join(f"{prompt}\n" for prompt in RAIN))
+    return path
+
+
+def failure(result: Result, exit_code: int) -> str:
+    """The one line on stderr of a command that failed."""
+    assert result.exit_code == exit_code, result.stderr
+    assert result.stdout == ""
+    [line] = result.stderr.splitlines()
+    assert line.startswith("batchgen: error: ")
+    return line
+
+
+# What goes in and what comes out.
+
+
+def test_into_a_pipe_goes_one_complete_record_a_row(rain: Path) -> None:
+    result = run(rain)
+    assert result.exit_code == 0
+    assert [list(record) for record in records(result)] == [FIELDS] * 3
+    assert [record["prompt"] for record in records(result)] == RAIN
+    assert records(result)[2] == {
+        "id": "2", "index": 2, "sample_index": 0, "prompt": "My dog is", "text": " very kind and kind.",
+        "finish_reason": "length", "num_prompt_tokens": 3, "num_output_tokens": 5, "error": None, "metadata": {},
+        "model": "bundled",
+    }  # fmt: skip
+
+
+def test_ids_add_the_batch(rain: Path) -> None:
+    record = records(run(rain, "--ids"))[2]
+    assert list(record) == [*FIELDS, "input_ids", "output_ids", "batch_index", "padded_length"]
+    assert record["input_ids"] == [3666, 3290, 318]
+    assert record["output_ids"] == [845, 1611, 290, 1611, 13]
+    assert (record["batch_index"], record["padded_length"]) == (0, 8)
+
+
+def test_standard_input_is_read_when_nothing_else_is_named() -> None:
+    assert records(run(stdin="My dog is\n"))[0]["prompt"] == "My dog is"
+
+
+def test_a_dash_is_standard_input_among_files(rain: Path) -> None:
+    assert [r["index"] for r in records(run(rain, "-", stdin="One\n\nTwo\n"))] == [0, 1, 2, 3, 4]
+
+
+def test_prompts_on_the_command_line_leave_standard_input_alone() -> None:
+    assert [r["prompt"] for r in records(run("-p", "One", "-p", "Two", stdin="Three\n"))] == ["One", "Two"]
+
+
+def test_json_lines_keep_their_id_and_other_columns(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"id": 7, "question": "My dog is", "topic": "pets", "tags": ["a"]}\n')
+    [record] = records(run(path, "--field", "question"))
+    assert (record["id"], record["metadata"]) == (7, {"topic": "pets", "tags": ["a"]})
+
+
+def test_samples_are_numbered() -> None:
+    result = run("-p", "My dog is", "--temperature", 1, "--num-samples", 3)
+    assert [(r["index"], r["sample_index"]) for r in records(result)] == [(0, 0), (0, 1), (0, 2)]
+
+
+def test_limit_stops_reading(rain: Path) -> None:
+    assert len(records(run(rain, "--limit", 2))) == 2
+
+
+def test_no_rows_are_no_error() -> None:
+    result = run(stdin="")
+    assert (result.exit_code, result.stdout) == (0, "")
+
+
+def test_text_is_the_continuations_alone(rain: Path) -> None:
+    assert run(rain, "--format", "text", "--limit", 1).stdout == " rain. I will go\n"
+
+
+def test_a_table_has_the_padded_ids_and_masks_of_the_article(rain: Path) -> None:
+    table = " ".join(run(rain, "--format", "table").stdout.split())
+    for row in (
+        "50256 50256 50256 1026 481 6290 287 262", "0 0 0 1 1 1 1 1",
+        "40 765 284 4483 257 1263 9396 286", "1 1 1 1 1 1 1 1",
+        "50256 50256 50256 50256 50256 3666 3290 318", "0 0 0 0 0 1 1 1",
+    ):  # fmt: skip
+        assert row in table
+
+
+def test_python_gives_the_same_records(rain: Path) -> None:
+    results = batchgen.generate(RAIN, "bundled", max_new_tokens=5)
+    assert [r.text for r in results] == [r["text"] for r in records(run(rain))]
+
+
+def test_special_text_is_text_unless_trusted() -> None:
+    plain, special = (
+        records(run("-p", "a <|endoftext|>", *flags))[0]["num_prompt_tokens"] for flags in ([], ["--parse-special"])
+    )
+    assert plain > special
+
+
+# stderr.
+
+
+def test_the_summary_is_one_line(rain: Path) -> None:
+    [line] = run(rain).stderr.splitlines()
+    for part in (
+        "3 rows",
+        "16 prompt + 15 new tokens",
+        "tokens/s",
+        "padding 33%",
+        "1 batch",
+        "bundled",
+        "cpu",
+        "float32",
+    ):
+        assert part in line
+
+
+def test_the_summary_counts_blank_lines() -> None:
+    assert "2 blank lines skipped" in run(stdin="One\n\n  \nTwo\n").stderr
+
+
+def test_quiet_is_silent(rain: Path) -> None:
+    result = invoke("run", rain, "--quiet", "--max-new-tokens", 2)
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+def test_falling_back_to_the_bundled_model_is_said_once() -> None:
+    lines = invoke("run", "-p", "My dog is", "--max-new-tokens", 2).stderr.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("batchgen: warning: gpt2 is not in the local cache")
+
+
+# Rows that fail.
+
+
+def test_bad_rows_are_records_and_the_others_go_on(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": ""}\n{"prompt": "My dog is"}\nnonsense\n')
+    result = run(path)
+    assert result.exit_code == 3
+    assert [r["finish_reason"] for r in records(result)] == ["error", "length", "error"]
+    assert f"{path}:3: not valid JSON" in records(result)[2]["error"]
+    assert "2 of 3 rows failed, the first with id 0: the prompt is empty" in result.stderr
+
+
+def test_an_over_long_prompt_fails_alone() -> None:
+    result = run("-p", "rain " * 600, "-p", "My dog is")
+    assert result.exit_code == 3
+    assert [r["finish_reason"] for r in records(result)] == ["error", "length"]
+    assert "512 positions" in records(result)[0]["error"]
+
+
+def test_truncating_keeps_the_right_end_and_says_so() -> None:
+    prompt = "rain " * 600 + "My dog is"
+    result = run("-p", prompt, "--too-long", "truncate")
+    [record] = records(result)
+    assert result.exit_code == 0
+    assert (record["num_prompt_tokens"], record["prompt"], record["error"]) == (507, prompt, None)
+    assert record["metadata"]["batchgen_truncated_tokens"] > 0
+
+
+# The output file.
+
+
+def test_an_output_file_is_written_whole(rain: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    result = run(rain, "-o", output)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert len(output.read_text().splitlines()) == 3
+    assert sorted(tmp_path.iterdir()) == [output, rain]
+
+
+def test_an_existing_output_is_kept(rain: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.txt"
+    output.write_text("precious")
+    assert "exists: add --overwrite" in failure(run(rain, "-o", output), 1)
+    assert output.read_text() == "precious"
+    assert run(rain, "-o", output, "--overwrite").exit_code == 0
+    assert output.read_text().startswith(" rain.")
+
+
+def test_an_output_that_is_an_input_is_refused(rain: Path) -> None:
+    assert "is also an input" in failure(run(rain, "-o", rain, "--overwrite"), 1)
+
+
+def test_an_output_in_no_folder_is_refused(tmp_path: Path) -> None:
+    assert "there is no folder" in failure(run("-p", "x", "-o", tmp_path / "no" / "out.jsonl"), 1)
+
+
+def test_a_folder_as_output_is_refused(tmp_path: Path) -> None:
+    assert "is a folder" in failure(run("-p", "x", "-o", tmp_path), 1)
+
+
+def test_an_unknown_suffix_is_a_usage_error(tmp_path: Path) -> None:
+    assert "unknown suffix" in failure(run("-p", "x", "-o", tmp_path / "out.csv"), 2)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line() -> None:
+    line = run("-p", "x", "-q", "--format", "jsonl", "-o", "/dev/full", "--overwrite").stderr
+    assert line == "batchgen: error: cannot write the output: No space left on device: free some space and run again\n"
+
+
+# Mistakes.
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--top-k", "5"], "--top-k needs a --temperature above 0"),
+        (["--top-p", "0.5"], "--top-p needs a --temperature above 0"),
+        (["--min-p", "0.5"], "--min-p needs a --temperature above 0"),
+        (["--num-samples", "2"], "--num-samples 2 needs a --temperature above 0"),
+        (["--num-beams", "2", "--temperature", "1"], "--num-beams 2 searches, --temperature 1 samples"),
+        (["--min-new-tokens", "9"], "--min-new-tokens 9 is above --max-new-tokens 5"),
+        (["--temperature", "inf"], "--temperature inf is not a number"),
+        (["--top-p", "1.5", "--temperature", "1"], "--top-p 1.5 is not in (0, 1]"),
+        (["--repetition-penalty", "0"], "--repetition-penalty 0.0 is not a number above 0"),
+        (["--stop", ""], "--stop needs a non-empty text"),
+        (["--batch-size", "0"], "--batch-size 0: give auto or a number"),
+        (["--batch-size", "many"], "--batch-size many: give auto or a number"),
+        (["--device", "toaster"], "--device toaster is not a device"),
+        (["--ids", "--format", "text"], "--ids has no place in text"),
+        (["--revision", "main"], "--revision names a version on the Hub"),
+    ],
+)
+def test_options_that_make_no_sense_are_usage_errors(options: list[str], reason: str) -> None:
+    assert reason in failure(run("-p", "x", *options), 2)
+
+
+@pytest.mark.parametrize(
+    "options", [["--format", "wat"], ["--no-such-option"], ["--max-new-tokens", "0"], ["--temperature", "-1"]], ids=str
+)
+def test_options_that_typer_refuses_are_usage_errors(options: list[str]) -> None:
+    result = run("-p", "x", *options)
+    assert (result.exit_code, result.stdout) == (2, "")
+
+
+@pytest.mark.parametrize("command", ["run", "inspect"])
+def test_a_missing_file_is_one_line(command: str) -> None:
+    assert "there is no file nowhere.txt" in failure(invoke(command, "nowhere.txt"), 1)
+
+
+@pytest.mark.parametrize("command", ["run", "inspect"])
+def test_a_missing_model_is_one_line(command: str) -> None:
+    assert "./nowhere is neither a folder nor a Hub id" in failure(
+        invoke(command, "-p", "x", "--model", "./nowhere"), 1
+    )
+
+
+def test_a_file_of_another_format_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("prompt\nx\n")
+    assert "cannot read .csv files" in failure(run(tmp_path / "rows.csv"), 1)
+
+
+def test_control_characters_of_a_path_do_not_reach_the_terminal() -> None:
+    assert "\\x1b[31m" in failure(run("no\x1b[31mwhere"), 1)
+
+
+# inspect.
+
+
+def test_inspect_as_json(rain: Path) -> None:
+    result = invoke("inspect", rain, "--json", "--model", "bundled")
+    shown = json.loads(result.stdout)
+    assert list(shown) == ["model", "pad_token_id", "rows"]
+    assert (shown["model"], shown["pad_token_id"]) == ("bundled", 50256)
+    assert shown["rows"][2] == {
+        "id": "2",
+        "prompt": "My dog is",
+        "tokens": ["<|endoftext|>"] * 5 + ["My", "Ġdog", "Ġis"],
+        "input_ids": [50256] * 5 + [3666, 3290, 318],
+        "attention_mask": [0, 0, 0, 0, 0, 1, 1, 1],
+        "position_ids": [0, 0, 0, 0, 0, 0, 1, 2],
+    }
+
+
+def test_inspect_draws_the_columns(rain: Path) -> None:
+    lines = invoke("inspect", rain, "--model", "bundled").stdout.splitlines()
+    assert lines[0] == "3 rows, 8 columns, padding 33%, pad = eos = 50256, model bundled"
+    row = lines.index("row 2: 5 pads + 3 tokens = 8 columns, padding 62%")
+    assert [line.split() for line in lines[row + 1 : row + 5]] == [
+        ["tokens", "pad", "pad", "pad", "pad", "pad", "My", "·dog", "·is"],
+        ["input_ids", *["50256"] * 5, "3666", "3290", "318"],
+        ["attention_mask", *"00000111"],
+        ["position_ids", *"00000012"],
+    ]
+
+
+def test_inspect_shows_the_first_sixteen_rows() -> None:
+    prompts = "".join(f"Prompt {i}\n" for i in range(30))
+    assert len(json.loads(invoke("inspect", "--json", stdin=prompts).stdout)["rows"]) == 16
+    assert len(json.loads(invoke("inspect", "--json", "--limit", 20, stdin=prompts).stdout)["rows"]) == 20
+
+
+def test_inspect_loads_no_weights(folders: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((folders["gpt2"] / name).read_bytes())
+    assert invoke("inspect", "-p", "My dog is", "--model", tmp_path).exit_code == 0
+
+
+def test_inspect_tells_a_genuine_eos_from_a_pad() -> None:
+    result = invoke("inspect", "-p", "<|endoftext|>", "-p", "My dog", "--parse-special")
+    tokens = next(line for line in result.stdout.splitlines() if line.startswith("tokens"))
+    assert tokens.split() == ["tokens", "pad", "<|endoftext|>"]
+
+
+def test_inspect_names_rows_that_cannot_be_in_the_batch() -> None:
+    result = invoke("inspect", "-p", "", "-p", "My dog is", "--json", "--quiet")
+    assert result.exit_code == 3
+    assert [row["id"] for row in json.loads(result.stdout)["rows"]] == ["1"]
+    assert "row 0 is not in the batch: the prompt is empty" in result.stderr
+
+
+def test_inspect_of_nothing_is_empty() -> None:
+    assert json.loads(invoke("inspect", "--json").stdout)["rows"] == []
+    assert invoke("inspect").exit_code == 0
+
+
+# Help.
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["inspect"]], ids=str)
+def test_help_has_a_sentence_for_every_option(command: list[str]) -> None:
+    result = invoke(*command, "--help")
+    assert result.exit_code == 0
+    assert "Usage: " in result.stdout
+
+
+def test_help_of_run_is_in_panels_with_an_example_on_top() -> None:
+    text = invoke("run", "--help").stdout
+    panels = [
+        "batchgen run prompts.txt",
+        "Prompts",
+        "Model",
+        "Length and stopping",
+        "Choosing tokens",
+        "Batches",
+        "Output",
+    ]
+    places = [text.index(panel) for panel in panels]
+    assert places == sorted(places)
+
+
+def test_version() -> None:
+    assert invoke("--version").stdout == f"batchgen {batchgen.__version__}\n"
