@@ -13,9 +13,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-# cgroup v1 writes "no limit" as the largest page-aligned 64-bit number; anything near it is no limit.
-UNLIMITED = 1 << 60
-
 
 def available_bytes(device: torch.device, root: Path = Path("/")) -> int:
     """Bytes that a new batch may take on `device` without swapping or being killed."""
@@ -74,10 +71,11 @@ def _cgroup_bytes(root: Path) -> Iterator[int]:
 
 
 def _headrooms(mount: Path, path: str, limit_name: str, usage_name: str, cache_name: str) -> Iterator[int]:
-    # Inside a container the mount shows the container's own group at its top, so missing folders are skipped.
+    # Inside a container the mount shows the container's own group at its top, so missing folders are skipped. v1 has
+    # no word for "no limit" but the largest number, which never is the least.
     for folder in _ancestors(mount, path):
         limit, usage = _number(folder / limit_name), _number(folder / usage_name)
-        if limit is None or usage is None or limit >= UNLIMITED:
+        if limit is None or usage is None:
             continue
         statistics = dict(line.split() for line in _lines(folder / "memory.stat"))
         yield limit - usage + int(statistics.get(cache_name, 0))
@@ -96,6 +94,6 @@ def _number(path: Path) -> int | None:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text().splitlines()
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, NoReturn
 from batchgen.errors import InputError
 from batchgen.records import Request, RowId, SamplingParams
 
+MOST_LEVELS = 100
 UTF8_BOM = b"\xef\xbb\xbf"
 UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 PROMPT_FIELDS = ("prompt", "text")
@@ -37,6 +38,13 @@ class Source:
     name: str
     path: Path | None = None
     texts: tuple[str, ...] = ()
+
+    @property
+    def form(self) -> str | None:
+        """Its format, where that is known before it is read."""
+        if self.texts:
+            return "text"
+        return FORMATS_BY_SUFFIX.get(self.path.suffix.lower()) if self.path else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,22 +77,34 @@ def find_sources(inputs: Iterable[str], texts: Iterable[str] = (), *, use_stdin:
 def _find(given: str) -> list[Source]:
     if given == "-":
         return [Source("-")]
+    if not given:
+        raise InputError("an input has an empty name: is a shell variable unset?")
+    try:
+        return [_check_file(path) for path in _expand(given)]
+    except OSError as error:
+        raise InputError(f"{given[:80]} cannot be read: {error.strerror} (a prompt itself goes behind -p)") from None
+
+
+def _expand(given: str) -> list[Path]:
+    """The files that a name stands for: its own, a directory's prompt files, a glob's matches."""
     path = Path(given)
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix in FORMATS_BY_SUFFIX and not p.name.startswith("."))
-        if not files:
-            raise InputError(f"{given} holds no prompt files ({', '.join(FORMATS_BY_SUFFIX)})")
-        return [_file(file) for file in files]
-    if path.exists():
-        return [_file(path)]
-    matches = sorted(glob.glob(given, recursive=True)) if glob.has_magic(given) else []  # noqa: PTH207 - any root
-    files = [Path(match) for match in matches if not Path(match).is_dir()]
+        files = [p for p in path.iterdir() if p.suffix.lower() in FORMATS_BY_SUFFIX and not p.name.startswith(".")]
+        reason = f"{given} holds no prompt files ({', '.join(FORMATS_BY_SUFFIX)})"
+    elif path.exists():
+        return [path]
+    elif glob.has_magic(given):
+        files = [Path(match) for match in glob.glob(given, recursive=True)]  # noqa: PTH207 - from any root
+        reason = f"no file matches {given}"
+    else:
+        files, reason = [], f"there is no file {given}"
+    files = sorted(file for file in files if not file.is_dir())
     if not files:
-        raise InputError(f"no file matches {given}" if glob.has_magic(given) else f"there is no file {given}")
-    return [_file(file) for file in files]
+        raise InputError(reason)
+    return files
 
 
-def _file(path: Path) -> Source:
+def _check_file(path: Path) -> Source:
     if path.suffix.lower() in NOT_TEXT:
         raise InputError(f"{path}: cannot read {path.suffix} files; give text (one prompt a line) or .jsonl")
     if not os.access(path, os.R_OK):
@@ -103,6 +123,8 @@ def count_rows(sources: Iterable[Source], limit: int | None = None) -> int | Non
         total += len(source.texts)
         if source.path is not None:
             with source.path.open("rb") as stream:
+                if stream.read(len(UTF8_BOM)) != UTF8_BOM:
+                    stream.seek(0)
                 for line in stream:
                     total += not line.isspace()
                     if limit is not None and total >= limit:
@@ -129,14 +151,15 @@ def to_requests(rows: Iterable[Row], sampling: SamplingParams) -> Iterator[Reque
     """Rows to Requests: numbers them, and marks prompts that no tokenizer can read."""
     for index, row in enumerate(rows):
         row_id = str(index) if row.id is None else row.id
-        yield Request(index, row_id, row.prompt, sampling, row.metadata, row.error or _unencodable(row.prompt))
+        error = row.error or _unencodable(row.prompt, f"prompt {index}")
+        yield Request(index, row_id, row.prompt, sampling, row.metadata, error)
 
 
-def _unencodable(prompt: str) -> str | None:
+def _unencodable(prompt: str, where: str) -> str | None:
     try:
         prompt.encode("utf-8")
     except UnicodeEncodeError as error:
-        return f"the prompt has a lone surrogate (half a character) at character {error.start}"
+        return f"{where}: a lone surrogate (half a character) at character {error.start} of the prompt"
     return None
 
 
@@ -148,8 +171,7 @@ def _read(source: Source, field: str | None, on_blank: Callable[[], None]) -> It
         lines = _without_blanks(_lines(stream, source.name), on_blank)
         if (first := next(lines, None)) is None:
             return
-        suffix = source.path.suffix.lower() if source.path else ""
-        reader = READERS[FORMATS_BY_SUFFIX.get(suffix) or _sniff(first[1], field)]
+        reader = READERS[source.form or _sniff(first[1], field)]
         yield from reader(chain([first], lines), source.name, field)
 
 
@@ -161,6 +183,8 @@ def _open(source: Source) -> BinaryIO:
 
 
 def _open_stdin() -> BinaryIO:
+    if sys.stdin is None:
+        raise InputError("standard input is closed")
     try:
         descriptor = sys.stdin.fileno()
     except ValueError:  # replaced by an object in memory
@@ -202,7 +226,7 @@ def _sniff(line: bytes, field: str | None) -> str:
         return "jsonl"
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return "text"
     return "jsonl" if isinstance(value, dict) and any(name in value for name in PROMPT_FIELDS) else "text"
 
@@ -224,7 +248,8 @@ def read_jsonl(lines: Lines, name: str, field: str | None) -> Iterator[Row]:
         except UnicodeDecodeError as error:
             yield _not_utf8(name, number, line, error)
         except (ValueError, RecursionError) as error:
-            reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+            whole = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+            reason = whole.split(";")[0]  # behind it Python advises programmers
             yield Row(error=f"{name}:{number}: not valid JSON: {reason}")
         else:
             yield row_of_object(value, f"{name}:{number}", field)
@@ -254,7 +279,23 @@ def row_of_object(value: object, where: str, field: str | None = None) -> Row:
         return Row(id=row_id, metadata=metadata, error=f"{where}: no field {' or '.join(names)} (see --field)")
     if not isinstance(value[name], str):
         return Row(id=row_id, metadata=metadata, error=f"{where}: the field {name} is not a string")
-    return Row(value[name], row_id, metadata)
+    if _is_deeper(metadata, MOST_LEVELS):
+        return Row(value[name], row_id, error=f"{where}: nested deeper than {MOST_LEVELS} levels")
+    return Row(value[name], row_id, metadata, _unencodable(value[name], where))
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    """Whether a JSON value is nested deeper than that: writing it would need as much of the stack again."""
+    level = [value]
+    for _ in range(levels):
+        level = [inner for item in level if isinstance(item, dict | list) for inner in _children(item)]
+        if not level:
+            return False
+    return True
+
+
+def _children(value: dict[str, object] | list[object]) -> Iterable[object]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def _not_utf8(name: str, number: int, line: bytes, error: UnicodeDecodeError) -> Row:

@@ -7,7 +7,7 @@ import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="batchgen-tests-")
-os.environ.pop("BATCHGEN_MODEL", None)
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as `batchgen.__main__` does, before torch is imported
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers import (
     BloomConfig,
     GPT2Config,
@@ -30,6 +31,10 @@ from batchgen.memory import ModelShape
 from batchgen.model import Checkpoint, Model, open_checkpoint, open_model
 from batchgen.planner import BatchLimits
 from batchgen.records import Request, SamplingParams, Sequence
+
+# The machines that run the tests are shared: no example fails for being slow.
+settings.register_profile("batchgen", deadline=None)
+settings.load_profile("batchgen")
 
 RAIN = ["It will rain in the", "I want to eat a big bowl of", "My dog is"]
 EOS = 50256

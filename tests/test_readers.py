@@ -1,9 +1,8 @@
 from __future__ import annotations
 
+import io
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from threading import Thread
@@ -53,19 +52,6 @@ def read_line(folder: Path, line: str, field: str | None = None) -> Request:
 
 def nested(depth: int) -> str:
     return '{"prompt": "a", "deep": ' + "[" * depth + "]" * depth + "}"
-
-
-@contextmanager
-def standard_input(content: bytes, path: Path) -> Iterator[None]:
-    path.write_bytes(content)
-    saved = os.dup(0)
-    try:
-        with path.open("rb") as stream:
-            os.dup2(stream.fileno(), 0)
-            yield
-    finally:
-        os.dup2(saved, 0)
-        os.close(saved)
 
 
 def test_a_line_is_a_prompt(tmp_path: Path) -> None:
@@ -284,14 +270,23 @@ def test_a_fifo_is_read(tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("content", [b'{"prompt": "x"}\n', b"x\n"])
-def test_standard_input_is_read(tmp_path: Path, content: bytes) -> None:
-    with standard_input(content, tmp_path / "stdin"):
+def test_standard_input_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    (tmp_path / "stdin").write_bytes(content)
+    with (tmp_path / "stdin").open() as stream:
+        monkeypatch.setattr("sys.stdin", stream)
         assert prompts_of(list(read_requests(find_sources(["-"])))) == ["x"]
 
 
-def test_an_error_on_standard_input_names_it(tmp_path: Path) -> None:
-    with standard_input(b"a\n\xff\n", tmp_path / "stdin"):
-        assert list(read_requests([Source("-")]))[1].error == "-:2: not UTF-8 at byte 0 of the line"
+def test_standard_input_in_memory_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\n\xff\n")))
+    requests = list(read_requests([Source("-")]))
+    assert [request.error for request in requests] == [None, "-:2: not UTF-8 at byte 0 of the line"]
+
+
+def test_standard_input_that_is_closed_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(InputError):
+        list(read_requests([Source("-")]))
 
 
 def test_indices_run_on_over_all_sources(tmp_path: Path) -> None:

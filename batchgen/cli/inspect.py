@@ -43,7 +43,7 @@ def inspect(
     Loads the tokenizer, not the weights.
     """
     screen = Screen(quiet=quiet)
-    requests = read_requests(opt.find_prompts(context, inputs, prompt), field=field)
+    requests = read_requests(opt.find_prompts(context, inputs, prompt, field), field=field)
     with screen.waiting("loading the tokenizer"):
         checkpoint = open_checkpoint(model, revision=revision, weights=False, say=screen.say)
     inspection = inspect_batch(checkpoint, islice(requests, limit), parse_special=parse_special)

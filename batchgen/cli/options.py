@@ -72,10 +72,12 @@ def check_sampling(**values: Any) -> SamplingParams:
         raise UsageError(str(error)) from None
 
 
-def find_prompts(context: typer.Context, inputs: list[str] | None, prompt: list[str] | None) -> list[Source]:
+def find_prompts(
+    context: typer.Context, inputs: list[str] | None, prompt: list[str] | None, field: str | None
+) -> list[Source]:
     """The sources that a command line names; standard input if it names none and there is one.
 
-    Raises `UsageError` with a short usage where there is nothing to read.
+    Raises `UsageError` with a short usage where there is nothing to read, or no JSON for `--field`.
     """
     has_stdin = sys.stdin is not None and not sys.stdin.isatty()
     if not inputs and not prompt and not has_stdin:
@@ -83,7 +85,10 @@ def find_prompts(context: typer.Context, inputs: list[str] | None, prompt: list[
         raise UsageError(
             f"no prompts. Usage: {path} [OPTIONS] [INPUTS]..., such as {path} prompts.txt, or {path} --help"
         )
-    return find_sources(inputs or [], prompt or [], use_stdin=has_stdin)
+    sources = find_sources(inputs or [], prompt or [], use_stdin=has_stdin)
+    if field is not None and all(source.form == "text" for source in sources):
+        raise UsageError(f"--field {field} is for JSON Lines, and all prompts are plain text")
+    return sources
 
 
 Inputs = Annotated[

@@ -83,7 +83,7 @@ def run(
         stop=tuple(stop or ()),
         seed=seed,
     )
-    sources = opt.find_prompts(context, inputs, prompt)
+    sources = opt.find_prompts(context, inputs, prompt, field)
     check_output(output, overwrite, sources)
     job = Job(
         sources=sources,

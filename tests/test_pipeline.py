@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+from conftest import RAIN, FakeEngine, requests_of
+
+import batchgen
+from batchgen import Model, Result
+from batchgen.model import Checkpoint
+from batchgen.pipeline import Pipeline
+
+
+def run(checkpoint: Checkpoint, engine: FakeEngine, prompts: list[str], **options: object) -> list[Result]:
+    return list(Pipeline(checkpoint, engine, **options).run(requests_of(prompts)))  # type: ignore[arg-type]
+
+
+def test_results_come_in_input_order(checkpoint: Checkpoint, fake_engine: FakeEngine) -> None:
+    prompts = [f"prompt {i}" for i in range(100)]
+    results = run(checkpoint, fake_engine, prompts)
+    assert [r.index for r in results] == list(range(100))
+    assert [r.text for r in results] == prompts  # the fake engine repeats each prompt
+
+
+def test_rows_in_are_rows_out(checkpoint: Checkpoint, fake_engine: FakeEngine) -> None:
+    prompts = random.Random(0).choices(["", "My dog is", "rain " * 600], k=200)
+    results = run(checkpoint, fake_engine, prompts)
+    assert [r.prompt for r in results] == prompts
+    assert [r.finish_reason == "error" for r in results] == [p != "My dog is" for p in prompts]
+
+
+def test_windows_double(checkpoint: Checkpoint) -> None:
+    engine = FakeEngine(first_window=4)
+    run(checkpoint, engine, ["a"] * 28)
+    assert engine.windows == [4, 8, 16]
+
+
+def test_only_what_can_run_reaches_the_engine(checkpoint: Checkpoint, fake_engine: FakeEngine) -> None:
+    run(checkpoint, fake_engine, ["", "a", ""])
+    assert fake_engine.windows == [1]
+
+
+def test_results_come_before_the_input_ends(checkpoint: Checkpoint) -> None:
+    taken = []
+
+    def requests() -> object:
+        for request in requests_of(f"prompt {i}" for i in range(100_000)):
+            taken.append(request.index)
+            yield request
+
+    results = Pipeline(checkpoint, FakeEngine(first_window=2)).run(requests())  # type: ignore[arg-type]
+    assert next(results).index == 0
+    assert len(taken) < 100_000
+    results.close()  # type: ignore[attr-defined]
+
+
+def test_stats_add_up(checkpoint: Checkpoint, fake_engine: FakeEngine) -> None:
+    pipeline = Pipeline(checkpoint, fake_engine)
+    pipeline.count_blank_line()
+    list(pipeline.run(requests_of([*RAIN, ""])))
+    stats = pipeline.stats()
+    assert (stats.rows, stats.errors, stats.blank_lines, stats.batches) == (4, 1, 1, 1)
+    assert (stats.prompt_tokens, stats.output_tokens, stats.pad_tokens) == (16, 16, 0)
+    assert stats.peak_bytes > 0
+
+
+def test_the_first_error_is_kept(checkpoint: Checkpoint, fake_engine: FakeEngine) -> None:
+    pipeline = Pipeline(checkpoint, fake_engine)
+    list(pipeline.run(requests_of(["a", "", ""])))
+    assert pipeline.first_error is not None
+    assert pipeline.first_error.index == 1
+
+
+def test_prompt_and_text_are_the_whole_text(bundled: Model) -> None:
+    [result] = batchgen.generate("  My dog is", bundled, max_new_tokens=5)
+    whole = bundled.checkpoint.tokenizer.decode([*result.input_ids, *result.output_ids])
+    assert result.prompt + result.text == whole
+
+
+def test_python_takes_the_columns_of_a_row(bundled: Model) -> None:
+    [result] = batchgen.generate([{"id": "x", "prompt": "My dog is", "topic": "pets"}], bundled, max_new_tokens=1)
+    assert (result.id, result.metadata) == ("x", {"topic": "pets"})
+
+
+def test_a_bad_row_in_python_is_a_result_with_an_error(bundled: Model) -> None:
+    good, bad = batchgen.generate(["My dog is", {"no": "prompt"}], bundled, max_new_tokens=1)
+    assert (good.error, bad.finish_reason) == (None, "error")
+    assert "prompts[1]" in (bad.error or "")
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": -1.0}, {"top_k": 5}, {"num_beams": 2, "temperature": 1.0}], ids=str
+)
+def test_options_that_make_no_sense_raise_value_errors(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="--"):
+        batchgen.generate("x", "bundled", **options)
+
+
+def test_falling_back_to_the_bundled_model_warns() -> None:
+    with pytest.warns(UserWarning, match="using the small bundled model"):
+        [result] = batchgen.generate("My dog is", max_new_tokens=1)
+    assert result.model == "bundled"

@@ -1,0 +1,211 @@
+"""The command in a real terminal (a pty), in pipes, and interrupted: each test starts the process a user starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pexpect
+import pytest
+
+BATCHGEN = str(Path(sys.executable).parent / "batchgen")
+RUN = [BATCHGEN, "run", "--model", "bundled"]
+ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="ptys and signals are POSIX")
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """More rows than a test has time for."""
+    path = tmp_path / "many.txt"
+    path.write_text("".join(f"Once upon a time, number {i}\n" for i in range(100_000)))
+    return path
+
+
+def spawn(*arguments: object, columns: int = 80) -> pexpect.spawn:
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(columns)}
+    environment.pop("NO_COLOR", None)
+    return pexpect.spawn(
+        BATCHGEN, [str(a) for a in arguments], env=environment, timeout=60, encoding="utf-8", dimensions=(50, columns)
+    )
+
+
+def screen(*arguments: object, columns: int = 80) -> tuple[str, int]:
+    """What a terminal shows, without colours, and the exit code."""
+    child = spawn(*arguments, columns=columns)
+    output = child.read()
+    child.close()
+    assert child.exitstatus is not None
+    return ANSI.sub("", output).replace("\r", ""), child.exitstatus
+
+
+def start(*arguments: object, **options: object) -> subprocess.Popen[str]:
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.Popen([*RUN, *map(str, arguments)], text=True, **pipes)  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.fixture
+def running(many: Path) -> Iterator[subprocess.Popen[str]]:
+    """A run that has printed its first row and has far to go."""
+    process = start(many)
+    assert process.stdout is not None
+    process.stdout.readline()
+    yield process
+    process.kill()
+    process.communicate()
+
+
+# A terminal.
+
+
+def test_a_terminal_gets_the_table_within_its_width() -> None:
+    text, exit_code = screen("run", "prompts/rain.txt", "--model", "bundled", "--max-new-tokens", 5)
+    lines = text.splitlines()
+    assert exit_code == 0
+    assert "│ input_ids      │ 50256 50256 50256  1026   481  6290   287   262" in text
+    assert "│ attention_mask │     0     0     0     1     1     1     1     1" in text
+    assert "│ text           │ My dog is very kind and kind." in text
+    assert sum(line.startswith(("╭", "╰")) for line in lines) == 2
+    assert max(len(line) for line in lines if line.startswith(("╭", "│", "├", "╰"))) == 80
+    assert lines[-2].startswith("batchgen: 3 rows")
+
+
+def test_the_continuation_is_highlighted_and_pads_are_dim() -> None:
+    child = spawn("run", "-p", "My dog is", "-p", "It will rain in the", "--model", "bundled", "--max-new-tokens", 2)
+    output = child.read()
+    assert "My dog is\x1b[1;32m very kind" in output
+    assert re.search(r"\x1b\[2m50256", output)
+
+
+def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+    child = pexpect.spawn(
+        BATCHGEN, ["run", "-p", "My dog is", "--model", "bundled", "--max-new-tokens", "2"],
+        env={**os.environ, "NO_COLOR": "1", "TERM": "xterm"}, timeout=60, encoding="utf-8",
+    )  # fmt: skip
+    assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", child.read())
+
+
+def test_the_progress_bar_leaves_nothing_behind() -> None:
+    child = spawn("run", "prompts/rain.txt", "--model", "bundled", "--max-new-tokens", 40)
+    output = child.read()
+    assert "tokens/s" in output.split("batchgen: 3 rows")[0]
+    assert "3 of 3 rows" not in output.split("╰")[1].split("batchgen:")[0].replace("\x1b[2K", "")
+
+
+def test_nothing_to_do_at_a_terminal_is_a_short_usage() -> None:
+    text, exit_code = screen("run")
+    assert exit_code == 2
+    assert "Usage: batchgen run [OPTIONS] [INPUTS]..." in text
+
+
+@pytest.mark.parametrize("form", ["table", "text", "jsonl"])
+def test_no_control_character_of_a_prompt_reaches_the_terminal(form: str) -> None:
+    hostile = "\x1b]0;title\x07 \x9b31m \u202e [red]markup[/red] \x7f"
+    child = spawn("run", "-p", hostile, "--model", "bundled", "--max-new-tokens", 1, "--format", form, "--quiet")
+    output = child.read()
+    for raw in ("\x1b]", "\x07", "\x9b", "\u202e", "\x7f"):
+        assert raw not in output
+
+
+def test_the_error_for_a_missing_file_is_one_plain_line() -> None:
+    text, exit_code = screen("run", "nowhere.txt")
+    assert (text.strip(), exit_code) == ("batchgen: error: there is no file nowhere.txt", 1)
+
+
+# Pipes.
+
+
+def test_a_slow_producer_gets_its_answer_before_it_closes() -> None:
+    process = start(stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("My dog is\n")
+    process.stdin.flush()
+    assert json.loads(process.stdout.readline())["prompt"] == "My dog is"
+    output, _ = process.communicate("It will rain in the\n", timeout=60)
+    assert json.loads(output)["index"] == 1
+    assert process.returncode == 0
+
+
+def test_a_closed_pipe_is_silent(running: subprocess.Popen[str]) -> None:
+    assert running.stdout is not None
+    assert running.stderr is not None
+    running.stdout.close()
+    assert running.wait(timeout=30) == 141
+    assert [line for line in running.stderr if " tokens/s" not in line] == []  # progress at most
+
+
+def test_limit_answers_without_reading_on() -> None:
+    process = start("--limit", 2, "--quiet", "--max-new-tokens", 2, stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("One\nTwo\nThree\n")
+    process.stdin.flush()  # and never closed
+    assert len(process.stdout.read().splitlines()) == 2
+    assert process.wait(timeout=30) == 0
+    process.communicate()
+
+
+# Interrupted.
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_with_whole_rows(
+    running: subprocess.Popen[str], number: signal.Signals, exit_code: int
+) -> None:
+    running.send_signal(number)
+    output, errors = running.communicate(timeout=5)
+    assert running.returncode == exit_code
+    assert [json.loads(line)["index"] for line in output.splitlines()] == list(range(1, len(output.splitlines()) + 1))
+    assert errors.splitlines()[-1].startswith("batchgen: interrupted: ")
+    assert "Traceback" not in errors
+
+
+def test_a_second_signal_ends_at_once(running: subprocess.Popen[str]) -> None:
+    running.send_signal(signal.SIGINT)
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(timeout=5) in (130, 143)
+
+
+def test_an_interrupt_while_the_model_loads_is_silent() -> None:
+    process = start("-p", "x")
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=1)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=5)
+    assert (process.returncode, output, errors) == (130, "", "")
+
+
+def test_an_interrupted_output_file_keeps_its_rows_beside_it(many: Path, tmp_path: Path) -> None:
+    output, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
+    process = start(many, "-o", output)
+    while not (partial.exists() and partial.stat().st_size):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=5)
+    assert not output.exists()
+    assert f"finished rows are in {partial}" in errors
+    assert json.loads(partial.read_text().splitlines()[0])["index"] == 0
+
+
+# Start-up.
+
+
+def test_help_loads_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from batchgen.cli import app\n"
+        "for command in ([], ['run'], ['inspect']):\n"
+        "    assert CliRunner().invoke(app, [*command, '--help']).exit_code == 0\n"
+        "heavy = {'torch', 'transformers', 'huggingface_hub', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
