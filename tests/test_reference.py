@@ -190,6 +190,14 @@ def test_greedy_and_sampled_rows_share_a_batch(bundled: Model) -> None:
     assert together == {0: list(alone.output_ids), 1: list(sampled.output_ids)}
 
 
+def test_steps_count_the_rows_that_are_not_finished(bundled: Model) -> None:
+    requests = [Request(i, str(i), "My dog is", SamplingParams(max_new_tokens=n)) for i, n in enumerate((1, 3))]
+    steps: list[int] = []
+    engine = make_engine(bundled, limits_for(bundled), on_step=steps.append)
+    list(engine.generate(encode(requests, bundled.checkpoint.tokenizer)))
+    assert steps == [2, 1, 1]
+
+
 def test_a_stop_request_ends_inside_generate(bundled: Model) -> None:
     steps = []
     stop = threading.Event()

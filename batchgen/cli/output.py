@@ -44,8 +44,14 @@ def check_output(output: Path | None, overwrite: bool, sources: list[Source]) ->
         raise OutputError(f"-o {output} is a folder: name a file in it")
     if not output.parent.is_dir():
         raise OutputError(f"-o {output}: there is no folder {output.parent}")
-    if output.exists() and not overwrite:
-        raise OutputError(f"{output} exists: add --overwrite to replace it")
+    for path, what in ((output, "exists"), (_partial(output), "holds the rows of an interrupted run")):
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path} {what}: add --overwrite to replace it, or move it away")
+
+
+def _partial(output: Path) -> Path:
+    """Where rows stand until all are there."""
+    return output.with_name(output.name + ".partial")
 
 
 def _is_same(one: Path, other: Path) -> bool:
@@ -65,12 +71,17 @@ def open_output(output: Path | None) -> Iterator[TextIO]:
         with output.open("w", encoding="utf-8", newline="\n") as stream:
             yield stream
         return
-    partial = output.with_name(output.name + ".partial")
-    with partial.open("w", encoding="utf-8", newline="\n") as stream:
-        yield stream
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(output)
+    partial = _partial(output)
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(output)
+    finally:
+        with suppress(OSError):
+            if not partial.stat().st_size:
+                partial.unlink()
 
 
 def is_abandoned(stream: TextIO) -> bool:
@@ -85,12 +96,5 @@ def is_abandoned(stream: TextIO) -> bool:
 
 
 def kept_partial(output: Path | None) -> Path | None:
-    """The partial file that a run which did not end well leaves; an empty one is removed."""
-    if output is None:
-        return None
-    partial = output.with_name(output.name + ".partial")
-    with suppress(OSError):
-        if partial.stat().st_size:
-            return partial
-        partial.unlink()
-    return None
+    """The finished rows of a run that did not end well, where it wrote a file."""
+    return _partial(output) if output is not None and _partial(output).exists() else None

@@ -140,7 +140,7 @@ def execute(job: Job, screen: Screen, interrupts: Interrupts) -> int:
             name=job.engine,
             exact=job.exact,
             on_step=progress.on_step,
-            should_stop=partial(_should_stop, interrupts),
+            should_stop=partial(_should_stop, job, interrupts),
         )
         pipeline = Pipeline(model.checkpoint, engine, too_long=job.too_long, parse_special=job.parse_special)
         try:
@@ -152,8 +152,8 @@ def execute(job: Job, screen: Screen, interrupts: Interrupts) -> int:
     return _sum_up(job, screen, interrupts, pipeline, model)
 
 
-def _should_stop(interrupts: Interrupts) -> bool:
-    if is_abandoned(sys.stdout):
+def _should_stop(job: Job, interrupts: Interrupts) -> bool:
+    if job.output is None and is_abandoned(sys.stdout):
         raise BrokenPipeError
     return interrupts.stop_requested()
 

@@ -65,7 +65,7 @@ class ReferenceEngine:
 
     def _run(self, batch: Batch) -> None:
         started = time.perf_counter()
-        watch = _Watch(self.model, self.on_step)
+        watch = _Watch(batch, self.model, self.on_step)
         if batch.sequences[0].sampling.num_beams > 1:
             self._search(batch, watch)
         else:
@@ -148,7 +148,8 @@ def _out_of_memory_in_one_line(batch: Batch) -> Iterator[None]:
 class _Watch(LogitsProcessor):
     """Notes when the prefill was over, reports each step, and refuses a model that gives NaN. Changes nothing."""
 
-    def __init__(self, model: Model, on_step: Callable[[int], None]) -> None:
+    def __init__(self, batch: Batch, model: Model, on_step: Callable[[int], None]) -> None:
+        self.batch = batch
         self.model = model
         self.on_step = on_step
         self.first_step_at: float | None = None
@@ -159,7 +160,7 @@ class _Watch(LogitsProcessor):
             if bool(scores.isnan().any()):
                 name, model = self.model.checkpoint.name, self.model
                 raise ModelError(f"model {name} gives NaN in {model.dtype_name} on {model.device}: use --dtype float32")
-        self.on_step(len(scores))
+        self.on_step(sum(not sequence.is_finished for sequence in self.batch.sequences))
         return scores
 
 
