@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from conftest import RAIN
 from typer.testing import CliRunner, Result
 
 import batchgen
+import batchgen.padding
 from batchgen.cli import app
 
 FIELDS = [
@@ -153,6 +156,19 @@ def test_the_summary_counts_blank_lines() -> None:
 
 def test_quiet_is_silent(rain: Path) -> None:
     result = invoke("run", rain, "--quiet", "--max-new-tokens", 2)
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+def test_what_libraries_log_or_warn_does_not_appear(rain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = batchgen.padding.decode
+
+    def noisy(*arguments: Any) -> str:
+        logging.getLogger("transformers").error("a line of their own")
+        warnings.warn("another", stacklevel=1)
+        return decode(*arguments)
+
+    monkeypatch.setattr(batchgen.padding, "decode", noisy)
+    result = run(rain, "--quiet")
     assert (result.exit_code, result.stderr) == (0, "")
 
 

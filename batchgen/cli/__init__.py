@@ -15,6 +15,7 @@ from batchgen.cli.inspect import inspect
 from batchgen.cli.run import run
 from batchgen.cli.signals import Interrupts
 from batchgen.errors import BatchgenError
+from batchgen.model.quiet import no_logs
 from batchgen.render.screen import Screen
 
 BROKEN_PIPE = 141
@@ -25,7 +26,7 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         _use_utf8()
-        with Interrupts() as interrupts:
+        with no_logs(), Interrupts() as interrupts:
             ctx.obj = interrupts
             try:
                 return super().invoke(ctx)

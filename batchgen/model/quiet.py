@@ -28,14 +28,8 @@ def first_line(error: Exception) -> str:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Holds back the Hub's and transformers' own bars, logs and warnings."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-    from transformers.utils import logging as transformers_logging
-
-    had_bars = transformers_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
-    transformers_logging.disable_progress_bar()
-    disable_progress_bars()
+def no_logs() -> Iterator[None]:
+    """Holds back log records and warnings of every library."""
     disabled_below = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -44,6 +38,21 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled_below)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Holds back the Hub's and transformers' own bars too."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    had_bars = transformers_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    transformers_logging.disable_progress_bar()
+    disable_progress_bars()
+    try:
+        with no_logs():
+            yield
+    finally:
         if had_bars[0]:
             transformers_logging.enable_progress_bar()
         if had_bars[1]:
