@@ -37,23 +37,26 @@ class ModelShape:
     def from_config(cls, config: PretrainedConfig) -> ModelShape:
         """Reads a transformers config; names that a family lacks fall back to GPT-2's proportions."""
         text = config.get_text_config()
-        n_embd, n_head = text.hidden_size, text.num_attention_heads
+        n_embd = _number(text, "hidden_size", "d_model") or 768
+        n_head = _number(text, "num_attention_heads") or max(1, n_embd // 64)
         return cls(
-            n_layer=text.num_hidden_layers,
+            n_layer=_number(text, "num_hidden_layers") or 12,
             n_head=n_head,
-            n_kv_head=getattr(text, "num_key_value_heads", None) or n_head,
-            head_dim=getattr(text, "head_dim", None) or n_embd // n_head,
+            n_kv_head=_number(text, "num_key_value_heads") or n_head,
+            head_dim=_number(text, "head_dim") or n_embd // n_head,
             n_embd=n_embd,
-            n_inner=_inner_size(text, n_embd),
+            n_inner=_number(text, "intermediate_size", "n_inner", "ffn_dim") or 4 * n_embd,
             vocab_size=text.vocab_size,
         )
 
 
-def _inner_size(config: PretrainedConfig, n_embd: int) -> int:
-    for name in ("intermediate_size", "n_inner", "ffn_dim"):
-        if size := getattr(config, name, None):
-            return int(size)
-    return 4 * n_embd
+def _number(config: PretrainedConfig, *names: str) -> int | None:
+    """The first of these that a config has; the greatest where it has one a layer. Recurrent models lack some."""
+    for name in names:
+        value = getattr(config, name, None)
+        if value:
+            return int(max(value) if isinstance(value, list | tuple) else value)
+    return None
 
 
 def kv_cache_bytes(shape: ModelShape, rows: int, columns: int, element_bytes: int) -> int:

@@ -6,7 +6,7 @@ import pytest
 from conftest import ARCHITECTURES
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import GPT2Config, LlamaConfig, OPTConfig, PretrainedConfig
+from transformers import GPT2Config, LlamaConfig, MambaConfig, OPTConfig, PretrainedConfig
 
 from batchgen.memory import ModelShape, estimate, kv_cache_bytes
 from batchgen.records import SamplingParams
@@ -114,3 +114,14 @@ def test_more_never_takes_less(
 )  # fmt: skip
 def test_a_config_gives_its_shape(config: PretrainedConfig, shape: ModelShape) -> None:
     assert ModelShape.from_config(config) == shape
+
+
+def test_a_recurrent_model_without_heads_has_a_shape() -> None:
+    shape = ModelShape.from_config(MambaConfig(hidden_size=256, num_hidden_layers=3))
+    assert (shape.n_layer, shape.n_embd, shape.n_head) == (3, 256, 4)
+
+
+def test_a_number_for_each_layer_counts_as_its_greatest() -> None:
+    config = GPT2Config(n_head=12)
+    config.num_key_value_heads = [2, 4, 3]
+    assert ModelShape.from_config(config).n_kv_head == 4
