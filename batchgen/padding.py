@@ -40,6 +40,7 @@ def encode(
     tokenizer: PreTrainedTokenizerBase,
     *,
     n_positions: int | None = None,
+    vocab_size: int | None = None,
     too_long: TooLong = "error",
     parse_special: bool = False,
 ) -> list[Sequence]:
@@ -57,7 +58,12 @@ def encode(
             failed.fail(error)
             sequences.append(failed)
         else:
-            sequences.extend(_samples(request, next(token_ids), n_positions, too_long))
+            input_ids = next(token_ids)
+            samples = _samples(request, input_ids, n_positions, too_long)
+            if vocab_size is not None and max(input_ids, default=0) >= vocab_size:
+                samples = samples[:1]
+                samples[0].fail(f"the tokenizer gives token {max(input_ids)}, which the model does not have")
+            sequences.extend(samples)
     return sequences
 
 

@@ -45,6 +45,7 @@ class Pipeline:
                 window,
                 self.checkpoint.tokenizer,
                 n_positions=self.checkpoint.n_positions,
+                vocab_size=self.checkpoint.vocab_size,
                 too_long=self.too_long,
                 parse_special=self.parse_special,
             )
@@ -95,6 +96,7 @@ def in_order(sequences: list[Sequence], completed: Iterable[Sequence]) -> Iterat
             done.add(id(sequence))
         while waiting and id(waiting[0]) in done:
             yield waiting.popleft()
+    assert not waiting, "an engine did not finish every row"
 
 
 def to_result(sequence: Sequence, checkpoint: Checkpoint) -> Result:
@@ -122,7 +124,7 @@ def to_result(sequence: Sequence, checkpoint: Checkpoint) -> Result:
 
 
 def generate(
-    prompts: str | Iterable[str | Mapping[str, Any]],
+    prompts: str | Mapping[str, Any] | Iterable[str | Mapping[str, Any]],
     model: str | Model | None = None,
     *,
     device: str = "auto",
@@ -138,21 +140,26 @@ def generate(
 
     `prompts` are strings, or mappings with the fields of a JSON Lines row. `model` is a name, a folder, a Hub id, or
     what `open_model` returned, so that several calls share it. `sampling` takes the fields of `SamplingParams`.
-    Raises `BatchgenError`; a bad row does not raise, its Result has an `error`.
+    Raises `BatchgenError`, and `ValueError` for sampling options that make no sense; a bad row does not raise, its
+    Result has an `error`.
 
     >>> [r.text for r in generate(["My dog is"], model="bundled", max_new_tokens=4)]
     [' very kind and kind']
     """
     params = SamplingParams(**sampling)
+    if too_long not in ("error", "truncate"):
+        raise ValueError(f"too_long {too_long!r} is neither error nor truncate")
     if not isinstance(model, Model):
         model = open_model(model, device=device, dtype=dtype, say=lambda line: warnings.warn(line, stacklevel=3))
     limits = limits_for(model, None if batch_size == "auto" else batch_size)
     runner = make_engine(model, limits, name=engine, exact=exact)
     pipeline = Pipeline(model.checkpoint, runner, too_long=too_long, parse_special=parse_special)
-    items = [prompts] if isinstance(prompts, str) else prompts
+    items = [prompts] if isinstance(prompts, str | Mapping) else prompts
     rows = (_to_row(item, number) for number, item in enumerate(items))
     return list(pipeline.run(to_requests(rows, params)))
 
 
 def _to_row(item: object, number: int) -> Row:
-    return Row(item) if isinstance(item, str) else row_of_object(item, f"prompts[{number}]")
+    if isinstance(item, str):
+        return Row(item)
+    return row_of_object(dict(item) if isinstance(item, Mapping) else item, f"prompts[{number}]")

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from batchgen.errors import UsageError
 from batchgen.memory import ModelShape, estimate
 from batchgen.probes import available_bytes
 from batchgen.records import SamplingParams, Sequence
@@ -61,7 +62,9 @@ class BatchLimits:
 
 
 def limits_for(model: Model, num_rows: int | None = None) -> BatchLimits:
-    """Limits from what this machine has left beside the loaded model."""
+    """Limits from what this machine has left beside the loaded model; `num_rows` fixes the rows of a batch."""
+    if num_rows is not None and (not isinstance(num_rows, int) or num_rows < 1):
+        raise UsageError(f"--batch-size {num_rows}: give auto or a number from 1 up")
     return BatchLimits(
         shape=ModelShape.from_config(model.checkpoint.config),
         element_bytes=model.dtype.itemsize,

@@ -113,7 +113,14 @@ def _check_file(path: Path) -> Source:
 
 
 def count_rows(sources: Iterable[Source], limit: int | None = None) -> int | None:
-    """Rows to come, for a progress bar; None where a source can be read only once."""
+    """Rows to come, for a progress bar; None where a source can be read only once, or not at all."""
+    try:
+        return _count_rows(sources, limit)
+    except OSError:  # told by the reader, with its name
+        return None
+
+
+def _count_rows(sources: Iterable[Source], limit: int | None) -> int | None:
     total = 0
     for source in sources:
         if source.path is None and not source.texts:

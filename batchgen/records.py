@@ -40,6 +40,10 @@ class SamplingParams:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        # A single string is one stop, and a list is as good as a tuple.
+        given: object = self.stop
+        stop = (given,) if isinstance(given, str) else tuple(self.stop)
+        object.__setattr__(self, "stop", stop)
         self._check_ranges()
         self._check_contradictions()
 

@@ -252,6 +252,14 @@ def test_a_folder_as_output_is_refused(tmp_path: Path) -> None:
     assert "is a folder" in failure(run("-p", "x", "-o", tmp_path), 1)
 
 
+def test_a_dash_as_output_is_standard_output() -> None:
+    assert len(records(run("-p", "My dog is", "-o", "-"))) == 1
+
+
+def test_sixteen_bits_are_said_not_to_be_exact() -> None:
+    assert "near ties not decided again" in run("-p", "My dog is", "--dtype", "bfloat16").stderr
+
+
 def test_an_unknown_suffix_is_a_usage_error(tmp_path: Path) -> None:
     assert "unknown suffix" in failure(run("-p", "x", "-o", tmp_path / "out.csv"), 2)
 

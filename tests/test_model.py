@@ -64,6 +64,11 @@ def test_a_folder_that_does_not_exist() -> None:
     assert "./nowhere is neither a folder nor a Hub id" in refusal("./nowhere")
 
 
+@pytest.mark.parametrize("name", ["foo--bar", "-foo", "x.git", "~nosuchuser/x", "", "a" * 300])
+def test_a_name_that_cannot_be_a_model(name: str) -> None:
+    refusal(name)
+
+
 def test_a_file_instead_of_a_folder(folder: Path) -> None:
     assert "is a file" in refusal(folder / "config.json")
 

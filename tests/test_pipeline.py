@@ -8,6 +8,7 @@ from conftest import RAIN, FakeEngine, requests_of
 import batchgen
 from batchgen import Model, Result
 from batchgen.model import Checkpoint
+from batchgen.padding import encode
 from batchgen.pipeline import Pipeline
 
 
@@ -100,3 +101,25 @@ def test_falling_back_to_the_bundled_model_warns() -> None:
     with pytest.warns(UserWarning, match="using the small bundled model"):
         [result] = batchgen.generate("My dog is", max_new_tokens=1)
     assert result.model == "bundled"
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, "8"])
+def test_a_batch_size_that_is_no_number_of_rows_is_refused(bundled: Model, batch_size: object) -> None:
+    with pytest.raises(batchgen.BatchgenError, match="--batch-size"):
+        batchgen.generate("x", bundled, batch_size=batch_size)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("stop", ["kind", ["kind"], ("kind",)])
+def test_stop_is_one_text_or_several(bundled: Model, stop: object) -> None:
+    [result] = batchgen.generate({"prompt": "My dog is"}, bundled, stop=stop)
+    assert (result.text, result.finish_reason) == (" very ", "stop")
+
+
+def test_a_policy_that_does_not_exist_is_refused(bundled: Model) -> None:
+    with pytest.raises(ValueError, match="too_long"):
+        batchgen.generate("x", bundled, too_long="trunc")  # type: ignore[arg-type]
+
+
+def test_a_token_that_the_model_does_not_have_fails_its_row(checkpoint: Checkpoint) -> None:
+    sequences = encode(requests_of(["My", "dog"]), checkpoint.tokenizer, vocab_size=3700)
+    assert [s.error is None for s in sequences] == [True, False]

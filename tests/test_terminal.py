@@ -142,6 +142,17 @@ def test_a_closed_pipe_is_silent(running: subprocess.Popen[str]) -> None:
     assert [line for line in running.stderr if " tokens/s" not in line] == []  # progress at most
 
 
+def test_a_closed_pipe_is_silent_for_a_table_too(many: Path) -> None:
+    process = start(many, "--format", "table", "--batch-size", 1)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=30) == 141
+    assert [line for line in process.stderr if " tokens/s" not in line] == []
+    process.stderr.close()
+
+
 def test_limit_answers_without_reading_on() -> None:
     process = start("--limit", 2, "--quiet", "--max-new-tokens", 2, stdin=subprocess.PIPE)
     assert process.stdin is not None

@@ -7,7 +7,6 @@ from itertools import islice
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from batchgen.cli import options as opt
 from batchgen.cli.run import SOME_ROWS_FAILED
@@ -15,7 +14,7 @@ from batchgen.inspector import Inspection, inspect_batch
 from batchgen.model import open_checkpoint
 from batchgen.readers import read_requests
 from batchgen.render.batch import print_batch
-from batchgen.render.screen import Screen, plural
+from batchgen.render.screen import OutputConsole, Screen, plural
 from batchgen.writers import to_json
 
 DEFAULT_LIMIT = 16
@@ -63,4 +62,4 @@ def _show(inspection: Inspection) -> None:
         f"{plural(len(rows), 'row')}, {plural(columns, 'column')}, padding {inspection.padding_share:.0%}, "
         f"pad = eos = {inspection.pad_token_id}, model {inspection.model}"
     )
-    print_batch(Console(file=sys.stdout, highlight=False), title, rows)
+    print_batch(OutputConsole(file=sys.stdout, highlight=False), title, rows)

@@ -27,6 +27,8 @@ def choose_format(asked: Format, output: Path | None, *, ids: bool = False) -> F
 
 def _natural_format(output: Path | None) -> Format:
     if output is None:
+        if sys.stdout is None:
+            raise OutputError("standard output is closed: name a file with -o")
         return Format.table if sys.stdout.isatty() else Format.jsonl
     if output.suffix.lower() not in FORMATS_BY_SUFFIX:
         known = ", ".join(FORMATS_BY_SUFFIX)
@@ -45,13 +47,14 @@ def check_output(output: Path | None, overwrite: bool, sources: list[Source]) ->
     if not output.parent.is_dir():
         raise OutputError(f"-o {output}: there is no folder {output.parent}")
     for path, what in ((output, "exists"), (_partial(output), "holds the rows of an interrupted run")):
-        if path.exists() and not overwrite:
+        if path.is_file() and not overwrite:
             raise OutputError(f"{path} {what}: add --overwrite to replace it, or move it away")
 
 
 def _partial(output: Path) -> Path:
     """Where rows stand until all are there."""
-    return output.with_name(output.name + ".partial")
+    target = output.resolve()  # behind a link, the file it leads to
+    return target.with_name(target.name + ".partial")
 
 
 def _is_same(one: Path, other: Path) -> bool:
@@ -77,7 +80,7 @@ def open_output(output: Path | None) -> Iterator[TextIO]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        partial.replace(output)
+        partial.replace(output.resolve())
     finally:
         with suppress(OSError):
             if not partial.stat().st_size:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TextIO
 
 import typer
-from rich.console import Console
 
 from batchgen.cli import options as opt
 from batchgen.cli.output import check_output, choose_format, is_abandoned, kept_partial, open_output
@@ -23,7 +22,7 @@ from batchgen.planner import limits_for
 from batchgen.readers import Source, count_rows, read_requests
 from batchgen.records import Request, Result, SamplingParams, TooLong
 from batchgen.render.progress import ProgressReport
-from batchgen.render.screen import Screen, escape, summary
+from batchgen.render.screen import OutputConsole, Screen, escape, summary
 from batchgen.render.table import ResultTable
 from batchgen.writers import write_jsonl, write_text
 
@@ -83,6 +82,7 @@ def run(
         stop=tuple(stop or ()),
         seed=seed,
     )
+    output = None if output == Path("-") else output
     sources = opt.find_prompts(context, inputs, prompt, field)
     check_output(output, overwrite, sources)
     job = Job(
@@ -171,7 +171,7 @@ def _read(job: Job, pipeline: Pipeline) -> Iterator[Request]:
 
 def _write(job: Job, results: Iterable[Result], stream: TextIO, model: Model) -> None:
     if job.form is opt.Format.table:
-        console = Console(file=stream, highlight=False)
+        console = OutputConsole(file=stream, highlight=False)
         ResultTable(console, model.checkpoint.pad_token_id, all_ids=job.ids).write(results)
     elif job.form is opt.Format.text:
         write_text(results, stream, escape=escape if stream.isatty() else str)
@@ -182,7 +182,9 @@ def _write(job: Job, results: Iterable[Result], stream: TextIO, model: Model) ->
 def _sum_up(job: Job, screen: Screen, interrupts: Interrupts, pipeline: Pipeline, model: Model) -> int:
     """The closing lines on stderr; the exit code."""
     stats = pipeline.stats()
-    line = summary(stats, model.checkpoint.name, str(model.device), model.dtype_name)
+    is_exact = job.exact and model.dtype_name == "float32"
+    dtype = model.dtype_name + ("" if is_exact else " (near ties not decided again)")
+    line = summary(stats, model.checkpoint.name, str(model.device), dtype)
     if interrupts.stop_requested():
         kept = kept_partial(job.output)
         screen.say("interrupted: " + line + (f"; finished rows are in {kept}" if kept else ""))

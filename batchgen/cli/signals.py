@@ -8,7 +8,7 @@ from types import FrameType
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 # How long a step may go on after the first signal before it is dropped where it stands.
-GRACE_S = 2.0
+GRACE_S = 0.5
 
 
 class Interrupts:
@@ -43,6 +43,8 @@ class Interrupts:
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self.signum is not None:
+            if os.isatty(2):
+                os.write(2, b"\r\x1b[2K\x1b[?25h")  # wipe the bar, show the cursor
             os._exit(EXIT_CODES[signal.Signals(number)])
         self.signum = signal.Signals(number)
         if not self._in_steps or not hasattr(signal, "setitimer"):

@@ -57,7 +57,7 @@ class ReferenceEngine:
             for sequence in rows:
                 sequence.batch_index, sequence.padded_length = self.num_batches, batch.input_ids.shape[1]
             self.num_batches += 1
-            with torch.inference_mode(), _out_of_memory_in_one_line(batch):
+            with torch.inference_mode(), _failures_in_one_line(batch):
                 self._run(batch)
             if self.should_stop():
                 raise KeyboardInterrupt
@@ -132,14 +132,15 @@ class ReferenceEngine:
 
 
 @contextmanager
-def _out_of_memory_in_one_line(batch: Batch) -> Iterator[None]:
+def _failures_in_one_line(batch: Batch) -> Iterator[None]:
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
-        # On the CPU torch raises a plain RuntimeError that names its allocator.
-        if type(error) is RuntimeError and "DefaultCPUAllocator" not in str(error):
-            raise
+    except (RuntimeError, IndexError, MemoryError) as error:
         rows, columns = batch.input_ids.shape
+        # On the CPU torch raises a plain RuntimeError that names its allocator.
+        if type(error) in (RuntimeError, IndexError) and "DefaultCPUAllocator" not in str(error):
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ModelError(f"the model failed in a batch of {rows} rows of {columns} columns: {reason}") from error
         raise BatchgenError(
             f"out of memory in a batch of {rows} rows of {columns} columns: try --batch-size {max(1, rows // 2)}"
         ) from None
@@ -159,7 +160,8 @@ class _Watch(LogitsProcessor):
             self.first_step_at = time.perf_counter()
             if bool(scores.isnan().any()):
                 name, model = self.model.checkpoint.name, self.model
-                raise ModelError(f"model {name} gives NaN in {model.dtype_name} on {model.device}: use --dtype float32")
+                mend = "its weights are broken" if model.dtype_name == "float32" else "use --dtype float32"
+                raise ModelError(f"model {name} gives NaN in {model.dtype_name} on {model.device}: {mend}")
         self.on_step(sum(not sequence.is_finished for sequence in self.batch.sequences))
         return scores
 

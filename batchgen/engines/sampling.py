@@ -185,7 +185,6 @@ class Sampler:
         self.sequences = sequences
         self.eos_token_ids = sorted(eos_token_ids)
         self.recompute = recompute
-        self.num_decided = self.num_recomputed = 0
         self._seen: torch.Tensor | None = None  # [B, V] bool, where a repetition penalty needs it
 
     def choose(self, logits: torch.Tensor) -> list[int | None]:
@@ -196,12 +195,10 @@ class Sampler:
         tokens: list[int | None] = [None] * len(self.sequences)
         for row, token, is_close in zip(live, chosen, close, strict=True):
             tokens[row] = self._decide_alone(row, self.recompute) if is_close and self.recompute else token
-        self.num_decided += len(live)
         self._note_chosen(live, [tokens[row] for row in live])
         return tokens
 
     def _decide_alone(self, row: int, recompute: RecomputeLogits) -> int:
-        self.num_recomputed += 1
         logits = recompute(self.sequences[row])[None].float()  # [1, V]
         return self._decide(logits, [row])[0][0]
 

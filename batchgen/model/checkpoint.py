@@ -30,13 +30,19 @@ class Checkpoint:
     def pad_token_id(self) -> int:
         """eos serves as pad: it is masked, so any token would do (0 where a model has no eos)."""
         own = self.tokenizer.eos_token_id
-        return own if own is not None else min(self.eos_token_ids, default=0)
+        return own if own in self.eos_token_ids else min(self.eos_token_ids, default=0)
 
     @cached_property
     def n_positions(self) -> int | None:
         """The most tokens a row may have, prompt and new ones; None where the architecture sets no limit."""
-        limit = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        text = self.config.get_text_config()
+        limit = getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)
         return int(limit) if limit else None
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens the model has an embedding for."""
+        return int(self.config.get_text_config().vocab_size)
 
 
 def read_checkpoint(name: str, folder: Path) -> Checkpoint:

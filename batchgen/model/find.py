@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -41,8 +40,8 @@ def find_model(
     """
     if name is None and revision is None:
         return _find_default(weights, say)
-    name = name or DEFAULT_MODEL
-    if name == BUNDLED or Path(name).expanduser().exists() or not _is_repository(name):
+    name = DEFAULT_MODEL if name is None else name
+    if name == BUNDLED or _exists(name) or not _is_repository(name):
         if revision:
             raise UsageError(f"--revision names a version on the Hub; {name} is not a Hub model")
         return name, BUNDLED_FOLDER if name == BUNDLED else _check_folder(name)
@@ -69,14 +68,37 @@ def _find_default(weights: bool, say: Say) -> tuple[str, Path]:
 
 
 def _is_repository(name: str) -> bool:
-    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name, re.ASCII) is not None
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _to_path(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # the home of a user who does not exist
+        return Path(name)
+
+
+def _exists(name: str) -> bool:
+    try:
+        return _to_path(name).exists()
+    except OSError:  # a name longer than any file's
+        return False
 
 
 def _check_folder(name: str) -> Path:
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        reason = "is a file" if folder.exists() else "is neither a folder nor a Hub id"
-        raise ModelError(f"--model {name} {reason}: give a model folder, a Hub id such as gpt2, or bundled")
+    if not name:
+        raise ModelError("--model has an empty name: is a shell variable unset?")
+    folder = _to_path(name)
+    if not _exists(name) or not folder.is_dir():
+        reason = "is a file" if _exists(name) else "is neither a folder nor a Hub id"
+        raise ModelError(f"--model {name[:80]} {reason}: give a model folder, a Hub id such as gpt2, or bundled")
     return folder
 
 
@@ -102,8 +124,11 @@ def _has_weights(folder: Path) -> bool:
     index = folder / "model.safetensors.index.json"
     if not index.exists():
         return any(folder.glob("*.safetensors"))
-    shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return all((folder / shard).exists() for shard in shards)
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return all((folder / str(shard)).exists() for shard in shards)
 
 
 def _download(repository: str, revision: str | None, weights: bool, say: Say) -> Path:

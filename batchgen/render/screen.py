@@ -23,6 +23,13 @@ def escape(text: str) -> str:
     return UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
+class OutputConsole(Console):
+    """stdout; a reader that went away is the caller's to judge."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class Screen:
     """stderr: what is said to a person. With `quiet` only errors are."""
 
