@@ -1,29 +1,32 @@
 """How many bytes a batch needs: arithmetic only, no tensors and no probing.
 
-The formulas were measured on GPT-2 with scaled dot product attention (69.00 MiB predicted, 69.14 measured); for other
-families they are an upper estimate. e is bytes an element, B rows, S padded length, L layers, H hidden size.
+Written for transformers' `generate` and the work space of our sampler; every factor was measured as live tensor bytes
+(docs/memory.md, made by `benchmarks/memory_sweep.py`). In the formulas e is bytes an element, B rows, S padded length,
+C columns (prompt and new tokens), L layers, H hidden size, I inner size, V vocabulary.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterable
+from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from batchgen.records import MemoryEstimate, SamplingParams
+from batchgen.records import MemoryEstimate, SamplingParams, Sequence
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-# Sampling work space in units of B*V*4 bytes: the fp32 copy of the logits, and what choosing a token takes on top.
-LOGITS_GREEDY = 3.0
-LOGITS_SAMPLED = 6.0  # probabilities and their running sum are float64
-LOGITS_TOP_P = 11.5  # a full sort with its indices
-BEAM_COPIES = 2  # reordering the cache by beam makes a second one
+FLOAT32_BYTES = 4
+# What a process holds on top of live tensors: small tensors' heap, scratch of the matrix kernels. 8 to 11 MiB measured.
+WORKSPACE_BYTES = 12 * 2**20
+FIRST_WINDOW = 16
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What of a config decides how many bytes a batch needs."""
+    """What of a config decides how many bytes a model and its batches need."""
 
     n_layer: int
     n_head: int
@@ -32,6 +35,9 @@ class ModelShape:
     n_embd: int
     n_inner: int
     vocab_size: int
+    n_positions: int = 0  # learned position embeddings; 0 for rotary and the like
+    is_tied: bool = True  # the output layer is the embedding
+    is_gated: bool = False  # the inner layer has a gate beside it (SwiGLU)
 
     @classmethod
     def from_config(cls, config: PretrainedConfig) -> ModelShape:
@@ -47,6 +53,9 @@ class ModelShape:
             n_embd=n_embd,
             n_inner=_number(text, "intermediate_size", "n_inner", "ffn_dim") or 4 * n_embd,
             vocab_size=text.vocab_size,
+            n_positions=(_number(text, "n_positions") or 0) if text.model_type == "gpt2" else 0,
+            is_tied=bool(getattr(text, "tie_word_embeddings", True)),
+            is_gated=getattr(text, "hidden_act", None) in ("silu", "swish"),  # families with a gate name these
         )
 
 
@@ -59,39 +68,179 @@ def _number(config: PretrainedConfig, *names: str) -> int | None:
     return None
 
 
-def kv_cache_bytes(shape: ModelShape, rows: int, columns: int, element_bytes: int) -> int:
-    """Keys and values of every layer for `columns` positions of `rows` rows, pads included."""
-    return 2 * shape.n_layer * shape.n_kv_head * shape.head_dim * rows * columns * element_bytes
+def num_parameters(shape: ModelShape) -> int:
+    """Weights of a model of this shape: exact for GPT-2, without the norms' few for others.
+
+    >>> num_parameters(ModelShape(12, 12, 12, 64, 768, 3072, 50257, n_positions=1024))
+    124439808
+    """
+    n_embd, heads = shape.n_embd, shape.n_head * shape.head_dim
+    kv_heads = shape.n_kv_head * shape.head_dim
+    attention = n_embd * (heads + 2 * kv_heads) + heads * n_embd
+    inner = (3 if shape.is_gated else 2) * n_embd * shape.n_inner
+    # GPT-2's biases (3H and H in attention, I and H in the inner layers) and two norms of 2H; the last norm beside.
+    small = 9 * n_embd + shape.n_inner if shape.n_positions else 0
+    embeddings = shape.vocab_size * (1 if shape.is_tied else 2) + shape.n_positions
+    return shape.n_layer * (attention + inner + small) + embeddings * n_embd + (2 * n_embd if shape.n_positions else 0)
 
 
-def _prefill_bytes(shape: ModelShape, rows: int, padded_length: int, element_bytes: int) -> int:
-    # 22 hidden-sized vectors a token are alive at once in GPT-2, where the inner size is 4H: 14 + 2 * 4.
-    vectors = 14 * shape.n_embd + 2 * shape.n_inner
-    mask = rows * padded_length**2
-    return rows * padded_length * vectors * element_bytes + mask
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes that one model takes: its weights, and what each row of a batch adds.
+
+    `prefill` lists (bytes a column, bytes a pair of columns), one for each moment of a forward that may be its peak
+    above the cache; the attention mask is not among them, it has a byte a pair.
+    """
+
+    weights: int
+    vocab_size: int
+    element_bytes: int
+    cache_column: float  # keys and values of one column, in all layers
+    prefill: tuple[tuple[float, float], ...]
+    decode_column: float  # what a step copies of the cache while it makes room for one column
+    cache_row: float = 0  # the state of a recurrent layer: it does not grow with the columns
+
+    @classmethod
+    def of_shape(cls, shape: ModelShape, element_bytes: int, attention: str = "sdpa") -> Footprint:
+        """GPT-2's formulas; the fallback for any other family.
+
+        Grouped-query models keep fewer keys and values; that is all of theirs that is here.
+        """
+        cache_column = 2 * shape.n_layer * shape.n_kv_head * shape.head_dim * element_bytes
+        n_embd = shape.n_embd
+        # While the inner layer's activation is computed: the residual, its norm and what they came from (6H), and four
+        # inner vectors, since transformers writes gelu_new out in Python operations. 22H where I = 4H.
+        inner_layer = ((6 * n_embd + 4 * shape.n_inner) * element_bytes, 0)
+        # In attention: residual, norm, queries, keys, values, output; sdpa makes a number of each boolean of the mask,
+        # eager has that too, and the scores twice.
+        scores = 2 * shape.n_head * element_bytes if attention == "eager" else 0
+        attending = (6 * n_embd * element_bytes, element_bytes + scores)
+        return cls(
+            weights=num_parameters(shape) * element_bytes,
+            vocab_size=shape.vocab_size,
+            element_bytes=element_bytes,
+            cache_column=cache_column,
+            prefill=(inner_layer, attending),
+            decode_column=cache_column / (2 * shape.n_layer),  # one layer's keys, or its values, at a time
+        )
+
+    def cache_bytes(self, rows: int, columns: int) -> int:
+        """Keys and values of `columns` positions of `rows` rows, pads included."""
+        return int(rows * (self.cache_row + self.cache_column * columns))
+
+    def prefill_bytes(self, rows: int, columns: int) -> int:
+        """Activations at the peak of a forward over `columns` positions, above cache and mask."""
+        return int(rows * max(column * columns + pair * columns**2 for column, pair in self.prefill))
 
 
-def _logits_bytes(shape: ModelShape, rows: int, sampling: SamplingParams) -> int:
-    sampled = LOGITS_SAMPLED if sampling.top_p == 1 else LOGITS_TOP_P
-    factor = LOGITS_GREEDY if sampling.is_greedy else sampled
-    seen = rows * shape.vocab_size if sampling.repetition_penalty != 1 else 0
-    return int(factor * rows * shape.vocab_size * 4) + seen
+def estimate(footprint: Footprint, rows: int, padded_length: int, sampling: SamplingParams) -> MemoryEstimate:
+    """Bytes above the weights at the peak of one batch of `rows` rows padded to `padded_length` columns.
 
-
-def estimate(
-    shape: ModelShape, rows: int, padded_length: int, sampling: SamplingParams, element_bytes: int
-) -> MemoryEstimate:
-    """Bytes above the weights for one batch of `rows` rows padded to `padded_length` columns.
-
-    The cache grows by concatenation, so one layer's keys and values exist twice while they are copied.
+    The peak is the prefill's or that of the last decode step, whichever is higher; the parts are those of that moment.
     """
     rows *= sampling.num_beams
-    columns = padded_length + sampling.max_new_tokens
-    cache = kv_cache_bytes(shape, rows, columns, element_bytes)
-    copies = BEAM_COPIES if sampling.num_beams > 1 else 1 + 1 / (2 * shape.n_layer)
+    prefill = _prefill(footprint, rows, padded_length)
+    decode = _last_step(footprint, rows, padded_length + sampling.max_new_tokens - 1, sampling)
+    return max(prefill, decode, key=lambda moment: moment.total)
+
+
+def _prefill(footprint: Footprint, rows: int, columns: int) -> MemoryEstimate:
     return MemoryEstimate(
         weights=0,
-        kv_cache=int(cache * copies),
-        logits=_logits_bytes(shape, rows, sampling),
-        activations=_prefill_bytes(shape, rows, padded_length, element_bytes),
+        kv_cache=footprint.cache_bytes(rows, columns),
+        attention_mask=rows * columns**2,
+        logits=0,
+        activations=footprint.prefill_bytes(rows, columns),
+        workspace=WORKSPACE_BYTES,
     )
+
+
+def _last_step(footprint: Footprint, rows: int, columns: int, sampling: SamplingParams) -> MemoryEstimate:
+    """The cache is as long as it gets: the last token is chosen, but never fed."""
+    logits = int(logits_factor(sampling, footprint.element_bytes) * rows * footprint.vocab_size * FLOAT32_BYTES)
+    previous = rows * footprint.vocab_size * FLOAT32_BYTES  # the last step's scores live on through the forward
+    copying = int(rows * columns * footprint.decode_column)
+    # A near tie is decided again by one unpadded row without a cache, beside all that; in float32 only.
+    again = footprint.prefill_bytes(1, columns) if footprint.element_bytes == FLOAT32_BYTES else 0
+    growing = copying + previous >= logits + again
+    return MemoryEstimate(
+        weights=0,
+        kv_cache=footprint.cache_bytes(rows, columns) + (copying if growing else 0),
+        attention_mask=rows * columns,
+        logits=previous if growing else logits,
+        activations=0 if growing else again,
+        workspace=WORKSPACE_BYTES,
+    )
+
+
+def logits_factor(sampling: SamplingParams, element_bytes: int) -> float:
+    """Work space for choosing a token, in units of B * V * 4 bytes (one float32 copy of the logits).
+
+    >>> logits_factor(SamplingParams(), element_bytes=4), logits_factor(SamplingParams(), element_bytes=2)
+    (3.0, 2.5)
+    """
+    # The model's logits, generate's float32 copy, and the scores of the step before.
+    held = element_bytes / FLOAT32_BYTES + 2
+    if sampling.num_beams > 1:
+        return held + 1  # log-probabilities
+    penalizes = sampling.repetition_penalty != 1
+    edits = penalizes or sampling.no_repeat_ngram_size > 0 or sampling.min_new_tokens > 0
+    seen = 0.25 if penalizes else 0  # [B, V] booleans
+    penalty = 3.5 if penalizes else 1 if edits else 0  # four branches of `where`, and the rows' part of `seen`
+    return held + seen + max(penalty, (1 if edits else 0) + _sampling_factor(sampling))
+
+
+def _sampling_factor(sampling: SamplingParams) -> float:
+    if sampling.is_greedy:
+        return 0
+    # Logits over temperature, the unsure tokens' booleans, the CDF in float64; a cut keeps its own copy of the logits
+    # and masks; top-p sorts them, with their places in int64. Each figure measured alone.
+    cuts = {"top_k": 4.5 if sampling.top_k else 0, "min_p": 5 if sampling.min_p else 0}
+    factors = [3.25, *cuts.values(), 7.25 if sampling.top_p < 1 else 0]
+    num_cuts = sum(factor > 0 for factor in factors[1:])
+    return max(factors) + (1 if num_cuts > 1 else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """What bounds a batch: the most rows, and the bytes above the weights. `num_rows` fixes the row count."""
+
+    footprint: Footprint
+    budget_bytes: int
+    most_rows: int
+    num_rows: int | None = None
+
+    @property
+    def first_window(self) -> int:
+        """Rows of the first window: one batch, small enough that its answers come at once."""
+        return self.num_rows or min(FIRST_WINDOW, self.most_rows)
+
+
+def batch_bytes(footprint: Footprint, sequences: Rows[Sequence]) -> int:
+    """Bytes above the weights that these sequences need as one batch."""
+    padded_length = max(sequence.num_prompt_tokens for sequence in sequences)
+    kinds = {sequence.sampling for sequence in sequences}
+    return max(estimate(footprint, len(sequences), padded_length, kind).total for kind in kinds)
+
+
+def largest_batch(limits: BatchLimits, padded_length: int, kinds: Iterable[SamplingParams], most: int) -> int:
+    """The most rows, up to `most`, of `padded_length` columns that fit the budget; at least one, which must be tried.
+
+    Rows may be of several `kinds`: the greediest for memory counts.
+    """
+
+    def needed_bytes(rows: int) -> int:
+        return max(estimate(limits.footprint, rows, padded_length, kind).total for kind in kinds)
+
+    return max(1, bisect_right(range(1, most + 1), limits.budget_bytes, key=needed_bytes))
+
+
+def size_text(num_bytes: int) -> str:
+    """Bytes as a person reads them.
+
+    >>> size_text(0), size_text(72 << 10), size_text(3 << 29)
+    ('0 B', '72 KiB', '1.5 GiB')
+    """
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = min(max(0, num_bytes.bit_length() - 1) // 10, len(units) - 1)
+    return f"{num_bytes / 1024**power:.1f}".removesuffix(".0") + f" {units[power]}"

@@ -16,7 +16,7 @@ from batchgen.engines import Engine, make_engine
 from batchgen.model import Checkpoint, Model, open_model
 from batchgen.padding import decode_output, encode
 from batchgen.planner import limits_for, windows
-from batchgen.probes import peak_bytes
+from batchgen.probes import parse_memory
 from batchgen.readers import Row, row_of_object, to_requests
 from batchgen.records import Request, Result, RunStats, SamplingParams, Sequence, TooLong
 
@@ -40,7 +40,7 @@ class Pipeline:
 
     def run(self, requests: Iterable[Request]) -> Iterator[Result]:
         """A Result for every row (and sample), in input order, each as soon as those before it are there."""
-        for window in windows(requests, first=self.engine.limits.first_window):
+        for window in windows(requests, first=self.engine.backoff.limits.first_window):
             sequences = encode(
                 window,
                 self.checkpoint.tokenizer,
@@ -69,7 +69,9 @@ class Pipeline:
             prefill_s=self.engine.prefill_s,
             decode_s=self.engine.decode_s,
             wall_s=time.perf_counter() - self._started,
-            peak_bytes=peak_bytes(),
+            peak_bytes=self.engine.backoff.peak_bytes,
+            predicted_batch_bytes=self.engine.backoff.predicted_bytes,
+            measured_batch_bytes=self.engine.backoff.measured_bytes,
         )
 
     def _count(self, result: Result) -> Result:
@@ -130,6 +132,7 @@ def generate(
     device: str = "auto",
     dtype: str = "auto",
     batch_size: int | Literal["auto"] = "auto",
+    memory: str | None = None,
     engine: str = "auto",
     exact: bool = True,
     too_long: TooLong = "error",
@@ -151,8 +154,9 @@ def generate(
         raise ValueError(f"too_long {too_long!r} is neither error nor truncate")
     if not isinstance(model, Model):
         model = open_model(model, device=device, dtype=dtype, say=lambda line: warnings.warn(line, stacklevel=3))
-    limits = limits_for(model, None if batch_size == "auto" else batch_size)
-    runner = make_engine(model, limits, name=engine, exact=exact)
+    bound = parse_memory(memory) if memory else None
+    limits = limits_for(model, None if batch_size == "auto" else batch_size, bound)
+    runner = make_engine(model, limits, name=engine, exact=exact, memory=bound)
     pipeline = Pipeline(model.checkpoint, runner, too_long=too_long, parse_special=parse_special)
     items = [prompts] if isinstance(prompts, str | Mapping) else prompts
     rows = (_to_row(item, number) for number, item in enumerate(items))

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import queue
 import threading
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from batchgen.errors import UsageError
-from batchgen.memory import ModelShape, estimate
-from batchgen.probes import available_bytes
-from batchgen.records import SamplingParams, Sequence
+from batchgen.memory import BatchLimits, largest_batch
+from batchgen.probes import MemoryLimit, available_bytes
+from batchgen.records import Sequence
 
 if TYPE_CHECKING:
+    import torch
+
     from batchgen.model import Model
 
 T = TypeVar("T")
 
-FIRST_WINDOW = 16
 LAST_WINDOW = 4096
 PATIENCE_S = 0.2
 # A decode step of B rows costs about as much as B + 48 tokens in a prefill: 45 ms + 0.85 ms a row were measured with
@@ -36,42 +35,28 @@ MOST_ROWS_ACCELERATOR = 256
 BUDGET_SHARE = 0.6
 
 
-@dataclass(frozen=True, slots=True)
-class BatchLimits:
-    """What bounds a batch: the most rows, and the bytes above the weights. `num_rows` fixes the row count."""
-
-    shape: ModelShape
-    element_bytes: int
-    budget_bytes: int
-    most_rows: int
-    num_rows: int | None = None
-
-    @property
-    def first_window(self) -> int:
-        """Rows of the first window: one batch, small enough that its answers come at once."""
-        return self.num_rows or min(FIRST_WINDOW, self.most_rows)
-
-    def largest_batch(self, padded_length: int, sampling: SamplingParams) -> int:
-        """The most rows of `padded_length` columns that fit the budget; at least one, which must be tried."""
-
-        def needed_bytes(rows: int) -> int:
-            return estimate(self.shape, rows, padded_length, sampling, self.element_bytes).total
-
-        fitting = bisect_right(range(1, self.most_rows + 1), self.budget_bytes, key=needed_bytes)
-        return max(1, fitting)
-
-
-def limits_for(model: Model, num_rows: int | None = None) -> BatchLimits:
+def limits_for(model: Model, num_rows: int | None = None, memory: MemoryLimit | None = None) -> BatchLimits:
     """Limits from what this machine has left beside the loaded model; `num_rows` fixes the rows of a batch."""
     if num_rows is not None and (not isinstance(num_rows, int) or num_rows < 1):
         raise UsageError(f"--batch-size {num_rows}: give auto or a number from 1 up")
+    from batchgen.model.footprint import footprint_of
+
     return BatchLimits(
-        shape=ModelShape.from_config(model.checkpoint.config),
-        element_bytes=model.dtype.itemsize,
-        budget_bytes=int(BUDGET_SHARE * available_bytes(model.device)),
-        most_rows=MOST_ROWS.get(model.device.type, MOST_ROWS_ACCELERATOR),
+        footprint=footprint_of(model.checkpoint.config, model.dtype),
+        budget_bytes=budget_bytes(available_bytes(model.device, memory)),
+        most_rows=most_rows(model.device),
         num_rows=num_rows,
     )
+
+
+def budget_bytes(available: int) -> int:
+    """What a batch may take of the bytes that are available."""
+    return int(BUDGET_SHARE * available)
+
+
+def most_rows(device: torch.device) -> int:
+    """The most rows of a batch that a device gains from."""
+    return MOST_ROWS.get(device.type, MOST_ROWS_ACCELERATOR)
 
 
 def plan_batches(sequences: Iterable[Sequence], limits: BatchLimits) -> list[list[Sequence]]:
@@ -94,7 +79,7 @@ def _cheapest_cuts(rows: list[Sequence], limits: BatchLimits) -> Iterator[tuple[
     ends = [0] * len(rows)
     for start in range(len(rows) - 1, -1, -1):
         longest = rows[start].num_prompt_tokens
-        room = min(limits.largest_batch(longest, kind) for kind in kinds)
+        room = largest_batch(limits, longest, kinds, limits.most_rows)
         cheapest[start] = float("inf")
         for end in range(start + 1, min(start + room, len(rows)) + 1):
             cost = _cost(end - start, longest, max_new_tokens) + cheapest[end]

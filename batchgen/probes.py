@@ -1,29 +1,104 @@
-"""How many bytes there are: the machine's memory, cgroup limits, RLIMIT_AS, the accelerator. Decides nothing.
+"""How many bytes there are, and how many were held: the machine, its limits, the accelerator. Decides nothing.
 
-`root` stands for `/`, so that tests can lay out a machine of their own.
+`root` stands for `/`, so that tests can lay out a machine of their own; `accelerator` stands for torch.cuda or
+torch.mps. Sources: proc_meminfo(5), proc_pid_status(5), proc_pid_limits(5), proc_pid_clear_refs(5).
 """
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
+
+from batchgen import cgroups
+from batchgen.cgroups import read_lines
+from batchgen.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
 
+ROOT = Path("/")
+# What old kernels can give up without swapping, where they do not estimate it themselves (MemAvailable is of 3.14).
+RECLAIMABLE = ("MemFree", "Inactive(file)", "SReclaimable")
+SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?|\.\d{1,15}) ?(?:(%)|([kmgtp])(?:i?b)?|b)?", re.ASCII | re.IGNORECASE)
+UNITS = {unit: 1 << (10 * power) for power, unit in enumerate(("", "k", "m", "g", "t", "p"))}
 
-def available_bytes(device: torch.device, root: Path = Path("/")) -> int:
-    """Bytes that a new batch may take on `device` without swapping or being killed."""
-    if device.type == "cuda":
-        return _cuda_bytes(device)
-    bounds = [_system_bytes(root), *_cgroup_bytes(root), *_address_space_bytes(root)]
-    return max(0, min(bounds))
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """One limit in force, by a name that a person understands, and the bytes left under it: none, or more."""
+
+    name: str
+    available_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryLimit:
+    """What `--memory` asks for: bytes for the whole process, or a share of what there is. One of both is set."""
+
+    text: str
+    size_bytes: int | None = None
+    share: Fraction | None = None
+
+    def headroom(self, tightest_bytes: int, held_bytes: int) -> int:
+        """Bytes that may be taken on top of `held_bytes`, where other limits leave `tightest_bytes`."""
+        if self.share is not None:
+            return int(self.share * tightest_bytes)
+        assert self.size_bytes is not None
+        return self.size_bytes - held_bytes
+
+
+def parse_memory(text: str) -> MemoryLimit:
+    """A size with a unit of 1024 or in bytes, or a share of at most 100%. Raises `UsageError`.
+
+    >>> parse_memory("1.5GiB").size_bytes
+    1610612736
+    >>> parse_memory("80%").share
+    Fraction(4, 5)
+    """
+    named = " ".join(text.split())
+    mistake = UsageError(f"--memory {named}: give a size such as 6G or a share such as 80%")
+    match = SIZE.fullmatch(named)
+    if match is None:
+        raise mistake
+    number, percent, unit = match.groups(default="")
+    if percent:
+        limit = MemoryLimit(named, share=Fraction(number) / 100)
+    else:
+        limit = MemoryLimit(named, size_bytes=int(Fraction(number) * UNITS[unit.lower()]))
+    if not limit.size_bytes and not 0 < (limit.share or 0) <= 1:
+        raise mistake
+    return limit
+
+
+def available_bytes(
+    device: torch.device, memory: MemoryLimit | None = None, root: Path = ROOT, *, accelerator: Any = None
+) -> int:
+    """Bytes that a new batch may take on `device` without swapping or being killed: the tightest bound's."""
+    return memory_bounds(device, memory, root, accelerator=accelerator)[0].available_bytes
+
+
+def memory_bounds(
+    device: torch.device, memory: MemoryLimit | None = None, root: Path = ROOT, *, accelerator: Any = None
+) -> list[Bound]:
+    """All limits in force for what a batch takes on `device`, the tightest first; at least one."""
+    accelerator = accelerator or _accelerator(device)
+    headrooms = _headrooms(device, root, accelerator)
+    if memory is not None:
+        held = _held_bytes(device, root, accelerator)
+        headrooms[f"--memory {memory.text}"] = memory.headroom(min(headrooms.values()), held)
+    tightest_first = sorted(headrooms.items(), key=lambda item: item[1])
+    return [Bound(name, max(0, left)) for name, left in tightest_first]
 
 
 def peak_bytes() -> int:
-    """The most memory this process has held so far: its resident set's high-water mark."""
+    """The most memory this process has held so far: its resident set's high-water mark.
+
+    On Linux a `PeakMeter` that starts takes this back; the meter's own `peak_bytes` remembers.
+    """
     if sys.platform == "win32":
         import psutil
 
@@ -34,66 +109,141 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _cuda_bytes(device: torch.device) -> int:
+class PeakMeter:
+    """How much memory a stretch of work took at its peak, on top of what was held when it started."""
+
+    def __init__(self, device: torch.device, root: Path = ROOT, *, accelerator: Any = None) -> None:
+        is_cuda = device.type == "cuda"
+        cuda = accelerator or _accelerator(device)
+        self._gauge: _Gauge = _CudaGauge(device, cuda) if is_cuda else _ProcessGauge(root)
+        self._sees_batches = device.type in ("cpu", "cuda")
+        self._highest = 0
+        self._held = 0
+        self._mark: int | None = None  # growth can be told from a high-water mark above this one
+
+    def start(self) -> None:
+        self._highest = self.peak_bytes
+        fell = self._gauge.lower_high_water()
+        self._held, high = self._gauge.read()
+        self._mark = 0 if fell else high
+
+    def growth_bytes(self) -> int | None:
+        """Bytes held at the peak since `start`, less those held at `start`; None where that cannot be known."""
+        if self._mark is None or not self._sees_batches:
+            return None
+        _held, high = self._gauge.read()
+        return max(0, high - self._held) if high > self._mark else None
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that the process (on CUDA: its tensors on the device) ever held, as far as the meter saw it."""
+        _held, high = self._gauge.read()
+        return max(self._highest, high)
+
+
+class _Gauge(Protocol):
+    def read(self) -> tuple[int, int]:
+        """Bytes held now, and the high-water mark."""
+
+    def lower_high_water(self) -> bool:
+        """Sets the high-water mark to what is held now; False where that cannot be done."""
+
+
+class _ProcessGauge:
+    """The resident set of this process: VmRSS and VmHWM, which a 5 written to clear_refs resets."""
+
+    def __init__(self, root: Path) -> None:
+        self._folder = root / "proc/self"
+
+    def read(self) -> tuple[int, int]:
+        status = _sizes(self._folder / "status")
+        if "VmRSS" in status and "VmHWM" in status:
+            return status["VmRSS"], status["VmHWM"]
+        return _resident_bytes(), peak_bytes()
+
+    def lower_high_water(self) -> bool:
+        path = self._folder / "clear_refs"
+        try:
+            return path.is_file() and path.write_text("5") > 0
+        except OSError:
+            return False
+
+
+class _CudaGauge:
+    """What torch's allocator has given out on a device."""
+
+    def __init__(self, device: torch.device, cuda: Any) -> None:
+        self._device = device
+        self._cuda = cuda
+
+    def read(self) -> tuple[int, int]:
+        return int(self._cuda.memory_allocated(self._device)), int(self._cuda.max_memory_allocated(self._device))
+
+    def lower_high_water(self) -> bool:
+        self._cuda.reset_peak_memory_stats(self._device)
+        return True
+
+
+def _accelerator(device: torch.device) -> Any:
     import torch
 
-    free, _total = torch.cuda.mem_get_info(device)
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(free + cached)
+    return torch.mps if device.type == "mps" else torch.cuda
 
 
-def _system_bytes(root: Path) -> int:
-    for line in _lines(root / "proc/meminfo"):
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
+def _headrooms(device: torch.device, root: Path, accelerator: Any) -> dict[str, int]:
+    """Bytes left under each limit, by the limit's name; negative where more is held than allowed."""
+    if device.type == "cuda":
+        return _cuda_headroom(device, accelerator)
+    bounds = _system_headroom(root) | cgroups.headrooms(root) | _address_space_headroom(root)
+    if device.type == "mps":  # its memory is the machine's
+        bounds["mps"] = accelerator.recommended_max_memory() - accelerator.current_allocated_memory()
+    return bounds
+
+
+def _cuda_headroom(device: torch.device, cuda: Any) -> dict[str, int]:
+    """What is free on the device, and what torch's allocator keeps for reuse."""
+    free, _total = cuda.mem_get_info(device)
+    cached = cuda.memory_reserved(device) - cuda.memory_allocated(device)
+    index = cuda.current_device() if device.index is None else device.index
+    return {f"cuda:{index}": int(free + cached)}
+
+
+def _system_headroom(root: Path) -> dict[str, int]:
+    meminfo = _sizes(root / "proc/meminfo")
+    if "MemAvailable" in meminfo:
+        return {"MemAvailable": meminfo["MemAvailable"]}
+    if "MemFree" in meminfo:
+        return {"MemAvailable": sum(meminfo.get(name, 0) for name in RECLAIMABLE)}
     import psutil
 
-    return int(psutil.virtual_memory().available)
+    return {"available memory": int(psutil.virtual_memory().available)}
 
 
-def _address_space_bytes(root: Path) -> Iterator[int]:
-    """Headroom under RLIMIT_AS (`ulimit -v`): the limit minus the address space already in use."""
-    limit = next((line.split()[3] for line in _lines(root / "proc/self/limits") if "address space" in line), "")
-    size = next((line.split()[1] for line in _lines(root / "proc/self/status") if line.startswith("VmSize:")), "")
-    if limit.isdigit() and size.isdigit():
-        yield int(limit) - int(size) * 1024
+def _address_space_headroom(root: Path) -> dict[str, int]:
+    """The soft limit of the address space, less what of it is in use."""
+    limits = "\n".join(read_lines(root / "proc/self/limits"))
+    soft = re.search(r"^Max address space +(\d+) ", limits, re.MULTILINE)
+    size = _sizes(root / "proc/self/status").get("VmSize")
+    if soft is None or size is None:
+        return {}
+    return {"RLIMIT_AS (ulimit -v)": int(soft[1]) - size}
 
 
-def _cgroup_bytes(root: Path) -> Iterator[int]:
-    """Headroom in this process's memory cgroup and in each of its ancestors, v2 and v1."""
-    for line in _lines(root / "proc/self/cgroup"):
-        _hierarchy, controllers, path = line.split(":", 2)
-        if not controllers:
-            yield from _headrooms(root / "sys/fs/cgroup", path, "memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-            yield from _headrooms(root / "sys/fs/cgroup/memory", path, *names)
+def _held_bytes(device: torch.device, root: Path, accelerator: Any) -> int:
+    """What this process holds now where `device` has its memory; Metal's buffers are not in the resident set."""
+    if device.type == "cuda":
+        return int(accelerator.memory_allocated(device))
+    resident = _sizes(root / "proc/self/status").get("VmRSS") or _resident_bytes()
+    return resident + (accelerator.current_allocated_memory() if device.type == "mps" else 0)
 
 
-def _headrooms(mount: Path, path: str, limit_name: str, usage_name: str, cache_name: str) -> Iterator[int]:
-    # Inside a container the mount shows the container's own group at its top, so missing folders are skipped. v1 has
-    # no word for "no limit" but the largest number, which never is the least.
-    for folder in _ancestors(mount, path):
-        limit, usage = _number(folder / limit_name), _number(folder / usage_name)
-        if limit is None or usage is None:
-            continue
-        statistics = dict(line.split() for line in _lines(folder / "memory.stat"))
-        yield limit - usage + int(statistics.get(cache_name, 0))
+def _resident_bytes() -> int:
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
 
 
-def _ancestors(mount: Path, path: str) -> Iterator[Path]:
-    parts = [part for part in path.split("/") if part not in ("", "..")]
-    for depth in range(len(parts), -1, -1):
-        yield mount.joinpath(*parts[:depth])
-
-
-def _number(path: Path) -> int | None:
-    text = "".join(_lines(path))
-    return int(text) if text.isdigit() else None
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
+def _sizes(path: Path) -> dict[str, int]:
+    """The lines `Name:   123 kB` of a file in /proc, in bytes."""
+    matches = (re.fullmatch(r"(\S+):\s+(\d+) kB", line) for line in read_lines(path))
+    return {match[1]: int(match[2]) * 1024 for match in matches if match}

@@ -166,12 +166,15 @@ class MemoryEstimate:
 
     weights: int
     kv_cache: int
+    attention_mask: int
     logits: int
     activations: int
+    workspace: int
 
     @property
     def total(self) -> int:
-        return self.weights + self.kv_cache + self.logits + self.activations
+        tensors = self.kv_cache + self.attention_mask + self.logits + self.activations
+        return self.weights + tensors + self.workspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +204,11 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class RunStats:
-    """What a run did. Seconds are wall clock; `peak_bytes` is the process's (or the device's) high-water mark."""
+    """What a run did. Seconds are wall clock; `peak_bytes` is the process's (or the device's) high-water mark.
+
+    `predicted_batch_bytes` is what the largest batch was expected to add to what the process held before it,
+    `measured_batch_bytes` what the one that added most did add (None where it cannot be measured).
+    """
 
     rows: int
     errors: int
@@ -214,6 +221,8 @@ class RunStats:
     decode_s: float
     wall_s: float
     peak_bytes: int
+    predicted_batch_bytes: int = 0
+    measured_batch_bytes: int | None = None
 
     @property
     def tokens_per_s(self) -> float:

@@ -27,9 +27,9 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from batchgen.memory import ModelShape
+from batchgen.engines.backoff import Backoff
+from batchgen.memory import BatchLimits, Footprint, ModelShape
 from batchgen.model import Checkpoint, Model, open_checkpoint, open_model
-from batchgen.planner import BatchLimits
 from batchgen.records import Request, SamplingParams, Sequence
 
 # The machines that run the tests are shared: no example fails for being slow.
@@ -106,8 +106,8 @@ class FakeEngine:
     prefill_s = decode_s = 0.0
 
     def __init__(self, first_window: int = 16) -> None:
-        shape = ModelShape.from_config(ARCHITECTURES["gpt2"])
-        self.limits = BatchLimits(shape, 4, 1 << 40, most_rows=64, num_rows=first_window)
+        footprint = Footprint.of_shape(ModelShape.from_config(ARCHITECTURES["gpt2"]), element_bytes=4)
+        self.backoff = Backoff(BatchLimits(footprint, 1 << 40, most_rows=64, num_rows=first_window))
         self.windows: list[int] = []
 
     def generate(self, sequences: Iterable[Sequence]) -> Iterator[Sequence]:

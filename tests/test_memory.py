@@ -3,111 +3,200 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from conftest import ARCHITECTURES
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import GPT2Config, LlamaConfig, MambaConfig, OPTConfig, PretrainedConfig
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MambaConfig, OPTConfig, PretrainedConfig
 
-from batchgen.memory import ModelShape, estimate, kv_cache_bytes
-from batchgen.records import SamplingParams
+from batchgen.memory import (
+    BatchLimits,
+    Footprint,
+    ModelShape,
+    batch_bytes,
+    estimate,
+    largest_batch,
+    logits_factor,
+    num_parameters,
+)
+from batchgen.records import Request, SamplingParams, Sequence
 
-GPT2 = ModelShape(n_layer=12, n_head=12, n_kv_head=12, head_dim=64, n_embd=768, n_inner=3072, vocab_size=50257)
+SHAPE = ModelShape(
+    n_layer=12, n_head=12, n_kv_head=12, head_dim=64, n_embd=768, n_inner=3072, vocab_size=50257, n_positions=1024
+)
+GPT2, HALF = Footprint.of_shape(SHAPE, 4), Footprint.of_shape(SHAPE, 2)
 GREEDY = SamplingParams(max_new_tokens=6)
-KIB = 1024
+KIB, MIB = 1024, 1024**2
+LOGITS = 50257 * 4
 
 
 def sampling_of(**changes: Any) -> SamplingParams:
-    return SamplingParams(max_new_tokens=6, **changes)
+    return SamplingParams(**{"max_new_tokens": 6, **changes})
 
 
-@pytest.mark.parametrize(("element_bytes", "kibibytes"), [(4, 72), (2, 36)])
-def test_a_token_of_gpt2_takes_this_much_cache(element_bytes: int, kibibytes: int) -> None:
-    assert kv_cache_bytes(GPT2, 1, 1, element_bytes) == kibibytes * KIB
-    assert kv_cache_bytes(GPT2, 3, 5, element_bytes) == 15 * kibibytes * KIB
+def rows_of(lengths: list[int], *kinds: SamplingParams) -> list[Sequence]:
+    return [
+        Sequence(Request(i, str(i), "", kinds[i % len(kinds)] if kinds else GREEDY), 0, [7] * length)
+        for i, length in enumerate(lengths)
+    ]
 
 
-def test_the_cache_grows_with_its_layers_one_at_a_time() -> None:
-    # Two rows of 10 + 6 columns; one of 12 layers has its keys or its values twice while they are copied: 1 + 1/24.
-    assert estimate(GPT2, 2, 10, GREEDY, 4).kv_cache == 2 * 16 * 75 * KIB
-
-
-def test_prefill_holds_22_vectors_a_token_and_the_mask() -> None:
-    assert estimate(GPT2, 2, 10, GREEDY, 4).activations == 2 * 10 * 768 * 4 * 22 + 2 * 10**2
-    assert estimate(GPT2, 2, 10, GREEDY, 2).activations == 2 * 10 * 768 * 2 * 22 + 2 * 10**2
+@pytest.mark.parametrize(("footprint", "kibibytes"), [(GPT2, 72), (HALF, 36)])
+def test_a_token_of_gpt2_takes_this_much_cache(footprint: Footprint, kibibytes: int) -> None:
+    assert footprint.cache_bytes(1, 1) == kibibytes * KIB
+    assert footprint.cache_bytes(3, 5) == 15 * kibibytes * KIB
 
 
 def test_prefill_of_512_tokens_peaks_where_it_was_measured() -> None:
-    needed = estimate(GPT2, 8, 64, GREEDY, 4).activations + kv_cache_bytes(GPT2, 8, 64, 4)
-    assert needed / KIB**2 == pytest.approx(69.14, rel=0.01)
+    assert estimate(GPT2, 8, 64, GREEDY).total / MIB - 12 == pytest.approx(69.02, abs=0.1)  # live tensors: 69.0 MiB
 
 
-def test_greedy_takes_three_times_the_logits() -> None:
-    assert estimate(GPT2, 2, 10, GREEDY, 4).logits == 3 * 2 * 50257 * 4
+def test_prefill_of_4096_tokens_peaks_where_it_was_measured() -> None:
+    assert estimate(GPT2, 8, 512, GREEDY).total / MIB - 12 == pytest.approx(554, rel=0.002)
+
+
+def test_the_parts_of_a_prefill_are_those_of_its_peak() -> None:
+    needed = estimate(GPT2, 8, 512, GREEDY)
+    assert needed.kv_cache == 8 * 512 * 72 * KIB
+    assert needed.activations == 8 * 512 * 768 * 4 * 22
+    assert needed.attention_mask == 8 * 512**2
+    assert needed.logits == needed.weights == 0
+
+
+def test_the_last_step_peaks_where_it_was_measured() -> None:
+    needed = estimate(HALF, 64, 16, sampling_of(max_new_tokens=48))
+    assert needed.kv_cache == 64 * 63 * 36 * KIB  # the 48th token is never fed
+    assert needed.logits == 2.5 * 64 * LOGITS
+    assert needed.activations == 0
+
+
+def test_the_cache_grows_with_one_layer_s_keys_or_values_at_a_time() -> None:
+    few_logits = Footprint.of_shape(ModelShape(2, 2, 2, 32, 64, 256, vocab_size=10), 2)
+    assert estimate(few_logits, 4, 10, sampling_of(max_new_tokens=91)).kv_cache == 4 * 100 * 512 * (1 + 1 / 4)
+
+
+def test_exact_mode_has_room_to_decide_a_row_again() -> None:
+    needed = estimate(GPT2, 1, 8, sampling_of(max_new_tokens=500))
+    assert needed.activations == 507 * 768 * 4 * 22
 
 
 @pytest.mark.parametrize(
-    ("options", "measured"), [({}, 4.0), ({"top_k": 40}, 5.2), ({"min_p": 0.1}, 4.0), ({"top_p": 0.9}, 9.5)]
+    ("options", "units"),
+    [
+        ({}, 3.0),
+        ({"min_new_tokens": 2}, 4.0),
+        ({"no_repeat_ngram_size": 2}, 4.0),
+        ({"repetition_penalty": 1.2}, 6.75),
+        ({"temperature": 1.0}, 6.25),
+        ({"temperature": 1.0, "top_k": 40}, 7.5),
+        ({"temperature": 1.0, "min_p": 0.1}, 8.0),
+        ({"temperature": 1.0, "top_p": 0.9}, 10.25),
+        ({"temperature": 1.0, "top_k": 40, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.2}, 12.5),
+        ({"num_beams": 4}, 4.0),
+    ],
 )
-def test_sampling_takes_at_least_what_was_measured(options: dict[str, Any], measured: float) -> None:
-    assert estimate(GPT2, 2, 10, sampling_of(temperature=1.0, **options), 4).logits >= measured * 2 * 50257 * 4
+def test_choosing_a_token_takes_what_was_measured(options: dict[str, Any], units: float) -> None:
+    assert logits_factor(sampling_of(**options), 4) == units
+    assert logits_factor(sampling_of(**options), 2) == units - 0.5
 
 
-def test_a_repetition_penalty_takes_a_byte_a_token_of_the_vocabulary() -> None:
-    penalty = estimate(GPT2, 2, 10, sampling_of(repetition_penalty=1.2), 4)
-    assert penalty.logits - estimate(GPT2, 2, 10, GREEDY, 4).logits == 2 * 50257
-
-
-def test_beams_are_rows_whose_cache_exists_twice() -> None:
-    beams, rows = estimate(GPT2, 2, 10, sampling_of(num_beams=3), 4), estimate(GPT2, 6, 10, GREEDY, 4)
-    assert beams.kv_cache == 2 * kv_cache_bytes(GPT2, 6, 16, 4)
-    assert (beams.logits, beams.activations) == (rows.logits, rows.activations)
+def test_beams_are_rows() -> None:
+    beams, rows = estimate(GPT2, 2, 300, sampling_of(num_beams=3)), estimate(GPT2, 6, 300, GREEDY)
+    assert beams == rows
 
 
 def test_the_total_is_the_sum_of_the_parts() -> None:
-    needed = estimate(GPT2, 2, 10, GREEDY, 4)
-    assert needed.weights == 0
-    assert needed.total == needed.kv_cache + needed.logits + needed.activations
+    needed = estimate(GPT2, 2, 10, GREEDY)
+    tensors = needed.kv_cache + needed.attention_mask + needed.logits + needed.activations
+    assert needed.total == tensors + needed.workspace
 
 
 def test_shared_key_value_heads_shrink_the_cache_alone() -> None:
-    shared = ModelShape(n_layer=12, n_head=12, n_kv_head=3, head_dim=64, n_embd=768, n_inner=3072, vocab_size=50257)
-    assert kv_cache_bytes(shared, 1, 1, 4) == 18 * KIB
-    assert estimate(shared, 2, 10, GREEDY, 4).activations == estimate(GPT2, 2, 10, GREEDY, 4).activations
+    shared = Footprint.of_shape(ModelShape(12, 12, 3, 64, 768, 3072, 50257), 4)
+    assert shared.cache_bytes(1, 1) == 18 * KIB
+    assert shared.prefill == GPT2.prefill
+
+
+def test_eager_attention_holds_the_scores_of_every_head_twice() -> None:
+    eager = Footprint.of_shape(SHAPE, 4, attention="eager")
+    few, many = 10, 1000
+    assert eager.prefill_bytes(1, few) == GPT2.prefill_bytes(1, few)
+    assert eager.prefill_bytes(1, many) == many * 6 * 768 * 4 + many**2 * (2 * 12 * 4 + 4)
 
 
 @given(
     rows=st.integers(1, 256),
     columns=st.integers(1, 4096),
     max_new_tokens=st.integers(1, 4096),
-    element_bytes=st.sampled_from([2, 4]),
+    footprint=st.sampled_from([GPT2, HALF]),
     options=st.sampled_from([{}, {"num_beams": 4}, {"temperature": 1.0, "top_p": 0.9}, {"repetition_penalty": 1.2}]),
 )
 def test_more_never_takes_less(
-    rows: int, columns: int, max_new_tokens: int, element_bytes: int, options: dict[str, Any]
+    rows: int, columns: int, max_new_tokens: int, footprint: Footprint, options: dict[str, Any]
 ) -> None:
     def total(rows: int, columns: int, max_new_tokens: int) -> int:
-        params = SamplingParams(max_new_tokens=max_new_tokens, **options)
-        return estimate(GPT2, rows, columns, params, element_bytes).total
+        return estimate(footprint, rows, columns, sampling_of(max_new_tokens=max_new_tokens, **options)).total
 
     least = total(rows, columns, max_new_tokens)
     assert least < total(rows + 1, columns, max_new_tokens)
     assert least < total(rows, columns + 1, max_new_tokens)
-    assert least < total(rows, columns, max_new_tokens + 1)
+    assert least <= total(rows, columns, max_new_tokens + 1)
+
+
+def test_a_batch_needs_what_its_longest_row_and_its_greediest_kind_need() -> None:
+    greedy, sampled = sampling_of(), sampling_of(temperature=1.0, top_p=0.9)
+    assert batch_bytes(GPT2, rows_of([3, 9, 5])) == estimate(GPT2, 3, 9, GREEDY).total
+    assert batch_bytes(GPT2, rows_of([3, 9, 5], greedy, sampled)) == estimate(GPT2, 3, 9, sampled).total
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 63, 64])
+def test_the_largest_batch_just_fits(rows: int) -> None:
+    budget = estimate(GPT2, rows, 100, GREEDY).total
+    assert largest_batch(BatchLimits(GPT2, budget, 64), 100, [GREEDY], 64) == rows
+    assert largest_batch(BatchLimits(GPT2, budget - 1, 64), 100, [GREEDY], 64) == max(1, rows - 1)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPT2Config(n_embd=32, n_layer=2, n_head=4, n_inner=48, vocab_size=99),
+        GPT2Config(n_embd=64, n_layer=3, n_head=2, tie_word_embeddings=False),
+    ],
+)
+def test_the_weights_of_gpt2_are_counted_exactly(config: PretrainedConfig) -> None:
+    with torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(config)
+    assert num_parameters(ModelShape.from_config(config)) == sum(p.numel() for p in network.parameters())
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_the_weights_of_llama_are_counted_but_for_the_norms(is_tied: bool) -> None:
+    config = LlamaConfig(
+        hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96,
+        vocab_size=500, tie_word_embeddings=is_tied,
+    )  # fmt: skip
+    with torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(config)
+    norms = (2 * 3 + 1) * 64
+    assert num_parameters(ModelShape.from_config(config)) + norms == sum(p.numel() for p in network.parameters())
 
 
 @pytest.mark.parametrize(
     ("config", "shape"),
     [
-        (GPT2Config(), GPT2),
-        (GPT2Config(n_embd=32, n_layer=2, n_head=4, n_inner=48, vocab_size=99), ModelShape(2, 4, 4, 8, 32, 48, 99)),
-        (ARCHITECTURES["llama"], ModelShape(2, 4, 2, 8, 32, 64, 50257)),
+        (GPT2Config(), SHAPE),
+        (
+            GPT2Config(n_embd=32, n_layer=2, n_head=4, n_inner=48, vocab_size=99),
+            ModelShape(2, 4, 4, 8, 32, 48, 99, n_positions=1024),
+        ),
+        (ARCHITECTURES["llama"], ModelShape(2, 4, 2, 8, 32, 64, 50257, is_tied=False, is_gated=True)),
         (
             LlamaConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, head_dim=16, intermediate_size=64),
-            ModelShape(2, 4, 4, 16, 32, 64, 32000),
+            ModelShape(2, 4, 4, 16, 32, 64, 32000, is_tied=False, is_gated=True),
         ),
         (OPTConfig(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, ffn_dim=96, vocab_size=99),
          ModelShape(3, 2, 2, 16, 32, 96, 99)),
-        (ARCHITECTURES["gpt_neox"], ModelShape(2, 4, 4, 8, 32, 64, 50257)),
+        (ARCHITECTURES["gpt_neox"], ModelShape(2, 4, 4, 8, 32, 64, 50257, is_tied=False)),
         (ARCHITECTURES["bloom"], ModelShape(2, 4, 4, 8, 32, 128, 50257)),
     ],
     ids=["gpt2", "n_inner", "grouped-query", "head_dim", "ffn_dim", "gpt_neox", "bloom"],

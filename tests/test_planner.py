@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchgen.errors import InputError
-from batchgen.memory import ModelShape, estimate
-from batchgen.planner import BatchLimits, _cost, plan_batches, windows
+from batchgen.memory import BatchLimits, Footprint, ModelShape, estimate, largest_batch
+from batchgen.planner import _cost, plan_batches, windows
 from batchgen.records import Request, SamplingParams, Sequence
 
-SHAPE = ModelShape.from_config(ARCHITECTURES["gpt2"])
+FOOTPRINT = Footprint.of_shape(ModelShape.from_config(ARCHITECTURES["gpt2"]), element_bytes=4)
 PATIENT = 60.0  # seconds: no window closes before it is full, however busy the machine is
 DEADLINE = 10.0  # seconds after which what never comes is a failure
 LENGTHS = st.lists(st.integers(1, 200), max_size=40)
@@ -25,11 +25,11 @@ BUDGETS = st.integers(0, 40).map(lambda rows: rows * needed_bytes(1, 100, Sampli
 
 
 def needed_bytes(rows: int, columns: int, sampling: SamplingParams) -> int:
-    return estimate(SHAPE, rows, columns, sampling, 4).total
+    return estimate(FOOTPRINT, rows, columns, sampling).total
 
 
 def limits_of(budget_bytes: int = 1 << 50, most_rows: int = 64, num_rows: int | None = None) -> BatchLimits:
-    return BatchLimits(SHAPE, 4, budget_bytes, most_rows, num_rows)
+    return BatchLimits(FOOTPRINT, budget_bytes, most_rows, num_rows)
 
 
 def rows_of(lengths: list[int], **sampling: Any) -> list[Sequence]:
@@ -158,7 +158,7 @@ def test_a_row_beyond_the_budget_is_tried_alone() -> None:
 
 @given(budget_bytes=BUDGETS, columns=st.integers(1, 200))
 def test_one_row_more_than_the_largest_batch_does_not_fit(budget_bytes: int, columns: int) -> None:
-    rows = limits_of(budget_bytes).largest_batch(columns, SamplingParams())
+    rows = largest_batch(limits_of(budget_bytes), columns, [SamplingParams()], 64)
     assert rows == 1 or needed_bytes(rows, columns, SamplingParams()) <= budget_bytes
     assert rows == 64 or needed_bytes(rows + 1, columns, SamplingParams()) > budget_bytes
 

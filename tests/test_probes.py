@@ -1,173 +1,251 @@
+"""Bounds on machines laid out as files, limits that a user gives, and what a meter sees."""
+
 from __future__ import annotations
 
+import tomllib
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
 
-from batchgen.probes import available_bytes, peak_bytes
+from batchgen.errors import UsageError
+from batchgen.probes import (
+    Bound,
+    MemoryLimit,
+    PeakMeter,
+    available_bytes,
+    memory_bounds,
+    parse_memory,
+    peak_bytes,
+)
 
 CPU = torch.device("cpu")
+CUDA = torch.device("cuda:0")
+MPS = torch.device("mps")
 MIB = 1 << 20
-FREE = 8000 * MIB
-V1_UNLIMITED = 9223372036854771712
-LIMITS = """\
-Limit                     Soft Limit           Hard Limit           Units
-Max cpu time              unlimited            unlimited            seconds
-Max address space         {limit:<20} unlimited            bytes
-Max file locks            unlimited            unlimited            locks
-"""
+GIB = 1 << 30
+LISTED = tomllib.loads((Path(__file__).parent / "machines.toml").read_text(encoding="utf-8"))["machine"]
+MACHINES = {machine["name"]: machine for machine in LISTED}
 
 
-def available(root: Path, files: dict[str, str | int], meminfo: bool = True) -> int:
-    """What a machine with these files has available; 8,000 MiB where nothing limits it."""
-    if meminfo:
-        memory = f"MemTotal: {2 * FREE // 1024} kB\nMemFree: 1 kB\nMemAvailable: {FREE // 1024} kB\n"
-        files = {"proc/meminfo": memory, **files}
+def lay_out(root: Path, files: dict[str, str]) -> Path:
     for name, content in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{content}\n")
-    return available_bytes(CPU, root)
+        path.write_text(content, encoding="utf-8", newline="\n")
+    return root
 
 
-def v2(path: str, limit: int | str, usage: int = 0, inactive: int = 0) -> dict[str, str | int]:
-    folder = f"sys/fs/cgroup{path}"
-    statistics = f"anon 7\nfile 9\ninactive_anon 5\ninactive_file {inactive}\nactive_file 3"
-    return {f"{folder}/memory.max": limit, f"{folder}/memory.current": usage, f"{folder}/memory.stat": statistics}
+@pytest.fixture
+def docker(tmp_path: Path) -> Path:
+    """A container that may hold 2 GiB, has 1,623,195,648 bytes left, and whose process holds 512 MiB."""
+    return lay_out(tmp_path, MACHINES["docker v2"]["files"])
 
 
-def v1(path: str, limit: int, usage: int = 0, inactive: int = 0) -> dict[str, str | int]:
-    folder = f"sys/fs/cgroup/memory{path}"
-    statistics = f"cache 9\ninactive_file 5\nhierarchical_memory_limit 1\ntotal_inactive_file {inactive}"
-    return {
-        f"{folder}/memory.limit_in_bytes": limit,
-        f"{folder}/memory.usage_in_bytes": usage,
-        f"{folder}/memory.stat": statistics,
+class FakeCuda:
+    """torch.cuda of a device with 8 GiB free, of which torch holds 3 GiB, 1 GiB of that unused."""
+
+    def __init__(self) -> None:
+        self.allocated = 2 * GIB
+        self.highest = 5 * GIB
+
+    def mem_get_info(self, device: torch.device) -> tuple[int, int]:
+        return 8 * GIB, 16 * GIB
+
+    def memory_reserved(self, device: torch.device) -> int:
+        return 3 * GIB
+
+    def memory_allocated(self, device: torch.device) -> int:
+        return self.allocated
+
+    def max_memory_allocated(self, device: torch.device) -> int:
+        return self.highest
+
+    def reset_peak_memory_stats(self, device: torch.device) -> None:
+        self.highest = self.allocated
+
+    def current_device(self) -> int:
+        return 3
+
+
+class FakeMps:
+    """torch.mps of a machine whose GPU may use 1,100 MiB and uses 100."""
+
+    def recommended_max_memory(self) -> int:
+        return 1100 * MIB
+
+    def current_allocated_memory(self) -> int:
+        return 100 * MIB
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
+def test_the_tightest_bound_of_a_machine(tmp_path: Path, machine: dict[str, Any]) -> None:
+    bounds = memory_bounds(CPU, root=lay_out(tmp_path, machine["files"]))
+    assert bounds[0] == Bound(machine["binding"], machine["available_bytes"])
+
+
+def test_machines_have_names_of_their_own_and_a_sentence_each() -> None:
+    assert len(MACHINES) == len(LISTED)
+    assert all(machine["about"].endswith(".") for machine in LISTED)
+
+
+def test_bounds_come_tightest_first(tmp_path: Path) -> None:
+    bounds = memory_bounds(CPU, root=lay_out(tmp_path, MACHINES["nested, child tighter"]["files"]))
+    assert bounds == [
+        Bound("cgroup /jobs/team/run-7 (memory.max)", 452984832),
+        Bound("cgroup /jobs/team (memory.max)", 811597824),
+        Bound("cgroup /jobs (memory.max)", 6547308544),
+        Bound("MemAvailable", 25769803776),
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["bare metal", "old kernel", "docker unlimited", "v1 unlimited", "v1 unlimited with large pages", "wsl 2", "wsl 1"],
+)
+def test_what_is_unlimited_is_no_bound(tmp_path: Path, name: str) -> None:
+    bounds = memory_bounds(CPU, root=lay_out(tmp_path, MACHINES[name]["files"]))
+    assert [bound.name for bound in bounds] == ["MemAvailable"]
+
+
+def test_a_group_mounted_twice_is_one_bound(tmp_path: Path) -> None:
+    files = MACHINES["host's groups mounted beside the container's"]["files"]
+    names = [bound.name for bound in memory_bounds(CPU, root=lay_out(tmp_path, files))]
+    assert len(names) == len(set(names)) == 3
+
+
+@pytest.mark.parametrize("files", [{}, {"proc/meminfo": "MemTotal:  1 kB\n"}])
+def test_where_meminfo_does_not_say_psutil_does(tmp_path: Path, files: dict[str, str]) -> None:
+    (bound,) = memory_bounds(CPU, root=lay_out(tmp_path, files))
+    assert bound.name == "available memory"
+    assert MIB < bound.available_bytes <= psutil.virtual_memory().total
+
+
+def test_files_that_make_no_sense_bound_nothing(tmp_path: Path) -> None:
+    files = {
+        "proc/meminfo": "MemAvailable: 2048 kB\nMemFree: a few kB\n\n",
+        "proc/self/cgroup": "what\n0::\n:::\n",
+        "proc/self/mountinfo": "what\n1 2 3\n - \n1 2 0:3 / /sys/fs/cgroup rw - cgroup2\n",
+        "proc/self/limits": "Max address space\nMax address space few many bytes\n",
+        "sys/fs/cgroup/memory.max": "some\n",
+        "sys/fs/cgroup/memory.stat": "anon\n\nfile few\n",
     }
+    assert memory_bounds(CPU, root=lay_out(tmp_path, files)) == [Bound("MemAvailable", 2 * MIB)]
 
 
-def in_group(*lines: str) -> dict[str, str | int]:
-    return {"proc/self/cgroup": "\n".join(lines)}
-
-
-def address_space(limit: int | str, used_kib: int) -> dict[str, str | int]:
-    return {"proc/self/limits": LIMITS.format(limit=limit), "proc/self/status": f"VmPeak: 9 kB\nVmSize: {used_kib} kB"}
-
-
-def test_a_bare_machine_has_what_meminfo_says(tmp_path: Path) -> None:
-    assert available(tmp_path, {}) == FREE
-
-
-def test_without_meminfo_psutil_is_asked(tmp_path: Path) -> None:
-    assert MIB < available(tmp_path, {}, meminfo=False) <= psutil.virtual_memory().total
-
-
-def test_meminfo_without_the_line_is_no_answer(tmp_path: Path) -> None:
-    assert available(tmp_path, {"proc/meminfo": "MemTotal: 1 kB"}) > MIB
-
-
-def test_a_v2_limit_counts_what_is_used(tmp_path: Path) -> None:
-    assert available(tmp_path, in_group("0::/job") | v2("/job", 1000 * MIB, 300 * MIB)) == 700 * MIB
-
-
-def test_a_v2_limit_of_an_ancestor_counts(tmp_path: Path) -> None:
-    groups = v2("/a/b", "max", 10 * MIB) | v2("/a", 500 * MIB, 200 * MIB)
-    assert available(tmp_path, in_group("0::/a/b") | groups) == 300 * MIB
-
-
-def test_the_tightest_group_wins(tmp_path: Path) -> None:
-    groups = v2("/a/b", 900 * MIB) | v2("/a", 500 * MIB) | v2("", 700 * MIB)
-    assert available(tmp_path, in_group("0::/a/b") | groups) == 500 * MIB
-
-
-def test_a_neighbour_s_limit_does_not_count(tmp_path: Path) -> None:
-    assert available(tmp_path, in_group("0::/a") | v2("/a", "max") | v2("/b", MIB)) == FREE
-
-
-def test_inactive_file_cache_is_added_back(tmp_path: Path) -> None:
-    groups = v2("/job", 1000 * MIB, 900 * MIB, inactive=400 * MIB)
-    assert available(tmp_path, in_group("0::/job") | groups) == 500 * MIB
-
-
-def test_v2_max_is_no_limit(tmp_path: Path) -> None:
-    assert available(tmp_path, in_group("0::/job") | v2("/job", "max", 300 * MIB)) == FREE
-
-
-@pytest.mark.parametrize("controllers", ["memory", "cpu,memory", "memory,hugetlb"])
-def test_a_v1_limit_counts_what_is_used(tmp_path: Path, controllers: str) -> None:
-    groups = v1("/job", 1000 * MIB, 800 * MIB, inactive=100 * MIB)
-    assert available(tmp_path, in_group("7:pids:/other", f"4:{controllers}:/job") | groups) == 300 * MIB
-
-
-def test_a_v1_limit_of_an_ancestor_counts(tmp_path: Path) -> None:
-    groups = v1("/a/b", V1_UNLIMITED, 10 * MIB) | v1("/a", 500 * MIB, 200 * MIB)
-    assert available(tmp_path, in_group("4:memory:/a/b") | groups) == 300 * MIB
-
-
-def test_v1_unlimited_is_no_limit(tmp_path: Path) -> None:
-    assert available(tmp_path, in_group("4:memory:/job") | v1("/job", V1_UNLIMITED, 300 * MIB)) == FREE
-
-
-def test_another_v1_controller_is_not_memory(tmp_path: Path) -> None:
-    assert available(tmp_path, in_group("4:cpu,cpuacct:/job") | v1("/job", MIB)) == FREE
-
-
-def test_a_hybrid_machine_is_held_to_its_v1_limit(tmp_path: Path) -> None:
-    lines = in_group("4:memory:/job", "1:name=systemd:/init.scope", "0::/init.scope")
-    unified: dict[str, str | int] = {"sys/fs/cgroup/unified/init.scope/cgroup.procs": 1}
-    assert available(tmp_path, lines | unified | v1("/job", 600 * MIB, 100 * MIB)) == 500 * MIB
-
-
-def test_a_hybrid_machine_is_held_to_both(tmp_path: Path) -> None:
-    lines = in_group("4:memory:/job", "0::/job")
-    assert available(tmp_path, lines | v1("/job", 600 * MIB) | v2("/job", 400 * MIB)) == 400 * MIB
-
-
-@pytest.mark.parametrize("path", ["/docker/4f2a", "/../../kubepods/pod7", "/"])
-def test_a_container_finds_its_limit_at_the_top_of_the_mount(tmp_path: Path, path: str) -> None:
-    assert available(tmp_path, in_group(f"0::{path}") | v2("", 600 * MIB, 100 * MIB)) == 500 * MIB
-
-
-def test_a_container_under_v1_finds_its_limit_at_the_top_of_the_mount(tmp_path: Path) -> None:
-    assert available(tmp_path, in_group("4:memory:/docker/4f2a") | v1("", 600 * MIB, 100 * MIB)) == 500 * MIB
-
-
-def test_no_group_is_looked_for_outside_the_mount(tmp_path: Path) -> None:
-    outside: dict[str, str | int] = {"sys/fs/job/memory.max": MIB, "sys/fs/job/memory.current": 0}
-    assert available(tmp_path, in_group("0::/../job") | v2("", "max") | outside) == FREE
-
-
-def test_a_colon_in_a_group_s_name_is_part_of_it(tmp_path: Path) -> None:
-    groups = v2("/system.slice/job@1:2.service", 500 * MIB)
-    assert available(tmp_path, in_group("0::/system.slice/job@1:2.service") | groups) == 500 * MIB
-
-
-def test_a_group_beyond_its_limit_has_nothing(tmp_path: Path) -> None:
-    assert available(tmp_path, in_group("0::/job") | v2("/job", 100 * MIB, 300 * MIB)) == 0
-
-
-def test_the_address_space_limit_counts_what_is_mapped(tmp_path: Path) -> None:
-    assert available(tmp_path, address_space(900 * MIB, used_kib=100 * 1024)) == 800 * MIB
-
-
-def test_an_unlimited_address_space_is_no_limit(tmp_path: Path) -> None:
-    assert available(tmp_path, address_space("unlimited", used_kib=100 * 1024)) == FREE
-
-
-def test_an_address_space_that_is_full_has_nothing(tmp_path: Path) -> None:
-    assert available(tmp_path, address_space(100 * MIB, used_kib=900 * 1024)) == 0
-
-
-def test_the_least_of_all_bounds_is_available(tmp_path: Path) -> None:
-    groups = in_group("0::/job") | v2("/job", 500 * MIB)
-    assert available(tmp_path, groups | address_space(700 * MIB, used_kib=0)) == 500 * MIB
-    assert available(tmp_path, groups | address_space(300 * MIB, used_kib=0)) == 300 * MIB
+def test_an_address_space_of_unknown_use_is_no_bound(tmp_path: Path) -> None:
+    files = {
+        "proc/meminfo": "MemAvailable: 2048 kB\n",
+        "proc/self/limits": "Max address space         4096                 unlimited            bytes\n",
+    }
+    assert memory_bounds(CPU, root=lay_out(tmp_path, files)) == [Bound("MemAvailable", 2 * MIB)]
 
 
 def test_the_real_machine_has_something() -> None:
     assert 0 < available_bytes(CPU) <= psutil.virtual_memory().total
+
+
+def test_cuda_has_what_is_free_and_what_torch_keeps_unused() -> None:
+    assert memory_bounds(CUDA, accelerator=FakeCuda()) == [Bound("cuda:0", 9 * GIB)]
+
+
+def test_cuda_without_a_number_is_the_current_device() -> None:
+    assert memory_bounds(torch.device("cuda"), accelerator=FakeCuda()) == [Bound("cuda:3", 9 * GIB)]
+
+
+def test_on_cuda_a_size_is_what_torch_may_hold_there() -> None:
+    assert available_bytes(CUDA, parse_memory("6G"), accelerator=FakeCuda()) == 4 * GIB
+
+
+def test_mps_is_held_to_its_own_limit(docker: Path) -> None:
+    bounds = memory_bounds(MPS, root=docker, accelerator=FakeMps())
+    assert bounds[0] == Bound("mps", 1000 * MIB)
+
+
+def test_mps_is_held_to_the_machine_s_limits(docker: Path) -> None:
+    bounds = memory_bounds(MPS, root=docker, accelerator=FakeMps())
+    assert bounds[1] == Bound("cgroup / (memory.max)", 1623195648)
+
+
+def test_on_mps_a_size_counts_the_process_and_its_buffers(docker: Path) -> None:
+    assert available_bytes(MPS, parse_memory("1G"), docker, accelerator=FakeMps()) == (1024 - 512 - 100) * MIB
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("6G", 6 * GIB),
+        ("6g", 6 * GIB),
+        ("6GB", 6 * GIB),
+        ("6 GiB", 6 * GIB),
+        ("512M", 512 * MIB),
+        ("1.5GiB", 3 * GIB // 2),
+        (".5g", GIB // 2),
+        ("700000K", 716800000),
+        ("2T", 2048 * GIB),
+        ("716800000", 716800000),
+        ("716800000B", 716800000),
+        (" 6G\n", 6 * GIB),
+    ],
+)
+def test_a_size_of_memory(text: str, size: int) -> None:
+    assert parse_memory(text).size_bytes == size
+
+
+@pytest.mark.parametrize(("text", "share"), [("80%", "4/5"), ("100%", "1"), ("12.5 %", "1/8")])
+def test_a_share_of_memory(text: str, share: str) -> None:
+    limit = parse_memory(text)
+    assert (limit.share, limit.size_bytes) == (Fraction(share), None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "6X", "G", "%", "all", "auto", "nan", "inf", "nan%", "-6G", "-80%", "+6G", "0", "0G", "0%", "0.0001K"),
+        *("100.1%", "800%", "80%G", "6G%", "1/2", "1e9", "6,5G", "0x10", "1_000M", "6GG", "6Gi6", "٦G", "9" * 5000),
+    ],
+)
+def test_what_is_neither_size_nor_share_is_a_usage_error(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_memory(text)
+    assert str(caught.value) == f"--memory {text}: give a size such as 6G or a share such as 80%"
+
+
+def test_a_usage_error_is_one_line() -> None:
+    with pytest.raises(UsageError, match=r"^--memory 6 apples: give[^\n]+$"):
+        parse_memory("6\napples")
+
+
+def test_a_size_counts_what_the_process_holds(docker: Path) -> None:
+    assert memory_bounds(CPU, parse_memory("1G"), docker)[0] == Bound("--memory 1G", 512 * MIB)
+
+
+def test_a_size_beyond_another_limit_does_not_raise_it(docker: Path) -> None:
+    bounds = memory_bounds(CPU, parse_memory("6G"), docker)
+    assert bounds[0] == Bound("cgroup / (memory.max)", 1623195648)
+    assert Bound("--memory 6G", 6 * GIB - 512 * MIB) in bounds
+
+
+def test_a_size_below_what_the_process_holds_leaves_nothing(docker: Path) -> None:
+    assert memory_bounds(CPU, parse_memory("100M"), docker)[0] == Bound("--memory 100M", 0)
+
+
+def test_a_share_is_of_the_tightest_other_bound(docker: Path) -> None:
+    assert memory_bounds(CPU, parse_memory("50%"), docker)[0] == Bound("--memory 50%", 811597824)
+
+
+def test_a_share_of_nothing_is_nothing(tmp_path: Path) -> None:
+    root = lay_out(tmp_path, MACHINES["over the limit"]["files"])
+    assert available_bytes(CPU, MemoryLimit("80%", share=Fraction(4, 5)), root) == 0
+
+
+def test_without_proc_a_size_counts_what_psutil_sees(tmp_path: Path) -> None:
+    limit = MemoryLimit("as is", size_bytes=psutil.Process().memory_info().rss + 64 * GIB)
+    bounds = {bound.name: bound.available_bytes for bound in memory_bounds(CPU, limit, tmp_path)}
+    assert 63 * GIB < bounds["--memory as is"] < 65 * GIB
 
 
 def test_the_peak_is_in_bytes() -> None:
@@ -175,8 +253,89 @@ def test_the_peak_is_in_bytes() -> None:
     assert held / 2 < peak_bytes() <= psutil.virtual_memory().total
 
 
-def test_the_peak_never_falls() -> None:
-    held = b"x" * 8 * MIB
-    peak = peak_bytes()
+def process(root: Path, held_mib: int, high_mib: int) -> Path:
+    """A machine whose /proc says what this process holds and held."""
+    status = f"Name:\tpython3\nVmHWM:\t{high_mib * 1024:>8} kB\nVmRSS:\t{held_mib * 1024:>8} kB\n"
+    return lay_out(root, {"proc/self/status": status})
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+def test_a_meter_sees_what_was_held_for_a_while() -> None:
+    meter = PeakMeter(CPU)
+    meter.start()
+    held = bytearray(b"x") * (64 * MIB)
     del held
-    assert peak_bytes() >= peak
+    growth = meter.growth_bytes()
+    assert growth is not None
+    assert 60 * MIB <= growth <= 80 * MIB
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+def test_a_meter_sees_each_stretch_by_itself() -> None:
+    meter = PeakMeter(CPU)
+    meter.start()
+    held = bytearray(b"x") * (64 * MIB)
+    del held
+    peak = meter.peak_bytes
+    meter.start()
+    growth = meter.growth_bytes()
+    assert growth is not None
+    assert growth < 16 * MIB
+    assert meter.peak_bytes >= peak
+
+
+def test_a_meter_that_was_not_started_knows_no_growth(tmp_path: Path) -> None:
+    assert PeakMeter(CPU, process(tmp_path, 100, 900)).growth_bytes() is None
+
+
+def test_a_meter_resets_the_high_water_mark(tmp_path: Path) -> None:
+    meter = PeakMeter(CPU, lay_out(process(tmp_path, 100, 900), {"proc/self/clear_refs": ""}))
+    meter.start()
+    process(tmp_path, 100, 300)
+    assert (tmp_path / "proc/self/clear_refs").read_text() == "5"
+    assert meter.growth_bytes() == 200 * MIB
+
+
+def test_a_meter_remembers_the_peak_before_a_reset(tmp_path: Path) -> None:
+    meter = PeakMeter(CPU, lay_out(process(tmp_path, 100, 900), {"proc/self/clear_refs": ""}))
+    meter.start()
+    process(tmp_path, 100, 300)
+    assert meter.peak_bytes == 900 * MIB
+
+
+def test_without_clear_refs_a_risen_mark_tells_the_growth(tmp_path: Path) -> None:
+    meter = PeakMeter(CPU, process(tmp_path, 100, 900))
+    meter.start()
+    process(tmp_path, 200, 1000)
+    assert meter.growth_bytes() == 900 * MIB
+
+
+def test_without_clear_refs_a_mark_that_stays_tells_nothing(tmp_path: Path) -> None:
+    meter = PeakMeter(CPU, process(tmp_path, 100, 900))
+    meter.start()
+    process(tmp_path, 800, 900)
+    assert meter.growth_bytes() is None
+    assert not (tmp_path / "proc/self/clear_refs").exists()
+
+
+def test_without_proc_the_meter_asks_the_system(tmp_path: Path) -> None:
+    meter = PeakMeter(CPU, tmp_path)
+    meter.start()
+    assert MIB < meter.peak_bytes <= psutil.virtual_memory().total
+
+
+def test_on_cuda_a_meter_sees_what_torch_gave_out() -> None:
+    cuda = FakeCuda()
+    meter = PeakMeter(CUDA, accelerator=cuda)
+    meter.start()
+    cuda.highest = 3 * GIB
+    assert meter.growth_bytes() == 1 * GIB
+    assert meter.peak_bytes == 5 * GIB
+
+
+def test_on_mps_growth_is_not_known(tmp_path: Path) -> None:
+    meter = PeakMeter(MPS, process(tmp_path, 100, 900))
+    meter.start()
+    process(tmp_path, 200, 1000)
+    assert meter.growth_bytes() is None
+    assert meter.peak_bytes == 1000 * MIB

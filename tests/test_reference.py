@@ -228,15 +228,6 @@ def test_a_model_that_gives_nan_is_refused(tiny_models: dict[str, Model]) -> Non
             weight[0] = kept
 
 
-def test_out_of_memory_is_one_line(bundled: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
-
-    monkeypatch.setattr(bundled.network, "generate", fail)
-    with pytest.raises(BatchgenError, match="3 rows of 8 columns: try --batch-size 1"):
-        batchgen.generate(RAIN, bundled)
-
-
 def test_near_ties_are_not_decided_again_in_sixteen_bits(folders: dict[str, object]) -> None:
     model = batchgen.open_model(str(folders["gpt2"]), device="cpu", dtype="bfloat16")
     engine = make_engine(model, limits_for(model))

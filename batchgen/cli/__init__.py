@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from batchgen import __version__
+from batchgen.cli.doctor import doctor
 from batchgen.cli.inspect import inspect
 from batchgen.cli.run import run
 from batchgen.cli.signals import Interrupts
@@ -71,6 +72,7 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(inspect)
+app.command()(doctor)
 
 
 def _print_version(wanted: bool) -> None:

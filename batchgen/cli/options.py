@@ -202,6 +202,16 @@ BatchSize = Annotated[
         rich_help_panel=BATCHES,
     ),
 ]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE|SHARE",
+        help="Hold no more than this: 6G, weights included, or 80% of what there is.",
+        rich_help_panel=BATCHES,
+        show_default=False,
+    ),
+]
 EngineOption = Annotated[EngineName, typer.Option(help="reference is transformers' generate.", rich_help_panel=BATCHES)]
 Exact = Annotated[
     bool,

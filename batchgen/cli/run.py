@@ -19,6 +19,7 @@ from batchgen.engines import make_engine
 from batchgen.model import Model, open_model
 from batchgen.pipeline import Pipeline
 from batchgen.planner import limits_for
+from batchgen.probes import MemoryLimit, parse_memory
 from batchgen.readers import Source, count_rows, read_requests
 from batchgen.records import Request, Result, SamplingParams, TooLong
 from batchgen.render.progress import ProgressReport
@@ -54,6 +55,7 @@ def run(
     num_samples: opt.NumSamples = 1,
     seed: opt.Seed = 0,
     batch_size: opt.BatchSize = "auto",
+    memory: opt.MemoryOption = None,
     engine: opt.EngineOption = opt.EngineName.auto,
     exact: opt.Exact = True,
     format: opt.FormatOption = opt.Format.auto,
@@ -97,6 +99,7 @@ def run(
         device=device,
         dtype=dtype.value,
         num_rows=opt.parse_batch_size(batch_size),
+        memory=None if memory is None else parse_memory(memory),
         engine=engine.value,
         exact=exact,
         form=choose_format(format, output, ids=ids),
@@ -121,6 +124,7 @@ class Job:
     device: str
     dtype: str
     num_rows: int | None
+    memory: MemoryLimit | None
     engine: str
     exact: bool
     form: opt.Format
@@ -136,11 +140,13 @@ def execute(job: Job, screen: Screen, interrupts: Interrupts) -> int:
     with ProgressReport(screen, _count_rows(job, screen), job.sampling.max_new_tokens) as progress:
         engine = make_engine(
             model,
-            limits_for(model, job.num_rows),
+            limits_for(model, job.num_rows, job.memory),
             name=job.engine,
             exact=job.exact,
             on_step=progress.on_step,
             should_stop=partial(_should_stop, job, interrupts),
+            memory=job.memory,
+            say=screen.say,
         )
         pipeline = Pipeline(model.checkpoint, engine, too_long=job.too_long, parse_special=job.parse_special)
         try:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
+from batchgen.engines.backoff import Backoff
 from batchgen.errors import UsageError
-from batchgen.planner import BatchLimits
+from batchgen.memory import BatchLimits
+from batchgen.planner import budget_bytes
+from batchgen.probes import MemoryLimit, PeakMeter, available_bytes
 from batchgen.records import Sequence
 
 if TYPE_CHECKING:
@@ -17,9 +20,9 @@ ENGINES = ("auto", "reference")
 
 
 class Engine(Protocol):
-    """What the pipeline needs of an engine; a fake one needs no model."""
+    """What the pipeline needs of an engine; a fake one needs no model. `backoff` knows the limits and the memory."""
 
-    limits: BatchLimits
+    backoff: Backoff
     num_batches: int
     prefill_s: float
     decode_s: float
@@ -37,10 +40,13 @@ def make_engine(
     exact: bool = True,
     on_step: Callable[[int], None] = lambda num_tokens: None,
     should_stop: Callable[[], bool] = lambda: False,
+    memory: MemoryLimit | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Engine:
     """The engine of that name for a model; `auto` takes the fastest that fits it.
 
-    Near ties are decided again (`exact`) in float32 only: 16 bits are too coarse for it.
+    Near ties are decided again (`exact`) in float32 only: 16 bits are too coarse for it. `memory` is the user's own
+    bound, and `say` is told each time that memory ran out.
     """
     import torch
 
@@ -49,4 +55,11 @@ def make_engine(
     if name not in ENGINES:
         raise UsageError(f"--engine {name} is not one of {', '.join(ENGINES)}")
     exact = exact and model.dtype == torch.float32
-    return ReferenceEngine(model, limits, exact=exact, on_step=on_step, should_stop=should_stop)
+    backoff = Backoff(
+        limits,
+        budget=lambda: budget_bytes(available_bytes(model.device, memory)),
+        meter=PeakMeter(model.device),
+        say=say,
+        on_dropped=lambda num_tokens: on_step(-num_tokens),
+    )
+    return ReferenceEngine(model, limits, exact=exact, on_step=on_step, should_stop=should_stop, backoff=backoff)

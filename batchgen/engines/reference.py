@@ -19,11 +19,13 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from batchgen.engines.backoff import Backoff, is_out_of_memory
 from batchgen.engines.sampling import Sampler, append_token, forbidden_tokens, penalize_repetition
-from batchgen.errors import BatchgenError, ModelError
+from batchgen.errors import ModelError
+from batchgen.memory import BatchLimits
 from batchgen.model import Checkpoint, Model
 from batchgen.padding import pad, positions
-from batchgen.planner import BatchLimits, plan_batches
+from batchgen.planner import plan_batches
 from batchgen.records import Batch, Sequence
 
 
@@ -32,6 +34,7 @@ class ReferenceEngine:
 
     `on_step` is told how many tokens each step made. `should_stop` is asked at each step; a yes drops the batch in
     hand and raises `KeyboardInterrupt`. `exact` decides near ties again, from an unpadded forward of the row alone.
+    `backoff` splits a batch that does not fit.
     """
 
     def __init__(
@@ -42,9 +45,10 @@ class ReferenceEngine:
         exact: bool = True,
         on_step: Callable[[int], None] = lambda num_tokens: None,
         should_stop: Callable[[], bool] = lambda: False,
+        backoff: Backoff | None = None,
     ) -> None:
         self.model = model
-        self.limits = limits
+        self.backoff = backoff or Backoff(limits)
         self.exact = exact
         self.on_step = on_step
         self.should_stop = should_stop
@@ -52,16 +56,19 @@ class ReferenceEngine:
         self.prefill_s = self.decode_s = 0.0
 
     def generate(self, sequences: Iterable[Sequence]) -> Iterator[Sequence]:
-        for rows in plan_batches(sequences, self.limits):
-            batch = pad(rows, self.model.checkpoint.pad_token_id)
-            for sequence in rows:
-                sequence.batch_index, sequence.padded_length = self.num_batches, batch.input_ids.shape[1]
-            self.num_batches += 1
-            with torch.inference_mode(), _failures_in_one_line(batch):
-                self._run(batch)
-            if self.should_stop():
-                raise KeyboardInterrupt
-            yield from rows
+        for rows in plan_batches(sequences, self.backoff.limits):
+            for part in self.backoff.run(rows, self._run_together):
+                if self.should_stop():
+                    raise KeyboardInterrupt
+                yield from part
+
+    def _run_together(self, rows: list[Sequence]) -> None:
+        batch = pad(rows, self.model.checkpoint.pad_token_id)
+        for sequence in rows:
+            sequence.batch_index, sequence.padded_length = self.num_batches, batch.input_ids.shape[1]
+        with torch.inference_mode(), _failures_in_one_line(batch):
+            self._run(batch)
+        self.num_batches += 1
 
     def _run(self, batch: Batch) -> None:
         started = time.perf_counter()
@@ -135,15 +142,12 @@ class ReferenceEngine:
 def _failures_in_one_line(batch: Batch) -> Iterator[None]:
     try:
         yield
-    except (RuntimeError, IndexError, MemoryError) as error:
+    except (RuntimeError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
         rows, columns = batch.input_ids.shape
-        # On the CPU torch raises a plain RuntimeError that names its allocator.
-        if type(error) in (RuntimeError, IndexError) and "DefaultCPUAllocator" not in str(error):
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ModelError(f"the model failed in a batch of {rows} rows of {columns} columns: {reason}") from error
-        raise BatchgenError(
-            f"out of memory in a batch of {rows} rows of {columns} columns: try --batch-size {max(1, rows // 2)}"
-        ) from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"the model failed in a batch of {rows} rows of {columns} columns: {reason}") from error
 
 
 class _Watch(LogitsProcessor):

@@ -89,15 +89,24 @@ def keep_top_p(logits: torch.Tensor, top_p: torch.Tensor, margin: torch.Tensor) 
     Also which tokens `[B, V]` moving the logits by `margin` `[B]` could let in or out; so in the functions below.
     """
     ordered, order = logits.sort(dim=-1, descending=True)  # [B, V]
-    probabilities = ordered.double().softmax(-1)
-    before = probabilities.cumsum(-1) - probabilities  # mass of the tokens ahead of each one
-    distance = before - top_p[:, None].double()
-    keep = (distance < 0) | (top_p == 1)[:, None]
-    keep[:, 0] = True
+    cdf = _cdf(ordered)
+    cdf /= cdf[:, -1:].clone()
+    distance = cdf.sub_(top_p[:, None].double())[:, :-1]  # of the mass ahead of each token but the first
     reach = margin * top_p * (1 - top_p)  # how far a margin in log-odds moves this mass
-    unsure = distance.abs() < reach[:, None]
-    back = order.argsort(-1)
-    return keep.gather(-1, back), unsure.gather(-1, back)
+    keep, unsure = torch.ones_like(order, dtype=torch.bool), torch.zeros_like(order, dtype=torch.bool)
+    keep[:, 1:] = (distance < 0) | (top_p == 1)[:, None]
+    unsure[:, 1:] = distance.abs_() < reach[:, None]
+    return keep.scatter(-1, order, keep), unsure.scatter(-1, order, unsure)
+
+
+def _cdf(logits: torch.Tensor) -> torch.Tensor:
+    """Running sum `[B, V]` of exp(logits) along the vocabulary, float64, not divided by its last value.
+
+    In place, since float64 of the whole vocabulary is the largest piece of work space that a step needs.
+    """
+    weights = logits.double()
+    weights -= weights.amax(-1, keepdim=True)
+    return weights.exp_().cumsum_(-1)
 
 
 def keep_min_p(logits: torch.Tensor, min_p: torch.Tensor, margin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -137,15 +146,16 @@ def draw(kept: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torc
 
     Also how far `[B]` the draw is from the CDF's nearest step, in probability.
     """
-    cdf = kept.double().softmax(-1).cumsum(-1)  # [B, V]
-    target = (uniforms * cdf[:, -1])[:, None]  # [B, 1]
+    cdf = _cdf(kept)  # [B, V]
+    whole = cdf[:, -1:].clone()  # [B, 1]
+    target = uniforms[:, None] * whole  # [B, 1]
     tokens = torch.searchsorted(cdf, target, right=True)  # [B, 1]
     upper = cdf.gather(-1, tokens)
     lower = cdf.gather(-1, (tokens - 1).clamp(min=0)).where(tokens > 0, 0.0)
     # The CDF's two ends, 0 and 1, do not move with the logits.
-    above = (upper - target).where(upper < cdf[:, -1:], torch.inf)
+    above = (upper - target).where(upper < whole, torch.inf)
     below = (target - lower).where(lower > 0, torch.inf)
-    return tokens[:, 0], torch.minimum(above, below)[:, 0]
+    return tokens[:, 0], (torch.minimum(above, below) / whole)[:, 0]
 
 
 def append_token(
@@ -191,10 +201,13 @@ class Sampler:
         """Next token of each row from float32 logits `[B, V]`; None for rows that are finished."""
         self._note_prompts(logits)
         live = [row for row, sequence in enumerate(self.sequences) if not sequence.is_finished]
-        chosen, close = self._decide(logits if len(live) == len(self.sequences) else logits[live], live)
+        # Picking rows copies their logits: worth it where most rows are finished.
+        rows = live if 2 * len(live) <= len(self.sequences) else list(range(len(self.sequences)))
+        chosen, close = self._decide(logits[live] if rows is live else logits, rows)
         tokens: list[int | None] = [None] * len(self.sequences)
-        for row, token, is_close in zip(live, chosen, close, strict=True):
-            tokens[row] = self._decide_alone(row, self.recompute) if is_close and self.recompute else token
+        for row, token, is_close in zip(rows, chosen, close, strict=True):
+            if not self.sequences[row].is_finished:
+                tokens[row] = self._decide_alone(row, self.recompute) if is_close and self.recompute else token
         self._note_chosen(live, [tokens[row] for row in live])
         return tokens
 
@@ -274,7 +287,8 @@ def _decide_greedy(logits: torch.Tensor) -> tuple[list[int], list[bool]]:
 
 def _mass(scaled: torch.Tensor, kept: torch.Tensor, unsure: torch.Tensor) -> torch.Tensor:
     """Probability `[B]` of the unsure tokens, as a multiple of what was kept."""
-    if not bool(unsure.any()):
-        return torch.zeros(len(kept), dtype=torch.float64, device=kept.device)
-    total = kept.double().logsumexp(-1, keepdim=True)  # [B, 1]
-    return ((scaled.double() - total).exp() * unsure).sum(-1)
+    mass = torch.zeros(len(kept), dtype=torch.float64, device=kept.device)
+    for row in unsure.any(-1).nonzero()[:, 0].tolist():
+        whole = kept[row].double().logsumexp(-1)
+        mass[row] = (scaled[row, unsure[row]].double() - whole).exp().sum()
+    return mass

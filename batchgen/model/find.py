@@ -115,6 +115,14 @@ def _find_cached(repositories: tuple[str, ...], revision: str | None, weights: b
     raise NotCachedError(f"{repositories[0]} is not in the local cache")
 
 
+def find_in_cache(*repositories: str) -> Path | None:
+    """The first of these that is whole in the local cache, weights included; the Hub is not asked."""
+    try:
+        return _find_cached(repositories, None, weights=True)
+    except NotCachedError:
+        return None
+
+
 def has_tokenizer(folder: Path) -> bool:
     return any(folder.glob("tokenizer*")) or any(folder.glob("vocab*"))
 
@@ -163,20 +171,9 @@ def _ask_hub(repository: str, revision: str | None) -> ModelInfo:
     mend = "give a local folder, or --model bundled"
     if constants.is_offline_mode():
         raise ModelError(f"model {repository} is not in the local cache and HF_HUB_OFFLINE is set: {mend}")
-    answers: list[ModelInfo | Exception] = []
-
-    def ask() -> None:
-        try:
-            answers.append(
-                HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=HUB_PATIENCE_S)
-            )
-        except Exception as error:  # noqa: BLE001 - judged below, in the waiting thread
-            answers.append(error)
-
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(HUB_PATIENCE_S)
-    answer = answers[0] if answers else TimeoutError()
+    answer = _ask_patiently(
+        lambda: HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=HUB_PATIENCE_S)
+    )
     if isinstance(answer, GatedRepoError):
         raise ModelError(f"model {repository} asks for permission: accept its terms on the Hub and set HF_TOKEN")
     if isinstance(answer, RevisionNotFoundError):
@@ -186,3 +183,30 @@ def _ask_hub(repository: str, revision: str | None) -> ModelInfo:
     if isinstance(answer, Exception):
         raise ModelError(f"model {repository} is not in the local cache and the Hub does not answer: {mend}")
     return answer
+
+
+def hub_answers() -> bool | None:
+    """Whether the Hub says anything about GPT-2 within `HUB_PATIENCE_S`; None where it is not to be asked."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    if constants.is_offline_mode():
+        return None
+    answer = _ask_patiently(lambda: HfApi().model_info(DEFAULT_REPOSITORIES[0], timeout=HUB_PATIENCE_S))
+    return isinstance(answer, RepositoryNotFoundError) or not isinstance(answer, Exception)
+
+
+def _ask_patiently(ask: Callable[[], ModelInfo]) -> ModelInfo | Exception:
+    """What `ask` returns or raises; a `TimeoutError` once `HUB_PATIENCE_S` have passed, also in looking up a name."""
+    answers: list[ModelInfo | Exception] = []
+
+    def run() -> None:
+        try:
+            answers.append(ask())
+        except Exception as error:  # noqa: BLE001 - judged by the waiting thread
+            answers.append(error)
+
+    asking = threading.Thread(target=run, daemon=True)
+    asking.start()
+    asking.join(HUB_PATIENCE_S)
+    return answers[0] if answers else TimeoutError()

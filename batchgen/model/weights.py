@@ -55,7 +55,7 @@ def load_model(checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto"
         raise ModelError(f"{folder} has no *.safetensors: batchgen reads no other weights (pickles can run code)")
     with quiet(), one_line(checkpoint.name, folder):
         # Named in both places: a config may ask for a kernel from the Hub, which is code.
-        attention = checkpoint.config._attn_implementation = _attention(checkpoint.config)
+        attention = checkpoint.config._attn_implementation = attention_kernel(checkpoint.config)
         network, loading = AutoModelForCausalLM.from_pretrained(
             folder,
             config=checkpoint.config,
@@ -107,7 +107,7 @@ def choose_dtype(name: str, device: torch.device, config: PretrainedConfig) -> t
     return stored if isinstance(stored, torch.dtype) else torch.float32
 
 
-def _attention(config: PretrainedConfig) -> str:
+def attention_kernel(config: PretrainedConfig) -> str:
     """Scaled dot product attention where the architecture has it."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 

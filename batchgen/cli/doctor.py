@@ -1,0 +1,36 @@
+"""`batchgen doctor`: what this machine and installation offer."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from batchgen.cli import options as opt
+from batchgen.doctor import advise, diagnose
+from batchgen.render.doctor import print_diagnosis
+from batchgen.render.screen import OutputConsole, Screen
+from batchgen.writers import to_json
+
+
+def doctor(
+    device: opt.Device = "auto",
+    as_json: Annotated[
+        bool, typer.Option("--json", metavar="", help="Print all facts as JSON.", rich_help_panel=opt.OUTPUT)
+    ] = False,
+) -> None:
+    """Show what this machine offers: devices, fast dtypes, memory limits, models at hand, versions.
+
+    [bold]batchgen doctor[/]
+    [bold]batchgen doctor --device cpu --json[/]
+
+    Where something is off it says how to mend it.
+    """
+    with Screen(quiet=as_json).waiting("examining this machine"):
+        diagnosis = diagnose(device)
+    advice = advise(diagnosis)
+    if as_json:
+        print(to_json(diagnosis.to_dict() | {"advice": advice}))
+    else:
+        print_diagnosis(OutputConsole(file=sys.stdout, highlight=False), diagnosis, advice)

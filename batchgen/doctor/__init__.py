@@ -1,0 +1,34 @@
+"""What this machine and installation offer, and advice where something is off. Draws nothing.
+
+A part that is missing or broken is a finding, never the end of the examination.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from batchgen.doctor.advice import advise
+from batchgen.doctor.facts import Diagnosis
+from batchgen.doctor.installation import examine_installation, examine_models
+from batchgen.doctor.machine import examine_machine, measure_gflops
+from batchgen.model.find import hub_answers
+
+if TYPE_CHECKING:
+    from batchgen.doctor.machine import Measure
+
+__all__ = ["Diagnosis", "advise", "diagnose"]
+
+
+def diagnose(device: str = "auto", *, root: Path = Path("/"), measure: Measure = measure_gflops) -> Diagnosis:
+    """Examines all there is, `device` most closely; `root` stands for `/`.
+
+    Raises `UsageError` for what is no device, `ModelError` for one that is not there.
+    """
+    with ThreadPoolExecutor(1) as waiting:  # the Hub may take its time, as the import of torch does
+        hub = waiting.submit(hub_answers)
+        installation = examine_installation(root)
+        machine = examine_machine(device, root, measure)
+        models = examine_models()
+        return Diagnosis(installation, machine, models, hub_answers=False if hub.exception() else hub.result())

@@ -1,0 +1,201 @@
+"""Devices, their speed in each dtype, and the memory limits in force."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from batchgen.doctor.facts import Accelerator, Machine, Processor, Speed, or_else
+from batchgen.model.weights import choose_device
+from batchgen.probes import Bound, memory_bounds
+
+if TYPE_CHECKING:
+    import torch
+
+    Measure = Callable[[torch.device, torch.dtype], float]
+
+# What sets how many threads torch starts with.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+# 512 tokens through the first half of GPT-2's feed-forward layer.
+ROWS, INNER, COLUMNS = 512, 768, 3072
+MEASURE_S = 0.05
+# Asked through private functions of torch, which may go.
+SIXTEEN_BIT = {
+    "_is_avx512_bf16_supported": "AVX-512 bfloat16",
+    "_is_amx_tile_supported": "AMX",
+    "_is_amx_fp16_supported": "AMX float16",
+}
+
+
+def examine_machine(device: str, root: Path, measure: Measure) -> Machine:
+    """What there is, and how fast `device` is. Raises `UsageError` or `ModelError` for a device that is not there."""
+    on = _choose(device)
+    auto = _choose("auto")
+    return Machine(
+        processor=_processor(root),
+        accelerators=_accelerators(),
+        auto_device=str(auto) if auto else None,
+        device=str(on) if on else None,
+        speeds=tuple(_speeds(on, measure)) if on else (),
+        ram_bytes=_ram_bytes(),
+        held_bytes=_held_bytes(),
+        bounds=_bounds(on, root) if on else (),
+    )
+
+
+def _choose(device: str) -> torch.device | None:
+    """None where torch cannot be imported."""
+    try:
+        return choose_device(device)
+    except (ImportError, OSError):
+        return None
+
+
+def _processor(root: Path) -> Processor:
+    return Processor(
+        name=_cpu_name(root) or platform.processor() or platform.machine(),
+        physical_cores=_cores(logical=False),
+        logical_cores=_cores(logical=True),
+        torch_threads=_torch_threads(),
+        threads_set_by=next((name for name in THREAD_VARIABLES if os.environ.get(name)), None),
+        vectors=_vectors(),
+        sixteen_bit=_sixteen_bit(),
+    )
+
+
+@or_else(None)
+def _cpu_name(root: Path) -> str | None:
+    lines = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
+
+
+@or_else(None)
+def _cores(*, logical: bool) -> int | None:
+    import psutil
+
+    return psutil.cpu_count(logical=logical)
+
+
+@or_else(None)
+def _torch_threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+@or_else(None)
+def _vectors() -> str:
+    import torch
+
+    return str(torch.backends.cpu.get_cpu_capability())
+
+
+@or_else(())
+def _sixteen_bit() -> tuple[str, ...]:
+    import torch
+
+    return tuple(name for asked, name in SIXTEEN_BIT.items() if getattr(torch.cpu, asked, bool)())
+
+
+@or_else(())
+def _accelerators() -> tuple[Accelerator, ...]:
+    import torch
+
+    cuda = tuple(_cuda(index) for index in range(torch.cuda.device_count()))
+    return (*cuda, *_mps())
+
+
+def _cuda(index: int) -> Accelerator:
+    import torch
+
+    properties = torch.cuda.get_device_properties(index)
+    return Accelerator(
+        name=f"cuda:{index}",
+        model=properties.name,
+        total_bytes=properties.total_memory,
+        free_bytes=_cuda_free_bytes(index),
+        compute_capability=f"{properties.major}.{properties.minor}",
+        has_bfloat16=_cuda_has_bfloat16(index),
+    )
+
+
+@or_else(None)
+def _cuda_free_bytes(index: int) -> int:
+    import torch
+
+    return int(torch.cuda.mem_get_info(index)[0])
+
+
+@or_else(None)
+def _cuda_has_bfloat16(index: int) -> bool:
+    import torch
+
+    with torch.cuda.device(index):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def _mps() -> Iterator[Accelerator]:
+    import torch
+
+    if torch.backends.mps.is_available():
+        total = int(torch.mps.recommended_max_memory())
+        yield Accelerator("mps", platform.processor(), total, total - int(torch.mps.driver_allocated_memory()))
+
+
+def _speeds(device: torch.device, measure: Measure) -> Iterator[Speed]:
+    names = ["float32", "bfloat16"] + (["float16"] if device.type != "cpu" else [])
+    for name in names:
+        yield Speed(name, _speed(device, name, measure))
+
+
+@or_else(None)
+def _speed(device: torch.device, dtype: str, measure: Measure) -> float:
+    import torch
+
+    return measure(device, getattr(torch, dtype))
+
+
+def measure_gflops(device: torch.device, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter) -> float:
+    """The best rate of a matrix product of `ROWS` tokens within `MEASURE_S`, in GFLOP/s; the first only warms up."""
+    import torch
+
+    left = torch.ones(ROWS, INNER, device=device, dtype=dtype)  # [rows, inner]
+    right = torch.ones(INNER, COLUMNS, device=device, dtype=dtype)  # [inner, columns]
+
+    def multiply() -> float:
+        start = clock()
+        left @ right
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        return clock() - start
+
+    end = clock() + MEASURE_S
+    first = multiply()
+    times = [first] if clock() > end else []
+    end = clock() + MEASURE_S
+    while clock() < end:
+        times.append(multiply())
+    return 2 * ROWS * INNER * COLUMNS / min(times) / 1e9
+
+
+@or_else(None)
+def _ram_bytes() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().total)
+
+
+@or_else(None)
+def _held_bytes() -> int:
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+@or_else(())
+def _bounds(device: torch.device, root: Path) -> tuple[Bound, ...]:
+    return tuple(memory_bounds(device, root=root))

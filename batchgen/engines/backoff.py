@@ -1,0 +1,158 @@
+"""Out of memory: splits the batch that failed, keeps what is finished, and remembers what was too much.
+
+Also measures each batch against its estimate, and gives way before it fails where the machine has less than it had.
+Knows nothing of models: how to run rows is the caller's.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from batchgen.memory import BatchLimits, batch_bytes, largest_batch, size_text
+from batchgen.probes import PeakMeter, peak_bytes
+from batchgen.records import Sequence
+
+Rows = list[Sequence]
+
+# How libraries word what is not a torch.OutOfMemoryError: torch's CPU allocator and Apple's, C++, oneDNN, cuBLAS.
+PHRASES = (
+    "DefaultCPUAllocator",
+    "out of memory",
+    "bad_alloc",
+    "could not create a memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+# Smaller batches drown in what the process allocates anyway; their ratio of measured to predicted says nothing.
+LEAST_TELLING_BYTES = 64 * 2**20
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is one of the kinds of out-of-memory: Python's, torch's, or a library's in its own words."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in PHRASES)
+
+
+class Backoff:
+    """Runs rows in batches that fit, halving one that does not; the ceiling holds for the rest of the run.
+
+    `budget` says how many bytes a batch may take now. `say` gets one line for each time that memory ran out, and
+    `on_dropped` how many tokens of unfinished rows were dropped with it: they start again from their prompts.
+    """
+
+    def __init__(
+        self,
+        limits: BatchLimits,
+        *,
+        budget: Callable[[], int] | None = None,
+        meter: PeakMeter | None = None,
+        say: Callable[[str], None] = lambda line: None,
+        on_dropped: Callable[[int], None] = lambda num_tokens: None,
+    ) -> None:
+        self._limits = limits
+        self._budget = budget or (lambda: limits.budget_bytes)
+        self._meter = meter
+        self._say = say
+        self._on_dropped = on_dropped
+        self._ceiling_bytes: int | None = None
+        self._correction = 1.0  # measured over predicted bytes, where that was more than 1
+        self.predicted_bytes = 0  # of the largest batch
+        self.measured_bytes: int | None = None
+
+    @property
+    def limits(self) -> BatchLimits:
+        """What the next batches must keep to: the budget of now, below every ceiling found so far."""
+        budget_bytes = int(self._budget() / self._correction)
+        if self._ceiling_bytes is not None:
+            budget_bytes = min(budget_bytes, self._ceiling_bytes)
+        return replace(self._limits, budget_bytes=budget_bytes)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that the process, or its tensors on the device, ever held."""
+        return self._meter.peak_bytes if self._meter else peak_bytes()
+
+    def run(self, rows: Rows, attempt: Callable[[Rows], None]) -> Iterator[Rows]:
+        """Runs all of `rows`; yields them in parts, each as soon as it is finished.
+
+        A row that does not fit alone comes out failed, with an error that says how much it needed.
+        """
+        pending = deque([rows])
+        while pending:
+            part = pending.popleft()
+            if len(part) > (room := self._room(part)):
+                pending.extendleft((part[room:], part[:room]))
+            elif self._fits(part, attempt):
+                yield part
+            else:
+                finished, unfinished = self._give_way(part)
+                pending.extendleft(reversed(unfinished))
+                yield finished
+
+    def _room(self, rows: Rows) -> int:
+        """How many of these rows may run together now."""
+        if self._limits.num_rows is not None and self._ceiling_bytes is None:
+            return len(rows)  # the user's own number; memory has its say when it runs out
+        padded_length = max(row.num_prompt_tokens for row in rows)
+        return largest_batch(self.limits, padded_length, {row.sampling for row in rows}, len(rows))
+
+    def _fits(self, rows: Rows, attempt: Callable[[Rows], None]) -> bool:
+        """Runs rows; False where memory ran out. The exception, which holds the batch's tensors, ends in here."""
+        if self._meter:
+            self._meter.start()
+        try:
+            attempt(rows)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        self._compare(rows)
+        return True
+
+    def _compare(self, rows: Rows) -> None:
+        predicted = batch_bytes(self._limits.footprint, rows)
+        self.predicted_bytes = max(self.predicted_bytes, predicted)
+        growth = self._meter.growth_bytes() if self._meter else None
+        if growth is None:
+            return
+        self.measured_bytes = max(self.measured_bytes or 0, growth)
+        if predicted >= LEAST_TELLING_BYTES:
+            self._correction = max(self._correction, growth / predicted)
+
+    def _give_way(self, rows: Rows) -> tuple[Rows, list[Rows]]:
+        """After memory ran out: rows that are done with, and the rest in halves, to run again from their prompts."""
+        _release()
+        padded_length = max(row.num_prompt_tokens for row in rows)
+        finished = [row for row in rows if row.is_finished]
+        unfinished = [row for row in rows if not row.is_finished]
+        self._on_dropped(sum(row.num_output_tokens for row in unfinished))
+        for row in unfinished:
+            row.output_ids.clear()
+        half = max(1, len(rows) // 2)
+        self._ceiling_bytes = batch_bytes(self._limits.footprint, rows[:half])
+        if len(rows) == 1:
+            self._fail(rows[0])
+            return rows, []
+        self._say(f"out of memory with {len(rows)} rows of {padded_length} columns: going on with {half} at a time")
+        return finished, [part for part in (unfinished[:half], unfinished[half:]) if part]
+
+    def _fail(self, row: Sequence) -> None:
+        needed = size_text(batch_bytes(self._limits.footprint, [row]))
+        tokens = f"{row.num_prompt_tokens} prompt + {row.sampling.max_new_tokens} new tokens"
+        row.batch_index = row.padded_length = None  # no batch ran it
+        row.fail(f"out of memory: this row alone ({tokens}) needs about {needed}; there is {size_text(self._budget())}")
+        self._say(f"out of memory with a single row ({tokens}): it needs about {needed}, and is marked as failed")
+
+
+def _release() -> None:
+    """Lets go of what the failed batch still holds: frames of a traceback may refer to each other."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()

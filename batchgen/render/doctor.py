@@ -1,0 +1,119 @@
+"""The screen of `doctor`: facts in sections with aligned labels, advice last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from batchgen.memory import size_text
+from batchgen.render.screen import escape, plural
+
+if TYPE_CHECKING:
+    from batchgen.doctor.facts import Accelerator, Diagnosis, Installation, Machine, ModelAtHand, Models, Processor
+
+Line = tuple[str, str]  # label, text
+
+UNKNOWN = "unknown"
+LABEL_WIDTH = 13
+MIN_WIDTH = 20  # of the text, on however narrow a terminal
+# Of more limits and models than these only the number is told; `--json` has all.
+MOST_BOUNDS, MOST_MODELS = 3, 5
+
+
+def print_diagnosis(console: Console, diagnosis: Diagnosis, advice: Sequence[str]) -> None:
+    """Sections of labelled lines, folded at words where the terminal is narrow."""
+    sections = {
+        "Installation": _installation(diagnosis.installation),
+        "Devices": _devices(diagnosis.machine),
+        "Memory": _memory(diagnosis.machine),
+        "Models": _models(diagnosis.models, diagnosis.hub_answers),
+    }
+    for title, lines in sections.items():
+        _print_section(console, title, lines, LABEL_WIDTH)
+    _print_section(console, "Advice", [("-", line) for line in advice or ["nothing is off"]], 1)
+
+
+def _print_section(console: Console, title: str, lines: Iterable[Line], label_width: int) -> None:
+    console.print(Text(title, style="bold"))
+    width = max(MIN_WIDTH, console.width - label_width - 3)
+    for label, text in lines:
+        for part in Text(_one_line(text)).wrap(console, width):
+            part.rstrip()
+            console.print(Text.assemble("  ", (label.ljust(label_width), "cyan"), " ", part), soft_wrap=True)
+            label = ""
+
+
+def _one_line(text: str) -> str:
+    return escape(text).replace("\n", " ").replace("\t", " ")
+
+
+def _installation(installation: Installation) -> Iterator[Line]:
+    versions = {version.name: version.installed or "missing" for version in installation.versions}
+    yield "batchgen", f"{versions.pop('batchgen', UNKNOWN)}, Python {installation.python}"
+    yield "platform", installation.platform
+    build = f"built for {installation.torch_build}" if installation.torch_build else "built for the CPU alone"
+    yield "torch", f"{versions.pop('torch', UNKNOWN)}, {'broken' if installation.torch_problem else build}"
+    yield "libraries", ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _devices(machine: Machine) -> Iterator[Line]:
+    yield from _processor(machine.processor)
+    for accelerator in machine.accelerators:
+        yield accelerator.name, _accelerator(accelerator)
+    yield "--device auto", f"takes {machine.auto_device or UNKNOWN}"
+    for speed in machine.speeds:
+        rate = f"{speed.gflops:,.0f} GFLOP/s" if speed.gflops else "cannot be done"
+        ratio = machine.ratio(speed.dtype) if speed.dtype != "float32" else None
+        times = f", {ratio:.2g} times float32" if ratio else ""
+        yield speed.dtype, f"{rate} on {machine.device}{times}"
+
+
+def _processor(processor: Processor) -> Iterator[Line]:
+    yield "cpu", processor.name or UNKNOWN
+    threads = f"; torch uses {plural(processor.torch_threads, 'thread')}" if processor.torch_threads else ""
+    yield "cores", f"{processor.physical_cores or UNKNOWN} ({processor.logical_cores or UNKNOWN} logical){threads}"
+    sixteen_bit = ", ".join(processor.sixteen_bit) or "none known"
+    yield "instructions", f"{processor.vectors or UNKNOWN}; for 16 bits: {sixteen_bit}"
+
+
+def _accelerator(accelerator: Accelerator) -> str:
+    words = {True: ", bfloat16", False: ", no bfloat16", None: ""}
+    free = f"{_size(accelerator.total_bytes)} ({_size(accelerator.free_bytes)} free)"
+    capability = f", compute {accelerator.compute_capability}" if accelerator.compute_capability else ""
+    return f"{accelerator.model}, {free}{capability}{words[accelerator.has_bfloat16]}"
+
+
+def _memory(machine: Machine) -> Iterator[Line]:
+    yield "machine", f"{_size(machine.ram_bytes)}; this process holds {_size(machine.held_bytes)}"
+    for place, bound in enumerate(machine.bounds[:MOST_BOUNDS]):
+        binds = ", which binds" if place == 0 and len(machine.bounds) > 1 else ""
+        yield "" if place else "limits", f"{size_text(bound.available_bytes)} left by {bound.name}{binds}"
+    if len(machine.bounds) > MOST_BOUNDS:
+        yield "", f"and {plural(len(machine.bounds) - MOST_BOUNDS, 'wider limit')} (--json has all)"
+
+
+def _models(models: Models, hub_answers: bool | None) -> Iterator[Line]:
+    yield "bundled", _model(models.bundled) if models.bundled else "missing"
+    yield "gpt2", "in the cache" if models.has_gpt2 else "not in the cache"
+    yield "cached", _cached(models.cached)
+    yield "HF_HOME", models.hf_home or UNKNOWN
+    answers = {True: "answers", False: "does not answer", None: "not asked: HF_HUB_OFFLINE is set"}
+    yield "the Hub", answers[hub_answers]
+
+
+def _model(model: ModelAtHand) -> str:
+    parameters = f", {model.parameters / 1e6:.1f} million parameters" if model.parameters else ""
+    return size_text(model.size_bytes) + parameters
+
+
+def _cached(models: Sequence[ModelAtHand]) -> str:
+    shown = [f"{model.name} ({size_text(model.size_bytes)})" for model in models[:MOST_MODELS]]
+    more = len(models) - len(shown)
+    return ", ".join(shown + ([f"and {more:,} more (--json has all)"] if more else [])) or "none"
+
+
+def _size(num_bytes: int | None) -> str:
+    return UNKNOWN if num_bytes is None else size_text(num_bytes)
