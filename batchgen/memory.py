@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 FLOAT32_BYTES = 4
-# What a process holds on top of live tensors: small tensors' heap, scratch of the matrix kernels. 8 to 11 MiB measured.
-WORKSPACE_BYTES = 12 * 2**20
+# What a process holds on top of live tensors: the heap of small ones, scratch of the matrix kernels. Between 4 and
+# 22 MiB were measured, the more the larger the batch.
+WORKSPACE_BYTES, WORKSPACE_SHARE = 9 * 2**20, 0.065
 FIRST_WINDOW = 16
 
 
@@ -145,13 +146,11 @@ def estimate(footprint: Footprint, rows: int, padded_length: int, sampling: Samp
 
 
 def _prefill(footprint: Footprint, rows: int, columns: int) -> MemoryEstimate:
-    return MemoryEstimate(
-        weights=0,
+    return _with_workspace(
         kv_cache=footprint.cache_bytes(rows, columns),
         attention_mask=rows * columns**2,
         logits=0,
         activations=footprint.prefill_bytes(rows, columns),
-        workspace=WORKSPACE_BYTES,
     )
 
 
@@ -163,13 +162,23 @@ def _last_step(footprint: Footprint, rows: int, columns: int, sampling: Sampling
     # A near tie is decided again by one unpadded row without a cache, beside all that; in float32 only.
     again = footprint.prefill_bytes(1, columns) if footprint.element_bytes == FLOAT32_BYTES else 0
     growing = copying + previous >= logits + again
-    return MemoryEstimate(
-        weights=0,
+    return _with_workspace(
         kv_cache=footprint.cache_bytes(rows, columns) + (copying if growing else 0),
         attention_mask=rows * columns,
         logits=previous if growing else logits,
         activations=0 if growing else again,
-        workspace=WORKSPACE_BYTES,
+    )
+
+
+def _with_workspace(*, kv_cache: int, attention_mask: int, logits: int, activations: int) -> MemoryEstimate:
+    tensors = kv_cache + attention_mask + logits + activations
+    return MemoryEstimate(
+        weights=0,
+        kv_cache=kv_cache,
+        attention_mask=attention_mask,
+        logits=logits,
+        activations=activations,
+        workspace=WORKSPACE_BYTES + int(WORKSPACE_SHARE * tensors),
     )
 
 
@@ -216,11 +225,17 @@ class BatchLimits:
         return self.num_rows or min(FIRST_WINDOW, self.most_rows)
 
 
-def batch_bytes(footprint: Footprint, sequences: Rows[Sequence]) -> int:
-    """Bytes above the weights that these sequences need as one batch."""
+def batch_estimate(footprint: Footprint, sequences: Rows[Sequence]) -> MemoryEstimate:
+    """What these sequences need as one batch."""
     padded_length = max(sequence.num_prompt_tokens for sequence in sequences)
     kinds = {sequence.sampling for sequence in sequences}
-    return max(estimate(footprint, len(sequences), padded_length, kind).total for kind in kinds)
+    needs = [estimate(footprint, len(sequences), padded_length, kind) for kind in kinds]
+    return max(needs, key=lambda need: need.total)
+
+
+def batch_bytes(footprint: Footprint, sequences: Rows[Sequence]) -> int:
+    """Bytes above the weights that these sequences need as one batch."""
+    return batch_estimate(footprint, sequences).total
 
 
 def largest_batch(limits: BatchLimits, padded_length: int, kinds: Iterable[SamplingParams], most: int) -> int:

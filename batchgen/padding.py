@@ -79,7 +79,7 @@ def _samples(request: Request, input_ids: list[int], n_positions: int | None, to
     error, cut = _check_length(len(input_ids), request.sampling.max_new_tokens, n_positions, too_long)
     if error:
         failed = Sequence(request, 0, input_ids)
-        failed.fail(error)
+        failed.fail(f"{request.where}: {error}" if request.where else error)
         return [failed]
     return [
         Sequence(request, sample_index, input_ids[cut:], num_truncated_tokens=cut)

@@ -69,6 +69,7 @@ class Pipeline:
             prefill_s=self.engine.prefill_s,
             decode_s=self.engine.decode_s,
             wall_s=time.perf_counter() - self._started,
+            decode_work=self.engine.decode_work,
             peak_bytes=self.engine.backoff.peak_bytes,
             predicted_batch_bytes=self.engine.backoff.predicted_bytes,
             measured_batch_bytes=self.engine.backoff.measured_bytes,

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from batchgen.errors import UsageError
-from batchgen.memory import BatchLimits, largest_batch
+from batchgen.memory import BatchLimits, Footprint, largest_batch
 from batchgen.probes import MemoryLimit, available_bytes
 from batchgen.records import Sequence
 
@@ -32,31 +32,30 @@ STEP_OVERHEAD = 48
 MOST_ROWS = {"cpu": 64}
 MOST_ROWS_ACCELERATOR = 256
 # A batch may take this share of what is available; the rest is for what the estimate does not see.
-BUDGET_SHARE = 0.6
+BUDGET_SHARE = 0.8
 
 
 def limits_for(model: Model, num_rows: int | None = None, memory: MemoryLimit | None = None) -> BatchLimits:
     """Limits from what this machine has left beside the loaded model; `num_rows` fixes the rows of a batch."""
-    if num_rows is not None and (not isinstance(num_rows, int) or num_rows < 1):
-        raise UsageError(f"--batch-size {num_rows}: give auto or a number from 1 up")
     from batchgen.model.footprint import footprint_of
 
-    return BatchLimits(
-        footprint=footprint_of(model.checkpoint.config, model.dtype),
-        budget_bytes=budget_bytes(available_bytes(model.device, memory)),
-        most_rows=most_rows(model.device),
-        num_rows=num_rows,
-    )
+    footprint = footprint_of(model.checkpoint.config, model.dtype)
+    return make_limits(footprint, model.device, available_bytes(model.device, memory), num_rows)
+
+
+def make_limits(
+    footprint: Footprint, device: torch.device, available_bytes: int, num_rows: int | None = None
+) -> BatchLimits:
+    """Limits for batches on a device that has so much left beside the weights. Raises `UsageError` for `num_rows`."""
+    if num_rows is not None and (not isinstance(num_rows, int) or num_rows < 1):
+        raise UsageError(f"--batch-size {num_rows}: give auto or a number from 1 up")
+    most_rows = MOST_ROWS.get(device.type, MOST_ROWS_ACCELERATOR)
+    return BatchLimits(footprint, budget_bytes(available_bytes), most_rows, num_rows)
 
 
 def budget_bytes(available: int) -> int:
     """What a batch may take of the bytes that are available."""
     return int(BUDGET_SHARE * available)
-
-
-def most_rows(device: torch.device) -> int:
-    """The most rows of a batch that a device gains from."""
-    return MOST_ROWS.get(device.type, MOST_ROWS_ACCELERATOR)
 
 
 def plan_batches(sequences: Iterable[Sequence], limits: BatchLimits) -> list[list[Sequence]]:
@@ -72,28 +71,36 @@ def plan_batches(sequences: Iterable[Sequence], limits: BatchLimits) -> list[lis
 
 
 def _cheapest_cuts(rows: list[Sequence], limits: BatchLimits) -> Iterator[tuple[int, int]]:
-    """Start and end of each batch of the cheapest plan; `rows` come longest first."""
+    """Start and end of each batch of the cheapest plan; `rows` come longest first.
+
+    A batch of n rows of S columns costs n * S in the prefill and `step_work(n)` for each new token.
+    """
     kinds = {row.sampling for row in rows}
     max_new_tokens = max((kind.max_new_tokens for kind in kinds), default=0)
-    cheapest = [0.0] * (len(rows) + 1)  # cost of running rows[start:]
+    rooms = {length: largest_batch(limits, length, kinds, limits.most_rows) for length in _lengths(rows)}
+    cheapest: list[int] = [0] * (len(rows) + 1)  # cost of running rows[start:]
     ends = [0] * len(rows)
     for start in range(len(rows) - 1, -1, -1):
-        longest = rows[start].num_prompt_tokens
-        room = largest_batch(limits, longest, kinds, limits.most_rows)
-        cheapest[start] = float("inf")
-        for end in range(start + 1, min(start + room, len(rows)) + 1):
-            cost = _cost(end - start, longest, max_new_tokens) + cheapest[end]
-            if cost <= cheapest[start]:
-                cheapest[start], ends[start] = cost, end
+        length = rows[start].num_prompt_tokens
+        a_row = length + max_new_tokens
+        after = cheapest[start + 1 : start + 1 + rooms[length]]
+        costs = [a_row * num_rows + rest for num_rows, rest in enumerate(after, 1)]
+        least = min(costs)
+        cheapest[start] = least + STEP_OVERHEAD * max_new_tokens
+        ends[start] = start + len(costs) - costs[::-1].index(least)  # of equal cuts the longest batch
     start = 0
     while start < len(rows):
         yield start, ends[start]
         start = ends[start]
 
 
-def _cost(rows: int, padded_length: int, max_new_tokens: int) -> float:
-    """Work of one batch, in tokens through the model: a prefill of all columns, then the decode steps."""
-    return rows * padded_length + (rows + STEP_OVERHEAD) * max_new_tokens
+def _lengths(rows: Iterable[Sequence]) -> set[int]:
+    return {row.num_prompt_tokens for row in rows}
+
+
+def step_work(rows: int) -> int:
+    """Work of one decode step, in tokens through the model."""
+    return rows + STEP_OVERHEAD
 
 
 _END = object()

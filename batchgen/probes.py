@@ -34,6 +34,11 @@ class Bound:
     name: str
     available_bytes: int
 
+    @property
+    def kills(self) -> bool:
+        """Whether the kernel kills who goes beyond it; other limits refuse, and the program can give way."""
+        return self.name == "MemAvailable" or self.name.startswith("cgroup ")
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryLimit:

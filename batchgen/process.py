@@ -13,18 +13,48 @@ import platform
 # 300,000 by default). Where another program takes a core, long spinning slows a step tenfold and more; see
 # docs/decisions.md.
 SPIN_COUNT = "10000"
-# glibc raises its threshold for mmap to 32 MiB as a program frees large blocks; the tensors below it then share a heap
-# with holes, and the process holds up to 1.5 times the live tensors. Fixed here, so that large tensors go back to the
-# system when they are freed (docs/decisions.md). mallopt(3) names the two options.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-TRIM_BYTES, MMAP_BYTES = 256 * 2**20, 2**20
+# Larger blocks come from the system and go back to it when they are freed; smaller ones share a heap, which has holes.
+# glibc moves this threshold up to 32 MiB by itself: quick, but the process then holds up to 1.5 times the live tensors.
+# Where memory is short it stays low instead, and what is held is what was predicted (docs/decisions.md has both).
+SHORT_OF_MEMORY, PLENTY_OF_MEMORY = 256 * 2**10, 32 * 2**20
+TRIM_BYTES = 256 * 2**20
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # mallopt(3)
 
 
 def settle() -> None:
     """Sets both, unless the user's environment has."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
-    if platform.libc_ver()[0] == "glibc" and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
-        allocator = ctypes.CDLL(None)
-        allocator.mallopt(M_TRIM_THRESHOLD, TRIM_BYTES)
-        allocator.mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)
+    if _has_our_heap():
+        ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, TRIM_BYTES)
+        if _address_space_is_limited():  # every thread's own heap would take 64 MiB of it
+            ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+        reuse_blocks(False)
+
+
+def reuse_blocks(is_plenty: bool) -> None:
+    """Keeps freed blocks for the next ones where memory `is_plenty`, which is quicker; else gives them back."""
+    if _has_our_heap():
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, PLENTY_OF_MEMORY if is_plenty else SHORT_OF_MEMORY)
+        if not is_plenty:
+            release_heap()
+
+
+def release_heap() -> None:
+    """Gives freed small blocks back to the system, which glibc keeps for the next ones."""
+    if _is_glibc():
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _has_our_heap() -> bool:
+    return _is_glibc() and "MALLOC_MMAP_THRESHOLD_" not in os.environ
+
+
+def _is_glibc() -> bool:
+    return platform.libc_ver()[0] == "glibc"
+
+
+def _address_space_is_limited() -> bool:
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY

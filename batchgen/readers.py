@@ -55,6 +55,7 @@ class Row:
     id: RowId | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
+    where: str = ""
 
 
 Lines = Iterable[tuple[int, bytes]]
@@ -159,7 +160,7 @@ def to_requests(rows: Iterable[Row], sampling: SamplingParams) -> Iterator[Reque
     for index, row in enumerate(rows):
         row_id = str(index) if row.id is None else row.id
         error = row.error or _unencodable(row.prompt, f"prompt {index}")
-        yield Request(index, row_id, row.prompt, sampling, row.metadata, error)
+        yield Request(index, row_id, row.prompt, sampling, row.metadata, error, row.where)
 
 
 def _unencodable(prompt: str, where: str) -> str | None:
@@ -242,7 +243,7 @@ def read_text(lines: Lines, name: str, field: str | None) -> Iterator[Row]:
     """One prompt a line. A line that is not UTF-8 is a bad row."""
     for number, line in lines:
         try:
-            yield Row(line.decode("utf-8"))
+            yield Row(line.decode("utf-8"), where=f"{name}:{number}")
         except UnicodeDecodeError as error:
             yield _not_utf8(name, number, line, error)
 
@@ -257,7 +258,7 @@ def read_jsonl(lines: Lines, name: str, field: str | None) -> Iterator[Row]:
         except (ValueError, RecursionError) as error:
             whole = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
             reason = whole.split(";")[0]  # behind it Python advises programmers
-            yield Row(error=f"{name}:{number}: not valid JSON: {reason}")
+            yield Row(error=f"{name}:{number}: not valid JSON: {reason}", where=f"{name}:{number}")
         else:
             yield row_of_object(value, f"{name}:{number}", field)
 
@@ -275,20 +276,22 @@ def _finite(digits: str) -> float:
 def row_of_object(value: object, where: str, field: str | None = None) -> Row:
     """One parsed JSON row; `where` (file and line) begins the error of a bad one."""
     if not isinstance(value, dict):
-        return Row(error=f'{where}: not a JSON object such as {{"prompt": "…"}}')
+        return Row(error=f'{where}: not a JSON object such as {{"prompt": "…"}}', where=where)
     names = PROMPT_FIELDS if field is None else (field,)
     name = next((name for name in names if name in value), None)
     row_id = value.get("id")
     metadata = {key: item for key, item in value.items() if key not in (name, "id")}
     if isinstance(row_id, bool) or not isinstance(row_id, str | int | float | None):
-        return Row(metadata=metadata, error=f"{where}: the id is neither a string nor a number")
+        return Row(metadata=metadata, where=where, error=f"{where}: the id is neither a string nor a number")
     if name is None:
-        return Row(id=row_id, metadata=metadata, error=f"{where}: no field {' or '.join(names)} (see --field)")
+        return Row(
+            id=row_id, metadata=metadata, where=where, error=f"{where}: no field {' or '.join(names)} (see --field)"
+        )
     if not isinstance(value[name], str):
-        return Row(id=row_id, metadata=metadata, error=f"{where}: the field {name} is not a string")
+        return Row(id=row_id, metadata=metadata, where=where, error=f"{where}: the field {name} is not a string")
     if _is_deeper(metadata, MOST_LEVELS):
-        return Row(value[name], row_id, error=f"{where}: nested deeper than {MOST_LEVELS} levels")
-    return Row(value[name], row_id, metadata, _unencodable(value[name], where))
+        return Row(value[name], row_id, where=where, error=f"{where}: nested deeper than {MOST_LEVELS} levels")
+    return Row(value[name], row_id, metadata, _unencodable(value[name], where), where)
 
 
 def _is_deeper(value: object, levels: int) -> bool:
@@ -307,7 +310,7 @@ def _children(value: dict[str, object] | list[object]) -> Iterable[object]:
 
 def _not_utf8(name: str, number: int, line: bytes, error: UnicodeDecodeError) -> Row:
     problem = f"{name}:{number}: not UTF-8 at byte {error.start} of the line"
-    return Row(line.decode("utf-8", "replace"), error=problem)
+    return Row(line.decode("utf-8", "replace"), error=problem, where=f"{name}:{number}")
 
 
 READERS: dict[str, Reader] = {"text": read_text, "jsonl": read_jsonl}

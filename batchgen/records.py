@@ -99,7 +99,10 @@ def _flag(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One row of the input. `error` says why it cannot be run, where reading already showed that."""
+    """One row of the input. `error` says why it cannot be run, where reading already showed that.
+
+    `where` is its place for a person, `prompts.txt:12`; empty for what has none.
+    """
 
     index: int
     id: RowId
@@ -107,6 +110,7 @@ class Request:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     metadata: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
+    where: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -172,9 +176,13 @@ class MemoryEstimate:
     workspace: int
 
     @property
+    def tensors(self) -> int:
+        """What a batch itself holds."""
+        return self.kv_cache + self.attention_mask + self.logits + self.activations
+
+    @property
     def total(self) -> int:
-        tensors = self.kv_cache + self.attention_mask + self.logits + self.activations
-        return self.weights + tensors + self.workspace
+        return self.weights + self.tensors + self.workspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +214,7 @@ class Result:
 class RunStats:
     """What a run did. Seconds are wall clock; `peak_bytes` is the process's (or the device's) high-water mark.
 
+    `decode_work` is the sum over all steps of the step's cost as the planner counts it (`planner.step_work`).
     `predicted_batch_bytes` is what the largest batch was expected to add to what the process held before it,
     `measured_batch_bytes` what the one that added most did add (None where it cannot be measured).
     """
@@ -221,6 +230,7 @@ class RunStats:
     decode_s: float
     wall_s: float
     peak_bytes: int
+    decode_work: int = 0
     predicted_batch_bytes: int = 0
     measured_batch_bytes: int | None = None
 

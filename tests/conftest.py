@@ -102,7 +102,7 @@ def tiny_models(folders: dict[str, Path]) -> dict[str, Model]:
 class FakeEngine:
     """Finishes each row with the tokens of its own prompt, in reverse of the order given."""
 
-    num_batches = 0
+    num_batches = decode_work = 0
     prefill_s = decode_s = 0.0
 
     def __init__(self, first_window: int = 16) -> None:

@@ -13,7 +13,7 @@ from conftest import ARCHITECTURES, requests_of
 from batchgen.engines import make_engine
 from batchgen.engines.backoff import Backoff, is_out_of_memory
 from batchgen.engines.reference import ReferenceEngine
-from batchgen.memory import BatchLimits, Footprint, ModelShape, batch_bytes
+from batchgen.memory import BatchLimits, Footprint, ModelShape, batch_bytes, batch_estimate
 from batchgen.model import Model
 from batchgen.padding import encode
 from batchgen.pipeline import Pipeline
@@ -184,6 +184,15 @@ def test_a_batch_gives_way_before_it_fails_where_memory_has_become_less() -> Non
     assert runner.tried == [4, 4]
 
 
+def test_a_row_that_would_get_the_process_killed_is_not_tried() -> None:
+    rows = rows_of([900, 5])
+    runner = Runner(MemoryError, lambda _: False)
+    wall = batch_estimate(FOOTPRINT, rows[1:]).tensors
+    run_all(Backoff(limits_of(), budget=lambda: 0, wall=lambda: wall), [rows], runner)
+    assert runner.tried == [1]
+    assert [row.finish_reason for row in rows] == ["error", "length"]
+
+
 class FakeMeter(PeakMeter):
     """Measures what it is told."""
 
@@ -200,17 +209,31 @@ class FakeMeter(PeakMeter):
 def test_a_batch_that_took_more_than_predicted_lowers_the_budget() -> None:
     rows = rows_of([800] * 16)
     predicted = batch_bytes(FOOTPRINT, rows)
-    backoff = Backoff(limits_of(1 << 40), meter=FakeMeter([2 * predicted, predicted // 2]))
-    for _ in range(2):
-        run_all(backoff, [rows_of([800] * 16)], Runner(MemoryError, lambda _: False))
-        assert backoff.limits.budget_bytes == 1 << 39
+    backoff = Backoff(limits_of(predicted), meter=FakeMeter([2 * predicted, predicted // 2]))
+    run_all(backoff, [rows], Runner(MemoryError, lambda _: False))
+    assert backoff.limits.budget_bytes == predicted // 2
+    run_all(backoff, [rows_of([5])], Runner(MemoryError, lambda _: False))
+    assert backoff.limits.budget_bytes == predicted // 2
     assert (backoff.predicted_bytes, backoff.measured_bytes) == (predicted, 2 * predicted)
 
 
+@pytest.mark.parametrize(("share", "is_plenty"), [(1.5, False), (2, True)])
+def test_where_memory_is_plenty_it_is_used_for_speed(share: float, is_plenty: bool) -> None:
+    rows = rows_of([800] * 16)
+    predicted = batch_bytes(FOOTPRINT, rows)
+    told: list[bool] = []
+    backoff = Backoff(limits_of(int(share * predicted)), meter=FakeMeter([2 * predicted]), reuse_blocks=told.append)
+    run_all(backoff, [rows], Runner(MemoryError, lambda _: False))
+    assert told == [is_plenty]
+    assert (backoff.limits.budget_bytes == int(share * predicted)) == is_plenty
+
+
 def test_a_batch_too_small_to_tell_changes_nothing() -> None:
-    backoff = Backoff(limits_of(1 << 40), meter=FakeMeter([1 << 30]))
-    run_all(backoff, [rows_of([5])], Runner(MemoryError, lambda _: False))
-    assert backoff.limits.budget_bytes == 1 << 40
+    rows = rows_of([5])
+    budget = 2 * batch_bytes(FOOTPRINT, rows)
+    backoff = Backoff(limits_of(budget), meter=FakeMeter([budget]))
+    run_all(backoff, [rows], Runner(MemoryError, lambda _: False))
+    assert backoff.limits.budget_bytes == budget
 
 
 def test_a_peak_that_cannot_be_measured_is_unknown() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from batchgen.errors import InputError
 from batchgen.memory import BatchLimits, Footprint, ModelShape, estimate, largest_batch
-from batchgen.planner import _cost, plan_batches, windows
+from batchgen.planner import plan_batches, step_work, windows
 from batchgen.records import Request, SamplingParams, Sequence
 
 FOOTPRINT = Footprint.of_shape(ModelShape.from_config(ARCHITECTURES["gpt2"]), element_bytes=4)
@@ -50,7 +50,7 @@ def fits(batch: list[int], limits: BatchLimits, sampling: SamplingParams) -> boo
 
 
 def cost_of(plan: list[list[int]], max_new_tokens: int) -> float:
-    return sum(_cost(len(batch), max(batch), max_new_tokens) for batch in plan)
+    return sum(len(batch) * max(batch) + step_work(len(batch)) * max_new_tokens for batch in plan)
 
 
 def every_cut(rows: list[int]) -> Iterator[list[list[int]]]:

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from batchgen import __version__
 from batchgen.cli.doctor import doctor
 from batchgen.cli.inspect import inspect
+from batchgen.cli.plan import plan
 from batchgen.cli.run import run
 from batchgen.cli.signals import Interrupts
 from batchgen.errors import BatchgenError
@@ -72,6 +73,7 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(inspect)
+app.command()(plan)
 app.command()(doctor)
 
 

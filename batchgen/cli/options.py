@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from batchgen.errors import UsageError
+from batchgen.probes import MemoryLimit, parse_memory
 from batchgen.readers import Source, find_sources
 from batchgen.records import SamplingParams
 
@@ -62,6 +63,11 @@ def parse_batch_size(value: str) -> int | None:
     if value.isascii() and value.isdigit() and int(value) > 0:
         return int(value)
     raise UsageError(f"--batch-size {value}: give auto or a number from 1 up")
+
+
+def parse_bound(value: str | None) -> MemoryLimit | None:
+    """The user's own bound on memory, where there is one."""
+    return None if value is None else parse_memory(value)
 
 
 def check_sampling(**values: Any) -> SamplingParams:

@@ -19,12 +19,14 @@ from batchgen.engines import make_engine
 from batchgen.model import Model, open_model
 from batchgen.pipeline import Pipeline
 from batchgen.planner import limits_for
-from batchgen.probes import MemoryLimit, parse_memory
+from batchgen.probes import MemoryLimit
+from batchgen.process import reuse_blocks
 from batchgen.readers import Source, count_rows, read_requests
 from batchgen.records import Request, Result, SamplingParams, TooLong
 from batchgen.render.progress import ProgressReport
 from batchgen.render.screen import OutputConsole, Screen, escape, summary
 from batchgen.render.table import ResultTable
+from batchgen.speeds import speed_of, write_speed
 from batchgen.writers import write_jsonl, write_text
 
 SOME_ROWS_FAILED = 3
@@ -99,7 +101,7 @@ def run(
         device=device,
         dtype=dtype.value,
         num_rows=opt.parse_batch_size(batch_size),
-        memory=None if memory is None else parse_memory(memory),
+        memory=opt.parse_bound(memory),
         engine=engine.value,
         exact=exact,
         form=choose_format(format, output, ids=ids),
@@ -146,6 +148,7 @@ def execute(job: Job, screen: Screen, interrupts: Interrupts) -> int:
             on_step=progress.on_step,
             should_stop=partial(_should_stop, job, interrupts),
             memory=job.memory,
+            reuse_blocks=reuse_blocks,
             say=screen.say,
         )
         pipeline = Pipeline(model.checkpoint, engine, too_long=job.too_long, parse_special=job.parse_special)
@@ -196,6 +199,8 @@ def _sum_up(job: Job, screen: Screen, interrupts: Interrupts, pipeline: Pipeline
         screen.say("interrupted: " + line + (f"; finished rows are in {kept}" if kept else ""))
         return interrupts.exit_code
     screen.say(line)
+    if job.output is not None and (speed := speed_of(stats)):
+        write_speed(speed, model.checkpoint.name, str(model.device), model.dtype_name)
     if failed := pipeline.first_error:
         screen.error(f"{stats.errors} of {stats.rows} rows failed, the first with id {failed.id}: {failed.error}")
         return SOME_ROWS_FAILED

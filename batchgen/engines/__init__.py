@@ -9,7 +9,7 @@ from batchgen.engines.backoff import Backoff
 from batchgen.errors import UsageError
 from batchgen.memory import BatchLimits
 from batchgen.planner import budget_bytes
-from batchgen.probes import MemoryLimit, PeakMeter, available_bytes
+from batchgen.probes import Bound, MemoryLimit, PeakMeter, available_bytes, memory_bounds
 from batchgen.records import Sequence
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ class Engine(Protocol):
 
     backoff: Backoff
     num_batches: int
+    decode_work: int
     prefill_s: float
     decode_s: float
 
@@ -41,6 +42,7 @@ def make_engine(
     on_step: Callable[[int], None] = lambda num_tokens: None,
     should_stop: Callable[[], bool] = lambda: False,
     memory: MemoryLimit | None = None,
+    reuse_blocks: Callable[[bool], None] = lambda is_plenty: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Engine:
     """The engine of that name for a model; `auto` takes the fastest that fits it.
@@ -58,8 +60,16 @@ def make_engine(
     backoff = Backoff(
         limits,
         budget=lambda: budget_bytes(available_bytes(model.device, memory)),
+        wall=lambda: _wall_bytes(memory_bounds(model.device, memory)),
+        reuse_blocks=reuse_blocks,
         meter=PeakMeter(model.device),
         say=say,
         on_dropped=lambda num_tokens: on_step(-num_tokens),
     )
     return ReferenceEngine(model, limits, exact=exact, on_step=on_step, should_stop=should_stop, backoff=backoff)
+
+
+def _wall_bytes(bounds: list[Bound]) -> int | None:
+    """What is left under the tightest bound that kills, or that the user has set."""
+    walls = (bound.available_bytes for bound in bounds if bound.kills or bound.name.startswith("--memory"))
+    return min(walls, default=None)

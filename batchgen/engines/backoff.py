@@ -11,8 +11,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from batchgen.memory import BatchLimits, batch_bytes, largest_batch, size_text
+from batchgen.memory import BatchLimits, batch_bytes, batch_estimate, largest_batch, size_text
 from batchgen.probes import PeakMeter, peak_bytes
+from batchgen.process import release_heap
 from batchgen.records import Sequence
 
 Rows = list[Sequence]
@@ -27,6 +28,8 @@ PHRASES = (
 )
 # Smaller batches drown in what the process allocates anyway; their ratio of measured to predicted says nothing.
 LEAST_TELLING_BYTES = 64 * 2**20
+# Memory is plenty for a batch that needs less than this share of its budget: it may hold half as much again.
+PLENTY_SHARE = 0.6
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -41,8 +44,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 class Backoff:
     """Runs rows in batches that fit, halving one that does not; the ceiling holds for the rest of the run.
 
-    `budget` says how many bytes a batch may take now. `say` gets one line for each time that memory ran out, and
-    `on_dropped` how many tokens of unfinished rows were dropped with it: they start again from their prompts.
+    `budget` says how many bytes a batch may take now, and `wall` how many nothing may take, where the kernel would not
+    refuse them but kill the process. `reuse_blocks` is told before each batch whether memory is plenty for it. `say`
+    gets one line for each time that memory ran out, and `on_dropped` how many tokens of unfinished rows were dropped
+    with it: they start again from their prompts.
     """
 
     def __init__(
@@ -50,12 +55,16 @@ class Backoff:
         limits: BatchLimits,
         *,
         budget: Callable[[], int] | None = None,
+        wall: Callable[[], int | None] = lambda: None,
+        reuse_blocks: Callable[[bool], None] = lambda is_plenty: None,
         meter: PeakMeter | None = None,
         say: Callable[[str], None] = lambda line: None,
         on_dropped: Callable[[int], None] = lambda num_tokens: None,
     ) -> None:
         self._limits = limits
         self._budget = budget or (lambda: limits.budget_bytes)
+        self._wall = wall
+        self._reuse_blocks = reuse_blocks
         self._meter = meter
         self._say = say
         self._on_dropped = on_dropped
@@ -87,6 +96,9 @@ class Backoff:
             part = pending.popleft()
             if len(part) > (room := self._room(part)):
                 pending.extendleft((part[room:], part[:room]))
+            elif self._hits_the_wall(part):
+                self._fail(part[0])
+                yield part
             elif self._fits(part, attempt):
                 yield part
             else:
@@ -101,8 +113,22 @@ class Backoff:
         padded_length = max(row.num_prompt_tokens for row in rows)
         return largest_batch(self.limits, padded_length, {row.sampling for row in rows}, len(rows))
 
+    def _hits_the_wall(self, rows: Rows) -> bool:
+        """Whether a single row, which is tried otherwise, would get the process killed."""
+        if len(rows) > 1:
+            return False
+        needed = batch_estimate(self._limits.footprint, rows)
+        wall_bytes = self._wall()
+        if wall_bytes is not None and needed.tensors > wall_bytes:
+            _release()
+            wall_bytes = self._wall()
+        return wall_bytes is not None and needed.tensors > wall_bytes
+
     def _fits(self, rows: Rows, attempt: Callable[[Rows], None]) -> bool:
         """Runs rows; False where memory ran out. The exception, which holds the batch's tensors, ends in here."""
+        predicted = batch_bytes(self._limits.footprint, rows)
+        is_plenty = predicted < PLENTY_SHARE * self.limits.budget_bytes
+        self._reuse_blocks(is_plenty)
         if self._meter:
             self._meter.start()
         try:
@@ -111,17 +137,17 @@ class Backoff:
             if not is_out_of_memory(error):
                 raise
             return False
-        self._compare(rows)
+        self._compare(predicted, is_plenty)
         return True
 
-    def _compare(self, rows: Rows) -> None:
-        predicted = batch_bytes(self._limits.footprint, rows)
+    def _compare(self, predicted: int, is_plenty: bool) -> None:
+        """Notes what the batch took; where memory is short, what it took beyond its estimate makes the next smaller."""
         self.predicted_bytes = max(self.predicted_bytes, predicted)
         growth = self._meter.growth_bytes() if self._meter else None
         if growth is None:
             return
         self.measured_bytes = max(self.measured_bytes or 0, growth)
-        if predicted >= LEAST_TELLING_BYTES:
+        if predicted >= LEAST_TELLING_BYTES and not is_plenty:
             self._correction = max(self._correction, growth / predicted)
 
     def _give_way(self, rows: Rows) -> tuple[Rows, list[Rows]]:
@@ -154,5 +180,6 @@ def _release() -> None:
     import torch
 
     gc.collect()
+    release_heap()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()

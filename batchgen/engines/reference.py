@@ -25,7 +25,7 @@ from batchgen.errors import ModelError
 from batchgen.memory import BatchLimits
 from batchgen.model import Checkpoint, Model
 from batchgen.padding import pad, positions
-from batchgen.planner import plan_batches
+from batchgen.planner import plan_batches, step_work
 from batchgen.records import Batch, Sequence
 
 
@@ -52,7 +52,7 @@ class ReferenceEngine:
         self.exact = exact
         self.on_step = on_step
         self.should_stop = should_stop
-        self.num_batches = 0
+        self.num_batches = self.decode_work = 0
         self.prefill_s = self.decode_s = 0.0
 
     def generate(self, sequences: Iterable[Sequence]) -> Iterator[Sequence]:
@@ -80,6 +80,8 @@ class ReferenceEngine:
         prefilled = watch.first_step_at or time.perf_counter()
         self.prefill_s += prefilled - started
         self.decode_s += time.perf_counter() - prefilled
+        num_steps = max(sequence.num_output_tokens for sequence in batch.sequences) - 1
+        self.decode_work += num_steps * step_work(len(batch.sequences))
 
     def _decode(self, batch: Batch, watch: LogitsProcessor) -> None:
         sampler = Sampler(

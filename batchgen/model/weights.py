@@ -29,7 +29,7 @@ class Model:
 
     @property
     def dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
+        return name_of_dtype(self.dtype)
 
     @cached_property
     def takes_position_ids(self) -> bool:
@@ -105,6 +105,11 @@ def choose_dtype(name: str, device: torch.device, config: PretrainedConfig) -> t
         return torch.float32
     stored = getattr(config.get_text_config(), "dtype", None)
     return stored if isinstance(stored, torch.dtype) else torch.float32
+
+
+def name_of_dtype(dtype: torch.dtype) -> str:
+    """float32, bfloat16, float16: as `--dtype` takes it."""
+    return str(dtype).removeprefix("torch.")
 
 
 def attention_kernel(config: PretrainedConfig) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.text import Text
 
 from batchgen.memory import size_text
-from batchgen.render.screen import escape, plural
+from batchgen.render.screen import plural, print_section
 
 if TYPE_CHECKING:
     from batchgen.doctor.facts import Accelerator, Diagnosis, Installation, Machine, ModelAtHand, Models, Processor
@@ -18,7 +17,6 @@ Line = tuple[str, str]  # label, text
 
 UNKNOWN = "unknown"
 LABEL_WIDTH = 13
-MIN_WIDTH = 20  # of the text, on however narrow a terminal
 # Of more limits and models than these only the number is told; `--json` has all.
 MOST_BOUNDS, MOST_MODELS = 3, 5
 
@@ -32,22 +30,8 @@ def print_diagnosis(console: Console, diagnosis: Diagnosis, advice: Sequence[str
         "Models": _models(diagnosis.models, diagnosis.hub_answers),
     }
     for title, lines in sections.items():
-        _print_section(console, title, lines, LABEL_WIDTH)
-    _print_section(console, "Advice", [("-", line) for line in advice or ["nothing is off"]], 1)
-
-
-def _print_section(console: Console, title: str, lines: Iterable[Line], label_width: int) -> None:
-    console.print(Text(title, style="bold"))
-    width = max(MIN_WIDTH, console.width - label_width - 3)
-    for label, text in lines:
-        for part in Text(_one_line(text)).wrap(console, width):
-            part.rstrip()
-            console.print(Text.assemble("  ", (label.ljust(label_width), "cyan"), " ", part), soft_wrap=True)
-            label = ""
-
-
-def _one_line(text: str) -> str:
-    return escape(text).replace("\n", " ").replace("\t", " ")
+        print_section(console, title, lines, LABEL_WIDTH)
+    print_section(console, "Advice", [("-", line) for line in advice or ["nothing is off"]], 1)
 
 
 def _installation(installation: Installation) -> Iterator[Line]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 from rich.console import Console
@@ -12,6 +13,8 @@ from batchgen.records import RunStats
 
 # What must not reach a terminal raw: C0 but newline and tab, DEL, C1, bidirectional controls, lone surrogates.
 UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+MIN_WIDTH = 20  # of a section's text, on however narrow a terminal
 
 
 def escape(text: str) -> str:
@@ -79,3 +82,18 @@ def summary(stats: RunStats, model: str, device: str, dtype: str) -> str:
 
 def plural(number: int, noun: str, ending: str = "s") -> str:
     return f"{number:,} {noun}{ending if number != 1 else ''}"
+
+
+def print_section(console: Console, title: str, lines: Iterable[tuple[str, str]], label_width: int) -> None:
+    """A title, and lines of a label and a text that folds at words beside it."""
+    console.print(Text(title, style="bold"))
+    width = max(MIN_WIDTH, console.width - label_width - 3)
+    for label, text in lines:
+        for part in Text(_one_line(text)).wrap(console, width):
+            part.rstrip()
+            console.print(Text.assemble("  ", (label.ljust(label_width), "cyan"), " ", part), soft_wrap=True)
+            label = ""
+
+
+def _one_line(text: str) -> str:
+    return escape(text).replace("\n", " ").replace("\t", " ")

@@ -1,0 +1,86 @@
+"""`batchgen plan`: what `run` would do."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from itertools import count, islice
+from typing import Annotated
+
+import typer
+
+from batchgen.cli import options as opt
+from batchgen.forecast import forecast, make_room
+from batchgen.model import open_checkpoint
+from batchgen.readers import read_requests
+from batchgen.render.plan import print_forecast
+from batchgen.render.screen import OutputConsole, Screen
+from batchgen.speeds import read_speed
+from batchgen.writers import to_json
+
+
+def plan(
+    context: typer.Context,
+    inputs: opt.Inputs = None,
+    prompt: opt.Prompt = None,
+    field: opt.Field = None,
+    limit: opt.Limit = None,
+    parse_special: opt.ParseSpecial = False,
+    model: opt.ModelName = None,
+    revision: opt.Revision = None,
+    device: opt.Device = "auto",
+    dtype: opt.DtypeOption = opt.Dtype.auto,
+    max_new_tokens: opt.MaxNewTokens = 50,
+    min_new_tokens: opt.MinNewTokens = 0,
+    too_long: opt.TooLong = opt.TooLongPolicy.error,
+    temperature: opt.Temperature = 0.0,
+    top_k: opt.TopK = 0,
+    top_p: opt.TopP = 1.0,
+    min_p: opt.MinP = 0.0,
+    repetition_penalty: opt.RepetitionPenalty = 1.0,
+    no_repeat_ngram_size: opt.NoRepeatNgramSize = 0,
+    num_beams: opt.NumBeams = 1,
+    num_samples: opt.NumSamples = 1,
+    batch_size: opt.BatchSize = "auto",
+    memory: opt.MemoryOption = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", metavar="", help="Print the plan as JSON.", rich_help_panel=opt.OUTPUT)
+    ] = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Say what `run` would do with these prompts: batches, padding, memory, time.
+
+    [bold]batchgen plan prompts.txt[/]
+    [bold]batchgen plan prompts/ --max-new-tokens 200 --memory 6G --json[/]
+
+    Takes the options of `run` that change the plan. Loads the tokenizer, not the weights.
+    """
+    sampling = opt.check_sampling(
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+        num_samples=num_samples,
+        num_beams=num_beams,
+    )
+    screen = Screen(quiet=quiet)
+    num_rows, bound = opt.parse_batch_size(batch_size), opt.parse_bound(memory)
+    blank_lines = count()
+    sources = opt.find_prompts(context, inputs, prompt, field)
+    requests = read_requests(sources, sampling, field=field, on_blank=partial(next, blank_lines))
+    with screen.waiting("planning"):
+        checkpoint = open_checkpoint(model, revision=revision, weights=False, say=screen.say)
+        room = make_room(checkpoint, device, dtype.value, num_rows=num_rows, memory=bound)
+        plan = forecast(
+            checkpoint, islice(requests, limit), room.limits, too_long=too_long.value, parse_special=parse_special
+        )
+    speed = read_speed(room.model, room.device, room.dtype)
+    if as_json:
+        seconds = plan.seconds(speed) if speed else None
+        print(to_json({**room.to_dict(), "blank_lines": next(blank_lines), **plan.to_dict(), "seconds": seconds}))
+    else:
+        print_forecast(OutputConsole(file=sys.stdout, highlight=False), plan, room, next(blank_lines), speed)

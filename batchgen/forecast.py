@@ -1,0 +1,248 @@
+"""What a run would do, without doing it: lengths, batches, padding, memory, time. Loads no weights, draws nothing."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from batchgen.memory import BatchLimits, batch_estimate, largest_batch
+from batchgen.padding import encode
+from batchgen.planner import make_limits, plan_batches, step_work, windows
+from batchgen.probes import Bound, MemoryLimit, memory_bounds
+from batchgen.records import MemoryEstimate, Request, RowId, Sequence, TooLong
+from batchgen.speeds import Speed
+
+if TYPE_CHECKING:
+    from batchgen.model import Checkpoint
+
+# Of more rows that cannot run than these only the number is kept: there may be millions.
+MOST_LISTED = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """A model that is not loaded yet, and what memory there is for it: `bounds` are all in force, tightest first."""
+
+    model: str
+    device: str
+    dtype: str
+    weights_bytes: int
+    bounds: tuple[Bound, ...]
+    limits: BatchLimits
+
+    @property
+    def beside_weights_bytes(self) -> int:
+        """What the tightest bound leaves beside the weights."""
+        return max(0, self.bounds[0].available_bytes - self.weights_bytes)
+
+    def to_dict(self) -> dict[str, Any]:
+        names = ("model", "device", "dtype", "weights_bytes")
+        return {name: getattr(self, name) for name in names} | {
+            "available_bytes": self.bounds[0].available_bytes,
+            "bounds": [asdict(bound) for bound in self.bounds],
+            "batch_budget_bytes": self.limits.budget_bytes,
+        }
+
+
+def make_room(
+    checkpoint: Checkpoint, device: str, dtype: str, *, num_rows: int | None = None, memory: MemoryLimit | None = None
+) -> Room:
+    """What `run` would find with these options, before it loads the weights."""
+    from batchgen.model.footprint import footprint_of
+    from batchgen.model.weights import choose_device, choose_dtype, name_of_dtype
+
+    on = choose_device(device)
+    as_dtype = choose_dtype(dtype, on, checkpoint.config)
+    footprint = footprint_of(checkpoint.config, as_dtype)
+    bounds = tuple(memory_bounds(on, memory))
+    limits = make_limits(footprint, on, max(0, bounds[0].available_bytes - footprint.weights), num_rows)
+    return Room(checkpoint.name, str(on), name_of_dtype(as_dtype), footprint.weights, bounds, limits)
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Prompts of `low` to `high` tokens."""
+
+    low: int
+    high: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """What a way to cut rows into batches pads: `columns` is the sum of rows * padded length, pads included."""
+
+    batches: int
+    columns: int
+    pads: int
+
+    @property
+    def share(self) -> float:
+        return self.pads / self.columns if self.columns else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that `run` would turn into an error record."""
+
+    id: RowId
+    where: str
+    num_prompt_tokens: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class LargestBatch:
+    """The batch that needs most memory. Its bytes are those above the weights."""
+
+    rows: int
+    columns: int
+    memory: MemoryEstimate
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What `run` would do with some prompts. `rows` counts all of them, `num_bad_rows` those that cannot run."""
+
+    rows: int
+    prompt_tokens: int
+    histogram: tuple[Bin, ...]
+    planned: Padding
+    in_input_order: Padding
+    largest: LargestBatch | None
+    bad_rows: tuple[BadRow, ...]
+    num_bad_rows: int
+    decode_work: int
+
+    def seconds(self, speed: Speed) -> float:
+        """Time at a speed, if every row makes all the tokens that it may."""
+        return speed.seconds(self.planned.columns, self.decode_work)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: the fields of the records, and the shares that they imply."""
+        facts = asdict(self)
+        for name, padding in (("planned", self.planned), ("in_input_order", self.in_input_order)):
+            facts[name]["share"] = padding.share
+        if self.largest:
+            facts["largest"]["memory"]["total"] = self.largest.memory.total
+        return facts
+
+
+def forecast(
+    checkpoint: Checkpoint,
+    requests: Iterable[Request],
+    limits: BatchLimits,
+    *,
+    too_long: TooLong = "error",
+    parse_special: bool = False,
+) -> Forecast:
+    """Plans requests as `run` does, window by window; memory stays flat however many there are."""
+    tally = _Tally(limits)
+    # Unlike in a run, nobody waits for the first answers: the plan must not depend on how fast the input comes.
+    for window in windows(requests, first=limits.first_window, patience_s=threading.TIMEOUT_MAX):
+        sequences = encode(
+            window,
+            checkpoint.tokenizer,
+            n_positions=checkpoint.n_positions,
+            vocab_size=checkpoint.vocab_size,
+            too_long=too_long,
+            parse_special=parse_special,
+        )
+        tally.count_rows(sequences)
+    return tally.forecast()
+
+
+@dataclass
+class _Tally:
+    """Counts rows and batches as they pass; keeps none of them."""
+
+    limits: BatchLimits
+    lengths: Counter[int] = field(default_factory=Counter)
+    rows: int = 0
+    planned: list[int] = field(default_factory=lambda: [0, 0, 0])  # batches, columns, pads
+    input_order: list[int] = field(default_factory=lambda: [0, 0, 0])
+    largest: LargestBatch | None = None
+    bad_rows: list[BadRow] = field(default_factory=list)
+    num_bad_rows: int = 0
+    decode_work: int = 0
+
+    def count_rows(self, sequences: list[Sequence]) -> None:
+        for sequence in sequences:
+            self.rows += sequence.sample_index == 0
+            if sequence.num_prompt_tokens and sequence.sample_index == 0:
+                self.lengths[sequence.num_prompt_tokens + sequence.num_truncated_tokens] += 1
+            if sequence.is_finished:
+                self._count_bad(sequence)
+        runnable = [sequence for sequence in sequences if not sequence.is_finished]
+        for batch in plan_batches(runnable, self.limits):
+            _add(self.planned, batch)
+            self._weigh(batch)
+        for batch in in_input_order(runnable, self.limits):
+            _add(self.input_order, batch)
+
+    def _count_bad(self, sequence: Sequence) -> None:
+        self.num_bad_rows += 1
+        if len(self.bad_rows) < MOST_LISTED:
+            request = sequence.request
+            error = sequence.error or ""
+            self.bad_rows.append(BadRow(request.id, request.where, sequence.num_prompt_tokens, error))
+
+    def _weigh(self, batch: list[Sequence]) -> None:
+        num_steps = max(sequence.sampling.max_new_tokens for sequence in batch) - 1
+        self.decode_work += num_steps * step_work(len(batch))
+        memory = batch_estimate(self.limits.footprint, batch)
+        if self.largest is None or memory.total > self.largest.memory.total:
+            self.largest = LargestBatch(len(batch), batch[0].num_prompt_tokens, memory)
+
+    def forecast(self) -> Forecast:
+        return Forecast(
+            rows=self.rows,
+            prompt_tokens=sum(length * rows for length, rows in self.lengths.items()),
+            histogram=tuple(histogram(self.lengths)),
+            planned=Padding(*self.planned),
+            in_input_order=Padding(*self.input_order),
+            largest=self.largest,
+            bad_rows=tuple(self.bad_rows),
+            num_bad_rows=self.num_bad_rows,
+            decode_work=self.decode_work,
+        )
+
+
+def _add(totals: list[int], batch: list[Sequence]) -> None:
+    columns = len(batch) * max(row.num_prompt_tokens for row in batch)
+    totals[0] += 1
+    totals[1] += columns
+    totals[2] += columns - sum(row.num_prompt_tokens for row in batch)
+
+
+def in_input_order(rows: Iterable[Sequence], limits: BatchLimits) -> Iterator[list[Sequence]]:
+    """What a loop without a plan makes of rows: as many together as are allowed and fit, as they come."""
+    most = limits.num_rows or limits.most_rows
+    room = cache(lambda length, kind: largest_batch(limits, length, [kind], most))
+    batch: list[Sequence] = []
+    longest = 0
+    for row in rows:
+        longest = max(longest, row.num_prompt_tokens)
+        if batch and len(batch) >= min(most, room(longest, row.sampling)):
+            yield batch
+            batch, longest = [], row.num_prompt_tokens
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def histogram(lengths: Counter[int]) -> Iterator[Bin]:
+    """Rows by prompt length, in bins that double: 1, 2-3, 4-7, …; from the shortest to the longest prompt.
+
+    >>> [(bin.low, bin.high, bin.rows) for bin in histogram(Counter({3: 2, 9: 1}))]
+    [(2, 3, 2), (4, 7, 0), (8, 15, 1)]
+    """
+    if not lengths:
+        return
+    for power in range(min(lengths).bit_length() - 1, max(lengths).bit_length()):
+        low, high = 1 << power, (2 << power) - 1
+        yield Bin(low, high, sum(rows for length, rows in lengths.items() if low <= length <= high))
