@@ -38,3 +38,22 @@ class ModelError(BatchgenError):
 
 class NotCachedError(ModelError):
     """The model is not on this machine."""
+
+
+# How libraries word what is not a torch.OutOfMemoryError: torch's CPU allocator and Apple's, C++, oneDNN, cuBLAS.
+OUT_OF_MEMORY = (
+    "DefaultCPUAllocator",
+    "out of memory",
+    "bad_alloc",
+    "could not create a memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is one of the kinds of out-of-memory: Python's, torch's, or a library's in its own words."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in OUT_OF_MEMORY)

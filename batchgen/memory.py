@@ -23,6 +23,8 @@ FLOAT32_BYTES = 4
 # 22 MiB were measured, the more the larger the batch.
 WORKSPACE_BYTES, WORKSPACE_SHARE = 9 * 2**20, 0.065
 FIRST_WINDOW = 16
+# A batch may take this share of what is left beside the weights; the rest is for what no formula sees.
+BUDGET_SHARE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +225,11 @@ class BatchLimits:
     def first_window(self) -> int:
         """Rows of the first window: one batch, small enough that its answers come at once."""
         return self.num_rows or min(FIRST_WINDOW, self.most_rows)
+
+
+def budget_bytes(available_bytes: int) -> int:
+    """What a batch may take of the bytes that are available."""
+    return int(BUDGET_SHARE * available_bytes)
 
 
 def batch_estimate(footprint: Footprint, sequences: Rows[Sequence]) -> MemoryEstimate:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from batchgen.errors import UsageError
-from batchgen.memory import BatchLimits, Footprint, largest_batch
+from batchgen.memory import BatchLimits, Footprint, budget_bytes, largest_batch
 from batchgen.probes import MemoryLimit, available_bytes
 from batchgen.records import Sequence
 
@@ -31,8 +31,6 @@ STEP_OVERHEAD = 48
 # Beyond this many rows `generate` gains little on a CPU, and every row waits for the slowest one longer.
 MOST_ROWS = {"cpu": 64}
 MOST_ROWS_ACCELERATOR = 256
-# A batch may take this share of what is available; the rest is for what the estimate does not see.
-BUDGET_SHARE = 0.8
 
 
 def limits_for(model: Model, num_rows: int | None = None, memory: MemoryLimit | None = None) -> BatchLimits:
@@ -51,11 +49,6 @@ def make_limits(
         raise UsageError(f"--batch-size {num_rows}: give auto or a number from 1 up")
     most_rows = MOST_ROWS.get(device.type, MOST_ROWS_ACCELERATOR)
     return BatchLimits(footprint, budget_bytes(available_bytes), most_rows, num_rows)
-
-
-def budget_bytes(available: int) -> int:
-    """What a batch may take of the bytes that are available."""
-    return int(BUDGET_SHARE * available)
 
 
 def plan_batches(sequences: Iterable[Sequence], limits: BatchLimits) -> list[list[Sequence]]:

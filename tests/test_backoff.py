@@ -11,8 +11,9 @@ import torch
 from conftest import ARCHITECTURES, requests_of
 
 from batchgen.engines import make_engine
-from batchgen.engines.backoff import Backoff, is_out_of_memory
+from batchgen.engines.backoff import Backoff
 from batchgen.engines.reference import ReferenceEngine
+from batchgen.errors import is_out_of_memory
 from batchgen.memory import BatchLimits, Footprint, ModelShape, batch_bytes, batch_estimate
 from batchgen.model import Model
 from batchgen.padding import encode

@@ -14,13 +14,13 @@ PACKAGE = Path(batchgen.__file__).parent
 # Bottom first. A module may import from lower layers only; a room that is a folder counts as one, but for the engines.
 LAYERS = [
     {"records", "errors", "process", "cgroups"},
-    {"padding", "memory", "probes"},
+    {"padding", "memory", "probes", "speeds"},
     {"readers", "writers", "model", "render", "engines.sampling"},
     {"planner", "engines.backoff"},
     {"engines.reference"},
     {"engines"},
     {"pipeline"},
-    {"inspector", "doctor"},
+    {"inspector", "forecast", "doctor"},
     {"cli"},
 ]
 RANKS = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}

@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -15,8 +16,10 @@ from test_reference import generate_alone, output_ids, ragged_prompts
 
 import batchgen
 from batchgen import Model
+from batchgen.forecast import forecast
 from batchgen.model import Checkpoint
 from batchgen.pipeline import Pipeline
+from batchgen.records import Request
 
 pytestmark = pytest.mark.slow
 
@@ -53,6 +56,19 @@ def test_memory_is_flat_over_many_rows(checkpoint: Checkpoint) -> None:
         if number == 20_000:
             before = resident_bytes()
     assert resident_bytes() - before < 50 << 20
+
+
+def test_a_plan_s_memory_is_flat_over_many_rows(checkpoint: Checkpoint) -> None:
+    resident: list[int] = []
+
+    def requests() -> Iterator[Request]:
+        for start in range(100):
+            if start in (20, 99):
+                resident.append(psutil.Process().memory_info().rss)
+            yield from requests_of(f"prompt {start} {i}" for i in range(2_000))
+
+    assert forecast(checkpoint, requests(), FakeEngine().backoff.limits).rows == 200_000
+    assert resident[1] - resident[0] < 50 << 20
 
 
 def peak_bytes(*arguments: object) -> int:

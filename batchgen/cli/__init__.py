@@ -35,6 +35,9 @@ class Commands(TyperGroup):
             except BatchgenError as error:
                 Screen().error(str(error))
                 raise typer.Exit(error.exit_code) from None
+            except MemoryError:
+                Screen().error("out of memory: give this process more, or free some")
+                raise typer.Exit(BatchgenError.exit_code) from None
             except KeyboardInterrupt:
                 raise typer.Exit(interrupts.exit_code) from None
             except BrokenPipeError:

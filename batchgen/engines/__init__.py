@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from batchgen.engines.backoff import Backoff
 from batchgen.errors import UsageError
-from batchgen.memory import BatchLimits
-from batchgen.planner import budget_bytes
+from batchgen.memory import BatchLimits, budget_bytes
 from batchgen.probes import Bound, MemoryLimit, PeakMeter, available_bytes, memory_bounds
 from batchgen.records import Sequence
 

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from batchgen.errors import is_out_of_memory
 from batchgen.memory import BatchLimits, batch_bytes, batch_estimate, largest_batch, size_text
 from batchgen.probes import PeakMeter, peak_bytes
 from batchgen.process import release_heap
@@ -18,27 +19,10 @@ from batchgen.records import Sequence
 
 Rows = list[Sequence]
 
-# How libraries word what is not a torch.OutOfMemoryError: torch's CPU allocator and Apple's, C++, oneDNN, cuBLAS.
-PHRASES = (
-    "DefaultCPUAllocator",
-    "out of memory",
-    "bad_alloc",
-    "could not create a memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-)
 # Smaller batches drown in what the process allocates anyway; their ratio of measured to predicted says nothing.
 LEAST_TELLING_BYTES = 64 * 2**20
 # Memory is plenty for a batch that needs less than this share of its budget: it may hold half as much again.
 PLENTY_SHARE = 0.6
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is one of the kinds of out-of-memory: Python's, torch's, or a library's in its own words."""
-    import torch
-
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in PHRASES)
 
 
 class Backoff:

@@ -19,9 +19,9 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from batchgen.engines.backoff import Backoff, is_out_of_memory
+from batchgen.engines.backoff import Backoff
 from batchgen.engines.sampling import Sampler, append_token, forbidden_tokens, penalize_repetition
-from batchgen.errors import ModelError
+from batchgen.errors import ModelError, is_out_of_memory
 from batchgen.memory import BatchLimits
 from batchgen.model import Checkpoint, Model
 from batchgen.padding import pad, positions

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from batchgen.errors import ModelError
+from batchgen.errors import ModelError, is_out_of_memory
 
 
 @contextmanager
@@ -19,6 +19,8 @@ def one_line(name: str, folder: Path) -> Iterator[None]:
     except Exception as error:  # noqa: BLE001 - the library raises nearly anything
         if "trust_remote_code" in str(error):
             raise ModelError(f"model {name} needs code of its own, which batchgen never runs") from None
+        if is_out_of_memory(error):
+            raise ModelError(f"model {name} does not fit into memory: try a smaller one, or --dtype bfloat16") from None
         raise ModelError(f"model {name} cannot be loaded from {folder}: {first_line(error)}") from None
 
 

@@ -8,8 +8,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from batchgen.errors import ModelError, UsageError
+from batchgen.memory import size_text
 from batchgen.model.checkpoint import Checkpoint
 from batchgen.model.quiet import one_line, quiet
+from batchgen.probes import memory_bounds
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +55,7 @@ def load_model(checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto"
     folder = checkpoint.folder
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"{folder} has no *.safetensors: batchgen reads no other weights (pickles can run code)")
+    _check_room(checkpoint, on, as_dtype)
     with quiet(), one_line(checkpoint.name, folder):
         # Named in both places: a config may ask for a kernel from the Hub, which is code.
         attention = checkpoint.config._attn_implementation = attention_kernel(checkpoint.config)
@@ -74,6 +77,20 @@ def load_model(checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto"
             )
     network.generation_config = GenerationConfig()  # what the checkpoint asks for must not leak into `generate`
     return Model(checkpoint, network.eval().to(on), on, as_dtype)
+
+
+def _check_room(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuses weights that cannot fit: beyond its memory a process is not told, but killed."""
+    from batchgen.model.footprint import footprint_of
+
+    needed = footprint_of(checkpoint.config, dtype).weights
+    bound = memory_bounds(device)[0]
+    if needed > bound.available_bytes:
+        mend = "a smaller model" if dtype.itemsize == 2 else "--dtype bfloat16 (half of it) or a smaller model"
+        raise ModelError(
+            f"the weights of {checkpoint.name} need {size_text(needed)} in {name_of_dtype(dtype)}, "
+            f"and {size_text(bound.available_bytes)} are left by {bound.name}: try {mend}"
+        )
 
 
 def choose_device(name: str) -> torch.device:

@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from batchgen.memory import size_text
-from batchgen.planner import BUDGET_SHARE
+from batchgen.memory import BUDGET_SHARE, size_text
 from batchgen.render.screen import plural, print_line, print_section
 
 if TYPE_CHECKING:

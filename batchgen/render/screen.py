@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from rich.console import Console
 from rich.text import Text
 
+from batchgen.memory import size_text
 from batchgen.records import RunStats
 
 # What must not reach a terminal raw: C0 but newline and tab, DEL, C1, bidirectional controls, lone surrogates.
@@ -72,12 +73,19 @@ def summary(stats: RunStats, model: str, device: str, dtype: str) -> str:
         f"{stats.tokens_per_s:,.1f} tokens/s",
         f"padding {stats.padding_share:.0%}",
         plural(stats.batches, "batch", "es"),
+        *([_batch_memory(stats)] if stats.predicted_batch_bytes else []),
         f"model {model}",
         device,
         dtype,
         f"{stats.wall_s:.1f} s",
     ]
     return ", ".join(parts)
+
+
+def _batch_memory(stats: RunStats) -> str:
+    measured = stats.measured_batch_bytes
+    found = "not measured" if measured is None else f"{size_text(measured)} measured"
+    return f"batch memory {size_text(stats.predicted_batch_bytes)} predicted and {found}"
 
 
 def plural(number: int, noun: str, ending: str = "s") -> str:

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+RESIDENT = """
+import sys
+from batchgen.process import reuse_blocks, settle
+settle()
+if sys.argv[1] == "plenty":
+    reuse_blocks(True)
+import torch
+torch.set_num_threads(1)
+tensors = [torch.ones(1 << 20) for _ in range(8)]  # 4 MiB each
+held = torch.ones(1)
+tensors.clear()
+print(int(open("/proc/self/statm").read().split()[1]) * 4 >> 10)  # MiB resident
+"""
+
+
+def run_python(code: str, *args: str, **environ: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *args], capture_output=True, text=True, check=True, env=os.environ | environ
+    )
+    return done.stdout.strip()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
+def test_freed_blocks_go_back_where_memory_is_short() -> None:
+    short, plenty = int(run_python(RESIDENT, "short")), int(run_python(RESIDENT, "plenty"))
+    assert plenty - short >= 24  # of the 32 MiB that were freed
+
+
+SPIN = "from batchgen.process import settle; settle(); import os; print(os.environ.get('GOMP_SPINCOUNT'))"
+
+
+def test_threads_spin_briefly() -> None:
+    environ = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"}
+    done = subprocess.run([sys.executable, "-c", SPIN], capture_output=True, text=True, check=True, env=environ)
+    assert done.stdout.strip() == "10000"
+
+
+def test_the_user_s_own_settings_stand() -> None:
+    assert run_python(SPIN, GOMP_SPINCOUNT="7") == "7"
+    blocks = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 28)}
+    assert int(run_python(RESIDENT, "short", **blocks)) - int(run_python(RESIDENT, "short")) >= 24
