@@ -110,7 +110,9 @@ def measure(point: Point) -> dict[str, float]:
         for _ in engine.generate(batch):
             pass
 
-    run(rows(1, 64))  # what is allocated once, such as the matrix kernels' scratch
+    # What libraries allocate once, such as scratch of their matrix kernels for prefills and steps of this size.
+    run(rows(1, point.columns))
+    run(rows(point.rows, 8))
     batch = rows(point.rows, point.columns)
     gc.collect()
     meter = PeakMeter(model.device)

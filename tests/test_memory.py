@@ -69,10 +69,17 @@ def test_the_parts_of_a_prefill_are_those_of_its_peak() -> None:
 
 
 def test_the_last_step_peaks_where_it_was_measured() -> None:
-    needed = estimate(HALF, 64, 16, sampling_of(max_new_tokens=48))
-    assert needed.kv_cache == 64 * 63 * 36 * KIB  # the 48th token is never fed
-    assert needed.logits == 2.5 * 64 * LOGITS
-    assert needed.activations == 0
+    needed = estimate(GPT2, 64, 16, sampling_of(max_new_tokens=48))
+    assert needed.kv_cache == 64 * 63 * 72 * KIB  # the 48th token is never fed
+    assert needed.logits == 3 * 64 * LOGITS
+    assert needed.activations == 63 * 768 * 4 * 22  # one row alone, decided again
+
+
+def test_sixteen_bits_lay_out_the_output_layer_anew() -> None:
+    needed = estimate(HALF, 1, 8, GREEDY)
+    assert HALF.kernel_scratch == int(0.9 * 768 * 50257 * 2)
+    assert needed.workspace > HALF.kernel_scratch
+    assert GPT2.kernel_scratch == 0
 
 
 def test_the_cache_grows_with_one_layer_s_keys_or_values_at_a_time() -> None:
