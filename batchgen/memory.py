@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 FLOAT32_BYTES = 4
-# What a process holds on top of live tensors: the heap of small ones, scratch of the matrix kernels. Between 4 and
-# 22 MiB were measured, the more the larger the batch.
-WORKSPACE_BYTES, WORKSPACE_SHARE = 9 * 2**20, 0.065
+# What a process holds on top of live tensors: the heap of small ones, scratch of the matrix kernels (measured: nothing
+# to 5%, docs/memory.md).
+WORKSPACE_BYTES, WORKSPACE_SHARE = 6 * 2**20, 0.06
 FIRST_WINDOW = 16
 # A batch may take this share of what is left beside the weights; the rest is for what no formula sees.
 BUDGET_SHARE = 0.8
@@ -102,7 +102,6 @@ class Footprint:
     prefill: tuple[tuple[float, float], ...]
     decode_column: float  # what a step copies of the cache while it makes room for one column
     cache_row: float = 0  # the state of a recurrent layer: it does not grow with the columns
-    kernel_scratch: int = 0  # what a matrix kernel lays out anew: the output layer's weights, in 16 bits
 
     @classmethod
     def of_shape(cls, shape: ModelShape, element_bytes: int, attention: str = "sdpa") -> Footprint:
@@ -126,8 +125,6 @@ class Footprint:
             cache_column=cache_column,
             prefill=(inner_layer, attending),
             decode_column=cache_column / (2 * shape.n_layer),  # one layer's keys, or its values, at a time
-            # oneDNN multiplies 16-bit matrices in a layout of its own; 50 of the 54 MiB of a layer were measured.
-            kernel_scratch=int(0.9 * shape.vocab_size * n_embd * element_bytes) if element_bytes == 2 else 0,
         )
 
     def cache_bytes(self, rows: int, columns: int) -> int:
@@ -167,18 +164,12 @@ def _last_step(footprint: Footprint, rows: int, columns: int, sampling: Sampling
     # A near tie is decided again by one unpadded row without a cache, beside all that; in float32 only.
     again = footprint.prefill_bytes(1, columns) if footprint.element_bytes == FLOAT32_BYTES else 0
     cache, mask = footprint.cache_bytes(rows, columns), rows * columns
-    new = rows * footprint.vocab_size * footprint.element_bytes
-    moments = [
-        _with_workspace(kv_cache=cache + copying, attention_mask=mask, logits=previous),
-        _with_workspace(kv_cache=cache, attention_mask=mask, logits=previous + new, scratch=footprint.kernel_scratch),
-        _with_workspace(kv_cache=cache, attention_mask=mask, logits=logits, activations=again),
-    ]
-    return max(moments, key=lambda moment: moment.total)
+    growing = _with_workspace(kv_cache=cache + copying, attention_mask=mask, logits=previous)
+    choosing = _with_workspace(kv_cache=cache, attention_mask=mask, logits=logits, activations=again)
+    return max(growing, choosing, key=lambda moment: moment.total)
 
 
-def _with_workspace(
-    *, kv_cache: int, attention_mask: int, logits: int, activations: int = 0, scratch: int = 0
-) -> MemoryEstimate:
+def _with_workspace(*, kv_cache: int, attention_mask: int, logits: int, activations: int = 0) -> MemoryEstimate:
     tensors = kv_cache + attention_mask + logits + activations
     return MemoryEstimate(
         weights=0,
@@ -186,7 +177,7 @@ def _with_workspace(
         attention_mask=attention_mask,
         logits=logits,
         activations=activations,
-        workspace=WORKSPACE_BYTES + int(WORKSPACE_SHARE * tensors) + scratch,
+        workspace=WORKSPACE_BYTES + int(WORKSPACE_SHARE * tensors),
     )
 
 

@@ -75,13 +75,6 @@ def test_the_last_step_peaks_where_it_was_measured() -> None:
     assert needed.activations == 63 * 768 * 4 * 22  # one row alone, decided again
 
 
-def test_sixteen_bits_lay_out_the_output_layer_anew() -> None:
-    needed = estimate(HALF, 1, 8, GREEDY)
-    assert HALF.kernel_scratch == int(0.9 * 768 * 50257 * 2)
-    assert needed.workspace > HALF.kernel_scratch
-    assert GPT2.kernel_scratch == 0
-
-
 def test_the_cache_grows_with_one_layer_s_keys_or_values_at_a_time() -> None:
     few_logits = Footprint.of_shape(ModelShape(2, 2, 2, 32, 64, 256, vocab_size=10), 2)
     assert estimate(few_logits, 4, 10, sampling_of(max_new_tokens=91)).kv_cache == 4 * 100 * 512 * (1 + 1 / 4)

@@ -59,7 +59,6 @@ def _fit(trial: _Trial, formula: Footprint) -> Footprint:
         prefill=((max(low - pair * SHORT, 0.0), max(0.0, pair - 1)),),  # the mask's byte a pair counts elsewhere
         decode_column=trial.step(trial.long) / trial.long,
         cache_row=max(0.0, short_cache - cache_column * SHORT),
-        kernel_scratch=formula.kernel_scratch,
     )
 
 
