@@ -56,20 +56,30 @@ def test_greedy_tokens_equal_unpadded_generate(
 
 
 def test_greedy_tokens_of_the_bundled_model_equal_unpadded_generate(bundled: Model) -> None:
-    prompts = RAIN + ragged_prompts(61, seed=1)
+    prompts = RAIN + ragged_prompts(29, seed=1)
     alone = [generate_alone(bundled, prompt, max_new_tokens=32) for prompt in prompts]
     assert output_ids(batchgen.generate(prompts, bundled, max_new_tokens=32)) == alone
 
 
+def decide_alone(model: Model, prompt: str, max_new_tokens: int) -> list[int]:
+    """Output ids, each from a forward of the whole unpadded row, without a cache."""
+    input_ids = model.checkpoint.tokenizer(prompt)["input_ids"]
+    with torch.inference_mode():
+        for _ in range(max_new_tokens):
+            logits = model.network(torch.tensor([input_ids]), logits_to_keep=1, use_cache=False).logits
+            input_ids = [*input_ids, int(logits[0, -1].argmax())]
+    return input_ids[-max_new_tokens:]
+
+
 def test_near_ties_fall_as_they_do_alone(bundled: Model) -> None:
-    """Two words with the same embedding tie to the last bit: only the unpadded forward can tell what wins."""
+    """Two words with nearly the same embedding tie to the last bits: only the unpadded forward tells what wins."""
     weights = bundled.network.get_input_embeddings().weight
     kept = weights[6290].clone()
     with torch.no_grad():
         weights[6290] = weights[845] + 1e-6
     try:
         prompts = RAIN + ragged_prompts(20, seed=2)
-        alone = [generate_alone(bundled, prompt, max_new_tokens=16) for prompt in prompts]
+        alone = [decide_alone(bundled, prompt, max_new_tokens=16) for prompt in prompts]
         assert output_ids(batchgen.generate(prompts, bundled, max_new_tokens=16)) == alone
     finally:
         with torch.no_grad():

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -171,9 +172,14 @@ def test_limit_answers_without_reading_on() -> None:
 def test_a_signal_ends_the_run_with_whole_rows(
     running: subprocess.Popen[str], number: signal.Signals, exit_code: int
 ) -> None:
+    assert running.stdout is not None
+    assert running.stderr is not None
+    too_late = threading.Timer(5, running.kill)
+    too_late.start()
     running.send_signal(number)
-    output, errors = running.communicate(timeout=5)
-    assert running.returncode == exit_code
+    output, errors = running.stdout.read(), running.stderr.read()  # with what the first readline() took along
+    too_late.cancel()
+    assert running.wait() == exit_code
     assert [json.loads(line)["index"] for line in output.splitlines()] == list(range(1, len(output.splitlines()) + 1))
     assert errors.splitlines()[-1].startswith("batchgen: interrupted: ")
     assert "Traceback" not in errors
