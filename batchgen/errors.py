@@ -11,6 +11,9 @@ A single bad row is not an exception: it becomes a `Result` whose `error` says w
 Messages name what, where and how to mend it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class BatchgenError(Exception):
     """Base of every error that a user can mend."""
@@ -48,6 +51,18 @@ OUT_OF_MEMORY = (
     "could not create a memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
+
+
+@contextmanager
+def failures_in_one_line(where: str) -> Iterator[None]:
+    """What a forward of the model raises, as a `ModelError` that says where; out of memory passes."""
+    try:
+        yield
+    except (RuntimeError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"the model failed {where}: {reason}") from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,7 +1,7 @@
-"""How many bytes a batch needs: arithmetic only, no tensors and no probing.
+"""How many bytes rows need that run together: arithmetic only, no tensors and no probing.
 
-Written for transformers' `generate` and the work space of our sampler; every factor was measured as live tensor bytes
-(docs/memory.md, made by `benchmarks/memory_sweep.py`). In the formulas e is bytes an element, B rows, S padded length,
+For transformers' `generate` (`estimate`), for the slot engine (`slots_estimate`), and for the work space of our
+sampler; every factor was measured as live tensor bytes (docs/memory.md, made by `benchmarks/memory_sweep.py`). In the formulas e is bytes an element, B rows, S padded length,
 C columns (prompt and new tokens), L layers, H hidden size, I inner size, V vocabulary.
 """
 
@@ -23,6 +23,10 @@ FLOAT32_BYTES = 4
 # to 5%, docs/memory.md).
 WORKSPACE_BYTES, WORKSPACE_SHARE = 6 * 2**20, 0.06
 FIRST_WINDOW = 16
+# The slot engine: columns of a page of its KV cache, and the most tokens, pads included, that it prefills at once.
+# Both were measured, see docs/decisions.md.
+PAGE = 32
+PREFILL_TOKENS = 1024
 # A batch may take this share of what is left beside the weights; the rest is for what no formula sees.
 BUDGET_SHARE = 0.8
 
@@ -147,6 +151,72 @@ def estimate(footprint: Footprint, rows: int, padded_length: int, sampling: Samp
     return max(prefill, decode, key=lambda moment: moment.total)
 
 
+def kinds_of(samplings: Iterable[SamplingParams]) -> list[SamplingParams]:
+    """One of each kind of sampling that takes its own amount of memory: rows may differ in their seeds alone."""
+    different = {id(sampling): sampling for sampling in samplings}.values()
+    kinds = {(s.max_new_tokens, s.num_beams, s.is_greedy, s.top_k > 0, s.top_p < 1, s.min_p > 0): s for s in different}
+    return list(kinds.values())
+
+
+def slots_estimate(footprint: Footprint, rows: int, padded_length: int, sampling: SamplingParams) -> MemoryEstimate:
+    """Bytes above the weights at the peak of the slot engine, with `rows` such rows in its slots.
+
+    The rows come in by prefills of a bounded size; the cache is that of rows which are all about to end.
+    """
+    num_pages = rows * pages_of(padded_length, sampling)
+    return _slots_peak(footprint, rows, num_pages, padded_length, sampling)
+
+
+def filled_slots_estimate(
+    footprint: Footprint, rows: Rows[tuple[int, SamplingParams]], prefix_tokens: int = 0
+) -> MemoryEstimate:
+    """Bytes above the weights that the slot engine needs for rows of these prompt lengths, each with its options.
+
+    A prefix is kept once for all rows that share it: its tokens count in `prefix_tokens`, not in the rows' lengths.
+    """
+    longest = max(length for length, _ in rows)
+    num_pages = sum(pages_of(length, sampling) for length, sampling in rows)
+    kinds = kinds_of(sampling for _, sampling in rows)
+    peaks = (_slots_peak(footprint, len(rows), num_pages, longest, kind, prefix_tokens) for kind in kinds)
+    return max(peaks, key=lambda peak: peak.total)
+
+
+def _slots_peak(
+    footprint: Footprint, rows: int, num_pages: int, columns: int, sampling: SamplingParams, prefix_tokens: int = 0
+) -> MemoryEstimate:
+    """The higher of a prefill's peak and a step's, above a cache of so many pages and the prefix."""
+    cache = footprint.cache_bytes(1, num_pages * PAGE + prefix_tokens)
+    chooses = int(logits_factor(sampling, footprint.element_bytes, copies=False) * footprint.vocab_size * FLOAT32_BYTES)
+    is_exact = footprint.element_bytes == FLOAT32_BYTES
+    again = footprint.prefill_bytes(1, prefix_tokens + columns + sampling.max_new_tokens - 1) if is_exact else 0
+    step = _with_workspace(
+        kv_cache=cache, attention_mask=num_pages * PAGE * FLOAT32_BYTES, logits=chooses * rows, activations=again
+    )
+    filled = min(rows, prefill_rows(columns))
+    behind = int(2 * footprint.decode_column * filled * prefix_tokens)  # one layer's prefix, once for every row
+    prefill = _with_workspace(
+        kv_cache=cache,
+        attention_mask=filled * columns * (prefix_tokens + columns),
+        logits=chooses * filled,
+        activations=max(footprint.prefill_bytes(filled, columns) + behind, footprint.prefill_bytes(1, prefix_tokens)),
+    )
+    return max(step, prefill, key=lambda moment: moment.total)
+
+
+def pages_of(num_prompt_tokens: int, sampling: SamplingParams) -> int:
+    """Pages of a row at its end: its last token is chosen, but never fed.
+
+    >>> pages_of(20, SamplingParams(max_new_tokens=13)), pages_of(20, SamplingParams(max_new_tokens=14))
+    (1, 2)
+    """
+    return -(-(num_prompt_tokens + sampling.max_new_tokens - 1) // PAGE)
+
+
+def prefill_rows(padded_length: int) -> int:
+    """Rows of this length that the slot engine prefills at once."""
+    return max(1, PREFILL_TOKENS // padded_length)
+
+
 def _prefill(footprint: Footprint, rows: int, columns: int) -> MemoryEstimate:
     return _with_workspace(
         kv_cache=footprint.cache_bytes(rows, columns),
@@ -181,21 +251,21 @@ def _with_workspace(*, kv_cache: int, attention_mask: int, logits: int, activati
     )
 
 
-def logits_factor(sampling: SamplingParams, element_bytes: int) -> float:
+def logits_factor(sampling: SamplingParams, element_bytes: int, *, copies: bool = True) -> float:
     """Work space for choosing a token, in units of B * V * 4 bytes (one float32 copy of the logits).
+
+    `copies` are those that transformers' `generate` makes.
 
     >>> logits_factor(SamplingParams(), element_bytes=4), logits_factor(SamplingParams(), element_bytes=2)
     (3.0, 2.5)
+    >>> logits_factor(SamplingParams(), element_bytes=4, copies=False)
+    1.0
     """
-    # The model's logits, generate's float32 copy, and the scores of the step before.
-    held = element_bytes / FLOAT32_BYTES + 2
-    if sampling.num_beams > 1:
-        return held + 1  # log-probabilities
-    penalizes = sampling.repetition_penalty != 1
-    edits = penalizes or sampling.no_repeat_ngram_size > 0 or sampling.min_new_tokens > 0
-    seen = 0.25 if penalizes else 0  # [B, V] booleans
-    penalty = 3.5 if penalizes else 1 if edits else 0  # four branches of `where`, and the rows' part of `seen`
-    return held + seen + max(penalty, (1 if edits else 0) + _sampling_factor(sampling))
+    if copies:  # the model's logits, generate's float32 copy, and the scores of the step before
+        held = element_bytes / FLOAT32_BYTES + 2
+    else:  # the model's logits, and a float32 copy where they are not that
+        held = 1.0 if element_bytes == FLOAT32_BYTES else element_bytes / FLOAT32_BYTES + 1
+    return held + (1 if sampling.num_beams > 1 else _sampling_factor(sampling))  # beams: log-probabilities
 
 
 def _sampling_factor(sampling: SamplingParams) -> float:
@@ -211,17 +281,26 @@ def _sampling_factor(sampling: SamplingParams) -> float:
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """What bounds a batch: the most rows, and the bytes above the weights. `num_rows` fixes the row count."""
+    """What bounds a batch: the most rows, and the bytes above the weights. `num_rows` fixes the row count.
+
+    `has_slots` is the engine `continuous`: what counts as a batch are then the rows in its slots.
+    """
 
     footprint: Footprint
     budget_bytes: int
     most_rows: int
     num_rows: int | None = None
+    has_slots: bool = False
 
     @property
     def first_window(self) -> int:
         """Rows of the first window: one batch, small enough that its answers come at once."""
         return self.num_rows or min(FIRST_WINDOW, self.most_rows)
+
+    def estimate(self, rows: int, padded_length: int, sampling: SamplingParams) -> MemoryEstimate:
+        """What so many rows of so many columns need together."""
+        by_engine = slots_estimate if self.has_slots else estimate
+        return by_engine(self.footprint, rows, padded_length, sampling)
 
 
 def budget_bytes(available_bytes: int) -> int:
@@ -229,17 +308,16 @@ def budget_bytes(available_bytes: int) -> int:
     return int(BUDGET_SHARE * available_bytes)
 
 
-def batch_estimate(footprint: Footprint, sequences: Rows[Sequence]) -> MemoryEstimate:
+def batch_estimate(limits: BatchLimits, sequences: Rows[Sequence]) -> MemoryEstimate:
     """What these sequences need as one batch."""
     padded_length = max(sequence.num_prompt_tokens for sequence in sequences)
-    kinds = {sequence.sampling for sequence in sequences}
-    needs = [estimate(footprint, len(sequences), padded_length, kind) for kind in kinds]
+    needs = [limits.estimate(len(sequences), padded_length, kind) for kind in kinds_of(sequence.sampling for sequence in sequences)]
     return max(needs, key=lambda need: need.total)
 
 
-def batch_bytes(footprint: Footprint, sequences: Rows[Sequence]) -> int:
+def batch_bytes(limits: BatchLimits, sequences: Rows[Sequence]) -> int:
     """Bytes above the weights that these sequences need as one batch."""
-    return batch_estimate(footprint, sequences).total
+    return batch_estimate(limits, sequences).total
 
 
 def largest_batch(limits: BatchLimits, padded_length: int, kinds: Iterable[SamplingParams], most: int) -> int:
@@ -249,7 +327,7 @@ def largest_batch(limits: BatchLimits, padded_length: int, kinds: Iterable[Sampl
     """
 
     def needed_bytes(rows: int) -> int:
-        return max(estimate(limits.footprint, rows, padded_length, kind).total for kind in kinds)
+        return max(limits.estimate(rows, padded_length, kind).total for kind in kinds)
 
     return max(1, bisect_right(range(1, most + 1), limits.budget_bytes, key=needed_bytes))
 

@@ -125,16 +125,19 @@ def decode_output(tokenizer: PreTrainedTokenizerBase, sequence: Sequence) -> str
     return text[: min((cut for cut in cuts if cut >= 0), default=len(text))]
 
 
-def pad(sequences: Rows[Sequence], pad_token_id: int) -> Batch:
-    """Left-pads sequences to the longest one, T: three int64 tensors `[B, T]` on the CPU."""
+def pad(sequences: Rows[Sequence], pad_token_id: int, *, skip: int = 0) -> Batch:
+    """Left-pads sequences, prompt and output so far, to the longest one, T: three int64 tensors `[B, T]` on the CPU.
+
+    `skip` leaves out the first tokens of every row; positions count on behind them.
+    """
     import torch
 
-    lengths = torch.tensor([sequence.num_prompt_tokens for sequence in sequences])  # [B]
+    token_ids = [sequence.token_ids[skip:] for sequence in sequences]
+    lengths = torch.tensor([len(ids) for ids in token_ids])  # [B]
     width = int(lengths.max())
-    rows = [[pad_token_id] * (width - len(s.input_ids)) + s.input_ids for s in sequences]
-    input_ids = torch.tensor(rows, dtype=torch.int64)  # [B, T]
+    input_ids = torch.tensor([[pad_token_id] * (width - len(ids)) + ids for ids in token_ids])  # [B, T]
     attention_mask = (torch.arange(width) >= width - lengths[:, None]).long()  # [B, T]
-    return Batch(tuple(sequences), input_ids, attention_mask, positions(attention_mask))
+    return Batch(tuple(sequences), input_ids, attention_mask, positions(attention_mask) + skip * attention_mask)
 
 
 def positions(attention_mask: torch.Tensor) -> torch.Tensor:

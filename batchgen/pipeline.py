@@ -9,13 +9,12 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
 from typing import Any, Literal
 
 from batchgen.engines import Engine, make_engine
 from batchgen.model import Checkpoint, Model, open_model
 from batchgen.padding import decode_output, encode
-from batchgen.planner import limits_for, windows
+from batchgen.planner import windows
 from batchgen.probes import parse_memory
 from batchgen.readers import Row, row_of_object, to_requests
 from batchgen.records import Request, Result, RunStats, SamplingParams, Sequence, TooLong
@@ -40,7 +39,15 @@ class Pipeline:
 
     def run(self, requests: Iterable[Request]) -> Iterator[Result]:
         """A Result for every row (and sample), in input order, each as soon as those before it are there."""
-        for window in windows(requests, first=self.engine.backoff.limits.first_window):
+        order = InOrder()
+        for finished in self.engine.generate(self._windows(requests, order)):
+            for sequence in order.pop(finished):
+                yield self._count(to_result(sequence, self.checkpoint))
+        assert not order.waiting, "an engine did not finish every row"
+
+    def _windows(self, requests: Iterable[Request], order: InOrder) -> Iterator[list[Sequence]]:
+        first = self.engine.backoff.limits.first_window
+        for window in windows(requests, first=first, is_busy=lambda: self.engine.is_busy):
             sequences = encode(
                 window,
                 self.checkpoint.tokenizer,
@@ -49,9 +56,8 @@ class Pipeline:
                 too_long=self.too_long,
                 parse_special=self.parse_special,
             )
-            runnable = [sequence for sequence in sequences if not sequence.is_finished]
-            for finished in in_order(sequences, self.engine.generate(runnable)):
-                yield self._count(to_result(finished, self.checkpoint))
+            order.waiting.extend(sequences)
+            yield sequences
 
     def count_blank_line(self) -> None:
         self._blank_lines += 1
@@ -87,19 +93,19 @@ class Pipeline:
         return result
 
 
-def in_order(sequences: list[Sequence], completed: Iterable[Sequence]) -> Iterator[Sequence]:
-    """Sequences in their own order, each when it and all before it are finished.
+class InOrder:
+    """Sequences on their way through an engine, in input order; they leave it in the same, however they finish."""
 
-    `completed` yields them as an engine finishes them; those that failed before need no engine.
-    """
-    waiting = deque(sequences)
-    done = {id(sequence) for sequence in sequences if sequence.is_finished}
-    for sequence in chain([None], completed):
-        if sequence is not None:
-            done.add(id(sequence))
-        while waiting and id(waiting[0]) in done:
-            yield waiting.popleft()
-    assert not waiting, "an engine did not finish every row"
+    def __init__(self) -> None:
+        self.waiting: deque[Sequence] = deque()
+        self._done: set[int] = set()
+
+    def pop(self, finished: Sequence) -> Iterator[Sequence]:
+        """Those that may go now that one more is finished: the first, and all finished ones behind it."""
+        self._done.add(id(finished))
+        while self.waiting and id(self.waiting[0]) in self._done:
+            self._done.remove(id(self.waiting[0]))
+            yield self.waiting.popleft()
 
 
 def to_result(sequence: Sequence, checkpoint: Checkpoint) -> Result:
@@ -136,6 +142,7 @@ def generate(
     memory: str | None = None,
     engine: str = "auto",
     exact: bool = True,
+    share_prefixes: bool = True,
     too_long: TooLong = "error",
     parse_special: bool = False,
     **sampling: Any,
@@ -156,8 +163,15 @@ def generate(
     if not isinstance(model, Model):
         model = open_model(model, device=device, dtype=dtype, say=lambda line: warnings.warn(line, stacklevel=3))
     bound = parse_memory(memory) if memory else None
-    limits = limits_for(model, None if batch_size == "auto" else batch_size, bound)
-    runner = make_engine(model, limits, name=engine, exact=exact, memory=bound)
+    runner = make_engine(
+        model,
+        name=engine,
+        num_rows=None if batch_size == "auto" else batch_size,
+        num_beams=params.num_beams,
+        exact=exact,
+        share=share_prefixes,
+        memory=bound,
+    )
     pipeline = Pipeline(model.checkpoint, runner, too_long=too_long, parse_special=parse_special)
     items = [prompts] if isinstance(prompts, str | Mapping) else prompts
     rows = (_to_row(item, number) for number, item in enumerate(items))

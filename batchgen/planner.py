@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 from batchgen.errors import UsageError
-from batchgen.memory import BatchLimits, Footprint, budget_bytes, largest_batch
+from batchgen.memory import BatchLimits, Footprint, budget_bytes, kinds_of, largest_batch, prefill_rows
 from batchgen.probes import MemoryLimit, available_bytes
 from batchgen.records import Sequence
 
@@ -29,26 +30,36 @@ PATIENCE_S = 0.2
 # GPT-2 124M in float32 on two cores. The fixed part reads the weights.
 STEP_OVERHEAD = 48
 # Beyond this many rows `generate` gains little on a CPU, and every row waits for the slowest one longer.
+# Slots refill, so nobody waits, and more of them cost only memory.
 MOST_ROWS = {"cpu": 64}
+MOST_SLOTS = {"cpu": 128}
 MOST_ROWS_ACCELERATOR = 256
 
 
-def limits_for(model: Model, num_rows: int | None = None, memory: MemoryLimit | None = None) -> BatchLimits:
+def limits_for(
+    model: Model, num_rows: int | None = None, memory: MemoryLimit | None = None, *, has_slots: bool = False
+) -> BatchLimits:
     """Limits from what this machine has left beside the loaded model; `num_rows` fixes the rows of a batch."""
     from batchgen.model.footprint import footprint_of
 
     footprint = footprint_of(model.checkpoint.config, model.dtype)
-    return make_limits(footprint, model.device, available_bytes(model.device, memory), num_rows)
+    available = available_bytes(model.device, memory)
+    return make_limits(footprint, model.device, available, num_rows, has_slots=has_slots)
 
 
 def make_limits(
-    footprint: Footprint, device: torch.device, available_bytes: int, num_rows: int | None = None
+    footprint: Footprint,
+    device: torch.device,
+    available_bytes: int,
+    num_rows: int | None = None,
+    *,
+    has_slots: bool = False,
 ) -> BatchLimits:
     """Limits for batches on a device that has so much left beside the weights. Raises `UsageError` for `num_rows`."""
     if num_rows is not None and (not isinstance(num_rows, int) or num_rows < 1):
         raise UsageError(f"--batch-size {num_rows}: give auto or a number from 1 up")
-    most_rows = MOST_ROWS.get(device.type, MOST_ROWS_ACCELERATOR)
-    return BatchLimits(footprint, budget_bytes(available_bytes), most_rows, num_rows)
+    most_rows = (MOST_SLOTS if has_slots else MOST_ROWS).get(device.type, MOST_ROWS_ACCELERATOR)
+    return BatchLimits(footprint, budget_bytes(available_bytes), most_rows, num_rows, has_slots)
 
 
 def plan_batches(sequences: Iterable[Sequence], limits: BatchLimits) -> list[list[Sequence]]:
@@ -57,38 +68,56 @@ def plan_batches(sequences: Iterable[Sequence], limits: BatchLimits) -> list[lis
     Of all ways to cut the rows, sorted by length, into batches that fit, takes the cheapest (dynamic programming from
     the short end). With `--batch-size N` every batch but the last has N rows.
     """
-    rows = sorted(sequences, key=lambda s: (-s.num_prompt_tokens, s.request.index, s.sample_index))
+    rows = longest_first(sequences)
     if limits.num_rows is not None:
         return [rows[start : start + limits.num_rows] for start in range(0, len(rows), limits.num_rows)]
-    return [rows[start:end] for start, end in _cheapest_cuts(rows, limits)]
-
-
-def _cheapest_cuts(rows: list[Sequence], limits: BatchLimits) -> Iterator[tuple[int, int]]:
-    """Start and end of each batch of the cheapest plan; `rows` come longest first.
-
-    A batch of n rows of S columns costs n * S in the prefill and `step_work(n)` for each new token.
-    """
-    kinds = {row.sampling for row in rows}
+    kinds = kinds_of(row.sampling for row in rows)
     max_new_tokens = max((kind.max_new_tokens for kind in kinds), default=0)
-    rooms = {length: largest_batch(limits, length, kinds, limits.most_rows) for length in _lengths(rows)}
-    cheapest: list[int] = [0] * (len(rows) + 1)  # cost of running rows[start:]
-    ends = [0] * len(rows)
-    for start in range(len(rows) - 1, -1, -1):
-        length = rows[start].num_prompt_tokens
-        a_row = length + max_new_tokens
-        after = cheapest[start + 1 : start + 1 + rooms[length]]
+    lengths = [len(row.token_ids) for row in rows]
+    rooms = {length: largest_batch(limits, length, kinds, limits.most_rows) for length in set(lengths)}
+    # A batch of n rows of S columns costs n * S in the prefill and `step_work(n)` for each new token.
+    remaining = iter(rows)
+    sizes = cheapest_cuts(lengths, rooms, max_new_tokens, STEP_OVERHEAD * max_new_tokens)
+    return [list(islice(remaining, size)) for size in sizes]
+
+
+def plan_prefills(lengths: list[int]) -> list[int]:
+    """Rows of these lengths, the longest first, to the cheapest prefills: how many rows each takes.
+
+    A prefill of n rows of S columns costs n * S, and reads the weights once.
+    """
+    return cheapest_cuts(lengths, {length: prefill_rows(length) for length in set(lengths)}, 0, STEP_OVERHEAD)
+
+
+def longest_first(sequences: Iterable[Sequence]) -> list[Sequence]:
+    """Sequences by how many tokens they have; ties in input order."""
+    return sorted(sequences, key=lambda s: (-len(s.token_ids), s.request.index, s.sample_index))
+
+
+def cheapest_cuts(lengths: list[int], rooms: Mapping[int, int], row_work: int, batch_work: int) -> list[int]:
+    """Rows of these lengths, the longest first, cut into batches at the least cost: how many rows each takes.
+
+    At most `rooms[S]` rows where the longest has S tokens. A batch of n rows of S columns costs
+    n * (S + row_work) + batch_work, in tokens through the model.
+
+    >>> cheapest_cuts([9, 9, 1, 1], {9: 4, 1: 4}, 0, 5)
+    [2, 2]
+    """
+    cheapest: list[int] = [0] * (len(lengths) + 1)  # cost of running rows[start:]
+    sizes = [0] * len(lengths)  # of the batch that begins at a row
+    for start in range(len(lengths) - 1, -1, -1):
+        a_row = lengths[start] + row_work
+        after = cheapest[start + 1 : start + 1 + rooms[lengths[start]]]
         costs = [a_row * num_rows + rest for num_rows, rest in enumerate(after, 1)]
         least = min(costs)
-        cheapest[start] = least + STEP_OVERHEAD * max_new_tokens
-        ends[start] = start + len(costs) - costs[::-1].index(least)  # of equal cuts the longest batch
+        cheapest[start] = least + batch_work
+        sizes[start] = len(costs) - costs[::-1].index(least)  # of equal cuts the longest batch
+    batches = []
     start = 0
-    while start < len(rows):
-        yield start, ends[start]
-        start = ends[start]
-
-
-def _lengths(rows: Iterable[Sequence]) -> set[int]:
-    return {row.num_prompt_tokens for row in rows}
+    while start < len(sizes):
+        batches.append(sizes[start])
+        start += sizes[start]
+    return batches
 
 
 def step_work(rows: int) -> int:
@@ -100,12 +129,17 @@ _END = object()
 
 
 def windows(
-    items: Iterable[T], first: int, last: int = LAST_WINDOW, patience_s: float = PATIENCE_S
+    items: Iterable[T],
+    first: int,
+    last: int = LAST_WINDOW,
+    patience_s: float = PATIENCE_S,
+    is_busy: Callable[[], bool] = lambda: False,
 ) -> Iterator[list[T]]:
     """Cuts a stream into lists of `first`, 2 `first`, 4 `first`, … items, up to `last` or what of it is whole batches.
 
     A source that stays silent for `patience_s` closes the window it was filling, so that a slow producer gets its
-    answers at once. A thread reads ahead by at most one window; its errors are raised here, after the items before.
+    answers at once; for a reader that `is_busy` a window is what is there, even nothing. A thread reads ahead by at
+    most one window; its errors are raised here, after the items before.
     """
     last = max(first, last // first * first)
     ahead: queue.Queue[object] = queue.Queue(maxsize=last)
@@ -113,15 +147,18 @@ def windows(
     threading.Thread(target=_read_ahead, args=(items, ahead, closed), daemon=True).start()
     size = first
     try:
-        while window := _fill(ahead, size, patience_s):
-            size = min(2 * size, last)
-            ended = window[-1] is _END or isinstance(window[-1], BaseException)
-            if rows := window[:-1] if ended else window:
-                yield rows  # type: ignore[misc]
-            if isinstance(window[-1], BaseException):
-                raise window[-1]
+        while True:
+            window = _fill(ahead, size, None if is_busy() else patience_s)
+            ended = bool(window) and (window[-1] is _END or isinstance(window[-1], BaseException))
             if ended:
+                end = window.pop()
+            if window or not ended:
+                yield window  # type: ignore[misc]
+            if ended:
+                if isinstance(end, BaseException):
+                    raise end
                 return
+            size = min(2 * size, last) if window else size
     finally:
         closed.set()
 
@@ -147,14 +184,17 @@ def _put(ahead: queue.Queue[object], item: object, closed: threading.Event) -> b
     return False
 
 
-def _fill(ahead: queue.Queue[object], size: int, patience_s: float) -> list[object]:
-    """Up to `size` items; fewer when the source falls silent. The end or an error comes as the last item."""
+def _fill(ahead: queue.Queue[object], size: int, patience_s: float | None) -> list[object]:
+    """Up to `size` items; fewer when the source falls silent, without patience only those that are there.
+
+    The end or an error comes as the last item.
+    """
     window: list[object] = []
     while len(window) < size:
         try:
-            item = ahead.get(timeout=patience_s)
+            item = ahead.get(block=patience_s is not None, timeout=patience_s)
         except queue.Empty:
-            if window:
+            if window or patience_s is None:
                 break
             continue
         window.append(item)

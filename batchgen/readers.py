@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from batchgen.errors import InputError
 from batchgen.records import Request, RowId, SamplingParams
+from batchgen.row_sampling import override
 
 MOST_LEVELS = 100
 UTF8_BOM = b"\xef\xbb\xbf"
@@ -49,13 +50,14 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row as a reader saw it, before it has an index."""
+    """One row as a reader saw it, before it has an index; `sampling` as it stands there, unchecked."""
 
     prompt: str = ""
     id: RowId | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
     where: str = ""
+    sampling: object = None
 
 
 Lines = Iterable[tuple[int, bytes]]
@@ -156,11 +158,19 @@ def read_requests(
 
 
 def to_requests(rows: Iterable[Row], sampling: SamplingParams) -> Iterator[Request]:
-    """Rows to Requests: numbers them, and marks prompts that no tokenizer can read."""
-    for index, row in enumerate(rows):
-        row_id = str(index) if row.id is None else row.id
-        error = row.error or _unencodable(row.prompt, f"prompt {index}")
-        yield Request(index, row_id, row.prompt, sampling, row.metadata, error, row.where)
+    """Rows to Requests: numbers them, gives each its sampling, and marks those that cannot be run."""
+    return (_to_request(index, row, sampling) for index, row in enumerate(rows))
+
+
+def _to_request(index: int, row: Row, sampling: SamplingParams) -> Request:
+    row_id = str(index) if row.id is None else row.id
+    error = row.error or _unencodable(row.prompt, f"prompt {index}")
+    if row.sampling is not None and not error:
+        try:
+            sampling = override(sampling, row.sampling)
+        except ValueError as problem:
+            error = f"{row.where}: {problem}"
+    return Request(index, row_id, row.prompt, sampling, row.metadata, error, row.where)
 
 
 def _unencodable(prompt: str, where: str) -> str | None:
@@ -249,7 +259,9 @@ def read_text(lines: Lines, name: str, field: str | None) -> Iterator[Row]:
 
 
 def read_jsonl(lines: Lines, name: str, field: str | None) -> Iterator[Row]:
-    """One JSON object a line: the prompt in `field`, else `prompt` or `text`; `id` is kept; the rest is metadata."""
+    """One JSON object a line: the prompt in `field`, else `prompt` or `text`; `id` is kept; `sampling` holds the row's
+    own options; the rest is metadata.
+    """
     for number, line in lines:
         try:
             value = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
@@ -280,7 +292,7 @@ def row_of_object(value: object, where: str, field: str | None = None) -> Row:
     names = PROMPT_FIELDS if field is None else (field,)
     name = next((name for name in names if name in value), None)
     row_id = value.get("id")
-    metadata = {key: item for key, item in value.items() if key not in (name, "id")}
+    metadata = {key: item for key, item in value.items() if key not in (name, "id", "sampling")}
     if isinstance(row_id, bool) or not isinstance(row_id, str | int | float | None):
         return Row(metadata=metadata, where=where, error=f"{where}: the id is neither a string nor a number")
     if name is None:
@@ -291,7 +303,8 @@ def row_of_object(value: object, where: str, field: str | None = None) -> Row:
         return Row(id=row_id, metadata=metadata, where=where, error=f"{where}: the field {name} is not a string")
     if _is_deeper(metadata, MOST_LEVELS):
         return Row(value[name], row_id, where=where, error=f"{where}: nested deeper than {MOST_LEVELS} levels")
-    return Row(value[name], row_id, metadata, _unencodable(value[name], where), where)
+    sampling = None if name == "sampling" else value.get("sampling")
+    return Row(value[name], row_id, metadata, _unencodable(value[name], where), where, sampling)
 
 
 def _is_deeper(value: object, levels: int) -> bool:

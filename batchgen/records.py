@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +11,8 @@ if TYPE_CHECKING:
 FinishReason = Literal["stop", "length", "error"]
 TooLong = Literal["error", "truncate"]
 RowId = str | int | float
+# Logits times or over a factor within these bounds stay finite in float32.
+LEAST_FACTOR, MOST_FACTOR = 1e-6, 1e6
 
 
 def _require(holds: bool, message: str) -> None:
@@ -60,14 +61,15 @@ class SamplingParams:
             value = getattr(self, name)
             _require(value >= bound, f"{_flag(name)} {value} is below {bound}")
         _require(
-            math.isfinite(self.temperature) and self.temperature >= 0,
-            f"--temperature {self.temperature} is not a number from 0 (greedy) up",
+            self.temperature == 0 or LEAST_FACTOR <= self.temperature <= MOST_FACTOR,
+            f"--temperature {self.temperature} is not a number in [{LEAST_FACTOR:g}, {MOST_FACTOR:g}], nor 0 (greedy)",
         )
         _require(0 < self.top_p <= 1, f"--top-p {self.top_p} is not in (0, 1]")
         _require(0 <= self.min_p <= 1, f"--min-p {self.min_p} is not in [0, 1]")
         _require(
-            math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0,
-            f"--repetition-penalty {self.repetition_penalty} is not a number above 0 (1 turns it off)",
+            LEAST_FACTOR <= self.repetition_penalty <= MOST_FACTOR,
+            f"--repetition-penalty {self.repetition_penalty} is not a number above 0, "
+            f"in [{LEAST_FACTOR:g}, {MOST_FACTOR:g}] (1 turns it off)",
         )
         _require(all(self.stop), "--stop needs a non-empty text")
 
@@ -140,12 +142,23 @@ class Sequence:
         return self.finish_reason is not None
 
     @property
+    def token_ids(self) -> list[int]:
+        """Prompt and output so far."""
+        return self.input_ids + self.output_ids
+
+    @property
     def num_prompt_tokens(self) -> int:
         return len(self.input_ids)
 
     @property
     def num_output_tokens(self) -> int:
         return len(self.output_ids)
+
+    def copy_answer(self, other: Sequence) -> None:
+        """Takes over what another sequence with the same tokens and options was given."""
+        self.output_ids = list(other.output_ids)
+        self.finish_reason, self.error = other.finish_reason, other.error
+        self.batch_index, self.padded_length = other.batch_index, other.padded_length
 
     def fail(self, error: str) -> None:
         self.finish_reason, self.error = "error", error

@@ -19,18 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, pipeline
+from transformers import pipeline
+from workloads import make_model
 
 from batchgen import Model, generate, open_model
-from batchgen.model.find import BUNDLED_FOLDER
-
-
-def make_model(folder: Path) -> None:
-    torch.manual_seed(0)
-    network = GPT2LMHeadModel(GPT2Config(bos_token_id=50256, eos_token_id=50256))
-    network.transformer.ln_f.weight.data *= 3
-    network.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(BUNDLED_FOLDER).save_pretrained(folder)
 
 
 def make_prompts(count: int) -> list[str]:

@@ -14,7 +14,7 @@ PACKAGE = Path(batchgen.__file__).parent
 # Bottom first. A module may import from lower layers only; a room that is a folder counts as one, but for the engines.
 LAYERS = [
     {"records", "errors", "process", "cgroups"},
-    {"padding", "memory", "probes", "speeds"},
+    {"padding", "memory", "probes", "speeds", "row_sampling"},
     {"readers", "writers", "model", "render", "engines.sampling"},
     {"planner", "engines.backoff"},
     {"engines.reference"},

@@ -31,7 +31,7 @@ JSON_VALUE = st.recursive(
 )
 JSON_OBJECT = st.builds(
     lambda columns, prompt: {**columns, "prompt": prompt},
-    st.dictionaries(TEXT.filter(lambda name: name != "id"), JSON_VALUE, max_size=4),
+    st.dictionaries(TEXT.filter(lambda name: name not in ("id", "sampling")), JSON_VALUE, max_size=4),
     TEXT,
 )
 

@@ -23,6 +23,7 @@ from batchgen.engines.sampling import (
     draw,
     filter_logits,
     penalize_repetition,
+    top_two,
     uniform,
 )
 from batchgen.records import Sequence
@@ -82,9 +83,25 @@ def test_each_row_has_its_own_filters() -> None:
 @pytest.mark.parametrize("penalty", [0.5, 1.0, 1.3])
 def test_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
     token_ids = torch.randint(0, VOCAB, (ROWS, 20), generator=torch.Generator().manual_seed(5))
-    seen = torch.zeros(ROWS, VOCAB, dtype=torch.bool).scatter(1, token_ids, value=True)
     expected = RepetitionPenaltyLogitsProcessor(penalty)(token_ids, logits())
-    torch.testing.assert_close(penalize_repetition(logits(), seen, torch.full((ROWS,), penalty)), expected)
+    scores = logits()
+    penalize_repetition(scores, token_ids.tolist(), torch.full((ROWS,), penalty))
+    torch.testing.assert_close(scores, expected)
+
+
+def test_a_repetition_penalty_counts_rows_of_any_length() -> None:
+    scores = torch.ones(2, 4)
+    penalize_repetition(scores, [[1, 2, 2], [3]], torch.tensor([2.0, 4.0]))
+    assert scores.tolist() == [[1, 0.5, 0.5, 1], [1, 1, 1, 0.25]]
+
+
+@given(st.integers(2, 600), st.integers(0, 2**32))
+def test_the_top_two_are_those_of_topk(vocab_size: int, seed: int) -> None:
+    scores = torch.randint(-9, 9, (4, vocab_size), generator=torch.Generator().manual_seed(seed)).float()
+    values = scores.topk(2).values
+    tokens, margin = top_two(scores)
+    assert tokens.tolist() == scores.argmax(-1).tolist()
+    assert torch.equal(margin, values[:, 0] - values[:, 1])
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(1, 5))
@@ -125,21 +142,22 @@ def test_uniforms_are_spread_and_differ_by_every_part_of_the_key() -> None:
     assert mean == pytest.approx(0.5, abs=0.03)
 
 
-def sampler(prompts: list[str], recomputed: list[Sequence] | None = None, **sampling: object) -> Sampler:
-    sequences = [Sequence(request, 0, [1, 2, 3]) for request in requests_of(prompts, **sampling)]
+def rows_of(*prompts: str, **sampling: object) -> list[Sequence]:
+    return [Sequence(request, 0, [1, 2, 3]) for request in requests_of(prompts, **sampling)]
 
+
+def sampler(recomputed: list[Sequence]) -> Sampler:
     def recompute(sequence: Sequence) -> torch.Tensor:
-        assert recomputed is not None
         recomputed.append(sequence)
         return torch.tensor([0.0, 0.0, 9.0])
 
-    return Sampler(sequences, [0], recompute if recomputed is not None else None)
+    return Sampler([0], recompute)
 
 
 def test_only_close_greedy_choices_are_made_again() -> None:
     recomputed: list[Sequence] = []
     scores = torch.tensor([[5.0, 5.0 - GREEDY_MARGIN / 2, 0.0], [5.0, 5.0 - GREEDY_MARGIN * 2, 0.0]])
-    assert sampler(["a", "b"], recomputed).choose(scores) == [2, 0]
+    assert sampler(recomputed).choose(scores, rows_of("a", "b")) == [2, 0]
     assert [s.request.prompt for s in recomputed] == ["a"]
 
 
@@ -147,29 +165,38 @@ def test_only_draws_near_a_step_are_made_again() -> None:
     recomputed: list[Sequence] = []
     at = uniform(0, "0", 0, 0)
     scores = torch.tensor([[at, 1 - at, 0.0], [0.001, 0.001, 0.998]], dtype=torch.float64).log().float()
-    sampler(["a", "b"], recomputed, temperature=1.0).choose(scores)
+    sampler(recomputed).choose(scores, rows_of("a", "b", temperature=1.0))
     assert [s.request.prompt for s in recomputed] == ["a"]
 
 
 def test_draws_near_a_cut_are_made_again() -> None:
     recomputed: list[Sequence] = []
     tied = torch.tensor([[1.0, 1.0, 1.0 - DRAW_MARGIN / 4]])
-    sampler(["a"], recomputed, temperature=1.0, top_k=2).choose(tied)
+    sampler(recomputed).choose(tied, rows_of("a", temperature=1.0, top_k=2))
     assert len(recomputed) == 1
 
 
 def test_without_recompute_nothing_is_made_again() -> None:
-    assert sampler(["a"]).choose(torch.tensor([[5.0, 5.0, 0.0]])) == [0]
+    assert Sampler([0]).choose(torch.tensor([[5.0, 5.0, 0.0]]), rows_of("a")) == [0]
 
 
-def test_finished_rows_get_no_token() -> None:
-    chooser = sampler(["a", "b"])
-    chooser.sequences[0].finish_reason = "stop"
-    assert chooser.choose(torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])) == [None, 2]
+def test_a_finished_row_is_not_made_again() -> None:
+    recomputed: list[Sequence] = []
+    rows = rows_of("a")
+    rows[0].finish_reason = "stop"
+    sampler(recomputed).choose(torch.tensor([[5.0, 5.0, 0.0]]), rows)
+    assert recomputed == []
+
+
+def test_greedy_and_drawn_rows_share_a_step() -> None:
+    rows = rows_of("a") + rows_of("b", temperature=1.0)
+    scores = torch.tensor([[0.0, 1.0, 0.0], [-50.0, -50.0, 50.0]])
+    assert Sampler([0]).choose(scores, rows) == [1, 2]
 
 
 def test_a_penalty_counts_tokens_chosen_so_far() -> None:
-    chooser = sampler(["a"], repetition_penalty=2.0)
+    (row,) = rows_of("a", repetition_penalty=2.0)
     scores = torch.tensor([[1.5, 0.0, 0.0, 0.0, 2.0]])
-    assert chooser.choose(scores.clone()) == [4]
-    assert chooser.choose(scores.clone()) == [0]
+    row.output_ids.extend(Sampler([0]).choose(scores.clone(), [row]))
+    assert row.output_ids == [4]
+    assert Sampler([0]).choose(scores.clone(), [row]) == [0]

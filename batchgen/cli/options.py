@@ -37,6 +37,7 @@ class EngineName(StrEnum):
     """What runs the batches."""
 
     auto = "auto"
+    continuous = "continuous"
     reference = "reference"
 
 
@@ -218,7 +219,22 @@ MemoryOption = Annotated[
         show_default=False,
     ),
 ]
-EngineOption = Annotated[EngineName, typer.Option(help="reference is transformers' generate.", rich_help_panel=BATCHES)]
+EngineOption = Annotated[
+    EngineName,
+    typer.Option(
+        help="continuous refills slots (auto, where it applies); reference is transformers' generate.",
+        rich_help_panel=BATCHES,
+    ),
+]
+SharePrefixes = Annotated[
+    bool,
+    typer.Option(
+        "--share-prefixes/--no-share-prefixes",
+        metavar="",
+        help="Compute once what prompts have in common.",
+        rich_help_panel=BATCHES,
+    ),
+]
 Exact = Annotated[
     bool,
     typer.Option(

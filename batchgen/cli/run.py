@@ -18,7 +18,6 @@ from batchgen.cli.signals import Interrupts
 from batchgen.engines import make_engine
 from batchgen.model import Model, open_model
 from batchgen.pipeline import Pipeline
-from batchgen.planner import limits_for
 from batchgen.probes import MemoryLimit
 from batchgen.process import reuse_blocks
 from batchgen.readers import Source, count_rows, read_requests
@@ -60,6 +59,7 @@ def run(
     memory: opt.MemoryOption = None,
     engine: opt.EngineOption = opt.EngineName.auto,
     exact: opt.Exact = True,
+    share_prefixes: opt.SharePrefixes = True,
     format: opt.FormatOption = opt.Format.auto,
     ids: opt.Ids = False,
     output: opt.OutputFile = None,
@@ -104,6 +104,7 @@ def run(
         memory=opt.parse_bound(memory),
         engine=engine.value,
         exact=exact,
+        share_prefixes=share_prefixes,
         form=choose_format(format, output, ids=ids),
         ids=ids,
         output=output,
@@ -129,6 +130,7 @@ class Job:
     memory: MemoryLimit | None
     engine: str
     exact: bool
+    share_prefixes: bool
     form: opt.Format
     ids: bool
     output: Path | None
@@ -142,9 +144,11 @@ def execute(job: Job, screen: Screen, interrupts: Interrupts) -> int:
     with ProgressReport(screen, _count_rows(job, screen), job.sampling.max_new_tokens) as progress:
         engine = make_engine(
             model,
-            limits_for(model, job.num_rows, job.memory),
             name=job.engine,
+            num_rows=job.num_rows,
+            num_beams=job.sampling.num_beams,
             exact=job.exact,
+            share=job.share_prefixes,
             on_step=progress.on_step,
             should_stop=partial(_should_stop, job, interrupts),
             memory=job.memory,

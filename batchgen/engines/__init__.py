@@ -6,16 +6,19 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from batchgen.engines.backoff import Backoff
-from batchgen.errors import UsageError
-from batchgen.memory import BatchLimits, budget_bytes
+from batchgen.errors import ModelError, UsageError
+from batchgen.memory import budget_bytes
+from batchgen.planner import limits_for
 from batchgen.probes import Bound, MemoryLimit, PeakMeter, available_bytes, memory_bounds
 from batchgen.records import Sequence
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from batchgen.model import Model
 
 
-ENGINES = ("auto", "reference")
+ENGINES = ("auto", "continuous", "reference")
 
 
 class Engine(Protocol):
@@ -27,17 +30,39 @@ class Engine(Protocol):
     prefill_s: float
     decode_s: float
 
-    def generate(self, sequences: Iterable[Sequence]) -> Iterator[Sequence]:
-        """Runs sequences and yields each when it is finished."""
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is work in hand, so that the next window should be what has arrived by now."""
         ...
+
+    def generate(self, windows: Iterable[list[Sequence]]) -> Iterator[Sequence]:
+        """Runs sequences and yields each when it is finished; those that are so already come straight out."""
+        ...
+
+
+def choose_engine(name: str, config: PretrainedConfig, num_beams: int = 1) -> tuple[str, str]:
+    """`continuous` or `reference`, and why not the former; needs no weights. Raises `UsageError`.
+
+    `auto` takes `continuous` where it applies.
+    """
+    from batchgen.engines.slot_model import why_no_slots
+
+    if name not in ENGINES:
+        raise UsageError(f"--engine {name} is not one of {', '.join(ENGINES)}")
+    reason = "" if name == "reference" else "it has no beams" if num_beams > 1 else why_no_slots(config) or ""
+    if name == "continuous" and reason:
+        raise UsageError(f"--engine continuous does not run this: {reason}; use --engine auto")
+    return ("reference" if name == "reference" or reason else "continuous"), reason
 
 
 def make_engine(
     model: Model,
-    limits: BatchLimits,
     *,
     name: str = "auto",
+    num_rows: int | None = None,
+    num_beams: int = 1,
     exact: bool = True,
+    share: bool = True,
     on_step: Callable[[int], None] = lambda num_tokens: None,
     should_stop: Callable[[], bool] = lambda: False,
     memory: MemoryLimit | None = None,
@@ -46,16 +71,27 @@ def make_engine(
 ) -> Engine:
     """The engine of that name for a model; `auto` takes the fastest that fits it.
 
-    Near ties are decided again (`exact`) in float32 only: 16 bits are too coarse for it. `memory` is the user's own
-    bound, and `say` is told each time that memory ran out.
+    Near ties are decided again (`exact`) in float32 only: 16 bits are too coarse for it. `num_rows` fixes the rows that
+    run together, `memory` is the user's own bound, and `say` is told each time that memory ran out.
     """
     import torch
 
+    from batchgen.engines.continuous import ContinuousEngine
     from batchgen.engines.reference import ReferenceEngine
+    from batchgen.engines.slot_model import make_slot_model
 
-    if name not in ENGINES:
-        raise UsageError(f"--engine {name} is not one of {', '.join(ENGINES)}")
-    exact = exact and model.dtype == torch.float32
+    def has_room(num_bytes: int) -> bool:
+        return num_bytes <= budget_bytes(available_bytes(model.device, memory))
+
+    engine, reason = choose_engine(name, model.checkpoint.config, num_beams)
+    slot_model = None
+    if engine == "continuous":
+        slot_model, reason = make_slot_model(model, has_room=has_room)
+        if slot_model is None and name == "continuous":
+            raise ModelError(f"--engine continuous does not run {model.checkpoint.name}: {reason}; use --engine auto")
+    if reason and num_beams == 1:
+        say(f"engine reference, the slower one: {reason}")
+    limits = limits_for(model, num_rows, memory, has_slots=slot_model is not None)
     backoff = Backoff(
         limits,
         budget=lambda: budget_bytes(available_bytes(model.device, memory)),
@@ -65,7 +101,12 @@ def make_engine(
         say=say,
         on_dropped=lambda num_tokens: on_step(-num_tokens),
     )
-    return ReferenceEngine(model, limits, exact=exact, on_step=on_step, should_stop=should_stop, backoff=backoff)
+    exact = exact and model.dtype == torch.float32
+    if slot_model is None:
+        return ReferenceEngine(model, limits, exact=exact, on_step=on_step, should_stop=should_stop, backoff=backoff)
+    return ContinuousEngine(
+        slot_model, limits, exact=exact, share=share, on_step=on_step, should_stop=should_stop, backoff=backoff
+    )
 
 
 def _wall_bytes(bounds: list[Bound]) -> int | None:

@@ -7,17 +7,19 @@ Knows nothing of models: how to run rows is the caller's.
 from __future__ import annotations
 
 import gc
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from batchgen.errors import is_out_of_memory
-from batchgen.memory import BatchLimits, batch_bytes, batch_estimate, largest_batch, size_text
+from batchgen.memory import BatchLimits, batch_bytes, batch_estimate, filled_slots_estimate, kinds_of, largest_batch, size_text
 from batchgen.probes import PeakMeter, peak_bytes
 from batchgen.process import release_heap
-from batchgen.records import Sequence
+from batchgen.records import SamplingParams, Sequence
 
 Rows = list[Sequence]
+Lengths = list[tuple[int, SamplingParams]]
 
 # Smaller batches drown in what the process allocates anyway; their ratio of measured to predicted says nothing.
 LEAST_TELLING_BYTES = 64 * 2**20
@@ -80,8 +82,8 @@ class Backoff:
             part = pending.popleft()
             if len(part) > (room := self._room(part)):
                 pending.extendleft((part[room:], part[:room]))
-            elif self._hits_the_wall(part):
-                self._fail(part[0])
+            elif self.hits_the_wall(part):
+                self.fail(part[0])
                 yield part
             elif self._fits(part, attempt):
                 yield part
@@ -95,22 +97,22 @@ class Backoff:
         if self._limits.num_rows is not None and self._ceiling_bytes is None:
             return len(rows)  # the user's own number; memory has its say when it runs out
         padded_length = max(row.num_prompt_tokens for row in rows)
-        return largest_batch(self.limits, padded_length, {row.sampling for row in rows}, len(rows))
+        return largest_batch(self.limits, padded_length, kinds_of(row.sampling for row in rows), len(rows))
 
-    def _hits_the_wall(self, rows: Rows) -> bool:
+    def hits_the_wall(self, rows: Rows) -> bool:
         """Whether a single row, which is tried otherwise, would get the process killed."""
         if len(rows) > 1:
             return False
-        needed = batch_estimate(self._limits.footprint, rows)
+        needed = batch_estimate(self._limits, rows)
         wall_bytes = self._wall()
         if wall_bytes is not None and needed.tensors > wall_bytes:
-            _release()
+            release()
             wall_bytes = self._wall()
         return wall_bytes is not None and needed.tensors > wall_bytes
 
     def _fits(self, rows: Rows, attempt: Callable[[Rows], None]) -> bool:
         """Runs rows; False where memory ran out. The exception, which holds the batch's tensors, ends in here."""
-        predicted = batch_bytes(self._limits.footprint, rows)
+        predicted = batch_bytes(self._limits, rows)
         is_plenty = predicted < PLENTY_SHARE * self.limits.budget_bytes
         self._reuse_blocks(is_plenty)
         if self._meter:
@@ -136,7 +138,7 @@ class Backoff:
 
     def _give_way(self, rows: Rows) -> tuple[Rows, list[Rows]]:
         """After memory ran out: rows that are done with, and the rest in halves, to run again from their prompts."""
-        _release()
+        release()
         padded_length = max(row.num_prompt_tokens for row in rows)
         finished = [row for row in rows if row.is_finished]
         unfinished = [row for row in rows if not row.is_finished]
@@ -144,22 +146,58 @@ class Backoff:
         for row in unfinished:
             row.output_ids.clear()
         half = max(1, len(rows) // 2)
-        self._ceiling_bytes = batch_bytes(self._limits.footprint, rows[:half])
+        self._ceiling_bytes = batch_bytes(self._limits, rows[:half])
         if len(rows) == 1:
-            self._fail(rows[0])
+            self.fail(rows[0])
             return rows, []
         self._say(f"out of memory with {len(rows)} rows of {padded_length} columns: going on with {half} at a time")
         return finished, [part for part in (unfinished[:half], unfinished[half:]) if part]
 
-    def _fail(self, row: Sequence) -> None:
-        needed = size_text(batch_bytes(self._limits.footprint, [row]))
+    # For an engine that runs no batches of its own, but fills slots one by one.
+
+    def room_beside(self, running: Lengths, waiting: Lengths, prefix_tokens: int, held_columns: int) -> int:
+        """How many of the first `waiting` rows may join those that run; the cache has `held_columns` already.
+
+        Rows are prompt lengths with options, as `filled_slots_estimate` takes them.
+        """
+        if self._limits.num_rows is not None and self._ceiling_bytes is None:
+            return len(waiting)  # the user's own number; memory has its say when it runs out
+        footprint = self._limits.footprint
+        budget_bytes = self.limits.budget_bytes + footprint.cache_bytes(1, held_columns)
+
+        def needed_bytes(num_rows: int) -> int:
+            return filled_slots_estimate(footprint, running + waiting[:num_rows], prefix_tokens).total
+
+        return bisect_right(range(1, len(waiting) + 1), budget_bytes, key=needed_bytes)
+
+    def watch(self, rows: Lengths, prefix_tokens: int) -> None:
+        """Notes what the rows in slots are expected to take; what they do take counts from the first call on."""
+        predicted = filled_slots_estimate(self._limits.footprint, rows, prefix_tokens).total
+        if self._meter and not self.predicted_bytes:
+            self._meter.start()
+        self._reuse_blocks(predicted < PLENTY_SHARE * self.limits.budget_bytes)
+        self.predicted_bytes = max(self.predicted_bytes, predicted)
+
+    def measure(self) -> None:
+        """Notes what the rows in slots have taken so far."""
+        growth = self._meter.growth_bytes() if self._meter and self.predicted_bytes else None
+        if growth is not None:
+            self.measured_bytes = max(self.measured_bytes or 0, growth)
+
+    def say_halved(self, num_rows: int, left: int) -> None:
+        """One line for the user, after memory ran out with so many rows in slots."""
+        self._ceiling_bytes = self._ceiling_bytes or self.limits.budget_bytes
+        self._say(f"out of memory with {num_rows} rows: going on with {left} at a time")
+
+    def fail(self, row: Sequence) -> None:
+        needed = size_text(batch_bytes(self._limits, [row]))
         tokens = f"{row.num_prompt_tokens} prompt + {row.sampling.max_new_tokens} new tokens"
         row.batch_index = row.padded_length = None  # no batch ran it
         row.fail(f"out of memory: this row alone ({tokens}) needs about {needed}; there is {size_text(self._budget())}")
         self._say(f"out of memory with a single row ({tokens}): it needs about {needed}, and is marked as failed")
 
 
-def _release() -> None:
+def release() -> None:
     """Lets go of what the failed batch still holds: frames of a traceback may refer to each other."""
     import torch
 

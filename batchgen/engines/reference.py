@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 
 import torch
 from transformers import (
@@ -21,10 +20,10 @@ from transformers import (
 
 from batchgen.engines.backoff import Backoff
 from batchgen.engines.sampling import Sampler, append_token, forbidden_tokens, penalize_repetition
-from batchgen.errors import ModelError, is_out_of_memory
+from batchgen.errors import ModelError, failures_in_one_line
 from batchgen.memory import BatchLimits
 from batchgen.model import Checkpoint, Model
-from batchgen.padding import pad, positions
+from batchgen.padding import pad
 from batchgen.planner import plan_batches, step_work
 from batchgen.records import Batch, Sequence
 
@@ -55,18 +54,31 @@ class ReferenceEngine:
         self.num_batches = self.decode_work = 0
         self.prefill_s = self.decode_s = 0.0
 
-    def generate(self, sequences: Iterable[Sequence]) -> Iterator[Sequence]:
-        for rows in plan_batches(sequences, self.backoff.limits):
-            for part in self.backoff.run(rows, self._run_together):
-                if self.should_stop():
-                    raise KeyboardInterrupt
-                yield from part
+    is_busy = False  # a window is done before the next one is asked for
+
+    def generate(self, windows: Iterable[list[Sequence]]) -> Iterator[Sequence]:
+        for window in windows:
+            yield from (sequence for sequence in window if sequence.is_finished)
+            for rows in self._plan([sequence for sequence in window if not sequence.is_finished]):
+                for part in self.backoff.run(rows, self._run_together):
+                    if self.should_stop():
+                        raise KeyboardInterrupt
+                    yield from part
+
+    def _plan(self, sequences: list[Sequence]) -> Iterator[list[Sequence]]:
+        """Batches of rows that may make equally many tokens: `generate` steps a finished row on, to the last one's."""
+        by_length: dict[int, list[Sequence]] = {}
+        for sequence in sequences:
+            by_length.setdefault(sequence.sampling.max_new_tokens, []).append(sequence)
+        for alike in by_length.values():
+            yield from plan_batches(alike, self.backoff.limits)
 
     def _run_together(self, rows: list[Sequence]) -> None:
         batch = pad(rows, self.model.checkpoint.pad_token_id)
         for sequence in rows:
             sequence.batch_index, sequence.padded_length = self.num_batches, batch.input_ids.shape[1]
-        with torch.inference_mode(), _failures_in_one_line(batch):
+        rows_columns = "in a batch of {} rows of {} columns".format(*batch.input_ids.shape)
+        with torch.inference_mode(), failures_in_one_line(rows_columns):
             self._run(batch)
         self.num_batches += 1
 
@@ -84,10 +96,8 @@ class ReferenceEngine:
         self.decode_work += num_steps * step_work(len(batch.sequences))
 
     def _decode(self, batch: Batch, watch: LogitsProcessor) -> None:
-        sampler = Sampler(
-            batch.sequences, self.model.checkpoint.eos_token_ids, self.logits_alone if self.exact else None
-        )
-        self._call_generate(batch, [watch, _Choice(sampler, self.model.checkpoint)])
+        sampler = Sampler(self.model.checkpoint.eos_token_ids, self.model.logits_alone if self.exact else None)
+        self._call_generate(batch, [watch, _Choice(batch, sampler, self.model.checkpoint)])
 
     def _search(self, batch: Batch, watch: LogitsProcessor) -> None:
         """Beam search is `generate`'s own; only the penalties are ours, since its own would count pads."""
@@ -107,7 +117,7 @@ class ReferenceEngine:
     def _call_generate(self, batch: Batch, processors: list[LogitsProcessor], **options: object) -> torch.Tensor:
         """Generated ids `[B, T_new]`, padded on the right."""
         output = self.model.network.generate(
-            **self._inputs(batch.input_ids, batch.attention_mask, batch.position_ids),
+            **self.model.inputs(batch.input_ids, batch.attention_mask, batch.position_ids),
             generation_config=GenerationConfig(
                 max_new_tokens=max(s.sampling.max_new_tokens for s in batch.sequences),
                 do_sample=False,
@@ -120,36 +130,6 @@ class ReferenceEngine:
             stopping_criteria=StoppingCriteriaList([_Finished(batch, self.should_stop)]),
         )
         return output[:, batch.input_ids.shape[1] :]  # type: ignore[no-any-return]
-
-    def _inputs(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        """Arguments of a forward. Mask and positions always go along: with eos as pad neither can be inferred."""
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if self.model.takes_position_ids:
-            inputs["position_ids"] = position_ids
-        return {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
-
-    def logits_alone(self, sequence: Sequence) -> torch.Tensor:
-        """Logits `[V]` after the sequence so far, from one forward of this row alone: no pads, no cache."""
-        input_ids = torch.tensor([sequence.input_ids + sequence.output_ids])  # [1, T]
-        attention_mask = torch.ones_like(input_ids)
-        inputs = self._inputs(input_ids, attention_mask, positions(attention_mask))
-        keep = {"logits_to_keep": 1} if self.model.takes_logits_to_keep else {}
-        logits: torch.Tensor = self.model.network(**inputs, **keep, use_cache=False).logits  # [1, 1 or T, V]
-        return logits[0, -1]
-
-
-@contextmanager
-def _failures_in_one_line(batch: Batch) -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, IndexError) as error:
-        if is_out_of_memory(error):
-            raise
-        rows, columns = batch.input_ids.shape
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"the model failed in a batch of {rows} rows of {columns} columns: {reason}") from error
 
 
 class _Watch(LogitsProcessor):
@@ -165,9 +145,7 @@ class _Watch(LogitsProcessor):
         if self.first_step_at is None:
             self.first_step_at = time.perf_counter()
             if bool(scores.isnan().any()):
-                name, model = self.model.checkpoint.name, self.model
-                mend = "its weights are broken" if model.dtype_name == "float32" else "use --dtype float32"
-                raise ModelError(f"model {name} gives NaN in {model.dtype_name} on {model.device}: {mend}")
+                raise ModelError(self.model.nan_message)
         self.on_step(sum(not sequence.is_finished for sequence in self.batch.sequences))
         return scores
 
@@ -175,19 +153,22 @@ class _Watch(LogitsProcessor):
 class _Choice(LogitsProcessor):
     """The last processor: chooses each row's token, and leaves `generate` no other."""
 
-    def __init__(self, sampler: Sampler, checkpoint: Checkpoint) -> None:
+    def __init__(self, batch: Batch, sampler: Sampler, checkpoint: Checkpoint) -> None:
+        self.sequences = batch.sequences
         self.sampler = sampler
         self.checkpoint = checkpoint
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         checkpoint = self.checkpoint
-        tokens = self.sampler.choose(scores)
-        for sequence, token in zip(self.sampler.sequences, tokens, strict=True):
-            if token is not None:
-                append_token(sequence, token, checkpoint.eos_token_ids, checkpoint.tokenizer)
-        forced = [checkpoint.pad_token_id if token is None else token for token in tokens]
+        live = [row for row, sequence in enumerate(self.sequences) if not sequence.is_finished]
+        rows = [self.sequences[row] for row in live]
+        tokens = self.sampler.choose(scores if len(live) == len(scores) else scores[live], rows)
+        for sequence, token in zip(rows, tokens, strict=True):
+            append_token(sequence, token, checkpoint.eos_token_ids, checkpoint.tokenizer)
+        forced = torch.full((len(scores),), checkpoint.pad_token_id)
+        forced[live] = torch.tensor(tokens)
         scores.fill_(-torch.inf)  # [B, V]
-        scores[range(len(forced)), forced] = 0
+        scores[range(len(scores)), forced] = 0
         return scores
 
 
@@ -207,10 +188,8 @@ class _BeamPenalties(LogitsProcessor):
             params = sequence.sampling
             real = ids[self.padded_length - sequence.num_prompt_tokens :]
             if params.repetition_penalty != 1:
-                seen = torch.zeros_like(scores[row], dtype=torch.bool)
-                seen[real] = True
                 penalty = torch.tensor([params.repetition_penalty], device=scores.device)
-                scores[row] = penalize_repetition(scores[row][None], seen[None], penalty)[0]
+                penalize_repetition(scores[row : row + 1], [real.tolist()], penalty)
             scores[row, forbidden_tokens(params, real.tolist(), num_new, self.eos_token_ids)] = -torch.inf
         return scores
 

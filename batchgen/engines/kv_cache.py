@@ -1,0 +1,379 @@
+"""The slot KV cache: keys and values of rows that come and go, in pages, and the decode attention that reads them.
+
+A transformers `Cache`. A page holds `PAGE` columns of one row, so rows of any length stand side by side without pads:
+each is written at its own positions, and one that leaves gives its pages to the next without moving the others.
+Knows nothing of tokens, sampling or scheduling.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from batchgen.memory import PAGE
+
+ATTENTION = "batchgen_slots"  # the name under which transformers finds the attention below
+HIDDEN = torch.finfo(torch.float32).min  # added to the score of a column that holds nothing; -inf - -inf would be NaN
+MOST_HOLES = 1 / 16
+# What an attention may ask for that slots do not have.
+FOREIGN = ("sliding_window", "softcap", "s_aux", "position_bias")
+
+
+@dataclass(slots=True, eq=False)
+class Prefix:
+    """Keys and values of tokens that several rows begin with: one `[Hkv, P, D]` of each a layer."""
+
+    num_tokens: int
+    keys: list[torch.Tensor] = field(default_factory=list)
+    values: list[torch.Tensor] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """A row's place in the cache: how many columns of its own it has, in which pages, behind which prefix."""
+
+    prefix: Prefix | None = None
+    num_columns: int = 0
+    pages: list[int] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_columns + (self.prefix.num_tokens if self.prefix else 0)
+
+
+class SlotCache(Cache):
+    """Pages of keys and values in every layer, and what one forward needs to know of them.
+
+    Before a forward say which slots it fills: `begin_prefill` for prompts, `begin_step` for one token of each slot.
+    """
+
+    def __init__(self, num_layers: int, device: torch.device) -> None:
+        super().__init__(layers=[SlotLayer(self, index) for index in range(num_layers)])
+        self.device = device
+        self.num_pages = 0  # that there are
+        self.num_used = 0  # pages [0, num_used) are read by every step
+        self.most_used = 0  # how many were ever written: untouched ones cost no memory on a CPU
+        self._free: list[int] = []  # a heap below num_used
+        self.mask = torch.empty(0, PAGE, device=device)  # [pages, PAGE], added to the scores: 0 or the least float32
+        self.view: _Prefill | _Step | None = None
+
+    @property
+    def held_columns(self) -> int:
+        """Columns that take memory: on a CPU those that were ever written."""
+        return (self.most_used if self.device.type == "cpu" else self.num_pages) * PAGE
+
+    def grow(self, num_pages: int) -> None:
+        """Makes room for at least so many pages; what is there is kept."""
+        if num_pages <= self.num_pages:
+            return
+        for layer in self.layers:
+            layer.resize(num_pages)
+        empty = torch.full((num_pages - self.num_pages, PAGE), HIDDEN, device=self.device)
+        self.mask = torch.cat([self.mask, empty])
+        self.num_pages = num_pages
+
+    def begin_prefill(self, slots: Rows[Slot], attention_mask: torch.Tensor) -> None:
+        """The next forward fills `slots` with the real columns of a left-padded batch: mask `[B, T]` on the CPU."""
+        lengths = attention_mask.sum(-1).tolist()
+        for slot, num_columns in zip(slots, lengths, strict=True):
+            self._extend(slot, num_columns)
+        pages = [page for slot in slots for page in _pages_by_column(slot)]
+        columns = [column % PAGE for num_columns in lengths for column in range(num_columns)]
+        self.view = _Prefill(
+            slots[0].prefix, attention_mask.bool().to(self.device), self._index(pages), self._index(columns)
+        )
+        self.mask[self.view.page, self.view.column] = 0
+
+    def begin_prefix(self, num_tokens: int) -> Prefix:
+        """The next forward, of one row, computes a prefix instead of filling a slot."""
+        prefix = Prefix(num_tokens)
+        self.view = _Prefill(None, None, None, None, computes=prefix)
+        return prefix
+
+    def begin_step(self, slots: Rows[Slot]) -> None:
+        """The next forward appends one column to each of `slots`, and attends to all that each of them has."""
+        for slot in slots:
+            self._extend(slot, 1)
+        row_of_page = [0] * self.num_used  # a free page counts as row 0's, which its mask hides
+        for row, slot in enumerate(slots):
+            for page in slot.pages:
+                row_of_page[page] = row
+        page = self._index([slot.pages[-1] for slot in slots])
+        column = self._index([(slot.num_columns - 1) % PAGE for slot in slots])
+        self.mask[page, column] = 0
+        self.view = _Step(page, column, self._index(row_of_page), self.mask[: self.num_used], _by_prefix(slots))
+
+    def undo_step(self, slots: Rows[Slot]) -> None:
+        """Takes back the column that a step which failed has begun."""
+        for slot in slots:
+            slot.num_columns -= 1
+            self.mask[slot.pages[-1], slot.num_columns % PAGE] = HIDDEN
+            if slot.num_columns % PAGE == 0:
+                heapq.heappush(self._free, slot.pages.pop())
+
+    def close(self, slot: Slot) -> None:
+        """Gives a slot's pages back."""
+        self.mask[slot.pages] = HIDDEN
+        for page in slot.pages:
+            heapq.heappush(self._free, page)
+        slot.pages.clear()
+
+    def shrink(self, slots: Rows[Slot]) -> None:
+        """Keeps no more memory than the open `slots` need."""
+        self.compact(slots, most_holes=0)
+        self.num_pages = self.most_used = self.num_used
+        self.mask = self.mask[: self.num_used].clone()
+        for layer in self.layers:
+            layer.resize(self.num_used)
+
+    def compact(self, slots: Rows[Slot], most_holes: float = MOST_HOLES) -> None:
+        """Moves the last pages into the holes once these are more than a share of all: steps read holes as well."""
+        if len(self._free) <= most_holes * self.num_used:
+            return
+        places = {page: (slot, i) for slot in slots for i, page in enumerate(slot.pages)}
+        sources, targets = [], []
+        last = self.num_used - 1
+        for hole in sorted(self._free):
+            while last > hole and last not in places:
+                last -= 1
+            if last <= hole:
+                break
+            slot, i = places.pop(last)
+            slot.pages[i] = hole
+            sources.append(last)
+            targets.append(hole)
+        self._move(sources, targets)
+        self.num_used = sum(len(slot.pages) for slot in slots)
+        self._free = []
+
+    def _move(self, sources: list[int], targets: list[int]) -> None:
+        if sources:
+            for layer in self.layers:
+                layer.keys[targets] = layer.keys[sources]
+                layer.values[targets] = layer.values[sources]
+            self.mask[targets] = self.mask[sources]
+            self.mask[sources] = HIDDEN
+
+    def _extend(self, slot: Slot, num_columns: int) -> None:
+        slot.num_columns += num_columns
+        while len(slot.pages) * PAGE < slot.num_columns:
+            slot.pages.append(heapq.heappop(self._free) if self._free else self._next_page())
+
+    def _next_page(self) -> int:
+        if self.num_used == self.num_pages:
+            self.grow(self.num_pages + max(64, self.num_pages // 2))
+        self.num_used += 1
+        self.most_used = max(self.most_used, self.num_used)
+        return self.num_used - 1
+
+    def _index(self, numbers: list[int]) -> torch.Tensor:
+        return torch.tensor(numbers, device=self.device)
+
+
+def _pages_by_column(slot: Slot) -> list[int]:
+    """The page of each of a slot's columns."""
+    return [slot.pages[column // PAGE] for column in range(slot.num_columns)]
+
+
+def _by_prefix(slots: Rows[Slot]) -> list[tuple[Prefix, list[int]]]:
+    """Prefixes in use, each with its rows."""
+    rows: dict[int, tuple[Prefix, list[int]]] = {}
+    for row, slot in enumerate(slots):
+        if slot.prefix:
+            rows.setdefault(id(slot.prefix), (slot.prefix, []))[1].append(row)
+    return list(rows.values())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Prefill:
+    """A forward over left-padded prompts: where each real column goes. Or one that `computes` a prefix."""
+
+    prefix: Prefix | None
+    is_real: torch.Tensor | None  # [B, T] bool
+    page: torch.Tensor | None  # [N], N real columns, row by row
+    column: torch.Tensor | None  # [N]
+    computes: Prefix | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Step:
+    """A forward of one token a row: where it goes, and which row each page belongs to."""
+
+    page: torch.Tensor  # [B]
+    column: torch.Tensor  # [B]
+    row_of_page: torch.Tensor  # [U]
+    mask: torch.Tensor  # [U, PAGE]
+    prefixes: list[tuple[Prefix, list[int]]]
+
+
+class SlotLayer(CacheLayerMixin):
+    """One layer's pages: keys and values `[pages, Hkv, PAGE, D]`, both multiplied as they lie."""
+
+    is_sliding = False
+
+    def __init__(self, cache: SlotCache, index: int) -> None:
+        super().__init__()
+        self.cache = cache
+        self.index = index
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Learns heads, sizes and dtype from the first keys and values, `[B, Hkv, T, D]` each."""
+        num_pages = self.cache.num_pages
+        # Zeros, since a page's last columns are multiplied before they are written, and 0 * NaN is NaN.
+        self.keys = key_states.new_zeros(num_pages, key_states.shape[1], PAGE, key_states.shape[3])
+        self.values = value_states.new_zeros(num_pages, value_states.shape[1], PAGE, value_states.shape[3])
+        self.is_initialized = True
+
+    def resize(self, num_pages: int) -> None:
+        """Gets room for so many pages; those in use are copied."""
+        if self.is_initialized:
+            used = self.cache.num_used
+            for name in ("keys", "values"):
+                old: torch.Tensor = getattr(self, name)
+                new = old.new_zeros(num_pages, *old.shape[1:])
+                new[:used] = old[:used]
+                setattr(self, name, new)
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> tuple[Any, Any]:
+        """Writes keys and values `[B, Hkv, T, D]` where the forward's view says.
+
+        In a prefill they come back, behind their prefix; in a step the layer itself comes in their place, for
+        `attention` below to read.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        view = self.cache.view
+        if isinstance(view, _Step):
+            self.keys[view.page, :, view.column] = key_states[:, :, 0]  # [B, Hkv, D]
+            self.values[view.page, :, view.column] = value_states[:, :, 0]
+            return self, self
+        assert view is not None
+        if view.computes:
+            view.computes.keys.append(key_states[0].contiguous())
+            view.computes.values.append(value_states[0].contiguous())
+            return key_states, value_states
+        self.keys[view.page, :, view.column] = key_states.transpose(1, 2)[view.is_real]  # [N, Hkv, D]
+        self.values[view.page, :, view.column] = value_states.transpose(1, 2)[view.is_real]
+        if view.prefix is None:
+            return key_states, value_states
+        rows = len(key_states)
+        return (
+            torch.cat([view.prefix.keys[self.index].expand(rows, -1, -1, -1), key_states], 2),
+            torch.cat([view.prefix.values[self.index].expand(rows, -1, -1, -1), value_states], 2),
+        )
+
+    def attend(self, query: torch.Tensor, scaling: float) -> torch.Tensor:
+        """Attention of one query a row, `[B, H, 1, D]`, to all of the row's columns: `[B, 1, H, D]`.
+
+        Each page gives weights and a weighted sum of its own; a row's are brought to a common scale and added
+        (online softmax, arXiv:1805.02867). So does its prefix, which all rows that share it read together.
+        """
+        view = self.cache.view
+        assert isinstance(view, _Step)
+        rows, heads, _, size = query.shape
+        query = (query * scaling).view(rows, self.keys.shape[1], -1, size)  # [B, Hkv, G, D]
+        parts = [self._attend_pages(query, view)]
+        for prefix, sharing in view.prefixes:
+            parts.append(_attend_prefix(query, prefix.keys[self.index], prefix.values[self.index], sharing))
+        return _merge(parts, rows).view(rows, 1, heads, size).to(query.dtype)
+
+    def _attend_pages(self, query: torch.Tensor, view: _Step) -> _Part:
+        used, kv_heads, group = len(view.row_of_page), query.shape[1], query.shape[2]
+        keys = self.keys[:used].flatten(0, 1)  # [U * Hkv, PAGE, D]
+        values = self.values[:used].flatten(0, 1)
+        queries = query[view.row_of_page].flatten(0, 1)  # [U * Hkv, G, D]
+        scores = torch.bmm(queries, keys.mT).view(used, kv_heads, group, PAGE).float()
+        scores += view.mask[:, None, None, :]
+        peak = scores.amax(-1, keepdim=True)  # [U, Hkv, G, 1]
+        weights = scores.sub_(peak).exp_()
+        total = weights.sum(-1, keepdim=True)
+        sums = torch.bmm(weights.to(values.dtype).flatten(0, 1), values)  # [U * Hkv, G, D]
+        return _Part(view.row_of_page, peak, total, sums.view(used, kv_heads, group, -1).float())
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Columns before those of the forward in hand that all of its rows share."""
+        prefix = self.cache.view.prefix if isinstance(self.cache.view, _Prefill) else None
+        return prefix.num_tokens if prefix else 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """Attention of some rows to some of their columns: the highest score, the sum of exp(score - it), the weighted sum.
+
+    rows `[U]` says whose each is; peak and total `[U, Hkv, G, 1]`, sums `[U, Hkv, G, D]`, all float32.
+    """
+
+    rows: torch.Tensor
+    peak: torch.Tensor
+    total: torch.Tensor
+    sums: torch.Tensor
+
+
+def _attend_prefix(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, sharing: list[int]) -> _Part:
+    """One product for all rows that share a prefix: query `[B, Hkv, G, D]`, keys and values `[Hkv, P, D]`."""
+    rows = torch.tensor(sharing, device=query.device)
+    kv_heads, group = query.shape[1:3]
+    queries = query[rows].transpose(0, 1).flatten(1, 2)  # [Hkv, R * G, D]
+    scores = torch.bmm(queries, keys.mT).float()  # [Hkv, R * G, P]
+    peak = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(peak).exp_()
+    total = weights.sum(-1, keepdim=True)
+    sums = torch.bmm(weights.to(values.dtype), values).float()  # [Hkv, R * G, D]
+
+    def by_row(part: torch.Tensor) -> torch.Tensor:
+        return part.view(kv_heads, len(sharing), group, -1).transpose(0, 1)
+
+    return _Part(rows, by_row(peak), by_row(total), by_row(sums))
+
+
+def _merge(parts: list[_Part], rows: int) -> torch.Tensor:
+    """The rows' attention `[B, Hkv, G, D]`, from parts that were each scaled by a peak of their own."""
+    part = parts[0]
+    if len(parts) > 1:
+        part = _Part(*(torch.cat([getattr(p, name) for p in parts]) for name in ("rows", "peak", "total", "sums")))
+    shape = (rows, *part.peak.shape[1:])
+    index = part.rows.view(-1, 1, 1, 1).expand_as(part.peak)
+    peak = part.peak.new_full(shape, -torch.inf).scatter_reduce_(0, index, part.peak, "amax")  # [B, Hkv, G, 1]
+    scale = (part.peak - peak[part.rows]).exp_()  # [U, Hkv, G, 1]
+    total = part.total.new_zeros(shape).index_add_(0, part.rows, part.total * scale)
+    sums = part.sums.new_zeros(rows, *part.sums.shape[1:]).index_add_(0, part.rows, part.sums * scale)
+    return sums.div_(total)
+
+
+def attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: Any,
+    value: Any,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """What transformers calls in each layer: the pages in a step, scaled dot product attention elsewhere."""
+    if isinstance(key, SlotLayer):
+        if foreign := [name for name in FOREIGN if kwargs.get(name) is not None]:
+            raise NotImplementedError(f"attention with {foreign[0]}")
+        return key.attend(query, kwargs["scaling"]), None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
+
+
+def attention_mask(*, q_length: int, **kwargs: Any) -> torch.Tensor | None:
+    """A step needs none, its pages know their columns; a prefill has the causal mask with its pads."""
+    return None if q_length == 1 and kwargs["kv_length"] == 1 else sdpa_mask(q_length=q_length, **kwargs)
+
+
+AttentionInterface.register(ATTENTION, attention)
+AttentionMaskInterface.register(ATTENTION, attention_mask)

@@ -1,0 +1,434 @@
+"""batchgen against its peers on a CPU: the same prompts through each system in turn, greedy, for several rounds.
+
+    pip install .[bench]
+    python benchmarks/peers.py [--rounds 3] [--count 128] [--new-tokens 64] [--systems continuous,openvino]
+    python benchmarks/peers.py --ragged --output-lengths FILE.csv    # each row has its own length
+    python benchmarks/peers.py --write --json FILE.json              # into docs/benchmarks.md, and as JSON
+
+The model has GPT-2's shape (124M parameters) and random weights; every row runs to its full length. Loading, export,
+warm-up and the choice of the batch size (each size once, on as many rows as the largest has) are not timed. Where a
+system has no limits per row, a batch runs to its longest row. Only wanted tokens count. Peers take and give token ids,
+`pipeline` takes text; batchgen's time includes tokenizing and decoding. Tokens are compared with batchgen's in float32:
+peers may differ by rounding, batchgen's engines may not (exit status 1). A peer that does not run is skipped, with the
+reason on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, ContinuousBatchingConfig, GenerationConfig, GPT2LMHeadModel, pipeline
+from transformers.utils import logging
+from workloads import EOS, Row, export_ctranslate2, export_openvino, make_model, make_rows, read_lengths
+
+from batchgen import generate, open_model
+
+Run = Callable[[list[Row]], list[list[int]]]
+
+PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- peers -->\n", "<!-- end of peers -->\n"
+THREADS = os.cpu_count() or 1
+ROW_TOKENS = 400  # the most a row has, prompt and continuation
+
+
+@dataclass(frozen=True)
+class System:
+    """How to load a system: `prepare(folder, batch_size)` returns what continues rows.
+
+    Of several batch sizes the fastest is kept; 0 leaves the size to the system. `needs` are its packages.
+    """
+
+    prepare: Callable[[Path, int], Run]
+    batch_sizes: tuple[int, ...] = (0,)
+    needs: tuple[str, ...] = ()
+    is_peer: bool = True
+    few_rows: bool = False
+
+
+@dataclass
+class Outcome:
+    """What a system did: output tokens/s of each round, and the tokens of the last."""
+
+    name: str
+    batch_size: int
+    rates: list[float] = field(default_factory=list)
+    output_ids: list[list[int]] = field(default_factory=list)
+    equal_rows: float | None = None
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.rates)
+
+
+# The systems
+
+
+def prepare_batchgen(folder: Path, batch_size: int, *, engine: str, dtype: str) -> Run:
+    model = open_model(str(folder), dtype=dtype)
+
+    def run(rows: list[Row]) -> list[list[int]]:
+        prompts = [{"prompt": row.prompt, "sampling": {"max_new_tokens": row.new_tokens}} for row in rows]
+        lengths = {row.new_tokens for row in rows}
+        if len(lengths) == 1:
+            results = generate([row.prompt for row in rows], model, engine=engine, max_new_tokens=lengths.pop())
+        else:
+            results = generate(prompts, model, engine=engine)
+        return [list(result.output_ids) for result in results]
+
+    return run
+
+
+def prepare_generate(folder: Path, batch_size: int, *, dtype: torch.dtype) -> Run:
+    network = GPT2LMHeadModel.from_pretrained(folder, dtype=dtype).eval()
+    network.generation_config = GenerationConfig(do_sample=False, pad_token_id=EOS)
+
+    def run_batch(rows: list[Row], new_tokens: int) -> list[list[int]]:
+        columns = max(len(row.input_ids) for row in rows)
+        pads = [columns - len(row.input_ids) for row in rows]
+        input_ids = torch.tensor([[EOS] * n + row.input_ids for n, row in zip(pads, rows, strict=True)])  # [B, T]
+        mask = torch.tensor([[0] * n + [1] * (columns - n) for n in pads])  # [B, T]
+        output = network.generate(input_ids, attention_mask=mask, max_new_tokens=new_tokens)
+        ids: list[list[int]] = output[:, columns:].tolist()
+        return ids
+
+    return lambda rows: in_batches(by_length(rows), batch_size, run_batch, len(rows))
+
+
+def prepare_pipeline(folder: Path, batch_size: int) -> Run:
+    generator = pipeline("text-generation", model=str(folder), dtype=torch.float32)
+    generator.tokenizer.pad_token_id = EOS
+    generator.tokenizer.padding_side = "left"
+    generator.model.generation_config = GenerationConfig(do_sample=False, pad_token_id=EOS)
+    generator.generation_config = generator.model.generation_config
+
+    def run_batch(rows: list[Row], new_tokens: int) -> list[list[int]]:
+        prompts = [row.prompt for row in rows]
+        results = generator(prompts, batch_size=batch_size, max_new_tokens=new_tokens, return_tensors=True)
+        return [list(result[0]["generated_token_ids"])[-new_tokens:] for result in results]
+
+    return lambda rows: in_batches(list(enumerate(rows)), batch_size, run_batch, len(rows))
+
+
+def prepare_generate_batch(folder: Path, batch_size: int) -> Run:
+    """As `model.generate_batch` does it, by its manager, which takes a limit per row.
+
+    A page's 256 tokens and a cache of 60% of the memory, the defaults, are slower on a CPU.
+    """
+    network = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
+    sampling = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=EOS)
+    page_size = 32
+    num_blocks = batch_size * (ROW_TOKENS // page_size + 2)
+
+    def run(rows: list[Row]) -> list[list[int]]:
+        config = ContinuousBatchingConfig(
+            page_size=page_size, num_blocks=num_blocks, max_batch_tokens=256, max_requests_per_batch=batch_size
+        )
+        outputs: dict[str, list[int]] = {}
+        with network.continuous_batching_context_manager(sampling, continuous_batching_config=config) as manager:
+            ids = [manager.add_request(row.input_ids, max_new_tokens=row.new_tokens) for row in rows]
+            while len(outputs) < len(rows):
+                result = manager.get_result(timeout=1)
+                if result is None and not manager.is_running():
+                    raise RuntimeError("the manager of continuous batching ended early")
+                if result is not None and result.is_finished():
+                    outputs[result.request_id] = result.generated_tokens
+        return [outputs[id] for id in ids]
+
+    return run
+
+
+def prepare_ctranslate2(folder: Path, batch_size: int, *, compute_type: str) -> Run:
+    import ctranslate2
+
+    export = exported(folder, "ctranslate2", export_ctranslate2)
+    generator = ctranslate2.Generator(
+        str(export), device="cpu", compute_type=compute_type, intra_threads=THREADS, inter_threads=1
+    )
+    to_tokens = AutoTokenizer.from_pretrained(folder).convert_ids_to_tokens
+
+    def run_batch(rows: list[Row], new_tokens: int) -> list[list[int]]:
+        prompts = [to_tokens(row.input_ids) for row in rows]
+        results = generator.generate_batch(prompts, max_length=new_tokens, include_prompt_in_result=False)
+        return [result.sequences_ids[0] for result in results]
+
+    return lambda rows: in_batches(by_length(rows), batch_size, run_batch, len(rows))
+
+
+def prepare_openvino(folder: Path, batch_size: int, *, precision: str) -> Run:
+    import openvino_genai
+    from openvino import Tensor
+
+    scheduler = openvino_genai.SchedulerConfig()
+    scheduler.max_num_seqs = batch_size
+    scheduler.cache_size = 4  # GB
+    scheduler.enable_prefix_caching = False  # a round would find the one before it
+    options = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "KV_CACHE_PRECISION": precision,
+        "INFERENCE_NUM_THREADS": THREADS,
+    }
+    export = exported(folder, "openvino", export_openvino)
+    engine = openvino_genai.ContinuousBatchingPipeline(str(export), scheduler, "CPU", options)
+
+    def run(rows: list[Row]) -> list[list[int]]:
+        prompts = [Tensor(torch.tensor([row.input_ids]).numpy()) for row in rows]
+        limits = [
+            openvino_genai.GenerationConfig(max_new_tokens=row.new_tokens, do_sample=False, ignore_eos=True)
+            for row in rows
+        ]
+        return [list(result.m_generation_ids[0]) for result in engine.generate(prompts, limits)]
+
+    return run
+
+
+CT2, OPENVINO = ("ctranslate2",), ("openvino", "openvino_genai", "openvino_tokenizers")
+SYSTEMS = {
+    "loop": System(lambda folder, _: prepare_generate(folder, 1, dtype=torch.float32), few_rows=True),
+    "pipeline": System(prepare_pipeline, (8, 16, 32, 64)),
+    "generate": System(partial(prepare_generate, dtype=torch.float32), (64,)),
+    "generate-bf16": System(partial(prepare_generate, dtype=torch.bfloat16), (64,)),
+    "generate-batch": System(prepare_generate_batch, (16, 64)),
+    "ctranslate2": System(partial(prepare_ctranslate2, compute_type="float32"), (16, 32, 64, 128), CT2),
+    "ctranslate2-int8": System(partial(prepare_ctranslate2, compute_type="int8"), (16, 32, 64, 128), CT2),
+    "openvino": System(partial(prepare_openvino, precision="f32"), (32, 64, 128), OPENVINO),
+    "openvino-bf16": System(partial(prepare_openvino, precision="bf16"), (32, 64, 128), OPENVINO),
+    "reference": System(partial(prepare_batchgen, engine="reference", dtype="float32"), is_peer=False),
+    "continuous": System(partial(prepare_batchgen, engine="continuous", dtype="float32"), is_peer=False),
+    "continuous-bf16": System(partial(prepare_batchgen, engine="continuous", dtype="bfloat16"), is_peer=False),
+}
+OURS, OURS_BF16 = "continuous", "continuous-bf16"
+
+
+def exported(folder: Path, name: str, export: Callable[[Path, Path], None]) -> Path:
+    """The model in another format, made once."""
+    target = folder / name
+    if not target.exists():
+        export(folder, target)
+    return target
+
+
+def by_length(rows: list[Row]) -> list[tuple[int, Row]]:
+    return sorted(enumerate(rows), key=lambda item: len(item[1].input_ids))
+
+
+def in_batches(
+    items: list[tuple[int, Row]], size: int, run_batch: Callable[[list[Row], int], list[list[int]]], count: int
+) -> list[list[int]]:
+    """Outputs by the items' numbers; each batch runs to its longest row, of which each row keeps what it wants."""
+    outputs: list[list[int]] = [[] for _ in range(count)]
+    for start in range(0, len(items), size):
+        batch = items[start : start + size]
+        new_tokens = max(row.new_tokens for _, row in batch)
+        for (number, row), ids in zip(batch, run_batch([row for _, row in batch], new_tokens), strict=True):
+            outputs[number] = ids[: row.new_tokens]
+    return outputs
+
+
+# The measurement
+
+
+def measure(run: Run, rows: list[Row]) -> tuple[float, list[list[int]]]:
+    """Output tokens a second, and the tokens. Raises `RuntimeError` where a row is not of its length."""
+    started = time.perf_counter()
+    output_ids = run(rows)
+    seconds = time.perf_counter() - started
+    for number, (row, ids) in enumerate(zip(rows, output_ids, strict=True)):
+        if len(ids) != row.new_tokens:
+            raise RuntimeError(f"row {number} has {len(ids)} tokens, not {row.new_tokens}")
+    return sum(map(len, output_ids)) / seconds, output_ids
+
+
+def choose(system: System, folder: Path, rows: list[Row]) -> tuple[Run, int]:
+    """The system, loaded and warm, at its best batch size."""
+    found: dict[int, tuple[float, Run]] = {}
+    for size in system.batch_sizes:
+        run = system.prepare(folder, size)
+        run(rows[:2])
+        is_choice = len(system.batch_sizes) > 1
+        found[size] = (measure(run, rows[: max(system.batch_sizes)])[0] if is_choice else 0.0), run
+        if is_choice:
+            say(f"  batch size {size}: {found[size][0]:.1f} tokens/s")
+            best = max(found, key=lambda size: found[size][0])
+            found = {best: found[best]}
+    ((size, (_, run)),) = found.items()
+    return run, size
+
+
+def ready(names: list[str], folder: Path, rows: list[Row]) -> Iterator[tuple[Outcome, Run]]:
+    """Every system that runs here; the others are named on stderr."""
+    for name in names:
+        system = SYSTEMS[name]
+        missing = [package for package in system.needs if find_spec(package) is None]
+        if missing:
+            say(f"SKIPPED {name}: not installed: {', '.join(missing)} (pip install .[bench])")
+            continue
+        say(f"{name}: loading")
+        try:
+            run, size = choose(system, folder, rows)
+        except Exception as error:
+            if not system.is_peer:
+                raise
+            say(f"SKIPPED {name}: {type(error).__name__}: {error}")
+            continue
+        yield Outcome(name, size), run
+
+
+def run_rounds(systems: list[tuple[Outcome, Run]], rows: list[Row], rounds: int, loop_count: int) -> None:
+    for number in range(rounds):
+        for outcome, run in systems:
+            own = rows[:loop_count] if SYSTEMS[outcome.name].few_rows else rows
+            rate, outcome.output_ids = measure(run, own)
+            outcome.rates.append(rate)
+            say(f"round {number + 1}: {outcome.name:18} {rate:8.1f} tokens/s")
+
+
+def compare(outcomes: list[Outcome]) -> bool:
+    """Fills in each system's share of rows equal to batchgen's; whether batchgen's float32 engines agree."""
+    found = {outcome.name: outcome for outcome in outcomes}
+    base = found.get(OURS) or found.get("reference") or outcomes[0]
+    for outcome in outcomes:
+        equal = [ours == theirs for ours, theirs in zip(base.output_ids, outcome.output_ids, strict=False)]
+        outcome.equal_rows = statistics.mean(equal)
+    return all(found[name].equal_rows == 1 for name in (OURS, "reference") if name in found)
+
+
+# What is printed
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def table(outcomes: list[Outcome]) -> str:
+    """Markdown. A ratio above 1 says how many times as fast batchgen is."""
+    medians = {outcome.name: outcome.median for outcome in outcomes}
+    lines = [
+        f"| system | batch | tokens/s, median | rounds | {OURS} / it | {OURS_BF16} / it | rows equal |",
+        "|---|--:|--:|---|--:|--:|--:|",
+    ]
+    for outcome in outcomes:
+        ratios = [f"{medians[n] / outcome.median:.2f}" if n in medians else "" for n in (OURS, OURS_BF16)]
+        rounds = ", ".join(f"{rate:.1f}" for rate in outcome.rates)
+        lines.append(
+            f"| {outcome.name} | {outcome.batch_size or ''} | {outcome.median:.1f} | {rounds} | {ratios[0]} | "
+            f"{ratios[1]} | {outcome.equal_rows:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def machine() -> dict[str, Any]:
+    packages = ["torch", "transformers", "ctranslate2", "openvino", "openvino-genai"]
+    return {
+        "date": date.today().isoformat(),
+        "cpu": cpu_name(),
+        "cores": THREADS,
+        "python": platform.python_version(),
+        "packages": {name: installed for name in packages if (installed := version_of(name))},
+    }
+
+
+def cpu_name() -> str:
+    """The model's name, and which matrix instructions it has, since names of virtual ones say little."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    known = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in facts.get("flags", "").split()]
+    return f"{facts.get('model name', platform.machine())} ({', '.join(known)})"
+
+
+def version_of(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def workload(rows: list[Row], options: argparse.Namespace) -> str:
+    prompts, outputs = [len(row.input_ids) for row in rows], [row.new_tokens for row in rows]
+    return (
+        f"{len(rows)} prompts of {min(prompts)} to {max(prompts)} tokens (median {statistics.median(prompts):.0f}), "
+        f"outputs of {min(outputs)} to {max(outputs)} (median {statistics.median(outputs):.0f}); the loop runs the "
+        f"first {options.loop_count}. {options.rounds} rounds, each system once in every round."
+    )
+
+
+def write_page(text: str) -> None:
+    if not PAGE.exists():
+        PAGE.write_text(f"# Benchmarks\n\n## batchgen and its peers\n\n{BEGIN}{END}", encoding="utf-8")
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    PAGE.write_text(before + BEGIN + text + "\n" + END + rest.split(END)[1], encoding="utf-8")
+
+
+def report(outcomes: list[Outcome], rows: list[Row], options: argparse.Namespace) -> None:
+    facts = machine()
+    versions = ", ".join(f"{name} {number}" for name, number in facts["packages"].items())
+    where = f"{facts['date']}, {facts['cpu']}, {THREADS} cores; Python {facts['python']}, {versions}."
+    text = f"{where}\n\n{workload(rows, options)}\n\n{table(outcomes)}"
+    print(text)
+    if options.write:
+        write_page(text)
+    if options.json:
+        found = [{**asdict(outcome), "output_ids": None, "median": outcome.median} for outcome in outcomes]
+        settings = {name: str(value) for name, value in vars(options).items()}
+        record = {"machine": facts, "options": settings, "systems": found}
+        options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--systems", default=",".join(SYSTEMS), help="names, with commas; all: %(default)s")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--count", type=int, default=128, help="prompts")
+    parser.add_argument("--loop-count", type=int, default=8, help="prompts of the loop, which is slow")
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--ragged", action="store_true", help="each row's length is drawn from --output-lengths")
+    parser.add_argument("--output-lengths", type=Path, metavar="FILE", help="CSV with a column num_output_tokens")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    options.systems = options.systems.split(",")
+    if unknown := set(options.systems) - set(SYSTEMS):
+        parser.error(f"no system {', '.join(sorted(unknown))}; there are {', '.join(SYSTEMS)}")
+    if options.ragged != bool(options.output_lengths):
+        parser.error("--ragged and --output-lengths go together")
+    return options
+
+
+def main() -> int:
+    options = parse_options()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    new_tokens = read_lengths(options.output_lengths) if options.ragged else [options.new_tokens]
+    rows = make_rows(options.count, new_tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        make_model(Path(folder))
+        systems = list(ready(options.systems, Path(folder), rows))
+        run_rounds(systems, rows, options.rounds, options.loop_count)
+    outcomes = [outcome for outcome, _ in systems]
+    is_equal = compare(outcomes)
+    report(outcomes, rows, options)
+    if not is_equal:
+        say("FAILED: batchgen's engines disagree in float32")
+    return 0 if is_equal else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchgen.pipeline import generate
+from batchgen.readers import Source, read_requests, row_of_object, to_requests
+from batchgen.records import Request, SamplingParams
+from batchgen.row_sampling import KEYS, override
+
+GREEDY = SamplingParams()
+NUCLEUS = SamplingParams(temperature=1.0, top_p=0.9, top_k=40, min_p=0.1, num_samples=4)
+BEAMS = SamplingParams(num_beams=3)
+OTHER_VALUES: dict[str, Any] = {
+    "max_new_tokens": 7,
+    "min_new_tokens": 2,
+    "temperature": 0.5,
+    "top_k": 3,
+    "top_p": 0.5,
+    "min_p": 0.5,
+    "repetition_penalty": 1.5,
+    "no_repeat_ngram_size": 2,
+    "num_samples": 2,
+    "stop": ["a", "b"],
+    "seed": -3,
+}
+
+
+def request_of(row: dict[str, Any], run: SamplingParams = GREEDY, field: str | None = None) -> Request:
+    [request] = to_requests([row_of_object({"prompt": "a", **row}, "rows.jsonl:7", field)], run)
+    return request
+
+
+def problem_of(sampling: object, run: SamplingParams = GREEDY) -> str:
+    with pytest.raises(ValueError, match="sampling") as caught:
+        override(run, sampling)
+    return str(caught.value)
+
+
+def test_a_row_may_name_every_option_but_beams() -> None:
+    assert set(KEYS) == set(OTHER_VALUES) == set(SamplingParams.__dataclass_fields__) - {"num_beams"}
+    assert override(NUCLEUS, OTHER_VALUES) == SamplingParams(**OTHER_VALUES)
+
+
+@pytest.mark.parametrize("key", OTHER_VALUES)
+def test_a_row_changes_only_what_it_names(key: str) -> None:
+    run = SamplingParams(temperature=1.0)
+    assert override(run, {key: OTHER_VALUES[key]}) == SamplingParams(**{"temperature": 1.0, key: OTHER_VALUES[key]})
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": None, "stop": None}])
+def test_what_a_row_does_not_name_or_gives_as_null_stays_the_runs(sampling: dict[str, None]) -> None:
+    assert override(NUCLEUS, sampling) == NUCLEUS
+
+
+def test_a_whole_number_does_where_any_number_is_due() -> None:
+    temperature = override(GREEDY, {"temperature": 1}).temperature
+    assert (temperature, type(temperature)) == (1.0, float)
+
+
+@pytest.mark.parametrize(("stop", "stops"), [("a", ("a",)), (["a", "b"], ("a", "b")), ([], ())])
+def test_stop_is_a_string_or_a_list_of_them(stop: object, stops: tuple[str, ...]) -> None:
+    assert override(SamplingParams(stop=("x",)), {"stop": stop}).stop == stops
+
+
+def test_a_greedy_row_leaves_the_runs_cuts_and_samples_behind() -> None:
+    assert override(NUCLEUS, {"temperature": 0}) == GREEDY
+
+
+def test_a_greedy_row_that_names_a_cut_contradicts_itself() -> None:
+    problem = problem_of({"temperature": 0, "top_p": 0.5}, NUCLEUS)
+    assert problem == "sampling.top_p needs a sampling.temperature above 0 (0 is greedy)"
+
+
+def test_a_greedy_row_that_names_samples_contradicts_itself() -> None:
+    assert "sampling.num_samples 2" in problem_of({"temperature": 0, "num_samples": 2}, NUCLEUS)
+
+
+def test_a_row_that_samples_contradicts_a_run_with_beams() -> None:
+    problem = problem_of({"temperature": 0.7}, BEAMS)
+    assert problem == "--num-beams 3 searches, sampling.temperature 0.7 samples: choose one"
+
+
+def test_a_greedy_row_goes_with_beams() -> None:
+    assert override(BEAMS, {"temperature": 0, "max_new_tokens": 3}) == SamplingParams(num_beams=3, max_new_tokens=3)
+
+
+def test_the_rows_options_are_named_as_keys_and_the_runs_as_flags() -> None:
+    problem = problem_of({"max_new_tokens": 20}, SamplingParams(min_new_tokens=30))
+    assert problem == "--min-new-tokens 30 is above sampling.max_new_tokens 20"
+
+
+@pytest.mark.parametrize(
+    ("sampling", "problem"),
+    [
+        ({"top_p": 2}, "sampling.top_p 2.0 is not in (0, 1]"),
+        ({"top_p": float("nan")}, "sampling.top_p nan is not in (0, 1]"),
+        ({"top_k": -1}, "sampling.top_k -1 is below 0"),
+        ({"max_new_tokens": 0}, "sampling.max_new_tokens 0 is below 1"),
+        ({"temperature": -1}, "sampling.temperature -1.0 is not a number in [1e-06, 1e+06], nor 0 (greedy)"),
+        ({"temperature": 1e-320}, "sampling.temperature 1e-320 is not a number in [1e-06"),
+        (
+            {"repetition_penalty": 1e-320},
+            "sampling.repetition_penalty 1e-320 is not a number above 0, in [1e-06, 1e+06]",
+        ),
+        ({"top_k": 10**400}, "sampling.top_k is beyond 9223372036854775807"),
+        ({"temperature": 10**400}, "sampling.temperature is beyond 9223372036854775807"),
+        ({"temperature": "hot"}, "sampling.temperature must be a number such as 0.7"),
+        ({"temperature": True}, "sampling.temperature must be a number such as 0.7"),
+        ({"max_new_tokens": 20.0}, "sampling.max_new_tokens must be a whole number such as 20"),
+        ({"seed": False}, "sampling.seed must be a whole number such as 20"),
+        ({"seed": "1"}, "sampling.seed must be a whole number such as 20"),
+        ({"stop": 7}, "sampling.stop must be a string or a list of strings"),
+        ({"stop": ["a", 7]}, "sampling.stop must be a string or a list of strings"),
+        ({"stop": ""}, "sampling.stop needs a non-empty text"),
+        ({"stop": "\ud83d"}, "sampling.stop holds a lone surrogate"),
+        ({"num_beams": 2}, "sampling.num_beams cannot be a row's own: give --num-beams to the whole run"),
+        ({"max_tokens": 2}, 'sampling has no key "max_tokens"; it may have max_new_tokens, min_new_tokens, '),
+        ({"a\n\ud83d": None}, 'sampling has no key "a\\n\\ud83d"; '),
+        ("greedy", 'sampling must be an object such as {"temperature": 0.7}; rename a column that means other'),
+        ([], "sampling must be an object"),
+        (False, "sampling must be an object"),
+    ],
+    ids=str,
+)
+def test_the_message_names_the_key_and_the_mend_in_one_line(sampling: object, problem: str) -> None:
+    message = problem_of(sampling)
+    assert message.startswith(problem)
+    assert message.isprintable()
+
+
+def test_a_bad_sampling_fails_its_row_alone(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "a", "id": "x", "n": 1, "sampling": {"top_p": 2}}, {"prompt": "b", "sampling": {"seed": 3}}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    bad, good = read_requests([Source(str(path), path)], NUCLEUS)
+    assert bad.error == f"{path}:1: sampling.top_p 2.0 is not in (0, 1]"
+    assert (bad.id, bad.prompt, bad.metadata) == ("x", "a", {"n": 1})
+    assert (good.error, good.sampling.seed, good.sampling.top_p) == (None, 3, 0.9)
+
+
+@pytest.mark.parametrize("sampling", [{"seed": 3}, {"top_p": 2}, "greedy", None])
+def test_sampling_is_not_metadata(sampling: object) -> None:
+    assert request_of({"sampling": sampling, "temperature": 2}).metadata == {"temperature": 2}
+
+
+def test_null_is_no_sampling() -> None:
+    request = request_of({"sampling": None}, NUCLEUS)
+    assert (request.error, request.sampling) == (None, NUCLEUS)
+
+
+def test_a_prompt_may_stand_in_a_field_called_sampling() -> None:
+    request = request_of({"sampling": "My dog is"}, field="sampling")
+    assert (request.error, request.prompt) == (None, "My dog is")
+
+
+def test_an_earlier_error_of_the_row_comes_first() -> None:
+    assert "surrogate" in (request_of({"prompt": "\ud83d", "sampling": {"top_p": 2}}).error or "")
+
+
+def test_generate_takes_a_rows_sampling() -> None:
+    prompts = [
+        {"prompt": "My dog is", "sampling": sampling} for sampling in (None, {"max_new_tokens": 2}, {"seed": ""})
+    ]
+    whole, short, bad = generate(prompts, "bundled", max_new_tokens=4)
+    assert (whole.num_output_tokens, short.num_output_tokens) == (4, 2)
+    assert whole.text.startswith(short.text)
+    assert bad.error == "prompts[2]: sampling.seed must be a whole number such as 20"
