@@ -5,18 +5,37 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol
 
-from batchgen.memory import BatchLimits, batch_estimate, largest_batch
+from batchgen.engines.backoff import Backoff
+from batchgen.memory import (
+    BatchLimits,
+    ModelShape,
+    batch_estimate,
+    filled_slots_estimate,
+    largest_batch,
+    prefill_rows,
+)
 from batchgen.padding import encode
-from batchgen.planner import make_limits, plan_batches, step_work, windows
+from batchgen.planner import (
+    STEP_OVERHEAD,
+    longest_first,
+    make_limits,
+    plan_batches,
+    plan_prefills,
+    step_work,
+    windows,
+)
 from batchgen.probes import Bound, MemoryLimit, memory_bounds
-from batchgen.records import MemoryEstimate, Request, RowId, Sequence, TooLong
-from batchgen.speeds import Speed
+from batchgen.records import MemoryEstimate, Request, RowId, SamplingParams, Sequence, TooLong
+from batchgen.speeds import Speed, kept_rows
 
 if TYPE_CHECKING:
+    import torch
+
     from batchgen.model import Checkpoint
 
 # Of more rows that cannot run than these only the number is kept: there may be millions.
@@ -25,23 +44,23 @@ MOST_LISTED = 1000
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """A model that is not loaded yet, and what memory there is for it: `bounds` are all in force, tightest first."""
+    """A model that is not loaded yet, and what memory there is for it: `bounds` are all in force, tightest first.
+
+    `packed_bytes` is the output layer again, where the slot engine may pack it into a copy of its own.
+    """
 
     model: str
     device: str
     dtype: str
     weights_bytes: int
+    packed_bytes: int
     bounds: tuple[Bound, ...]
     limits: BatchLimits
 
-    @property
-    def beside_weights_bytes(self) -> int:
-        """What the tightest bound leaves beside the weights."""
-        return max(0, self.bounds[0].available_bytes - self.weights_bytes)
-
     def to_dict(self) -> dict[str, Any]:
-        names = ("model", "device", "dtype", "weights_bytes")
+        names = ("model", "device", "dtype", "weights_bytes", "packed_bytes")
         return {name: getattr(self, name) for name in names} | {
+            "engine": "continuous" if self.limits.has_slots else "reference",
             "available_bytes": self.bounds[0].available_bytes,
             "bounds": [asdict(bound) for bound in self.bounds],
             "batch_budget_bytes": self.limits.budget_bytes,
@@ -49,7 +68,13 @@ class Room:
 
 
 def make_room(
-    checkpoint: Checkpoint, device: str, dtype: str, *, num_rows: int | None = None, memory: MemoryLimit | None = None
+    checkpoint: Checkpoint,
+    device: str,
+    dtype: str,
+    *,
+    has_slots: bool = False,
+    num_rows: int | None = None,
+    memory: MemoryLimit | None = None,
 ) -> Room:
     """What `run` would find with these options, before it loads the weights."""
     from batchgen.model.footprint import footprint_of
@@ -58,9 +83,19 @@ def make_room(
     on = choose_device(device)
     as_dtype = choose_dtype(dtype, on, checkpoint.config)
     footprint = footprint_of(checkpoint.config, as_dtype)
+    shape = ModelShape.from_config(checkpoint.config)
+    packed_bytes = _packed_bytes(shape, on, as_dtype) if has_slots else 0
     bounds = tuple(memory_bounds(on, memory))
-    limits = make_limits(footprint, on, max(0, bounds[0].available_bytes - footprint.weights), num_rows)
-    return Room(checkpoint.name, str(on), name_of_dtype(as_dtype), footprint.weights, bounds, limits)
+    available_bytes = max(0, bounds[0].available_bytes - footprint.weights - packed_bytes)
+    names = (checkpoint.name, str(on), name_of_dtype(as_dtype))
+    best_rows = kept_rows(*names) if has_slots else None
+    limits = make_limits(footprint, on, available_bytes, num_rows, has_slots=has_slots, most_rows=best_rows)
+    return Room(*names, footprint.weights, packed_bytes, bounds, limits)
+
+
+def _packed_bytes(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> int:
+    """Bytes of the output layer once it is packed (`engines.linear`), where the embedding keeps its own."""
+    return shape.vocab_size * shape.n_embd * dtype.itemsize if shape.is_tied and device.type == "cpu" else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +109,10 @@ class Bin:
 
 @dataclass(frozen=True, slots=True)
 class Padding:
-    """What a way to cut rows into batches pads: `columns` is the sum of rows * padded length, pads included."""
+    """What a way to cut rows into batches pads: `columns` is the sum of rows * padded length, pads included.
+
+    A batch of the slot engine is a prefill.
+    """
 
     batches: int
     columns: int
@@ -97,7 +135,10 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class LargestBatch:
-    """The batch that needs most memory. Its bytes are those above the weights."""
+    """The batch, or the filling of the slots, that needs most memory. Its bytes are those above the weights.
+
+    `columns` are those of its longest prompt.
+    """
 
     rows: int
     columns: int
@@ -156,19 +197,94 @@ def forecast(
     return tally.forecast()
 
 
-@dataclass
-class _Tally:
-    """Counts rows and batches as they pass; keeps none of them."""
+class _Schedule(Protocol):
+    """How an engine runs rows, and what that costs."""
 
-    limits: BatchLimits
-    lengths: Counter[int] = field(default_factory=Counter)
-    rows: int = 0
-    planned: list[int] = field(default_factory=lambda: [0, 0, 0])  # batches, columns, pads
-    input_order: list[int] = field(default_factory=lambda: [0, 0, 0])
-    largest: LargestBatch | None = None
-    bad_rows: list[BadRow] = field(default_factory=list)
-    num_bad_rows: int = 0
-    decode_work: int = 0
+    largest: LargestBatch | None
+
+    @property
+    def decode_work(self) -> int: ...
+
+    def plan(self, rows: list[Sequence]) -> Iterator[list[Sequence]]:
+        """A window's rows, as they are prefilled together."""
+        ...
+
+
+class _Batches:
+    """`reference`: every batch runs to its last row's end."""
+
+    def __init__(self, limits: BatchLimits) -> None:
+        self.limits = limits
+        self.largest: LargestBatch | None = None
+        self.decode_work = 0
+
+    def plan(self, rows: list[Sequence]) -> Iterator[list[Sequence]]:
+        for batch in plan_batches(rows, self.limits):
+            self.decode_work += max(map(num_steps, batch)) * step_work(len(batch))
+            memory = batch_estimate(self.limits, batch)
+            self.largest = _larger(self.largest, LargestBatch(len(batch), batch[0].num_prompt_tokens, memory))
+            yield batch
+
+
+class _Slots:
+    """`continuous`: rows come in by prefills, and leave their slots to others. Shared prefixes are not counted on."""
+
+    def __init__(self, limits: BatchLimits) -> None:
+        self.limits = limits
+        self.num_slots = limits.num_rows or limits.most_rows
+        self.largest: LargestBatch | None = None
+        self._filling: list[Sequence] = []
+        self._most_rows = 1  # that were ever in the slots
+        self._row_steps = self._longest = 0
+
+    def plan(self, rows: list[Sequence]) -> Iterator[list[Sequence]]:
+        rows = longest_first(rows)
+        if rows:
+            self._fill(rows)
+        self._row_steps += sum(map(num_steps, rows))
+        self._longest = max(self._longest, *map(num_steps, rows), 0)
+        for start in range(0, len(rows), self.num_slots):
+            filling = iter(rows[start : start + self.num_slots])
+            lengths = [row.num_prompt_tokens for row in rows[start : start + self.num_slots]]
+            yield from (list(islice(filling, size)) for size in plan_prefills(lengths))
+
+    def _fill(self, rows: list[Sequence]) -> None:
+        """The first windows run side by side until the slots are full; then a window's longest rows are together."""
+        beside = self._filling if len(self._filling) < self.num_slots else []
+        self._filling = longest_first([*beside, *rows])[: self.num_slots]
+        lengths = [(row.num_prompt_tokens, row.sampling) for row in self._filling]
+        room = max(1, Backoff(self.limits).room_beside([], lengths, prefix_tokens=0, held_columns=0))
+        memory = filled_slots_estimate(self.limits.footprint, lengths[:room])
+        self.largest = _larger(self.largest, LargestBatch(room, lengths[0][0], memory))
+        self._most_rows = max(self._most_rows, room)
+
+    @property
+    def decode_work(self) -> int:
+        """A slot never waits while there are rows, but no row ends before its own steps."""
+        return self._row_steps + STEP_OVERHEAD * max(self._longest, -(-self._row_steps // self._most_rows))
+
+
+def num_steps(row: Sequence) -> int:
+    """Decode steps of a row, if it makes all the tokens that it may: the first comes from its prefill."""
+    return row.sampling.max_new_tokens - 1
+
+
+def _larger(one: LargestBatch | None, other: LargestBatch) -> LargestBatch:
+    return one if one and one.memory.total >= other.memory.total else other
+
+
+class _Tally:
+    """Counts rows and batches as they pass; keeps none of them but those in the slots."""
+
+    def __init__(self, limits: BatchLimits) -> None:
+        self.limits = limits
+        self.schedule: _Schedule = _Slots(limits) if limits.has_slots else _Batches(limits)
+        self.lengths: Counter[int] = Counter()
+        self.rows = 0
+        self.planned = [0, 0, 0]  # batches, columns, pads
+        self.input_order = [0, 0, 0]
+        self.bad_rows: list[BadRow] = []
+        self.num_bad_rows = 0
 
     def count_rows(self, sequences: list[Sequence]) -> None:
         for sequence in sequences:
@@ -178,9 +294,8 @@ class _Tally:
             if sequence.is_finished:
                 self._count_bad(sequence)
         runnable = [sequence for sequence in sequences if not sequence.is_finished]
-        for batch in plan_batches(runnable, self.limits):
+        for batch in self.schedule.plan(runnable):
             _add(self.planned, batch)
-            self._weigh(batch)
         for batch in in_input_order(runnable, self.limits):
             _add(self.input_order, batch)
 
@@ -191,13 +306,6 @@ class _Tally:
             error = sequence.error or ""
             self.bad_rows.append(BadRow(request.id, request.where, sequence.num_prompt_tokens, error))
 
-    def _weigh(self, batch: list[Sequence]) -> None:
-        num_steps = max(sequence.sampling.max_new_tokens for sequence in batch) - 1
-        self.decode_work += num_steps * step_work(len(batch))
-        memory = batch_estimate(self.limits.footprint, batch)
-        if self.largest is None or memory.total > self.largest.memory.total:
-            self.largest = LargestBatch(len(batch), batch[0].num_prompt_tokens, memory)
-
     def forecast(self) -> Forecast:
         return Forecast(
             rows=self.rows,
@@ -205,10 +313,10 @@ class _Tally:
             histogram=tuple(histogram(self.lengths)),
             planned=Padding(*self.planned),
             in_input_order=Padding(*self.input_order),
-            largest=self.largest,
+            largest=self.schedule.largest,
             bad_rows=tuple(self.bad_rows),
             num_bad_rows=self.num_bad_rows,
-            decode_work=self.decode_work,
+            decode_work=self.schedule.decode_work,
         )
 
 
@@ -222,7 +330,12 @@ def _add(totals: list[int], batch: list[Sequence]) -> None:
 def in_input_order(rows: Iterable[Sequence], limits: BatchLimits) -> Iterator[list[Sequence]]:
     """What a loop without a plan makes of rows: as many together as are allowed and fit, as they come."""
     most = limits.num_rows or limits.most_rows
-    room = cache(lambda length, kind: largest_batch(limits, length, [kind], most))
+
+    @cache
+    def room(length: int, kind: SamplingParams) -> int:
+        fit = largest_batch(limits, length, [kind], most)
+        return min(fit, prefill_rows(length)) if limits.has_slots else fit
+
     batch: list[Sequence] = []
     longest = 0
     for row in rows:

@@ -1,8 +1,9 @@
 """How many bytes rows need that run together: arithmetic only, no tensors and no probing.
 
 For transformers' `generate` (`estimate`), for the slot engine (`slots_estimate`), and for the work space of our
-sampler; every factor was measured as live tensor bytes (docs/memory.md, made by `benchmarks/memory_sweep.py`). In the formulas e is bytes an element, B rows, S padded length,
-C columns (prompt and new tokens), L layers, H hidden size, I inner size, V vocabulary.
+sampler; every factor was measured as live tensor bytes (docs/memory.md, made by `benchmarks/memory_sweep.py`). In the
+formulas e is bytes an element, B rows, S padded length, C columns (prompt and new tokens), L layers, H hidden size, I
+inner size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from batchgen.records import MemoryEstimate, SamplingParams, Sequence
@@ -23,6 +24,8 @@ FLOAT32_BYTES = 4
 # to 5%, docs/memory.md).
 WORKSPACE_BYTES, WORKSPACE_SHARE = 6 * 2**20, 0.06
 FIRST_WINDOW = 16
+# On top of that in the slot engine, once: oneDNN keeps kernels and scratch for every number of rows it has met.
+KERNELS_BYTES = 36 * 2**20
 # The slot engine: columns of a page of its KV cache, and the most tokens, pads included, that it prefills at once.
 # Both were measured, see docs/decisions.md.
 PAGE = 32
@@ -200,7 +203,8 @@ def _slots_peak(
         logits=chooses * filled,
         activations=max(footprint.prefill_bytes(filled, columns) + behind, footprint.prefill_bytes(1, prefix_tokens)),
     )
-    return max(step, prefill, key=lambda moment: moment.total)
+    peak = max(step, prefill, key=lambda moment: moment.total)
+    return replace(peak, workspace=peak.workspace + KERNELS_BYTES)
 
 
 def pages_of(num_prompt_tokens: int, sampling: SamplingParams) -> int:
@@ -259,12 +263,12 @@ def logits_factor(sampling: SamplingParams, element_bytes: int, *, copies: bool 
     >>> logits_factor(SamplingParams(), element_bytes=4), logits_factor(SamplingParams(), element_bytes=2)
     (3.0, 2.5)
     >>> logits_factor(SamplingParams(), element_bytes=4, copies=False)
-    1.0
+    2.0
     """
     if copies:  # the model's logits, generate's float32 copy, and the scores of the step before
         held = element_bytes / FLOAT32_BYTES + 2
-    else:  # the model's logits, and a float32 copy where they are not that
-        held = 1.0 if element_bytes == FLOAT32_BYTES else element_bytes / FLOAT32_BYTES + 1
+    else:  # the model's logits, the hole that those of the last step left, and a float32 copy where they are not that
+        held = 2 * element_bytes / FLOAT32_BYTES + (element_bytes != FLOAT32_BYTES)
     return held + (1 if sampling.num_beams > 1 else _sampling_factor(sampling))  # beams: log-probabilities
 
 
@@ -311,7 +315,10 @@ def budget_bytes(available_bytes: int) -> int:
 def batch_estimate(limits: BatchLimits, sequences: Rows[Sequence]) -> MemoryEstimate:
     """What these sequences need as one batch."""
     padded_length = max(sequence.num_prompt_tokens for sequence in sequences)
-    needs = [limits.estimate(len(sequences), padded_length, kind) for kind in kinds_of(sequence.sampling for sequence in sequences)]
+    needs = [
+        limits.estimate(len(sequences), padded_length, kind)
+        for kind in kinds_of(sequence.sampling for sequence in sequences)
+    ]
     return max(needs, key=lambda need: need.total)
 
 

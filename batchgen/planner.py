@@ -37,14 +37,19 @@ MOST_ROWS_ACCELERATOR = 256
 
 
 def limits_for(
-    model: Model, num_rows: int | None = None, memory: MemoryLimit | None = None, *, has_slots: bool = False
+    model: Model,
+    num_rows: int | None = None,
+    memory: MemoryLimit | None = None,
+    *,
+    has_slots: bool = False,
+    most_rows: int | None = None,
 ) -> BatchLimits:
     """Limits from what this machine has left beside the loaded model; `num_rows` fixes the rows of a batch."""
     from batchgen.model.footprint import footprint_of
 
     footprint = footprint_of(model.checkpoint.config, model.dtype)
     available = available_bytes(model.device, memory)
-    return make_limits(footprint, model.device, available, num_rows, has_slots=has_slots)
+    return make_limits(footprint, model.device, available, num_rows, has_slots=has_slots, most_rows=most_rows)
 
 
 def make_limits(
@@ -54,11 +59,15 @@ def make_limits(
     num_rows: int | None = None,
     *,
     has_slots: bool = False,
+    most_rows: int | None = None,
 ) -> BatchLimits:
-    """Limits for batches on a device that has so much left beside the weights. Raises `UsageError` for `num_rows`."""
+    """Limits for batches on a device that has so much left beside the weights; `most_rows` is what `bench` found best.
+
+    Raises `UsageError` for `num_rows`.
+    """
     if num_rows is not None and (not isinstance(num_rows, int) or num_rows < 1):
         raise UsageError(f"--batch-size {num_rows}: give auto or a number from 1 up")
-    most_rows = (MOST_SLOTS if has_slots else MOST_ROWS).get(device.type, MOST_ROWS_ACCELERATOR)
+    most_rows = most_rows or (MOST_SLOTS if has_slots else MOST_ROWS).get(device.type, MOST_ROWS_ACCELERATOR)
     return BatchLimits(footprint, budget_bytes(available_bytes), most_rows, num_rows, has_slots)
 
 

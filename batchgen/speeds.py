@@ -1,7 +1,7 @@
-"""How fast earlier runs on this machine were, so that `plan` can say how long the next one takes.
+"""What earlier runs on this machine showed: speeds, so that `plan` can say how long the next one takes, and settings.
 
-One small JSON file in the user's cache folder. Only runs that write a file anyway (`-o`) leave a speed behind; a
-speed that cannot be read or written is no error.
+One small JSON file in the user's cache folder. Only runs that write a file anyway (`-o`) leave a speed behind, and
+`bench`, which leaves its settings too; what cannot be read or written is no error.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from batchgen.records import RunStats
 
 # A shorter run spends its time on what happens once.
 LEAST_TELLING_S = 2.0
+# Beside the speeds, whose keys have three words.
+SETTINGS, GAINS = "settings", "gains"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,25 @@ class Speed:
     def seconds(self, prefill_columns: int, decode_work: int) -> float:
         """Time for that much work."""
         return prefill_columns / self.prefill_per_s + decode_work / self.decode_per_s
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What `bench` recommends: the fewest rows in slots that reach the best rate, in new tokens a second."""
+
+    rows: int
+    tokens_per_s: float
+    date: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeptGain:
+    """What `bench` found of bfloat16: how many times float32's rate, and the share of greedy tokens that differ."""
+
+    model: str
+    times: float
+    differing_share: float | None
+    date: str
 
 
 def speed_of(stats: RunStats) -> Speed | None:
@@ -54,8 +75,47 @@ def read_speed(model: str, device: str, dtype: str, environ: Mapping[str, str] =
 
 def write_speed(speed: Speed, model: str, device: str, dtype: str, environ: Mapping[str, str] = os.environ) -> None:
     """Remembers a speed, in place of the last one of its kind."""
+    _write({_key(model, device, dtype): asdict(speed)}, environ)
+
+
+def kept_rows(model: str, device: str, dtype: str, environ: Mapping[str, str] = os.environ) -> int | None:
+    """How many rows in slots `bench` found best for this model on this device in this dtype."""
+    try:
+        rows = Settings(**_part(SETTINGS, environ)[_key(model, device, dtype)]).rows
+        return rows if isinstance(rows, int) and rows > 0 else None
+    except (KeyError, TypeError):
+        return None
+
+
+def write_settings(
+    settings: Settings, model: str, device: str, dtype: str, environ: Mapping[str, str] = os.environ
+) -> None:
+    """Remembers settings, in place of the last ones of their kind."""
+    _write({SETTINGS: _part(SETTINGS, environ) | {_key(model, device, dtype): asdict(settings)}}, environ)
+
+
+def read_gain(device: str, environ: Mapping[str, str] = os.environ) -> KeptGain | None:
+    """What the last `bench` on this device found of bfloat16."""
+    try:
+        gain = KeptGain(**_part(GAINS, environ)[device])
+        return gain if gain.times > 0 else None
+    except (KeyError, TypeError):
+        return None
+
+
+def write_gain(gain: KeptGain, device: str, environ: Mapping[str, str] = os.environ) -> None:
+    """Remembers bfloat16's gain, in place of the last one."""
+    _write({GAINS: _part(GAINS, environ) | {device: asdict(gain)}}, environ)
+
+
+def _part(name: str, environ: Mapping[str, str]) -> dict[str, Any]:
+    part = _read(_path(environ)).get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _write(entries: dict[str, Any], environ: Mapping[str, str]) -> None:
     path = _path(environ)
-    speeds = _read(path) | {_key(model, device, dtype): asdict(speed)}
+    speeds = _read(path) | entries
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.{os.getpid()}")

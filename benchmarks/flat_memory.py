@@ -24,16 +24,19 @@ from batchgen.records import Request, SamplingParams, Sequence
 class IdleEngine:
     """Finishes each row with one token, at once."""
 
+    name = "idle"
+    is_busy = False
     num_batches = decode_work = 0
     prefill_s = decode_s = 0.0
 
     def __init__(self, limits: BatchLimits) -> None:
         self.backoff = Backoff(limits)
 
-    def generate(self, sequences: Iterable[Sequence]) -> Iterator[Sequence]:
-        for sequence in sequences:
-            sequence.output_ids, sequence.finish_reason = [11], "length"
-            yield sequence
+    def generate(self, windows: Iterable[list[Sequence]]) -> Iterator[Sequence]:
+        for window in windows:
+            for sequence in window:
+                sequence.output_ids, sequence.finish_reason = [11], "length"
+                yield sequence
 
 
 def requests(num_rows: int, resident: list[int]) -> Iterator[Request]:

@@ -1,4 +1,4 @@
-"""Predicted against measured peak memory of a batch, on a sweep of models, rows, lengths, dtypes and sampling.
+"""Predicted against measured peak memory of a batch of the engine `reference`, on a sweep of models, rows and lengths.
 
     python benchmarks/memory_sweep.py            # prints the table
     python benchmarks/memory_sweep.py --write    # and puts it into docs/memory.md
@@ -103,11 +103,13 @@ def measure(point: Point) -> dict[str, float]:
         ids = [[random.randrange(10, 40000) for _ in range(length)] for length in lengths]
         return [Sequence(Request(i, str(i), "", sampling), 0, input_ids) for i, input_ids in enumerate(ids)]
 
+    def limits_of(batch: list[Sequence]) -> BatchLimits:
+        return BatchLimits(footprint, 1 << 50, 1 << 20, num_rows=len(batch))
+
     def run(batch: list[Sequence]) -> None:
-        limits = BatchLimits(footprint, 1 << 50, 1 << 20, num_rows=len(batch))
         # Random weights are so flat that every top-p draw would be decided again, at great length.
-        engine = ReferenceEngine(model, limits, exact=not point.top_p)
-        for _ in engine.generate(batch):
+        engine = ReferenceEngine(model, limits_of(batch), exact=not point.top_p)
+        for _ in engine.generate([batch]):
             pass
 
     # What libraries allocate once, such as scratch of their matrix kernels for prefills and steps of this size.
@@ -120,7 +122,7 @@ def measure(point: Point) -> dict[str, float]:
     run(batch)
     growth = meter.growth_bytes()
     live = live_bytes(lambda: run(rows(point.rows, point.columns)))
-    return {"predicted": batch_bytes(footprint, batch), "live": live, "resident": growth or 0}
+    return {"predicted": batch_bytes(limits_of(batch), batch), "live": live, "resident": growth or 0}
 
 
 def live_bytes(work) -> int:

@@ -256,18 +256,19 @@ def measure(run: Run, rows: list[Row]) -> tuple[float, list[list[int]]]:
 
 def choose(system: System, folder: Path, rows: list[Row]) -> tuple[Run, int]:
     """The system, loaded and warm, at its best batch size."""
-    found: dict[int, tuple[float, Run]] = {}
-    for size in system.batch_sizes:
+    sizes = sorted({min(size, len(rows)) for size in system.batch_sizes})
+    best: tuple[float, Run, int] | None = None
+    for size in sizes:
         run = system.prepare(folder, size)
         run(rows[:2])
-        is_choice = len(system.batch_sizes) > 1
-        found[size] = (measure(run, rows[: max(system.batch_sizes)])[0] if is_choice else 0.0), run
-        if is_choice:
-            say(f"  batch size {size}: {found[size][0]:.1f} tokens/s")
-            best = max(found, key=lambda size: found[size][0])
-            found = {best: found[best]}
-    ((size, (_, run)),) = found.items()
-    return run, size
+        rate = 0.0
+        if len(sizes) > 1:
+            rate, _ = measure(run, rows[: sizes[-1]])
+            say(f"  batch size {size}: {rate:.1f} tokens/s")
+        if best is None or rate > best[0]:
+            best = rate, run, size
+    assert best is not None, "every system has a batch size"
+    return best[1], best[2]
 
 
 def ready(names: list[str], folder: Path, rows: list[Row]) -> Iterator[tuple[Outcome, Run]]:
@@ -421,6 +422,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         make_model(Path(folder))
         systems = list(ready(options.systems, Path(folder), rows))
+        if not systems:
+            say("FAILED: no system ran")
+            return 1
         run_rounds(systems, rows, options.rounds, options.loop_count)
     outcomes = [outcome for outcome, _ in systems]
     is_equal = compare(outcomes)

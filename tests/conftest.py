@@ -102,23 +102,27 @@ def tiny_models(folders: dict[str, Path]) -> dict[str, Model]:
 class FakeEngine:
     """Finishes each row with the tokens of its own prompt, in reverse of the order given."""
 
+    name = "fake"
+    is_busy = False
     num_batches = decode_work = 0
     prefill_s = decode_s = 0.0
 
     def __init__(self, first_window: int = 16) -> None:
         footprint = Footprint.of_shape(ModelShape.from_config(ARCHITECTURES["gpt2"]), element_bytes=4)
         self.backoff = Backoff(BatchLimits(footprint, 1 << 40, most_rows=64, num_rows=first_window))
-        self.windows: list[int] = []
+        self.windows: list[int] = []  # rows of each that ran
 
-    def generate(self, sequences: Iterable[Sequence]) -> Iterator[Sequence]:
-        rows = list(sequences)
-        self.windows.append(len(rows))
-        self.num_batches += bool(rows)
-        for sequence in reversed(rows):
-            sequence.output_ids = list(sequence.input_ids)
-            sequence.finish_reason = "length"
-            sequence.batch_index, sequence.padded_length = self.num_batches, len(sequence.input_ids)
-            yield sequence
+    def generate(self, windows: Iterable[list[Sequence]]) -> Iterator[Sequence]:
+        for window in windows:
+            yield from (sequence for sequence in window if sequence.is_finished)
+            rows = [sequence for sequence in window if not sequence.is_finished]
+            self.windows.append(len(rows))
+            self.num_batches += bool(rows)
+            for sequence in reversed(rows):
+                sequence.output_ids = list(sequence.input_ids)
+                sequence.finish_reason = "length"
+                sequence.batch_index, sequence.padded_length = self.num_batches, len(sequence.input_ids)
+                yield sequence
 
 
 @pytest.fixture

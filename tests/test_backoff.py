@@ -14,11 +14,18 @@ from batchgen.engines import make_engine
 from batchgen.engines.backoff import Backoff
 from batchgen.engines.reference import ReferenceEngine
 from batchgen.errors import is_out_of_memory
-from batchgen.memory import BatchLimits, Footprint, ModelShape, batch_bytes, batch_estimate
+from batchgen.memory import (
+    BatchLimits,
+    Footprint,
+    ModelShape,
+    batch_bytes,
+    batch_estimate,
+    filled_slots_estimate,
+)
 from batchgen.model import Model
 from batchgen.padding import encode
 from batchgen.pipeline import Pipeline
-from batchgen.planner import limits_for, plan_batches
+from batchgen.planner import plan_batches
 from batchgen.probes import PeakMeter
 from batchgen.records import Request, Result, SamplingParams, Sequence
 
@@ -180,7 +187,7 @@ def test_other_errors_are_not_out_of_memory(error: BaseException) -> None:
 def test_a_batch_gives_way_before_it_fails_where_memory_has_become_less() -> None:
     rows = rows_of([50] * ROWS)
     runner = Runner(MemoryError, lambda _: False)
-    half = batch_bytes(FOOTPRINT, rows[: ROWS // 2])
+    half = batch_bytes(limits_of(), rows[: ROWS // 2])
     run_all(Backoff(limits_of(), budget=lambda: half), [rows], runner)
     assert runner.tried == [4, 4]
 
@@ -188,7 +195,7 @@ def test_a_batch_gives_way_before_it_fails_where_memory_has_become_less() -> Non
 def test_a_row_that_would_get_the_process_killed_is_not_tried() -> None:
     rows = rows_of([900, 5])
     runner = Runner(MemoryError, lambda _: False)
-    wall = batch_estimate(FOOTPRINT, rows[1:]).tensors
+    wall = batch_estimate(limits_of(), rows[1:]).tensors
     run_all(Backoff(limits_of(), budget=lambda: 0, wall=lambda: wall), [rows], runner)
     assert runner.tried == [1]
     assert [row.finish_reason for row in rows] == ["error", "length"]
@@ -209,7 +216,7 @@ class FakeMeter(PeakMeter):
 
 def test_a_batch_that_took_more_than_predicted_lowers_the_budget() -> None:
     rows = rows_of([800] * 16)
-    predicted = batch_bytes(FOOTPRINT, rows)
+    predicted = batch_bytes(limits_of(), rows)
     backoff = Backoff(limits_of(predicted), meter=FakeMeter([2 * predicted, predicted // 2]))
     run_all(backoff, [rows], Runner(MemoryError, lambda _: False))
     assert backoff.limits.budget_bytes == predicted // 2
@@ -221,7 +228,7 @@ def test_a_batch_that_took_more_than_predicted_lowers_the_budget() -> None:
 @pytest.mark.parametrize(("share", "is_plenty"), [(1.5, False), (2, True)])
 def test_where_memory_is_plenty_it_is_used_for_speed(share: float, is_plenty: bool) -> None:
     rows = rows_of([800] * 16)
-    predicted = batch_bytes(FOOTPRINT, rows)
+    predicted = batch_bytes(limits_of(), rows)
     told: list[bool] = []
     backoff = Backoff(limits_of(int(share * predicted)), meter=FakeMeter([2 * predicted]), reuse_blocks=told.append)
     run_all(backoff, [rows], Runner(MemoryError, lambda _: False))
@@ -231,7 +238,7 @@ def test_where_memory_is_plenty_it_is_used_for_speed(share: float, is_plenty: bo
 
 def test_a_batch_too_small_to_tell_changes_nothing() -> None:
     rows = rows_of([5])
-    budget = 2 * batch_bytes(FOOTPRINT, rows)
+    budget = 2 * batch_bytes(limits_of(), rows)
     backoff = Backoff(limits_of(budget), meter=FakeMeter([budget]))
     run_all(backoff, [rows], Runner(MemoryError, lambda _: False))
     assert backoff.limits.budget_bytes == budget
@@ -240,6 +247,59 @@ def test_a_batch_too_small_to_tell_changes_nothing() -> None:
 def test_a_peak_that_cannot_be_measured_is_unknown() -> None:
     backoff = Backoff(limits_of(), meter=FakeMeter([None]))
     run_all(backoff, [rows_of([5])], Runner(MemoryError, lambda _: False))
+    assert backoff.measured_bytes is None
+
+
+# Slots, which an engine fills by itself.
+
+SLOTS = [(20, SamplingParams(max_new_tokens=4))] * ROWS
+
+
+def slots_bytes(num_rows: int, prefix_tokens: int = 0) -> int:
+    return filled_slots_estimate(FOOTPRINT, SLOTS[:num_rows], prefix_tokens).total
+
+
+def slots_of(budget_bytes: int, num_rows: int | None = None, **options: object) -> Backoff:
+    return Backoff(BatchLimits(FOOTPRINT, budget_bytes, 64, num_rows, has_slots=True), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("running", [0, 2])
+def test_rows_join_those_in_slots_while_they_fit(running: int) -> None:
+    assert slots_of(slots_bytes(5)).room_beside(SLOTS[:running], SLOTS[running:], 0, 0) == 5 - running
+    assert slots_of(slots_bytes(5) - 1).room_beside(SLOTS[:running], SLOTS[running:], 0, 0) == 4 - running
+
+
+def test_a_shared_prefix_takes_its_part_of_the_room() -> None:
+    backoff = slots_of(slots_bytes(5))
+    assert backoff.room_beside([], SLOTS, 100, 0) < 5
+    assert slots_of(slots_bytes(5, 100)).room_beside([], SLOTS, 100, 0) == 5
+
+
+def test_what_the_cache_holds_already_is_not_needed_again() -> None:
+    held_columns = 1000
+    budget = slots_bytes(5) - FOOTPRINT.cache_bytes(1, held_columns)
+    assert slots_of(budget).room_beside([], SLOTS, 0, held_columns) == 5
+
+
+def test_a_fixed_number_of_slots_asks_no_budget_until_memory_runs_out() -> None:
+    backoff = slots_of(slots_bytes(2), num_rows=ROWS)
+    assert backoff.room_beside([], SLOTS, 0, 0) == ROWS
+    backoff.say_halved(ROWS, ROWS // 2)
+    assert backoff.room_beside([], SLOTS, 0, 0) == 2
+
+
+def test_what_the_slots_take_is_predicted_and_measured() -> None:
+    told: list[bool] = []
+    backoff = slots_of(2 * slots_bytes(8), meter=FakeMeter([300]), reuse_blocks=told.append)
+    for num_rows in (3, 8, 5):
+        backoff.watch(SLOTS[:num_rows], 0)
+    backoff.measure()
+    assert (backoff.predicted_bytes, backoff.measured_bytes, told) == (slots_bytes(8), 300, [True] * 3)
+
+
+def test_slots_that_were_never_filled_are_not_measured() -> None:
+    backoff = slots_of(slots_bytes(1), meter=FakeMeter([300]))
+    backoff.measure()
     assert backoff.measured_bytes is None
 
 
@@ -258,8 +318,8 @@ PROMPTS = ["My dog is", "It will rain in the", "I want to eat a big bowl of", "O
 def test_the_engine_s_tokens_are_those_of_a_run_that_never_failed(
     bundled: Model, monkeypatch: pytest.MonkeyPatch, make_error: Callable[[], Exception], step: int
 ) -> None:
-    wanted = {s.request.id: s.output_ids for s in make_engine(bundled, limits_for(bundled)).generate(
-        sequences_of(bundled, PROMPTS))}  # fmt: skip
+    engine = make_engine(bundled, name="reference")
+    wanted = {s.request.id: s.output_ids for s in engine.generate([sequences_of(bundled, PROMPTS)])}
     tensors: list[weakref.ref[torch.Tensor]] = []
     forward = bundled.network.forward
     state = {"failed": False, "calls": 0}
@@ -276,11 +336,11 @@ def test_the_engine_s_tokens_are_those_of_a_run_that_never_failed(
         return output
 
     monkeypatch.setattr(bundled.network, "forward", failing)
-    engine = ReferenceEngine(bundled, limits_of(num_rows=len(PROMPTS)))
-    got = {s.request.id: s.output_ids for s in engine.generate(sequences_of(bundled, PROMPTS))}
+    failing_engine = ReferenceEngine(bundled, limits_of(num_rows=len(PROMPTS)))
+    got = {s.request.id: s.output_ids for s in failing_engine.generate([sequences_of(bundled, PROMPTS)])}
     assert state["failed"]
     assert got == wanted
-    assert engine.num_batches == 2
+    assert failing_engine.num_batches == 2
 
 
 def test_a_row_too_large_for_memory_is_an_error_record_among_results(

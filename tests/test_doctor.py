@@ -42,6 +42,7 @@ from batchgen.doctor.machine import COLUMNS, INNER, ROWS, examine_machine, measu
 from batchgen.errors import ModelError, UsageError
 from batchgen.probes import Bound
 from batchgen.render.doctor import print_diagnosis
+from batchgen.speeds import KeptGain
 
 GIB = 1 << 30
 INSTALLATION = Installation(
@@ -233,6 +234,15 @@ def test_what_binds_is_said_first() -> None:
     place = next(i for i, line in enumerate(lines) if "limits" in line)
     assert lines[place].split(maxsplit=1)[1] == "6 GiB left by cgroup / (memory.max), which binds"
     assert lines[place + 1].strip() == "20 GiB left by MemAvailable"
+
+
+def test_what_bench_found_of_bfloat16_is_one_line() -> None:
+    fast = (Speed("float32", 100.0), Speed("bfloat16", 310.0))
+    assert "batchgen bench tells" in only_advice(on_machine(speeds=fast))
+    measured = on_machine(speeds=fast, bfloat16_gain=KeptGain("gpt2", 1.83, 0.12, "2026-01-02"))
+    assert "bench" not in only_advice(measured)
+    [line] = [line for line in drawn(measured) if line.startswith("  bench")]
+    assert "bfloat16 runs gpt2 1.8 times as fast, 12% of greedy tokens" in line
 
 
 def test_models_and_limits_beyond_a_few_are_counted() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,8 @@ from batchgen.forecast import MOST_LISTED, Forecast, Padding, forecast, in_input
 from batchgen.memory import BatchLimits, batch_bytes
 from batchgen.model import Checkpoint, Model
 from batchgen.pipeline import Pipeline
-from batchgen.planner import limits_for
 from batchgen.records import Request, SamplingParams, Sequence
-from batchgen.speeds import Speed
+from batchgen.speeds import Settings, Speed, write_settings
 
 # One token each in GPT-2's vocabulary.
 WORDS = "one two three four five six seven eight nine ten"
@@ -28,9 +28,14 @@ def of_length(num_tokens: int) -> str:
     return " ".join((WORDS.split() * 60)[:num_tokens])
 
 
-def forecast_of(checkpoint: Checkpoint, lengths: list[int], num_rows: int | None = None, **sampling: Any) -> Forecast:
-    limits = FakeEngine().backoff.limits
-    limits = BatchLimits(limits.footprint, limits.budget_bytes, 64, num_rows)
+def limits_of(budget_bytes: int = 1 << 40, num_rows: int | None = None, *, has_slots: bool = False) -> BatchLimits:
+    return BatchLimits(FakeEngine().backoff.limits.footprint, budget_bytes, 64, num_rows, has_slots)
+
+
+def forecast_of(
+    checkpoint: Checkpoint, lengths: list[int], num_rows: int | None = None, *, has_slots: bool = False, **sampling: Any
+) -> Forecast:
+    limits = limits_of(num_rows=num_rows, has_slots=has_slots)
     return forecast(checkpoint, requests_of(map(of_length, lengths), **sampling), limits)
 
 
@@ -50,11 +55,12 @@ def test_lengths_are_counted_in_bins_that_double(checkpoint: Checkpoint) -> None
     ]  # fmt: skip
 
 
-def test_the_plan_is_what_a_run_does(bundled: Model) -> None:
-    requests = requests_of([of_length(1 + i * 7 % 40) for i in range(50)], max_new_tokens=2)
-    limits = limits_for(bundled)
-    engine = make_engine(bundled, limits)
-    pipeline = Pipeline(bundled.checkpoint, engine)
+@pytest.mark.parametrize(("engine", "num_rows"), [("reference", 50), ("continuous", 16)])
+def test_the_plan_is_what_a_run_does(bundled: Model, engine: str, num_rows: int) -> None:
+    requests = requests_of([of_length(1 + i * 7 % 40) for i in range(num_rows)], max_new_tokens=2)
+    runner = make_engine(bundled, name=engine, share=False)
+    limits = runner.backoff.limits
+    pipeline = Pipeline(bundled.checkpoint, runner)
     list(pipeline.run(requests))
     stats, plan = pipeline.stats(), forecast(bundled.checkpoint, requests, limits)
     assert plan.planned == Padding(stats.batches, stats.prompt_tokens + stats.pad_tokens, stats.pad_tokens)
@@ -105,12 +111,62 @@ def test_time_comes_from_prefill_and_steps(checkpoint: Checkpoint) -> None:
     assert plan.seconds(Speed(prefill_per_s=10, decode_per_s=100, date="")) == 20 / 10 + 4 * (2 + 48) / 100
 
 
-def test_input_order_is_cut_where_memory_ends(fake_engine: FakeEngine) -> None:
+def test_input_order_is_cut_where_memory_ends() -> None:
     params = SamplingParams()
     rows = [Sequence(Request(i, str(i), "", params), 0, [7] * length) for i, length in enumerate([9, 200, 200, 9, 9])]
-    footprint = fake_engine.backoff.limits.footprint
-    limits = BatchLimits(footprint, batch_bytes(footprint, rows[1:3]), most_rows=64)
+    limits = limits_of(batch_bytes(limits_of(), rows[1:3]))
     assert [len(batch) for batch in in_input_order(rows, limits)] == [2, 2, 1]
+
+
+# Slots.
+
+
+def test_prefills_take_no_more_rows_than_there_are_slots(checkpoint: Checkpoint) -> None:
+    plan = forecast_of(checkpoint, [3, 9, 3, 9, 3, 9], num_rows=2, has_slots=True)  # windows of 2 and 4 rows
+    assert plan.planned == Padding(batches=3, columns=42, pads=6)
+    assert plan.in_input_order == Padding(batches=3, columns=54, pads=18)
+
+
+def test_long_prompts_are_prefilled_a_few_at_a_time(checkpoint: Checkpoint) -> None:
+    plan = forecast_of(checkpoint, [400] * 4, has_slots=True)
+    assert plan.planned == plan.in_input_order == Padding(batches=2, columns=1600, pads=0)
+
+
+def test_slots_are_filled_by_the_first_windows_together(checkpoint: Checkpoint) -> None:
+    plan = forecast_of(checkpoint, [9] * 40, has_slots=True)  # windows of 16 and 24 rows
+    assert plan.largest is not None
+    assert (plan.largest.rows, plan.largest.columns) == (40, 9)
+
+
+def test_no_more_slots_are_filled_than_there_are(checkpoint: Checkpoint) -> None:
+    plan = forecast_of(checkpoint, [9] * 200, has_slots=True)
+    assert plan.largest is not None
+    assert plan.largest.rows == 64
+
+
+def test_no_more_slots_are_filled_than_memory_allows(checkpoint: Checkpoint) -> None:
+    limits = limits_of(limits_of(has_slots=True).estimate(5, 9, SamplingParams()).total, has_slots=True)
+    plan = forecast(checkpoint, requests_of([of_length(9)] * 40), limits)
+    assert plan.largest is not None
+    assert (plan.largest.rows, plan.largest.memory.total) == (5, limits.budget_bytes)
+
+
+def test_a_slot_never_waits(checkpoint: Checkpoint) -> None:
+    plan = forecast_of(checkpoint, [9] * 7, num_rows=2, has_slots=True, max_new_tokens=11)
+    assert plan.decode_work == 70 + 35 * 48  # 7 rows of 10 steps, two at a time
+
+
+def test_no_row_ends_before_its_own_steps(checkpoint: Checkpoint) -> None:
+    requests = [
+        replace(r, sampling=SamplingParams(max_new_tokens=n)) for r, n in zip(requests_of("ab"), (2, 41), strict=True)
+    ]
+    plan = forecast(checkpoint, requests, limits_of(has_slots=True))
+    assert plan.decode_work == 41 + 40 * 48
+
+
+def test_nothing_in_slots_takes_nothing(checkpoint: Checkpoint) -> None:
+    plan = forecast_of(checkpoint, [], has_slots=True)
+    assert (plan.largest, plan.decode_work, plan.planned.batches) == (None, 0, 0)
 
 
 # The command.
@@ -137,10 +193,42 @@ def test_the_screen_names_everything(prompts: Path) -> None:
     assert lines[0] == "3 rows, 1 blank line skipped, 508 prompt tokens, model bundled, cpu, float32"
     assert max(map(len, lines)) <= 80
     for expected in (
-        "Tokens a prompt", "planned    in input order", "KV cache", "left by ", "1 row cannot run", f"{prompts}:4:",
-        "unknown: no run of this model",
+        "Tokens a prompt", "planned    in input order", "prefills",
+        "Memory with 2 slots filled, prompts of up to 5 tokens", "packed output", "KV cache", "left by ",
+        "for the slots", "1 row cannot run", f"{prompts}:4:", "unknown: no run of this model",
     ):  # fmt: skip
         assert expected.replace(" ", "") in result.stdout.replace(" ", "").replace("\n", ""), expected
+
+
+def test_the_screen_of_batches_speaks_of_batches(prompts: Path) -> None:
+    result = plan(prompts, "--engine", "reference", env={"COLUMNS": "80"})
+    for expected in ("batches ", "Memory of the largest batch, 2 rows of 5 columns", "for a batch"):
+        assert expected in result.stdout
+    assert "slots" not in result.stdout
+    assert "packed" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "engine"),
+    [([], "continuous"), (["--engine", "reference"], "reference"), (["--num-beams", "2"], "reference")],
+    ids=str,
+)
+def test_the_plan_is_for_the_engine_that_would_run(options: list[str], engine: str) -> None:
+    result = plan("-p", "My dog is", "--json", *options)
+    assert json.loads(result.stdout)["engine"] == engine
+    assert result.stderr == ""
+
+
+def test_an_engine_that_does_not_apply_is_refused() -> None:
+    result = plan("-p", "My dog is", "--engine", "continuous", "--num-beams", "2")
+    assert result.exit_code == 2
+    assert "it has no beams" in result.stderr
+
+
+def test_a_tied_output_layer_counts_again_where_it_may_be_packed() -> None:
+    slots, batches = (json.loads(plan("-p", "x", "--json", "--engine", name).stdout) for name in ("auto", "reference"))
+    assert (slots["weights_bytes"], batches["packed_bytes"]) == (batches["weights_bytes"], 0)
+    assert 0 < slots["packed_bytes"] < slots["weights_bytes"]
 
 
 def test_json_has_every_fact(prompts: Path) -> None:
@@ -177,6 +265,13 @@ def test_a_time_is_known_after_a_run(prompts: Path, tmp_path: Path, monkeypatch:
     CliRunner().invoke(app, [*command, "-o", str(tmp_path / "out.jsonl")], env=env)
     assert json.loads(plan(prompts, "--json", env=env).stdout)["seconds"] > 0
     assert "at most" in plan(prompts, env=env).stdout
+
+
+def test_the_slots_are_those_that_bench_found_best(tmp_path: Path) -> None:
+    env = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    write_settings(Settings(rows=2, tokens_per_s=1.0, date=""), "bundled", "cpu", "float32", env)
+    facts = json.loads(plan("-p", "one", "-p", "two", "-p", "three", "--json", env=env).stdout)
+    assert facts["largest"]["rows"] == 2
 
 
 def test_nothing_to_plan_is_said(tmp_path: Path) -> None:

@@ -15,12 +15,13 @@ PACKAGE = Path(batchgen.__file__).parent
 LAYERS = [
     {"records", "errors", "process", "cgroups"},
     {"padding", "memory", "probes", "speeds", "row_sampling"},
-    {"readers", "writers", "model", "render", "engines.sampling"},
-    {"planner", "engines.backoff"},
-    {"engines.reference"},
+    {"readers", "writers", "model", "render"},
+    {"engines.kv_cache", "engines.linear", "engines.prefixes", "engines.sampling"},
+    {"planner", "engines.backoff", "engines.slot_model"},
+    {"engines.continuous", "engines.reference"},
     {"engines"},
     {"pipeline"},
-    {"inspector", "forecast", "doctor"},
+    {"inspector", "forecast", "doctor", "bench"},
     {"cli"},
 ]
 RANKS = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}
@@ -78,11 +79,23 @@ def test_typer_and_rich_stay_in_their_rooms(path: Path) -> None:
     assert "rich" not in tops or room in ("cli", "render")
 
 
+# Themselves imported late.
+LATE = {f"engines.{name}" for name in ("continuous", "kv_cache", "linear", "reference", "sampling", "slot_model")} | {
+    "model.footprint"
+}
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_torch_and_transformers_load_where_they_are_used(path: Path) -> None:
     tops = {name.split(".")[0] for name in imports(path, only_at_import=True)}
-    if name_of(path) not in ("engines.reference", "engines.sampling", "model.footprint"):  # themselves imported late
+    if name_of(path) not in LATE:
         assert not tops & {"torch", "transformers", "huggingface_hub", "safetensors", "psutil"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_what_imports_torch_is_imported_late(path: Path) -> None:
+    names = {name.removeprefix("batchgen.") for name in imports(path, only_at_import=True)}
+    assert name_of(path) in LATE or not names & LATE
 
 
 def test_public_names_are_there() -> None:

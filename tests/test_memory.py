@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,14 +11,19 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MambaConfig, OPTConfig, PretrainedConfig
 
 from batchgen.memory import (
+    PAGE,
+    PREFILL_TOKENS,
     BatchLimits,
     Footprint,
     ModelShape,
     batch_bytes,
     estimate,
+    filled_slots_estimate,
     largest_batch,
     logits_factor,
     num_parameters,
+    prefill_rows,
+    slots_estimate,
 )
 from batchgen.records import Request, SamplingParams, Sequence
 
@@ -28,6 +34,7 @@ GPT2, HALF = Footprint.of_shape(SHAPE, 4), Footprint.of_shape(SHAPE, 2)
 GREEDY = SamplingParams(max_new_tokens=6)
 KIB, MIB = 1024, 1024**2
 LOGITS = 50257 * 4
+LIMITS, SLOTS = BatchLimits(GPT2, 1 << 50, 64), BatchLimits(GPT2, 1 << 50, 64, has_slots=True)
 
 
 def sampling_of(**changes: Any) -> SamplingParams:
@@ -89,20 +96,20 @@ def test_exact_mode_has_room_to_decide_a_row_again() -> None:
     ("options", "units"),
     [
         ({}, 3.0),
-        ({"min_new_tokens": 2}, 4.0),
-        ({"no_repeat_ngram_size": 2}, 4.0),
-        ({"repetition_penalty": 1.2}, 6.75),
+        ({"min_new_tokens": 2, "no_repeat_ngram_size": 2, "repetition_penalty": 1.2}, 3.0),  # in place
         ({"temperature": 1.0}, 6.25),
         ({"temperature": 1.0, "top_k": 40}, 7.5),
         ({"temperature": 1.0, "min_p": 0.1}, 8.0),
         ({"temperature": 1.0, "top_p": 0.9}, 10.25),
-        ({"temperature": 1.0, "top_k": 40, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.2}, 12.5),
+        ({"temperature": 1.0, "top_k": 40, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.2}, 11.25),
         ({"num_beams": 4}, 4.0),
     ],
 )
 def test_choosing_a_token_takes_what_was_measured(options: dict[str, Any], units: float) -> None:
     assert logits_factor(sampling_of(**options), 4) == units
     assert logits_factor(sampling_of(**options), 2) == units - 0.5
+    assert logits_factor(sampling_of(**options), 4, copies=False) == units - 2
+    assert logits_factor(sampling_of(**options), 2, copies=False) == units - 1.5
 
 
 def test_beams_are_rows() -> None:
@@ -150,15 +157,68 @@ def test_more_never_takes_less(
 
 def test_a_batch_needs_what_its_longest_row_and_its_greediest_kind_need() -> None:
     greedy, sampled = sampling_of(), sampling_of(temperature=1.0, top_p=0.9)
-    assert batch_bytes(GPT2, rows_of([3, 9, 5])) == estimate(GPT2, 3, 9, GREEDY).total
-    assert batch_bytes(GPT2, rows_of([3, 9, 5], greedy, sampled)) == estimate(GPT2, 3, 9, sampled).total
+    assert batch_bytes(LIMITS, rows_of([3, 9, 5])) == estimate(GPT2, 3, 9, GREEDY).total
+    assert batch_bytes(LIMITS, rows_of([3, 9, 5], greedy, sampled)) == estimate(GPT2, 3, 9, sampled).total
 
 
+@pytest.mark.parametrize("limits", [LIMITS, SLOTS], ids=["batches", "slots"])
 @pytest.mark.parametrize("rows", [1, 2, 7, 63, 64])
-def test_the_largest_batch_just_fits(rows: int) -> None:
-    budget = estimate(GPT2, rows, 100, GREEDY).total
-    assert largest_batch(BatchLimits(GPT2, budget, 64), 100, [GREEDY], 64) == rows
-    assert largest_batch(BatchLimits(GPT2, budget - 1, 64), 100, [GREEDY], 64) == max(1, rows - 1)
+def test_the_largest_batch_just_fits(rows: int, limits: BatchLimits) -> None:
+    budget = limits.estimate(rows, 100, GREEDY).total
+    assert largest_batch(replace(limits, budget_bytes=budget), 100, [GREEDY], 64) == rows
+    assert largest_batch(replace(limits, budget_bytes=budget - 1), 100, [GREEDY], 64) == max(1, rows - 1)
+
+
+# Slots.
+
+
+def test_slots_hold_whole_pages() -> None:
+    needed = slots_estimate(GPT2, 64, 60, sampling_of(max_new_tokens=6))  # 65 columns: three pages of 32
+    assert needed.kv_cache == 64 * 3 * PAGE * 72 * KIB
+
+
+def test_the_logits_of_slots_are_not_copied() -> None:
+    assert slots_estimate(GPT2, 64, 8, GREEDY).logits == 64 * LOGITS
+
+
+def test_a_prefill_of_slots_is_bounded() -> None:
+    needed = slots_estimate(GPT2, 64, 100, GREEDY)
+    assert prefill_rows(100) == PREFILL_TOKENS // 100 == 10
+    assert needed.activations == GPT2.prefill_bytes(10, 100)
+
+
+def test_a_prompt_longer_than_a_prefill_comes_alone() -> None:
+    assert prefill_rows(PREFILL_TOKENS + 1) == 1
+
+
+def test_rows_of_many_lengths_take_the_pages_of_each() -> None:
+    needed = filled_slots_estimate(GPT2, [(8, GREEDY), (300, GREEDY), (90, sampling_of(max_new_tokens=40))])
+    assert needed.kv_cache == (1 + 10 + 5) * PAGE * 72 * KIB
+
+
+def test_rows_of_one_length_are_a_filling_like_any_other() -> None:
+    assert filled_slots_estimate(GPT2, [(100, GREEDY)] * 40) == slots_estimate(GPT2, 40, 100, GREEDY)
+
+
+def test_a_shared_prefix_is_kept_once() -> None:
+    alone = filled_slots_estimate(GPT2, [(8, GREEDY)] * 40)
+    shared = filled_slots_estimate(GPT2, [(8, GREEDY)] * 40, prefix_tokens=100)
+    assert shared.kv_cache - alone.kv_cache == 100 * 72 * KIB
+
+
+@given(
+    lengths=st.lists(st.integers(1, 900), min_size=1, max_size=20),
+    max_new_tokens=st.integers(1, 400),
+    options=st.sampled_from([{}, {"temperature": 1.0, "top_p": 0.9}]),
+)
+def test_one_row_more_never_takes_less(lengths: list[int], max_new_tokens: int, options: dict[str, Any]) -> None:
+    sampling = sampling_of(max_new_tokens=max_new_tokens, **options)
+    rows = [(length, sampling) for length in sorted(lengths, reverse=True)]
+    needs = [filled_slots_estimate(GPT2, rows[: number + 1]).total for number in range(len(rows))]
+    assert needs == sorted(needs)
+
+
+# Shapes.
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import random
+import threading
+from collections.abc import Iterator
 
 import pytest
 from conftest import RAIN, FakeEngine, requests_of
@@ -9,7 +11,8 @@ import batchgen
 from batchgen import Model, Result
 from batchgen.model import Checkpoint
 from batchgen.padding import encode
-from batchgen.pipeline import Pipeline
+from batchgen.pipeline import InOrder, Pipeline
+from batchgen.records import Request, Sequence
 
 
 def run(checkpoint: Checkpoint, engine: FakeEngine, prompts: list[str], **options: object) -> list[Result]:
@@ -36,9 +39,40 @@ def test_windows_double(checkpoint: Checkpoint) -> None:
     assert engine.windows == [4, 8, 16]
 
 
-def test_only_what_can_run_reaches_the_engine(checkpoint: Checkpoint, fake_engine: FakeEngine) -> None:
+def test_only_what_can_run_is_run(checkpoint: Checkpoint, fake_engine: FakeEngine) -> None:
     run(checkpoint, fake_engine, ["", "a", ""])
     assert fake_engine.windows == [1]
+
+
+def test_an_engine_that_is_busy_gets_what_has_arrived(checkpoint: Checkpoint) -> None:
+    asked = threading.Event()
+
+    class BusyEngine(FakeEngine):
+        @property
+        def is_busy(self) -> bool:  # type: ignore[override]
+            if self.windows:
+                asked.set()
+            return len(self.windows) == 1
+
+    def requests() -> Iterator[Request]:
+        first, last = requests_of(["one", "two"])
+        yield first
+        assert asked.wait(10)
+        yield last
+
+    engine = BusyEngine(first_window=1)
+    assert [r.text for r in Pipeline(checkpoint, engine).run(requests())] == ["one", "two"]
+    assert engine.windows == [1, 0, 1]
+
+
+def test_rows_leave_in_order_however_they_finish() -> None:
+    order = InOrder()
+    first, second, third = sequences = [Sequence(request, 0, []) for request in requests_of("abc")]
+    order.waiting.extend(sequences)
+    assert list(order.pop(second)) == []
+    assert list(order.pop(first)) == [first, second]
+    assert list(order.pop(third)) == [third]
+    assert not order.waiting
 
 
 def test_results_come_before_the_input_ends(checkpoint: Checkpoint) -> None:

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 from conftest import ARCHITECTURES
 from hypothesis import given
 from hypothesis import strategies as st
 
 from batchgen.errors import InputError
-from batchgen.memory import BatchLimits, Footprint, ModelShape, estimate, largest_batch
-from batchgen.planner import plan_batches, step_work, windows
+from batchgen.memory import PREFILL_TOKENS, BatchLimits, Footprint, ModelShape, estimate, largest_batch
+from batchgen.planner import longest_first, make_limits, plan_batches, plan_prefills, step_work, windows
 from batchgen.records import Request, SamplingParams, Sequence
 
 FOOTPRINT = Footprint.of_shape(ModelShape.from_config(ARCHITECTURES["gpt2"]), element_bytes=4)
@@ -163,6 +164,37 @@ def test_one_row_more_than_the_largest_batch_does_not_fit(budget_bytes: int, col
     assert rows == 64 or needed_bytes(rows + 1, columns, SamplingParams()) > budget_bytes
 
 
+# Prefills, for slots.
+
+
+@given(lengths=st.lists(st.integers(1, 3000), max_size=60))
+def test_a_prefill_keeps_to_its_bound_or_is_a_single_row(lengths: list[int]) -> None:
+    rows = iter(sorted(lengths, reverse=True))
+    prefills = [list(itertools.islice(rows, size)) for size in plan_prefills(sorted(lengths, reverse=True))]
+    assert sum(map(len, prefills)) == len(lengths)
+    assert all(len(prefill) == 1 or len(prefill) * prefill[0] <= PREFILL_TOKENS for prefill in prefills)
+
+
+def test_rows_that_would_be_mostly_pads_are_prefilled_apart() -> None:
+    assert plan_prefills([200, 190, *[5] * 20]) == [2, 20]
+    assert plan_prefills([9] * 20) == [20]
+
+
+def test_the_longest_first_counts_what_a_row_has_made() -> None:
+    first, second, third = rows = rows_of([5, 5, 6])
+    first.output_ids = [1, 2]
+    assert longest_first(rows) == [first, third, second]
+
+
+@pytest.mark.parametrize(("has_slots", "most_rows"), [(False, 64), (True, 128)])
+def test_slots_are_more_than_rows_of_a_batch(has_slots: bool, most_rows: int) -> None:
+    limits = make_limits(FOOTPRINT, torch.device("cpu"), 1000, has_slots=has_slots)
+    assert (limits.has_slots, limits.most_rows, limits.budget_bytes) == (has_slots, most_rows, 800)
+
+
+# Windows.
+
+
 @pytest.mark.parametrize(("most_rows", "num_rows", "first"), [(64, None, 16), (8, None, 8), (64, 3, 3), (64, 100, 100)])
 def test_the_first_window_is_one_batch(most_rows: int, num_rows: int | None, first: int) -> None:
     assert limits_of(most_rows=most_rows, num_rows=num_rows).first_window == first
@@ -206,6 +238,24 @@ def test_a_source_that_falls_silent_closes_its_window() -> None:
     cut = windows(source(), first=8, patience_s=0.01)
     assert next(cut) == ["at once"]
     more.set()
+    assert list(cut) == [["later"]]
+
+
+def test_a_busy_reader_gets_what_is_there_even_nothing() -> None:
+    more = threading.Event()
+    busy = False
+
+    def source() -> Iterator[str]:
+        yield "at once"
+        assert more.wait(DEADLINE)
+        yield "later"
+
+    cut = windows(source(), first=1, patience_s=PATIENT, is_busy=lambda: busy)
+    assert next(cut) == ["at once"]
+    busy = True
+    assert next(cut) == []
+    more.set()
+    busy = False
     assert list(cut) == [["later"]]
 
 

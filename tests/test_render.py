@@ -189,7 +189,7 @@ def test_the_summary_says_what_was_done() -> None:
         rows=1200, errors=2, blank_lines=1, batches=20, prompt_tokens=900, output_tokens=3000, pad_tokens=100,
         prefill_s=1.0, decode_s=2.0, wall_s=4.0, peak_bytes=1,
     )  # fmt: skip
-    assert summary(stats, "gpt2", "cpu", "float32") == (
+    assert summary(stats, "gpt2", "continuous on cpu (2 threads)", "float32") == (
         "1,200 rows, 2 errors, 1 blank line skipped, 900 prompt + 3,000 new tokens, 1,000.0 tokens/s, padding 10%, "
-        "20 batches, model gpt2, cpu, float32, 4.0 s"
+        "20 batches, model gpt2, float32, continuous on cpu (2 threads), 4.0 s"
     )

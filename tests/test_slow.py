@@ -16,7 +16,9 @@ from test_reference import generate_alone, output_ids, ragged_prompts
 
 import batchgen
 from batchgen import Model
+from batchgen.engines import ENGINES
 from batchgen.forecast import forecast
+from batchgen.memory import BatchLimits
 from batchgen.model import Checkpoint
 from batchgen.pipeline import Pipeline
 from batchgen.records import Request
@@ -24,20 +26,26 @@ from batchgen.records import Request
 pytestmark = pytest.mark.slow
 
 
-def test_five_hundred_rows_equal_unpadded_generate_at_every_batch_size(bundled: Model) -> None:
+@pytest.mark.parametrize("engine", ENGINES[1:])
+def test_five_hundred_rows_equal_unpadded_generate_at_every_batch_size(bundled: Model, engine: str) -> None:
     prompts = ragged_prompts(500, seed=8, longest=120)
     alone = [generate_alone(bundled, prompt, max_new_tokens=20) for prompt in prompts]
     for batch_size in (1, 7, 32, "auto"):
         order = random.Random(0).sample(range(500), 500)
-        shuffled = batchgen.generate([prompts[i] for i in order], bundled, batch_size=batch_size, max_new_tokens=20)
-        assert dict(zip(order, output_ids(shuffled), strict=True)) == dict(enumerate(alone))
+        shuffled = [prompts[i] for i in order]
+        results = batchgen.generate(shuffled, bundled, batch_size=batch_size, engine=engine, max_new_tokens=20)
+        assert dict(zip(order, output_ids(results), strict=True)) == dict(enumerate(alone))
 
 
+@pytest.mark.parametrize("engine", ENGINES[1:])
 @pytest.mark.parametrize("options", [{"top_k": 50}, {"top_p": 0.95}, {}, {"min_p": 0.02}], ids=str)
-def test_two_hundred_sampled_rows_are_the_same_at_every_batch_size(bundled: Model, options: dict[str, float]) -> None:
+def test_two_hundred_sampled_rows_are_the_same_at_every_batch_size(
+    bundled: Model, options: dict[str, float], engine: str
+) -> None:
     prompts = ragged_prompts(200, seed=9, longest=60)
+    options = {"temperature": 0.9, "max_new_tokens": 20, **options}
     runs = [
-        output_ids(batchgen.generate(prompts, bundled, batch_size=size, temperature=0.9, max_new_tokens=20, **options))
+        output_ids(batchgen.generate(prompts, bundled, batch_size=size, engine=engine, **options))
         for size in (1, 16, 64)
     ]
     assert runs[0] == runs[1] == runs[2]
@@ -58,7 +66,8 @@ def test_memory_is_flat_over_many_rows(checkpoint: Checkpoint) -> None:
     assert resident_bytes() - before < 50 << 20
 
 
-def test_a_plan_s_memory_is_flat_over_many_rows(checkpoint: Checkpoint) -> None:
+@pytest.mark.parametrize("has_slots", [False, True])
+def test_a_plan_s_memory_is_flat_over_many_rows(checkpoint: Checkpoint, has_slots: bool) -> None:
     resident: list[int] = []
 
     def requests() -> Iterator[Request]:
@@ -67,7 +76,8 @@ def test_a_plan_s_memory_is_flat_over_many_rows(checkpoint: Checkpoint) -> None:
                 resident.append(psutil.Process().memory_info().rss)
             yield from requests_of(f"prompt {start} {i}" for i in range(2_000))
 
-    assert forecast(checkpoint, requests(), FakeEngine().backoff.limits).rows == 200_000
+    limits = BatchLimits(FakeEngine().backoff.limits.footprint, 1 << 40, 64, has_slots=has_slots)
+    assert forecast(checkpoint, requests(), limits).rows == 200_000
     assert resident[1] - resident[0] < 50 << 20
 
 

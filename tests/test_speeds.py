@@ -6,7 +6,18 @@ from pathlib import Path
 import pytest
 
 from batchgen.records import RunStats
-from batchgen.speeds import Speed, read_speed, speed_of, write_speed
+from batchgen.speeds import (
+    KeptGain,
+    Settings,
+    Speed,
+    kept_rows,
+    read_gain,
+    read_speed,
+    speed_of,
+    write_gain,
+    write_settings,
+    write_speed,
+)
 
 STATS = RunStats(
     rows=10, errors=0, blank_lines=0, batches=2, prompt_tokens=900, output_tokens=100, pad_tokens=100, prefill_s=2.0,
@@ -54,3 +65,28 @@ def test_a_broken_file_is_no_error(tmp_path: Path, text: str) -> None:
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     write_speed(SPEED, "gpt2", "cpu", "float32", {"XDG_CACHE_HOME": str(tmp_path / "file")})
+
+
+def test_settings_and_gains_stand_beside_the_speeds(tmp_path: Path) -> None:
+    environ = {"XDG_CACHE_HOME": str(tmp_path)}
+    gain = KeptGain("gpt2", 1.8, None, "2026-01-02")
+    write_speed(SPEED, "gpt2", "cpu", "float32", environ)
+    write_settings(Settings(64, 900.0, "2026-01-02"), "gpt2", "cpu", "float32", environ)
+    write_settings(Settings(8, 900.0, "2026-01-02"), "gpt2", "cpu", "bfloat16", environ)
+    write_gain(gain, "cpu", environ)
+    assert [kept_rows("gpt2", "cpu", dtype, environ) for dtype in ("float32", "bfloat16", "float16")] == [64, 8, None]
+    assert (read_gain("cpu", environ), read_gain("cuda", environ)) == (gain, None)
+    assert read_speed("gpt2", "cpu", "float32", environ) == SPEED
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", '{"settings": 1, "gains": []}', '{"settings": {"gpt2 cpu float32": {"rows": 0}}, "gains": {"cpu": {"x": 1}}}',
+     '{"settings": {"gpt2 cpu float32": {"rows": "9", "tokens_per_s": 1, "date": ""}}}'],
+)  # fmt: skip
+def test_broken_settings_are_none(tmp_path: Path, text: str) -> None:
+    environ = {"XDG_CACHE_HOME": str(tmp_path)}
+    path = tmp_path / "batchgen" / "speeds.json"
+    path.parent.mkdir()
+    path.write_text(text)
+    assert (kept_rows("gpt2", "cpu", "float32", environ), read_gain("cpu", environ)) == (None, None)

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from batchgen import __version__
+from batchgen.cli.bench import bench
 from batchgen.cli.doctor import doctor
 from batchgen.cli.inspect import inspect
 from batchgen.cli.plan import plan
@@ -77,6 +78,7 @@ app = typer.Typer(
 app.command()(run)
 app.command()(inspect)
 app.command()(plan)
+app.command()(bench)
 app.command()(doctor)
 
 

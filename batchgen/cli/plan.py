@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from batchgen.cli import options as opt
+from batchgen.engines import choose_engine
 from batchgen.forecast import forecast, make_room
 from batchgen.model import open_checkpoint
 from batchgen.readers import read_requests
@@ -43,6 +44,7 @@ def plan(
     num_samples: opt.NumSamples = 1,
     batch_size: opt.BatchSize = "auto",
     memory: opt.MemoryOption = None,
+    engine: opt.EngineOption = opt.EngineName.auto,
     as_json: Annotated[
         bool, typer.Option("--json", metavar="", help="Print the plan as JSON.", rich_help_panel=opt.OUTPUT)
     ] = False,
@@ -74,10 +76,14 @@ def plan(
     requests = read_requests(sources, sampling, field=field, on_blank=partial(next, blank_lines))
     with screen.waiting("planning"):
         checkpoint = open_checkpoint(model, revision=revision, weights=False, say=screen.say)
-        room = make_room(checkpoint, device, dtype.value, num_rows=num_rows, memory=bound)
+        engine_name, reason = choose_engine(engine.value, checkpoint.config, num_beams)
+        has_slots = engine_name == "continuous"
+        room = make_room(checkpoint, device, dtype.value, has_slots=has_slots, num_rows=num_rows, memory=bound)
         plan = forecast(
             checkpoint, islice(requests, limit), room.limits, too_long=too_long.value, parse_special=parse_special
         )
+    if reason and num_beams == 1:
+        screen.say(f"engine reference, the slower one: {reason}")
     speed = read_speed(room.model, room.device, room.dtype)
     if as_json:
         seconds = plan.seconds(speed) if speed else None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import typer
 
@@ -23,10 +23,13 @@ from batchgen.process import reuse_blocks
 from batchgen.readers import Source, count_rows, read_requests
 from batchgen.records import Request, Result, SamplingParams, TooLong
 from batchgen.render.progress import ProgressReport
-from batchgen.render.screen import OutputConsole, Screen, escape, summary
+from batchgen.render.screen import OutputConsole, Screen, escape, plural, summary
 from batchgen.render.table import ResultTable
 from batchgen.speeds import speed_of, write_speed
 from batchgen.writers import write_jsonl, write_text
+
+if TYPE_CHECKING:
+    import torch
 
 SOME_ROWS_FAILED = 3
 
@@ -192,12 +195,20 @@ def _write(job: Job, results: Iterable[Result], stream: TextIO, model: Model) ->
         write_jsonl(results, stream, ids=job.ids)
 
 
+def ran_on(engine: str, device: torch.device) -> str:
+    """`continuous on cpu (2 threads)`: torch chooses how many."""
+    import torch
+
+    threads = f" ({plural(torch.get_num_threads(), 'thread')})" if device.type == "cpu" else ""
+    return f"{engine} on {device}{threads}"
+
+
 def _sum_up(job: Job, screen: Screen, interrupts: Interrupts, pipeline: Pipeline, model: Model) -> int:
     """The closing lines on stderr; the exit code."""
     stats = pipeline.stats()
     is_exact = job.exact and model.dtype_name == "float32"
     dtype = model.dtype_name + ("" if is_exact else " (near ties not decided again)")
-    line = summary(stats, model.checkpoint.name, str(model.device), dtype)
+    line = summary(stats, model.checkpoint.name, ran_on(pipeline.engine.name, model.device), dtype)
     if interrupts.stop_requested():
         kept = kept_partial(job.output)
         screen.say("interrupted: " + line + (f"; finished rows are in {kept}" if kept else ""))

@@ -8,6 +8,7 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from batchgen.probes import Bound
+from batchgen.speeds import KeptGain
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -81,6 +82,7 @@ class Machine:
     ram_bytes: int | None
     held_bytes: int | None
     bounds: tuple[Bound, ...]
+    bfloat16_gain: KeptGain | None = None  # as the last bench found it
 
     def ratio(self, dtype: str) -> float | None:
         """How many times float32's rate a dtype has."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from batchgen.doctor.facts import Accelerator, Machine, Processor, Speed, or_else
 from batchgen.model.weights import choose_device
 from batchgen.probes import Bound, memory_bounds
+from batchgen.speeds import read_gain
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +45,7 @@ def examine_machine(device: str, root: Path, measure: Measure) -> Machine:
         ram_bytes=_ram_bytes(),
         held_bytes=_held_bytes(),
         bounds=_bounds(on, root) if on else (),
+        bfloat16_gain=read_gain(str(on)) if on else None,
     )
 
 

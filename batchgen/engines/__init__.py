@@ -11,6 +11,7 @@ from batchgen.memory import budget_bytes
 from batchgen.planner import limits_for
 from batchgen.probes import Bound, MemoryLimit, PeakMeter, available_bytes, memory_bounds
 from batchgen.records import Sequence
+from batchgen.speeds import kept_rows
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -24,6 +25,7 @@ ENGINES = ("auto", "continuous", "reference")
 class Engine(Protocol):
     """What the pipeline needs of an engine; a fake one needs no model. `backoff` knows the limits and the memory."""
 
+    name: str
     backoff: Backoff
     num_batches: int
     decode_work: int
@@ -91,7 +93,8 @@ def make_engine(
             raise ModelError(f"--engine continuous does not run {model.checkpoint.name}: {reason}; use --engine auto")
     if reason and num_beams == 1:
         say(f"engine reference, the slower one: {reason}")
-    limits = limits_for(model, num_rows, memory, has_slots=slot_model is not None)
+    best_rows = kept_rows(model.checkpoint.name, str(model.device), model.dtype_name) if slot_model else None
+    limits = limits_for(model, num_rows, memory, has_slots=slot_model is not None, most_rows=best_rows)
     backoff = Backoff(
         limits,
         budget=lambda: budget_bytes(available_bytes(model.device, memory)),

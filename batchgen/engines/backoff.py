@@ -13,7 +13,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from batchgen.errors import is_out_of_memory
-from batchgen.memory import BatchLimits, batch_bytes, batch_estimate, filled_slots_estimate, kinds_of, largest_batch, size_text
+from batchgen.memory import (
+    BatchLimits,
+    batch_bytes,
+    batch_estimate,
+    filled_slots_estimate,
+    kinds_of,
+    largest_batch,
+    size_text,
+)
 from batchgen.probes import PeakMeter, peak_bytes
 from batchgen.process import release_heap
 from batchgen.records import SamplingParams, Sequence
@@ -54,6 +62,7 @@ class Backoff:
         self._meter = meter
         self._say = say
         self._on_dropped = on_dropped
+        self._is_plenty = False
         self._ceiling_bytes: int | None = None
         self._correction = 1.0  # measured over predicted bytes, where that was more than 1
         self.predicted_bytes = 0  # of the largest batch
@@ -175,8 +184,12 @@ class Backoff:
         predicted = filled_slots_estimate(self._limits.footprint, rows, prefix_tokens).total
         if self._meter and not self.predicted_bytes:
             self._meter.start()
-        self._reuse_blocks(predicted < PLENTY_SHARE * self.limits.budget_bytes)
+        self._is_plenty = predicted < PLENTY_SHARE * self.limits.budget_bytes
         self.predicted_bytes = max(self.predicted_bytes, predicted)
+
+    def reuse_blocks(self, wanted: bool) -> None:
+        """Whether freed blocks should be kept for the next ones, as steps of like sizes want it; if memory allows."""
+        self._reuse_blocks(wanted and self._is_plenty)
 
     def measure(self) -> None:
         """Notes what the rows in slots have taken so far."""

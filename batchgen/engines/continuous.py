@@ -9,8 +9,9 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice, takewhile
+from itertools import accumulate, islice, takewhile
 
 import torch
 
@@ -60,6 +61,8 @@ class ContinuousEngine:
     `share` computes once what prompts have in common.
     """
 
+    name = "continuous"
+
     def __init__(
         self,
         slot_model: SlotModel,
@@ -84,7 +87,7 @@ class ContinuousEngine:
         self._waiting: deque[_Row] = deque()
         self._running: list[_Row] = []
         self._finished: list[Sequence] = []
-        self._num_tried = 0  # rows of the forward in hand
+        self._num_tried = 0  # rows that memory was asked to hold last
 
     @property
     def is_busy(self) -> bool:
@@ -135,18 +138,30 @@ class ContinuousEngine:
                 raise
             ran_out = True
         if ran_out:  # not in the `except`: its traceback holds the failed forward's tensors
-            self._give_way()
+            with torch.inference_mode():  # the cache's tensors were made in it, and change nowhere else
+                self._give_way()
 
     def _wants_rows(self) -> bool:
         free = self.most_slots - len(self._running)
         return not self._running or free >= max(1, self.most_slots // REFILL_SHARE)
 
     def _refill(self) -> None:
-        while self._waiting and self._wants_rows() and (rows := self._next_rows()):
-            started = time.perf_counter()
-            for size in plan_prefills([row.length[0] + row.sequence.num_output_tokens for row in rows]):
+        """Prefills waiting rows while there is room, or until some are finished, which should not wait to go out."""
+        if not (self._waiting and self._wants_rows()):
+            return
+        started = time.perf_counter()
+        self.backoff.reuse_blocks(False)
+        while self._waiting and self._wants_rows() and not self._finished and (rows := self._next_rows()):
+            lengths = [row.length[0] + row.sequence.num_output_tokens for row in rows]
+            # Rows that wait again after memory ran out may stand before longer ones: each counts as long as those.
+            for size in plan_prefills([*accumulate(reversed(lengths), max)][::-1]):
+                if self.should_stop():
+                    raise KeyboardInterrupt
                 self._prefill(list(islice(self._waiting, size)))
-            self.prefill_s += time.perf_counter() - started
+                if self._finished:
+                    break
+        self.backoff.reuse_blocks(True)
+        self.prefill_s += time.perf_counter() - started
 
     def _next_rows(self) -> list[_Row]:
         """Waiting rows with the first one's opening, as many as there are slots and bytes for."""
@@ -159,19 +174,17 @@ class ContinuousEngine:
         room = self.backoff.room_beside(running, waiting, prefix_tokens, self.slot_model.cache.held_columns)
         if room == 0 and not running:  # not even one: it is tried, unless that would kill the process
             if self.backoff.hits_the_wall([rows[0].sequence]):
-                self._waiting.popleft()
-                self.backoff.fail(rows[0].sequence)
-                self._leave(rows[0])
+                self._fail_first()
                 return []
             room = 1
         if room:
+            self._num_tried = len(running) + room  # the cache has to hold them all, though prefills are smaller
             self.backoff.watch(running + waiting[:room], prefix_tokens)
             self.slot_model.cache.grow(sum(pages_of(*length) for length in running + waiting[:room]))
         return rows[:room]
 
     def _prefill(self, rows: list[_Row]) -> None:
-        """Fills slots for the first waiting rows, and chooses each one's next token; where that fails they still wait."""
-        self._num_tried = len(self._running) + len(rows)
+        """Fills slots for the first waiting rows, and chooses each one's next token; if that fails they still wait."""
         opening = rows[0].opening
         if opening and opening.prefix is None:
             opening.prefix = self.slot_model.compute_prefix(opening.token_ids)
@@ -179,7 +192,7 @@ class ContinuousEngine:
         try:
             logits = self.slot_model.prefill([row.sequence for row in rows], slots)
             self._check(logits)
-            tokens = self.sampler.choose(logits.float(), [row.sequence for row in rows])
+            tokens = self.sampler.choose(logits, [row.sequence for row in rows])
         except BaseException:
             for slot in slots:
                 self.slot_model.cache.close(slot)
@@ -202,9 +215,9 @@ class ContinuousEngine:
         slots = [row.slot for row in rows if row.slot]
         try:
             logits = self.slot_model.step([row.sequence.output_ids[-1] for row in rows], slots)
-            tokens = self.sampler.choose(logits.float(), [row.sequence for row in rows])
+            tokens = self.sampler.choose(logits, [row.sequence for row in rows])
         except BaseException:
-            self.slot_model.cache.undo_step(slots)
+            self.slot_model.cache.undo_step()
             raise
         self._append(rows, tokens)
         self.decode_s += time.perf_counter() - started
@@ -249,11 +262,18 @@ class ContinuousEngine:
             row.slot = None
             self._waiting.appendleft(row)
         del self._running[kept:]
-        self.slot_model.cache.shrink([row.slot for row in self._running if row.slot])
         release()
+        with suppress(MemoryError):  # smaller pages are made before the large ones go
+            self.slot_model.cache.shrink([row.slot for row in self._running if row.slot])
         if self._num_tried > 1:
             self.backoff.say_halved(self._num_tried, self.most_slots)
         else:
-            row = self._waiting.popleft()
-            self.backoff.fail(row.sequence)
-            self._leave(row)
+            self._fail_first()
+
+    def _fail_first(self) -> None:
+        """The first waiting row fits nowhere: it goes out failed, without the tokens that it may have had."""
+        row = self._waiting.popleft()
+        self.on_step(-row.sequence.num_output_tokens)
+        row.sequence.output_ids.clear()
+        self.backoff.fail(row.sequence)
+        self._leave(row)

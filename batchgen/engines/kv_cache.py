@@ -8,7 +8,10 @@ Knows nothing of tokens, sampling or scheduling.
 from __future__ import annotations
 
 import heapq
+import math
+import mmap
 from collections.abc import Sequence as Rows
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +26,7 @@ from batchgen.memory import PAGE
 ATTENTION = "batchgen_slots"  # the name under which transformers finds the attention below
 HIDDEN = torch.finfo(torch.float32).min  # added to the score of a column that holds nothing; -inf - -inf would be NaN
 MOST_HOLES = 1 / 16
+MORE_PAGES = 64  # how many come at once, at least, where there are none left
 # What an attention may ask for that slots do not have.
 FOREIGN = ("sliding_window", "softcap", "s_aux", "position_bias")
 
@@ -49,7 +53,7 @@ class Slot:
         return self.num_columns + (self.prefix.num_tokens if self.prefix else 0)
 
 
-class SlotCache(Cache):
+class SlotCache(Cache):  # type: ignore[misc]
     """Pages of keys and values in every layer, and what one forward needs to know of them.
 
     Before a forward say which slots it fills: `begin_prefill` for prompts, `begin_step` for one token of each slot.
@@ -64,6 +68,7 @@ class SlotCache(Cache):
         self._free: list[int] = []  # a heap below num_used
         self.mask = torch.empty(0, PAGE, device=device)  # [pages, PAGE], added to the scores: 0 or the least float32
         self.view: _Prefill | _Step | None = None
+        self._begun: list[Slot] = []  # those that the step in hand has given a column
 
     @property
     def held_columns(self) -> int:
@@ -99,21 +104,27 @@ class SlotCache(Cache):
         return prefix
 
     def begin_step(self, slots: Rows[Slot]) -> None:
-        """The next forward appends one column to each of `slots`, and attends to all that each of them has."""
+        """The next forward appends one column to each of `slots`, all that are open, and attends to all it has."""
+        self._begun = []
+        num_new = sum(slot.num_columns == len(slot.pages) * PAGE for slot in slots) - len(self._free)
+        if num_new > self.num_pages - self.num_used:  # before any slot has changed, since it may run out of memory
+            self.grow(self.num_used + max(num_new, MORE_PAGES))
         for slot in slots:
             self._extend(slot, 1)
+        self._begun = list(slots)
         row_of_page = [0] * self.num_used  # a free page counts as row 0's, which its mask hides
         for row, slot in enumerate(slots):
-            for page in slot.pages:
-                row_of_page[page] = row
+            for owned in slot.pages:
+                row_of_page[owned] = row
         page = self._index([slot.pages[-1] for slot in slots])
         column = self._index([(slot.num_columns - 1) % PAGE for slot in slots])
         self.mask[page, column] = 0
         self.view = _Step(page, column, self._index(row_of_page), self.mask[: self.num_used], _by_prefix(slots))
 
-    def undo_step(self, slots: Rows[Slot]) -> None:
-        """Takes back the column that a step which failed has begun."""
-        for slot in slots:
+    def undo_step(self) -> None:
+        """Takes back the columns that a step which failed has begun: of all its slots, or of none."""
+        begun, self._begun = self._begun, []
+        for slot in begun:
             slot.num_columns -= 1
             self.mask[slot.pages[-1], slot.num_columns % PAGE] = HIDDEN
             if slot.num_columns % PAGE == 0:
@@ -139,18 +150,19 @@ class SlotCache(Cache):
         if len(self._free) <= most_holes * self.num_used:
             return
         places = {page: (slot, i) for slot in slots for i, page in enumerate(slot.pages)}
-        sources, targets = [], []
+        sources, targets, moved = [], [], []
         last = self.num_used - 1
         for hole in sorted(self._free):
             while last > hole and last not in places:
                 last -= 1
             if last <= hole:
                 break
-            slot, i = places.pop(last)
-            slot.pages[i] = hole
+            moved.append(places.pop(last))
             sources.append(last)
             targets.append(hole)
-        self._move(sources, targets)
+        self._move(sources, targets)  # may run out of memory: the slots keep to their pages until it is done
+        for (slot, i), hole in zip(moved, targets, strict=True):
+            slot.pages[i] = hole
         self.num_used = sum(len(slot.pages) for slot in slots)
         self._free = []
 
@@ -169,7 +181,7 @@ class SlotCache(Cache):
 
     def _next_page(self) -> int:
         if self.num_used == self.num_pages:
-            self.grow(self.num_pages + max(64, self.num_pages // 2))
+            self.grow(self.num_pages + max(MORE_PAGES, self.num_pages // 2))
         self.num_used += 1
         self.most_used = max(self.most_used, self.num_used)
         return self.num_used - 1
@@ -181,6 +193,27 @@ class SlotCache(Cache):
 def _pages_by_column(slot: Slot) -> list[int]:
     """The page of each of a slot's columns."""
     return [slot.pages[column // PAGE] for column in range(slot.num_columns)]
+
+
+def _zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+    """Zeros of `like`'s dtype and device.
+
+    On a CPU the system zeroes them when they are first touched, in large pages; torch's own are filled at once, a
+    small page at a time, which took a tenth of a prefill.
+    """
+    num_bytes = math.prod(shape) * like.element_size()
+    if like.device.type != "cpu" or not num_bytes:
+        return like.new_zeros(shape)
+    try:
+        # Shared memory, the default, has no large pages.
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        block = mmap.mmap(-1, num_bytes, **private)
+    except OSError as error:
+        raise MemoryError(f"no {num_bytes} bytes for the KV cache: {error}") from error
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them
+            block.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(block, dtype=like.dtype).view(shape)
 
 
 def _by_prefix(slots: Rows[Slot]) -> list[tuple[Prefix, list[int]]]:
@@ -214,7 +247,7 @@ class _Step:
     prefixes: list[tuple[Prefix, list[int]]]
 
 
-class SlotLayer(CacheLayerMixin):
+class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
     """One layer's pages: keys and values `[pages, Hkv, PAGE, D]`, both multiplied as they lie."""
 
     is_sliding = False
@@ -228,8 +261,8 @@ class SlotLayer(CacheLayerMixin):
         """Learns heads, sizes and dtype from the first keys and values, `[B, Hkv, T, D]` each."""
         num_pages = self.cache.num_pages
         # Zeros, since a page's last columns are multiplied before they are written, and 0 * NaN is NaN.
-        self.keys = key_states.new_zeros(num_pages, key_states.shape[1], PAGE, key_states.shape[3])
-        self.values = value_states.new_zeros(num_pages, value_states.shape[1], PAGE, value_states.shape[3])
+        self.keys = _zeros((num_pages, key_states.shape[1], PAGE, key_states.shape[3]), key_states)
+        self.values = _zeros((num_pages, value_states.shape[1], PAGE, value_states.shape[3]), value_states)
         self.is_initialized = True
 
     def resize(self, num_pages: int) -> None:
@@ -238,7 +271,7 @@ class SlotLayer(CacheLayerMixin):
             used = self.cache.num_used
             for name in ("keys", "values"):
                 old: torch.Tensor = getattr(self, name)
-                new = old.new_zeros(num_pages, *old.shape[1:])
+                new = _zeros((num_pages, *old.shape[1:]), old)
                 new[:used] = old[:used]
                 setattr(self, name, new)
 

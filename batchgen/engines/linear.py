@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
@@ -43,11 +44,12 @@ def speed_up(network: nn.Module, *, has_room: Callable[[int], bool] = lambda num
     `has_room` is asked for its bytes.
     """
     _fuse_activations(network)
-    layers = [(parent, name, layer) for parent, name, layer in _linears(network)]
+    layers = list(_linears(network))
     if not layers or not _packing_pays(layers, has_room):
         return False
     embedding = network.get_input_embeddings().weight  # type: ignore[operator]
-    for parent, name, layer in layers:
+    while layers:  # whose own weights are let go one by one
+        parent, name, layer = layers.pop()
         weight = weight_of(layer)
         is_tied = weight.data_ptr() == embedding.data_ptr()
         if is_tied and not has_room(weight.nbytes):
@@ -58,7 +60,7 @@ def speed_up(network: nn.Module, *, has_room: Callable[[int], bool] = lambda num
 
 def weight_of(layer: nn.Linear | Conv1D) -> torch.Tensor:
     """`[O, I]`, whichever way the layer keeps it."""
-    return layer.weight.T.contiguous() if isinstance(layer, Conv1D) else layer.weight  # type: ignore[no-any-return]
+    return layer.weight.T.contiguous() if isinstance(layer, Conv1D) else layer.weight
 
 
 def _linears(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear | Conv1D]]:
@@ -68,19 +70,18 @@ def _linears(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear | C
                 yield parent, name, layer
 
 
-def _packing_pays(
-    layers: list[tuple[nn.Module, str, nn.Linear | Conv1D]], has_room: Callable[[int], bool]
-) -> bool:
+def _packing_pays(layers: list[tuple[nn.Module, str, nn.Linear | Conv1D]], has_room: Callable[[int], bool]) -> bool:
     """Measured: `F.linear` against the packed form, in turn."""
     *inner, _output = sorted((layer for *_, layer in layers), key=lambda layer: layer.weight.numel())
     weight = weight_of(inner[-1] if inner else _output)
     is_known = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
-    if not (is_known and torch.backends.mkldnn.is_available() and has_room(2 * weight.nbytes)):
+    if not (is_known and has_room(2 * weight.nbytes)):
         return False
     try:
         packed = PackedLinear(weight, None)
         x = torch.ones(TRIAL_ROWS, weight.shape[1], dtype=weight.dtype)
-        contest: dict[Callable[[], torch.Tensor], list[float]] = {lambda: F.linear(x, weight): [], lambda: packed(x): []}
+        plain = partial(F.linear, x, weight)
+        contest: dict[Callable[[], torch.Tensor], list[float]] = {plain: [], partial(packed, x): []}
         for _ in range(TRIALS):
             for candidate, seconds in contest.items():
                 started = time.perf_counter()

@@ -54,6 +54,7 @@ class ReferenceEngine:
         self.num_batches = self.decode_work = 0
         self.prefill_s = self.decode_s = 0.0
 
+    name = "reference"
     is_busy = False  # a window is done before the next one is asked for
 
     def generate(self, windows: Iterable[list[Sequence]]) -> Iterator[Sequence]:

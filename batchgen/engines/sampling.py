@@ -246,7 +246,7 @@ def top_two(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     vocab_size = logits.shape[-1]
     width = min(TOP_BLOCK, vocab_size)
     num_blocks = vocab_size // width
-    blocks = logits[:, : num_blocks * width].unflatten(-1, (num_blocks, width)).amax(-1)  # [B, V / width]
+    blocks = logits[:, : num_blocks * width].reshape(-1, num_blocks, width).amax(-1)  # [B, V / width]
     candidates = torch.cat([blocks, logits[:, num_blocks * width :]], -1)  # the last tokens stand for themselves
     winner = candidates.argmax(-1, keepdim=True)  # [B, 1]
     start = torch.where(winner < num_blocks, winner * width, num_blocks * width + winner - num_blocks)

@@ -13,6 +13,7 @@ import torch
 
 from batchgen.engines.kv_cache import ATTENTION, Prefix, Slot, SlotCache
 from batchgen.engines.linear import speed_up
+from batchgen.errors import ModelError
 from batchgen.padding import pad
 from batchgen.records import Request, Sequence
 
@@ -48,6 +49,7 @@ class SlotModel:
         self.model = model
         config = model.checkpoint.config.get_text_config()
         self.cache = SlotCache(config.num_hidden_layers, model.device)
+        self._logits: torch.Tensor | None = None  # [most rows so far, V] float32, where the model's own are not
 
     def prefill(self, sequences: Rows[Sequence], slots: Rows[Slot]) -> torch.Tensor:
         """Fills slots with the tokens of their sequences behind their common prefix: logits `[B, V]` of the last."""
@@ -79,7 +81,15 @@ class SlotModel:
         inputs: dict[str, Any] = self.model.inputs(input_ids, attention_mask, position_ids)
         keep = {"logits_to_keep": 1} if self.model.takes_logits_to_keep else {}
         output = self.model.network(**inputs, **keep, past_key_values=self.cache, use_cache=True)
-        return output.logits[:, -1]  # type: ignore[no-any-return]
+        return self._as_float32(output.logits[:, -1])
+
+    def _as_float32(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits `[B, V]` in float32; copies go to the same memory at every step, since fresh memory costs more."""
+        if logits.dtype == torch.float32:
+            return logits
+        if self._logits is None or len(self._logits) < len(logits):
+            self._logits = logits.new_empty(logits.shape, dtype=torch.float32)
+        return self._logits[: len(logits)].copy_(logits)
 
 
 def make_slot_model(
@@ -92,6 +102,8 @@ def make_slot_model(
     if reason := why_no_slots(model.checkpoint.config):
         return None, reason
     attention = model.network.config._attn_implementation
+    if model.checkpoint.vocab_size <= max(map(max, TRIAL_PROMPTS)):
+        return None, "its vocabulary is too small for a trial"
     if attention == ATTENTION:  # an earlier engine has tried it
         return SlotModel(model), ""
     expected = _plain_logits(model)
@@ -104,6 +116,8 @@ def make_slot_model(
         model.network.set_attn_implementation(attention)
         return None, "a trial with slots gave other logits than a plain forward"
     speed_up(model.network, has_room=has_room)
+    if not _agree(expected, _trial(SlotModel(model)), is_exact=model.dtype == torch.float32):
+        raise ModelError(f"model {model.checkpoint.name} goes wrong with packed weights: use --engine reference")
     return SlotModel(model), ""
 
 

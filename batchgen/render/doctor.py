@@ -12,6 +12,7 @@ from batchgen.render.screen import plural, print_section
 
 if TYPE_CHECKING:
     from batchgen.doctor.facts import Accelerator, Diagnosis, Installation, Machine, ModelAtHand, Models, Processor
+    from batchgen.speeds import KeptGain
 
 Line = tuple[str, str]  # label, text
 
@@ -53,6 +54,14 @@ def _devices(machine: Machine) -> Iterator[Line]:
         ratio = machine.ratio(speed.dtype) if speed.dtype != "float32" else None
         times = f", {ratio:.2g} times float32" if ratio else ""
         yield speed.dtype, f"{rate} on {machine.device}{times}"
+    if machine.bfloat16_gain:
+        yield "bench", _gain(machine.bfloat16_gain)
+
+
+def _gain(gain: KeptGain) -> str:
+    """What bfloat16 gains in a whole run."""
+    changed = "" if gain.differing_share is None else f", {gain.differing_share:.0%} of greedy tokens differ"
+    return f"bfloat16 runs {gain.model} {gain.times:.2g} times as fast{changed} ({gain.date})"
 
 
 def _processor(processor: Processor) -> Iterator[Line]:

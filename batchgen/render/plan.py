@@ -13,7 +13,7 @@ from batchgen.memory import BUDGET_SHARE, size_text
 from batchgen.render.screen import plural, print_line, print_section
 
 if TYPE_CHECKING:
-    from batchgen.forecast import BadRow, Bin, Forecast, LargestBatch, Padding, Room
+    from batchgen.forecast import BadRow, Bin, Forecast, LargestBatch, Room
     from batchgen.records import MemoryEstimate
     from batchgen.speeds import Speed
 
@@ -31,8 +31,8 @@ def print_forecast(console: Console, plan: Forecast, room: Room, blank_lines: in
     if plan.histogram:
         _print_histogram(console, plan.histogram)
     if plan.largest:
-        _print_padding(console, plan.planned, plan.in_input_order)
-        title = f"Memory of the largest batch, {_size(plan.largest)}"
+        _print_padding(console, plan, has_slots=room.limits.has_slots)
+        title = _largest(plan.largest, has_slots=room.limits.has_slots)
         print_section(console, title, _memory(plan.largest.memory, room), LABEL_WIDTH)
     if plan.num_bad_rows:
         title = f"{plural(plan.num_bad_rows, 'row')} cannot run, and will be error records"
@@ -52,8 +52,10 @@ def _headline(plan: Forecast, room: Room, blank_lines: int) -> str:
     return ", ".join(parts)
 
 
-def _size(batch: LargestBatch) -> str:
-    return f"{plural(batch.rows, 'row')} of {plural(batch.columns, 'column')}"
+def _largest(batch: LargestBatch, *, has_slots: bool) -> str:
+    if has_slots:
+        return f"Memory with {plural(batch.rows, 'slot')} filled, prompts of up to {plural(batch.columns, 'token')}"
+    return f"Memory of the largest batch, {plural(batch.rows, 'row')} of {plural(batch.columns, 'column')}"
 
 
 def _print_histogram(console: Console, bins: tuple[Bin, ...]) -> None:
@@ -78,13 +80,14 @@ def bar(share: float) -> str:
     return BAR * (eighths // 8) + EIGHTHS[eighths % 8].strip()
 
 
-def _print_padding(console: Console, planned: Padding, in_input_order: Padding) -> None:
+def _print_padding(console: Console, plan: Forecast, *, has_slots: bool) -> None:
+    batches = "prefills" if has_slots else "batches"
     table = Table(box=None, padding=(0, 2, 0, 2), show_edge=False, pad_edge=True, header_style="")
-    table.add_column(Text("Batches", style="bold"), style="cyan", min_width=LABEL_WIDTH)
+    table.add_column(Text(batches.capitalize(), style="bold"), style="cyan", min_width=LABEL_WIDTH)
     table.add_column("planned", justify="right")
     table.add_column("in input order", justify="right")
-    ways = (planned, in_input_order)
-    table.add_row("batches", *(f"{way.batches:,}" for way in ways))
+    ways = (plan.planned, plan.in_input_order)
+    table.add_row(batches, *(f"{way.batches:,}" for way in ways))
     table.add_row("columns", *(f"{way.columns:,}" for way in ways))
     table.add_row("pads", *(f"{way.pads:,}" for way in ways))
     table.add_row("padding", *(f"{way.share:.1%}" for way in ways))
@@ -94,19 +97,20 @@ def _print_padding(console: Console, planned: Padding, in_input_order: Padding) 
 def _memory(memory: MemoryEstimate, room: Room) -> Iterator[tuple[str, str]]:
     parts = {
         "weights": room.weights_bytes,
+        **({"packed output": room.packed_bytes} if room.packed_bytes else {}),
         "KV cache": memory.kv_cache,
         "activations": memory.activations,
         "attention mask": memory.attention_mask,
         "logits": memory.logits,
         "workspace": memory.workspace,
-        "in all": room.weights_bytes + memory.total,
+        "in all": room.weights_bytes + room.packed_bytes + memory.total,
     }
     for name, num_bytes in parts.items():
         yield name, _right(num_bytes)
     for name, bound in zip(("available", "", ""), room.bounds, strict=False):
         yield name, f"{_right(bound.available_bytes)}  left by {bound.name}"
     yield (
-        "for a batch",
+        "for the slots" if room.limits.has_slots else "for a batch",
         f"{_right(room.limits.budget_bytes)}  {BUDGET_SHARE:.0%} of what that leaves beside the weights",
     )
 

@@ -63,8 +63,8 @@ def print_line(console: Console, text: str, style: str = "") -> None:
     console.print(Text(escape(text).replace("\n", " "), style=style), soft_wrap=not console.is_terminal)
 
 
-def summary(stats: RunStats, model: str, device: str, dtype: str) -> str:
-    """The one line that a run ends with."""
+def summary(stats: RunStats, model: str, ran_on: str, dtype: str) -> str:
+    """The one line that a run ends with; `ran_on` is engine, device and threads."""
     parts = [
         plural(stats.rows, "row"),
         *([plural(stats.errors, "error")] if stats.errors else []),
@@ -75,8 +75,8 @@ def summary(stats: RunStats, model: str, device: str, dtype: str) -> str:
         plural(stats.batches, "batch", "es"),
         *([_batch_memory(stats)] if stats.predicted_batch_bytes else []),
         f"model {model}",
-        device,
         dtype,
+        ran_on,
         f"{stats.wall_s:.1f} s",
     ]
     return ", ".join(parts)
@@ -84,8 +84,8 @@ def summary(stats: RunStats, model: str, device: str, dtype: str) -> str:
 
 def _batch_memory(stats: RunStats) -> str:
     measured = stats.measured_batch_bytes
-    found = "not measured" if measured is None else f"{size_text(measured)} measured"
-    return f"batch memory {size_text(stats.predicted_batch_bytes)} predicted and {found}"
+    predicted = size_text(stats.predicted_batch_bytes)
+    return f"{predicted} predicted" if measured is None else f"{size_text(measured)} of {predicted} predicted"
 
 
 def plural(number: int, noun: str, ending: str = "s") -> str:

@@ -1,0 +1,174 @@
+"""Measures a model on this machine: engines, dtypes and rows against its ceilings; recommends settings and keeps them.
+
+Draws nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from batchgen.bench.advice import find_bests, find_gain, recommend
+from batchgen.bench.facts import WORKLOADS, Ceiling, Point, Report, Task
+from batchgen.bench.keep import keep
+from batchgen.bench.sweep import sweep
+from batchgen.bench.workload import differing_share
+from batchgen.errors import is_out_of_memory
+from batchgen.model.quiet import first_line
+from batchgen.planner import MOST_ROWS_ACCELERATOR, MOST_SLOTS
+
+if TYPE_CHECKING:
+    from batchgen.bench.lab import Lab
+    from batchgen.model import Checkpoint
+
+__all__ = ["Plan", "Report", "keep", "make_plan", "measure", "open_labs"]
+
+OpenLab = Callable[[str, str], "Lab"]  # dtype, engine
+
+# bfloat16 is swept where it multiplies matrices so many times as fast as float32.
+FAST = 1.2
+USUAL_ROWS = (1, 8, 32, 64, 128, 256)
+# Of the time, what an engine gets: settings are for the first.
+SHARES = {"continuous": 2, "reference": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to measure."""
+
+    model: str
+    device: str
+    dtypes: tuple[str, ...]
+    engines: tuple[str, ...]
+    rows: tuple[int, ...]
+    most_rows: int  # that auto may take
+    max_new_tokens: int
+    seconds: float
+
+    def tasks(self, dtype: str, engine: str) -> list[Task]:
+        """From the fewest rows up."""
+        return [Task(dtype, engine, workload, rows) for rows in self.rows for workload in WORKLOADS]
+
+    @property
+    def parts(self) -> list[tuple[str, str]]:
+        """Dtype and engine of each lab, the most telling first."""
+        return [(dtype, engine) for engine in self.engines for dtype in self.dtypes]
+
+
+def make_plan(
+    checkpoint: Checkpoint,
+    *,
+    device: str = "auto",
+    dtypes: tuple[str, ...] = ("auto",),
+    engine: str = "auto",
+    rows: tuple[int, ...] = (),
+    max_new_tokens: int = 32,
+    seconds: float = 60.0,
+) -> Plan:
+    """What these options mean for a model on this machine; no `rows` are the usual ones for the device.
+
+    Raises `UsageError` and `ModelError`.
+    """
+    from batchgen.bench.workload import make_rows
+    from batchgen.engines import choose_engine
+    from batchgen.model.weights import choose_device
+
+    on = str(choose_device(device))
+    most_rows = MOST_SLOTS.get(on, MOST_ROWS_ACCELERATOR)
+    chosen = choose_engine(engine, checkpoint.config)[0]
+    engines = (chosen, "reference") if engine == "auto" else (chosen,)
+    make_rows("ragged", 1, max_new_tokens, checkpoint)  # refuses what leaves no room
+    names = [name for asked in dtypes for name in (_auto_dtypes(checkpoint, on) if asked == "auto" else (asked,))]
+    return Plan(
+        checkpoint.name,
+        on,
+        tuple(dict.fromkeys(names)),
+        tuple(dict.fromkeys(engines)),
+        tuple(sorted(set(rows))) or tuple(number for number in USUAL_ROWS if number <= most_rows),
+        most_rows,
+        max_new_tokens,
+        seconds,
+    )
+
+
+def _auto_dtypes(checkpoint: Checkpoint, device: str) -> tuple[str, ...]:
+    """float32, and bfloat16 where this machine is fast at it."""
+    import torch
+
+    from batchgen.bench.ceilings import matmul_gflops
+
+    on = torch.device(device)
+    try:
+        exact, coarse = (matmul_gflops(dtype, checkpoint.config, on) for dtype in ("float32", "bfloat16"))
+    except RuntimeError:  # a device that has no bfloat16
+        return ("float32",)
+    return ("float32", "bfloat16") if coarse > FAST * exact else ("float32",)
+
+
+def open_labs(checkpoint: Checkpoint, plan: Plan) -> OpenLab:
+    """Labs with this model, loaded afresh for each dtype and engine."""
+    from batchgen.bench.lab import ModelLab
+
+    return lambda dtype, engine: ModelLab(checkpoint, plan.device, dtype, engine, plan.max_new_tokens)
+
+
+@dataclass(slots=True)
+class _Findings:
+    points: list[Point] = field(default_factory=list)
+    ceilings: dict[str, Ceiling] = field(default_factory=dict)
+    answers: dict[str, list[list[int]]] = field(default_factory=dict)
+
+
+def measure(
+    plan: Plan,
+    open_lab: OpenLab,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    on_task: Callable[[Task], None] = lambda task: None,
+) -> Report:
+    """Sweeps all of the plan within its time, as far as it goes; what fails is told, the rest goes on."""
+    found = _Findings()
+    end = clock() + plan.seconds
+    parts = plan.parts
+    for i, (dtype, engine) in enumerate(parts):
+        share = SHARES[engine] / sum(SHARES[later] for _, later in parts[i:])
+        part_end = clock() + share * (end - clock())
+        tasks = plan.tasks(dtype, engine)
+        on_task(tasks[0])
+        try:
+            lab = open_lab(dtype, engine)
+            _look_around(found, lab, dtype, plan)
+        except Exception as error:  # noqa: BLE001 - a dtype that does not load or run is a finding
+            problem = "memory" if is_out_of_memory(error) else first_line(error)
+            found.points += [Point(task, problem=problem) for task in tasks]
+            continue
+        found.points += sweep(tasks, lab.run, part_end - clock(), clock=clock, on_task=on_task)
+        del lab  # before the next one loads
+    return _report(plan, found)
+
+
+def _look_around(found: _Findings, lab: Lab, dtype: str, plan: Plan) -> None:
+    """What is measured once in a dtype."""
+    if dtype not in found.ceilings:
+        found.ceilings[dtype] = lab.ceiling()
+        if {"float32", "bfloat16"} <= set(plan.dtypes):
+            found.answers[dtype] = lab.answer_words()
+
+
+def _report(plan: Plan, found: _Findings) -> Report:
+    bests = find_bests(found.points, plan.most_rows)
+    exact, coarse = found.answers.get("float32"), found.answers.get("bfloat16")
+    differing = differing_share(exact, coarse) if exact and coarse else None
+    gain = find_gain(bests, differing)
+    return Report(
+        model=plan.model,
+        device=plan.device,
+        max_new_tokens=plan.max_new_tokens,
+        points=tuple(found.points),
+        ceilings=tuple(found.ceilings.values()),
+        bests=bests,
+        gain=gain,
+        advice=recommend(bests, gain),
+    )

@@ -1,0 +1,90 @@
+"""Points to settings, and to the sentence that recommends them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import sqrt
+
+from batchgen.bench.facts import WORKLOADS, Best, Gain, Point
+from batchgen.bench.sweep import NO_TIME, OUT_OF_MEMORY
+
+# Rates nearer to the best than this are as good: fewer rows take less memory and finish sooner.
+AS_GOOD = 0.97
+# bfloat16 changes tokens; for less than this it is not worth a word.
+WORTH_IT = 1.1
+
+
+def find_bests(points: Sequence[Point], most_rows: int) -> tuple[Best, ...]:
+    """The best rows of each dtype and engine that ran, the recommended one first; `most_rows` is what auto may take.
+
+    That is the fastest in the exact dtype, float32, where it was swept; else the fastest of all.
+    """
+    pairs = dict.fromkeys((point.task.dtype, point.task.engine) for point in points)
+    bests = [best for dtype, engine in pairs if (best := find_best(points, dtype, engine, most_rows))]
+    return tuple(sorted(bests, key=lambda best: (best.dtype != "float32", -best.rate)))
+
+
+def find_best(points: Sequence[Point], dtype: str, engine: str, most_rows: int) -> Best | None:
+    """The fewest rows within 3% of the best rate; None where nothing ran."""
+    mine = [point for point in points if (point.task.dtype, point.task.engine) == (dtype, engine)]
+    rates = dict(_both_workloads(mine))
+    if not rates:
+        return None
+    enough = min(rows for rows, rate in rates.items() if rate >= AS_GOOD * max(rates.values()))
+    tried = max(rates)
+    had_time = not any(point.problem == NO_TIME for point in mine)
+    ran_out = any(point.problem == OUT_OF_MEMORY for point in mine)
+    is_settled = enough < tried or tried >= most_rows or (had_time and ran_out)
+    return Best(dtype, engine, enough, rates[enough], rates.get(1), tried, is_settled, had_time)
+
+
+def _both_workloads(points: Sequence[Point]) -> Iterator[tuple[int, float]]:
+    """Rows, and the geometric mean of their rates on the fixed and the ragged workload, where both ran."""
+    rates = {(point.task.rows, point.task.workload): point.rate for point in points}
+    for rows in sorted({point.task.rows for point in points}):
+        fixed, ragged = (rates.get((rows, workload)) for workload in WORKLOADS)
+        if fixed and ragged:
+            yield rows, sqrt(fixed * ragged)
+
+
+def find_gain(bests: Sequence[Best], differing_share: float | None) -> Gain | None:
+    """What bfloat16 gains on the engine that is best in float32; None where the best of both is not known."""
+    settled = [best for best in bests if best.is_settled]
+    exact = next((best for best in settled if best.dtype == "float32"), None)
+    coarse = [best for best in settled if exact and (best.dtype, best.engine) == ("bfloat16", exact.engine)]
+    return Gain(coarse[0].rate / exact.rate, differing_share) if exact and coarse else None
+
+
+def where_it_stops(best: Best) -> str:
+    """Where batching stops paying, against one at a time."""
+    where = f"{best.engine} in {best.dtype}"
+    if best.most_tried == 1:
+        return f"whether batching pays is not known: only one row at a time ran ({where})"
+    if best.rows == best.most_tried:
+        return f"batching pays up to the most rows that ran, {best.rows:,}{_against_one(best)} ({where})"
+    if best.rows == 1:
+        return f"batching does not pay here: one at a time is as fast as any rows together ({where})"
+    return f"batching stops paying at {best.rows:,} rows{_against_one(best)} ({where}); more gain less than 3%"
+
+
+def _against_one(best: Best) -> str:
+    return f", {best.times:.1f} times as fast as one at a time" if best.times and best.rows > 1 else ""
+
+
+def recommend(bests: Sequence[Best], gain: Gain | None) -> str:
+    """The settings, in one sentence."""
+    if not bests:
+        return "nothing could be measured: give it more --seconds, or look at what failed"
+    best = bests[0]
+    options = f"--engine {best.engine} --dtype {best.dtype} --batch-size {best.rows}"
+    more = "" if best.had_time else " (more rows need more --seconds)"
+    return f"use {options}, for about {best.rate:,.0f} tokens/s{more}{_on_bfloat16(gain)}"
+
+
+def _on_bfloat16(gain: Gain | None) -> str:
+    if gain is None:
+        return ""
+    if gain.times < WORTH_IT:
+        return "; bfloat16 gains nothing here"
+    changed = "" if gain.differing_share is None else f", and changes {gain.differing_share:.0%} of greedy tokens"
+    return f"; --dtype bfloat16 is {gain.times:.1f} times as fast{changed}"

@@ -1,0 +1,103 @@
+"""How fast this machine multiplies matrices and reads memory, measured. Knows nothing of engines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from batchgen.bench.facts import Ceiling
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedModel
+
+Clock = Callable[[], float]
+Form = Callable[["torch.Tensor"], "torch.Tensor"]
+
+MATMUL_ROWS = (64, 128)  # of a decode step in full swing
+MEASURE_S = 0.1
+# What is read is as large as the weights, so that a cache that holds them counts; more than this no cache holds.
+MOST_READ_BYTES, LEAST_READ_BYTES = 256 << 20, 16 << 20
+
+
+def linear_sizes(network: PreTrainedModel) -> tuple[int, int]:
+    """Parameters and bytes of all linear layers: what each token is multiplied with, and each step reads.
+
+    The output layer counts once, shared with the embedding or not; looking up an embedding multiplies nothing.
+    """
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear | Conv1D)]
+    return sum(layer.weight.numel() for layer in layers), sum(layer.weight.nbytes for layer in layers)
+
+
+def measure_ceiling(dtype: str, sizes: tuple[int, int], config: PretrainedConfig, device: torch.device) -> Ceiling:
+    """Both ceilings of a model with linear layers of these `sizes`."""
+    parameters, num_bytes = sizes
+    return Ceiling(dtype, matmul_gflops(dtype, config, device), read_rate(num_bytes, device), 2 * parameters, num_bytes)
+
+
+def matmul_gflops(
+    dtype: str, config: PretrainedConfig, device: torch.device, clock: Clock = time.perf_counter
+) -> float:
+    """The best rate, in GFLOP/s, of the model's feed-forward layer in any form that the engines use."""
+    import torch
+
+    text = config.get_text_config()
+    num_in = text.hidden_size
+    num_out = getattr(text, "n_inner", None) or getattr(text, "intermediate_size", None) or 4 * num_in
+    with torch.inference_mode():
+        layer = torch.nn.Linear(num_in, num_out, device=device, dtype=getattr(torch, dtype))
+        rates = [0.0]
+        for rows in MATMUL_ROWS:
+            x = torch.ones(rows, num_in, device=device, dtype=layer.weight.dtype)  # [rows, n_embd]
+            for form in _forms(layer):
+                seconds = _fastest(lambda form=form, x=x: form(x), device, clock)  # type: ignore[misc]
+                rates.append(2 * rows * num_in * num_out / seconds / 1e9)
+    return max(rates)
+
+
+def _forms(layer: nn.Linear) -> list[Form]:
+    """The layer as it is, and packed where that can be."""
+    from batchgen.engines.linear import PackedLinear
+
+    if layer.weight.device.type != "cpu":
+        return [layer]
+    try:
+        packed = PackedLinear(layer.weight, layer.bias)
+        packed(layer.weight[:1])
+    except (RuntimeError, AttributeError):  # a build of torch without oneDNN, or without this dtype
+        return [layer]
+    return [layer, packed]
+
+
+def read_rate(num_bytes: int, device: torch.device, clock: Clock = time.perf_counter) -> float:
+    """The best rate of reading memory, in GB/s: a sum over so many bytes."""
+    import torch
+
+    num_bytes = min(max(num_bytes, LEAST_READ_BYTES), MOST_READ_BYTES)
+    tensor = torch.ones(num_bytes // 4, device=device)
+    with torch.inference_mode():
+        return num_bytes / _fastest(tensor.sum, device, clock) / 1e9
+
+
+def _fastest(work: Callable[[], object], device: torch.device, clock: Clock) -> float:
+    """Seconds of the fastest of all runs within `MEASURE_S`; the first only warms up."""
+    import torch
+
+    def run() -> float:
+        started = clock()
+        work()
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        return clock() - started
+
+    run()
+    end = clock() + MEASURE_S
+    times = [run()]
+    while clock() < end:
+        times.append(run())
+    return min(times)

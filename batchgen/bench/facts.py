@@ -1,0 +1,167 @@
+"""The records of a bench: what is asked for, what a run of it took, and what all of it says. Rates are new tokens/s."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+WORKLOADS = ("fixed", "ragged")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One point of the sweep."""
+
+    dtype: str
+    engine: str
+    workload: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One run of a task; `decode_work` is counted as in `RunStats`, `prefill_columns` with pads."""
+
+    tokens: int
+    seconds: float
+    prefill_columns: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    decode_work: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A task and its runs; without any, `problem` says why."""
+
+    task: Task
+    samples: tuple[Sample, ...] = ()
+    problem: str | None = None
+
+    @property
+    def rate(self) -> float | None:
+        """The median of its runs."""
+        return median(sample.tokens / sample.seconds for sample in self.samples) if self.samples else None
+
+
+@dataclass(frozen=True, slots=True)
+class Ceiling:
+    """What bounds the rate in a dtype: the matrix products of a token, and reading the weights once a step."""
+
+    dtype: str
+    gflops: float
+    gbytes_per_s: float
+    flops_per_token: int
+    bytes_per_step: int
+
+    @property
+    def matmul_rate(self) -> float:
+        return self.gflops * 1e9 / self.flops_per_token
+
+    def bandwidth_rate(self, rows: int) -> float:
+        return self.gbytes_per_s * 1e9 / self.bytes_per_step * rows
+
+    def rate(self, rows: int) -> float:
+        """The lower of the two ceilings."""
+        return min(self.matmul_rate, self.bandwidth_rate(rows))
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """What bfloat16 does here: how many times float32's rate, and the share of greedy tokens that it changes."""
+
+    times: float
+    differing_share: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The fewest rows that reach (nearly) the best rate of an engine in a dtype; `alone` is the rate one at a time.
+
+    `is_settled` says whether more rows were tried, or no more would ever be taken; `had_time` whether all that were
+    asked for were tried.
+    """
+
+    dtype: str
+    engine: str
+    rows: int
+    rate: float
+    alone: float | None
+    most_tried: int
+    is_settled: bool = True
+    had_time: bool = True
+
+    @property
+    def times(self) -> float | None:
+        """How many times the rate of one at a time."""
+        return self.rate / self.alone if self.alone else None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that a bench found on one model and device."""
+
+    model: str
+    device: str
+    max_new_tokens: int
+    points: tuple[Point, ...]
+    ceilings: tuple[Ceiling, ...]
+    bests: tuple[Best, ...]
+    gain: Gain | None
+    advice: str
+    kept: bool = False
+
+    @property
+    def recommended(self) -> Best | None:
+        return self.bests[0] if self.bests else None
+
+    def rate(self, task: Task) -> float | None:
+        return next((point.rate for point in self.points if point.task == task), None)
+
+    def summary(self) -> dict[str, Any]:
+        """The recommended settings, for JSON."""
+        best, gain = self.recommended, self.gain
+        return {
+            "model": self.model,
+            "device": self.device,
+            "dtype": best and best.dtype,
+            "engine": best and best.engine,
+            "rows": best and best.rows,
+            "tokens_per_s": best and _round(best.rate),
+            "tokens_per_s_alone": best and _round(best.alone),
+            "bfloat16_times": gain and _round(gain.times),
+            "bfloat16_differing_share": gain and _round(gain.differing_share),
+            "kept": self.kept,
+            "advice": self.advice,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return self.summary() | {
+            "max_new_tokens": self.max_new_tokens,
+            "points": [_point(point) for point in self.points],
+            "ceilings": [_ceiling(ceiling) for ceiling in self.ceilings],
+        }
+
+
+def _point(point: Point) -> dict[str, Any]:
+    task = point.task
+    facts = {"dtype": task.dtype, "engine": task.engine, "workload": task.workload, "rows": task.rows}
+    return facts | {"tokens_per_s": _round(point.rate), "runs": len(point.samples), "problem": point.problem}
+
+
+def _ceiling(ceiling: Ceiling) -> dict[str, Any]:
+    return {
+        "dtype": ceiling.dtype,
+        "gflops": _round(ceiling.gflops),
+        "gbytes_per_s": _round(ceiling.gbytes_per_s),
+        "matmul_tokens_per_s": _round(ceiling.matmul_rate),
+        "bandwidth_tokens_per_s_a_row": _round(ceiling.bandwidth_rate(1)),
+    }
+
+
+def _round(value: float | None) -> float | None:
+    """Four significant figures; more would be noise."""
+    return float(f"{value:.4g}") if value is not None and math.isfinite(value) else None

@@ -1,0 +1,90 @@
+"""One model, loaded in one dtype for one engine, that runs tasks. An engine may change a model: each has its own."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
+
+from batchgen.bench.ceilings import linear_sizes, measure_ceiling
+from batchgen.bench.facts import Ceiling, Sample, Task
+from batchgen.bench.sweep import NoMemoryError
+from batchgen.bench.workload import make_rows, without_eos, word_rows
+from batchgen.engines import Engine, make_engine
+from batchgen.engines.backoff import release
+from batchgen.errors import ModelError
+from batchgen.model.weights import Model, load_model
+from batchgen.process import reuse_blocks
+from batchgen.records import Sequence
+
+if TYPE_CHECKING:
+    from batchgen.model import Checkpoint
+
+WARM_UP_TOKENS = 2
+
+
+class Lab(Protocol):
+    """What a bench needs of a model and an engine; a fake one needs neither."""
+
+    def run(self, task: Task) -> Sample:
+        """Runs a task once. Raises `NoMemoryError`, or what the model does."""
+        ...
+
+    def ceiling(self) -> Ceiling: ...
+
+    def answer_words(self) -> list[list[int]]:
+        """Greedy output ids of each of the prompts of words."""
+        ...
+
+
+class ModelLab:
+    """A lab with a real model; loading it also warms up."""
+
+    def __init__(self, checkpoint: Checkpoint, device: str, dtype: str, engine: str, max_new_tokens: int) -> None:
+        release()  # what the last lab held
+        self.dtype = dtype
+        self.engine = engine
+        self.max_new_tokens = max_new_tokens
+        self.model = load_model(replace(checkpoint, config=copy.deepcopy(checkpoint.config)), device, dtype)
+        self.endless = replace(self.model, checkpoint=without_eos(self.model.checkpoint))
+        self._sizes = linear_sizes(self.model.network)
+        self._generate(self.endless, make_rows("fixed", 2, WARM_UP_TOKENS, checkpoint), 2)
+
+    def run(self, task: Task) -> Sample:
+        rows = make_rows(task.workload, task.rows, self.max_new_tokens, self.model.checkpoint)
+        started = time.perf_counter()
+        engine = self._generate(self.endless, rows, task.rows)
+        seconds = time.perf_counter() - started
+        return Sample(
+            tokens=sum(row.num_output_tokens for row in rows),
+            seconds=seconds,
+            prefill_columns=sum(row.padded_length or 0 for row in rows),
+            prefill_s=engine.prefill_s,
+            decode_s=engine.decode_s,
+            decode_work=engine.decode_work,
+        )
+
+    def ceiling(self) -> Ceiling:
+        return measure_ceiling(self.dtype, self._sizes, self.model.checkpoint.config, self.model.device)
+
+    def answer_words(self) -> list[list[int]]:
+        rows = word_rows(self.max_new_tokens, self.model.checkpoint)
+        self._generate(self.model, rows, len(rows))
+        return [row.output_ids for row in rows]
+
+    def _generate(self, model: Model, rows: list[Sequence], num_rows: int) -> Engine:
+        said: list[str] = []
+        engine = make_engine(model, name=self.engine, num_rows=num_rows, reuse_blocks=reuse_blocks, say=said.append)
+        _exhaust(engine.generate(iter([rows])))
+        if said:
+            raise NoMemoryError(said[0])
+        if error := next((row.error for row in rows if row.error), None):
+            raise ModelError(error)
+        return engine
+
+
+def _exhaust(rows: Iterable[object]) -> None:
+    for _ in rows:
+        pass

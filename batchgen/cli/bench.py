@@ -1,0 +1,124 @@
+"""`batchgen bench`: how fast this machine runs a model, and with which settings."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+
+from batchgen.bench import keep, make_plan, measure, open_labs
+from batchgen.bench.advice import where_it_stops
+from batchgen.bench.facts import Report, Task
+from batchgen.cli import options as opt
+from batchgen.errors import UsageError
+from batchgen.model import open_checkpoint
+from batchgen.render.bench import print_report
+from batchgen.render.screen import OutputConsole, Screen, plural
+from batchgen.writers import to_json
+
+NOTHING_RAN = 1
+MOST_ROWS, MOST_NUMBERS = 4096, 12
+
+
+def bench(
+    model: opt.ModelName = None,
+    revision: opt.Revision = None,
+    device: opt.Device = "auto",
+    dtype: Annotated[
+        list[opt.Dtype] | None,
+        typer.Option(
+            help="What to sweep; repeat for more. auto: float32, and bfloat16 where it is fast.",
+            rich_help_panel=opt.MODEL,
+            show_default="auto",
+        ),
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(metavar="N", min=1, help="New tokens a row; 1 to 2N if ragged.", rich_help_panel=opt.LENGTH)
+    ] = 32,
+    engine: Annotated[
+        opt.EngineName, typer.Option(help="What to sweep; auto is both.", rich_help_panel=opt.BATCHES)
+    ] = opt.EngineName.auto,
+    rows: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|N,N,…", help="Rows at a time; auto is 1,8,32,64,128 on the CPU.", rich_help_panel=opt.BATCHES
+        ),
+    ] = "auto",
+    seconds: Annotated[
+        float,
+        typer.Option(metavar="S", min=1.0, help="About how long it may take.", rich_help_panel=opt.BATCHES),
+    ] = 60.0,
+    as_json: Annotated[
+        bool, typer.Option("--json", metavar="", help="Print all of it as one JSON line.", rich_help_panel=opt.OUTPUT)
+    ] = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Measure engines, dtypes and rows on this machine, and recommend settings.
+
+    [bold]batchgen bench[/]
+    [bold]batchgen bench --model gpt2 --dtype float32 --seconds 300[/]
+    [bold]batchgen bench | tail -n 1 | jq .rows[/]         the settings, in JSON
+
+    Fixed rows are all alike; ragged ones have prompts of 3 to 200 tokens, and end one by one.
+    The settings are kept in your cache folder, where `plan` and `--batch-size auto` find them.
+    """
+    screen = Screen(quiet=quiet)
+    sweep = parse_rows(rows)
+    with Progress(screen) as progress:
+        checkpoint = open_checkpoint(model, revision=revision, say=screen.say)
+        plan = make_plan(
+            checkpoint,
+            device=device,
+            dtypes=tuple(name.value for name in dtype or [opt.Dtype.auto]),
+            engine=engine.value,
+            rows=sweep,
+            max_new_tokens=max_new_tokens,
+            seconds=seconds,
+        )
+        report = keep(measure(plan, open_labs(checkpoint, plan), on_task=progress.show))
+    if as_json:
+        print(to_json(report.to_dict()))
+    else:
+        print_report(OutputConsole(file=sys.stdout, highlight=False), report, list(_advice(report)))
+        print(to_json(report.summary()))
+    if not report.bests:
+        raise typer.Exit(NOTHING_RAN)
+
+
+def parse_rows(value: str) -> tuple[int, ...]:
+    """Numbers of rows, with commas between; none for auto."""
+    if value == "auto":
+        return ()
+    numbers = [part.strip() for part in value.split(",")]
+    if len(numbers) > MOST_NUMBERS or not all(n.isascii() and n.isdigit() and 0 < int(n) <= MOST_ROWS for n in numbers):
+        raise UsageError(f"--rows {value}: give up to {MOST_NUMBERS} numbers from 1 to {MOST_ROWS:,}, such as 1,8,64")
+    return tuple(map(int, numbers))
+
+
+class Progress:
+    """The spinner's text: what is measured now."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._status = screen.waiting("loading the model")
+
+    def __enter__(self) -> Progress:
+        self._status.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._status.__exit__(*error)  # type: ignore[arg-type]
+
+    def show(self, task: Task) -> None:
+        update = getattr(self._status, "update", None)
+        if update:  # a terminal that nobody silenced
+            update(f"{task.engine}, {task.dtype}, {plural(task.rows, 'row')}, {task.workload}")
+
+
+def _advice(report: Report) -> Iterator[str]:
+    if report.recommended:
+        yield where_it_stops(report.recommended)
+    yield report.advice
+    if report.kept:
+        yield "kept: --batch-size auto now takes these rows, and plan knows the speed"
