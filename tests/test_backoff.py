@@ -294,7 +294,10 @@ def test_what_the_slots_take_is_predicted_and_measured() -> None:
     for num_rows in (3, 8, 5):
         backoff.watch(SLOTS[:num_rows], 0)
     backoff.measure()
-    assert (backoff.predicted_bytes, backoff.measured_bytes, told) == (slots_bytes(8), 300, [True] * 3)
+    assert (backoff.predicted_bytes, backoff.measured_bytes) == (slots_bytes(8), 300)
+    backoff.reuse_blocks(True)
+    backoff.reuse_blocks(False)
+    assert told == [True, False]
 
 
 def test_slots_that_were_never_filled_are_not_measured() -> None:

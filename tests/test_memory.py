@@ -102,14 +102,17 @@ def test_exact_mode_has_room_to_decide_a_row_again() -> None:
         ({"temperature": 1.0, "min_p": 0.1}, 8.0),
         ({"temperature": 1.0, "top_p": 0.9}, 10.25),
         ({"temperature": 1.0, "top_k": 40, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.2}, 11.25),
-        ({"num_beams": 4}, 4.0),
     ],
 )
 def test_choosing_a_token_takes_what_was_measured(options: dict[str, Any], units: float) -> None:
     assert logits_factor(sampling_of(**options), 4) == units
     assert logits_factor(sampling_of(**options), 2) == units - 0.5
-    assert logits_factor(sampling_of(**options), 4, copies=False) == units - 2
-    assert logits_factor(sampling_of(**options), 2, copies=False) == units - 1.5
+    assert logits_factor(sampling_of(**options), 4, copies=False) == units - 1
+    assert logits_factor(sampling_of(**options), 2, copies=False) == units - 1
+
+
+def test_beams_keep_their_log_probabilities() -> None:
+    assert logits_factor(sampling_of(num_beams=4), 4) == 4
 
 
 def test_beams_are_rows() -> None:
@@ -177,8 +180,8 @@ def test_slots_hold_whole_pages() -> None:
     assert needed.kv_cache == 64 * 3 * PAGE * 72 * KIB
 
 
-def test_the_logits_of_slots_are_not_copied() -> None:
-    assert slots_estimate(GPT2, 64, 8, GREEDY).logits == 64 * LOGITS
+def test_the_logits_of_slots_leave_a_hole_as_large_as_themselves() -> None:
+    assert slots_estimate(GPT2, 64, 8, GREEDY).logits == 2 * 64 * LOGITS
 
 
 def test_a_prefill_of_slots_is_bounded() -> None:
