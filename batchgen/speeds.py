@@ -19,7 +19,7 @@ from batchgen.records import RunStats
 
 # A shorter run spends its time on what happens once.
 LEAST_TELLING_S = 2.0
-# Beside the speeds, whose keys have three words.
+# Beside the speeds, whose keys have four words.
 SETTINGS, GAINS = "settings", "gains"
 
 
@@ -64,18 +64,22 @@ def speed_of(stats: RunStats) -> Speed | None:
     return Speed(columns / stats.prefill_s, stats.decode_work / stats.decode_s, date.today().isoformat())
 
 
-def read_speed(model: str, device: str, dtype: str, environ: Mapping[str, str] = os.environ) -> Speed | None:
-    """The last speed of this model on this device in this dtype."""
+def read_speed(
+    model: str, device: str, dtype: str, engine: str, environ: Mapping[str, str] = os.environ
+) -> Speed | None:
+    """The last speed of this model on this device in this dtype, with this engine."""
     try:
-        speed = Speed(**_read(_path(environ))[_key(model, device, dtype)])
+        speed = Speed(**_read(_path(environ))[_key(model, device, dtype, engine)])
         return speed if min(speed.prefill_per_s, speed.decode_per_s) > 0 else None
     except (KeyError, TypeError):
         return None
 
 
-def write_speed(speed: Speed, model: str, device: str, dtype: str, environ: Mapping[str, str] = os.environ) -> None:
+def write_speed(
+    speed: Speed, model: str, device: str, dtype: str, engine: str, environ: Mapping[str, str] = os.environ
+) -> None:
     """Remembers a speed, in place of the last one of its kind."""
-    _write({_key(model, device, dtype): asdict(speed)}, environ)
+    _write({_key(model, device, dtype, engine): asdict(speed)}, environ)
 
 
 def kept_rows(model: str, device: str, dtype: str, environ: Mapping[str, str] = os.environ) -> int | None:
@@ -129,8 +133,8 @@ def _path(environ: Mapping[str, str]) -> Path:
     return Path(folder) / "batchgen" / "speeds.json"
 
 
-def _key(model: str, device: str, dtype: str) -> str:
-    return f"{model} {device} {dtype}"
+def _key(*words: str) -> str:
+    return " ".join(words)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -280,7 +280,7 @@ def test_the_next_run_finds_rows_and_speed_and_doctor_the_gain(tmp_path: Path) -
     assert report.kept
     assert kept_rows("some/model", "cpu", "float32", environ) == 64
     assert kept_rows("some/model", "cuda", "float32", environ) is None
-    speed = read_speed("some/model", "cpu", "float32", environ)
+    speed = read_speed("some/model", "cpu", "float32", "continuous", environ)
     assert speed
     assert speed.prefill_per_s == pytest.approx(4 * 1980)
     gain = read_gain("cpu", environ)

@@ -40,14 +40,14 @@ def test_a_run_too_short_to_tell_has_no_speed(changes: dict[str, float]) -> None
 
 def test_a_speed_is_remembered_for_its_model_device_and_dtype(tmp_path: Path) -> None:
     environ = {"XDG_CACHE_HOME": str(tmp_path)}
-    write_speed(SPEED, "gpt2", "cpu", "float32", environ)
-    write_speed(replace(SPEED, decode_per_s=9.0), "gpt2", "cpu", "bfloat16", environ)
-    assert read_speed("gpt2", "cpu", "float32", environ) == SPEED
-    assert read_speed("gpt2", "cuda", "float32", environ) is None
+    write_speed(SPEED, "gpt2", "cpu", "float32", "continuous", environ)
+    write_speed(replace(SPEED, decode_per_s=9.0), "gpt2", "cpu", "bfloat16", "continuous", environ)
+    assert read_speed("gpt2", "cpu", "float32", "continuous", environ) == SPEED
+    assert read_speed("gpt2", "cuda", "float32", "continuous", environ) is None
 
 
 def test_without_an_xdg_folder_the_home_s_cache_serves(tmp_path: Path) -> None:
-    write_speed(SPEED, "gpt2", "cpu", "float32", {"HOME": str(tmp_path)})
+    write_speed(SPEED, "gpt2", "cpu", "float32", "continuous", {"HOME": str(tmp_path)})
     assert (tmp_path / ".cache" / "batchgen" / "speeds.json").is_file()
 
 
@@ -57,26 +57,26 @@ def test_a_broken_file_is_no_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "batchgen" / "speeds.json"
     path.parent.mkdir()
     path.write_text(text)
-    assert read_speed("gpt2", "cpu", "float32", environ) is None
-    write_speed(SPEED, "gpt2", "cpu", "float32", environ)
-    assert read_speed("gpt2", "cpu", "float32", environ) == SPEED
+    assert read_speed("gpt2", "cpu", "float32", "continuous", environ) is None
+    write_speed(SPEED, "gpt2", "cpu", "float32", "continuous", environ)
+    assert read_speed("gpt2", "cpu", "float32", "continuous", environ) == SPEED
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    write_speed(SPEED, "gpt2", "cpu", "float32", {"XDG_CACHE_HOME": str(tmp_path / "file")})
+    write_speed(SPEED, "gpt2", "cpu", "float32", "continuous", {"XDG_CACHE_HOME": str(tmp_path / "file")})
 
 
 def test_settings_and_gains_stand_beside_the_speeds(tmp_path: Path) -> None:
     environ = {"XDG_CACHE_HOME": str(tmp_path)}
     gain = KeptGain("gpt2", 1.8, None, "2026-01-02")
-    write_speed(SPEED, "gpt2", "cpu", "float32", environ)
+    write_speed(SPEED, "gpt2", "cpu", "float32", "continuous", environ)
     write_settings(Settings(64, 900.0, "2026-01-02"), "gpt2", "cpu", "float32", environ)
     write_settings(Settings(8, 900.0, "2026-01-02"), "gpt2", "cpu", "bfloat16", environ)
     write_gain(gain, "cpu", environ)
     assert [kept_rows("gpt2", "cpu", dtype, environ) for dtype in ("float32", "bfloat16", "float16")] == [64, 8, None]
     assert (read_gain("cpu", environ), read_gain("cuda", environ)) == (gain, None)
-    assert read_speed("gpt2", "cpu", "float32", environ) == SPEED
+    assert read_speed("gpt2", "cpu", "float32", "continuous", environ) == SPEED
 
 
 @pytest.mark.parametrize(

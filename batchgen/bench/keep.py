@@ -19,7 +19,7 @@ def keep(report: Report, environ: Mapping[str, str] = os.environ) -> Report:
         place = (report.model, report.device, best.dtype)
         write_settings(Settings(best.rows, best.rate, today), *place, environ)
         if speed := _speed(report.points, best, today):
-            write_speed(speed, *place, environ)
+            write_speed(speed, *place, best.engine, environ)
     if report.gain and settled:
         gain = KeptGain(report.model, report.gain.times, report.gain.differing_share, today)
         write_gain(gain, report.device, environ)

@@ -84,7 +84,7 @@ def plan(
         )
     if reason and num_beams == 1:
         screen.say(f"engine reference, the slower one: {reason}")
-    speed = read_speed(room.model, room.device, room.dtype)
+    speed = read_speed(room.model, room.device, room.dtype, engine_name)
     if as_json:
         seconds = plan.seconds(speed) if speed else None
         print(to_json({**room.to_dict(), "blank_lines": next(blank_lines), **plan.to_dict(), "seconds": seconds}))

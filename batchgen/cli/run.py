@@ -215,7 +215,7 @@ def _sum_up(job: Job, screen: Screen, interrupts: Interrupts, pipeline: Pipeline
         return interrupts.exit_code
     screen.say(line)
     if job.output is not None and (speed := speed_of(stats)):
-        write_speed(speed, model.checkpoint.name, str(model.device), model.dtype_name)
+        write_speed(speed, model.checkpoint.name, str(model.device), model.dtype_name, pipeline.engine.name)
     if failed := pipeline.first_error:
         screen.error(f"{stats.errors} of {stats.rows} rows failed, the first with id {failed.id}: {failed.error}")
         return SOME_ROWS_FAILED

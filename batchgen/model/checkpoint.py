@@ -94,3 +94,10 @@ def _eos_token_ids(folder: Path, config: PretrainedConfig, tokenizer: PreTrained
         pass
     ids = [i for entry in named for i in (entry if isinstance(entry, list) else [entry])]
     return frozenset(i for i in ids if isinstance(i, int) and 0 <= i < config.get_text_config().vocab_size)
+
+
+def attention_kernel(config: PretrainedConfig) -> str:
+    """Scaled dot product attention where the architecture has it."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    return "sdpa" if MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa else "eager"

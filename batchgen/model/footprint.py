@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from batchgen.memory import Footprint, ModelShape
+from batchgen.model.checkpoint import attention_kernel
 from batchgen.model.quiet import quiet
-from batchgen.model.weights import attention_kernel
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from batchgen.errors import ModelError, UsageError
 from batchgen.memory import size_text
-from batchgen.model.checkpoint import Checkpoint
+from batchgen.model.checkpoint import Checkpoint, attention_kernel
 from batchgen.model.quiet import one_line, quiet
 from batchgen.padding import positions
 from batchgen.probes import memory_bounds
@@ -154,10 +154,3 @@ def choose_dtype(name: str, device: torch.device, config: PretrainedConfig) -> t
 def name_of_dtype(dtype: torch.dtype) -> str:
     """float32, bfloat16, float16: as `--dtype` takes it."""
     return str(dtype).removeprefix("torch.")
-
-
-def attention_kernel(config: PretrainedConfig) -> str:
-    """Scaled dot product attention where the architecture has it."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    return "sdpa" if MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa else "eager"
