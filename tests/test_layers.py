@@ -15,7 +15,7 @@ PACKAGE = Path(batchgen.__file__).parent
 LAYERS = [
     {"records", "errors", "process", "cgroups"},
     {"padding", "memory", "probes", "speeds", "row_sampling"},
-    {"readers", "writers", "model", "render"},
+    {"readers", "writers", "model", "render", "engines.slot_attention"},
     {"engines.kv_cache", "engines.linear", "engines.prefixes", "engines.sampling"},
     {"planner", "engines.backoff", "engines.slot_model"},
     {"engines.continuous", "engines.reference"},

@@ -1,4 +1,4 @@
-"""The slot KV cache: keys and values of rows that come and go, in pages, and the decode attention that reads them.
+"""The slot KV cache: keys and values of rows that come and go, in pages; and how transformers comes to use it.
 
 A transformers `Cache`. A page holds `PAGE` columns of one row, so rows of any length stand side by side without pads:
 each is written at its own positions, and one that leaves gives its pages to the next without moving the others.
@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from batchgen.engines.slot_attention import attend_pages, attend_prefix, merge
 from batchgen.memory import PAGE
 
 ATTENTION = "batchgen_slots"  # the name under which transformers finds the attention below
@@ -306,30 +307,17 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
     def attend(self, query: torch.Tensor, scaling: float) -> torch.Tensor:
         """Attention of one query a row, `[B, H, 1, D]`, to all of the row's columns: `[B, 1, H, D]`.
 
-        Each page gives weights and a weighted sum of its own; a row's are brought to a common scale and added
-        (online softmax, arXiv:1805.02867). So does its prefix, which all rows that share it read together.
+        Each page gives a part of it, and so does a prefix, which all rows that share it read together.
         """
         view = self.cache.view
         assert isinstance(view, _Step)
         rows, heads, _, size = query.shape
         query = (query * scaling).view(rows, self.keys.shape[1], -1, size)  # [B, Hkv, G, D]
-        parts = [self._attend_pages(query, view)]
+        used = len(view.row_of_page)
+        parts = [attend_pages(query, self.keys[:used], self.values[:used], view.row_of_page, view.mask)]
         for prefix, sharing in view.prefixes:
-            parts.append(_attend_prefix(query, prefix.keys[self.index], prefix.values[self.index], sharing))
-        return _merge(parts, rows).view(rows, 1, heads, size).to(query.dtype)
-
-    def _attend_pages(self, query: torch.Tensor, view: _Step) -> _Part:
-        used, kv_heads, group = len(view.row_of_page), query.shape[1], query.shape[2]
-        keys = self.keys[:used].flatten(0, 1)  # [U * Hkv, PAGE, D]
-        values = self.values[:used].flatten(0, 1)
-        queries = query[view.row_of_page].flatten(0, 1)  # [U * Hkv, G, D]
-        scores = torch.bmm(queries, keys.mT).view(used, kv_heads, group, PAGE).float()
-        scores += view.mask[:, None, None, :]
-        peak = scores.amax(-1, keepdim=True)  # [U, Hkv, G, 1]
-        weights = scores.sub_(peak).exp_()
-        total = weights.sum(-1, keepdim=True)
-        sums = torch.bmm(weights.to(values.dtype).flatten(0, 1), values)  # [U * Hkv, G, D]
-        return _Part(view.row_of_page, peak, total, sums.view(used, kv_heads, group, -1).float())
+            parts.append(attend_prefix(query, prefix.keys[self.index], prefix.values[self.index], sharing))
+        return merge(parts, rows).view(rows, 1, heads, size).to(query.dtype)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0
@@ -341,50 +329,6 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def get_max_length(self) -> int:
         return -1
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Part:
-    """Attention of some rows to some of their columns: the highest score, the sum of exp(score - it), the weighted sum.
-
-    rows `[U]` says whose each is; peak and total `[U, Hkv, G, 1]`, sums `[U, Hkv, G, D]`, all float32.
-    """
-
-    rows: torch.Tensor
-    peak: torch.Tensor
-    total: torch.Tensor
-    sums: torch.Tensor
-
-
-def _attend_prefix(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, sharing: list[int]) -> _Part:
-    """One product for all rows that share a prefix: query `[B, Hkv, G, D]`, keys and values `[Hkv, P, D]`."""
-    rows = torch.tensor(sharing, device=query.device)
-    kv_heads, group = query.shape[1:3]
-    queries = query[rows].transpose(0, 1).flatten(1, 2)  # [Hkv, R * G, D]
-    scores = torch.bmm(queries, keys.mT).float()  # [Hkv, R * G, P]
-    peak = scores.amax(-1, keepdim=True)
-    weights = scores.sub_(peak).exp_()
-    total = weights.sum(-1, keepdim=True)
-    sums = torch.bmm(weights.to(values.dtype), values).float()  # [Hkv, R * G, D]
-
-    def by_row(part: torch.Tensor) -> torch.Tensor:
-        return part.view(kv_heads, len(sharing), group, -1).transpose(0, 1)
-
-    return _Part(rows, by_row(peak), by_row(total), by_row(sums))
-
-
-def _merge(parts: list[_Part], rows: int) -> torch.Tensor:
-    """The rows' attention `[B, Hkv, G, D]`, from parts that were each scaled by a peak of their own."""
-    part = parts[0]
-    if len(parts) > 1:
-        part = _Part(*(torch.cat([getattr(p, name) for p in parts]) for name in ("rows", "peak", "total", "sums")))
-    shape = (rows, *part.peak.shape[1:])
-    index = part.rows.view(-1, 1, 1, 1).expand_as(part.peak)
-    peak = part.peak.new_full(shape, -torch.inf).scatter_reduce_(0, index, part.peak, "amax")  # [B, Hkv, G, 1]
-    scale = (part.peak - peak[part.rows]).exp_()  # [U, Hkv, G, 1]
-    total = part.total.new_zeros(shape).index_add_(0, part.rows, part.total * scale)
-    sums = part.sums.new_zeros(rows, *part.sums.shape[1:]).index_add_(0, part.rows, part.sums * scale)
-    return sums.div_(total)
 
 
 def attention(

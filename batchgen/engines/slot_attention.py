@@ -1,0 +1,75 @@
+"""Decode attention of ragged rows, in parts: one for each page of a row, one for each prefix that rows share.
+
+Each part has weights and a weighted sum at a scale of its own; a row's parts are brought to a common scale and added
+(online softmax, arXiv:1805.02867). Pure functions of tensors: B rows, H heads over Hkv key-value heads, G = H / Hkv, D
+head size, U pages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Attention of some rows to some of their columns: the highest score, the sum of exp(score - it), the weighted sum.
+
+    rows `[U]` says whose each is; peak and total `[U, Hkv, G, 1]`, sums `[U, Hkv, G, D]`, all float32.
+    """
+
+    rows: torch.Tensor
+    peak: torch.Tensor
+    total: torch.Tensor
+    sums: torch.Tensor
+
+
+def attend_pages(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, row_of_page: torch.Tensor, mask: torch.Tensor
+) -> Part:
+    """One product over all pages of all rows.
+
+    query `[B, Hkv, G, D]`, keys and values `[U, Hkv, PAGE, D]`, row_of_page `[U]`; mask `[U, PAGE]` is added to the
+    scores.
+    """
+    used, kv_heads, page, _ = keys.shape
+    queries = query[row_of_page].flatten(0, 1)  # [U * Hkv, G, D]
+    scores = torch.bmm(queries, keys.flatten(0, 1).mT).view(used, kv_heads, -1, page).float()
+    scores += mask[:, None, None, :]
+    peak = scores.amax(-1, keepdim=True)  # [U, Hkv, G, 1]
+    weights = scores.sub_(peak).exp_()
+    total = weights.sum(-1, keepdim=True)
+    sums = torch.bmm(weights.to(values.dtype).flatten(0, 1), values.flatten(0, 1))  # [U * Hkv, G, D]
+    return Part(row_of_page, peak, total, sums.unflatten(0, (used, kv_heads)).float())  # type: ignore[no-untyped-call]
+
+
+def attend_prefix(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, sharing: list[int]) -> Part:
+    """One product for all rows that share a prefix: query `[B, Hkv, G, D]`, keys and values `[Hkv, P, D]`."""
+    rows = torch.tensor(sharing, device=query.device)
+    kv_heads, group = query.shape[1:3]
+    queries = query[rows].transpose(0, 1).flatten(1, 2)  # [Hkv, R * G, D]
+    scores = torch.bmm(queries, keys.mT).float()  # [Hkv, R * G, P]
+    peak = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(peak).exp_()
+    total = weights.sum(-1, keepdim=True)
+    sums = torch.bmm(weights.to(values.dtype), values).float()  # [Hkv, R * G, D]
+
+    def by_row(part: torch.Tensor) -> torch.Tensor:
+        return part.view(kv_heads, len(sharing), group, -1).transpose(0, 1)
+
+    return Part(rows, by_row(peak), by_row(total), by_row(sums))
+
+
+def merge(parts: list[Part], rows: int) -> torch.Tensor:
+    """The rows' attention `[B, Hkv, G, D]`, from parts that were each scaled by a peak of their own."""
+    part = parts[0]
+    if len(parts) > 1:
+        part = Part(*(torch.cat([getattr(p, name) for p in parts]) for name in ("rows", "peak", "total", "sums")))
+    shape = (rows, *part.peak.shape[1:])
+    index = part.rows.view(-1, 1, 1, 1).expand_as(part.peak)
+    peak = part.peak.new_full(shape, -torch.inf).scatter_reduce_(0, index, part.peak, "amax")  # [B, Hkv, G, 1]
+    scale = (part.peak - peak[part.rows]).exp_()  # [U, Hkv, G, 1]
+    total = part.total.new_zeros(shape).index_add_(0, part.rows, part.total * scale)
+    sums = part.sums.new_zeros(rows, *part.sums.shape[1:]).index_add_(0, part.rows, part.sums * scale)
+    return sums.div_(total)
