@@ -80,9 +80,8 @@ def test_typer_and_rich_stay_in_their_rooms(path: Path) -> None:
 
 
 # Themselves imported late.
-LATE = {f"engines.{name}" for name in ("continuous", "kv_cache", "linear", "reference", "sampling", "slot_model")} | {
-    "model.footprint"
-}
+LATE_ENGINES = ("continuous", "kv_cache", "linear", "reference", "sampling", "slot_attention", "slot_model")
+LATE = {f"engines.{name}" for name in LATE_ENGINES} | {"model.footprint"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
