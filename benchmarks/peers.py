@@ -254,9 +254,9 @@ def measure(run: Run, rows: list[Row]) -> tuple[float, list[list[int]]]:
     return sum(map(len, output_ids)) / seconds, output_ids
 
 
-def choose(system: System, folder: Path, rows: list[Row]) -> tuple[Run, int]:
-    """The system, loaded and warm, at its best batch size."""
-    sizes = sorted({min(size, len(rows)) for size in system.batch_sizes})
+def choose(system: System, folder: Path, rows: list[Row], size: int | None = None) -> tuple[Run, int]:
+    """The system, loaded and warm, at its best batch size, or at the one that is already known."""
+    sizes = [size] if size else sorted({min(size, len(rows)) for size in system.batch_sizes})
     best: tuple[float, Run, int] | None = None
     for size in sizes:
         run = system.prepare(folder, size)
@@ -271,7 +271,7 @@ def choose(system: System, folder: Path, rows: list[Row]) -> tuple[Run, int]:
     return best[1], best[2]
 
 
-def ready(names: list[str], folder: Path, rows: list[Row]) -> Iterator[tuple[Outcome, Run]]:
+def ready(names: list[str], folder: Path, rows: list[Row], sizes: dict[str, int]) -> Iterator[tuple[Outcome, Run]]:
     """Every system that runs here; the others are named on stderr."""
     for name in names:
         system = SYSTEMS[name]
@@ -281,7 +281,7 @@ def ready(names: list[str], folder: Path, rows: list[Row]) -> Iterator[tuple[Out
             continue
         say(f"{name}: loading")
         try:
-            run, size = choose(system, folder, rows)
+            run, size = choose(system, folder, rows, sizes.get(name))
         except Exception as error:
             if not system.is_peer:
                 raise
@@ -393,9 +393,16 @@ def report(outcomes: list[Outcome], rows: list[Row], options: argparse.Namespace
         options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
+def read_size(text: str) -> tuple[str, int]:
+    """A system's batch size, known from an earlier sweep."""
+    name, _, size = text.partition("=")
+    return name, int(size)
+
+
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--systems", default=",".join(SYSTEMS), help="names, with commas; all: %(default)s")
+    parser.add_argument("--size", action="append", default=[], type=read_size, metavar="SYSTEM=N", help="no sweep")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--count", type=int, default=128, help="prompts")
     parser.add_argument("--loop-count", type=int, default=8, help="prompts of the loop, which is slow")
@@ -421,7 +428,7 @@ def main() -> int:
     rows = make_rows(options.count, new_tokens)
     with tempfile.TemporaryDirectory() as folder:
         make_model(Path(folder))
-        systems = list(ready(options.systems, Path(folder), rows))
+        systems = list(ready(options.systems, Path(folder), rows, dict(options.size)))
         if not systems:
             say("FAILED: no system ran")
             return 1
