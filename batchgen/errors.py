@@ -49,6 +49,7 @@ OUT_OF_MEMORY = (
     "out of memory",
     "bad_alloc",
     "could not create a memory",
+    "could not create a primitive",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
 

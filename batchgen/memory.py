@@ -26,6 +26,8 @@ WORKSPACE_BYTES, WORKSPACE_SHARE = 6 * 2**20, 0.06
 FIRST_WINDOW = 16
 # On top of that in the slot engine, once: oneDNN keeps kernels and scratch for every number of rows it has met.
 KERNELS_BYTES = 36 * 2**20
+# With less than this for a batch those kernels and prefills of many rows do not fit: batches need less.
+LEAST_SLOTS_BYTES = 128 * 2**20
 # The slot engine: columns of a page of its KV cache, and the most tokens, pads included, that it prefills at once.
 # Both were measured, see docs/decisions.md.
 PAGE = 32

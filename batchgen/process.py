@@ -21,8 +21,13 @@ TRIM_BYTES = 256 * 2**20
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # mallopt(3)
 
 
+# oneDNN keeps a kernel for every shape it has met, 0.2 MB each; with slots that refill there are many.
+KERNELS_KEPT = "128"
+
+
 def settle() -> None:
-    """Sets both, unless the user's environment has."""
+    """Sets all of it, unless the user's environment has."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS_KEPT)
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     if _has_our_heap():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from batchgen.engines.backoff import Backoff
 from batchgen.errors import ModelError, UsageError
-from batchgen.memory import budget_bytes
+from batchgen.memory import LEAST_SLOTS_BYTES, budget_bytes, size_text
 from batchgen.planner import limits_for
 from batchgen.probes import Bound, MemoryLimit, PeakMeter, available_bytes, memory_bounds
 from batchgen.records import Sequence
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 
 ENGINES = ("auto", "continuous", "reference")
+
+
+SHORT_OF_MEMORY = f"less than {size_text(LEAST_SLOTS_BYTES)} of memory are left for slots"
 
 
 class Engine(Protocol):
@@ -87,6 +90,8 @@ def make_engine(
 
     engine, reason = choose_engine(name, model.checkpoint.config, num_beams)
     slot_model = None
+    if engine == "continuous" and name == "auto" and not has_room(LEAST_SLOTS_BYTES):
+        engine, reason = "reference", SHORT_OF_MEMORY
     if engine == "continuous":
         slot_model, reason = make_slot_model(model, has_room=has_room)
         if slot_model is None and name == "continuous":

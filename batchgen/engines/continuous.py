@@ -172,6 +172,10 @@ class ContinuousEngine:
         openings = {id(row.opening): len(row.opening.token_ids) for row in [*self._running, *rows] if row.opening}
         prefix_tokens = sum(openings.values())
         room = self.backoff.room_beside(running, waiting, prefix_tokens, self.slot_model.cache.held_columns)
+        if room == 0 and not running:  # what earlier rows left behind goes first
+            self.slot_model.cache.shrink([])
+            release()
+            room = self.backoff.room_beside(running, waiting, prefix_tokens, 0)
         if room == 0 and not running:  # not even one: it is tried, unless that would kill the process
             if self.backoff.hits_the_wall([rows[0].sequence]):
                 self._fail_first()
