@@ -290,7 +290,7 @@ def test_a_fixed_number_of_slots_asks_no_budget_until_memory_runs_out() -> None:
 
 def test_what_the_slots_take_is_predicted_and_measured() -> None:
     told: list[bool] = []
-    backoff = slots_of(2 * slots_bytes(8), meter=FakeMeter([300]), reuse_blocks=told.append)
+    backoff = slots_of(2 * slots_bytes(8), meter=FakeMeter([100, 300, 200]), reuse_blocks=told.append)
     for num_rows in (3, 8, 5):
         backoff.watch(SLOTS[:num_rows], 0)
     backoff.measure()
@@ -298,6 +298,15 @@ def test_what_the_slots_take_is_predicted_and_measured() -> None:
     backoff.reuse_blocks(True)
     backoff.reuse_blocks(False)
     assert told == [True, False]
+
+
+def test_slots_that_take_more_than_predicted_leave_room_for_fewer() -> None:
+    rows = [(800, SamplingParams())] * 64
+    predicted = filled_slots_estimate(FOOTPRINT, rows).total
+    backoff = slots_of(predicted, meter=FakeMeter([2 * predicted]))
+    backoff.watch(rows, 0)
+    backoff.measure()
+    assert backoff.limits.budget_bytes == predicted // 2
 
 
 def test_slots_that_were_never_filled_are_not_measured() -> None:

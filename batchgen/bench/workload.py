@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
+from batchgen.engines.prefixes import common_length
 from batchgen.errors import UsageError
 from batchgen.padding import encode
 from batchgen.records import Request, SamplingParams, Sequence
@@ -95,13 +96,8 @@ def differing_share(outputs: list[list[int]], others: list[list[int]]) -> float:
     0.5
     """
     total = sum(max(len(one), len(other)) for one, other in zip(outputs, others, strict=True))
-    same = sum(_common(one, other) for one, other in zip(outputs, others, strict=True))
+    same = sum(common_length(one, other) for one, other in zip(outputs, others, strict=True))
     return 1 - same / total if total else 0.0
-
-
-def _common(one: list[int], other: list[int]) -> int:
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def without_eos(checkpoint: Checkpoint) -> Checkpoint:

@@ -10,9 +10,8 @@ from typing import Annotated
 import typer
 
 from batchgen.cli import options as opt
-from batchgen.engines import SHORT_OF_MEMORY, choose_engine
+from batchgen.engines import choose_engine
 from batchgen.forecast import forecast, make_room
-from batchgen.memory import LEAST_SLOTS_BYTES
 from batchgen.model import open_checkpoint
 from batchgen.readers import read_requests
 from batchgen.render.plan import print_forecast
@@ -77,12 +76,10 @@ def plan(
     requests = read_requests(sources, sampling, field=field, on_blank=partial(next, blank_lines))
     with screen.waiting("planning"):
         checkpoint = open_checkpoint(model, revision=revision, weights=False, say=screen.say)
-        engine_name, reason = choose_engine(engine.value, checkpoint.config, num_beams)
-        has_slots = engine_name == "continuous"
-        room = make_room(checkpoint, device, dtype.value, has_slots=has_slots, num_rows=num_rows, memory=bound)
-        if has_slots and engine is opt.EngineName.auto and room.limits.budget_bytes < LEAST_SLOTS_BYTES:
-            engine_name, reason = "reference", SHORT_OF_MEMORY
-            room = make_room(checkpoint, device, dtype.value, num_rows=num_rows, memory=bound)
+        room = make_room(checkpoint, device, dtype.value, num_rows=num_rows, memory=bound)
+        engine_name, reason = choose_engine(engine.value, checkpoint.config, num_beams, room.limits.budget_bytes)
+        if engine_name == "continuous":
+            room = make_room(checkpoint, device, dtype.value, has_slots=True, num_rows=num_rows, memory=bound)
         plan = forecast(
             checkpoint, islice(requests, limit), room.limits, too_long=too_long.value, parse_special=parse_special
         )

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 ENGINES = ("auto", "continuous", "reference")
 
 
-SHORT_OF_MEMORY = f"less than {size_text(LEAST_SLOTS_BYTES)} of memory are left for slots"
-
-
 class Engine(Protocol):
     """What the pipeline needs of an engine; a fake one needs no model. `backoff` knows the limits and the memory."""
 
@@ -45,16 +42,20 @@ class Engine(Protocol):
         ...
 
 
-def choose_engine(name: str, config: PretrainedConfig, num_beams: int = 1) -> tuple[str, str]:
+def choose_engine(
+    name: str, config: PretrainedConfig, num_beams: int = 1, room_bytes: int | None = None
+) -> tuple[str, str]:
     """`continuous` or `reference`, and why not the former; needs no weights. Raises `UsageError`.
 
-    `auto` takes `continuous` where it applies.
+    `auto` takes `continuous` where it applies and `room_bytes`, what a batch may take, are enough for it.
     """
     from batchgen.engines.slot_model import why_no_slots
 
     if name not in ENGINES:
         raise UsageError(f"--engine {name} is not one of {', '.join(ENGINES)}")
     reason = "" if name == "reference" else "it has no beams" if num_beams > 1 else why_no_slots(config) or ""
+    if name == "auto" and room_bytes is not None and room_bytes < LEAST_SLOTS_BYTES:
+        reason = reason or f"less than {size_text(LEAST_SLOTS_BYTES)} of memory are left for slots"
     if name == "continuous" and reason:
         raise UsageError(f"--engine continuous does not run this: {reason}; use --engine auto")
     return ("reference" if name == "reference" or reason else "continuous"), reason
@@ -85,15 +86,13 @@ def make_engine(
     from batchgen.engines.reference import ReferenceEngine
     from batchgen.engines.slot_model import make_slot_model
 
-    def has_room(num_bytes: int) -> bool:
-        return num_bytes <= budget_bytes(available_bytes(model.device, memory))
+    def room_bytes() -> int:
+        return budget_bytes(available_bytes(model.device, memory))
 
-    engine, reason = choose_engine(name, model.checkpoint.config, num_beams)
+    engine, reason = choose_engine(name, model.checkpoint.config, num_beams, room_bytes())
     slot_model = None
-    if engine == "continuous" and name == "auto" and not has_room(LEAST_SLOTS_BYTES):
-        engine, reason = "reference", SHORT_OF_MEMORY
     if engine == "continuous":
-        slot_model, reason = make_slot_model(model, has_room=has_room)
+        slot_model, reason = make_slot_model(model, has_room=lambda num_bytes: num_bytes <= room_bytes())
         if slot_model is None and name == "continuous":
             raise ModelError(f"--engine continuous does not run {model.checkpoint.name}: {reason}; use --engine auto")
     if reason and num_beams == 1:
@@ -102,7 +101,7 @@ def make_engine(
     limits = limits_for(model, num_rows, memory, has_slots=slot_model is not None, most_rows=best_rows)
     backoff = Backoff(
         limits,
-        budget=lambda: budget_bytes(available_bytes(model.device, memory)),
+        budget=room_bytes,
         wall=lambda: _wall_bytes(memory_bounds(model.device, memory)),
         reuse_blocks=reuse_blocks,
         meter=PeakMeter(model.device),

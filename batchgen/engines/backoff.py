@@ -182,7 +182,9 @@ class Backoff:
     def watch(self, rows: Lengths, prefix_tokens: int) -> None:
         """Notes what the rows in slots are expected to take; what they do take counts from the first call on."""
         predicted = filled_slots_estimate(self._limits.footprint, rows, prefix_tokens).total
-        if self._meter and not self.predicted_bytes:
+        if self.predicted_bytes:
+            self.measure()
+        elif self._meter:
             self._meter.start()
         self._is_plenty = predicted < PLENTY_SHARE * self.limits.budget_bytes
         self.predicted_bytes = max(self.predicted_bytes, predicted)
@@ -192,10 +194,13 @@ class Backoff:
         self._reuse_blocks(wanted and self._is_plenty)
 
     def measure(self) -> None:
-        """Notes what the rows in slots have taken so far."""
+        """Notes what the rows in slots have taken; where memory is short, more than expected leaves room for fewer."""
         growth = self._meter.growth_bytes() if self._meter and self.predicted_bytes else None
-        if growth is not None:
-            self.measured_bytes = max(self.measured_bytes or 0, growth)
+        if growth is None:
+            return
+        self.measured_bytes = max(self.measured_bytes or 0, growth)
+        if self.predicted_bytes >= LEAST_TELLING_BYTES and not self._is_plenty:
+            self._correction = max(self._correction, growth / self.predicted_bytes)
 
     def say_halved(self, num_rows: int, left: int) -> None:
         """One line for the user, after memory ran out with so many rows in slots."""
