@@ -1,5 +1,7 @@
 """batchgen against its peers on a CPU: the same prompts through each system in turn, greedy, for several rounds.
 
+Each system has a process of its own, so that none runs in another's heap and threads.
+
     pip install .[bench]
     python benchmarks/peers.py [--rounds 3] [--count 128] [--new-tokens 64] [--systems continuous,openvino]
     python benchmarks/peers.py --ragged --output-lengths FILE.csv    # each row has its own length
@@ -24,11 +26,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -271,8 +276,49 @@ def choose(system: System, folder: Path, rows: list[Row], size: int | None = Non
     return best[1], best[2]
 
 
-def ready(names: list[str], folder: Path, rows: list[Row], sizes: dict[str, int]) -> Iterator[tuple[Outcome, Run]]:
-    """Every system that runs here; the others are named on stderr."""
+class Worker:
+    """A system in its own process, where it stays loaded from round to round."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.outcome = Outcome(name, 0)
+        self._folder = folder
+        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=hush)
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def load(self, rows: list[Row], size: int | None) -> None:
+        self.outcome.batch_size = self._pool.submit(load_here, self.outcome.name, self._folder, rows, size).result()
+
+    def measure(self, rows: list[Row]) -> float:
+        rate, self.outcome.output_ids = self._pool.submit(measure_here, rows).result()
+        self.outcome.rates.append(rate)
+        return rate
+
+
+_loaded: list[Run] = []  # in a worker's process: its system
+
+
+def hush() -> None:
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def load_here(name: str, folder: Path, rows: list[Row], size: int | None) -> int:
+    run, size = choose(SYSTEMS[name], folder, rows, size)
+    _loaded.append(run)
+    return size
+
+
+def measure_here(rows: list[Row]) -> tuple[float, list[list[int]]]:
+    return measure(_loaded[0], rows)
+
+
+def ready(names: list[str], folder: Path, rows: list[Row], sizes: dict[str, int], open: ExitStack) -> Iterator[Worker]:
+    """Every system that runs here, loaded; the others are named on stderr."""
     for name in names:
         system = SYSTEMS[name]
         missing = [package for package in system.needs if find_spec(package) is None]
@@ -280,23 +326,23 @@ def ready(names: list[str], folder: Path, rows: list[Row], sizes: dict[str, int]
             say(f"SKIPPED {name}: not installed: {', '.join(missing)} (pip install .[bench])")
             continue
         say(f"{name}: loading")
+        worker = open.enter_context(Worker(name, folder))
         try:
-            run, size = choose(system, folder, rows, sizes.get(name))
+            worker.load(rows, sizes.get(name))
         except Exception as error:
             if not system.is_peer:
                 raise
             say(f"SKIPPED {name}: {type(error).__name__}: {error}")
             continue
-        yield Outcome(name, size), run
+        yield worker
 
 
-def run_rounds(systems: list[tuple[Outcome, Run]], rows: list[Row], rounds: int, loop_count: int) -> None:
+def run_rounds(workers: list[Worker], rows: list[Row], rounds: int, loop_count: int) -> None:
     for number in range(rounds):
-        for outcome, run in systems:
-            own = rows[:loop_count] if SYSTEMS[outcome.name].few_rows else rows
-            rate, outcome.output_ids = measure(run, own)
-            outcome.rates.append(rate)
-            say(f"round {number + 1}: {outcome.name:18} {rate:8.1f} tokens/s")
+        for worker in workers:
+            name = worker.outcome.name
+            rate = worker.measure(rows[:loop_count] if SYSTEMS[name].few_rows else rows)
+            say(f"round {number + 1}: {name:18} {rate:8.1f} tokens/s")
 
 
 def compare(outcomes: list[Outcome]) -> bool:
@@ -422,18 +468,18 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> int:
     options = parse_options()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    hush()
     new_tokens = read_lengths(options.output_lengths) if options.ragged else [options.new_tokens]
     rows = make_rows(options.count, new_tokens)
-    with tempfile.TemporaryDirectory() as folder:
-        make_model(Path(folder))
-        systems = list(ready(options.systems, Path(folder), rows, dict(options.size)))
-        if not systems:
+    with tempfile.TemporaryDirectory() as name, ExitStack() as open:
+        folder = Path(name)
+        make_model(folder)
+        workers = list(ready(options.systems, folder, rows, dict(options.size), open))
+        if not workers:
             say("FAILED: no system ran")
             return 1
-        run_rounds(systems, rows, options.rounds, options.loop_count)
-    outcomes = [outcome for outcome, _ in systems]
+        run_rounds(workers, rows, options.rounds, options.loop_count)
+    outcomes = [worker.outcome for worker in workers]
     is_equal = compare(outcomes)
     report(outcomes, rows, options)
     if not is_equal:
