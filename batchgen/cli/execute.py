@@ -14,6 +14,7 @@ from batchgen.cli.options import Format
 from batchgen.cli.output import Target, is_abandoned, open_store, open_stream, write_json, write_whole
 from batchgen.cli.signals import Interrupts
 from batchgen.engines import make_engine
+from batchgen.errors import OutputError
 from batchgen.manifest import InputDigest, Manifest, model_facts
 from batchgen.model import Model, open_checkpoint
 from batchgen.model.weights import choose_device, choose_dtype, load_model, name_of_dtype
@@ -202,12 +203,18 @@ class Run:
         if not (self.store and self.job.target):
             return
         if not self.job.target.is_store:
-            results = self.store.results()
-            write_whole(self.job.target.file, lambda stream: self._write(results, stream))
+            self._write_file(self.job.target.file, self.store.results())
         if self.job.target.is_store or self.job.target.keep_store:
             self.store.close(as_single_file=True)
         else:
             self.store.discard()
+
+    def _write_file(self, file: Path, results: Iterable[Result]) -> None:
+        try:
+            write_whole(file, lambda stream: self._write(results, stream))
+        except OSError as error:
+            mend = "mend that, then run the same command with --resume"
+            raise OutputError(f"{file} cannot be written: {error.strerror or error}: {mend}") from None
 
     def _find_failures(self) -> Failures:
         if self.store:

@@ -52,7 +52,7 @@ class Target:
     @property
     def file(self) -> Path:
         """What the name leads to, where it is a link."""
-        return self.path.resolve()
+        return Path(os.path.realpath(self.path))  # which says nothing of a link to itself
 
     @property
     def store(self) -> Path:
@@ -193,7 +193,7 @@ def _sync_folder(folder: Path) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """A JSON file for other programs."""
-    write_whole(path.resolve(), lambda stream: stream.write(json.dumps(value, indent=2) + "\n"))
+    write_whole(Path(os.path.realpath(path)), lambda stream: stream.write(json.dumps(value, indent=2) + "\n"))
 
 
 def is_abandoned(stream: TextIO) -> bool:
