@@ -7,6 +7,7 @@ import json
 import os
 import select
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -189,6 +190,16 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def count_answered(file: Path) -> int:
+    """How many rows of the input a file of JSON Lines answers, by its last line."""
+    with file.open("rb") as stream:
+        last = deque(stream, maxlen=1)
+    try:
+        return int(json.loads(last[0])["index"]) + 1 if last else 0
+    except (ValueError, KeyError, TypeError):
+        raise OutputError(f"{file} is not batchgen's: name another output") from None
 
 
 def write_json(path: Path, value: object) -> None:
