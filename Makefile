@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# Processes that share the tests.
+JOBS   ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow lint types fmt check dist clean
@@ -20,7 +22,7 @@ run: $(READY)  ## three prompts to one padded, masked batch and three continuati
 	@$(BIN)/batchgen run prompts/rain.txt --format table
 
 test: $(READY)  ## the whole test suite
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -n $(JOBS) -m 'not slow'
 
 test-slow: $(READY)  ## the checks that take longer
 	$(BIN)/python -m pytest -m slow
