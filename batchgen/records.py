@@ -13,6 +13,8 @@ TooLong = Literal["error", "truncate"]
 RowId = str | int | float
 # Logits times or over a factor within these bounds stay finite in float32.
 LEAST_FACTOR, MOST_FACTOR = 1e-6, 1e6
+# A row beyond this many bytes (a prompt beyond this many characters) fails: no model reads as much.
+LONGEST_ROW = 8 * 2**20
 
 
 def _require(holds: bool, message: str) -> None:
