@@ -27,10 +27,11 @@ MOST_BITS = 4096  # of a whole number
 MOST_INDENT = 100
 
 # Nothing random, nothing of HTML's, nothing that pads to a width; `join`, `replace`, … have bounds of their own.
-PLAIN_FILTERS = """
-    abs capitalize count d default dictsort first float groupby int items last length list lower map max min reject
-    rejectattr reverse select selectattr sort string striptags sum title trim truncate unique upper urlencode wordcount
-""".split()
+PLAIN_FILTERS = (
+    "abs", "capitalize", "count", "d", "default", "dictsort", "first", "float", "groupby", "int", "items", "last",
+    "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "select", "selectattr", "sort",
+    "string", "striptags", "sum", "title", "trim", "truncate", "unique", "upper", "urlencode", "wordcount",
+)  # fmt: skip
 STATEMENTS = (nodes.Output, nodes.For, nodes.If, nodes.With, nodes.Assign, nodes.AssignBlock)
 METHODS = {
     str: {
