@@ -4,6 +4,7 @@
     ├── UsageError             options that contradict each other or are out of range, exit code 2
     ├── InputError             prompts that cannot be found or read
     ├── OutputError            an output that cannot or must not be written
+    │   └── InUseError         an output that another run is writing
     └── ModelError             a model that cannot be found, trusted or run
         └── NotCachedError     a model that is not on this machine (it may be on the Hub)
 
@@ -33,6 +34,10 @@ class InputError(BatchgenError):
 
 class OutputError(BatchgenError):
     """The output cannot be written, or would destroy something."""
+
+
+class InUseError(OutputError):
+    """Another run is writing the output."""
 
 
 class ModelError(BatchgenError):

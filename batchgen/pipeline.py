@@ -8,29 +8,41 @@ from __future__ import annotations
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from batchgen.engines import Engine, make_engine
+from batchgen.errors import InputError
 from batchgen.model import Checkpoint, Model, open_model
 from batchgen.padding import decode_output, encode
 from batchgen.planner import windows
 from batchgen.probes import parse_memory
 from batchgen.readers import Row, row_of_object, to_requests
 from batchgen.records import Request, Result, RunStats, SamplingParams, Sequence, TooLong
+from batchgen.store import Store
 
 # Where a truncated row says so: beside the row's own columns, under a name that no column will have.
 TRUNCATED = "batchgen_truncated_tokens"
 
 
 class Pipeline:
-    """Runs requests through an engine, window by window, and counts what passes."""
+    """Runs requests through an engine, window by window, and counts what passes.
+
+    A `strict` one raises `InputError` at the first row that fails.
+    """
 
     def __init__(
-        self, checkpoint: Checkpoint, engine: Engine, *, too_long: TooLong = "error", parse_special: bool = False
+        self,
+        checkpoint: Checkpoint,
+        engine: Engine,
+        *,
+        too_long: TooLong = "error",
+        parse_special: bool = False,
+        strict: bool = False,
     ) -> None:
         self.checkpoint = checkpoint
         self.engine = engine
+        self.strict = strict
         self.too_long = too_long
         self.parse_special = parse_special
         self.first_error: Result | None = None
@@ -40,12 +52,28 @@ class Pipeline:
     def run(self, requests: Iterable[Request]) -> Iterator[Result]:
         """A Result for every row (and sample), in input order, each as soon as those before it are there."""
         order = InOrder()
-        for finished in self.engine.generate(self._windows(requests, order)):
+        for finished in self.engine.generate(self._windows(requests, order.waiting.extend)):
+            self._check(finished)
             for sequence in order.pop(finished):
                 yield self._count(to_result(sequence, self.checkpoint))
         assert not order.waiting, "an engine did not finish every row"
 
-    def _windows(self, requests: Iterable[Request], order: InOrder) -> Iterator[list[Sequence]]:
+    def run_into(self, store: Store, requests: Iterable[Request]) -> Iterator[Result]:
+        """A Result for every row (and sample) that the store does not have, as they finish, and each into the store."""
+        for finished in self.engine.generate(self._windows(store.unfinished(requests), done=store.done)):
+            if self.strict and finished.error:
+                store.forget(finished.request.index)
+            self._check(finished)
+            result = to_result(finished, self.checkpoint)
+            store.add(result)
+            yield self._count(result)
+
+    def _windows(
+        self,
+        requests: Iterable[Request],
+        on_window: Callable[[list[Sequence]], object] = lambda sequences: None,
+        done: Container[tuple[int, int]] = (),
+    ) -> Iterator[list[Sequence]]:
         first = self.engine.backoff.limits.first_window
         for window in windows(requests, first=first, is_busy=lambda: self.engine.is_busy):
             sequences = encode(
@@ -56,8 +84,9 @@ class Pipeline:
                 too_long=self.too_long,
                 parse_special=self.parse_special,
             )
-            order.waiting.extend(sequences)
-            yield sequences
+            left = [s for s in sequences if (s.request.index, s.sample_index) not in done]
+            on_window(left)
+            yield left
 
     def count_blank_line(self) -> None:
         self._blank_lines += 1
@@ -80,6 +109,11 @@ class Pipeline:
             predicted_batch_bytes=self.engine.backoff.predicted_bytes,
             measured_batch_bytes=self.engine.backoff.measured_bytes,
         )
+
+    def _check(self, finished: Sequence) -> None:
+        """Ends a strict run at its first row that failed."""
+        if self.strict and finished.error:
+            raise InputError(f"row {finished.request.id} failed, and --strict stops there: {finished.error}")
 
     def _count(self, result: Result) -> Result:
         self._rows += 1

@@ -6,6 +6,7 @@ torch.mps. Sources: proc_meminfo(5), proc_pid_status(5), proc_pid_limits(5), pro
 
 from __future__ import annotations
 
+import platform
 import re
 import sys
 from dataclasses import dataclass
@@ -54,6 +55,12 @@ class MemoryLimit:
             return int(self.share * tightest_bytes)
         assert self.size_bytes is not None
         return self.size_bytes - held_bytes
+
+
+def cpu_name(root: Path = ROOT) -> str:
+    """The processor as Linux names it, else what Python knows of it."""
+    names = (line.split(":", 1)[1].strip() for line in read_lines(root / "proc/cpuinfo") if line[:10] == "model name")
+    return next(names, "") or platform.processor() or platform.machine()
 
 
 def parse_memory(text: str) -> MemoryLimit:

@@ -265,7 +265,8 @@ def choose(system: System, folder: Path, rows: list[Row], size: int | None = Non
     best: tuple[float, Run, int] | None = None
     for size in sizes:
         run = system.prepare(folder, size)
-        run(rows[:2] if len(sizes) > 1 else rows[: len(rows) // 2])  # a choice of sizes is warm-up enough
+        is_warmed_later = len(sizes) > 1 or system.few_rows  # a choice of sizes is warm-up enough
+        run(rows[:2] if is_warmed_later else rows[: len(rows) // 2])
         rate = 0.0
         if len(sizes) > 1:
             rate, _ = measure(run, rows[: sizes[-1]])

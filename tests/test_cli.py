@@ -227,13 +227,6 @@ def test_an_existing_output_is_kept(rain: Path, tmp_path: Path) -> None:
     assert output.read_text().startswith(" rain.")
 
 
-def test_rows_of_an_interrupted_run_are_not_overwritten(tmp_path: Path) -> None:
-    partial = tmp_path / "out.jsonl.partial"
-    partial.write_text("precious")
-    assert "holds the rows of an interrupted run" in failure(run("-p", "x", "-o", tmp_path / "out.jsonl"), 1)
-    assert partial.read_text() == "precious"
-
-
 def test_a_run_that_fails_before_its_first_row_leaves_no_file(tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_bytes("text".encode("utf-16"))
     failure(run(tmp_path / "in.txt", "-q", "-o", tmp_path / "out.jsonl"), 1)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from batchgen.cli import options as opt
-from batchgen.cli.run import SOME_ROWS_FAILED
+from batchgen.cli.execute import SOME_ROWS_FAILED
 from batchgen.inspector import Inspection, inspect_batch
 from batchgen.model import open_checkpoint
 from batchgen.readers import read_requests

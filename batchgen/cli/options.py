@@ -14,13 +14,14 @@ from batchgen.probes import MemoryLimit, parse_memory
 from batchgen.readers import Source, find_sources
 from batchgen.records import SamplingParams
 
-INPUT, MODEL, LENGTH, SAMPLING, BATCHES, OUTPUT = (
+INPUT, MODEL, LENGTH, SAMPLING, BATCHES, OUTPUT, DURABLE = (
     "Prompts",
     "Model",
     "Length and stopping",
     "Choosing tokens",
     "Batches",
     "Output",
+    "Interrupted runs and bad rows",
 )
 
 
@@ -48,6 +49,7 @@ class Format(StrEnum):
     table = "table"
     jsonl = "jsonl"
     text = "text"
+    sqlite = "sqlite"
 
 
 class TooLongPolicy(StrEnum):
@@ -253,10 +255,46 @@ Ids = Annotated[
 ]
 OutputFile = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="FILE", help="Write here (.jsonl or .txt).", rich_help_panel=OUTPUT),
+    typer.Option("--output", "-o", metavar="FILE", help="Write here (.jsonl, .txt or .db).", rich_help_panel=OUTPUT),
 ]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", metavar="", help="Replace FILE if it exists.", rich_help_panel=OUTPUT)
+    bool,
+    typer.Option("--overwrite", metavar="", help="Start anew, and replace FILE if it exists.", rich_help_panel=DURABLE),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", metavar="", help="Go on with an interrupted run, if there is one.", rich_help_panel=DURABLE
+    ),
+]
+RetryErrors = Annotated[
+    bool,
+    typer.Option("--retry-errors", metavar="", help="--resume, and run failed rows again.", rich_help_panel=DURABLE),
+]
+KeepStore = Annotated[
+    bool,
+    typer.Option(
+        "--keep-store",
+        metavar="",
+        help="Keep FILE.run.db when FILE is written, to add rows later.",
+        rich_help_panel=DURABLE,
+    ),
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", metavar="", help="Stop at the first row that fails.", rich_help_panel=DURABLE)
+]
+ManifestFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--manifest",
+        metavar="FILE",
+        help="Write what the run was made of (versions, model, options, hashes) as JSON.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+StatsFile = Annotated[
+    Path | None,
+    typer.Option("--stats", metavar="FILE", help="Write the run's counts and times as JSON.", rich_help_panel=OUTPUT),
 ]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", metavar="", help="Errors only on stderr.", rich_help_panel=OUTPUT)

@@ -1,20 +1,68 @@
-"""Where results go: standard output, or a file that appears whole or not at all."""
+"""Where results go: standard output, or a file that is there whole or not at all, from a store that keeps each row."""
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import select
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from batchgen.cli.options import Format
-from batchgen.errors import OutputError, UsageError
+from batchgen.errors import InUseError, OutputError, UsageError
 from batchgen.readers import Source
+from batchgen.store import Store, remove_store
 
-FORMATS_BY_SUFFIX = {".jsonl": Format.jsonl, ".ndjson": Format.jsonl, ".txt": Format.text}
+FORMATS_BY_SUFFIX = {
+    ".jsonl": Format.jsonl,
+    ".ndjson": Format.jsonl,
+    ".txt": Format.text,
+    ".db": Format.sqlite,
+    ".sqlite": Format.sqlite,
+    ".sqlite3": Format.sqlite,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The file that `-o` names, its format, and what to do with what is there already."""
+
+    path: Path
+    form: Format
+    overwrite: bool = False
+    resume: bool = False
+    retry_errors: bool = False
+    keep_store: bool = False
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it is a pipe or a device, which takes rows as they come and keeps none."""
+        return self.path.exists() and not self.path.is_file()
+
+    @property
+    def is_store(self) -> bool:
+        """Whether the store itself is what is asked for."""
+        return self.form is Format.sqlite
+
+    @property
+    def file(self) -> Path:
+        """What the name leads to, where it is a link."""
+        return Path(os.path.realpath(self.path))  # which says nothing of a link to itself
+
+    @property
+    def store(self) -> Path:
+        """Where the run is kept until the file is whole."""
+        return self.file if self.is_store else self.file.with_name(self.file.name + ".run.db")
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether an earlier run has come to its end, and has left no store to go on from."""
+        return self.resume and self.path.exists() and not self.store.exists()
 
 
 def choose_format(asked: Format, output: Path | None, *, ids: bool = False) -> Format:
@@ -22,6 +70,8 @@ def choose_format(asked: Format, output: Path | None, *, ids: bool = False) -> F
     form = asked if asked is not Format.auto else _natural_format(output)
     if ids and form is Format.text:
         raise UsageError("--ids has no place in text: use --format jsonl or table")
+    if form is Format.sqlite and output is None:
+        raise UsageError("--format sqlite needs a file: name it with -o")
     return form
 
 
@@ -36,55 +86,114 @@ def _natural_format(output: Path | None) -> Format:
     return FORMATS_BY_SUFFIX[output.suffix.lower()]
 
 
-def check_output(output: Path | None, overwrite: bool, sources: list[Source]) -> None:
-    """Refuses, before anything is loaded, an output that exists, is an input, or has no folder."""
-    if output is None:
-        return
-    if any(source.path is not None and _is_same(source.path, output) for source in sources):
+def check_target(target: Target, sources: list[Source]) -> None:
+    """Refuses, before anything is loaded, an output that is there, is an input, or has no folder."""
+    output = target.path
+    if any(source.path is not None and _is_same(source.path, path) for source in sources for path in _taken(target)):
         raise OutputError(f"-o {output} is also an input: write to another file")
     if output.is_dir():
         raise OutputError(f"-o {output} is a folder: name a file in it")
     if not output.parent.is_dir():
         raise OutputError(f"-o {output}: there is no folder {output.parent}")
-    for path, what in ((output, "exists"), (_partial(output), "holds the rows of an interrupted run")):
-        if path.is_file() and not overwrite:
-            raise OutputError(f"{path} {what}: add --overwrite to replace it, or move it away")
+    if target.is_stream and (target.resume or target.keep_store):
+        raise UsageError(f"-o {output} is a pipe or a device, which keeps nothing to go on from")
+    if not (target.is_stream or target.overwrite or target.resume):
+        _check_is_new(target)
 
 
-def _partial(output: Path) -> Path:
-    """Where rows stand until all are there."""
-    target = output.resolve()  # behind a link, the file it leads to
-    return target.with_name(target.name + ".partial")
+def _taken(target: Target) -> tuple[Path, Path]:
+    return target.path, target.store
 
 
 def _is_same(one: Path, other: Path) -> bool:
     return one.exists() and other.exists() and one.samefile(other)
 
 
-@contextmanager
-def open_output(output: Path | None) -> Iterator[TextIO]:
-    """Standard output, or a temporary file beside `output` that takes its name when all is written.
+def _check_is_new(target: Target) -> None:
+    if target.store.exists() and not target.is_store:
+        raise OutputError(
+            f"{target.store} holds an interrupted run: go on with --resume, or start anew with --overwrite"
+        )
+    if target.path.exists():
+        go_on = "--resume goes on with it, " if target.is_store else ""
+        raise OutputError(f"{target.path} exists: {go_on}add --overwrite to replace it, or move it away")
 
-    If the run does not end well, the rows finished so far stay in `output` with `.partial` behind its name.
-    """
+
+@contextmanager
+def open_store(target: Target) -> Iterator[Store]:
+    """The store of a run, which no other run has. One that no row was read into is removed at the end."""
+    store = _open_anew(target.store) if target.overwrite else Store(target.store)
+    try:
+        if not (target.overwrite or target.resume) and not (store.is_empty and _is_unwritten(target)):
+            raise InUseError(f"another run has just written {target.path}: name another output")
+        if target.retry_errors:
+            store.forget_errors()
+        yield store
+    finally:
+        if not store.is_closed:
+            store.discard() if store.is_empty else store.close()
+
+
+def _is_unwritten(target: Target) -> bool:
+    return target.is_store or not target.path.exists()
+
+
+def _open_anew(path: Path) -> Store:
+    """An empty store in the place of whatever is there, unless another run uses it."""
+    try:
+        store = Store(path)
+    except InUseError:
+        raise
+    except OutputError:  # damaged, or something else
+        remove_store(path)
+        return Store(path)
+    store.clear()
+    return store
+
+
+@contextmanager
+def open_stream(output: Path | None) -> Iterator[TextIO]:
+    """Standard output, or a pipe or device by its name."""
     if output is None:
         yield sys.stdout
-        return
-    if output.exists() and not output.is_file():  # a pipe or a device: nothing to rename
+    else:
         with output.open("w", encoding="utf-8", newline="\n") as stream:
             yield stream
-        return
-    partial = _partial(output)
+
+
+def write_whole(file: Path, write: Callable[[TextIO], object]) -> None:
+    """A file that is there whole and safe on the disk, or as it was: `write` gets the stream to fill."""
+    partial = file.with_name(file.name + ".partial")
     try:
         with partial.open("w", encoding="utf-8", newline="\n") as stream:
-            yield stream
+            write(stream)
             stream.flush()
             os.fsync(stream.fileno())
-        partial.replace(output.resolve())
-    finally:
+        partial.replace(file)
+    except BaseException:
         with suppress(OSError):
-            if not partial.stat().st_size:
-                partial.unlink()
+            partial.unlink()
+        raise
+    _sync_folder(file.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename in it last, on systems that can be asked to."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # not every file system has it
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: object) -> None:
+    """A JSON file for other programs."""
+    write_whole(Path(os.path.realpath(path)), lambda stream: stream.write(json.dumps(value, indent=2) + "\n"))
 
 
 def is_abandoned(stream: TextIO) -> bool:
@@ -96,8 +205,3 @@ def is_abandoned(stream: TextIO) -> bool:
         poller.register(stream.fileno(), 0)
         return any(event & select.POLLERR for _, event in poller.poll(0))
     return False
-
-
-def kept_partial(output: Path | None) -> Path | None:
-    """The finished rows of a run that did not end well, where it wrote a file."""
-    return _partial(output) if output is not None and _partial(output).exists() else None

@@ -26,13 +26,18 @@ class Interrupts:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if hasattr(signal, "setitimer"):
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        self.end_steps()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def start_steps(self) -> None:
         self._in_steps = True
+
+    def end_steps(self) -> None:
+        """What comes now is short, and a first signal's patience is over."""
+        self._in_steps = False
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def stop_requested(self) -> bool:
         return self.signum is not None

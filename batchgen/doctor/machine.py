@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from batchgen.doctor.facts import Accelerator, Machine, Processor, Speed, or_else
 from batchgen.model.weights import choose_device
-from batchgen.probes import Bound, memory_bounds
+from batchgen.probes import Bound, cpu_name, memory_bounds
 from batchgen.speeds import read_gain
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def _choose(device: str) -> torch.device | None:
 
 def _processor(root: Path) -> Processor:
     return Processor(
-        name=_cpu_name(root) or platform.processor() or platform.machine(),
+        name=cpu_name(root),
         physical_cores=_cores(logical=False),
         logical_cores=_cores(logical=True),
         torch_threads=_torch_threads(),
@@ -67,12 +67,6 @@ def _processor(root: Path) -> Processor:
         vectors=_vectors(),
         sixteen_bit=_sixteen_bit(),
     )
-
-
-@or_else(None)
-def _cpu_name(root: Path) -> str | None:
-    lines = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
 
 
 @or_else(None)

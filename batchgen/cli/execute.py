@@ -1,0 +1,287 @@
+"""How a run goes: prompts through the engine to standard output, or into a store and from there to a file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from batchgen.cli.options import Format
+from batchgen.cli.output import Target, is_abandoned, open_store, open_stream, write_json, write_whole
+from batchgen.cli.signals import Interrupts
+from batchgen.engines import make_engine
+from batchgen.errors import OutputError
+from batchgen.manifest import InputDigest, Manifest, model_facts
+from batchgen.model import Model, open_checkpoint
+from batchgen.model.weights import choose_device, choose_dtype, load_model, name_of_dtype
+from batchgen.pipeline import Pipeline
+from batchgen.probes import MemoryLimit
+from batchgen.process import reuse_blocks
+from batchgen.readers import Source, count_rows, read_requests
+from batchgen.records import Request, Result, SamplingParams, TooLong
+from batchgen.render.progress import ProgressReport
+from batchgen.render.screen import OutputConsole, Screen, escape, plural, summary
+from batchgen.render.table import ResultTable
+from batchgen.speeds import speed_of, write_speed
+from batchgen.store import Store
+from batchgen.writers import write_jsonl, write_text
+
+if TYPE_CHECKING:
+    import torch
+
+SOME_ROWS_FAILED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What the command line asked for, checked and complete. Without a `target` rows go to standard output."""
+
+    sources: list[Source]
+    sampling: SamplingParams
+    field: str | None
+    limit: int | None
+    parse_special: bool
+    too_long: TooLong
+    strict: bool
+    model: str | None
+    revision: str | None
+    device: str
+    dtype: str
+    num_rows: int | None
+    memory: MemoryLimit | None
+    engine: str
+    exact: bool
+    share_prefixes: bool
+    form: Format
+    ids: bool
+    target: Target | None
+    manifest: Path | None
+    stats: Path | None
+
+    @property
+    def is_durable(self) -> bool:
+        return self.target is not None and not self.target.is_stream
+
+    @property
+    def is_noted(self) -> bool:
+        """Whether anybody will ask what the run was made of."""
+        return self.is_durable or self.manifest is not None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What rows' results depend on, by the flags' names."""
+        flags = {"--" + name.replace("_", "-"): value for name, value in asdict(self.sampling).items()}
+        flags["--stop"] = list(self.sampling.stop)
+        return flags | {
+            "--field": self.field,
+            "--parse-special": self.parse_special,
+            "--too-long": self.too_long,
+            "--exact": self.exact,
+        }
+
+    def open_store(self) -> AbstractContextManager[Store | None]:
+        return open_store(self.target) if self.target and self.is_durable else nullcontext()
+
+
+def execute(job: Job, screen: Screen, interrupts: Interrupts) -> int:
+    """Runs the job, says how it went, and returns the exit code."""
+    if job.target and job.target.is_complete:
+        screen.say(f"{job.target.path} is complete, there is nothing to go on with (--overwrite starts anew)")
+        return 0
+    with job.open_store() as store:
+        manifest = Manifest(store)
+        with screen.waiting("loading the model"):
+            model = _load(job, screen, manifest)
+        run = Run(job, screen, interrupts, model, store, manifest)
+        interrupts.start_steps()
+        with suppress(KeyboardInterrupt):
+            run.generate()
+            run.finish()
+        interrupts.end_steps()
+        run.write_notes()
+        return run.sum_up()
+
+
+def _load(job: Job, screen: Screen, manifest: Manifest) -> Model:
+    """The model. A run that was begun with another one, or other options, is refused before weights are loaded."""
+    checkpoint = open_checkpoint(job.model, revision=job.revision, say=screen.say)
+    if job.is_noted:
+        device = choose_device(job.device)
+        dtype = name_of_dtype(choose_dtype(job.dtype, device, checkpoint.config))
+        manifest.begin(str(device), model=model_facts(checkpoint), options={**job.options, "--dtype": dtype})
+    return load_model(checkpoint, job.device, job.dtype)
+
+
+class Run:
+    """One run of a job: to standard output as rows come, or into a store, and from there to a file."""
+
+    def __init__(
+        self, job: Job, screen: Screen, interrupts: Interrupts, model: Model, store: Store | None, manifest: Manifest
+    ) -> None:
+        self.job = job
+        self.screen = screen
+        self.interrupts = interrupts
+        self.model = model
+        self.store = store
+        self.manifest = manifest
+        self.num_before = store.num_results if store else 0
+        self.progress = ProgressReport(screen, self._count_results(), job.sampling.max_new_tokens)
+        self.pipeline = self._make_pipeline()
+        self.digest = InputDigest()
+        self.failures = Failures(0, 0, None)
+
+    def _count_results(self) -> int | None:
+        """Results to come, where somebody watches and it can be known."""
+        rows = None if self.screen.quiet else count_rows(self.job.sources, self.job.limit)
+        return rows and max(0, rows * self.job.sampling.num_samples - self.num_before)
+
+    def _make_pipeline(self) -> Pipeline:
+        job = self.job
+        engine = make_engine(
+            self.model,
+            name=job.engine,
+            num_rows=job.num_rows,
+            num_beams=job.sampling.num_beams,
+            exact=job.exact,
+            share=job.share_prefixes,
+            on_step=self.progress.on_step,
+            should_stop=self._should_stop,
+            memory=job.memory,
+            reuse_blocks=reuse_blocks,
+            say=self.screen.say,
+        )
+        return Pipeline(
+            self.model.checkpoint,
+            engine,
+            too_long=job.too_long,
+            parse_special=job.parse_special,
+            strict=job.strict,
+        )
+
+    def _should_stop(self) -> bool:
+        if self.job.target is None and is_abandoned(sys.stdout):
+            raise BrokenPipeError
+        return self.interrupts.stop_requested()
+
+    def generate(self) -> None:
+        """Runs every row that is not done."""
+        if self.store and self.num_before:
+            self.screen.say(f"going on with {self.store.path}: {plural(self.num_before, 'result')} are there")
+        requests = self._read()
+        with self.progress:
+            if self.store:
+                for result in self.pipeline.run_into(self.store, requests):
+                    self.progress.on_result(result)
+            else:
+                with open_stream(self.job.target.path if self.job.target else None) as stream:
+                    self._write(self.progress.track(self.pipeline.run(requests), stream), stream)
+
+    def _read(self) -> Iterator[Request]:
+        job = self.job
+        requests = read_requests(job.sources, job.sampling, field=job.field, on_blank=self.pipeline.count_blank_line)
+        requests = islice(requests, job.limit)
+        return self.digest.watch(requests) if job.is_noted else requests
+
+    def _write(self, results: Iterable[Result], stream: TextIO) -> None:
+        if self.job.form is Format.table:
+            console = OutputConsole(file=stream, highlight=False)
+            ResultTable(console, self.model.checkpoint.pad_token_id, all_ids=self.job.ids).write(results)
+        elif self.job.form is Format.text:
+            write_text(results, stream, escape=escape if stream.isatty() else str)
+        else:
+            write_jsonl(results, stream, ids=self.job.ids)
+
+    def finish(self) -> None:
+        """After the last row: what was noted is complete, and the file takes the store's place."""
+        self.failures = self._find_failures()
+        if self.job.is_noted:
+            self.manifest.end(self.digest, self._stats())
+        if not (self.store and self.job.target):
+            return
+        if not self.job.target.is_store:
+            self._write_file(self.job.target.file, self.store.results())
+        if self.job.target.is_store or self.job.target.keep_store:
+            self.store.close(as_single_file=True)
+        else:
+            self.store.discard()
+
+    def _write_file(self, file: Path, results: Iterable[Result]) -> None:
+        try:
+            write_whole(file, lambda stream: self._write(results, stream))
+        except OSError as error:
+            mend = "mend that, then run the same command with --resume"
+            raise OutputError(f"{file} cannot be written: {error.strerror or error}: {mend}") from None
+
+    def _find_failures(self) -> Failures:
+        if self.store:
+            return Failures(self.store.num_errors, self.store.num_results, self.store.first_error())
+        stats = self.pipeline.stats()
+        return Failures(stats.errors, stats.rows, self.pipeline.first_error)
+
+    def _stats(self) -> dict[str, Any]:
+        stats = self.pipeline.stats()
+        return asdict(stats) | {
+            "tokens_per_s": stats.tokens_per_s,
+            "padding_share": stats.padding_share,
+            "results_before": self.num_before,
+            "model": self.model.checkpoint.name,
+            "dtype": self.model.dtype_name,
+            "device": str(self.model.device),
+            "engine": self.pipeline.engine.name,
+        }
+
+    def write_notes(self) -> None:
+        """The files that `--manifest` and `--stats` name, also of a run that was interrupted."""
+        if self.job.manifest:
+            write_json(self.job.manifest, self.manifest.facts)
+        if self.job.stats:
+            write_json(self.job.stats, self._stats())
+
+    def sum_up(self) -> int:
+        """The closing lines on stderr; the exit code."""
+        stats = self.pipeline.stats()
+        model, engine = self.model, self.pipeline.engine.name
+        is_exact = self.job.exact and model.dtype_name == "float32"
+        dtype = model.dtype_name + ("" if is_exact else " (near ties not decided again)")
+        line = summary(stats, model.checkpoint.name, _ran_on(engine, model.device), dtype)
+        if self.interrupts.stop_requested():
+            self.screen.say(f"interrupted: {line}{self._how_to_go_on()}")
+            return self.interrupts.exit_code
+        self.screen.say(line)
+        if self.store and (speed := speed_of(stats)):
+            write_speed(speed, model.checkpoint.name, str(model.device), model.dtype_name, engine)
+        failures = self.failures
+        if failures.first:
+            self.screen.error(
+                f"{failures.number} of {failures.of} rows failed, the first with id {failures.first.id}: "
+                f"{failures.first.error}"
+            )
+            return SOME_ROWS_FAILED
+        return 0
+
+    def _how_to_go_on(self) -> str:
+        if not self.store or self.store.is_closed or not self.store.num_results:
+            return ""
+        kept = plural(self.store.num_results, "result")
+        return f"; {kept} are kept in {self.store.path}: the same command with --resume goes on"
+
+
+@dataclass(frozen=True, slots=True)
+class Failures:
+    """How many rows failed, of how many, and the first of them."""
+
+    number: int
+    of: int
+    first: Result | None
+
+
+def _ran_on(engine: str, device: torch.device) -> str:
+    """`continuous on cpu (2 threads)`: torch chooses how many."""
+    import torch
+
+    threads = f" ({plural(torch.get_num_threads(), 'thread')})" if device.type == "cpu" else ""
+    return f"{engine} on {device}{threads}"
