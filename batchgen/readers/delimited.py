@@ -17,7 +17,7 @@ from batchgen.readers.rows import ReadOptions, Row, check_columns, row_of_cells
 from batchgen.records import LONGEST_ROW
 
 MOST_LINES = 100_000  # of one record
-MOST_READ_AGAIN = 2**30  # bytes: a file made to be read again and again ends there
+MOST_READ_AGAIN = 2**26  # bytes: a file made to be read again and again comes to its end
 # How the csv module words what is wrong, and how this says it.
 PROBLEMS = {
     "unexpected end of data": "a quoted cell is never closed",

@@ -32,7 +32,7 @@ def read_parquet(content: Content, options: ReadOptions) -> Iterator[Row]:
         file = pa.parquet.ParquetFile(stream, pre_buffer=False, buffer_size=BUFFER)
         check_columns(file.schema_arrow.names, content.name, options)
         for batch in file.iter_batches(ROWS_AT_ONCE, use_threads=False):
-            for columns in _rows(batch):
+            for columns in _rows(_without_nanoseconds(batch, pa)):
                 number += 1
                 yield _row(columns, content.at(number), options)
     except (pa.ArrowException, OSError, *damage()) as error:
@@ -67,20 +67,33 @@ def _seekable(stream: io.BufferedReader) -> BinaryIO:
     return cast(BinaryIO, spool)
 
 
-def _rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
+def _without_nanoseconds(batch: pyarrow.RecordBatch, pa: Any) -> pyarrow.RecordBatch:
+    """Times to the microsecond, which is what Python has."""
+    columns = [
+        column.cast(pa.timestamp("us", column.type.tz), safe=False)
+        if pa.types.is_timestamp(column.type) and column.type.unit == "ns"
+        else column
+        for column in batch.columns
+    ]
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
+def _rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | ValueError]:
     try:
         yield from batch.to_pylist()
-    except UnicodeDecodeError:  # a column of text that is none: one row at a time
+    except ValueError:  # text that is not UTF-8, a date that Python does not have: one row at a time
         for number in range(batch.num_rows):
             try:
                 yield batch.slice(number, 1).to_pylist()[0]
-            except UnicodeDecodeError as error:
+            except ValueError as error:
                 yield error
 
 
-def _row(columns: dict[str, Any] | UnicodeDecodeError, where: str, options: ReadOptions) -> Row:
+def _row(columns: dict[str, Any] | ValueError, where: str, options: ReadOptions) -> Row:
     if isinstance(columns, UnicodeDecodeError):
         return Row(error=f"{where}: a text is not UTF-8 at byte {columns.start}", where=where)
+    if isinstance(columns, ValueError):
+        return Row(error=f"{where}: a value that cannot be read: {columns}", where=where)
     return row_of_cells({name: _plain(value) for name, value in columns.items()}, where, options)
 
 

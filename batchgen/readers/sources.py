@@ -86,7 +86,8 @@ def _find(given: str, any_suffix: bool) -> list[Source]:
     try:
         return [_check_file(path, any_suffix) for path in _expand(given)]
     except OSError as error:
-        raise InputError(f"{given[:80]} cannot be read: {error.strerror} (a prompt itself goes behind -p)") from None
+        name = str(error.filename or given)[:80]
+        raise InputError(f"{name} cannot be read: {error.strerror} (a prompt itself goes behind -p)") from None
 
 
 def _expand(given: str) -> list[Path]:

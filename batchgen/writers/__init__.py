@@ -11,12 +11,12 @@ from typing import BinaryIO
 
 from batchgen.records import Result
 from batchgen.writers.delimited import write_csv, write_tsv
-from batchgen.writers.fields import WriteOptions, to_dict, to_json
+from batchgen.writers.fields import Rows, WriteOptions, to_dict, to_json
 from batchgen.writers.lines import write_jsonl, write_text
 from batchgen.writers.openai_batch import write_openai_batch
 from batchgen.writers.parquet import write_parquet
 
-__all__ = ["WRITERS", "WriteOptions", "Writer", "to_dict", "to_json"]
+__all__ = ["WRITERS", "Rows", "WriteOptions", "Writer", "to_dict", "to_json"]
 
 Writer = Callable[[Iterable[Result], BinaryIO, WriteOptions], None]
 WRITERS: dict[str, Writer] = {

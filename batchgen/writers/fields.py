@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, Literal
 
 from batchgen.records import Result
 
@@ -21,6 +21,9 @@ PLAIN_FIELDS = (
 ID_FIELDS = ("input_ids", "output_ids", "batch_index", "padded_length")
 
 
+Rows = Literal["all", "answered", "failed"]
+
+
 def _as_it_is(text: str) -> str:
     return text
 
@@ -28,14 +31,13 @@ def _as_it_is(text: str) -> str:
 @dataclass(frozen=True, slots=True)
 class WriteOptions:
     """How results are written: token ids and the batch with `ids`; cells that look like formulas as they are with
-    `csv_raw`; `escape` for what a terminal must not see; `open_failures` opens the file for failed rows of an OpenAI
-    Batch, at the first one (without it they stand among the others).
+    `csv_raw`; `escape` for what a terminal must not see; of an OpenAI Batch all `rows`, or those of one of its files.
     """
 
     ids: bool = False
     csv_raw: bool = False
     escape: Callable[[str], str] = _as_it_is
-    open_failures: Callable[[], BinaryIO] | None = None
+    rows: Rows = "all"
 
 
 def to_dict(result: Result, *, ids: bool = False) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""OpenAI Batch output: one line a request, with all its samples as `choices`; failed requests as an error file has them.
+"""OpenAI Batch output: a line a request, with all its samples as `choices`; failed ones as an error file has them.
 
 No clock and no chance is in it: a run that is repeated or resumed writes the same bytes.
 """
@@ -15,15 +15,12 @@ from batchgen.writers.fields import WriteOptions, to_bytes, to_json
 
 def write_openai_batch(results: Iterable[Result], stream: BinaryIO, options: WriteOptions) -> None:
     """A request is written when the next one's first result is there: only then its samples are complete."""
-    failures: BinaryIO | None = None if options.open_failures else stream
     for _, samples in groupby(results, key=lambda result: result.index):
         request = list(samples)
         failed = next((result for result in request if result.error is not None), None)
-        if failed and failures is None and options.open_failures:
-            failures = options.open_failures()
-        target = failures if failed and failures else stream
-        target.write(to_bytes(to_json(_failure(failed) if failed else _answer(request)) + "\n"))
-        target.flush()
+        if options.rows in ("all", "failed" if failed else "answered"):
+            stream.write(to_bytes(to_json(_failure(failed) if failed else _answer(request)) + "\n"))
+            stream.flush()
 
 
 def _answer(samples: list[Result]) -> dict[str, Any]:

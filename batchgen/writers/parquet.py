@@ -82,7 +82,7 @@ def _fits(value: Any, kind: str) -> bool:
 
 def _fields(columns: Columns, kinds: dict[str, str], pa: Any) -> Iterator[tuple[str, Any]]:
     metadata = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64()}
-    names = iter(columns.names)
+    names = (_encodable(name) for name in columns.names)
     for own in columns.own:
         yield next(names), pa.int64() if own in COUNTS else pa.list_(pa.int64()) if own in TOKENS else pa.string()
     for key in columns.keys:
@@ -93,4 +93,8 @@ def _fields(columns: Columns, kinds: dict[str, str], pa: Any) -> Iterator[tuple[
 def _cell(value: Any, kind: Any, pa: Any) -> Any:
     if value is None or kind != pa.string():
         return value
-    return to_bytes(cell_text(value)).decode("utf-8")
+    return _encodable(cell_text(value))
+
+
+def _encodable(text: str) -> str:
+    return to_bytes(text).decode("utf-8")
