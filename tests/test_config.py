@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ OPTIONS = {flag[2:] for command in COMMANDS.values() for p in command.params for
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory, and a config folder of the user's own."""
     folder = tmp_path / "here"
     folder.mkdir()
@@ -29,7 +28,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in [name for name in os.environ if name.startswith("BATCHGEN_")]:
         monkeypatch.delenv(name)
     (tmp_path / "config" / "batchgen").mkdir(parents=True)
-    yield folder
+    return folder
 
 
 def invoke(*arguments: str, **environ: str) -> Result:
@@ -179,8 +178,5 @@ def test_a_file_that_is_too_large_is_refused(here: Path) -> None:
 
 
 def test_files_are_looked_for_in_the_user_s_folder_and_here() -> None:
-    assert config_files({"HOME": "/home/me"}) == [
-        Path("/home/me/.config/batchgen/batchgen.toml"),
-        Path("batchgen.toml"),
-    ]
+    assert config_files({"HOME": "/me"}) == [Path("/me/.config/batchgen/batchgen.toml"), Path("batchgen.toml")]
     assert config_files({"XDG_CONFIG_HOME": "/etc/xdg"})[0] == Path("/etc/xdg/batchgen/batchgen.toml")

@@ -1,4 +1,4 @@
-"""Files that mean harm, or are odd: every row comes out once, good or as an error with its place, and nothing crashes."""
+"""Files that mean harm, or are odd: every row comes out once, good or as an error with its place; nothing crashes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from batchgen.errors import BatchgenError
 from batchgen.model import Checkpoint
 from batchgen.pipeline import Pipeline
 from batchgen.readers import ReadOptions, find_sources, read_requests
-from batchgen.records import Result
+from batchgen.records import Request, Result
 from batchgen.templates import Template
 from batchgen.writers import WRITERS, WriteOptions
 
 ODD = [
-    "\0", "\x1b[31m", "\ufeff", "\u2028", "\u202e", "\x85", "\r", "\ud800", "<|endoftext|>", "=1+1", '"', "'", "\\", "{",
-    "}", "{{ x }}", ",", "\t", "\n", "  ", "é", "😀", "𓀀" * 9, "-", "null", "NaN", "1e999", "../../etc/passwd", "$(id)",
+    "\0", "\x1b[31m", "\ufeff", "\u2028", "\u202e", "\x85", "\r", "\ud800", "<|endoftext|>", "=1+1", '"', "'", "\\",
+    "{", "}", "{{ x }}", ",", "\t", "\n", "  ", "é", "😀", "𓀀" * 9, "-", "null", "NaN", "1e999", "$(id)",
 ]  # fmt: skip
 BYTES = [b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xf8\x88\x80\x80\x80", b"\0", b"\x1f\x8b", b"\r\n", b'"', b"\xfe\xff"]
 VALUES: list[Any] = [
@@ -85,19 +85,23 @@ def make(name: str, seed: int) -> bytes:
     return damaged(content, draw)
 
 
+def read(path: Path, template: Template | None = None) -> list[Request] | str:
+    """The rows of a file, or the line that says why it is none."""
+    try:
+        return list(read_requests(find_sources([str(path)]), options=ReadOptions(template=template)))
+    except BatchgenError as error:
+        return str(error)
+
+
 @pytest.mark.parametrize("name", MAKERS)
 @pytest.mark.parametrize("seed", range(35))
 def test_every_row_comes_out_once(tmp_path: Path, checkpoint: Checkpoint, name: str, seed: int) -> None:
     path = tmp_path / name
     path.write_bytes(make(name, seed))
-    options = ReadOptions(
-        template=Template("{{ row.q }}{{ prompt }}") if seed % 5 == 4 and name != "batch.jsonl" else None
-    )
-    try:
-        requests = list(read_requests(find_sources([str(path)]), options=options))
-    except BatchgenError as error:  # the file as a whole is none
-        assert str(error).count(str(path)) == 1
-        assert "\n" not in str(error).replace(str(path), "")
+    requests = read(path, Template("{{ row.q }}{{ prompt }}") if seed % 5 == 4 and name != "batch.jsonl" else None)
+    if isinstance(requests, str):
+        assert requests.startswith(str(path))
+        assert "\n" not in requests
         return
     results = list(Pipeline(checkpoint, FakeEngine()).run(requests))
     assert [result.index for result in results if result.sample_index == 0] == list(range(len(requests)))
@@ -127,10 +131,9 @@ def test_damaged_packing_is_one_line_or_the_rows(tmp_path: Path, seed: int) -> N
     draw = random.Random(seed)
     path = tmp_path / "a.txt.gz"
     path.write_bytes(damaged(gzip.compress(b"My dog is\n" * 500), draw))
-    try:
-        requests = list(read_requests(find_sources([str(path)])))
-    except BatchgenError as error:
-        assert str(path) in str(error)  # noqa: PT017 - it may also go well
-        assert "\n" not in str(error)
+    requests = read(path)
+    if isinstance(requests, str):
+        assert requests.startswith(str(path))
+        assert "\n" not in requests
     else:
         assert len(requests) == 500

@@ -69,15 +69,10 @@ def test_a_value_stands_in_the_prompt_as_it_is(value: str, before: str, after: s
         ("{{ tags[7] }}", "list object has no element 7"),
         ("{{ n / 0 }}", "division by zero"),
         ("{{ n + question }}", "unsupported operand"),
-        ("{{ question|tojson|nope }}", None),
     ],
 )
-def test_what_goes_wrong_in_a_row_is_one_line(source: str, reason: str | None) -> None:
-    if reason is None:
-        with pytest.raises(UsageError, match="No filter named 'nope'"):
-            Template(source)
-        return
-    with pytest.raises(ValueError, match="^--template: ") as caught:
+def test_what_goes_wrong_in_a_row_is_one_line(source: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=r"^--template: ") as caught:
         Template(source).render(COLUMNS)
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -113,7 +108,8 @@ INTERNALS = [
     "{{ ''.__class__.__mro__ }}", "{{ row.__class__ }}", "{{ row['__class__'] }}", "{{ range.__self__ }}",
     "{{ dict.__subclasses__() }}", "{{ namespace.__init__.__globals__ }}", "{{ self._TemplateReference__context }}",
     "{{ tags.append(1) }}", "{{ row.clear() }}", "{{ deep.pop('x') }}", "{{ lipsum() }}", "{{ cycler('a') }}",
-    "{{ question.format(1) }}", "{{ question.encode() }}", "{{ n.to_bytes(9) }}", "{{ [question]|map(attribute='__class__')|list }}",
+    "{{ question.format(1) }}", "{{ question.encode() }}", "{{ n.to_bytes(9) }}",
+    "{{ [question]|map(attribute='__class__')|list }}",
 ]  # fmt: skip
 BOMBS = [
     "{{ 'a' * 10**10 }}", "{{ 10**10 * 'a' }}", "{{ [0] * 10**10 }}", "{{ '%1000000000d' % 1 }}", "{{ 9 ** 9999 }}",
@@ -134,14 +130,14 @@ BOMBS = [
 
 @pytest.mark.parametrize("source", INTERNALS, ids=lambda text: text[:40])
 def test_a_template_does_not_reach_python(source: str) -> None:
-    with pytest.raises(ValueError, match="unsafe|undefined|no attribute"):
+    with pytest.raises(ValueError, match=r"unsafe|undefined|no attribute"):
         Template(source).render(COLUMNS)
 
 
 @pytest.mark.parametrize("source", BOMBS, ids=lambda text: text[:40])
 def test_a_template_takes_neither_all_memory_nor_all_time(source: str) -> None:
     tracemalloc.start()
-    with pytest.raises(ValueError, match="^--template: "):
+    with pytest.raises(ValueError, match=r"^--template: "):
         Template(source).render(COLUMNS)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
