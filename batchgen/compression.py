@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from batchgen.errors import BatchgenError, InputError, OutputError
 
@@ -36,7 +36,10 @@ def unpack(stream: io.BufferedReader, name: str, packing: str = "") -> io.Buffer
 
     `packing` is what its name promises. Raises `InputError` where it is something else.
     """
-    start = stream.peek(4)
+    try:
+        start = stream.peek(4)
+    except OSError as error:
+        raise InputError(f"{name} cannot be read: {error.strerror}") from None
     found = next((packed for magic, packed in MAGICS.items() if start.startswith(magic)), "")
     if packing and found != packing:
         raise InputError(f"{name} is not a {packing} file, whatever its name says: rename or pack it")
@@ -59,11 +62,12 @@ def packed(stream: BinaryIO, packing: str) -> Iterator[BinaryIO]:
 
     `flush` does not reach the file: each would cost compression.
     """
-    target: IO[bytes]
+    target: Any
     if packing == GZIP:
         target = gzip.GzipFile("", "wb", fileobj=stream, mtime=0)
     elif packing == ZSTD:
-        target = _zstd("the output", OutputError).ZstdFile(stream, "wb")
+        zstd = _zstd("the output", OutputError)
+        target = zstd.ZstdFile(stream, "wb", options={zstd.CompressionParameter.checksum_flag: 1})
     else:
         yield stream
         return
@@ -74,14 +78,14 @@ def packed(stream: BinaryIO, packing: str) -> Iterator[BinaryIO]:
 class _Unflushed(io.RawIOBase):
     """Passes on what is written, and no flush."""
 
-    def __init__(self, target: IO[bytes]) -> None:
+    def __init__(self, target: Any) -> None:
         self._target = target
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
-        return self._target.write(data)
+        return int(self._target.write(data))
 
 
 def _zstd(name: str, error: type[BatchgenError]) -> Any:

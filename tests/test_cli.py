@@ -415,6 +415,8 @@ def test_an_input_that_standard_output_is_appended_to_is_refused(rain: Path) -> 
         (["--template", "x", "--field", "y"], "--template and --field each say what the prompt is"),
         (["--template", "x", "--template-file", "y"], "--template and --template-file each say what the prompt is"),
         (["--field", "y"], "--field y is for JSON Lines and tables"),
+        (["--id-field", "y", "--input-format", "openai-batch"], "--id-field has no place with OpenAI Batch files"),
+        (["--template", "y", "--input-format", "openai-batch"], "--template has no place with OpenAI Batch files"),
         (["--id-field", "y"], "--id-field y is for JSON Lines and tables"),
         (["--revision", "main"], "--revision names a version on the Hub"),
     ],

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,17 +17,11 @@ from batchgen.records import Request
 LINES = b"".join(b"line %d\n" % number for number in range(5000))
 
 
-def zstd() -> Any:
-    for name in ZSTD_MODULES:
-        try:
-            return pytest.importorskip(name)
-        except pytest.skip.Exception:
-            continue
-    pytest.skip("no Zstandard")
-
-
 def pack(content: bytes, packing: str) -> bytes:
-    return gzip.compress(content) if packing == ".gz" else zstd().compress(content)  # type: ignore[no-any-return]
+    stream = io.BytesIO()
+    with packed(stream, packing) as packing_stream:
+        packing_stream.write(content)
+    return stream.getvalue()
 
 
 def read(path: Path, content: bytes) -> list[Request]:

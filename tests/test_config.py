@@ -38,7 +38,7 @@ def invoke(*arguments: str, **environ: str) -> Result:
 def default_of(flag: str, command: str = "run", **environ: str) -> str:
     """What the help says an option is, if nothing is given."""
     text = invoke(command, "--help", **environ).stdout
-    [found] = re.findall(rf"--{flag} .*?\[default: (.*?)\]", text)
+    [found] = re.findall(rf"│ --{flag} .*?\[default: (.*?)\]", text, re.DOTALL)
     return str(found)
 
 
@@ -149,9 +149,9 @@ def test_a_variable_that_makes_no_sense_is_one_line(here: Path, name: str, value
 
 
 def test_stop_and_prompt_do_not_come_from_the_environment(here: Path) -> None:
-    result = invoke("run", "nowhere.txt", BATCHGEN_STOP="a b", BATCHGEN_PROMPT="c d")
+    result = invoke("run", "nowhere.txt", BATCHGEN_STOP="one two", BATCHGEN_PROMPT="c d")
     assert "there is no file nowhere.txt" in result.stderr
-    assert "a b" not in invoke("run", "--help", BATCHGEN_STOP="a b").stdout
+    assert "one two" not in invoke("run", "--help", BATCHGEN_STOP="one two").stdout
 
 
 def test_what_comes_from_a_file_is_said(here: Path) -> None:

@@ -557,7 +557,7 @@ def test_a_long_line_is_not_held(tmp_path: Path) -> None:
 
 
 def test_a_prompt_longer_than_a_row_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("batchgen.readers.rows.LONGEST_ROW", 3)
+    monkeypatch.setattr("batchgen.readers.rows.LONGEST_PROMPT", 3)
     bad, good = read_requests(find_sources([], ["four", "has"]))
     assert (bad.prompt, bad.error) == ("", "prompt 0: the prompt has 4 characters, more than 3")
     assert good.error is None

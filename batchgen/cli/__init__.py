@@ -32,7 +32,7 @@ class Commands(TyperGroup):
         super().__init__(**attributes)
         for command in self.commands.values():
             for parameter in command.params:
-                parameter.show_envvar = False  # each has one, of the same form: the help says so once
+                vars(parameter)["show_envvar"] = False  # each has one, of the same form: the help says so once
 
     def invoke(self, ctx: Any) -> Any:
         _use_utf8()

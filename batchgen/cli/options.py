@@ -113,6 +113,9 @@ def read_options(
     given = [flag for flag, value in makers.items() if value is not None]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} each say what the prompt is: choose one")
+    if input_format is InputFormat.openai_batch and (given or id_field is not None):
+        flag = given[0] if given else "--id-field"
+        raise UsageError(f"{flag} has no place with OpenAI Batch files, which say themselves where prompt and id are")
     form = None if input_format is InputFormat.auto else input_format.value
     return ReadOptions(field, id_field, _template(template, template_file), form)
 

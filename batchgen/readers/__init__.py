@@ -70,7 +70,7 @@ def _choose(content: Content, form: str | None, options: ReadOptions) -> str:
         return options.input_format
     if form not in (None, "jsonl"):
         return str(form)
-    if form is None and content.stream.peek(len(PARQUET_MAGIC)).startswith(PARQUET_MAGIC):
+    if form is None and content.starts_with(PARQUET_MAGIC):
         return "parquet"
     try:
         value = parse_json((content.peek_row() or b"").decode("utf-8"))

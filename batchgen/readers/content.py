@@ -46,6 +46,13 @@ class Content:
         self.lines = chain([first], self.lines)
         return first[1]
 
+    def starts_with(self, magic: bytes) -> bool:
+        """Whether these are its first bytes. What is damaged is told by its reader."""
+        try:
+            return self.stream.peek(len(magic)).startswith(magic)
+        except (OSError, *damage()):
+            return False
+
     def at(self, number: int) -> str:
         """A line's place, for a person."""
         return f"{self.name}:{number}"

@@ -78,9 +78,9 @@ def _explain(message: str) -> str:
 
 def _is_blank(record: Record, header: list[str] | None) -> bool:
     """Whether a record is an empty line, or one of spaces that is no cell of its own."""
-    if record.problem:
+    if record.problem or len(record.cells) > 1:
         return False
-    return not record.cells or (len(header or "") > 1 and len(record.cells) == 1 and not record.cells[0].strip())
+    return not record.cells or (not record.cells[0].strip() and (header is None or len(header) > 1))
 
 
 def _header(record: Record, content: Content, options: ReadOptions) -> list[str]:

@@ -7,6 +7,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date, datetime, time
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -28,13 +29,13 @@ def read_parquet(content: Content, options: ReadOptions) -> Iterator[Row]:
     pa = _pyarrow(content.name)
     number = 0
     try:
-        stream = _seekable(content.stream)
-        file = pa.parquet.ParquetFile(stream, pre_buffer=False, buffer_size=BUFFER)
-        check_columns(file.schema_arrow.names, content.name, options)
-        for batch in file.iter_batches(ROWS_AT_ONCE, use_threads=False):
-            for columns in _rows(_without_nanoseconds(batch, pa)):
-                number += 1
-                yield _row(columns, content.at(number), options)
+        with _seekable(content.stream) as stream:
+            file = pa.parquet.ParquetFile(stream, pre_buffer=False, buffer_size=BUFFER)
+            check_columns(file.schema_arrow.names, content.name, options)
+            for batch in file.iter_batches(ROWS_AT_ONCE, use_threads=False):
+                for columns in _rows(_without_nanoseconds(batch, pa)):
+                    number += 1
+                    yield _row(columns, content.at(number), options)
     except (pa.ArrowException, OSError, *damage()) as error:
         reason = (str(error).splitlines() or ["it ends too early"])[0]
         raise InputError(f"{content.name} is not Parquet, or damaged after row {number}: {reason}") from None
@@ -57,14 +58,16 @@ def _pyarrow(name: str) -> Any:
     return pyarrow
 
 
-def _seekable(stream: io.BufferedReader) -> BinaryIO:
+@contextmanager
+def _seekable(stream: io.BufferedReader) -> Iterator[BinaryIO]:
     """Parquet's index is at its end: what cannot jump there is copied first, to a file that nobody sees."""
     if type(stream) is io.BufferedReader and stream.seekable():
-        return stream
-    spool = tempfile.SpooledTemporaryFile(MOST_IN_MEMORY)  # noqa: SIM115 - closed with the last reference
-    shutil.copyfileobj(stream, spool)
-    spool.seek(0)
-    return cast(BinaryIO, spool)
+        yield stream
+        return
+    with tempfile.SpooledTemporaryFile(MOST_IN_MEMORY) as spool:
+        shutil.copyfileobj(stream, spool)
+        spool.seek(0)
+        yield cast(BinaryIO, spool)
 
 
 def _without_nanoseconds(batch: pyarrow.RecordBatch, pa: Any) -> pyarrow.RecordBatch:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from batchgen.errors import InputError
-from batchgen.records import LONGEST_ROW, Request, RowId, SamplingParams
+from batchgen.records import LONGEST_PROMPT, Request, RowId, SamplingParams
 from batchgen.row_sampling import override
 
 if TYPE_CHECKING:
@@ -71,14 +71,14 @@ def _to_request(index: int, row: Row, sampling: SamplingParams) -> Request:
             sampling = override(sampling, row.sampling, row.option_names)
         except ValueError as problem:
             error = f"{row.where}: {problem}"
-    prompt = row.prompt if len(row.prompt) <= LONGEST_ROW else ""
+    prompt = row.prompt if len(row.prompt) <= LONGEST_PROMPT else ""
     return Request(index, row_id, prompt, sampling, row.metadata, error, row.where)
 
 
 def _unfit(prompt: str, where: str) -> str | None:
     """Why a prompt is none, whatever the model."""
-    if len(prompt) > LONGEST_ROW:
-        return f"{where}: the prompt has {len(prompt):,} characters, more than {LONGEST_ROW:,}"
+    if len(prompt) > LONGEST_PROMPT:
+        return f"{where}: the prompt has {len(prompt):,} characters, more than {LONGEST_PROMPT:,}"
     try:
         prompt.encode("utf-8")
     except UnicodeEncodeError as error:

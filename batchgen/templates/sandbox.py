@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from jinja2 import StrictUndefined, Template, TemplateSyntaxError, Undefined, nodes, pass_context
+from jinja2.exceptions import SecurityError
 from jinja2.filters import FILTERS, make_attrgetter
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError, safe_range
+from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
@@ -33,6 +34,7 @@ PLAIN_FILTERS = (
     "string", "striptags", "sum", "title", "trim", "truncate", "unique", "upper", "urlencode", "wordcount",
 )  # fmt: skip
 STATEMENTS = (nodes.Output, nodes.For, nodes.If, nodes.With, nodes.Assign, nodes.AssignBlock)
+WRITABLE = (str, int, float, list, tuple, dict, type(None), Undefined)
 METHODS = {
     str: {
         "capitalize", "casefold", "count", "endswith", "find", "index", "isalnum", "isalpha", "isdecimal", "isdigit",
@@ -98,6 +100,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
     @pass_context
     def _write(self, _context: Context, value: Any) -> Any:
         """Everything that is written goes through here, also into a variable."""
+        if not isinstance(value, WRITABLE):  # `row.items` without (), a loop that nobody went through
+            raise TypeError(f"a {type(value).__name__} cannot be written")
         text = str(value)
         self._spend(len(text))
         self._written += len(text)
