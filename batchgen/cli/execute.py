@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from batchgen.cli.options import Format
-from batchgen.cli.output import Target, is_abandoned, open_store, open_stream, text_of, write_json, write_whole
+from batchgen.cli.output import (
+    Target,
+    count_answered,
+    is_abandoned,
+    open_store,
+    open_stream,
+    text_of,
+    write_json,
+    write_whole,
+)
 from batchgen.cli.signals import Interrupts
 from batchgen.engines import make_engine
 from batchgen.errors import OutputError
@@ -94,6 +103,7 @@ class Job:
 def execute(job: Job, screen: Screen, interrupts: Interrupts) -> int:
     """Runs the job, says how it went, and returns the exit code."""
     if job.target and job.target.is_complete:
+        _check_complete(job, job.target)
         screen.say(f"{job.target.path} is complete, there is nothing to go on with (--overwrite starts anew)")
         return 0
     with job.open_store() as store:
@@ -108,6 +118,18 @@ def execute(job: Job, screen: Screen, interrupts: Interrupts) -> int:
         interrupts.end_steps()
         run.write_notes()
         return run.sum_up()
+
+
+def _check_complete(job: Job, target: Target) -> None:
+    """Refuses to take a finished file of JSON Lines for the answer to an input that has other rows by now."""
+    if job.form is not Format.jsonl:
+        return
+    num_rows = sum(1 for _ in islice(read_requests(job.sources, job.sampling, job.reading), job.limit))
+    if num_rows != (num_answered := count_answered(target.file)):
+        raise OutputError(
+            f"{target.path} answers {plural(num_answered, 'row')}, the input has {num_rows:,}, and the store is gone: "
+            "run the others into another file, or start anew with --overwrite (--keep-store lets you add rows later)"
+        )
 
 
 def _load(job: Job, screen: Screen, manifest: Manifest) -> Model:

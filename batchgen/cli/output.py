@@ -8,6 +8,7 @@ import os
 import select
 import stat
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from batchgen.cli.options import Format
-from batchgen.compression import packed, split_suffixes
+from batchgen.compression import damage, packed, split_suffixes, unpack
 from batchgen.errors import InUseError, OutputError, UsageError
 from batchgen.readers import Source
 from batchgen.store import Store, remove_store
@@ -102,6 +103,8 @@ def _natural_format(output: Path | None) -> Format:
             raise OutputError("standard output is closed: name a file with -o")
         return Format.table if sys.stdout.isatty() else Format.jsonl
     suffix = split_suffixes(output)[0]
+    if output.is_dir():
+        raise OutputError(f"-o {output} is a folder: name a file in it")
     if suffix not in FORMATS_BY_SUFFIX:
         known = ", ".join(FORMATS_BY_SUFFIX)
         raise UsageError(f"-o {output}: unknown suffix; use one of {known}, or say --format")
@@ -236,6 +239,16 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def count_answered(file: Path) -> int:
+    """How many rows of the input a file of JSON Lines answers, by its last line."""
+    try:
+        with file.open("rb") as stream:
+            last = deque(unpack(stream, str(file)), maxlen=1)
+        return int(json.loads(last[0])["index"]) + 1 if last else 0
+    except (ValueError, KeyError, TypeError, *damage()):
+        raise OutputError(f"{file} is not batchgen's: name another output") from None
 
 
 def write_json(path: Path, value: object) -> None:
