@@ -247,7 +247,7 @@ def count_answered(file: Path) -> int:
         with file.open("rb") as stream:
             last = deque(unpack(stream, str(file)), maxlen=1)
         return int(json.loads(last[0])["index"]) + 1 if last else 0
-    except (ValueError, KeyError, TypeError, *damage()):
+    except damage(ValueError, KeyError, TypeError):
         raise OutputError(f"{file} is not batchgen's: name another output") from None
 
 

@@ -36,7 +36,7 @@ def read_parquet(content: Content, options: ReadOptions) -> Iterator[Row]:
                 for columns in _rows(_without_nanoseconds(batch, pa)):
                     number += 1
                     yield _row(columns, content.at(number), options)
-    except (pa.ArrowException, OSError, *damage()) as error:
+    except damage(pa.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or ["it ends too early"])[0]
         raise InputError(f"{content.name} is not Parquet, or damaged after row {number}: {reason}") from None
 
