@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from batchgen.cli.options import Format
 from batchgen.cli.output import (
@@ -17,6 +17,7 @@ from batchgen.cli.output import (
     is_abandoned,
     open_store,
     open_stream,
+    text_of,
     write_json,
     write_whole,
 )
@@ -29,14 +30,14 @@ from batchgen.model.weights import choose_device, choose_dtype, load_model, name
 from batchgen.pipeline import Pipeline
 from batchgen.probes import MemoryLimit
 from batchgen.process import reuse_blocks
-from batchgen.readers import Source, count_rows, read_requests
+from batchgen.readers import ReadOptions, Source, count_rows, read_requests
 from batchgen.records import Request, Result, SamplingParams, TooLong
 from batchgen.render.progress import ProgressReport
 from batchgen.render.screen import OutputConsole, Screen, escape, plural, summary
 from batchgen.render.table import ResultTable
 from batchgen.speeds import speed_of, write_speed
 from batchgen.store import Store
-from batchgen.writers import write_jsonl, write_text
+from batchgen.writers import WRITERS, Rows, WriteOptions
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,7 @@ class Job:
 
     sources: list[Source]
     sampling: SamplingParams
-    field: str | None
+    reading: ReadOptions
     limit: int | None
     parse_special: bool
     too_long: TooLong
@@ -66,6 +67,7 @@ class Job:
     share_prefixes: bool
     form: Format
     ids: bool
+    csv_raw: bool
     target: Target | None
     manifest: Path | None
     stats: Path | None
@@ -85,7 +87,10 @@ class Job:
         flags = {"--" + name.replace("_", "-"): value for name, value in asdict(self.sampling).items()}
         flags["--stop"] = list(self.sampling.stop)
         return flags | {
-            "--field": self.field,
+            "--field": self.reading.field,
+            "--id-field": self.reading.id_field,
+            "--template": self.reading.template and self.reading.template.source,
+            "--input-format": self.reading.input_format,
             "--parse-special": self.parse_special,
             "--too-long": self.too_long,
             "--exact": self.exact,
@@ -119,7 +124,7 @@ def _check_complete(job: Job, target: Target) -> None:
     """Refuses to take a finished file of JSON Lines for the answer to an input that has other rows by now."""
     if job.form is not Format.jsonl:
         return
-    num_rows = sum(1 for _ in islice(read_requests(job.sources, job.sampling, field=job.field), job.limit))
+    num_rows = sum(1 for _ in islice(read_requests(job.sources, job.sampling, job.reading), job.limit))
     if num_rows != (num_answered := count_answered(target.file)):
         raise OutputError(
             f"{target.path} answers {plural(num_answered, 'row')}, the input has {num_rows:,}, and the store is gone: "
@@ -157,7 +162,7 @@ class Run:
 
     def _count_results(self) -> int | None:
         """Results to come, where somebody watches and it can be known."""
-        rows = None if self.screen.quiet else count_rows(self.job.sources, self.job.limit)
+        rows = None if self.screen.quiet else count_rows(self.job.sources, self.job.limit, self.job.reading)
         return rows and max(0, rows * self.job.sampling.num_samples - self.num_before)
 
     def _make_pipeline(self) -> Pipeline:
@@ -198,23 +203,24 @@ class Run:
                 for result in self.pipeline.run_into(self.store, requests):
                     self.progress.on_result(result)
             else:
-                with open_stream(self.job.target.path if self.job.target else None) as stream:
+                with open_stream(self.job.target) as stream:
                     self._write(self.progress.track(self.pipeline.run(requests), stream), stream)
 
     def _read(self) -> Iterator[Request]:
         job = self.job
-        requests = read_requests(job.sources, job.sampling, field=job.field, on_blank=self.pipeline.count_blank_line)
+        requests = read_requests(job.sources, job.sampling, job.reading, on_blank=self.pipeline.count_blank_line)
         requests = islice(requests, job.limit)
         return self.digest.watch(requests) if job.is_noted else requests
 
-    def _write(self, results: Iterable[Result], stream: TextIO) -> None:
-        if self.job.form is Format.table:
-            console = OutputConsole(file=stream, highlight=False)
-            ResultTable(console, self.model.checkpoint.pad_token_id, all_ids=self.job.ids).write(results)
-        elif self.job.form is Format.text:
-            write_text(results, stream, escape=escape if stream.isatty() else str)
+    def _write(self, results: Iterable[Result], stream: BinaryIO, rows: Rows = "all") -> None:
+        job = self.job
+        if job.form is Format.table:
+            with text_of(stream) as file:
+                console = OutputConsole(file=file, highlight=False)
+                ResultTable(console, self.model.checkpoint.pad_token_id, all_ids=job.ids).write(results)
         else:
-            write_jsonl(results, stream, ids=self.job.ids)
+            options = WriteOptions(job.ids, job.csv_raw, escape if stream.isatty() else str, rows)
+            WRITERS[job.form.value](results, stream, options)
 
     def finish(self) -> None:
         """After the last row: what was noted is complete, and the file takes the store's place."""
@@ -224,15 +230,25 @@ class Run:
         if not (self.store and self.job.target):
             return
         if not self.job.target.is_store:
-            self._write_file(self.job.target.file, self.store.results())
+            self._write_files(self.job.target, self.store)
         if self.job.target.is_store or self.job.target.keep_store:
             self.store.close(as_single_file=True)
         else:
             self.store.discard()
 
-    def _write_file(self, file: Path, results: Iterable[Result]) -> None:
+    def _write_files(self, target: Target, store: Store) -> None:
+        if not (failures := target.failures_file):
+            self._write_file(target.file, store.results(), "all")
+            return
+        self._write_file(target.file, store.results(), "answered")
+        if store.num_errors:
+            self._write_file(failures, store.results(), "failed")
+        else:
+            failures.unlink(missing_ok=True)
+
+    def _write_file(self, file: Path, results: Iterable[Result], rows: Rows) -> None:
         try:
-            write_whole(file, lambda stream: self._write(results, stream))
+            write_whole(file, lambda stream: self._write(results, stream, rows))
         except OSError as error:
             mend = "mend that, then run the same command with --resume"
             raise OutputError(f"{file} cannot be written: {error.strerror or error}: {mend}") from None
