@@ -11,9 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from batchgen.cli.options import Format
-from batchgen.cli.output import Target, is_abandoned, open_store, open_stream, write_json, write_whole
+from batchgen.cli.output import (
+    Target,
+    count_answered,
+    is_abandoned,
+    open_store,
+    open_stream,
+    write_json,
+    write_whole,
+)
 from batchgen.cli.signals import Interrupts
 from batchgen.engines import make_engine
+from batchgen.errors import OutputError
 from batchgen.manifest import InputDigest, Manifest, model_facts
 from batchgen.model import Model, open_checkpoint
 from batchgen.model.weights import choose_device, choose_dtype, load_model, name_of_dtype
@@ -89,6 +98,7 @@ class Job:
 def execute(job: Job, screen: Screen, interrupts: Interrupts) -> int:
     """Runs the job, says how it went, and returns the exit code."""
     if job.target and job.target.is_complete:
+        _check_complete(job, job.target)
         screen.say(f"{job.target.path} is complete, there is nothing to go on with (--overwrite starts anew)")
         return 0
     with job.open_store() as store:
@@ -103,6 +113,18 @@ def execute(job: Job, screen: Screen, interrupts: Interrupts) -> int:
         interrupts.end_steps()
         run.write_notes()
         return run.sum_up()
+
+
+def _check_complete(job: Job, target: Target) -> None:
+    """Refuses to take a finished file of JSON Lines for the answer to an input that has other rows by now."""
+    if job.form is not Format.jsonl:
+        return
+    num_rows = sum(1 for _ in islice(read_requests(job.sources, job.sampling, field=job.field), job.limit))
+    if num_rows != (num_answered := count_answered(target.file)):
+        raise OutputError(
+            f"{target.path} answers {plural(num_answered, 'row')}, the input has {num_rows:,}, and the store is gone: "
+            "run the others into another file, or start anew with --overwrite (--keep-store lets you add rows later)"
+        )
 
 
 def _load(job: Job, screen: Screen, manifest: Manifest) -> Model:
@@ -202,12 +224,18 @@ class Run:
         if not (self.store and self.job.target):
             return
         if not self.job.target.is_store:
-            results = self.store.results()
-            write_whole(self.job.target.file, lambda stream: self._write(results, stream))
+            self._write_file(self.job.target.file, self.store.results())
         if self.job.target.is_store or self.job.target.keep_store:
             self.store.close(as_single_file=True)
         else:
             self.store.discard()
+
+    def _write_file(self, file: Path, results: Iterable[Result]) -> None:
+        try:
+            write_whole(file, lambda stream: self._write(results, stream))
+        except OSError as error:
+            mend = "mend that, then run the same command with --resume"
+            raise OutputError(f"{file} cannot be written: {error.strerror or error}: {mend}") from None
 
     def _find_failures(self) -> Failures:
         if self.store:

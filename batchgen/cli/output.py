@@ -7,6 +7,7 @@ import json
 import os
 import select
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class Target:
     @property
     def file(self) -> Path:
         """What the name leads to, where it is a link."""
-        return self.path.resolve()
+        return Path(os.path.realpath(self.path))  # which says nothing of a link to itself
 
     @property
     def store(self) -> Path:
@@ -191,9 +192,19 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def count_answered(file: Path) -> int:
+    """How many rows of the input a file of JSON Lines answers, by its last line."""
+    with file.open("rb") as stream:
+        last = deque(stream, maxlen=1)
+    try:
+        return int(json.loads(last[0])["index"]) + 1 if last else 0
+    except (ValueError, KeyError, TypeError):
+        raise OutputError(f"{file} is not batchgen's: name another output") from None
+
+
 def write_json(path: Path, value: object) -> None:
     """A JSON file for other programs."""
-    write_whole(path.resolve(), lambda stream: stream.write(json.dumps(value, indent=2) + "\n"))
+    write_whole(Path(os.path.realpath(path)), lambda stream: stream.write(json.dumps(value, indent=2) + "\n"))
 
 
 def is_abandoned(stream: TextIO) -> bool:
