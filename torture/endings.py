@@ -136,7 +136,7 @@ CHECKS = [
         broken_pipe,
     ),
     Check(
-        "signal",
+        "signal-fake",
         "SIGINT and SIGTERM at random times, fake engine: 5 s, right code, resumable to the same bytes",
         lambda lab: [number for number in CODES for _ in range(lab.some(40))],
         fake_signals,

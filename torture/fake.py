@@ -79,19 +79,16 @@ class FakeEngine:
             rows = sorted((row for row in window if not row.is_finished), key=lambda row: -row.num_prompt_tokens)
             for start in range(0, len(rows), self.num_rows):
                 batch = rows[start : start + self.num_rows]
-                if not self._run_steps(len(batch)):
-                    return
+                self._run_steps(len(batch))
                 yield from (self._finish(row) for row in reversed(batch))
 
-    def _run_steps(self, num_rows: int) -> bool:
-        """False where it was stopped between two steps."""
+    def _run_steps(self, num_rows: int) -> None:
         for _ in range(STEPS):
             if self.should_stop():
-                return False
+                raise KeyboardInterrupt
             time.sleep(BATCH_S / STEPS)
             self.on_step(num_rows)
         self.num_batches += 1
-        return True
 
     def _finish(self, row: Sequence) -> Sequence:
         sampling = row.sampling
@@ -135,6 +132,7 @@ vars(execute).update(
     make_engine=lambda model, **options: FakeEngine(**options),
     open_checkpoint=open_checkpoint,
     load_model=load_model,
+    check_weights=lambda folder: None,
     choose_device=lambda name: "fake",
     choose_dtype=lambda name, *_: "float32" if name == "auto" else name,
 )

@@ -136,7 +136,7 @@ def _end(trial: Trial, command: list[object], output: Path, whole: bytes) -> Ite
 
 CHECKS = [
     Check(
-        "kill",
+        "kill-fake",
         "random SIGKILL of the process group, 10,000 rows, fake engine: none lost, none twice, same bytes",
         lambda lab: range(lab.some(200 // KILLS)),
         fake_session,

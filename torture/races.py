@@ -121,7 +121,7 @@ def _spread(lab: Lab, races: list[Race], number: int) -> list[Race]:
 
 CHECKS = [
     Check(
-        "race",
+        "race-start",
         "two writers at once (new, --resume, --overwrite): exactly one goes on",
         lambda lab: _spread(lab, TOGETHER, 50),
         together,

@@ -220,7 +220,7 @@ def real(trial: Trial) -> Iterator[Tried]:
 
 
 CHECKS = [
-    Check("terminal", "hostile text in prompt, output, path, model, id, error, option: nothing raw", combinations,
+    Check("terminal-fake", "hostile text in prompt, output, path, model, id, error, option: nothing raw", combinations,
           on_a_terminal),
     Check("terminal-real", "the same in commands with the bundled model, 50 payloads each", real_commands, real),
 ]  # fmt: skip

@@ -25,6 +25,7 @@ from batchgen.engines import make_engine
 from batchgen.errors import OutputError
 from batchgen.manifest import InputDigest, Manifest, model_facts
 from batchgen.model import Model, open_checkpoint
+from batchgen.model.checks import check_weights
 from batchgen.model.weights import choose_device, choose_dtype, load_model, name_of_dtype
 from batchgen.pipeline import Pipeline
 from batchgen.probes import MemoryLimit
@@ -112,6 +113,7 @@ def execute(job: Job, screen: Screen, interrupts: Interrupts) -> int:
             run.finish()
         interrupts.end_steps()
         run.write_notes()
+        run.let_go()
         return run.sum_up()
 
 
@@ -131,6 +133,7 @@ def _load(job: Job, screen: Screen, manifest: Manifest) -> Model:
     """The model. A run that was begun with another one, or other options, is refused before weights are loaded."""
     checkpoint = open_checkpoint(job.model, revision=job.revision, say=screen.say)
     if job.is_noted:
+        check_weights(checkpoint.folder)  # before they are read for their hash
         device = choose_device(job.device)
         dtype = name_of_dtype(choose_dtype(job.dtype, device, checkpoint.config))
         manifest.begin(str(device), model=model_facts(checkpoint), options={**job.options, "--dtype": dtype})
@@ -154,6 +157,7 @@ class Run:
         self.pipeline = self._make_pipeline()
         self.digest = InputDigest()
         self.failures = Failures(0, 0, None)
+        self.is_finished = False
 
     def _count_results(self) -> int | None:
         """Results to come, where somebody watches and it can be known."""
@@ -217,18 +221,13 @@ class Run:
             write_jsonl(results, stream, ids=self.job.ids)
 
     def finish(self) -> None:
-        """After the last row: what was noted is complete, and the file takes the store's place."""
+        """After the last row: what was noted is complete, and the file is written."""
         self.failures = self._find_failures()
         if self.job.is_noted:
             self.manifest.end(self.digest, self._stats())
-        if not (self.store and self.job.target):
-            return
-        if not self.job.target.is_store:
+        if self.store and self.job.target and not self.job.target.is_store:
             self._write_file(self.job.target.file, self.store.results())
-        if self.job.target.is_store or self.job.target.keep_store:
-            self.store.close(as_single_file=True)
-        else:
-            self.store.discard()
+        self.is_finished = True
 
     def _write_file(self, file: Path, results: Iterable[Result]) -> None:
         try:
@@ -261,6 +260,15 @@ class Run:
             write_json(self.job.manifest, self.manifest.facts)
         if self.job.stats:
             write_json(self.job.stats, self._stats())
+
+    def let_go(self) -> None:
+        """Of the store, where nothing is left to be written from it."""
+        if not (self.store and self.job.target and self.is_finished):
+            return
+        if self.job.target.is_store or self.job.target.keep_store:
+            self.store.close(as_single_file=True)
+        else:
+            self.store.discard()
 
     def sum_up(self) -> int:
         """The closing lines on stderr; the exit code."""

@@ -8,7 +8,7 @@ import os
 import select
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +102,16 @@ def check_target(target: Target, sources: list[Source]) -> None:
         _check_is_new(target)
 
 
+def check_notes(notes: Mapping[str, Path | None], target: Target | None, sources: list[Source]) -> None:
+    """Refuses, before anything is loaded, a file for notes (by its flag) that is an input or the output, or nowhere."""
+    taken = [source.path for source in sources if source.path] + ([*_taken(target)] if target else [])
+    for flag, path in notes.items():
+        if path and any(_is_same(path, other) or path.absolute() == other.absolute() for other in taken):
+            raise OutputError(f"{flag} {path} is also an input or the output: write to another file")
+        if path and (path.is_dir() or not path.parent.is_dir()):
+            raise OutputError(f"{flag} {path}: name a file in a folder that is there")
+
+
 def _taken(target: Target) -> tuple[Path, Path]:
     return target.path, target.store
 
@@ -149,6 +159,7 @@ def _open_anew(path: Path) -> Store:
         remove_store(path)
         return Store(path)
     store.clear()
+    store.commit()  # a run that is killed from here on is not taken for the old one
     return store
 
 
@@ -203,8 +214,15 @@ def count_answered(file: Path) -> int:
 
 
 def write_json(path: Path, value: object) -> None:
-    """A JSON file for other programs."""
-    write_whole(Path(os.path.realpath(path)), lambda stream: stream.write(json.dumps(value, indent=2) + "\n"))
+    """A JSON file for other programs; into a pipe or a device as it is."""
+    text = json.dumps(value, indent=2) + "\n"
+    try:
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+        else:
+            write_whole(Path(os.path.realpath(path)), lambda stream: stream.write(text))
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}: mend that and run again") from None
 
 
 def is_abandoned(stream: TextIO) -> bool:
