@@ -278,6 +278,12 @@ KINDS = [
     Hostile("width that is text", edit("config.json", n_embd="192")),
     Hostile("width that is a list", edit("config.json", n_embd=[192])),
     Hostile("width that is null", edit("config.json", n_embd=None)),
+    *(Hostile(f"architectures {value}", edit("config.json", architectures=value), is_harmless=True)
+        for value in (5, "GPT2LMHeadModel", [None], [{}], {"a": 1})),
+    *(Hostile(f"{value} positions", edit("config.json", n_positions=value), is_harmless=True)
+        for value in (0, -5, "x", 1e300, [512])),
+    Hostile("model type that is a list", edit("config.json", model_type=["gpt2"])),
+    Hostile("activation that is code", edit("config.json", activation_function="__import__('os').getcwd")),
     Hostile("10^400 layers", edit("config.json", n_layer=10**400)),
     # Files that are none.
     Hostile("config of a terabyte", instead("config.json", sparse(2**40))),

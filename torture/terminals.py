@@ -214,7 +214,7 @@ def real(trial: Trial) -> Iterator[Tried]:
     (folder / "hostile" / "config.json").write_text(json.dumps(config))
     shown, _ = screen(trial.given, folder)
     problem = raw_bytes(shown) or ("traceback" if "Traceback" in shown else None)
-    if not problem and MARK not in shown and "plan" not in trial.given:
+    if not problem and MARK not in shown and not {"plan", "inspect"} & set(trial.given):
         problem = f"no payload is shown: {shown[-1000:]}"
     yield Tried(" ".join(map(ascii, trial.given[2:])), problem)
 
