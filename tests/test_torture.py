@@ -1,4 +1,4 @@
-"""A little of `make torture`: the same checks on a few cases, so that they stay runnable and the worst shows at once."""
+"""A little of `make torture`: the same checks on a few cases, so that they stay runnable."""
 
 from __future__ import annotations
 
