@@ -26,7 +26,7 @@ test-slow: $(READY)  ## the checks that take longer
 	$(BIN)/python -m pytest -m slow
 
 torture: $(READY)  ## kills, full disks, races, hostile input: ONLY="kill race" SEED=0 SHARE=1 CASE=3
-	$(BIN)/python -m torture $(ONLY) --seed $(or $(SEED),0) --share $(or $(SHARE),1) $(if $(CASE),--case $(CASE))
+	$(BIN)/python -m torture $(ONLY) --seed $(or $(SEED),0) --share $(or $(SHARE),1) --patience $(or $(PATIENCE),1) $(if $(CASE),--case $(CASE))
 
 lint: $(READY)  ## style and formatting
 	$(BIN)/ruff check .

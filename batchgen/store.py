@@ -272,23 +272,23 @@ def _in_one_line(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        is_busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
-        kind = InUseError if is_busy else OutputError
-        raise kind(f"{path} {_reason(error)}") from error
+        code = getattr(error, "sqlite_errorcode", 0)
+        # Whoever had the file may have removed it while this process waited for the lock.
+        if code & 0xFF == sqlite3.SQLITE_BUSY or code == sqlite3.SQLITE_READONLY_DBMOVED:
+            raise InUseError(f"{path} {IN_USE}") from error
+        raise OutputError(f"{path} {_reason(code, error)}") from error
 
 
-def _reason(error: sqlite3.Error) -> str:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without its extension
+def _reason(code: int, error: sqlite3.Error) -> str:
     go_on = "then run the same command with --resume"
     reasons = {
-        sqlite3.SQLITE_BUSY: IN_USE,
         sqlite3.SQLITE_FULL: f"cannot grow, the disk is full: free some space, {go_on}",
         sqlite3.SQLITE_IOERR: f"cannot be written, disk I/O error: mend the disk or free some space, {go_on}",
         sqlite3.SQLITE_CANTOPEN: "cannot be made: is its folder there, and can you write to it?",
         sqlite3.SQLITE_NOTADB: "is not a store of batchgen: move it away",
         sqlite3.SQLITE_CORRUPT: "is damaged: move it away, or start anew with --overwrite",
     }
-    return reasons.get(code, f"cannot be opened or written: {error}")
+    return reasons.get(code & 0xFF, f"cannot be opened or written: {error}")
 
 
 def _to_cell(name: str, value: object) -> object:

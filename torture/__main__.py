@@ -26,7 +26,7 @@ CHECKS: list[Check] = [
 def main() -> int:
     options = parse()
     root = Path(tempfile.mkdtemp(prefix="torture-"))
-    lab = Lab(root, options.seed, options.share)
+    lab = Lab(root, options.seed, options.share, options.patience)
     tallies = []
     for check in CHECKS:
         if not options.checks or any(
@@ -50,6 +50,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of all dice")
     parser.add_argument("--case", type=int, help="only this case of each check")
     parser.add_argument("--share", type=float, default=1.0, help="of the cases to try: 0.1 is a quick look")
+    parser.add_argument("--patience", type=float, default=1.0, help="times each limit, on a machine that is busy")
     parser.add_argument("--keep", action="store_true", help="keep the folder even if all held")
     options = parser.parse_args()
     families = {check.name.split("-")[0] for check in CHECKS} | {check.name for check in CHECKS}

@@ -56,7 +56,7 @@ def broken_pipe(trial: Trial) -> Iterator[Tried]:
     ended = _wait_without_stdout(running)
     seconds = time.monotonic() - left
     # A reader that leaves while Python starts is met by the first row.
-    limit_s = PIPE_LIMIT_S if taken else PIPE_LIMIT_S + 1.0
+    limit_s = (PIPE_LIMIT_S if taken else PIPE_LIMIT_S + 1.0) * trial.lab.patience
     problem = ended.problem(141)
     problem = problem or (f"took {seconds:.2f} s" if seconds > limit_s else None)
     problem = problem or (f"said {ended.stderr}" if ended.stderr else None)
@@ -106,7 +106,7 @@ def _signalled(trial: Trial, command: list[object], whole: bytes, longest_s: flo
     seconds = time.monotonic() - sent
     trial.measure("slowest end after a signal, s", seconds)
     problem = ended.problem(CODES[number], 0)
-    problem = problem or (f"took {seconds:.2f} s" if seconds > SIGNAL_LIMIT_S else None)
+    problem = problem or (f"took {seconds:.2f} s" if seconds > SIGNAL_LIMIT_S * trial.lab.patience else None)
     problem = problem or _untrue(ended, output)
     again = run([*command, "--resume"])
     problem = problem or again.problem(0) or difference(output, whole) or left_over(trial.folder, "out.jsonl")

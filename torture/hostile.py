@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import batchgen
-from torture.commands import Ended, run
+from torture.commands import PATIENCE_S, Ended, run
 from torture.lab import Check, Lab, Trial, Tried
 
 BUNDLED = Path(batchgen.__file__).parent / "bundled"
@@ -311,7 +311,7 @@ KINDS = [
 
 def expected(folder: Path) -> bytes:
     """What the model says whose folder nobody has spoiled."""
-    ended = _run(_copy(folder))
+    ended = _run(_copy(folder), PATIENCE_S)
     assert ended.code == 0, ended.stderr
     return ended.stdout
 
@@ -320,12 +320,12 @@ def _copy(folder: Path) -> Path:
     return Path(shutil.copytree(BUNDLED, folder / "model"))  # no links: what is spoiled is a copy
 
 
-def _run(folder: Path) -> Ended:
+def _run(folder: Path, limit_s: float) -> Ended:
     return run(
         [*COMMAND, *FLAGS, f"./{folder.name}"],
         cwd=folder.parent,
         stdin=b"y\n" * 50,
-        limit_s=LIMIT_S,
+        limit_s=limit_s,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES)),
     )
 
@@ -333,7 +333,7 @@ def _run(folder: Path) -> Ended:
 def hostile(trial: Trial) -> Iterator[Tried]:
     kind = trial.given
     kind.spoil(_copy(trial.folder))
-    ended = _run(trial.folder / "model")
+    ended = _run(trial.folder / "model", LIMIT_S * trial.lab.patience)
     trial.measure("slowest, s", ended.seconds)
     if kind.is_harmless and ended.code == 0:
         problem = None if ended.stdout == trial.lab.once(expected) else f"it changed the answer: {ended.stdout!r}"

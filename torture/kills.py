@@ -85,7 +85,7 @@ def fake_session(trial: Trial) -> Iterator[Tried]:
 def _redone(trial: Trial, log: Log) -> Iterator[Tried]:
     lost = log.lost()
     for index, age_s in lost:
-        if age_s > COMMIT_S + COMMIT_TAKES_S:
+        if age_s > COMMIT_S + COMMIT_TAKES_S * trial.lab.patience:
             yield Tried("rows in flight", f"row {index} was finished {age_s:.2f} s before the kill, and is run again")
     if lost:
         trial.measure("oldest row that a kill cost, s", max(age_s for _, age_s in lost))

@@ -29,12 +29,16 @@ class Tried:
 
 
 class Lab:
-    """Where checks work: a folder, the seed of all dice, how many of the cases are tried."""
+    """Where checks work: a folder, the seed of all dice, the share of cases to try, and how busy the machine is.
 
-    def __init__(self, root: Path, seed: int = 0, share: float = 1.0) -> None:
+    On one that has other work too, every limit on time counts `patience` times.
+    """
+
+    def __init__(self, root: Path, seed: int = 0, share: float = 1.0, patience: float = 1.0) -> None:
         self.root = root
         self.seed = seed
         self.share = share
+        self.patience = patience
         self._made: dict[str, Any] = {}
 
     def some(self, number: int) -> int:
