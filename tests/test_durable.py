@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
 from pathlib import Path
@@ -13,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from test_cli import failure, invoke, records, run
 from typer.testing import Result
 
+from batchgen.cli.options import Format
+from batchgen.cli.output import Target, open_store
 from batchgen.store import Store
 
 PROMPTS = ["It will rain in the", "My dog is", "Once upon a time", "The old king", "I want to eat", "She said"]
@@ -216,6 +219,16 @@ def test_a_store_in_use_is_refused(prompts: Path, begun_output: Path) -> None:
     other.close()
 
 
+def test_what_is_overwritten_is_forgotten_at_once(prompts: Path, output: Path, tmp_path: Path) -> None:
+    begin(prompts, output)
+    with open_store(Target(output, Format.jsonl, overwrite=True)) as store:
+        for file in (store.path, store.path.with_name(store.path.name + "-wal")):  # as a kill would leave them
+            shutil.copy(file, tmp_path / file.name.replace("out", "killed"))
+    killed = Store(tmp_path / "killed.jsonl.run.db")
+    assert killed.is_empty
+    killed.discard()
+
+
 def test_a_damaged_store_gives_way_to_overwrite(prompts: Path, output: Path) -> None:
     store_of(output).write_text("nonsense " * 1000)
     assert "is not a store" in failure(run(prompts, "-o", output, "--resume"), 1)
@@ -359,3 +372,31 @@ def test_stats_are_json(prompts: Path, tmp_path: Path) -> None:
     assert (stats["rows"], stats["errors"], stats["output_tokens"]) == (6, 0, 30)
     assert (stats["model"], stats["dtype"], stats["device"]) == ("bundled", "float32", "cpu")
     assert len(records(result)) == 6
+
+
+def test_a_run_whose_notes_cannot_be_written_can_be_resumed(prompts: Path, output: Path, tmp_path: Path) -> None:
+    notes = tmp_path / "stats.json"
+    (blocked := tmp_path / "stats.json.partial").mkdir()
+    assert f"{notes} cannot be written" in failure(run(prompts, "-q", "-o", output, "--stats", notes), 1)
+    blocked.rmdir()
+    assert rows(run(prompts, "-o", output, "--stats", notes, "--resume")) == 0
+    assert json.loads(notes.read_text())["results_before"] == 6
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="FIFOs are POSIX")
+def test_notes_go_into_a_pipe_that_stays_one(prompts: Path, tmp_path: Path) -> None:
+    os.mkfifo(fifo := tmp_path / "fifo")
+    descriptor = os.open(fifo, os.O_RDWR | os.O_NONBLOCK)
+    assert run(prompts, "--stats", fifo).exit_code == 0
+    assert json.loads(os.read(descriptor, 10_000))["rows"] == 6
+    os.close(descriptor)
+    assert fifo.is_fifo()
+
+
+@pytest.mark.parametrize("flag", ["--manifest", "--stats"])
+@pytest.mark.parametrize("place", ["prompts.txt", "out.jsonl", "out.jsonl.run.db", "nowhere/notes.json", "."])
+def test_notes_replace_neither_input_nor_output(
+    prompts: Path, output: Path, tmp_path: Path, flag: str, place: str
+) -> None:
+    assert f"{flag} {tmp_path / place}" in failure(run(prompts, "-q", "-o", output, flag, tmp_path / place), 1)
+    assert prompts.read_text().splitlines() == PROMPTS
