@@ -169,8 +169,12 @@ def open_stream(output: Path | None) -> Iterator[TextIO]:
     if output is None:
         yield sys.stdout
     else:
-        with output.open("w", encoding="utf-8", newline="\n") as stream:
-            yield stream
+        try:
+            with output.open("w", encoding="utf-8", newline="\n") as stream:
+                yield stream
+        except OSError as error:
+            error.filename = error.filename or str(output)  # a full device does not say which it is
+            raise
 
 
 def write_whole(file: Path, write: Callable[[TextIO], object]) -> None:
