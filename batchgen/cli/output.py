@@ -205,8 +205,12 @@ def open_stream(target: Target | None) -> Iterator[BinaryIO]:
     if target is None:
         yield sys.stdout.buffer
     else:
-        with target.path.open("wb") as stream, packed(stream, split_suffixes(target.path)[1]) as packing:
-            yield packing
+        try:
+            with target.path.open("wb") as stream, packed(stream, split_suffixes(target.path)[1]) as packing:
+                yield packing
+        except OSError as error:
+            error.filename = error.filename or str(target.path)  # a full device does not say which it is
+            raise
 
 
 @contextmanager
