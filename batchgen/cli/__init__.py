@@ -17,6 +17,7 @@ from batchgen.cli.inspect import inspect
 from batchgen.cli.plan import plan
 from batchgen.cli.run import run
 from batchgen.cli.signals import Interrupts
+from batchgen.cli.verify import verify
 from batchgen.errors import BatchgenError
 from batchgen.model.quiet import no_logs
 from batchgen.render.screen import Screen
@@ -78,6 +79,7 @@ app = typer.Typer(
 app.command()(run)
 app.command()(inspect)
 app.command()(plan)
+app.command()(verify)
 app.command()(bench)
 app.command()(doctor)
 
