@@ -70,7 +70,7 @@ def rows_of(model: Model, prompts: Iterable[str] = PROMPTS, max_new_tokens: int 
 def check(model: Model, oracle: Oracle, plant: Callable[[Engine], None], **options: Any) -> list[RowCheck]:
     """Checks an engine that somebody has tampered with."""
     recorder, rows = LogitRecorder(), rows_of(model)
-    bound = measure_error(oracle, oracle.model, pick_rows(rows))
+    bound = measure_error(oracle, oracle.model, pick_rows(rows, 4))
     engine = make_engine(model, num_rows=4, on_logits=recorder.on_logits, **options)
     plant(engine)
     return list(check_engine(engine, recorder, oracle, rows, bound))
@@ -292,8 +292,8 @@ def test_a_report_is_json() -> None:
 
 
 def test_the_histogram_has_no_gaps() -> None:
-    assert histogram([2e-6, 3e-3, float("inf")]) == [
-        Bin(1e-6, 1e-5, 1), Bin(1e-5, 1e-4, 0), Bin(1e-4, 1e-3, 0), Bin(1e-3, 1e-2, 1),
+    assert histogram([2e-6, 3e-5, float("inf")]) == [
+        Bin(1e-6, 3e-6, 1), Bin(3e-6, 1e-5, 0), Bin(1e-5, 3e-5, 0), Bin(3e-5, 1e-4, 1),
         Bin(float("inf"), float("inf"), 1),
     ]  # fmt: skip
 
@@ -319,7 +319,7 @@ def test_the_command_prints_the_sentence_and_the_controls(tmp_path: Path) -> Non
     lines = result.stdout.splitlines()
     assert lines[0].startswith("3 rows, batches of 3, fp32: 3 identical, max logit difference ")
     assert max(map(len, lines)) <= 80
-    outcomes = {line[:24].strip(): line.split()[-1] for line in lines if line.endswith(("holds", "breaks"))}
+    outcomes = {line[:24].strip(): line.split()[-1] for line in lines if line.strip().endswith(("holds", "breaks"))}
     assert outcomes == {
         "as batchgen pads": "holds", "another token as pad": "holds",
         "without the mask": "breaks", "padded right": "breaks", "without position ids": "breaks",

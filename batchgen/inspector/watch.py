@@ -69,7 +69,7 @@ def watch_attention(model: Model, batch: Batch, on_layer: Callable[[Seen], None]
     keep = {"logits_to_keep": 1} if model.takes_logits_to_keep else {}
     watch = _Watch(on_layer)
     where = "with {} rows of {} columns".format(*batch.input_ids.shape)
-    with _eager(model), torch.inference_mode(), failures_in_one_line(where), watch:
+    with eager(model), torch.inference_mode(), failures_in_one_line(where), watch:
         logits: torch.Tensor = model.network(**inputs, **keep, use_cache=False).logits  # [B, 1 or T, V]
     if not watch.num_layers:
         raise ModelError(f"the attention of {model.checkpoint.name} cannot be watched: it adds no mask to its scores")
@@ -77,7 +77,7 @@ def watch_attention(model: Model, batch: Batch, on_layer: Callable[[Seen], None]
 
 
 @contextmanager
-def _eager(model: Model) -> Iterator[None]:
+def eager(model: Model) -> Iterator[None]:
     """The model with eager attention, which computes scores one can look at."""
     own = model.network.config._attn_implementation
     model.network.set_attn_implementation("eager")

@@ -92,4 +92,5 @@ def encode(depths: torch.Tensor, digits: int) -> torch.Tensor:
     """
     most = 64**digits - 1
     steps = ((depths / DEPTH).clamp(0, 1).sqrt() * (most - 1)).round().long()
-    return (most - steps).masked_fill(~(depths <= DEPTH), 0)
+    codes: torch.Tensor = (most - steps).masked_fill(~(depths <= DEPTH), 0)
+    return codes

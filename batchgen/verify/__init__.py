@@ -17,7 +17,7 @@ from batchgen.records import Request, SamplingParams, Sequence
 from batchgen.verify.callables import check_padding
 from batchgen.verify.controls import pick_rows, run_controls, spread
 from batchgen.verify.facts import Control, Controls, ErrorBound, Report, RowCheck
-from batchgen.verify.oracle import Oracle, measure_error
+from batchgen.verify.oracle import ERROR_ROWS, Oracle, measure_error
 from batchgen.verify.rows import LogitRecorder, check_engine
 
 __all__ = [
@@ -77,8 +77,8 @@ def verify_rows(
     if not sequences:
         reason = f", the first because {encoded[0].error}" if encoded else ""
         raise InputError(f"there is nothing to verify: {len(encoded)} rows, and none of them can be run{reason}")
-    picked = pick_rows(sequences)
-    bound = measure_error(oracle, oracle.model if model.dtype == oracle.model.dtype else model, picked)
+    strays = oracle.model if model.dtype == oracle.model.dtype else model
+    bound = measure_error(oracle, strays, pick_rows(sequences, ERROR_ROWS))
     controls = run_controls(oracle, sequences)
     recorder = LogitRecorder()
     runner = make_engine(

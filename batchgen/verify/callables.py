@@ -14,8 +14,8 @@ from batchgen.padding import decode_output, encode, pad
 from batchgen.records import Request, SamplingParams, Sequence
 from batchgen.verify.controls import pick_rows
 from batchgen.verify.facts import ErrorBound, RowCheck
-from batchgen.verify.oracle import Oracle, measure_error
-from batchgen.verify.rows import Departure, find_departure, verdict_of
+from batchgen.verify.oracle import ERROR_ROWS, Oracle, measure_error
+from batchgen.verify.rows import Departure, find_departure, to_check
 
 
 def check_padding(
@@ -45,7 +45,7 @@ def check_padding(
     outputs = [output.tolist() if hasattr(output, "tolist") else output for output in call(list(prompts))]
     if len(outputs) != len(prompts):
         raise InputError(f"the callable gave {len(outputs)} outputs for {len(prompts)} prompts")
-    bound = measure_error(oracle, own, pick_rows(sequences))
+    bound = measure_error(oracle, own, pick_rows(sequences, ERROR_ROWS))
     if all(isinstance(output, str) for output in outputs):
         texts = _without_prompts(outputs, prompts)
         return [_check_text(oracle, row, text, bound) for row, text in zip(sequences, texts, strict=True)]
@@ -103,8 +103,8 @@ def _check_tokens(oracle: Oracle, sequence: Sequence, token_ids: list[int], boun
     expected = oracle.logits_of(row)  # [N + 1, V]
     if len(token_ids) < most and not ends and eos:
         best_eos = max(eos, key=lambda token: float(expected[-1, token]))
-        return _to_check(oracle, row, find_departure(expected, [*token_ids, best_eos]), bound, token_ids)
-    return _to_check(oracle, row, find_departure(expected[: len(token_ids)], token_ids), bound, token_ids)
+        return to_check(oracle, row, find_departure(expected, [*token_ids, best_eos]), bound, given=token_ids)
+    return to_check(oracle, row, find_departure(expected[: len(token_ids)], token_ids), bound, given=token_ids)
 
 
 def _check_text(oracle: Oracle, sequence: Sequence, text: str, bound: ErrorBound) -> RowCheck:
@@ -115,10 +115,10 @@ def _check_text(oracle: Oracle, sequence: Sequence, text: str, bound: ErrorBound
     row = replace(sequence, output_ids=output_ids)
     step = _parting_step(oracle, row, text)
     if step is None:
-        return _to_check(oracle, row, None, bound)
+        return to_check(oracle, row, None, bound)
     logits = oracle.logits_of(row)[step]  # [V]
     first, second = logits.topk(2).values.tolist()
-    return _to_check(oracle, row, Departure(step, first - second, output_ids[step], first - second), bound)
+    return to_check(oracle, row, Departure(step, first - second, output_ids[step], first - second), bound)
 
 
 def _parting_step(oracle: Oracle, row: Sequence, text: str) -> int | None:
@@ -130,20 +130,3 @@ def _parting_step(oracle: Oracle, row: Sequence, text: str) -> int | None:
             return step
     is_over = row.output_ids[-1] in oracle.model.checkpoint.eos_token_ids
     return row.num_output_tokens - 1 if is_over and len(text) > len(so_far) else None
-
-
-def _to_check(
-    oracle: Oracle, row: Sequence, departure: Departure | None, bound: ErrorBound, given: Rows[int] = ()
-) -> RowCheck:
-    tokenizer = oracle.model.checkpoint.tokenizer
-    return RowCheck(
-        id=row.request.id,
-        index=row.request.index,
-        prompt=row.request.prompt,
-        verdict=verdict_of(departure, 0.0, bound),
-        num_steps=row.num_output_tokens,
-        first_differing_step=departure and departure.step,
-        margin=departure and departure.margin,
-        token=tokenizer.decode([given[departure.step]]) if departure and departure.step < len(given) else None,
-        expected=departure and tokenizer.decode([departure.expected]),
-    )

@@ -188,12 +188,12 @@ class Report:
 
 
 def histogram(differences: Iterable[float]) -> list[Bin]:
-    """Differences by powers of ten, without gaps; exactly 0 has a bin of its own.
+    """Differences by halves of powers of ten, without gaps; exactly 0 has a bin of its own.
 
-    >>> [(bin.low, bin.high, bin.steps) for bin in histogram([0.0, 2e-6, 3e-6, 2e-5])]
-    [(0.0, 0.0, 1), (1e-06, 1e-05, 2), (1e-05, 0.0001, 1)]
+    >>> [(bin.low, bin.high, bin.steps) for bin in histogram([0.0, 2e-6, 4e-6, 2e-5])]
+    [(0.0, 0.0, 1), (1e-06, 3e-06, 1), (3e-06, 1e-05, 1), (1e-05, 3e-05, 1)]
     """
-    powers: Counter[int] = Counter()
+    halves: Counter[int] = Counter()
     zeros = infinite = 0
     for difference in differences:
         if not isfinite(difference):
@@ -201,13 +201,15 @@ def histogram(differences: Iterable[float]) -> list[Bin]:
         elif difference == 0:
             zeros += 1
         else:
-            powers[floor(log10(difference))] += 1
+            power = floor(log10(difference))
+            halves[2 * power + (difference >= _border(2 * power + 1))] += 1
     bins = [Bin(0.0, 0.0, zeros)] if zeros else []
-    if powers:
-        lowest, highest = min(powers), max(powers)
-        bins += [Bin(_ten(power), _ten(power + 1), powers[power]) for power in range(lowest, highest + 1)]
+    if halves:
+        range_ = range(min(halves), max(halves) + 1)
+        bins += [Bin(_border(half), _border(half + 1), halves[half]) for half in range_]
     return bins + ([Bin(float("inf"), float("inf"), infinite)] if infinite else [])
 
 
-def _ten(power: int) -> float:
-    return float(f"1e{power}")
+def _border(half: int) -> float:
+    """1 and 3 times the powers of ten: the square root of ten is about 3."""
+    return float(f"{3 if half % 2 else 1}e{half // 2}")

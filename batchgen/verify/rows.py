@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, isfinite
 from typing import TYPE_CHECKING
 
@@ -64,20 +64,37 @@ def check_row(oracle: Oracle, sequence: Sequence, steps: Rows[torch.Tensor], bou
     expected = oracle.logits_of(sequence)[:-1]  # [N, V]
     differences = tuple(_difference(found, wanted) for found, wanted in zip(steps, expected, strict=False))
     departure = find_departure(expected, sequence.output_ids)
+    return to_check(oracle, sequence, departure, bound, differences=differences, given=sequence.output_ids)
+
+
+def to_check(
+    oracle: Oracle,
+    sequence: Sequence,
+    departure: Departure | None,
+    bound: ErrorBound,
+    *,
+    differences: tuple[float, ...] = (),
+    given: Rows[int] = (),
+) -> RowCheck:
+    """What was found of a row, with its verdict; `given` are its tokens, where it came as tokens."""
     tokenizer = oracle.model.checkpoint.tokenizer
-    pads = (sequence.padded_length or sequence.num_prompt_tokens) - sequence.num_prompt_tokens
-    return RowCheck(
+    row = RowCheck(
         id=sequence.request.id,
         index=sequence.request.index,
         prompt=sequence.request.prompt,
         verdict=verdict_of(departure, max(differences, default=0.0), bound),
         num_steps=sequence.num_output_tokens,
-        num_pads=pads,
+        num_pads=(sequence.padded_length or sequence.num_prompt_tokens) - sequence.num_prompt_tokens,
         differences=differences,
-        first_differing_step=departure and departure.step,
-        margin=departure and departure.margin,
-        token=departure and tokenizer.decode([sequence.output_ids[departure.step]]),
-        expected=departure and tokenizer.decode([departure.expected]),
+    )
+    if departure is None:
+        return row
+    return replace(
+        row,
+        first_differing_step=departure.step,
+        margin=departure.margin,
+        token=tokenizer.decode([given[departure.step]]) if departure.step < len(given) else None,
+        expected=tokenizer.decode([departure.expected]),
     )
 
 
