@@ -88,7 +88,7 @@ def page(browser: Any, bundled: Model, tmp_path: Path) -> Iterator[Opened]:
     opened.tab.close()
 
 
-def test_the_last_token_of_the_most_padded_row_is_the_query_at_first(page: Opened) -> None:
+def test_the_last_token_of_a_row_with_pads_is_the_query_at_first(page: Opened) -> None:
     assert page.text("#details").startswith("token ·is id 318 row 2 column 7 position 2 mask 1 attends to")
     assert page.text("#details").endswith("on pads 0")
 

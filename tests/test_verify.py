@@ -44,7 +44,7 @@ from batchgen.verify.facts import Bin, histogram
 from batchgen.verify.rows import Departure, find_departure, verdict_of
 from batchgen.visible import short_number
 
-PROMPTS = [*ragged_prompts(9, seed=3, longest=24), "the", "the a", "the"]
+PROMPTS = [*ragged_prompts(5, seed=3, longest=20), "the", "the a", "the"]
 BOUND = ErrorBound(1e-5, 1e-4)
 
 
@@ -63,7 +63,7 @@ def oracle() -> Oracle:
     return Oracle(open_model("bundled", device="cpu"))
 
 
-def rows_of(model: Model, prompts: Iterable[str] = PROMPTS, max_new_tokens: int = 6) -> list[Sequence]:
+def rows_of(model: Model, prompts: Iterable[str] = PROMPTS, max_new_tokens: int = 4) -> list[Sequence]:
     return encode(requests_of(prompts, max_new_tokens=max_new_tokens), model.checkpoint.tokenizer)
 
 
@@ -89,7 +89,7 @@ def check(model: Model, oracle: Oracle, plant: Callable[[Engine], None], **optio
 def test_batches_change_nothing(model_named: Callable[[str], Model], architecture: str, engine: str) -> None:
     oracle = Oracle(model_named(architecture))
     report, failed = verify_rows(
-        model_named(architecture), oracle, requests_of(PROMPTS, max_new_tokens=6), engine=engine, num_rows=5
+        model_named(architecture), oracle, requests_of(PROMPTS, max_new_tokens=4), engine=engine, num_rows=5
     )
     assert (report.engine, failed, report.most_rows) == (engine, [], 5)
     assert report.count("identical") == len(PROMPTS)
@@ -152,7 +152,7 @@ def test_a_planted_mistake_is_a_bug_in_every_padded_row(oracle: Oracle, engine: 
     for row in checks:
         if row.differences:  # not answered with another row's tokens
             assert (row.verdict == "bug") == (row.num_pads > 0), row
-    assert sum(row.verdict == "bug" for row in checks) > 5
+    assert sum(row.verdict == "bug" for row in checks) > 2
 
 
 def test_a_mistake_that_changes_no_token_is_still_a_bug(oracle: Oracle) -> None:
@@ -208,7 +208,7 @@ def test_a_tie_is_no_departure() -> None:
 def test_sixteen_bits_round_and_are_no_bug() -> None:
     model = open_model("bundled", device="cpu", dtype="bfloat16")
     oracle = Oracle(open_model("bundled", device="cpu"))
-    report, _ = verify_rows(model, oracle, requests_of(PROMPTS, max_new_tokens=12), num_rows=5)
+    report, _ = verify_rows(model, oracle, requests_of(PROMPTS, max_new_tokens=4), num_rows=5)
     assert report.dtype == "bfloat16"
     assert report.count("bug") == 0
     assert report.bound.measured > 1e-3
@@ -340,10 +340,13 @@ def test_a_bug_is_exit_code_4_and_named(monkeypatch: pytest.MonkeyPatch) -> None
     assert "row 2: bug" in result.stdout
 
 
-def test_the_command_says_that_it_can_see_nothing() -> None:
-    result = invoke("verify", "-p", "My dog is", "-p", "My cat is", "--model", "bundled", "--max-new-tokens", 2)
+def test_the_command_says_what_it_cannot_see_and_what_cannot_run() -> None:
+    result = invoke(
+        "verify", "-p", "My dog is", "-p", "My cat is", "-p", "", "--model", "bundled", "--max-new-tokens", 2
+    )
     assert result.exit_code == 0
     assert "verify cannot see mistakes on this input" in result.stdout
+    assert "1 row could not be run, the first with id 2: the prompt is empty" in result.stderr
 
 
 def test_json_and_a_sample(tmp_path: Path) -> None:
@@ -358,16 +361,9 @@ def test_json_and_a_sample(tmp_path: Path) -> None:
     assert "3 rows with options of their own are verified greedily" in result.stderr
 
 
-def test_rows_that_cannot_run_are_told_and_are_no_bug() -> None:
-    result = invoke("verify", "-p", "", "-p", "My dog is", "--model", "bundled", "--max-new-tokens", 2)
-    assert result.exit_code == 0
-    assert "1 row could not be run, the first with id 0: the prompt is empty" in result.stderr
-
-
-def test_nothing_to_verify_is_an_error() -> None:
-    result = invoke("verify", "-p", "", "--model", "bundled")
-    assert result.exit_code == 1
-    assert "nothing to verify" in result.stderr
+def test_nothing_to_verify_is_an_error(oracle: Oracle) -> None:
+    with pytest.raises(InputError, match="nothing to verify: 1 rows, and none of them can be run, the first because"):
+        verify_rows(oracle.model, oracle, requests_of([""]))
 
 
 # Other people's loops.
@@ -409,10 +405,12 @@ def test_new_tokens_alone_will_do(oracle: Oracle) -> None:
 
 
 def test_texts_will_do_with_their_prompts_or_without(oracle: Oracle) -> None:
-    texts = [result.text for result in batchgen.generate(RAIN, "bundled", max_new_tokens=6)]
+    rows = rows_of(oracle.model, RAIN)
+    outputs = generate_as_is(oracle.model, pad(rows, EOS), 6)
+    texts = [oracle.model.checkpoint.tokenizer.decode(ids) for ids in outputs]
     wholes = [prompt + text for prompt, text in zip(RAIN, texts, strict=True)]
-    for outputs in (texts, wholes):
-        checks = check_padding(lambda prompts, outputs=outputs: outputs, RAIN, oracle.model, max_new_tokens=6)
+    for answers in (texts, wholes):
+        checks = check_padding(lambda prompts, answers=answers: answers, RAIN, oracle.model, max_new_tokens=6)
         assert [row.verdict for row in checks] == ["identical"] * 3
 
 

@@ -10,6 +10,8 @@ from batchgen.model import Checkpoint
 from batchgen.padding import encode, pad
 from batchgen.records import Batch, Request, RowId, Sequence
 
+HALF = "\ufffd"  # what decoding makes of bytes that are no whole character
+
 
 @dataclass(frozen=True, slots=True)
 class InspectedRow:
@@ -33,8 +35,9 @@ class InspectedRow:
 
     @property
     def labels(self) -> list[str]:
-        """What a column is called: `pad`, or the text of its token."""
-        return [piece if real else "pad" for piece, real in zip(self.pieces, self.attention_mask, strict=True)]
+        """What a column is called: `pad`, or the text of its token; its name where it is only part of a character."""
+        names = [name if HALF in piece else piece for name, piece in zip(self.tokens, self.pieces, strict=True)]
+        return [name if real else "pad" for name, real in zip(names, self.attention_mask, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)

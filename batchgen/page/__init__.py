@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from batchgen.inspector.whole import NextToken, Prediction, WholeAttention
 
 FOLDER = Path(__file__).parent
+TAIL = 26  # characters of a prompt's end, above what comes next
 
 
 def render_page(inspection: Inspection, attention: WholeAttention, predictions: Sequence[Prediction]) -> str:
@@ -66,6 +67,7 @@ def _row(row: InspectedRow) -> dict[str, Any]:
         for real, eos in zip(row.attention_mask, row.is_eos, strict=True)
     ]
     labels = [visible(label) for label in row.labels]
+    text = "".join(labels[row.num_pads :])
     cells = zip(labels, kinds, row.input_ids, row.position_ids, row.attention_mask, strict=True)
     return {
         "id": escape(str(row.id)),
@@ -75,13 +77,14 @@ def _row(row: InspectedRow) -> dict[str, Any]:
             {"label": label, "kind": kind, "id": token_id, "position": position, "mask": mask}
             for label, kind, token_id, position, mask in cells
         ],
-        "tail": "".join(labels[row.num_pads :])[-60:],
+        "tail": text if len(text) <= TAIL else f"…{text[-TAIL:]}",
     }
 
 
 def _prediction(prediction: Prediction) -> dict[str, Any]:
     lists = {"with": prediction.with_mask, "without": prediction.without_mask}
     return {
+        "most": max(token.probability for tokens in lists.values() for token in tokens),
         "lists": {name: [_next_token(token) for token in tokens] for name, tokens in lists.items()},
         "flips": prediction.with_mask[0].token_id != prediction.without_mask[0].token_id,
     }

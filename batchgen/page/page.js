@@ -4,6 +4,7 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const scores = document.getElementById("scores").textContent;
+const MOST_PADS = 8; // of more pads in a row only the last ones are drawn, and only their sum is listed: all are alike
 const $ = (id) => document.getElementById(id);
 const columns = data.rows[0].ids.length;
 const shown = columns - data.firstColumn; // columns whose attention is here
@@ -179,10 +180,11 @@ function drawWeights() {
   const keys = keysOf(row, column);
   const [masked, unmasked] = [true, false].map((is) => weightsOf(row, column, keys, is));
   table.caption.textContent = `What ${data.rows[row].labels[column]} attends to: ${headName()}`;
-  const most = Math.max(...masked, ...unmasked);
+  const listed = [...keys.keys()].filter((i) => keys[i].real || numPads[row] <= MOST_PADS);
+  const most = Math.max(...listed.flatMap((i) => [masked[i], unmasked[i]]));
   body.replaceChildren(
-    ...keys.map((key, i) => weightRow(key.label, key.real, masked[i], unmasked[i], most)),
-    weightRow("all pads", 0, onPads(keys, masked), onPads(keys, unmasked), most, "sum"),
+    ...listed.map((i) => weightRow(keys[i].label, keys[i].real, masked[i], unmasked[i], most)),
+    weightRow(`all ${numPads[row]} pads`, 0, onPads(keys, masked), onPads(keys, unmasked), most, "sum"),
   );
 }
 
@@ -208,14 +210,16 @@ const headName = () =>
 
 const LABEL = 74; // pixels for the labels left and above
 let cell = 20;
+let firstLine = 0; // the first column that is drawn
 
 const short = (label) => (label.length > 9 ? `${label.slice(0, 8)}…` : label);
 
 function drawMap() {
   const { row, column } = current();
   const canvas = $("map");
-  const lines = [...Array(shown).keys()].map((i) => data.firstColumn + i);
-  const across = keysOf(row, columns - 1);
+  firstLine = Math.max(data.firstColumn, numPads[row] - MOST_PADS);
+  const lines = [...Array(columns - firstLine).keys()].map((i) => firstLine + i);
+  const across = isDrawn(keysOf(row, columns - 1));
   const room = canvas.closest("section").clientWidth - 44;
   cell = Math.max(9, Math.min(26, Math.floor((Math.min(room, 640) - LABEL) / across.length)));
   const [width, height] = [LABEL + cell * across.length + 1, LABEL + cell * lines.length + 1];
@@ -229,17 +233,18 @@ function drawMap() {
   pen.font = `${Math.min(12, cell + 1)}px ${colour("--mono")}`;
   pen.textBaseline = "middle";
   drawLabels(pen, row, across, lines, column, colour);
-  lines.forEach((query, y) => drawLine(pen, row, query, y, across, colour));
+  lines.forEach((query, y) => drawLine(pen, row, query, y, colour));
   pen.strokeStyle = colour("--accent");
   pen.lineWidth = 2;
-  if (column >= data.firstColumn) {
-    pen.strokeRect(LABEL, LABEL + cell * (column - data.firstColumn), cell * across.length, cell);
-  }
+  if (column >= firstLine) pen.strokeRect(LABEL, LABEL + cell * (column - firstLine), cell * across.length, cell);
   canvas.setAttribute("aria-label", mapText(row));
   $("map-note").textContent =
-    `Row ${data.rows[row].id}, ${headName()}: queries down, keys across, darker is more. ` +
+    `Row ${data.rows[row].id}, ${headName()}: queries down, keys across; the stronger the colour, the larger the weight. ` +
+    (firstLine > data.firstColumn ? `The first ${firstLine - data.firstColumn} pads are not drawn. ` : "") +
     (state.masked ? "Pads are masked." : "The mask is off: pads take their share.");
 }
+
+const isDrawn = (keys) => keys.filter((key) => key.column === null || key.column >= firstLine);
 
 const mapText = (row) =>
   `Attention of row ${data.rows[row].id}, ${headName()}, mask ${state.masked ? "on" : "off"}; ` +
@@ -263,17 +268,19 @@ function drawLabels(pen, row, across, lines, column, colour) {
   });
 }
 
-function drawLine(pen, row, query, y, across, colour) {
+function drawLine(pen, row, query, y, colour) {
   const top = LABEL + cell * y;
   const gap = cell > 12 ? 1 : 0.5;
-  const keys = across.filter((key) => key.column === null || key.column <= query);
+  const keys = keysOf(row, query);
   const weights = hasAttention(row, query) ? weightsOf(row, query, keys, state.masked) : [];
-  keys.forEach((key, x) => {
+  const weightOf = new Map(keys.map((key, i) => [key.label + key.column, weights[i]]));
+  isDrawn(keys).forEach((key, x) => {
     const [left, size] = [LABEL + cell * x, cell - gap];
+    const weight = weightOf.get(key.label + key.column);
     pen.fillStyle = colour("--pad");
     pen.fillRect(left, top, size, size);
-    if (!weights[x]) return;
-    pen.globalAlpha = Math.sqrt(weights[x]);
+    if (!weight) return;
+    pen.globalAlpha = Math.sqrt(weight);
     pen.fillStyle = colour(key.real ? "--heat" : "--ghost");
     pen.fillRect(left, top, size, size);
     pen.globalAlpha = 1;
@@ -354,7 +361,7 @@ function moveBy(event) {
 
 function pinFromMap(event) {
   const line = Math.floor((event.offsetY - LABEL) / cell);
-  if (line >= 0 && line < shown) pin({ row: current().row, column: data.firstColumn + line });
+  if (line >= 0 && firstLine + line < columns) pin({ row: current().row, column: firstLine + line });
 }
 
 const THEMES = ["system", "light", "dark"];
@@ -366,6 +373,14 @@ function nextTheme() {
   else root.dataset.theme = theme;
   $("theme").lastElementChild.textContent = theme;
   drawMap();
+}
+
+/** To begin with: a row that has both pads and tokens, and attention in this page; of two the one with more pads. */
+function firstRow() {
+  const worth = numPads.map((pads, row) =>
+    hasAttention(row, columns - 1) ? Math.min(pads, columns - pads) + pads / (columns + 1) : -1,
+  );
+  return worth.indexOf(Math.max(...worth));
 }
 
 function start() {
@@ -395,9 +410,8 @@ function start() {
   window.addEventListener("resize", drawMap);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawMap);
   $("theme").hidden = $("below").hidden = false;
-  // To begin with, the last token of the row with the most pads that has any attention here.
-  const candidates = numPads.map((pads, row) => [hasAttention(row, columns - 1) ? pads : -1, row]);
-  pin({ row: candidates.sort((a, b) => b[0] - a[0])[0][1], column: columns - 1 });
+  grid.parentElement.scrollLeft = grid.parentElement.scrollWidth; // where the tokens are
+  pin({ row: firstRow(), column: columns - 1 });
 }
 
 start();

@@ -109,7 +109,7 @@ def _infinity(rows: Sequence[InspectedRow], masks: Masks, least: str) -> str:
     sdpa = "NaN" if facts.sdpa_output is None else f"{facts.sdpa_output:g}"
     return (
         f"{same}. The pads' own queries ({blind} here) see none: with -inf their weights are {infinity}, with {least} "
-        f"each of the columns gets {facts.weight_with_least:g}, and the sdpa kernels put out {sdpa}. Tokens give pads "
+        f"each column gets {facts.weight_with_least:.3g}, and the sdpa kernels put out {sdpa}. Tokens give pads "
         "the weight 0, so that a number there does no harm; but 0 * NaN is NaN, and would reach the tokens in the next "
         "layer"
     )
