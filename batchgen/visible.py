@@ -37,4 +37,4 @@ def short_number(number: float) -> str:
     mantissa, _, exponent = f"{number:.1e}".partition("e")
     if not exponent:  # inf, nan
         return mantissa
-    return f"{number:.2g}" if -2 <= int(exponent) < 3 else f"{mantissa}e{int(exponent)}"
+    return f"{number:.2g}" if -2 <= int(exponent) < 3 else f"{mantissa.removesuffix('.0')}e{int(exponent)}"

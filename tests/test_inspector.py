@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from conftest import ARCHITECTURES, EOS, RAIN, requests_of
+from test_cli import failure, invoke
 from test_reference import generate_alone
 
 from batchgen import Model
@@ -249,3 +253,90 @@ def test_left_is_as_alone_and_right_reads_a_pad(tiny_models: dict[str, Model], a
 def test_right_padding_gives_other_text(bundled: Model) -> None:
     sides = compare_sides(bundled, inspection_of(bundled), max_new_tokens=6)
     assert [row.right.text == row.left.text for row in sides] == [False, True, False]
+
+
+# The command.
+
+
+def look(*options: object, prompts: list[str] = RAIN) -> Any:
+    result = invoke("inspect", *(part for prompt in prompts for part in ("-p", prompt)), "--model", "bundled", *options)
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+def test_a_wide_batch_folds_and_its_pads_are_one_line() -> None:
+    lines = look(prompts=["rain " * 40, "My dog is"]).stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    row = lines.index(next(line for line in lines if line.startswith("row 1")))
+    assert re.fullmatch(r"columns 0-\d+ +pads", lines[row + 1].rstrip())
+    assert re.fullmatch(r"columns \d+-\d+", lines[row + 2].rstrip())
+    assert lines[row + 3].split()[-3:] == ["My", "·dog", "·is"]
+
+
+def test_a_row_says_how_many_genuine_eos_it_has() -> None:
+    assert (
+        "0 pads + 2 tokens (of which 1 genuine eos) = 2 columns"
+        in look("--parse-special", prompts=["<|endoftext|>a"]).stdout
+    )
+
+
+def test_the_mask_is_drawn_in_half_blocks() -> None:
+    lines = look("--mask").stdout.splitlines()
+    start = lines.index("row 2: queries down, two to a line; keys across")
+    assert [line.strip() for line in lines[start + 5 : start + 11]] == [
+        "attention_mask   00000111",
+        "┌────────┐",
+        "pad ▀│        │▄ pad",
+        "pad ▀│        │▄ pad",
+        "pad ▀│     ▄  │▄ My",
+        "·dog ▀│     ██▄│▄ ·is",
+    ]
+    assert "with -inf their weights are NaN (0/0)" in " ".join(" ".join(lines).split())
+
+
+def test_a_wide_mask_folds() -> None:
+    result = invoke("inspect", "-p", "rain " * 70, "-p", "My dog", "--model", "bundled", "--mask")
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "row 1: queries down, two to a line; keys across; 61 of 69 pads left out" in result.stdout
+
+
+def test_attention_says_what_pads_get_and_would_get() -> None:
+    lines = look("--attention", "0:0").stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    shares = [line for line in lines if line.startswith("on pads: exactly 0; without the mask ")]
+    assert len(shares) == 2
+    assert all(line.endswith("%") for line in shares)
+
+
+def test_views_as_json() -> None:
+    shown = json.loads(look("--json", "--mask", "--attention", "0:0", "--compare-sides").stdout)
+    assert list(shown) == ["model", "pad_token_id", "rows", "mask", "attention", "sides"]
+    mask = torch.tensor(shown["mask"]["added_to_scores"])
+    row = shown["attention"]["rows"][2]
+    masked = torch.tensor(row["scores"]) + mask[2, 7]
+    assert torch.allclose(masked.softmax(-1), torch.tensor(row["weights"]), atol=1e-6)
+    assert (row["pad_weight"], shown["sides"][2]["right"]["is_pad"]) == (0, True)
+
+
+def test_drawings_go_to_files_that_load_nothing(tmp_path: Path) -> None:
+    result = look("--mask", "--svg", tmp_path / "mask.svg", "--html", tmp_path / "page.html")
+    assert result.stdout == ""
+    svg = (tmp_path / "mask.svg").read_text()
+    assert svg.startswith("<svg")
+    assert "queries" in svg
+    assert "url(" not in re.sub(r"url\(#[\w-]+\)", "", svg)
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+
+
+def test_a_page_that_exists_is_kept(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("precious")
+    assert "exists: add --overwrite" in failure(invoke("inspect", "-p", "x", "--html", page), 1)
+    assert page.read_text() == "precious"
+
+
+def test_a_page_of_nothing_is_an_error(tmp_path: Path) -> None:
+    result = invoke("inspect", "-p", "", "--html", tmp_path / "page.html", "--model", "bundled")
+    assert result.exit_code == 1
+    assert "there is no row to show" in result.stderr

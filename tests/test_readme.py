@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -37,11 +39,18 @@ def test_a_command_prints_what_the_page_on_masks_shows(
 
 
 def _in_process(command: str) -> str:
-    """What the command prints; one of ours, without a shell's signs, in this process, which has torch already."""
-    program, *arguments = shlex.split(command)
-    if program != "batchgen" or set("|<>;&") & set(command):
+    """What the command prints, run in this process, which has torch already, unless a shell is needed."""
+    lexer = shlex.shlex(command, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    program, *arguments = lexer
+    if "|" in arguments:
         return shell(command)
-    return stripped(CliRunner().invoke(app, arguments, env={"COLUMNS": "80"}).stdout)
+    if program == "batchgen":
+        return stripped(CliRunner().invoke(app, arguments, env={"COLUMNS": "80"}).stdout)
+    assert (program, arguments[0]) == ("python", "-c")
+    with redirect_stdout(StringIO()) as output:
+        exec(compile(arguments[1], command, "exec"), {})
+    return stripped(output.getvalue())
 
 
 @pytest.mark.parametrize(("code", "num_lines"), zip(PYTHON, (2, 2), strict=True), ids=("generate", "check_padding"))

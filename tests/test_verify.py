@@ -216,8 +216,8 @@ def test_sixteen_bits_round_and_are_no_bug() -> None:
 
 def test_the_error_is_measured_without_padding(oracle: Oracle) -> None:
     bound = measure_error(oracle, oracle.model, rows_of(oracle.model))
-    assert 0 < bound.measured < 1e-4 < 1e-2
-    assert bound.allowed >= 10 * bound.measured
+    assert 0 < bound.measured < 1e-4
+    assert 10 * bound.measured < bound.allowed < 1e-2
 
 
 def test_a_row_that_starts_again_is_recorded_from_its_step(oracle: Oracle) -> None:
@@ -298,7 +298,7 @@ def test_the_histogram_has_no_gaps() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("number", "text"), [(0.5, "0.5"), (1.0, "1"), (12.34, "12"), (5.96e-8, "6.0e-8")])
+@pytest.mark.parametrize(("number", "text"), [(0.5, "0.5"), (1.0, "1"), (12.34, "12"), (5.96e-8, "6e-8")])
 def test_numbers_have_two_figures(number: float, text: str) -> None:
     assert short_number(number) == text
 

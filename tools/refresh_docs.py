@@ -1,8 +1,9 @@
-"""Reruns the commands in the console blocks of Markdown files, and writes what they print now.
+"""Reruns the commands in the blocks of Markdown files, and writes what they print now.
 
     python tools/refresh_docs.py README.md docs/masks.md
 
-A block is a line `$ command` and what it prints on standard output, 80 columns wide. The tests compare them.
+A block is a line `$ command` and what it prints on standard output, 80 columns wide. The tests compare `console`
+blocks; `text` blocks show figures that differ from one machine to the next.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-BLOCK = re.compile(r"```console\n\$ (.*)\n((?:.*\n)*?)```")
+BLOCK = re.compile(r"```(console|text)\n\$ (.*)\n((?:.*\n)*?)```")
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
-    r"""Each command with what is said to come of it.
+    r"""Each command of a console block with what is said to come of it.
 
     >>> blocks("```console\n$ echo a\na\n```")
     [('echo a', 'a\n')]
     """
-    return BLOCK.findall(text)
+    return [(command, output) for kind, command, output in BLOCK.findall(text) if kind == "console"]
 
 
 def shell(command: str) -> str:
@@ -48,7 +49,7 @@ def refreshed(text: str, run: Callable[[str], str] = shell) -> str:
     >>> refreshed("```console\n$ echo a\nb\n```", lambda command: "a\n")
     '```console\n$ echo a\na\n```'
     """
-    return BLOCK.sub(lambda block: f"```console\n$ {block[1]}\n{run(block[1])}```", text)
+    return BLOCK.sub(lambda block: f"```{block[1]}\n$ {block[2]}\n{run(block[2])}```", text)
 
 
 def main(names: list[str]) -> None:
@@ -56,9 +57,9 @@ def main(names: list[str]) -> None:
         path = ROOT / name
         before = path.read_text(encoding="utf-8")
         after = refreshed(before)
-        changed = sum(old != new for old, new in zip(blocks(before), blocks(after), strict=True))
+        olds, news = BLOCK.findall(before), BLOCK.findall(after)
         path.write_text(after, encoding="utf-8")
-        print(f"{name}: {changed} of {len(blocks(before))} blocks changed")
+        print(f"{name}: {sum(old != new for old, new in zip(olds, news, strict=True))} of {len(olds)} blocks changed")
 
 
 if __name__ == "__main__":

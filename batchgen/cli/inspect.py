@@ -22,7 +22,7 @@ from batchgen.records import SamplingParams
 from batchgen.render.attention import print_attention
 from batchgen.render.batch import print_batch
 from batchgen.render.masks import print_masks
-from batchgen.render.screen import OutputConsole, Screen, plural
+from batchgen.render.screen import OutputConsole, Screen, plural, print_line
 from batchgen.render.sides import print_sides
 from batchgen.render.svg import to_svg
 from batchgen.writers import to_json
@@ -166,7 +166,10 @@ class Views:
         return parts
 
     def draw(self, console: Console) -> None:
-        print_batch(console, _title(self.inspection), self.inspection.rows)
+        """The views that were asked for, under the batch's title; the batch itself where there are none."""
+        print_line(console, _title(self.inspection), style="bold")
+        if not (self.masks or self.attention is not None or self.sides is not None):
+            print_batch(console, self.inspection.rows)
         if self.masks:
             print_masks(console, self.inspection.rows, self.masks)
         if self.attention is not None and self.heads:

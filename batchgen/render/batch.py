@@ -31,9 +31,8 @@ class InspectedRow(Protocol):
     def is_eos(self) -> list[bool]: ...
 
 
-def print_batch(console: Console, title: str, rows: Sequence[InspectedRow]) -> None:
+def print_batch(console: Console, rows: Sequence[InspectedRow]) -> None:
     """Each row of the batch; its columns stand under those of the other rows."""
-    print_line(console, title, style="bold")
     grids = [_grid(row) for row in rows]
     widths = column_widths(line for grid in grids for line in grid)
     for row, grid in zip(rows, grids, strict=True):

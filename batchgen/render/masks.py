@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from batchgen.render.screen import plural, print_line, print_section
+from batchgen.render.screen import print_line, print_section
 from batchgen.visible import visible
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def print_masks(console: Console, rows: Sequence[InspectedRow], masks: Masks) ->
     """A grid for each row, and what the two kinds of cell stand for."""
     for number, row in enumerate(rows):
         skip = max(0, row.num_pads - MOST_PADS)
-        left_out = f"; the first {plural(skip, 'pad')} left out, which are like the others" if skip else ""
+        left_out = f"; {skip} of {row.num_pads} pads left out" if skip else ""
         console.print()
         print_line(console, f"row {row.id}: queries down, two to a line; keys across{left_out}")
         for line in _grid(row, masks.visible[number], skip, console.width):
@@ -89,9 +89,9 @@ def _legend(rows: Sequence[InspectedRow], masks: Masks) -> Iterator[tuple[str, s
     yield "█ ▀ ▄", "0: the query sees the key"
     yield (
         "blank",
-        f"{least}, the least {masks.dtype}, which eager attention uses in transformers {masks.transformers}: the key "
-        "lies in the query's future, or is a pad. exp() of it is 0, so the weight is exactly 0. The sdpa kernels take "
-        "the same mask as booleans",
+        f"{least}, the least {masks.dtype}, which is what transformers' eager attention adds: the key lies in the "
+        "query's future, or is a pad. exp() of it is 0, so the weight is exactly 0. The sdpa kernels take the same "
+        "mask as booleans",
     )
     yield "or -inf", _infinity(rows, masks, least)
     if masks.has_windows:
