@@ -144,6 +144,24 @@ Revision = Annotated[
     typer.Option(metavar="REV", help="Branch, tag or commit of the model on the Hub.", rich_help_panel=MODEL),
 ]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=MODEL)]
+Devices = Annotated[
+    str,
+    typer.Option(
+        metavar="DEVICES",
+        help="auto (all CUDA devices), cpu, cuda:1, mps, or several: cuda:0,cuda:1.",
+        rich_help_panel=MODEL,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Processes on this machine that share the rows, each with the model (else one a device).",
+        rich_help_panel=BATCHES,
+        show_default=False,
+    ),
+]
 DtypeOption = Annotated[
     Dtype,
     typer.Option(help="auto: float32 on the CPU, as stored on an accelerator.", rich_help_panel=MODEL),
