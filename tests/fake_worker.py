@@ -26,18 +26,26 @@ class FakeEngine:
     on_step: Callable[[int], None]
     seconds: float
     name = "fake"
-    is_busy = False
+    is_busy = False  # while it has rows
     num_batches = decode_work = 0
     prefill_s = decode_s = 1.0
     backoff = PoolMemory(PoolLimits(16), peak_bytes=1000, predicted_bytes=10, measured_bytes=9)
 
     def generate(self, windows: Iterable[list[Sequence]]) -> Iterator[Sequence]:
-        for window in windows:
+        rows: list[Sequence] = []
+        for window in windows:  # while it is busy, it is asked for more after each row
             self.num_batches += bool(window)
             for sequence in window:
+                sequence.batch_index = self.num_batches
+            rows += window
+            if rows:
                 time.sleep(self.seconds)
-                self.run(sequence)
+                self.run(sequence := rows.pop(0))
+                self.is_busy = bool(rows)
                 yield sequence
+        for sequence in rows:
+            self.run(sequence)
+            yield sequence
 
     def run(self, sequence: Sequence) -> None:
         if SEGFAULT in sequence.input_ids:
@@ -45,7 +53,7 @@ class FakeEngine:
         if REFUSE in sequence.input_ids:
             raise ModelError("the model refuses")
         sequence.output_ids, sequence.finish_reason = list(sequence.input_ids), "length"
-        sequence.batch_index, sequence.padded_length = self.num_batches, os.getpid()
+        sequence.padded_length = os.getpid()
         self.on_step(1)
 
 

@@ -225,3 +225,39 @@ def test_two_workers_give_the_bytes_of_one_process(tmp_path: Path) -> None:
     assert two.read_bytes() == one.read_bytes()
     assert "continuous in 2 workers on cpu (" in result.stderr
     assert json.loads(stats.read_text())["workers"] == 2
+
+
+@pytest.mark.slow
+def test_a_run_whose_workers_are_killed_and_which_is_interrupted_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    from test_cli import run
+
+    prompts, plain, output = tmp_path / "many.txt", tmp_path / "plain.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text("".join(f"Once upon a time, number {i}\n" for i in range(600)))
+    command = [str(Path(sys.executable).parent / "batchgen"), "run", str(prompts), "--model", "bundled"]
+    command += [
+        "--max-new-tokens",
+        "30",
+        "-o",
+        str(output),
+        "--workers",
+        "2",
+        "--resume",
+        "--temperature",
+        "0.8",
+        "--top-k",
+        "40",
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stderr is not None
+    while "of 600 rows" not in (line := process.stderr.readline()) or " 0 of" in line:
+        assert line
+    victim = next(child for child in psutil.Process(process.pid).children() if "spawn_main" in str(child.cmdline()))
+    victim.kill()
+    assert "a worker process died (SIGKILL" in process.stderr.readline()
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+    _, stderr = process.communicate(timeout=20)
+    assert (process.returncode, "--resume goes on" in stderr) == (130, True)
+    assert all(line.startswith("batchgen: ") for line in stderr.splitlines())
+    assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
+    assert run(prompts, "-o", plain, "--max-new-tokens", 30, "--temperature", 0.8, "--top-k", 40).exit_code == 0
+    assert output.read_bytes() == plain.read_bytes()

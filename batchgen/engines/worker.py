@@ -177,11 +177,12 @@ class _Desk:
         assert self.engine
         has_asked = False
         while True:
-            if not has_asked:
-                self.report(wants=True)
+            is_busy = self.engine.is_busy
+            if not has_asked or (self.answers and not is_busy):
+                self.report(wants=not has_asked)
                 has_asked = True
             try:
-                rows = self._inbox.get(block=not self.engine.is_busy)
+                rows = self._inbox.get(block=not is_busy)
             except queue.Empty:
                 yield []
                 continue
