@@ -270,9 +270,7 @@ class Run:
         """The closing lines on stderr; the exit code."""
         stats = self.pipeline.stats()
         on, engine = self.equipment, self.pipeline.engine.name
-        is_exact = self.job.exact and on.dtype == "float32"
-        dtype = on.dtype + ("" if is_exact else " (near ties not decided again)")
-        line = summary(stats, on.checkpoint.name, _ran_on(engine, on), dtype)
+        line = summary(stats, on.checkpoint.name, _ran_on(engine, on), ran_exactly(self.job, on.dtype))
         if self.interrupts.stop_requested():
             self.screen.say(f"interrupted: {line}{self._how_to_go_on()}")
             return self.interrupts.exit_code
@@ -302,6 +300,11 @@ class Failures:
     number: int
     of: int
     first: Result | None
+
+
+def ran_exactly(job: Job, dtype: str) -> str:
+    """The dtype, and that near ties are not decided again, where that is so."""
+    return dtype if job.exact and dtype == "float32" else f"{dtype} (near ties not decided again)"
 
 
 def _ran_on(engine: str, equipment: Equipment) -> str:

@@ -112,3 +112,29 @@ class FailingEngine:
                     where = f"{row.request.where}: " if row.request.where else ""
                     row.fail(f"{where}{self.reason}")
                 yield row
+
+
+def add_up(workers: Iterable[RunStats], num_workers: int, wall_s: float) -> RunStats:
+    """What workers did together; their seconds are the mean, since they pass side by side."""
+    stats = list(workers)
+
+    def total(name: str) -> int:
+        return sum(getattr(one, name) for one in stats)
+
+    measured = [one.measured_batch_bytes for one in stats if one.measured_batch_bytes is not None]
+    return RunStats(
+        rows=total("rows"),
+        errors=total("errors"),
+        blank_lines=total("blank_lines"),
+        batches=total("batches"),
+        prompt_tokens=total("prompt_tokens"),
+        output_tokens=total("output_tokens"),
+        pad_tokens=total("pad_tokens"),
+        prefill_s=sum(one.prefill_s for one in stats) / num_workers,
+        decode_s=sum(one.decode_s for one in stats) / num_workers,
+        wall_s=wall_s,
+        peak_bytes=total("peak_bytes"),
+        decode_work=total("decode_work"),
+        predicted_batch_bytes=max((one.predicted_batch_bytes for one in stats), default=0),
+        measured_batch_bytes=max(measured, default=None),
+    )

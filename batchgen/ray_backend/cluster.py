@@ -1,0 +1,259 @@
+"""Ray: connects to a cluster, and runs pieces on an actor pool of Ray Data. Nothing else of batchgen knows Ray."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from batchgen.engines.worker import ModelRecipe, Recipe
+from batchgen.errors import BatchgenError, ClusterError, UsageError
+from batchgen.model.checkpoint import Checkpoint, read_checkpoint
+from batchgen.model.quiet import no_logs
+from batchgen.probes import MemoryLimit, share_of
+from batchgen.ray_backend.folder import Piece
+from batchgen.ray_backend.piecework import Outcome, PieceWorker, Work
+
+LOCAL, AUTO = "local", "auto"
+CLIENT = "ray://"
+PROBE_S = 5.0
+# Ray tries a piece again so often after its worker died; then it is split in so many pieces.
+MOST_RETRIES = 1
+PIECES_OF_ONE = 16
+LOCAL_STORE_BYTES = 128 * 2**20  # nothing large goes through it on one machine
+# Read when Ray is imported or started: nothing is sent home, and its own log lines stay out of stderr.
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How many workers, and the CPUs and GPUs that each has to itself."""
+
+    workers: int
+    cpus: float
+    gpus: float
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.gpus else "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A model's folder, and its files in Ray's object store, from which each machine that lacks them gets them once."""
+
+    name: str
+    folder: Path
+    sizes: dict[str, int]
+    files: dict[str, Any] = field(default_factory=dict)  # name -> ObjectRef; empty where all is one machine
+
+    def unpack(self) -> Path:
+        """A folder with the files on this machine."""
+        if not self.files or all(_has_size(self.folder / name, size) for name, size in self.sizes.items()):
+            return self.folder
+        import ray
+
+        references = "".join(sorted(map(str, self.files.values())))
+        key = blake2b(references.encode(), digest_size=8).hexdigest()
+        target = Path(tempfile.gettempdir()) / f"batchgen-{os.getuid()}-{key}"
+        if target.is_dir():
+            return target
+        partial = Path(tempfile.mkdtemp(prefix="batchgen-", dir=target.parent))
+        for name, ref in self.files.items():
+            (partial / name).write_bytes(ray.get(ref))
+        try:
+            partial.rename(target)
+        except OSError:  # another worker of this machine was quicker
+            shutil.rmtree(partial)
+        return target
+
+
+def _has_size(path: Path, size: int) -> bool:
+    with suppress(OSError):
+        return path.stat().st_size == size
+    return False
+
+
+class Cluster:
+    """A connection to Ray."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    @property
+    def num_machines(self) -> int:
+        return len(_machines())
+
+    def choose_size(self, workers: int | None, cpus: float | None, gpus: float | None) -> Size:
+        """What is not asked for: a worker for each GPU, or else for each machine, with all its CPUs.
+
+        Raises `UsageError` where so much is not on this machine; a cluster may grow.
+        """
+        import ray
+
+        there = ray.cluster_resources()
+        gpus = gpus if gpus is not None else min(1.0, there.get("GPU", 0.0))
+        workers = workers or (max(1, int(there.get("GPU", 0) // gpus)) if gpus else self.num_machines)
+        cpus = cpus if cpus is not None else 1.0 if gpus else max(1.0, there.get("CPU", 1.0) // workers)
+        for name, needed in (("CPU", workers * cpus), ("GPU", workers * gpus)):
+            if self.address == LOCAL and needed > there.get(name, 0.0):
+                raise UsageError(
+                    f"{workers} workers need {needed:g} {name}s, and this machine has {there.get(name, 0.0):g}: "
+                    f"ask for fewer --workers or less --{name.lower()}s-per-worker"
+                )
+        return Size(workers, cpus, gpus)
+
+    def ship(self, checkpoint: Checkpoint) -> ModelFiles:
+        """The checkpoint's files, in the object store where other machines may need them."""
+        import ray
+
+        paths = sorted(path for path in checkpoint.folder.iterdir() if path.is_file())
+        files = {path.name: ray.put(path.read_bytes()) for path in paths} if self.num_machines > 1 else {}
+        return ModelFiles(checkpoint.name, checkpoint.folder, {path.name: path.stat().st_size for path in paths}, files)
+
+    def run(self, pieces: list[Piece], work: Work, model: ModelFiles, recipe: Recipe, size: Size) -> Iterator[Outcome]:
+        """Runs pieces in rounds: those whose workers keep dying are split for the next one, down to single rows.
+
+        A row that workers die of alone comes out as an outcome without counts.
+        """
+        while pieces:
+            left = {piece.stem: piece for piece in pieces}
+            for outcome in self._run_once(pieces, work, model, recipe, size):
+                left.pop(outcome.piece.stem, None)
+                yield outcome
+            for piece in left.values():
+                if piece.num_rows == 1:
+                    yield Outcome(piece, "", None)
+            pieces = [part for piece in left.values() if piece.num_rows > 1 for part in piece.split(PIECES_OF_ONE)]
+
+    def _run_once(
+        self, pieces: list[Piece], work: Work, model: ModelFiles, recipe: Recipe, size: Size
+    ) -> Iterator[Outcome]:
+        """The outcomes of a round, as they come; none of pieces whose workers died too often."""
+        import ray
+
+        _be_quiet()
+        workers = min(size.workers, len(pieces))
+        items = [{"piece": pickle.dumps(piece)} for piece in pieces]
+        outcomes = ray.data.from_items(items, override_num_blocks=len(items)).map(
+            _Actor,
+            fn_constructor_args=(work, model, recipe, size),
+            compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
+            num_cpus=size.cpus,
+            num_gpus=size.gpus,
+            max_restarts=-1,
+            max_task_retries=MOST_RETRIES,
+        )
+        for row in outcomes.iter_rows():
+            yield pickle.loads(row["outcome"])
+
+
+class _Actor:
+    """A worker's process on Ray; the model is loaded once, when it starts."""
+
+    def __init__(self, work: Work, model: ModelFiles, recipe: Recipe, size: Size) -> None:
+        with no_logs():
+            folder = model.unpack()
+            if isinstance(recipe, ModelRecipe):
+                recipe = self._fit(replace(recipe, folder=folder, device=size.device), size)
+            self.worker = PieceWorker(uuid4().hex, work, read_checkpoint(model.name, folder), recipe)
+
+    def _fit(self, recipe: ModelRecipe, size: Size) -> ModelRecipe:
+        """Gives it this worker's share of the machine."""
+        beside = _num_beside(size)
+        memory = share_of(recipe.memory, num_workers=beside, num_beside=beside)
+        return replace(recipe, memory=memory, num_threads=None if size.gpus else max(1, int(size.cpus)))
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        with no_logs():
+            outcome = self.worker.run(pickle.loads(row["piece"]))
+        return {"outcome": pickle.dumps(outcome)}
+
+
+def _num_beside(size: Size) -> int:
+    """How many workers may share this worker's memory."""
+    import ray
+
+    if size.gpus:
+        return max(1, int(1 / size.gpus))
+    here = ray.get_runtime_context().get_node_id()
+    cpus = next((node["Resources"].get("CPU", 1.0) for node in _machines() if node["NodeID"] == here), 1.0)
+    return max(1, min(size.workers, int(cpus // size.cpus)))
+
+
+def _machines() -> list[dict[str, Any]]:
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _be_quiet() -> None:
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.max_errored_blocks = -1  # the driver sees what is missing
+    context.raise_original_map_exception = True
+
+
+@contextmanager
+def connect(address: str) -> Iterator[Cluster]:
+    """Ray at an address, `local` for one that starts and ends here, `auto` for the one that this machine is in.
+
+    Raises `ClusterError` where it is not installed or does not answer.
+    """
+    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise ClusterError("--ray needs another package: pip install 'batchgen[ray]'") from None
+    _probe(address)
+    options = {"include_dashboard": False, "object_store_memory": LOCAL_STORE_BYTES} if address == LOCAL else {}
+    try:
+        ray.init(address, log_to_driver=False, logging_level="critical", **options)
+    except Exception as error:  # noqa: BLE001 - Ray raises nearly anything
+        raise _unreachable(address, (str(error).strip().splitlines() or [type(error).__name__])[0]) from None
+    try:
+        yield Cluster(address)
+    except BatchgenError:
+        raise
+    except (ray.exceptions.RayError, ray.exceptions.RayTaskError) as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, BatchgenError):
+            raise cause from None
+        raise ClusterError(f"Ray failed: {(str(error).strip().splitlines() or [type(error).__name__])[-1]}") from None
+    finally:
+        ray.shutdown()
+
+
+def _probe(address: str) -> None:
+    """Asks whether anything listens at an address: Ray itself would try for a minute, and then end the process."""
+    if address in (LOCAL, AUTO):
+        return
+    host, _, port = address.removeprefix(CLIENT).rpartition(":")
+    if not host or not port.isdecimal():
+        raise UsageError(f"--ray {address} is not an address: give local, auto, HOST:PORT or ray://HOST:PORT")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_S).close()
+    except (OSError, OverflowError) as error:
+        raise _unreachable(address, str(error)) from None
+
+
+def _unreachable(address: str, reason: str) -> ClusterError:
+    return ClusterError(f"--ray {address}: no Ray answers there ({reason}): start it with `ray start --head`, or use local")
