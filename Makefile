@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow lint types fmt check dist clean
+.PHONY: help run test test-slow test-ray lint types fmt check dist clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,10 +20,14 @@ run: $(READY)  ## three prompts to one padded, masked batch and three continuati
 	@$(BIN)/batchgen run prompts/rain.txt --format table
 
 test: $(READY)  ## the whole test suite
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow and not ray'
 
 test-slow: $(READY)  ## the checks that take longer
 	$(BIN)/python -m pytest -m slow
+
+test-ray: $(READY)  ## the same on Ray, on two CPUs of this machine
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[ray]'
+	$(BIN)/python -m pytest -m ray
 
 lint: $(READY)  ## style and formatting
 	$(BIN)/ruff check .
