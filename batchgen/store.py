@@ -266,6 +266,7 @@ def _reason(error: sqlite3.Error) -> str:
         sqlite3.SQLITE_BUSY: "is in use by another run: wait for it, or name another output",
         sqlite3.SQLITE_FULL: f"cannot grow, the disk is full: free some space, {go_on}",
         sqlite3.SQLITE_IOERR: f"cannot be written, disk I/O error: mend the disk or free some space, {go_on}",
+        sqlite3.SQLITE_CANTOPEN: "cannot be made: is its folder there, and can you write to it?",
         sqlite3.SQLITE_NOTADB: "is not a store of batchgen: move it away",
         sqlite3.SQLITE_CORRUPT: "is damaged: move it away, or start anew with --overwrite",
     }

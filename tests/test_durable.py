@@ -105,6 +105,20 @@ def test_a_finished_run_stays_as_it_is(prompts: Path, output: Path) -> None:
     assert "is complete" in result.stderr
 
 
+def test_a_finished_file_is_not_taken_for_the_answer_to_more_rows(prompts: Path, output: Path) -> None:
+    run(prompts, "-o", output)
+    write_lines(prompts, [*PROMPTS, "One more"])
+    assert "answers 6 rows, the input has 7, and the store is gone" in failure(
+        run(prompts, "-o", output, "--resume"), 1
+    )
+
+
+def test_a_file_of_others_is_not_taken_for_an_answer(prompts: Path, output: Path) -> None:
+    output.write_text("precious\n")
+    assert "is not batchgen's" in failure(run(prompts, "-o", output, "--resume"), 1)
+    assert output.read_text() == "precious\n"
+
+
 def test_rows_appended_to_the_input_are_new_work(prompts: Path, output: Path) -> None:
     run(prompts, "-o", output, "--keep-store")
     write_lines(prompts, [*PROMPTS, "One more"])

@@ -14,7 +14,7 @@ PACKAGE = Path(batchgen.__file__).parent
 # Bottom first. A module may import from lower layers only; a room that is a folder counts as one, but for the engines.
 LAYERS = [
     {"records", "errors", "process", "cgroups"},
-    {"padding", "memory", "probes", "speeds", "row_sampling"},
+    {"padding", "memory", "probes", "speeds", "row_sampling", "compression", "templates", "config"},
     {"readers", "writers", "model", "render", "engines.slot_attention"},
     {"store", "engines.kv_cache", "engines.linear", "engines.prefixes", "engines.sampling"},
     {"manifest", "planner", "engines.backoff", "engines.slot_model"},

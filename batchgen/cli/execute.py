@@ -8,27 +8,37 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from batchgen.cli.options import Format
-from batchgen.cli.output import Target, is_abandoned, open_store, open_stream, write_json, write_whole
+from batchgen.cli.output import (
+    Target,
+    count_answered,
+    is_abandoned,
+    open_store,
+    open_stream,
+    text_of,
+    write_json,
+    write_whole,
+)
 from batchgen.cli.signals import Interrupts
 from batchgen.engines import Engine, make_engine
 from batchgen.engines.pool import choose_devices, make_pool, num_threads
+from batchgen.errors import OutputError
 from batchgen.manifest import InputDigest, Manifest, model_facts
 from batchgen.model import Checkpoint, Model, open_checkpoint
 from batchgen.model.weights import choose_dtype, load_model, name_of_dtype
 from batchgen.pipeline import Pipeline
 from batchgen.probes import MemoryLimit
 from batchgen.process import reuse_blocks
-from batchgen.readers import Source, count_rows, read_requests
+from batchgen.readers import ReadOptions, Source, count_rows, read_requests
 from batchgen.records import Request, Result, SamplingParams, TooLong
 from batchgen.render.progress import ProgressReport
 from batchgen.render.screen import OutputConsole, Screen, escape, plural, summary
 from batchgen.render.table import ResultTable
 from batchgen.speeds import speed_of, write_speed
 from batchgen.store import Store
-from batchgen.writers import write_jsonl, write_text
+from batchgen.writers import WRITERS, Rows, WriteOptions
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +52,7 @@ class Job:
 
     sources: list[Source]
     sampling: SamplingParams
-    field: str | None
+    reading: ReadOptions
     limit: int | None
     parse_special: bool
     too_long: TooLong
@@ -59,6 +69,7 @@ class Job:
     share_prefixes: bool
     form: Format
     ids: bool
+    csv_raw: bool
     target: Target | None
     manifest: Path | None
     stats: Path | None
@@ -78,7 +89,10 @@ class Job:
         flags = {"--" + name.replace("_", "-"): value for name, value in asdict(self.sampling).items()}
         flags["--stop"] = list(self.sampling.stop)
         return flags | {
-            "--field": self.field,
+            "--field": self.reading.field,
+            "--id-field": self.reading.id_field,
+            "--template": self.reading.template and self.reading.template.source,
+            "--input-format": self.reading.input_format,
             "--parse-special": self.parse_special,
             "--too-long": self.too_long,
             "--exact": self.exact,
@@ -91,6 +105,7 @@ class Job:
 def execute(job: Job, screen: Screen, interrupts: Interrupts) -> int:
     """Runs the job, says how it went, and returns the exit code."""
     if job.target and job.target.is_complete:
+        _check_complete(job, job.target)
         screen.say(f"{job.target.path} is complete, there is nothing to go on with (--overwrite starts anew)")
         return 0
     with job.open_store() as store:
@@ -120,6 +135,18 @@ class Equipment:
     def device(self) -> str:
         """The devices by name, each once."""
         return ",".join(dict.fromkeys(map(str, self.devices)))
+
+
+def _check_complete(job: Job, target: Target) -> None:
+    """Refuses to take a finished file of JSON Lines for the answer to an input that has other rows by now."""
+    if job.form is not Format.jsonl:
+        return
+    num_rows = sum(1 for _ in islice(read_requests(job.sources, job.sampling, job.reading), job.limit))
+    if num_rows != (num_answered := count_answered(target.file)):
+        raise OutputError(
+            f"{target.path} answers {plural(num_answered, 'row')}, the input has {num_rows:,}, and the store is gone: "
+            "run the others into another file, or start anew with --overwrite (--keep-store lets you add rows later)"
+        )
 
 
 def _load(job: Job, screen: Screen, manifest: Manifest) -> Equipment:
@@ -162,7 +189,7 @@ class Run:
 
     def _count_results(self) -> int | None:
         """Results to come, where somebody watches and it can be known."""
-        rows = None if self.screen.quiet else count_rows(self.job.sources, self.job.limit)
+        rows = None if self.screen.quiet else count_rows(self.job.sources, self.job.limit, self.job.reading)
         return rows and max(0, rows * self.job.sampling.num_samples - self.num_before)
 
     def _make_engine(self) -> Engine:
@@ -207,23 +234,24 @@ class Run:
                 for result in self.pipeline.run_into(self.store, requests):
                     self.progress.on_result(result)
             else:
-                with open_stream(self.job.target.path if self.job.target else None) as stream:
+                with open_stream(self.job.target) as stream:
                     self._write(self.progress.track(self.pipeline.run(requests), stream), stream)
 
     def _read(self) -> Iterator[Request]:
         job = self.job
-        requests = read_requests(job.sources, job.sampling, field=job.field, on_blank=self.pipeline.count_blank_line)
+        requests = read_requests(job.sources, job.sampling, job.reading, on_blank=self.pipeline.count_blank_line)
         requests = islice(requests, job.limit)
         return self.digest.watch(requests) if job.is_noted else requests
 
-    def _write(self, results: Iterable[Result], stream: TextIO) -> None:
-        if self.job.form is Format.table:
-            console = OutputConsole(file=stream, highlight=False)
-            ResultTable(console, self.equipment.checkpoint.pad_token_id, all_ids=self.job.ids).write(results)
-        elif self.job.form is Format.text:
-            write_text(results, stream, escape=escape if stream.isatty() else str)
+    def _write(self, results: Iterable[Result], stream: BinaryIO, rows: Rows = "all") -> None:
+        job = self.job
+        if job.form is Format.table:
+            with text_of(stream) as file:
+                console = OutputConsole(file=file, highlight=False)
+                ResultTable(console, self.equipment.checkpoint.pad_token_id, all_ids=job.ids).write(results)
         else:
-            write_jsonl(results, stream, ids=self.job.ids)
+            options = WriteOptions(job.ids, job.csv_raw, escape if stream.isatty() else str, rows)
+            WRITERS[job.form.value](results, stream, options)
 
     def finish(self) -> None:
         """After the last row: what was noted is complete, and the file takes the store's place."""
@@ -233,12 +261,28 @@ class Run:
         if not (self.store and self.job.target):
             return
         if not self.job.target.is_store:
-            results = self.store.results()
-            write_whole(self.job.target.file, lambda stream: self._write(results, stream))
+            self._write_files(self.job.target, self.store)
         if self.job.target.is_store or self.job.target.keep_store:
             self.store.close(as_single_file=True)
         else:
             self.store.discard()
+
+    def _write_files(self, target: Target, store: Store) -> None:
+        if not (failures := target.failures_file):
+            self._write_file(target.file, store.results(), "all")
+            return
+        self._write_file(target.file, store.results(), "answered")
+        if store.num_errors:
+            self._write_file(failures, store.results(), "failed")
+        else:
+            failures.unlink(missing_ok=True)
+
+    def _write_file(self, file: Path, results: Iterable[Result], rows: Rows) -> None:
+        try:
+            write_whole(file, lambda stream: self._write(results, stream, rows))
+        except OSError as error:
+            mend = "mend that, then run the same command with --resume"
+            raise OutputError(f"{file} cannot be written: {error.strerror or error}: {mend}") from None
 
     def _find_failures(self) -> Failures:
         if self.store:

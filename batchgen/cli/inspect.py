@@ -25,6 +25,10 @@ def inspect(
     inputs: opt.Inputs = None,
     prompt: opt.Prompt = None,
     field: opt.Field = None,
+    id_field: opt.IdField = None,
+    template: opt.TemplateOption = None,
+    template_file: opt.TemplateFile = None,
+    input_format: opt.InputFormatOption = opt.InputFormat.auto,
     limit: opt.Limit = DEFAULT_LIMIT,
     parse_special: opt.ParseSpecial = False,
     model: opt.ModelName = None,
@@ -42,7 +46,8 @@ def inspect(
     Loads the tokenizer, not the weights.
     """
     screen = Screen(quiet=quiet)
-    requests = read_requests(opt.find_prompts(context, inputs, prompt, field), field=field)
+    reading = opt.read_options(field, id_field, template, template_file, input_format)
+    requests = read_requests(opt.find_prompts(context, inputs, prompt, reading), options=reading)
     with screen.waiting("loading the tokenizer"):
         checkpoint = open_checkpoint(model, revision=revision, weights=False, say=screen.say)
     inspection = inspect_batch(checkpoint, islice(requests, limit), parse_special=parse_special)

@@ -8,7 +8,7 @@ import typer
 
 from batchgen.cli import options as opt
 from batchgen.cli.execute import Job, execute
-from batchgen.cli.output import Target, check_target, choose_format
+from batchgen.cli.output import Target, check_stdout, check_target, choose_format
 from batchgen.errors import UsageError
 from batchgen.render.screen import Screen
 
@@ -18,6 +18,10 @@ def run(
     inputs: opt.Inputs = None,
     prompt: opt.Prompt = None,
     field: opt.Field = None,
+    id_field: opt.IdField = None,
+    template: opt.TemplateOption = None,
+    template_file: opt.TemplateFile = None,
+    input_format: opt.InputFormatOption = opt.InputFormat.auto,
     limit: opt.Limit = None,
     parse_special: opt.ParseSpecial = False,
     model: opt.ModelName = None,
@@ -45,6 +49,7 @@ def run(
     share_prefixes: opt.SharePrefixes = True,
     format: opt.FormatOption = opt.Format.auto,
     ids: opt.Ids = False,
+    csv_raw: opt.CsvRaw = False,
     output: opt.OutputFile = None,
     manifest: opt.ManifestFile = None,
     stats: opt.StatsFile = None,
@@ -76,15 +81,15 @@ def run(
         seed=seed,
     )
     output = None if output == Path("-") else output
-    form = choose_format(format, output, ids=ids)
-    sources = opt.find_prompts(context, inputs, prompt, field)
+    form = choose_format(format, output, ids=ids, csv_raw=csv_raw)
+    reading = opt.read_options(field, id_field, template, template_file, input_format)
+    sources = opt.find_prompts(context, inputs, prompt, reading)
     target = _target(output, form, overwrite, resume or retry_errors, retry_errors, keep_store)
-    if target:
-        check_target(target, sources)
+    check_target(target, sources) if target else check_stdout(sources)
     job = Job(
         sources=sources,
         sampling=sampling,
-        field=field,
+        reading=reading,
         limit=limit,
         parse_special=parse_special,
         too_long=too_long.value,
@@ -101,6 +106,7 @@ def run(
         share_prefixes=share_prefixes,
         form=form,
         ids=ids,
+        csv_raw=csv_raw,
         target=target,
         manifest=manifest,
         stats=stats,
