@@ -53,6 +53,8 @@ class IdleEngine:
 
 @dataclass(frozen=True)
 class IdleRecipe:
+    """Makes one in a worker's process."""
+
     def make(self, on_step: Callable[[int], None], say: Callable[[str], None]) -> IdleEngine:
         return IdleEngine(on_step)
 

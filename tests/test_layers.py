@@ -23,7 +23,7 @@ LAYERS = [
     {"engines.worker"},
     {"engines.pool"},
     {"pipeline"},
-    {"inspector", "forecast", "doctor", "bench"},
+    {"inspector", "forecast", "doctor", "bench", "ray_backend"},
     {"cli"},
 ]
 RANKS = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}

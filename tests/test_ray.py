@@ -55,7 +55,9 @@ def prompts(tmp_path: Path) -> Path:
     folder = tmp_path / "in"
     folder.mkdir()
     samplings = [{}, {"temperature": 0.9}, {"temperature": 1.2, "top_k": 40}, {"max_new_tokens": 3}]
-    rows = [{"id": f"r{i}", "prompt": f"Once {'upon a ' * (i % 4)}time", "sampling": samplings[i % 4]} for i in range(60)]
+    rows = [
+        {"id": f"r{i}", "prompt": f"Once {'upon a ' * (i % 4)}time", "sampling": samplings[i % 4]} for i in range(60)
+    ]
     lines = [*map(json.dumps, rows[:30]), "nonsense", "", *map(json.dumps, rows[30:])]
     (folder / "a.jsonl").write_text("".join(line + "\n" for line in lines))
     (folder / "b.csv").write_text('prompt,topic\n"My\ndog is",pets\nMy cat is,pets\n' * 10)
@@ -130,7 +132,15 @@ def test_only_what_is_missing_is_run_again(address: str, prompts: Path, tmp_path
 def test_an_interrupted_run_goes_on(address: str, tmp_path: Path) -> None:
     source, output, plain = tmp_path / "many.txt", tmp_path / "out", tmp_path / "plain.jsonl"
     source.write_text("".join(f"Once upon a time, number {i}\n" for i in range(2000)))
-    command = [str(Path(sys.executable).parent / "batchgen"), "run", source, "--model", "bundled", "--max-new-tokens", "5"]
+    command = [
+        str(Path(sys.executable).parent / "batchgen"),
+        "run",
+        source,
+        "--model",
+        "bundled",
+        "--max-new-tokens",
+        "5",
+    ]
     command += ["-o", output, "--ray", address, "--workers", "2", "--part-rows", "64", "--resume"]
     process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
     while not list(output.glob("part-*")):
@@ -228,7 +238,7 @@ def test_a_row_that_kills_its_worker_is_an_error_and_the_others_are_not(
     assert [row["index"] for row in rows] == list(range(200))
     [failed] = [row for row in rows if row["error"]]
     assert failed["index"] == 77
-    assert f"rows.txt:78: worker processes died each time that they ran this row alone" in failed["error"]
+    assert "rows.txt:78: worker processes died each time that they ran this row alone" in failed["error"]
     assert cluster_run.stats().errors == cluster_run.num_isolated == 1
 
 
@@ -245,7 +255,9 @@ def test_more_workers_than_the_machine_has_room_for_are_refused(prompts: Path, t
     assert "1000 workers need" in failure(result, 2)
 
 
-def test_the_models_files_go_through_the_object_store_once(address: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_the_models_files_go_through_the_object_store_once(
+    address: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     from batchgen.ray_backend.cluster import ModelFiles
 
     with connect(address):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from batchgen.cli.execute import SOME_ROWS_FAILED, Job, ran_exactly
@@ -42,19 +45,44 @@ class OnRay:
     resume: bool = False
 
 
-def check_job(job: Job, on: OnRay) -> None:
-    """Refuses what cannot be done on a cluster."""
-    if job.form not in (Format.jsonl, Format.parquet):
-        raise UsageError(f"--format {job.form.value} is not for --ray: use jsonl or parquet")
-    if job.device != "auto":
-        raise UsageError(f"--device {job.device} is not for --ray: --gpus-per-worker says what workers run on")
-    if on.overwrite and on.resume:
+def make_on_ray(
+    address: str,
+    inputs: list[str],
+    output: Path | None,
+    workers: int | None,
+    cpus: float | None,
+    gpus: float | None,
+    part_rows: int | None,
+    overwrite: bool,
+    resume: bool,
+) -> OnRay:
+    """The options, checked. Raises `UsageError`."""
+    if output is None:
+        raise UsageError("--ray writes into a folder: name it with -o")
+    if overwrite and resume:
         raise UsageError("--overwrite starts anew, --resume goes on: choose one")
+    folder = re.sub(r"^([a-z0-9+]+:/)(?=[^/])", r"\1/", str(output))  # a Path has made one slash of a URL's two
+    return OnRay(address, inputs, folder, workers, cpus, gpus, part_rows, overwrite, resume)
+
+
+def choose_ray_format(asked: Format) -> Format:
+    """JSON Lines, or Parquet where that is asked for."""
+    if asked not in (Format.auto, Format.jsonl, Format.parquet):
+        raise UsageError(f"--format {asked.value} is not for --ray: use jsonl or parquet")
+    return Format.jsonl if asked is Format.auto else asked
+
+
+def refuse_with_ray(given: Mapping[str, object]) -> None:
+    """Raises `UsageError` for options that mean nothing on a cluster."""
+    for flag, value in given.items():
+        if value:
+            raise UsageError(f"{flag} is not for --ray")
 
 
 def execute_on_ray(job: Job, on: OnRay, screen: Screen, interrupts: Interrupts) -> int:
     """Runs the job, says how it went, and returns the exit code."""
-    check_job(job, on)
+    if job.device != "auto":
+        raise UsageError(f"--device {job.device} is not for --ray: --gpus-per-worker says what workers run on")
     files = find_files(on.inputs, any_suffix=job.reading.input_format is not None)
     folder = OutputFolder(on.output, job.form.value)
     _check_folder(folder, on)

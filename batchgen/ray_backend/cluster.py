@@ -19,7 +19,7 @@ from batchgen.engines.worker import ModelRecipe, Recipe
 from batchgen.errors import BatchgenError, ClusterError, UsageError
 from batchgen.model.checkpoint import Checkpoint, read_checkpoint
 from batchgen.model.quiet import no_logs
-from batchgen.probes import MemoryLimit, share_of
+from batchgen.probes import share_of
 from batchgen.ray_backend.folder import Piece
 from batchgen.ray_backend.piecework import Outcome, PieceWorker, Work
 
@@ -256,4 +256,6 @@ def _probe(address: str) -> None:
 
 
 def _unreachable(address: str, reason: str) -> ClusterError:
-    return ClusterError(f"--ray {address}: no Ray answers there ({reason}): start it with `ray start --head`, or use local")
+    return ClusterError(
+        f"--ray {address}: no Ray answers there ({reason}): start it with `ray start --head`, or use local"
+    )

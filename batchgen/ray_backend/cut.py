@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import chain, islice
-from typing import Any
+from typing import Any, cast
 
 from batchgen.compression import unpack
 from batchgen.ray_backend.inputs import InputFile
@@ -28,6 +28,9 @@ PARTS_A_WORKER = 16
 BUFFER = 2**20
 
 
+Header = tuple[tuple[int, bytes], ...]  # numbered lines
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """Consecutive rows of one file. `offset` bytes and `first_line` say where the first begins, in Parquet its `group`.
@@ -42,7 +45,7 @@ class Part:
     num_rows: int
     offset: int = 0
     first_line: int = 1
-    header: tuple[tuple[int, bytes], ...] = ()
+    header: Header = ()
     group: int = 0
 
 
@@ -65,7 +68,7 @@ class CutFile:
     num_rows: int
     num_blanks: int
     marks: tuple[_Mark, ...]
-    header: tuple[tuple[int, bytes], ...]
+    header: Header
     digest: str
 
 
@@ -76,13 +79,13 @@ def cut_file(file: InputFile, options: ReadOptions, every: int = GRAIN) -> CutFi
     """
     raw = _Hashed(file.open())
     blanks: list[None] = []
-    with io.BufferedReader(raw, BUFFER) as stream:
+    with cast(io.BufferedReader, io.BufferedReader(raw, BUFFER)) as stream:
         unpacked = unpack(stream, file.name, file.packing)
         content = Content(file.name, unpacked, lambda: blanks.append(None))
         form = choose_format(content, file.form, options)
         is_whole = unpacked is not stream or form == "openai-batch"  # whose ids must differ all through the file
         if form == "parquet":
-            marks, num_rows, header = *_mark_groups(content), ()
+            marks, num_rows, header = _mark_groups(content)
         else:
             marks, num_rows, header = _mark_rows(content, form, options, every)
         while unpacked.read(BUFFER):
@@ -92,19 +95,18 @@ def cut_file(file: InputFile, options: ReadOptions, every: int = GRAIN) -> CutFi
     return CutFile(file, form, num_rows, len(blanks), begins, () if is_whole else header, raw.hexdigest)
 
 
-def _mark_groups(content: Content) -> tuple[list[_Mark], int]:
+def _mark_groups(content: Content) -> tuple[list[_Mark], int, Header]:
     sizes = row_groups(content)
     content.stream.seek(0)
     starts = [sum(sizes[:group]) for group in range(len(sizes))]
-    return [_Mark(row, line=row + 1, group=group) for group, row in enumerate(starts)] or [_Mark(0)], sum(sizes)
+    marks = [_Mark(row, line=row + 1, group=group) for group, row in enumerate(starts)]
+    return marks or [_Mark(0)], sum(sizes), ()
 
 
-def _mark_rows(
-    content: Content, form: str, options: ReadOptions, every: int
-) -> tuple[list[_Mark], int, tuple[tuple[int, bytes], ...]]:
+def _mark_rows(content: Content, form: str, options: ReadOptions, every: int) -> tuple[list[_Mark], int, Header]:
     places = _Places(content)
     marks: list[_Mark] = []
-    header: tuple[tuple[int, bytes], ...] = ()
+    header: Header = ()
     row = -1
     for row, number in enumerate(_first_lines(content, form, options)):
         if row == 0:
@@ -145,7 +147,7 @@ class _Places:
         for before in [line for line in self.offsets if line < number]:
             del self.offsets[before]
 
-    def lines_before(self, number: int) -> tuple[tuple[int, bytes], ...]:
+    def lines_before(self, number: int) -> Header:
         return tuple((place, line) for place, line in self._beginning if place < number and line is not None)
 
 

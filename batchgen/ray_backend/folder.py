@@ -49,9 +49,7 @@ class Piece:
     def split(self, num_pieces: int) -> list[Piece]:
         """Itself in so many pieces of like sizes, or of one row each."""
         step = -(-self.num_rows // num_pieces)
-        return [
-            Piece(self.part, start, min(start + step, self.stop)) for start in range(self.start, self.stop, step)
-        ]
+        return [Piece(self.part, start, min(start + step, self.stop)) for start in range(self.start, self.stop, step)]
 
 
 @dataclass(frozen=True, slots=True)
