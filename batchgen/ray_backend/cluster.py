@@ -6,11 +6,14 @@ import os
 import pickle
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from importlib import import_module
+from io import FileIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -26,14 +29,14 @@ from batchgen.ray_backend.piecework import Outcome, PieceWorker, Work
 LOCAL, AUTO = "local", "auto"
 CLIENT = "ray://"
 PROBE_S = 5.0
-# Ray tries a piece again so often after its worker died; then it is split in so many pieces.
-MOST_RETRIES = 1
+# A piece is begun so often, since workers may be killed from outside; if they died of it each time, it is split in so
+# many pieces.
+MOST_TRIES = 2
 PIECES_OF_ONE = 16
 LOCAL_STORE_BYTES = 128 * 2**20  # nothing large goes through it on one machine
 # Read when Ray is imported or started: nothing is sent home, and its own log lines stay out of stderr.
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
@@ -126,24 +129,24 @@ class Cluster:
         return ModelFiles(checkpoint.name, checkpoint.folder, {path.name: path.stat().st_size for path in paths}, files)
 
     def run(self, pieces: list[Piece], work: Work, model: ModelFiles, recipe: Recipe, size: Size) -> Iterator[Outcome]:
-        """Runs pieces in rounds: those whose workers keep dying are split for the next one, down to single rows.
+        """Runs pieces in rounds: those that workers die of are split for the next one, down to single rows.
 
         A row that workers die of alone comes out as an outcome without counts.
         """
-        while pieces:
-            left = {piece.stem: piece for piece in pieces}
-            for outcome in self._run_once(pieces, work, model, recipe, size):
-                left.pop(outcome.piece.stem, None)
-                yield outcome
-            for piece in left.values():
-                if piece.num_rows == 1:
-                    yield Outcome(piece, "", None)
-            pieces = [part for piece in left.values() if piece.num_rows > 1 for part in piece.split(PIECES_OF_ONE)]
+        import ray
 
-    def _run_once(
-        self, pieces: list[Piece], work: Work, model: ModelFiles, recipe: Recipe, size: Size
-    ) -> Iterator[Outcome]:
-        """The outcomes of a round, as they come; none of pieces whose workers died too often."""
+        ledger = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Ledger).remote()
+        while pieces:
+            to_split = []
+            for outcome in self._run_once(pieces, size, (work, model, recipe, size, ledger)):
+                if outcome.stats is None and outcome.piece.num_rows > 1:
+                    to_split.append(outcome.piece)
+                else:
+                    yield outcome
+            pieces = [part for piece in to_split for part in piece.split(PIECES_OF_ONE)]
+
+    def _run_once(self, pieces: list[Piece], size: Size, given: tuple[Any, ...]) -> Iterator[Outcome]:
+        """The outcomes of a round, as they come. Ray replaces workers that die, and gives their pieces to others."""
         import ray
 
         _be_quiet()
@@ -151,21 +154,31 @@ class Cluster:
         items = [{"piece": pickle.dumps(piece)} for piece in pieces]
         outcomes = ray.data.from_items(items, override_num_blocks=len(items)).map(
             _Actor,
-            fn_constructor_args=(work, model, recipe, size),
+            fn_constructor_args=given,
             compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
             num_cpus=size.cpus,
             num_gpus=size.gpus,
-            max_restarts=-1,
-            max_task_retries=MOST_RETRIES,
         )
         for row in outcomes.iter_rows():
             yield pickle.loads(row["outcome"])
 
 
+class _Ledger:
+    """Counts how often each piece was begun; a process of its own, which does not die with a worker."""
+
+    def __init__(self) -> None:
+        self._times: dict[str, int] = {}
+
+    def begin(self, stem: str) -> int:
+        self._times[stem] = self._times.get(stem, 0) + 1
+        return self._times[stem]
+
+
 class _Actor:
     """A worker's process on Ray; the model is loaded once, when it starts."""
 
-    def __init__(self, work: Work, model: ModelFiles, recipe: Recipe, size: Size) -> None:
+    def __init__(self, work: Work, model: ModelFiles, recipe: Recipe, size: Size, ledger: Any) -> None:
+        self.ledger = ledger
         with no_logs():
             folder = model.unpack()
             if isinstance(recipe, ModelRecipe):
@@ -179,8 +192,14 @@ class _Actor:
         return replace(recipe, memory=memory, num_threads=None if size.gpus else max(1, int(size.cpus)))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        with no_logs():
-            outcome = self.worker.run(pickle.loads(row["piece"]))
+        import ray
+
+        piece = pickle.loads(row["piece"])
+        if ray.get(self.ledger.begin.remote(piece.stem)) > MOST_TRIES:
+            outcome = Outcome(piece, "", None)
+        else:
+            with no_logs():
+                outcome = self.worker.run(piece)
         return {"outcome": pickle.dumps(outcome)}
 
 
@@ -207,8 +226,27 @@ def _be_quiet() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.max_errored_blocks = -1  # the driver sees what is missing
-    context.raise_original_map_exception = True
+
+
+@contextmanager
+def _own_stderr() -> Iterator[None]:
+    """Keeps standard error for ourselves: Ray's core, and what it starts, write lines of their own to descriptor 2."""
+    with Path(os.devnull).open("wb") as nowhere:
+        ours = os.dup(2)
+        stderr = sys.stderr
+        try:
+            is_real = stderr.fileno() == 2
+        except (AttributeError, ValueError, OSError):  # closed, or an object in memory
+            is_real = False
+        if is_real:
+            sys.stderr = TextIOWrapper(FileIO(ours, "wb", closefd=False), "utf-8", newline="\n", write_through=True)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr = stderr
+            os.dup2(ours, 2)
+            os.close(ours)
 
 
 @contextmanager
@@ -219,11 +257,17 @@ def connect(address: str) -> Iterator[Cluster]:
     """
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     try:
-        import ray
-        import ray.data
+        import_module("ray.data")
     except ImportError:
         raise ClusterError("--ray needs another package: pip install 'batchgen[ray]'") from None
     _probe(address)
+    with _own_stderr():
+        yield from _connected(address)
+
+
+def _connected(address: str) -> Iterator[Cluster]:
+    import ray
+
     options = {"include_dashboard": False, "object_store_memory": LOCAL_STORE_BYTES} if address == LOCAL else {}
     try:
         ray.init(address, log_to_driver=False, logging_level="critical", **options)
