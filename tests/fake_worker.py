@@ -5,8 +5,8 @@ Imported by the worker's process too.
 
 from __future__ import annotations
 
+import ctypes
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -49,7 +49,7 @@ class FakeEngine:
 
     def run(self, sequence: Sequence) -> None:
         if SEGFAULT in sequence.input_ids:
-            os.kill(os.getpid(), signal.SIGSEGV)
+            ctypes.string_at(0)  # in this thread: a signal from outside would leave it time to go on
         if REFUSE in sequence.input_ids:
             raise ModelError("the model refuses")
         sequence.output_ids, sequence.finish_reason = list(sequence.input_ids), "length"

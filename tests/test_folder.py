@@ -41,6 +41,13 @@ def test_a_new_folder_lacks_everything(folder: OutputFolder) -> None:
     assert left(folder) == [(0, 0, 10), (1, 0, 10), (2, 0, 10)]
 
 
+def test_a_piece_is_there_when_its_file_is(folder: OutputFolder) -> None:
+    piece = Piece(PARTS[0], 0, 5)
+    assert not folder.has(piece)
+    write(folder, piece)
+    assert folder.has(piece)
+
+
 def test_what_is_there_is_not_missing(folder: OutputFolder) -> None:
     write(folder, Piece(PARTS[0], 0, 10), Piece(PARTS[2], 0, 2), Piece(PARTS[2], 4, 7))
     assert folder.names() == ["part-00000.jsonl", "part-00002.000000-000002.jsonl", "part-00002.000004-000007.jsonl"]

@@ -15,7 +15,7 @@ from hashlib import blake2b
 from importlib import import_module
 from io import FileIO, TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from uuid import uuid4
 
 from batchgen.engines.worker import ModelRecipe, Recipe
@@ -192,15 +192,18 @@ class _Actor:
         return replace(recipe, memory=memory, num_threads=None if size.gpus else max(1, int(size.cpus)))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        with no_logs():
+            outcome = self._run(pickle.loads(row["piece"]))
+        return {"outcome": pickle.dumps(outcome)}
+
+    def _run(self, piece: Piece) -> Outcome:
+        """Runs a piece, unless an earlier worker has done so and then died, or too many have died of it."""
         import ray
 
-        piece = pickle.loads(row["piece"])
-        if ray.get(self.ledger.begin.remote(piece.stem)) > MOST_TRIES:
-            outcome = Outcome(piece, "", None)
-        else:
-            with no_logs():
-                outcome = self.worker.run(piece)
-        return {"outcome": pickle.dumps(outcome)}
+        tries = ray.get(self.ledger.begin.remote(piece.stem))
+        if tries > 1 and self.worker.work.folder.has(piece):
+            return self.worker.outcome(piece)
+        return self.worker.run(piece) if tries <= MOST_TRIES else Outcome(piece, "", None)
 
 
 def _num_beside(size: Size) -> int:
@@ -229,24 +232,35 @@ def _be_quiet() -> None:
 
 
 @contextmanager
-def _own_stderr() -> Iterator[None]:
-    """Keeps standard error for ourselves: Ray's core, and what it starts, write lines of their own to descriptor 2."""
-    with Path(os.devnull).open("wb") as nowhere:
-        ours = os.dup(2)
-        stderr = sys.stderr
-        try:
-            is_real = stderr.fileno() == 2
-        except (AttributeError, ValueError, OSError):  # closed, or an object in memory
-            is_real = False
-        if is_real:
+def _aside() -> Iterator[None]:
+    """Keeps what Ray writes by itself off standard output and standard error; ours goes where it did."""
+    stdout, stderr = sys.stdout, sys.stderr
+    with Path(os.devnull).open("w") as nowhere, _diverted(1, nowhere), _diverted(2, nowhere) as ours:
+        sys.stdout = nowhere
+        if _descriptor(stderr) == 2:
             sys.stderr = TextIOWrapper(FileIO(ours, "wb", closefd=False), "utf-8", newline="\n", write_through=True)
-        os.dup2(nowhere.fileno(), 2)
         try:
             yield
         finally:
-            sys.stderr = stderr
-            os.dup2(ours, 2)
-            os.close(ours)
+            sys.stdout, sys.stderr = stdout, stderr
+
+
+@contextmanager
+def _diverted(descriptor: int, target: TextIO) -> Iterator[int]:
+    """What is written to a descriptor goes to `target`; gives another one for where it went before."""
+    before = os.dup(descriptor)
+    os.dup2(target.fileno(), descriptor)
+    try:
+        yield before
+    finally:
+        os.dup2(before, descriptor)
+        os.close(before)
+
+
+def _descriptor(stream: TextIO) -> int | None:
+    with suppress(AttributeError, ValueError, OSError):  # closed, or an object in memory
+        return stream.fileno()
+    return None
 
 
 @contextmanager
@@ -261,7 +275,7 @@ def connect(address: str) -> Iterator[Cluster]:
     except ImportError:
         raise ClusterError("--ray needs another package: pip install 'batchgen[ray]'") from None
     _probe(address)
-    with _own_stderr():
+    with _aside(), no_logs():
         yield from _connected(address)
 
 
@@ -300,6 +314,5 @@ def _probe(address: str) -> None:
 
 
 def _unreachable(address: str, reason: str) -> ClusterError:
-    return ClusterError(
-        f"--ray {address}: no Ray answers there ({reason}): start it with `ray start --head`, or use local"
-    )
+    mend = "start it (ray start --head), set RAY_AUTH_MODE=token where it wants one, or use local"
+    return ClusterError(f"--ray {address}: no Ray answers there ({reason}): {mend}")

@@ -106,6 +106,11 @@ class OutputFolder:
                     yield Piece(part, done, start)
                 done = max(done, part.num_rows if stop < 0 else stop)
 
+    def has(self, piece: Piece) -> bool:
+        """Whether a piece's file is there: its worker may have died after it wrote it."""
+        self.filesystem.invalidate_cache()
+        return bool(self.filesystem.exists(f"{self.path}/{piece.stem}.{self.form}"))
+
     def write(self, piece: Piece, results: Iterable[Result], *, ids: bool = False) -> None:
         """All results of a piece, to a file that gets its name when it is complete."""
         name = f"{piece.stem}.{self.form}"

@@ -79,6 +79,10 @@ class PieceWorker:
             self.work.run(piece, self.pipeline)
         except BatchgenError as error:
             failure = error
+        return self.outcome(piece, failure)
+
+    def outcome(self, piece: Piece, failure: BatchgenError | None = None) -> Outcome:
+        """How a piece went; of one that is there already, that no more was done."""
         said = tuple(self._said)
         self._said.clear()
         first = self.pipeline.first_error
