@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# Processes that share the tests.
+JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-ray lint types fmt check dist clean
+.PHONY: help run test test-slow test-ray torture lint types fmt check dist clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,7 +22,7 @@ run: $(READY)  ## three prompts to one padded, masked batch and three continuati
 	@$(BIN)/batchgen run prompts/rain.txt --format table
 
 test: $(READY)  ## the whole test suite
-	$(BIN)/python -m pytest -m 'not slow and not ray'
+	$(BIN)/python -m pytest -n $(JOBS) -m 'not slow and not ray'
 
 test-slow: $(READY)  ## the checks that take longer
 	$(BIN)/python -m pytest -m slow
@@ -28,6 +30,9 @@ test-slow: $(READY)  ## the checks that take longer
 test-ray: $(READY)  ## the same on Ray, on two CPUs of this machine
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[ray]'
 	$(BIN)/python -m pytest -m ray
+
+torture: $(READY)  ## kills, full disks, races, hostile input: ONLY="kill race" SEED=0 SHARE=1 CASE=3
+	$(BIN)/python -m torture $(ONLY) --seed $(or $(SEED),0) --share $(or $(SHARE),1) --patience $(or $(PATIENCE),1) $(if $(CASE),--case $(CASE))
 
 lint: $(READY)  ## style and formatting
 	$(BIN)/ruff check .

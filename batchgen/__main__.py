@@ -2,13 +2,13 @@
 
 import signal
 
-from batchgen.process import settle
-
 
 def main() -> None:
-    settle()
     # Until the command line has its own handlers, Ctrl-C ends the process without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from batchgen.process import settle
+
+    settle()
     from batchgen.cli import app
 
     app(prog_name="batchgen")

@@ -50,10 +50,10 @@ def unpack(stream: io.BufferedReader, name: str, packing: str = "") -> io.Buffer
     return stream
 
 
-def damage() -> tuple[type[Exception], ...]:
-    """What reading a packed file raises where it is cut off or altered."""
+def damage(*others: type[Exception]) -> tuple[type[Exception], ...]:
+    """What reading a packed file raises where it is cut off or altered; and others, to be caught with it."""
     loaded = [sys.modules[name].ZstdError for name in ZSTD_MODULES if name in sys.modules]
-    return (EOFError, zlib.error, gzip.BadGzipFile, *loaded)
+    return (*others, EOFError, zlib.error, gzip.BadGzipFile, *loaded)
 
 
 @contextmanager

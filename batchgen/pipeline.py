@@ -61,13 +61,17 @@ class Pipeline:
 
     def run_into(self, store: Store, requests: Iterable[Request]) -> Iterator[Result]:
         """A Result for every row (and sample) that the store does not have, as they finish, and each into the store."""
-        for finished in self.engine.generate(self._windows(store.unfinished(requests), done=store.done)):
+        waiting: set[int] = set()
+        windows = self._windows(store.unfinished(requests), lambda rows: waiting.update(map(id, rows)), store.done)
+        for finished in self.engine.generate(windows):
+            waiting.remove(id(finished))
             if self.strict and finished.error:
                 store.forget(finished.request.index)
             self._check(finished)
             result = to_result(finished, self.checkpoint)
             store.add(result)
             yield self._count(result)
+        assert not waiting, "an engine did not finish every row"
 
     def _windows(
         self,

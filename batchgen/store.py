@@ -22,6 +22,7 @@ from batchgen.writers import to_json
 
 COMMIT_EVERY_S = 1.0
 LOCK_PATIENCE_S = 1.0  # of two that open a file at the same moment one has to wait for the other to step back
+IN_USE = "is in use by another run: wait for it, or name another output"
 APPLICATION_ID = 0x62617467  # "batg", in the file's header
 SCHEMA_VERSION = 1
 # docs/store.md says what stands where.
@@ -196,11 +197,16 @@ class Store:
                 self._connection.close()
 
     def discard(self) -> None:
-        """Removes the file; nobody else has it open."""
+        """Removes the file, while it is locked: who waits for the lock must not get one that has no name any more."""
         self._closing.set()
         with self._lock, _in_one_line(self.path):
-            self._connection.close()
-            remove_store(self.path)
+            try:
+                with suppress(sqlite3.Error):  # on a full disk the journal goes when the connection is closed
+                    self._connection.rollback()
+                    self._connection.execute("PRAGMA journal_mode = DELETE")
+                remove_store(self.path)
+            finally:
+                self._connection.close()
 
 
 def remove_store(path: Path) -> None:
@@ -222,16 +228,28 @@ def _place(request: Request) -> str:
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=LOCK_PATIENCE_S, isolation_level=None, check_same_thread=False)
     try:
+        opened = _identity(path)
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # held until the connection is closed
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("BEGIN EXCLUSIVE")
+        if opened != _identity(path):  # whoever had it has removed it
+            raise InUseError(f"{path} {IN_USE}")
         _check_schema(connection, path)
         connection.execute("COMMIT")
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file a name stands for."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
@@ -254,23 +272,23 @@ def _in_one_line(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        is_busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
-        kind = InUseError if is_busy else OutputError
-        raise kind(f"{path} {_reason(error)}") from error
+        code = getattr(error, "sqlite_errorcode", 0)
+        # Whoever had the file may have removed it while this process waited for the lock.
+        if code & 0xFF == sqlite3.SQLITE_BUSY or code == sqlite3.SQLITE_READONLY_DBMOVED:
+            raise InUseError(f"{path} {IN_USE}") from error
+        raise OutputError(f"{path} {_reason(code, error)}") from error
 
 
-def _reason(error: sqlite3.Error) -> str:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without its extension
+def _reason(code: int, error: sqlite3.Error) -> str:
     go_on = "then run the same command with --resume"
     reasons = {
-        sqlite3.SQLITE_BUSY: "is in use by another run: wait for it, or name another output",
         sqlite3.SQLITE_FULL: f"cannot grow, the disk is full: free some space, {go_on}",
         sqlite3.SQLITE_IOERR: f"cannot be written, disk I/O error: mend the disk or free some space, {go_on}",
         sqlite3.SQLITE_CANTOPEN: "cannot be made: is its folder there, and can you write to it?",
         sqlite3.SQLITE_NOTADB: "is not a store of batchgen: move it away",
         sqlite3.SQLITE_CORRUPT: "is damaged: move it away, or start anew with --overwrite",
     }
-    return reasons.get(code, f"cannot be opened or written: {error}")
+    return reasons.get(code & 0xFF, f"cannot be opened or written: {error}")
 
 
 def _to_cell(name: str, value: object) -> object:

@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 import batchgen
 import batchgen.padding
 from batchgen.cli import app
+from batchgen.render.screen import UNSAFE
 
 FIELDS = [
     "id", "index", "sample_index", "prompt", "text", "finish_reason",
@@ -541,3 +542,31 @@ def test_help_of_run_is_in_panels_with_an_example_on_top() -> None:
 
 def test_version() -> None:
     assert invoke("--version").stdout == f"batchgen {batchgen.__version__}\n"
+
+
+# What typer refuses.
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["{}"],
+        ["--{}"],
+        ["run", "--{}"],
+        ["run", "--dtype", "{}"],
+        ["run", "--temperature", "{}"],
+        ["inspect", "--limit", "{}"],
+    ],
+    ids=str,
+)
+def test_what_typer_refuses_is_one_line_without_control_characters(arguments: list[str]) -> None:
+    hostile = "\x1b]0;title\x07\x9b31m\u202e[red]x\ny"
+    line = failure(invoke(*(part.replace("{}", hostile) for part in arguments)), 2)
+    assert line.endswith(" --help")
+    assert not UNSAFE.search(line)
+
+
+def test_without_a_command_there_is_help() -> None:
+    result = invoke()
+    assert result.exit_code == 2
+    assert "Usage: " in result.output

@@ -161,6 +161,11 @@ def test_what_comes_from_a_file_is_said(here: Path) -> None:
     assert len(invoke("run", "nowhere.txt", "--temperature", "1", "--quiet").stderr.splitlines()) == 1
 
 
+def test_a_file_cannot_hide_itself(here: Path) -> None:
+    Path("batchgen.toml").write_text("quiet = true\n")
+    assert "settings from batchgen.toml: quiet" in invoke("run", "nowhere.txt").stderr
+
+
 def test_settings_of_other_commands_are_not_said(here: Path) -> None:
     Path("batchgen.toml").write_text("[bench]\nseconds = 3\n")
     assert len(invoke("run", "nowhere.txt").stderr.splitlines()) == 1

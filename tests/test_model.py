@@ -147,6 +147,50 @@ def test_code_of_the_models_own_never_runs(folder: Path, tmp_path: Path, monkeyp
     assert not canary.exists()
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="FIFOs are POSIX")
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "model.safetensors", "generation_config.json", "chat_template.jinja"]
+)
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(folder: Path, name: str) -> None:
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+def test_a_file_of_a_terabyte_is_not_read(folder: Path, name: str) -> None:
+    os.truncate(folder / name, 2**40)
+    assert "it is not what it seems" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"n_layer": 10**9}, "asks for 1,000,000,000 layers (n_layer): no model has more than 1,000"),
+        ({"model_type": "gpt_neo", "attention_types": [[["global", "local"], 10**9]]}, "layers (attention_types)"),
+        ({"model_type": "mixtral", "num_local_experts": 10**6}, "asks for 1,000,000 experts"),
+        ({"text_config": {"num_hidden_layers": 10**400}}, "more than 10^15 layers"),
+        ({"num_labels": 10**9}, "asks for 1,000,000,000 labels"),
+        ({"n_embd": 65536, "n_head": 64, "n_layer": 100}, "need "),
+        ({"vocab_size": 10**12}, "need "),
+        ({"n_positions": -1}, "the model has -1 positions"),
+    ],
+    ids=str,
+)
+def test_absurd_sizes_are_refused_before_anything_is_made_of_them(
+    folder: Path, settings: dict[str, object], reason: str
+) -> None:
+    edit_json(folder / "config.json", **settings)
+    assert reason in refusal(folder)
+
+
+@pytest.mark.parametrize("shard", ["pytorch_model.bin", "../other.safetensors", "/etc/passwd"])
+def test_an_index_leads_to_safetensors_of_the_same_folder_only(folder: Path, shard: str) -> None:
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
+    assert f"leads to {shard}" in refusal(folder)
+
+
 def test_a_revision_of_a_folder_is_a_usage_error(folder: Path) -> None:
     with pytest.raises(UsageError, match="--revision"):
         open_model(str(folder), revision="main")
@@ -162,6 +206,12 @@ def test_the_generation_config_gives_eos_and_nothing_else(folder: Path) -> None:
     assert model.checkpoint.eos_token_ids == {50256, 13}
     assert model.network.generation_config.num_beams is None
     assert model.network.generation_config.repetition_penalty is None
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[1]", "nonsense", '{"eos_token_id": [[], {}, "x", -1, null]}'])
+def test_a_generation_config_that_is_none_changes_nothing(folder: Path, content: str) -> None:
+    (folder / "generation_config.json").write_text(content)
+    assert open_checkpoint(str(folder)).eos_token_ids == {50256}
 
 
 def test_attention_is_ours_whatever_the_config_says(folder: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -263,3 +265,19 @@ def test_a_store_that_cannot_grow_keeps_what_it_has(store: Store) -> None:
 def fill(store: Store) -> None:
     for index in range(1, 1000):
         store.add(replace(FINE, index=index, text="x" * 1000))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux tells which files are open")
+def test_who_waits_for_a_store_that_is_removed_gets_none_without_a_name(path: Path) -> None:
+    def num_open() -> int:
+        return sum(os.path.realpath(link) == str(path) for link in Path("/proc/self/fd").iterdir())
+
+    first = Store(path)
+    with ThreadPoolExecutor() as pool:
+        second = pool.submit(Store, path)
+        while num_open() < 2 and not second.done():
+            pass
+        first.discard()
+        with pytest.raises(InUseError):
+            second.result()
+    assert list(path.parent.iterdir()) == []

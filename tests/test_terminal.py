@@ -201,15 +201,26 @@ def test_an_interrupt_while_the_model_loads_is_silent() -> None:
 
 
 def test_an_interrupted_output_file_keeps_its_rows_beside_it(many: Path, tmp_path: Path) -> None:
-    output, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
-    process = start(many, "-o", output)
-    while not (partial.exists() and partial.stat().st_size):
-        assert process.poll() is None
+    output, store = tmp_path / "out.jsonl", tmp_path / "out.jsonl.run.db"
+    start(many, "-o", output, "--limit", 3, "--keep-store").communicate()
+    output.unlink()
+    process = start(many, "-o", output, "--resume")
+    assert process.stderr is not None
+    assert process.stderr.readline() == f"batchgen: going on with {store}: 3 results are there\n"
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=5)
-    assert not output.exists()
-    assert f"finished rows are in {partial}" in errors
-    assert json.loads(partial.read_text().splitlines()[0])["index"] == 0
+    assert process.returncode == 130
+    assert f"are kept in {store}: the same command with --resume goes on" in errors
+    assert list(tmp_path.glob("out*")) == [store]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_log_that_is_full_ends_no_run(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        process = start("-p", "My dog is", "-o", tmp_path / "out.jsonl", "--max-new-tokens", 2, stderr=full)
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 1
 
 
 # Start-up.

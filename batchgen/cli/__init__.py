@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -23,6 +25,7 @@ from batchgen.model.quiet import no_logs
 from batchgen.render.screen import Screen
 
 BROKEN_PIPE = 141
+REFUSED: Any = typer.BadParameter.__mro__[1]  # the base of all that typer refuses, which it does not name
 
 
 class Commands(TyperGroup):
@@ -34,9 +37,13 @@ class Commands(TyperGroup):
             for parameter in command.params:
                 vars(parameter)["show_envvar"] = False  # each has one, of the same form: the help says so once
 
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        with _usage_in_one_line():
+            return super().make_context(*args, **options)
+
     def invoke(self, ctx: Any) -> Any:
         _use_utf8()
-        with no_logs(), Interrupts() as interrupts:
+        with _usage_in_one_line(), no_logs(), Interrupts() as interrupts:
             ctx.obj = interrupts
             try:
                 apply_settings(ctx, self.commands)
@@ -61,6 +68,19 @@ class Commands(TyperGroup):
                 _forget_stdout()
                 Screen().error(_describe(error))
                 raise typer.Exit(BatchgenError.exit_code) from None
+
+
+@contextmanager
+def _usage_in_one_line() -> Iterator[None]:
+    """What typer refuses; its own box would show raw what was given."""
+    try:
+        yield
+    except REFUSED as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            raise
+        reason = error.format_message().replace("Value error, ", "").rstrip(".")
+        Screen().error(f"{reason}; see {error.ctx.command_path if error.ctx else 'batchgen'} --help")
+        raise typer.Exit(UsageError.exit_code) from None
 
 
 def _use_utf8() -> None:

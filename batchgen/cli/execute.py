@@ -27,6 +27,7 @@ from batchgen.engines.pool import choose_devices, make_pool, num_threads
 from batchgen.errors import OutputError
 from batchgen.manifest import InputDigest, Manifest, model_facts
 from batchgen.model import Checkpoint, Model, open_checkpoint
+from batchgen.model.checks import check_weights
 from batchgen.model.weights import choose_dtype, load_model, name_of_dtype
 from batchgen.pipeline import Pipeline
 from batchgen.probes import MemoryLimit
@@ -119,6 +120,7 @@ def execute(job: Job, screen: Screen, interrupts: Interrupts) -> int:
             run.finish()
         interrupts.end_steps()
         run.write_notes()
+        run.let_go()
         return run.sum_up()
 
 
@@ -156,6 +158,7 @@ def _load(job: Job, screen: Screen, manifest: Manifest) -> Equipment:
     dtype = name_of_dtype(choose_dtype(job.dtype, devices[0], checkpoint.config))
     equipment = Equipment(checkpoint, devices, dtype, None)
     if job.is_noted:
+        check_weights(checkpoint.folder)  # before they are read for their hash
         options = {**job.options, "--dtype": dtype}
         manifest.begin(equipment.device, model=model_facts(checkpoint), options=options)
     if len(devices) > 1:
@@ -186,6 +189,7 @@ class Run:
         self.pipeline = self._make_pipeline()
         self.digest = InputDigest()
         self.failures = Failures(0, 0, None)
+        self.is_finished = False
 
     def _count_results(self) -> int | None:
         """Results to come, where somebody watches and it can be known."""
@@ -254,18 +258,13 @@ class Run:
             WRITERS[job.form.value](results, stream, options)
 
     def finish(self) -> None:
-        """After the last row: what was noted is complete, and the file takes the store's place."""
+        """After the last row: what was noted is complete, and the file is written."""
         self.failures = self._find_failures()
         if self.job.is_noted:
             self.manifest.end(self.digest, self._stats())
-        if not (self.store and self.job.target):
-            return
-        if not self.job.target.is_store:
+        if self.store and self.job.target and not self.job.target.is_store:
             self._write_files(self.job.target, self.store)
-        if self.job.target.is_store or self.job.target.keep_store:
-            self.store.close(as_single_file=True)
-        else:
-            self.store.discard()
+        self.is_finished = True
 
     def _write_files(self, target: Target, store: Store) -> None:
         if not (failures := target.failures_file):
@@ -309,6 +308,15 @@ class Run:
             write_json(self.job.manifest, self.manifest.facts)
         if self.job.stats:
             write_json(self.job.stats, self._stats())
+
+    def let_go(self) -> None:
+        """Of the store, where nothing is left to be written from it."""
+        if not (self.store and self.job.target and self.is_finished):
+            return
+        if self.job.target.is_store or self.job.target.keep_store:
+            self.store.close(as_single_file=True)
+        else:
+            self.store.discard()
 
     def sum_up(self) -> int:
         """The closing lines on stderr; the exit code."""

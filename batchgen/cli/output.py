@@ -9,7 +9,7 @@ import select
 import stat
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import TextIOWrapper
@@ -133,6 +133,17 @@ def check_stdout(sources: list[Source]) -> None:
             raise OutputError("standard output is also an input: write to another file")
 
 
+def check_notes(notes: Mapping[str, Path | None], target: Target | None, sources: list[Source]) -> None:
+    """Refuses, before anything is loaded, a file for notes (by its flag) that is an input or the output, or nowhere."""
+    outputs = [os.path.realpath(path) for path in (_taken(target) if target else [])]
+    for flag, path in notes.items():
+        is_read = path and any(_is_read_from(source, path) for source in sources)
+        if path and (is_read or os.path.realpath(path) in outputs):
+            raise OutputError(f"{flag} {path} is also an input or the output: write to another file")
+        if path and (path.is_dir() or not path.parent.is_dir()):
+            raise OutputError(f"{flag} {path}: name a file in a folder that is there")
+
+
 def _taken(target: Target) -> list[Path]:
     return [path for path in (target.path, target.store, target.failures_file) if path]
 
@@ -184,6 +195,7 @@ def _open_anew(path: Path) -> Store:
         remove_store(path)
         return Store(path)
     store.clear()
+    store.commit()  # a run that is killed from here on is not taken for the old one
     return store
 
 
@@ -247,13 +259,20 @@ def count_answered(file: Path) -> int:
         with file.open("rb") as stream:
             last = deque(unpack(stream, str(file)), maxlen=1)
         return int(json.loads(last[0])["index"]) + 1 if last else 0
-    except (ValueError, KeyError, TypeError, *damage()):
+    except damage(ValueError, KeyError, TypeError):
         raise OutputError(f"{file} is not batchgen's: name another output") from None
 
 
 def write_json(path: Path, value: object) -> None:
-    """A JSON file for other programs."""
-    write_whole(Path(os.path.realpath(path)), lambda stream: stream.write(f"{json.dumps(value, indent=2)}\n".encode()))
+    """A JSON file for other programs; into a pipe or a device as it is."""
+    text = f"{json.dumps(value, indent=2)}\n".encode()
+    try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(text)
+        else:
+            write_whole(Path(os.path.realpath(path)), lambda stream: stream.write(text))
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}: mend that and run again") from None
 
 
 def is_abandoned(stream: TextIO) -> bool:

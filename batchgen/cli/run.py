@@ -9,7 +9,7 @@ import typer
 from batchgen.cli import options as opt
 from batchgen.cli.execute import Job, execute
 from batchgen.cli.on_ray import OnRay, choose_ray_format, execute_on_ray, make_on_ray, refuse_with_ray
-from batchgen.cli.output import Target, check_stdout, check_target, choose_format
+from batchgen.cli.output import Target, check_notes, check_stdout, check_target, choose_format
 from batchgen.errors import UsageError
 from batchgen.render.screen import Screen
 
@@ -96,6 +96,7 @@ def run(
         sources = opt.find_prompts(context, inputs, prompt, reading)
         target = _target(output, form, overwrite, resume or retry_errors, retry_errors, keep_store)
         check_target(target, sources) if target else check_stdout(sources)
+    check_notes({"--manifest": manifest, "--stats": stats}, target, sources)
     job = Job(
         sources=sources,
         sampling=sampling,

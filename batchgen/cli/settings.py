@@ -76,10 +76,13 @@ def explain_setting(error: typer.BadParameter) -> str | None:
 
 
 def tell_settings(context: typer.Context, quiet: bool) -> bool:
-    """Says on stderr what comes from files; `--quiet` is the last of a command's options, so all others are known."""
+    """Says on stderr what comes from files, unless the user asked for quiet; a file cannot hide itself.
+
+    `--quiet` is the last of a command's options, so all others are known.
+    """
     in_force = _settings(context)
     files = list(dict.fromkeys(setting.file for setting in in_force.values()))
-    for file in [] if quiet else files:
+    for file in [] if quiet and "quiet" not in in_force else files:
         keys = ", ".join(setting.key for setting in in_force.values() if setting.file == file)
         Screen().say(f"settings from {file}: {keys}")
     return quiet

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchgen.errors import ModelError
+from batchgen.model.checks import check_config, check_files
 from batchgen.model.find import has_tokenizer
 from batchgen.model.quiet import one_line, quiet
 
@@ -47,26 +48,33 @@ class Checkpoint:
 
 def read_checkpoint(name: str, folder: Path) -> Checkpoint:
     """Config, tokenizer and eos tokens of a found model; refuses what is not a decoder-only language model."""
-    from transformers import AutoConfig, AutoTokenizer
-
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no config.json: it is not a model folder")
     with quiet(), one_line(name, folder):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        check_files(folder)
+        check_config(folder)
+        return _read(name, folder)
+
+
+def _read(name: str, folder: Path) -> Checkpoint:
+    from transformers import AutoConfig, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     _check_architecture(name, config)
     if not has_tokenizer(folder):
         raise ModelError(f"{folder} has no tokenizer (tokenizer.json): save the tokenizer beside the model")
-    with quiet(), one_line(name, folder):
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True, padding_side="left"
-        )
-    vocab_size = config.get_text_config().vocab_size
-    if tokenizer.vocab_size > vocab_size:
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder, trust_remote_code=False, local_files_only=True, padding_side="left"
+    )
+    checkpoint = Checkpoint(name, folder, config, tokenizer, _eos_token_ids(folder, config, tokenizer))
+    if tokenizer.vocab_size > checkpoint.vocab_size:
         raise ModelError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}: "
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {checkpoint.vocab_size}: "
             "they do not belong together"
         )
-    return Checkpoint(name, folder, config, tokenizer, _eos_token_ids(folder, config, tokenizer))
+    if checkpoint.n_positions is not None and checkpoint.n_positions < 1:
+        raise ModelError(f"{folder}: the model has {checkpoint.n_positions} positions, which hold no prompt")
+    return checkpoint
 
 
 def _check_architecture(name: str, config: PretrainedConfig) -> None:
@@ -90,7 +98,7 @@ def _eos_token_ids(folder: Path, config: PretrainedConfig, tokenizer: PreTrained
     try:
         generation_config = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
         named.append(generation_config.get("eos_token_id"))
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         pass
     ids = [i for entry in named for i in (entry if isinstance(entry, list) else [entry])]
     return frozenset(i for i in ids if isinstance(i, int) and 0 <= i < config.get_text_config().vocab_size)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from batchgen.errors import ModelError, is_out_of_memory
+from batchgen.errors import BatchgenError, ModelError, is_out_of_memory
 
 
 @contextmanager
@@ -16,6 +16,8 @@ def one_line(name: str, folder: Path) -> Iterator[None]:
     """Turns whatever a broken or hostile checkpoint makes transformers raise into one `ModelError`."""
     try:
         yield
+    except BatchgenError:
+        raise
     except Exception as error:  # noqa: BLE001 - the library raises nearly anything
         if "trust_remote_code" in str(error):
             raise ModelError(f"model {name} needs code of its own, which batchgen never runs") from None

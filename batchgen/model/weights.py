@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from batchgen.errors import ModelError, UsageError
 from batchgen.memory import size_text
 from batchgen.model.checkpoint import Checkpoint, attention_kernel
+from batchgen.model.checks import check_weights
 from batchgen.model.quiet import one_line, quiet
 from batchgen.padding import positions
 from batchgen.probes import memory_bounds
@@ -80,10 +81,9 @@ def load_model(checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto"
     on = choose_device(device)
     as_dtype = choose_dtype(dtype, on, checkpoint.config)
     folder = checkpoint.folder
-    if not any(folder.glob("*.safetensors")):
-        raise ModelError(f"{folder} has no *.safetensors: batchgen reads no other weights (pickles can run code)")
-    check_room(checkpoint, on, name_of_dtype(as_dtype))
+    check_weights(folder)
     with quiet(), one_line(checkpoint.name, folder):
+        check_room(checkpoint, on, name_of_dtype(as_dtype))
         # Named in both places: a config may ask for a kernel from the Hub, which is code.
         attention = checkpoint.config._attn_implementation = attention_kernel(checkpoint.config)
         network, loading = AutoModelForCausalLM.from_pretrained(

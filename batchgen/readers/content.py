@@ -51,7 +51,7 @@ class Content:
         """Whether these are its first bytes. What is damaged is told by its reader."""
         try:
             return self.stream.peek(len(magic)).startswith(magic)
-        except (OSError, *damage()):
+        except damage(OSError):
             return False
 
     def at(self, number: int) -> str:

@@ -17,6 +17,7 @@ from batchgen.readers.jsonl import read_values
 from batchgen.readers.rows import ReadOptions, Row
 
 URL = "/v1/completions"
+CACHE_KIB = 65_536  # of the ids that came before; more of them go to a file
 KEYS = {"custom_id", "method", "url", "body"}
 # Options of a body, and what they are called here. The second line is vLLM's.
 OPTIONS = {
@@ -60,7 +61,9 @@ class SeenIds:
         # Without a name it is private, in a file that nobody sees. Rows are read in one thread, but not always this.
         self._places = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._places.execute("PRAGMA journal_mode = OFF")
-        self._places.execute("CREATE TABLE seen (hash INTEGER PRIMARY KEY, place TEXT)")
+        self._places.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        self._places.execute("BEGIN")  # and no end: nothing of it is to last
+        self._places.execute("CREATE TABLE seen (hash INTEGER PRIMARY KEY, place BLOB)")
 
     def place_of(self, custom_id: str, where: str) -> str | None:
         """Where an id came before; if it did not, it now has."""

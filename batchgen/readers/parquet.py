@@ -37,11 +37,11 @@ def read_parquet_groups(content: Content, options: ReadOptions, first_group: int
             file = pa.parquet.ParquetFile(stream, pre_buffer=False, buffer_size=BUFFER)
             check_columns(file.schema_arrow.names, content.name, options)
             groups = range(first_group, file.num_row_groups)
-        for batch in file.iter_batches(ROWS_AT_ONCE, groups, use_threads=False):
-            for columns in _rows(_without_nanoseconds(batch, pa)):
-                number += 1
-                yield _row(columns, content.at(number), options)
-    except (pa.ArrowException, OSError, *damage()) as error:
+            for batch in file.iter_batches(ROWS_AT_ONCE, groups, use_threads=False):
+                for columns in _rows(_without_nanoseconds(batch, pa)):
+                    number += 1
+                    yield _row(columns, content.at(number), options)
+    except damage(pa.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or ["it ends too early"])[0]
         raise InputError(f"{content.name} is not Parquet, or damaged after row {number}: {reason}") from None
 
@@ -55,8 +55,9 @@ def row_groups(content: Content) -> list[int]:
     """Rows of each row group, as the file itself says."""
     pa = _pyarrow(content.name)
     try:
-        metadata = pa.parquet.ParquetFile(_seekable(content.stream)).metadata
-        return [int(metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups)]
+        with _seekable(content.stream) as stream:
+            metadata = pa.parquet.ParquetFile(stream).metadata
+            return [int(metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups)]
     except pa.ArrowException as error:
         raise InputError(f"{content.name} is not Parquet: {error}") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -48,10 +49,17 @@ class Screen:
 
     def say(self, line: str) -> None:
         if not self.quiet:
-            print_line(self.console, f"batchgen: {line}")
+            self._print(f"batchgen: {line}")
 
     def error(self, line: str) -> None:
-        print_line(self.console, f"batchgen: error: {line}", style="red")
+        self._print(f"batchgen: error: {line}", style="red")
+
+    def _print(self, line: str, style: str = "") -> None:
+        """A log that is full or closed ends no run: nothing more is said then."""
+        try:
+            print_line(self.console, line, style)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what is still buffered would fail again at exit
 
     def waiting(self, message: str) -> AbstractContextManager[object]:
         """A spinner while something takes time."""

@@ -1,0 +1,95 @@
+"""What of a model's folder is refused before a library reads it: files that are none, absurd sizes, other weights.
+
+A library would wait for a FIFO, read a device without end, and make lists of a billion layers before it asks for
+memory.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from batchgen.errors import ModelError
+
+MIB = 2**20
+# Many times what the largest known models have.
+MOST_CONFIG_BYTES, MOST_TOKENIZER_BYTES = 16 * MIB, 256 * MIB
+CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
+MOST_PARTS = {
+    "layers": (re.compile(r"^(n|num)_(\w+_)?layers?$|layers$|^attention_types$"), 1_000),
+    "experts": (re.compile(r"experts$"), 10_000),
+    "labels": (re.compile(r"^num_labels$"), 100_000),
+}
+INDEX = "model.safetensors.index.json"
+
+
+def check_files(folder: Path) -> None:
+    """Refuses what is no regular file, and configs or a tokenizer of a size that no model's have."""
+    for path in [*folder.iterdir(), *folder.glob("additional_chat_templates/*")]:
+        if path.exists() and not path.is_dir() and not path.is_file():
+            raise ModelError(f"{path} is not a regular file: a model folder holds files only")
+        if path.is_file() and path.suffix != ".safetensors":
+            _check_size(path)
+
+
+def _check_size(path: Path) -> None:
+    most = MOST_CONFIG_BYTES if path.name in CONFIGS or path.suffix == ".jinja" else MOST_TOKENIZER_BYTES
+    is_read = path.suffix in (".json", ".jinja", ".txt", ".model")
+    if is_read and (size := path.stat().st_size) > most:
+        raise ModelError(f"{path} has {size:,} bytes, and no model's is larger than {most:,}: it is not what it seems")
+
+
+def check_config(folder: Path) -> None:
+    """Refuses more layers, experts or labels than any model has. What is no JSON is left to the library."""
+    path = folder / "config.json"
+    try:
+        numbers = list(_numbers(json.loads(path.read_text(encoding="utf-8"))))
+    except (ValueError, RecursionError):
+        return
+    for key, number in numbers:
+        for parts, (names, most) in MOST_PARTS.items():
+            if number > most and names.search(key):
+                shown = f"{number:,}" if number < 10**15 else "more than 10^15"
+                raise ModelError(f"{path} asks for {shown} {parts} ({key}): no model has more than {most:,}")
+
+
+def _numbers(value: object, key: str = "") -> Iterator[tuple[str, float]]:
+    """Every number in a JSON value, with the name that it stands under."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _numbers(item, name)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _numbers(item, key)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield key, value
+
+
+def check_weights(folder: Path) -> None:
+    """Refuses a folder without whole safetensors, or with an index that leads to anything else."""
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{folder} has no *.safetensors: batchgen reads no other weights (pickles can run code)")
+    for name in _indexed(folder / INDEX):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ModelError(f"{folder / INDEX} leads to {name}: batchgen reads *.safetensors of the same folder only")
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):  # reads the header alone
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{file} is not whole or not safetensors ({error}): fetch it again") from None
+
+
+def _indexed(index: Path) -> set[str]:
+    """The files that an index names."""
+    if not index.is_file():
+        return set()
+    try:
+        return {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ModelError(f"{index} is not an index of weights: fetch it again") from None

@@ -1,0 +1,31 @@
+"""A little of `make torture`: the same checks on a few cases, so that they stay runnable."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals, limits and terminals are POSIX")
+
+if sys.platform != "win32":
+    from torture.__main__ import CHECKS
+    from torture.lab import Lab, perform
+
+    BY_NAME = {check.name: check for check in CHECKS}
+
+# Of the cases of a check, the share that takes about two seconds.
+SHARES = {
+    "kill-calls": 0.015, "fault-calls": 0.03, "fault-ulimit": 0.1, "pipe": 0.05, "signal-fake": 0.03,
+    "race-start": 0.04, "race-end": 0.05, "stale": 0.07, "malformed": 0.02, "terminal-fake": 0.015,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_some_cases_hold(tmp_path: Path, name: str) -> None:
+    tally = perform(BY_NAME[name], Lab(tmp_path, share=SHARES[name]))
+    if tally.skipped and not tally.tried:
+        pytest.skip(", ".join(tally.skipped))
+    assert tally.tried
+    assert tally.failures == []

@@ -1,0 +1,93 @@
+"""`python -m torture [CHECK…]`: tries the checks, all or some, and prints one table of what held."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from torture import disks, endings, hostile, kills, malformed, races, stale, syscalls, terminals
+from torture.lab import Check, Lab, Tally, perform
+
+CHECKS: list[Check] = [
+    check
+    for module in (kills, syscalls, disks, endings, races, stale, malformed, terminals, hostile)
+    for check in module.CHECKS
+]
+
+
+def main() -> int:
+    options = parse()
+    root = Path(tempfile.mkdtemp(prefix="torture-"))
+    lab = Lab(root, options.seed, options.share, options.patience)
+    tallies = []
+    for check in CHECKS:
+        if not options.checks or any(
+            check.name == name or check.name.startswith(f"{name}-") for name in options.checks
+        ):
+            print(f"{time.strftime('%H:%M:%S')} {check.name}: {check.promise}", file=sys.stderr, flush=True)
+            tallies.append(perform(check, lab, options.case))
+    draw(tallies)
+    failed = [tally for tally in tallies if tally.failures]
+    report(failed, options.seed, root)
+    if not (failed or options.keep):
+        shutil.rmtree(root)
+    return 1 if failed or not any(tally.tried for tally in tallies) else 0
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m torture", description=__doc__)
+    parser.add_argument(
+        "checks", nargs="*", metavar="CHECK", help="one or more of: " + ", ".join(check.name for check in CHECKS)
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all dice")
+    parser.add_argument("--case", type=int, help="only this case of each check")
+    parser.add_argument("--share", type=float, default=1.0, help="of the cases to try: 0.1 is a quick look")
+    parser.add_argument("--patience", type=float, default=1.0, help="times each limit, on a machine that is busy")
+    parser.add_argument("--keep", action="store_true", help="keep the folder even if all held")
+    options = parser.parse_args()
+    families = {check.name.split("-")[0] for check in CHECKS} | {check.name for check in CHECKS}
+    for name in options.checks:
+        if name not in families:
+            parser.error(f"there is no check {name}: choose from {', '.join(sorted(families))}")
+    return options
+
+
+def draw(tallies: list[Tally]) -> None:
+    """The one table."""
+    table = Table("check", "what must hold")
+    for header in ("tried", "held", "seconds"):
+        table.add_column(header, justify="right")
+    for tally in tallies:
+        figures = "".join(f"\n{name}: {value:.2f}" for name, value in tally.figures.items())
+        skips = "".join(f"\nSKIPPED {number}: {reason}" for reason, number in tally.skipped.items())
+        style = "red" if tally.failures else "yellow" if tally.skipped else ""
+        cells = (str(tally.tried), str(tally.held), f"{tally.seconds:.0f}")
+        table.add_row(tally.check.name, Text(tally.check.promise + figures + skips), *cells, style=style)
+    tried, held = sum(tally.tried for tally in tallies), sum(tally.held for tally in tallies)
+    table.add_section()
+    table.add_row("all", "", f"{tried:,}", f"{held:,}", f"{sum(tally.seconds for tally in tallies):.0f}")
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def report(failed: list[Tally], seed: int, root: Path) -> None:
+    """How to see each failure again."""
+    for tally in failed:
+        for number, tried in tally.failures:
+            print(f"FAILED {tally.check.name}: {tried.what}: {tried.problem}", file=sys.stderr)
+            print(
+                f"  again: python -m torture {tally.check.name} --seed {seed} --case {number}; "
+                f"its folder: {root / f'{tally.check.name}-{number}'}",
+                file=sys.stderr,
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""Starts batchgen as a user does, real or with the fake engine, and judges how it ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REAL = (sys.executable, "-m", "batchgen", "run", "--model", "bundled")
+FAKE = (sys.executable, str(Path(__file__).with_name("fake.py")), "run")
+PATIENCE_S = 120.0
+NO_FOLDER = os.devnull + "/cache"  # nothing can be written there
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if not name.startswith(("BATCHGEN_", "TORTURE_"))},
+    "HF_HUB_OFFLINE": "1",
+    "HF_HOME": NO_FOLDER,
+    "XDG_CACHE_HOME": NO_FOLDER,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a process ended; `code` is what a shell says, 128 and the signal's number for one that was killed."""
+
+    code: int
+    stdout: bytes
+    stderr: str
+    seconds: float
+
+    @property
+    def lines(self) -> list[str]:
+        """What was said on stderr, but for how far the run was."""
+        return [line for line in self.stderr.splitlines() if "tokens/s" not in line or "model " in line]
+
+    def problem(self, *codes: int) -> str | None:
+        """Why it did not end as it must: with one of these codes, every line on stderr ours, no traceback."""
+        if self.code not in codes:
+            return f"exit {self.code}, not {' or '.join(map(str, codes))}: {self.stderr[-2000:]}"
+        strange = [line for line in self.stderr.splitlines() if not line.startswith("batchgen: ")]
+        return f"stderr has {strange[0]!r}: {self.stderr[-2000:]}" if strange else None
+
+    def refusal_problem(self, *names: str, code: int = 1) -> str | None:
+        """Why it is no refusal: nonzero exit, nothing on stdout, one line on stderr with each of these names."""
+        if problem := self.problem(code):
+            return problem
+        errors = [line for line in self.lines if line.startswith("batchgen: error: ")]
+        if len(errors) != 1:
+            return f"{len(errors)} error lines: {self.stderr[-2000:]}"
+        missing = [name for name in names if name not in errors[0]]
+        return f"the line does not say {missing[0]!r}: {errors[0]}" if missing else None
+
+
+def start(command: Iterable[object], *, environment: dict[str, str] | None = None, **options: Any) -> Running:
+    """Starts a command in a process group of its own."""
+    return Running([str(part) for part in command], environment or {}, options)
+
+
+def run(
+    command: Iterable[object],
+    *,
+    stdin: bytes = b"",
+    limit_s: float = PATIENCE_S,
+    environment: dict[str, str] | None = None,
+    **options: Any,
+) -> Ended:
+    return start(command, environment=environment, stdin=subprocess.PIPE, **options).wait(limit_s, stdin)
+
+
+class Running:
+    """A process and its group."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], options: dict[str, Any]) -> None:
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self.started = time.monotonic()
+        self.process = subprocess.Popen(
+            command, env={**ENVIRONMENT, **environment}, start_new_session=True, **{**pipes, **options}
+        )
+
+    @property
+    def is_over(self) -> bool:
+        return self.process.poll() is not None
+
+    def signal(self, number: int) -> None:
+        """To the whole group, as a terminal and a service manager do."""
+        if not self.is_over:
+            os.killpg(self.process.pid, number)
+
+    def sleep(self, seconds: float) -> None:
+        """Until then, or until it ends by itself."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+
+    def wait(self, limit_s: float = PATIENCE_S, stdin: bytes | None = None) -> Ended:
+        """Its end; one that takes longer is killed, which its code tells."""
+        try:
+            stdout, stderr = self.process.communicate(stdin, timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            self.signal(signal.SIGKILL)
+            stdout, stderr = self.process.communicate()
+            stderr = (stderr or b"") + f"\nkilled: it ran for more than {limit_s} s".encode()
+        code = self.process.returncode
+        errors = (stderr or b"").decode("utf-8", "surrogateescape")
+        return Ended(code if code >= 0 else 128 - code, stdout or b"", errors, time.monotonic() - self.started)
+
+
+def wait_until(holds: Callable[[], bool], running: Running, pause_s: float = 0.002) -> None:
+    """Until something holds, or the process is over."""
+    while not holds() and not running.is_over:
+        time.sleep(pause_s)
+
+
+def write_rows(path: Path, number: int) -> Path:
+    """JSON Lines of varied lengths, with ids and a column."""
+    rows = ({"id": f"r{i}", "prompt": f"Row {i} " + "word " * (i * 7 % 23), "topic": i % 5} for i in range(number))
+    return write_jsonl(path, rows)
+
+
+def write_jsonl(path: Path, rows: Iterable[object]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def left_over(folder: Path, *expected: str) -> str | None:
+    """A problem where a folder holds anything else than these files."""
+    names = sorted(path.name for path in folder.iterdir())
+    return None if names == sorted(expected) else f"the folder has {names}, not {sorted(expected)}"
+
+
+def difference(output: Path, whole: bytes) -> str | None:
+    """A problem where a file is not these bytes; rows that are lost or there twice are counted."""
+    if not output.exists():
+        return f"{output.name} is not there"
+    found = output.read_bytes()
+    if found == whole:
+        return None
+    lines, expected = found.splitlines(), whole.splitlines()
+    lost, twice = len(set(expected) - set(lines)), len(lines) - len(set(lines))
+    return f"{output.name} differs from an uninterrupted run's: {lost} rows lost or changed, {twice} twice"

@@ -1,0 +1,144 @@
+"""The real command line with a fake model and engine in its seam: starts in a quarter of a second, without torch.
+
+A row's answer is its prompt again and a hash of all that an answer may depend on, so that a row that was run with
+anything else shows. `TORTURE_*` variables say how long a batch takes, where finished rows are logged, when the store
+commits, and the moment at which the command starts.
+"""
+
+from __future__ import annotations
+
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # as `batchgen.__main__` does before it imports anything
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+BATCH_ROWS = 64
+STEPS = 4  # of a batch; it may be stopped at each
+EOS = 0x10FFFF  # no character
+BATCH_S = float(os.environ.get("TORTURE_BATCH_S", "0"))
+LOG = os.environ.get("TORTURE_LOG")
+START = float(os.environ.get("TORTURE_START", "0"))
+COMMIT_ROWS = int(os.environ.get("TORTURE_COMMIT_ROWS", "0"))
+
+torch = ModuleType("torch")  # the closing line asks it for its threads
+torch.__dict__.update(get_num_threads=lambda: 1, OutOfMemoryError=MemoryError)
+sys.modules["torch"] = torch
+
+from batchgen import __main__, store
+from batchgen.cli import execute
+from batchgen.model import Checkpoint, Model
+from batchgen.records import Result, Sequence
+
+
+class Characters:
+    """A tokenizer whose tokens are Unicode's characters."""
+
+    eos_token_id = EOS
+    vocab_size = EOS + 1
+    max_position_embeddings = 1_000_000
+
+    def __call__(self, prompts: list[str], **_: object) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[ord(character) for character in prompt] for prompt in prompts]}
+
+    def decode(self, token_ids: list[int], **_: object) -> str:
+        return "".join(map(chr, token_ids))
+
+    def get_text_config(self) -> Characters:
+        """It is the model's config too."""
+        return self
+
+
+class FakeEngine:
+    """Runs a window in batches, the longest rows first; a batch's rows finish from the last to the first."""
+
+    name = "fake"
+    is_busy = False
+    num_batches = decode_work = 0
+    prefill_s = decode_s = 0.0
+
+    def __init__(self, *, on_step: Any, should_stop: Any, num_rows: int | None, **_: object) -> None:
+        self.on_step = on_step
+        self.should_stop = should_stop
+        self.num_rows = num_rows or BATCH_ROWS
+        self.backoff = SimpleNamespace(
+            limits=SimpleNamespace(first_window=self.num_rows), peak_bytes=0, predicted_bytes=0, measured_bytes=None
+        )
+        self._log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if LOG else None
+
+    def generate(self, windows: Iterable[list[Sequence]]) -> Iterator[Sequence]:
+        for window in windows:
+            yield from (row for row in window if row.is_finished)
+            rows = sorted((row for row in window if not row.is_finished), key=lambda row: -row.num_prompt_tokens)
+            for start in range(0, len(rows), self.num_rows):
+                batch = rows[start : start + self.num_rows]
+                self._run_steps(len(batch))
+                yield from (self._finish(row) for row in reversed(batch))
+
+    def _run_steps(self, num_rows: int) -> None:
+        for _ in range(STEPS):
+            if self.should_stop():
+                raise KeyboardInterrupt
+            time.sleep(BATCH_S / STEPS)
+            self.on_step(num_rows)
+        self.num_batches += 1
+
+    def _finish(self, row: Sequence) -> Sequence:
+        sampling = row.sampling
+        key = repr((row.request.prompt, row.request.id, row.sample_index, sampling)).encode("utf-8", "surrogatepass")
+        answer = f"{row.request.prompt} {blake2b(key, digest_size=8).hexdigest()}"
+        row.output_ids = [ord(character) for character in answer[: sampling.max_new_tokens]]
+        row.finish_reason = "length" if len(answer) > sampling.max_new_tokens else "stop"
+        row.batch_index, row.padded_length = self.num_batches, row.num_prompt_tokens
+        if self._log is not None:
+            os.write(self._log, f"{os.getpid()} {row.request.index} {time.time()}\n".encode())
+        return row
+
+
+def open_checkpoint(name: str | None, **_: object) -> Checkpoint:
+    characters: Any = Characters()
+    return Checkpoint(name or "fake", Path(name or os.devnull), characters, characters, frozenset({EOS}))
+
+
+def load_model(checkpoint: Checkpoint, *_: object) -> Model:
+    network: Any = None
+    device: Any = SimpleNamespace(type="fake")
+    dtype: Any = "float32"
+    return Model(checkpoint, network, device, dtype)
+
+
+def commit_by_rows(number: int) -> None:
+    """Commits in the main thread after so many rows, and never by the clock: every run makes the same system calls."""
+    store.COMMIT_EVERY_S = 1e6
+    add = store.Store.add
+    rows = iter(range(1, sys.maxsize))
+
+    def add_and_commit(self: store.Store, result: Result) -> None:
+        add(self, result)
+        if next(rows) % number == 0:
+            self.commit()
+
+    store.Store.add = add_and_commit  # type: ignore[method-assign]
+
+
+vars(execute).update(
+    make_engine=lambda model, **options: FakeEngine(**options),
+    open_checkpoint=open_checkpoint,
+    load_model=load_model,
+    check_weights=lambda folder: None,
+    choose_device=lambda name: "fake",
+    choose_dtype=lambda name, *_: "float32" if name == "auto" else name,
+)
+if COMMIT_ROWS:
+    commit_by_rows(COMMIT_ROWS)
+
+if __name__ == "__main__":
+    time.sleep(max(0.0, START - time.time()))
+    __main__.main()
