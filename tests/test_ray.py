@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -44,11 +45,26 @@ def address() -> Iterator[str]:
     paths = [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
     own = {"PYTHONPATH": os.pathsep.join(paths), "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
     environment = os.environ | own
-    command = [str(Path(sys.executable).parent / "ray")]
     options = ["--num-cpus=2", f"--port={PORT}", "--include-dashboard=false", f"--object-store-memory={200 * 2**20}"]
-    subprocess.run([*command, "start", "--head", *options], env=environment, check=True, capture_output=True)
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", *options]
+    quietly = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    head = subprocess.Popen(command, env=environment, start_new_session=True, **quietly)  # type: ignore[call-overload]
+    while not answers():
+        assert head.poll() is None, "Ray did not start"
+        time.sleep(0.2)
     yield ADDRESS
-    subprocess.run([*command, "stop", "--force"], env=environment, check=True, capture_output=True)
+    family = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
+    head.terminate()
+    for process in psutil.wait_procs(family, timeout=20)[1]:
+        process.kill()
+
+
+def answers() -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", PORT), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 @pytest.fixture
