@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-browser torture docs lint types fmt check dist clean
+.PHONY: help run test test-slow test-browser test-ray torture docs lint types fmt check dist clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,10 +22,14 @@ run: $(READY)  ## three prompts to one padded, masked batch and three continuati
 	@$(BIN)/batchgen run prompts/rain.txt --format table
 
 test: $(READY)  ## the whole test suite
-	$(BIN)/python -m pytest -n $(JOBS) -m 'not slow and not browser'
+	$(BIN)/python -m pytest -n $(JOBS) -m 'not slow and not browser and not ray'
 
 test-slow: $(READY)  ## the checks that take longer
 	$(BIN)/python -m pytest -m slow
+
+test-ray: $(READY)  ## the same on Ray, on two CPUs of this machine
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[ray]'
+	$(BIN)/python -m pytest -m ray
 
 torture: $(READY)  ## kills, full disks, races, hostile input: ONLY="kill race" SEED=0 SHARE=1 CASE=3
 	$(BIN)/python -m torture $(ONLY) --seed $(or $(SEED),0) --share $(or $(SHARE),1) --patience $(or $(PATIENCE),1) $(if $(CASE),--case $(CASE))

@@ -18,10 +18,12 @@ LAYERS = [
     {"readers", "writers", "model", "render", "page", "engines.slot_attention"},
     {"store", "engines.kv_cache", "engines.linear", "engines.prefixes", "engines.sampling", "mistakes"},
     {"manifest", "planner", "engines.backoff", "engines.slot_model"},
-    {"engines.continuous", "engines.reference"},
+    {"engines.continuous", "engines.reference", "engines.parts"},
     {"engines"},
+    {"engines.worker"},
+    {"engines.pool"},
     {"pipeline"},
-    {"inspector", "verify", "forecast", "doctor", "bench"},
+    {"inspector", "verify", "forecast", "doctor", "bench", "ray_backend"},
     {"cli"},
 ]
 RANKS = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}

@@ -18,12 +18,13 @@ from batchgen.records import SamplingParams
 if TYPE_CHECKING:
     from batchgen.templates import Template
 
-INPUT, MODEL, LENGTH, SAMPLING, BATCHES, OUTPUT, DURABLE = (
+INPUT, MODEL, LENGTH, SAMPLING, BATCHES, CLUSTER, OUTPUT, DURABLE = (
     "Prompts",
     "Model",
     "Length and stopping",
     "Choosing tokens",
     "Batches",
+    "On a Ray cluster",
     "Output",
     "Interrupted runs and bad rows",
 )
@@ -223,6 +224,24 @@ Revision = Annotated[
     typer.Option(metavar="REV", help="Branch, tag or commit of the model on the Hub.", rich_help_panel=MODEL),
 ]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=MODEL)]
+Devices = Annotated[
+    str,
+    typer.Option(
+        metavar="DEVICES",
+        help="auto (all CUDA devices), cpu, cuda:1, mps, or several: cuda:0,cuda:1.",
+        rich_help_panel=MODEL,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Processes that share the rows, each with the model (else one a device).",
+        rich_help_panel=BATCHES,
+        show_default=False,
+    ),
+]
 DtypeOption = Annotated[
     Dtype,
     typer.Option(help="auto: float32 on the CPU, as stored on an accelerator.", rich_help_panel=MODEL),
@@ -306,6 +325,35 @@ EngineOption = Annotated[
     typer.Option(
         help="continuous refills slots (auto, where it applies); reference is transformers' generate.",
         rich_help_panel=BATCHES,
+    ),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Run on Ray: HOST:PORT, auto (the cluster of this machine) or local; -o is a folder then.",
+        rich_help_panel=CLUSTER,
+        show_default=False,
+    ),
+]
+CpusPerWorker = Annotated[
+    float | None,
+    typer.Option(metavar="N", min=0.1, help="CPUs of a worker.", rich_help_panel=CLUSTER, show_default=False),
+]
+GpusPerWorker = Annotated[
+    float | None,
+    typer.Option(
+        metavar="N", min=0, help="GPUs of a worker, or a part of one.", rich_help_panel=CLUSTER, show_default=False
+    ),
+]
+PartRows = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Rows of a part of the input, which is one output file (else 64 to 4,096).",
+        rich_help_panel=CLUSTER,
+        show_default=False,
     ),
 ]
 SharePrefixes = Annotated[

@@ -23,15 +23,41 @@ if TYPE_CHECKING:
 ENGINES = ("auto", "continuous", "reference")
 
 
+class Limits(Protocol):
+    """How many rows are to be read before the first ones run."""
+
+    @property
+    def first_window(self) -> int: ...
+
+
+class EngineMemory(Protocol):
+    """What an engine's batches were predicted to take, and took."""
+
+    @property
+    def limits(self) -> Limits: ...
+    @property
+    def peak_bytes(self) -> int: ...
+    @property
+    def predicted_bytes(self) -> int: ...
+    @property
+    def measured_bytes(self) -> int | None: ...
+
+
 class Engine(Protocol):
     """What the pipeline needs of an engine; a fake one needs no model. `backoff` knows the limits and the memory."""
 
-    name: str
-    backoff: Backoff
-    num_batches: int
-    decode_work: int
-    prefill_s: float
-    decode_s: float
+    @property
+    def name(self) -> str: ...
+    @property
+    def backoff(self) -> EngineMemory: ...
+    @property
+    def num_batches(self) -> int: ...
+    @property
+    def decode_work(self) -> int: ...
+    @property
+    def prefill_s(self) -> float: ...
+    @property
+    def decode_s(self) -> float: ...
 
     @property
     def is_busy(self) -> bool:

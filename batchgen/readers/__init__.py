@@ -16,15 +16,15 @@ from batchgen.readers.content import UTF8_BOM, Content
 from batchgen.readers.delimited import read_csv, read_tsv
 from batchgen.readers.jsonl import read_jsonl
 from batchgen.readers.openai_batch import is_openai_batch, read_openai_batch
-from batchgen.readers.parquet import count_parquet, read_parquet
+from batchgen.readers.parquet import count_parquet, read_parquet, read_parquet_groups
 from batchgen.readers.rows import PROMPT_FIELDS, ReadOptions, Row, parse_json, row_of_object, row_of_text, to_requests
 from batchgen.readers.sources import FORMATS_BY_SUFFIX, Source, find_sources, open_source
 from batchgen.readers.text import read_text
 from batchgen.records import Request, SamplingParams
 
 __all__ = [
-    "FORMATS_BY_SUFFIX", "READERS", "UTF8_BOM", "ReadOptions", "Row", "Source", "count_rows", "find_sources",
-    "read_requests", "row_of_object", "to_requests",
+    "FORMATS_BY_SUFFIX", "READERS", "UTF8_BOM", "ReadOptions", "Row", "Source", "choose_format", "count_rows",
+    "find_sources", "read_parquet_groups", "read_requests", "row_of_object", "to_requests",
 ]  # fmt: skip
 
 Reader = Callable[[Content, ReadOptions], Iterator[Row]]
@@ -61,10 +61,10 @@ def _read(source: Source, options: ReadOptions, on_blank: Callable[[], None]) ->
         return
     with open_source(source) as stream:
         content = Content(source.name, unpack(stream, source.name, source.packing), on_blank)
-        yield from READERS[_choose(content, source.form, options)](content, options)
+        yield from READERS[choose_format(content, source.form, options)](content, options)
 
 
-def _choose(content: Content, form: str | None, options: ReadOptions) -> str:
+def choose_format(content: Content, form: str | None, options: ReadOptions) -> str:
     """The format that was said, else the one its name promises, else what its beginning looks like."""
     if options.input_format is not None:
         return options.input_format
@@ -112,7 +112,7 @@ def _count(source: Source, options: ReadOptions, limit: int | None) -> int | Non
         if unpack(stream, source.name) is not stream:
             return None
         content = Content(source.name, stream)
-        form = _choose(content, source.form, options)
+        form = choose_format(content, source.form, options)
         if form == "parquet":
             return count_parquet(content)
         rows = READERS[form](content, options) if form in ("csv", "tsv") else content.rows()

@@ -25,10 +25,11 @@ class Content:
     name: str
     stream: io.BufferedReader
     on_blank: Callable[[], None] = lambda: None
+    first_line: int = 1
     lines: Iterator[Line] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.lines = read_lines(self.stream, self.name)
+        self.lines = read_lines(self.stream, self.name, self.first_line)
 
     def rows(self) -> Iterator[Line]:
         r"""Lines that are not blank, without their \n or \r\n."""
@@ -67,9 +68,9 @@ class Content:
         return Row(line.decode("utf-8", "replace"), error=problem, where=where)
 
 
-def read_lines(stream: io.BufferedReader, name: str) -> Iterator[Line]:
+def read_lines(stream: io.BufferedReader, name: str, first_line: int = 1) -> Iterator[Line]:
     r"""Numbered lines, split on \n only; the first without a byte order mark. None longer than a row is held."""
-    number = 0
+    number = first_line - 1
     while line := _read(stream, LONGEST_ROW, name, number):
         number += 1
         is_whole = len(line) < LONGEST_ROW or line.endswith(b"\n")

@@ -36,17 +36,26 @@ class Record:
     problem: str | None = None
 
 
+DELIMITERS = {"csv": ",", "tsv": "\t"}
+
+
 def read_csv(content: Content, options: ReadOptions) -> Iterator[Row]:
     """Comma-separated, cells quoted as RFC 4180 has it."""
-    return _read(content, options, ",")
+    return _read(content, options, DELIMITERS["csv"])
 
 
 def read_tsv(content: Content, options: ReadOptions) -> Iterator[Row]:
     """Tab-separated, quoted like CSV."""
-    return _read(content, options, "\t")
+    return _read(content, options, DELIMITERS["tsv"])
 
 
 def _read(content: Content, options: ReadOptions, delimiter: str) -> Iterator[Row]:
+    for header, record in data_records(content, options, delimiter):
+        yield _row(record, header, content.at(record.number), options)
+
+
+def data_records(content: Content, options: ReadOptions, delimiter: str) -> Iterator[tuple[list[str], Record]]:
+    """The records below the header, each with it. Who begins at one of them finds the same ones from there."""
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST_ROW))  # the module knows one limit for all its readers
     header: list[str] | None = None
     for record in _records(_Lines(content), delimiter):
@@ -55,7 +64,7 @@ def _read(content: Content, options: ReadOptions, delimiter: str) -> Iterator[Ro
         elif header is None:
             header = _header(record, content, options)
         else:
-            yield _row(record, header, content.at(record.number), options)
+            yield header, record
 
 
 def _records(lines: _Lines, delimiter: str) -> Iterator[Record]:

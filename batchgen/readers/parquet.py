@@ -26,13 +26,18 @@ MOST_IN_MEMORY = 2**26
 
 def read_parquet(content: Content, options: ReadOptions) -> Iterator[Row]:
     """A row a row; "lines" are rows, counted from 1. Values that JSON does not have become text."""
+    return read_parquet_groups(content, options, 0, 0)
+
+
+def read_parquet_groups(content: Content, options: ReadOptions, first_group: int, number: int) -> Iterator[Row]:
+    """The rows of a row group and of all behind it; `number` are before it."""
     pa = _pyarrow(content.name)
-    number = 0
     try:
         with _seekable(content.stream) as stream:
             file = pa.parquet.ParquetFile(stream, pre_buffer=False, buffer_size=BUFFER)
             check_columns(file.schema_arrow.names, content.name, options)
-            for batch in file.iter_batches(ROWS_AT_ONCE, use_threads=False):
+            groups = range(first_group, file.num_row_groups)
+            for batch in file.iter_batches(ROWS_AT_ONCE, groups, use_threads=False):
                 for columns in _rows(_without_nanoseconds(batch, pa)):
                     number += 1
                     yield _row(columns, content.at(number), options)
@@ -43,9 +48,16 @@ def read_parquet(content: Content, options: ReadOptions) -> Iterator[Row]:
 
 def count_parquet(content: Content) -> int:
     """Rows, as the file itself says; no page is read."""
+    return sum(row_groups(content))
+
+
+def row_groups(content: Content) -> list[int]:
+    """Rows of each row group, as the file itself says."""
     pa = _pyarrow(content.name)
     try:
-        return int(pa.parquet.ParquetFile(content.stream).metadata.num_rows)
+        with _seekable(content.stream) as stream:
+            metadata = pa.parquet.ParquetFile(stream).metadata
+            return [int(metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups)]
     except pa.ArrowException as error:
         raise InputError(f"{content.name} is not Parquet: {error}") from None
 

@@ -58,9 +58,9 @@ class Row:
     option_names: Mapping[str, str] = field(default_factory=dict)
 
 
-def to_requests(rows: Iterable[Row], sampling: SamplingParams) -> Iterator[Request]:
+def to_requests(rows: Iterable[Row], sampling: SamplingParams, first_index: int = 0) -> Iterator[Request]:
     """Rows to Requests: numbers them, gives each its sampling, and marks those that cannot be run."""
-    return (_to_request(index, row, sampling) for index, row in enumerate(rows))
+    return (_to_request(index, row, sampling) for index, row in enumerate(rows, first_index))
 
 
 def _to_request(index: int, row: Row, sampling: SamplingParams) -> Request:
