@@ -221,6 +221,13 @@ def test_a_row_is_too_deep_to_read_or_can_be_written(tmp_path: Path) -> None:
         assert request.error or to_json({"metadata": request.metadata})
 
 
+@pytest.mark.parametrize("row", ['{"deep": DEEP}', '{"custom_id": "a", "body": {}, "deep": DEEP}', '{"id": [DEEP]}'])
+def test_a_bad_row_that_is_deep_can_be_written(tmp_path: Path, row: str) -> None:
+    request = read_line(tmp_path, row.replace("DEEP", "[" * 900 + "]" * 900))
+    assert request.error
+    assert to_json({"metadata": request.metadata})
+
+
 @given(rows=st.lists(JSON_OBJECT), ascii_only=st.booleans())
 def test_json_objects_come_back(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]], ascii_only: bool

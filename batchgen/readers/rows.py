@@ -65,14 +65,18 @@ def to_requests(rows: Iterable[Row], sampling: SamplingParams, first_index: int 
 
 def _to_request(index: int, row: Row, sampling: SamplingParams) -> Request:
     row_id = str(index) if row.id is None else row.id
-    error = row.error or _unfit(row.prompt, row.where or f"prompt {index}")
+    where = row.where or f"prompt {index}"
+    error = row.error or _unfit(row.prompt, where)
+    metadata = row.metadata
+    if _is_deeper(metadata, MOST_LEVELS):  # too deep to be written again
+        metadata, error = {}, error or f"{where}: nested deeper than {MOST_LEVELS} levels"
     if row.sampling is not None and not error:
         try:
             sampling = override(sampling, row.sampling, row.option_names)
         except ValueError as problem:
             error = f"{row.where}: {problem}"
     prompt = row.prompt if len(row.prompt) <= LONGEST_PROMPT else ""
-    return Request(index, row_id, prompt, sampling, row.metadata, error, row.where)
+    return Request(index, row_id, prompt, sampling, metadata, error, row.where)
 
 
 def _unfit(prompt: str, where: str) -> str | None:
@@ -116,8 +120,6 @@ def row_of_object(value: object, where: str, options: ReadOptions | None = None)
         prompt = _prompt(value, name, options)
     except ValueError as problem:
         return bad(id=row_id, error=f"{where}: {problem}")
-    if _is_deeper(metadata, MOST_LEVELS):
-        return Row(prompt, row_id, where=where, error=f"{where}: nested deeper than {MOST_LEVELS} levels")
     sampling = None if "sampling" in (name, options.id_name) else value.get("sampling")
     return Row(prompt, row_id, metadata, _unfit(prompt, where), where, sampling)
 
