@@ -264,7 +264,7 @@ def test_an_unknown_suffix_is_a_usage_error(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_one_line() -> None:
     line = run("-p", "x", "-q", "--format", "jsonl", "-o", "/dev/full", "--overwrite").stderr
-    assert line == "batchgen: error: cannot write the output: No space left on device: free some space and run again\n"
+    assert line == "batchgen: error: cannot write /dev/full: No space left on device: free some space and run again\n"
 
 
 # Formats.
