@@ -2,7 +2,7 @@
 
     python benchmarks/scale.py [--rounds 3]
 
-GPT-2's shape with random weights, float32, 256 prompts of 3 to 200 tokens, 64 new ones; the bundled model with 3,000
+GPT-2's shape with random weights, float32, 128 prompts of 3 to 200 tokens, 32 new ones; the bundled model with 1,500
 short prompts. The rates of the main process are measured alone, with no engine beside it.
 """
 
@@ -127,10 +127,10 @@ def main() -> None:
         measure_main_process(folder)
         make_model(folder / "gpt2")
         short, ragged = folder / "short.jsonl", folder / "ragged.jsonl"
-        write_prompts(short, (f"Once upon a time, number {i}" for i in range(3000)))
-        write_prompts(ragged, (row.prompt for row in make_rows(256, [64])))
-        compare("bundled model, 3,000 rows, 50 new tokens", short, folder, "bundled", 50, rounds)
-        compare("GPT-2 124M, 256 rows, 64 new tokens", ragged, folder, str(folder / "gpt2"), 64, rounds)
+        write_prompts(short, (f"Once upon a time, number {i}" for i in range(1500)))
+        write_prompts(ragged, (row.prompt for row in make_rows(128, [32])))
+        compare("bundled model, 1,500 rows, 50 new tokens", short, folder, "bundled", 50, rounds)
+        compare("GPT-2 124M, 128 rows, 32 new tokens", ragged, folder, str(folder / "gpt2"), 32, rounds)
 
 
 if __name__ == "__main__":
