@@ -89,6 +89,8 @@ def execute_on_ray(job: Job, on: OnRay, screen: Screen, interrupts: Interrupts) 
     checkpoint = open_checkpoint(job.model, revision=job.revision, say=screen.say)
     with connect(on.address) as cluster:
         size = cluster.choose_size(on.workers, on.cpus, on.gpus)
+        folder.make()
+        folder.clean(all_of_ours=on.overwrite)
         run = _Run(job, on, screen, interrupts, checkpoint, cluster, size, folder)
         run.prepare(files)
         if not (pieces := run.find_missing()):
@@ -107,8 +109,6 @@ def _check_folder(folder: OutputFolder, on: OnRay) -> None:
         raise OutputError(f"-o {on.output} is a folder with other things in it: name a new one")
     if ours and not (on.resume or on.overwrite):
         raise OutputError(f"-o {on.output} holds a run: go on with --resume, or start anew with --overwrite")
-    folder.make()
-    folder.clean(all_of_ours=on.overwrite)
 
 
 class _Run:
