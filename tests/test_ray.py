@@ -58,6 +58,7 @@ def address() -> Iterator[str]:
     head.terminate()
     for process in psutil.wait_procs(family, timeout=20)[1]:
         process.kill()
+    head.wait()
 
 
 def answers() -> bool:
