@@ -178,8 +178,8 @@ def test_what_is_complete_stays_as_it_is(prompts: Path, copy: Path) -> None:
 
 def test_an_interrupted_run_goes_on(address: str, tmp_path: Path) -> None:
     source, output, plain = tmp_path / "many.txt", tmp_path / "out", tmp_path / "plain.jsonl"
-    source.write_text("".join(f"Once upon a time, number {i}\n" for i in range(2000)))
-    options = [source, "--max-new-tokens", 5, "-o", output, "--ray", address, "--workers", 2, "--part-rows", 64]
+    source.write_text("".join(f"Once upon a time, number {i}\n" for i in range(1000)))
+    options = [source, "--max-new-tokens", 5, "-o", output, "--ray", address, "--workers", 2, "--part-rows", 32]
     process = start(*options, "--resume")
     while not list(output.glob("part-*")):
         time.sleep(0.05)
