@@ -21,7 +21,7 @@ LARGEST = 2**20  # bytes
 # What is read and how much of it, what is written or goes on, what trusts the input.
 NOT_FROM_FILES = {
     "prompt", "template-file", "limit",
-    "output", "manifest", "stats", "overwrite", "resume", "retry-errors", "keep-store",
+    "output", "manifest", "stats", "svg", "html", "ray", "overwrite", "resume", "retry-errors", "keep-store",
     "parse-special", "csv-raw",
 }  # fmt: skip
 

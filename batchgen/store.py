@@ -163,24 +163,38 @@ class Store:
             self._write(f"DELETE FROM {table}")
 
     def _write(self, statement: str, *values: object) -> None:
-        with self._lock, _in_one_line(self.path):
-            if self._failure:
-                raise self._failure
+        with self._in_order():
             if not self._connection.in_transaction:
                 self._connection.execute("BEGIN")
             self._connection.execute(statement, values)
 
     def commit(self) -> None:
-        with self._lock, _in_one_line(self.path):
+        with self._in_order():
             if self._connection.in_transaction:
                 self._connection.execute("COMMIT")
+
+    @contextmanager
+    def _in_order(self) -> Iterator[None]:
+        """One writer at a time, and none after one has failed.
+
+        SQLite has then undone what was not committed: rows that were noted now would stand behind a gap.
+        """
+        with self._lock, _in_one_line(self.path):
+            if self._failure:
+                raise self._failure
+            try:
+                yield
+            except sqlite3.Error as error:
+                self._failure = error
+                with suppress(sqlite3.Error):
+                    self._connection.rollback()
+                raise
 
     def _commit_often(self) -> None:
         while not self._closing.wait(COMMIT_EVERY_S):
             try:
                 self.commit()
-            except OutputError as error:  # raised again by the next write
-                self._failure = error.__cause__ if isinstance(error.__cause__, sqlite3.Error) else None
+            except OutputError:  # raised again by the next write
                 return
 
     # How it ends.

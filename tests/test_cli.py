@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 import batchgen
 import batchgen.padding
 from batchgen.cli import app
-from batchgen.render.screen import UNSAFE
+from batchgen.visible import UNSAFE
 
 FIELDS = [
     "id", "index", "sample_index", "prompt", "text", "finish_reason",

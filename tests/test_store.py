@@ -6,6 +6,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ def store(path: Path) -> Iterator[Store]:
     opened = Store(path)
     yield opened
     if not opened.is_closed:
-        opened.close()
+        with suppress(OutputError):  # one that has failed says so again
+            opened.close()
 
 
 def indices(requests: Iterator[Request]) -> list[int]:
@@ -265,6 +267,25 @@ def test_a_store_that_cannot_grow_keeps_what_it_has(store: Store) -> None:
 def fill(store: Store) -> None:
     for index in range(1, 1000):
         store.add(replace(FINE, index=index, text="x" * 1000))
+
+
+def test_nothing_is_kept_behind_a_write_that_failed(store: Store, path: Path) -> None:
+    """A full disk: SQLite undoes what was not committed, and rows noted after that would stand behind a gap."""
+    rows = requests_of("abc")
+    _, second, third = store.unfinished(rows)
+    store.add(FINE)
+    store.commit()
+    store._connection.execute("CREATE TRIGGER full BEFORE INSERT ON inputs BEGIN SELECT RAISE(ROLLBACK, 'full'); END")
+    with pytest.raises(OutputError, match="full"):
+        store._note(second)
+    store._connection.execute("DROP TRIGGER full")
+    for write in (lambda: store._note(third), lambda: store.add(FAILED), store.commit, store.close):
+        with pytest.raises(OutputError, match="full"):
+            write()
+    again = Store(path)
+    assert again.num_results == 1
+    assert indices(again.unfinished(rows)) == [1, 2]
+    again.close()
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux tells which files are open")

@@ -42,7 +42,7 @@ class Device:
 DEVICES = [
     *(Device(f"--format {form} > {FULL}", "No space left") for form in ("jsonl", "text", "table")),
     *(Device(f"--format {form} -o {FULL}", FULL) for form in ("jsonl", "text")),
-    Device(f"-o {FULL} --quiet", FULL),
+    Device(f"--format jsonl -o {FULL} --quiet", FULL),
     Device(f"-o out.jsonl 2> {FULL}", None, codes=(0, 1)),
     Device(f"-o out.jsonl --stats {FULL}", FULL),
     Device(f"-o out.jsonl --manifest {FULL}", FULL),

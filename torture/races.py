@@ -83,9 +83,9 @@ def at_the_end(trial: Trial) -> Iterator[Tried]:
     problem = _works_on_removed(runs[1])
     runs[1].signal(signal.SIGKILL)
     second = runs[1].wait()
-    problem = problem or first.problem(0)
-    if second.code not in (0, 137):
-        problem = problem or second.refusal_problem("out.jsonl")
+    refused = [one for one in (first, second) if one.code not in (0, 137)]
+    problem = problem or next(filter(None, (one.refusal_problem("out.jsonl") for one in refused)), None)
+    problem = problem or ("both are refused" if len(refused) == 2 else None)
     ended = run([*FAKE, made.prompts, "-o", output, "--resume"])
     problem = problem or ended.problem(0) or difference(output, made.whole)
     yield Tried(str(race), problem or left_over(trial.folder, "out.jsonl"))

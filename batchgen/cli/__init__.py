@@ -20,6 +20,7 @@ from batchgen.cli.plan import plan
 from batchgen.cli.run import run
 from batchgen.cli.settings import ENVIRONMENT, apply_settings, explain_setting
 from batchgen.cli.signals import Interrupts
+from batchgen.cli.verify import verify
 from batchgen.errors import BatchgenError, UsageError
 from batchgen.model.quiet import no_logs
 from batchgen.render.screen import Screen
@@ -108,7 +109,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, inspect, plan, bench, doctor):
+for command in (run, inspect, plan, verify, bench, doctor):
     app.command(context_settings={"auto_envvar_prefix": ENVIRONMENT})(command)
 
 

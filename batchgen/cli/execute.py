@@ -35,10 +35,11 @@ from batchgen.process import reuse_blocks
 from batchgen.readers import ReadOptions, Source, count_rows, read_requests
 from batchgen.records import Request, Result, SamplingParams, TooLong
 from batchgen.render.progress import ProgressReport
-from batchgen.render.screen import OutputConsole, Screen, escape, plural, summary
+from batchgen.render.screen import OutputConsole, Screen, plural, summary
 from batchgen.render.table import ResultTable
 from batchgen.speeds import speed_of, write_speed
 from batchgen.store import Store
+from batchgen.visible import escape
 from batchgen.writers import WRITERS, Rows, WriteOptions
 
 if TYPE_CHECKING:

@@ -133,15 +133,25 @@ def check_stdout(sources: list[Source]) -> None:
             raise OutputError("standard output is also an input: write to another file")
 
 
+def check_file(flag: str, path: Path | None, sources: list[Source], *, overwrite: bool) -> None:
+    """Refuses, before anything is loaded, a file of that flag that is there, is an input, or has no folder."""
+    if path is None:
+        return
+    if any(_is_read_from(source, path) for source in sources):
+        raise OutputError(f"{flag} {path} is also an input: write to another file")
+    if path.is_dir() or not path.parent.is_dir():
+        raise OutputError(f"{flag} {path}: name a file in a folder that is there")
+    if path.is_file() and not overwrite:
+        raise OutputError(f"{path} exists: add --overwrite to replace it, or move it away")
+
+
 def check_notes(notes: Mapping[str, Path | None], target: Target | None, sources: list[Source]) -> None:
     """Refuses, before anything is loaded, a file for notes (by its flag) that is an input or the output, or nowhere."""
     outputs = [os.path.realpath(path) for path in (_taken(target) if target else [])]
     for flag, path in notes.items():
-        is_read = path and any(_is_read_from(source, path) for source in sources)
-        if path and (is_read or os.path.realpath(path) in outputs):
-            raise OutputError(f"{flag} {path} is also an input or the output: write to another file")
-        if path and (path.is_dir() or not path.parent.is_dir()):
-            raise OutputError(f"{flag} {path}: name a file in a folder that is there")
+        check_file(flag, path, sources, overwrite=True)
+        if path and os.path.realpath(path) in outputs:
+            raise OutputError(f"{flag} {path} is also the output: write to another file")
 
 
 def _taken(target: Target) -> list[Path]:
@@ -205,8 +215,12 @@ def open_stream(target: Target | None) -> Iterator[BinaryIO]:
     if target is None:
         yield sys.stdout.buffer
     else:
-        with target.path.open("wb") as stream, packed(stream, split_suffixes(target.path)[1]) as packing:
-            yield packing
+        try:
+            with target.path.open("wb") as stream, packed(stream, split_suffixes(target.path)[1]) as packing:
+                yield packing
+        except OSError as error:
+            error.filename = error.filename or str(target.path)  # a full device does not say which it is
+            raise
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from batchgen.engines.backoff import Backoff
 from batchgen.errors import ModelError, UsageError
@@ -16,6 +16,7 @@ from batchgen.speeds import kept_rows
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from batchgen.engines.sampling import OnLogits
     from batchgen.model import Model
 
 
@@ -96,6 +97,7 @@ def make_engine(
     exact: bool = True,
     share: bool = True,
     on_step: Callable[[int], None] = lambda num_tokens: None,
+    on_logits: OnLogits = lambda logits, sequences: None,
     should_stop: Callable[[], bool] = lambda: False,
     memory: MemoryLimit | None = None,
     reuse_blocks: Callable[[bool], None] = lambda is_plenty: None,
@@ -104,7 +106,8 @@ def make_engine(
     """The engine of that name for a model; `auto` takes the fastest that fits it.
 
     Near ties are decided again (`exact`) in float32 only: 16 bits are too coarse for it. `num_rows` fixes the rows that
-    run together, `memory` is the user's own bound, and `say` is told each time that memory ran out.
+    run together, `memory` is the user's own bound, and `say` is told each time that memory ran out. `on_logits` is told
+    the logits of each step before anything is decided.
     """
     import torch
 
@@ -134,12 +137,16 @@ def make_engine(
         say=say,
         on_dropped=lambda num_tokens: on_step(-num_tokens),
     )
-    exact = exact and model.dtype == torch.float32
+    common: dict[str, Any] = {
+        "exact": exact and model.dtype == torch.float32,
+        "on_step": on_step,
+        "on_logits": on_logits,
+        "should_stop": should_stop,
+        "backoff": backoff,
+    }
     if slot_model is None:
-        return ReferenceEngine(model, limits, exact=exact, on_step=on_step, should_stop=should_stop, backoff=backoff)
-    return ContinuousEngine(
-        slot_model, limits, exact=exact, share=share, on_step=on_step, should_stop=should_stop, backoff=backoff
-    )
+        return ReferenceEngine(model, limits, **common)
+    return ContinuousEngine(slot_model, limits, share=share, **common)
 
 
 def _wall_bytes(bounds: list[Bound]) -> int | None:
