@@ -570,3 +570,28 @@ def test_without_a_command_there_is_help() -> None:
     result = invoke()
     assert result.exit_code == 2
     assert "Usage: " in result.output
+
+
+# On Ray, before there is one.
+
+
+@pytest.mark.parametrize(
+    ("options", "exit_code", "part"),
+    [
+        (["-o", "out", "--ray", "local"], 1, "--ray needs another package: pip install 'batchgen[ray]'"),
+        (["--ray", "local"], 2, "--ray writes into a folder: name it with -o"),
+        (["-o", "out", "--ray", "local", "-p", "x"], 2, "--prompt is not for --ray"),
+        (["-o", "out", "--ray", "local", "--format", "table"], 2, "--format table is not for --ray"),
+        (["-o", "out", "--ray", "local", "--device", "cpu"], 2, "--device cpu is not for --ray"),
+        (["-o", "out.jsonl", "--part-rows", 5], 2, "--part-rows is for --ray"),
+        (["-o", "{tmp}/rain.txt", "--ray", "local"], 1, "is a file: with --ray, name a folder"),
+        (["-o", "{tmp}", "--ray", "local"], 1, "is a folder with other things in it"),
+    ],
+)
+def test_what_ray_cannot_do_is_one_line(
+    rain: Path, monkeypatch: pytest.MonkeyPatch, options: list[object], exit_code: int, part: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.chdir(rain.parent)
+    given = [str(option).format(tmp=rain.parent) for option in options]
+    assert part in failure(run(rain, *given), exit_code)

@@ -212,7 +212,7 @@ def test_two_workers_give_the_bytes_of_one_process(tmp_path: Path) -> None:
     from test_cli import run
 
     prompts = tmp_path / "rows.jsonl"
-    samplings = [{}, {"temperature": 0.9}, {"temperature": 1.2, "top_k": 40}, {"max_new_tokens": 3}]
+    samplings = [{}, {"temperature": 0.9, "top_k": 20}, {"temperature": 1.2, "min_p": 0.05}, {"max_new_tokens": 3}]
     rows = [
         {"id": i, "prompt": f"Once upon a time {'there was ' * (i % 5)}a", "sampling": samplings[i % 4]}
         for i in range(60)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -57,6 +58,7 @@ def address() -> Iterator[str]:
     head.terminate()
     for process in psutil.wait_procs(family, timeout=20)[1]:
         process.kill()
+    head.wait()
 
 
 def answers() -> bool:
@@ -67,12 +69,11 @@ def answers() -> bool:
     return True
 
 
-@pytest.fixture
-def prompts(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of three files, of rows with samplings of their own, bad rows and quoted newlines."""
-    folder = tmp_path / "in"
-    folder.mkdir()
-    samplings = [{}, {"temperature": 0.9}, {"temperature": 1.2, "top_k": 40}, {"max_new_tokens": 3}]
+    folder = tmp_path_factory.mktemp("in")
+    samplings = [{}, {"temperature": 0.9, "top_k": 20}, {"temperature": 1.2, "min_p": 0.05}, {"max_new_tokens": 3}]
     rows = [
         {"id": f"r{i}", "prompt": f"Once {'upon a ' * (i % 4)}time", "sampling": samplings[i % 4]} for i in range(60)
     ]
@@ -81,6 +82,19 @@ def prompts(tmp_path: Path) -> Path:
     (folder / "b.csv").write_text('prompt,topic\n"My\ndog is",pets\nMy cat is,pets\n' * 10)
     (folder / "c.txt").write_text("".join(f"The king number {i}\n" for i in range(20)))
     return folder
+
+
+@pytest.fixture(scope="module")
+def finished(address: str, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a run that has come to its end."""
+    output = tmp_path_factory.mktemp("finished") / "out"
+    assert of(prompts, output).exit_code == 3
+    return output
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "out"))
 
 
 def lines_of(folder: Path) -> list[str]:
@@ -124,7 +138,7 @@ def test_a_local_cluster_gives_the_rows_of_the_plain_run(prompts: Path, tmp_path
 
 
 def test_samples_are_the_same_too(address: str, prompts: Path, tmp_path: Path) -> None:
-    plain, sampling = tmp_path / "plain.jsonl", ["--temperature", 1, "--num-samples", 2, "--seed", 3, "--limit", 40]
+    plain, sampling = tmp_path / "plain.jsonl", ["--temperature", 1, "--top-k", 40, "--num-samples", 2, "--limit", 40]
     run(prompts / "c.txt", prompts / "b.csv", "-o", plain, *sampling)
     output = tmp_path / "out"
     result = run(prompts / "c.txt", prompts / "b.csv", "-o", output, "--ray", address, "--part-rows", 7, *sampling)
@@ -144,26 +158,28 @@ def test_parquet_has_the_same_rows(address: str, prompts: Path, tmp_path: Path) 
 # Going on.
 
 
-def test_only_what_is_missing_is_run_again(address: str, prompts: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    of(prompts, output)
-    before = lines_of(output)
-    files = sorted(output.glob("part-*"))
+def test_only_what_is_missing_is_run_again(prompts: Path, finished: Path, copy: Path) -> None:
+    files = sorted(copy.glob("part-*"))
     times = {file: file.stat().st_mtime_ns for file in files}
     files[1].unlink()
-    result = of(prompts, output, "--resume")
-    assert f"going on with {output}: " in result.stderr
-    assert lines_of(output) == before
+    result = of(prompts, copy, "--resume")
+    assert f"going on with {copy}: " in result.stderr
+    assert lines_of(copy) == lines_of(finished)
     assert {file for file in files if file.stat().st_mtime_ns != times[file]} == {files[1]}
-    facts = json.loads((output / "_batchgen.json").read_text())
+    facts = json.loads((copy / "_batchgen.json").read_text())
     assert facts["stats"]["rows"] == 16
     assert facts["finished"]
 
 
+def test_what_is_complete_stays_as_it_is(prompts: Path, copy: Path) -> None:
+    result = of(prompts, copy, "--resume")
+    assert (result.exit_code, result.stderr) == (0, f"batchgen: {copy} is complete, there is nothing to go on with\n")
+
+
 def test_an_interrupted_run_goes_on(address: str, tmp_path: Path) -> None:
     source, output, plain = tmp_path / "many.txt", tmp_path / "out", tmp_path / "plain.jsonl"
-    source.write_text("".join(f"Once upon a time, number {i}\n" for i in range(2000)))
-    options = [source, "--max-new-tokens", 5, "-o", output, "--ray", address, "--workers", 2, "--part-rows", 64]
+    source.write_text("".join(f"Once upon a time, number {i}\n" for i in range(1000)))
+    options = [source, "--max-new-tokens", 5, "-o", output, "--ray", address, "--workers", 2, "--part-rows", 32]
     process = start(*options, "--resume")
     while not list(output.glob("part-*")):
         time.sleep(0.05)
@@ -179,19 +195,22 @@ def test_an_interrupted_run_goes_on(address: str, tmp_path: Path) -> None:
     assert not list(output.glob("_writing-*"))
 
 
-@pytest.mark.parametrize("what", ["input", "option", "anew"])
-def test_what_has_changed_is_refused_by_name(address: str, prompts: Path, tmp_path: Path, what: str) -> None:
-    output = tmp_path / "out"
-    of(prompts, output)
-    if what == "input":
-        (prompts / "c.txt").write_text("Other\n" * 20)
-        assert f"was begun with {prompts / 'c.txt'} " in failure(of(prompts, output, "--resume"), 1)
-    elif what == "option":
-        line = failure(of(prompts, output, "--resume", "--seed", 3), 1)
-        assert "was begun with --seed 0, and now it is 3" in line
-    else:
-        assert "holds a run: go on with --resume" in failure(of(prompts, output), 1)
-        assert of(prompts, output, "--overwrite").exit_code == 3
+def test_an_option_that_has_changed_is_refused_by_name(prompts: Path, copy: Path) -> None:
+    line = failure(of(prompts, copy, "--resume", "--seed", 3), 1)
+    assert "_batchgen.json was begun with --seed 0, and now it is 3" in line
+
+
+def test_an_input_that_has_changed_is_refused_by_name(prompts: Path, copy: Path) -> None:
+    file = prompts / "c.txt"
+    before = file.read_text()
+    file.write_text(before.replace("19", "20"))
+    line = failure(of(prompts, copy, "--resume"), 1)
+    file.write_text(before)
+    assert f"was begun with {file} " in line
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(prompts: Path, copy: Path) -> None:
+    assert "holds a run: go on with --resume" in failure(of(prompts, copy), 1)
 
 
 # Faults. The workers have no model: what a row does to its worker is in its first token.

@@ -22,7 +22,7 @@ from batchgen.model.weights import choose_dtype, name_of_dtype
 from batchgen.ray_backend import ClusterRun
 from batchgen.ray_backend.cluster import Cluster, Size, connect
 from batchgen.ray_backend.cut import GRAIN, CutFile, Part, choose_part_rows, cut_file, make_parts
-from batchgen.ray_backend.folder import MANIFEST, NAME, WRITING, OutputFolder
+from batchgen.ray_backend.folder import MANIFEST, NAME, WRITING, OutputFolder, Piece
 from batchgen.ray_backend.inputs import InputFile, find_files
 from batchgen.ray_backend.piecework import Outcome, Work
 from batchgen.render.screen import Screen, plural, summary
@@ -89,10 +89,15 @@ def execute_on_ray(job: Job, on: OnRay, screen: Screen, interrupts: Interrupts) 
     checkpoint = open_checkpoint(job.model, revision=job.revision, say=screen.say)
     with connect(on.address) as cluster:
         size = cluster.choose_size(on.workers, on.cpus, on.gpus)
+        folder.make()
+        folder.clean(all_of_ours=on.overwrite)
         run = _Run(job, on, screen, interrupts, checkpoint, cluster, size, folder)
         run.prepare(files)
+        if not (pieces := run.find_missing()):
+            screen.say(f"{on.output} is complete, there is nothing to go on with")
+            return 0
         with suppress(KeyboardInterrupt):
-            run.generate()
+            run.generate(pieces)
         run.write_notes()
         return run.sum_up()
 
@@ -104,8 +109,6 @@ def _check_folder(folder: OutputFolder, on: OnRay) -> None:
         raise OutputError(f"-o {on.output} is a folder with other things in it: name a new one")
     if ours and not (on.resume or on.overwrite):
         raise OutputError(f"-o {on.output} holds a run: go on with --resume, or start anew with --overwrite")
-    folder.make()
-    folder.clean(all_of_ours=on.overwrite)
 
 
 class _Run:
@@ -162,15 +165,19 @@ class _Run:
         )
         self.folder.write_manifest(self.manifest.facts)
 
-    def generate(self) -> None:
-        """Runs whatever is not in the folder yet."""
+    def find_missing(self) -> list[Piece]:
+        """What is not in the folder yet."""
         pieces = list(self.folder.missing(self.parts))
         missing = sum(piece.num_rows for piece in pieces)
         all_rows = sum(part.num_rows for part in self.parts)
-        if missing < all_rows:
+        if 0 < missing < all_rows:
             self.screen.say(f"going on with {self.on.output}: {all_rows - missing:,} of {all_rows:,} rows are there")
+        return pieces
+
+    def generate(self, pieces: list[Piece]) -> None:
+        num_rows = sum(piece.num_rows for piece in pieces)
         for outcome in self.run.run(pieces):
-            self._report(outcome, missing)
+            self._report(outcome, num_rows)
         self.manifest.finish(self._stats())
         self.folder.write_manifest(self.manifest.facts)
 
