@@ -3,12 +3,14 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# Processes that share the tests.
+JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow torture lint types fmt check dist clean
+.PHONY: help run test test-slow test-browser test-ray torture docs lint types fmt check dist clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "batchgen needs Python 3.11 or newer; this is " + sys.version.split()[0] + " (make PYTHON=python3.12 …)")'
@@ -20,13 +22,24 @@ run: $(READY)  ## three prompts to one padded, masked batch and three continuati
 	@$(BIN)/batchgen run prompts/rain.txt --format table
 
 test: $(READY)  ## the whole test suite
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -n $(JOBS) -m 'not slow and not browser and not ray'
 
 test-slow: $(READY)  ## the checks that take longer
 	$(BIN)/python -m pytest -m slow
 
+test-ray: $(READY)  ## the same on Ray, on two CPUs of this machine
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[ray]'
+	$(BIN)/python -m pytest -m ray
+
 torture: $(READY)  ## kills, full disks, races, hostile input: ONLY="kill race" SEED=0 SHARE=1 CASE=3
 	$(BIN)/python -m torture $(ONLY) --seed $(or $(SEED),0) --share $(or $(SHARE),1) --patience $(or $(PATIENCE),1) $(if $(CASE),--case $(CASE))
+
+test-browser: $(READY)  ## the page of `inspect --html` in headless Chromium (apt-get install chromium)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,browser]'
+	$(BIN)/python -m pytest -m browser -rs
+
+docs: $(READY)  ## rerun the commands in README.md and docs/masks.md, and write what they print
+	$(BIN)/python tools/refresh_docs.py README.md docs/masks.md
 
 lint: $(READY)  ## style and formatting
 	$(BIN)/ruff check .

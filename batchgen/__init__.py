@@ -8,17 +8,30 @@ if TYPE_CHECKING:
     from batchgen.model import Model, open_model
     from batchgen.pipeline import generate
     from batchgen.records import Request, Result, SamplingParams
+    from batchgen.verify import RowCheck, check_padding
 
 __version__ = "0.1.0"
 
-__all__ = ["BatchgenError", "Model", "Request", "Result", "SamplingParams", "generate", "open_model"]
+__all__ = [
+    "BatchgenError",
+    "Model",
+    "Request",
+    "Result",
+    "RowCheck",
+    "SamplingParams",
+    "check_padding",
+    "generate",
+    "open_model",
+]
 
 _HOMES = {
     "BatchgenError": "errors",
     "Model": "model",
     "Request": "records",
     "Result": "records",
+    "RowCheck": "verify",
     "SamplingParams": "records",
+    "check_padding": "verify",
     "generate": "pipeline",
     "open_model": "model",
 }

@@ -5,8 +5,9 @@
     ├── InputError             prompts that cannot be found or read
     ├── OutputError            an output that cannot or must not be written
     │   └── InUseError         an output that another run is writing
-    └── ModelError             a model that cannot be found, trusted or run
-        └── NotCachedError     a model that is not on this machine (it may be on the Hub)
+    ├── ModelError             a model that cannot be found, trusted or run
+    │   └── NotCachedError     a model that is not on this machine (it may be on the Hub)
+    └── ClusterError           Ray that is not installed, does not answer or has failed
 
 A single bad row is not an exception: it becomes a `Result` whose `error` says what is wrong.
 Messages name what, where and how to mend it.
@@ -46,6 +47,10 @@ class ModelError(BatchgenError):
 
 class NotCachedError(ModelError):
     """The model is not on this machine."""
+
+
+class ClusterError(BatchgenError):
+    """Ray is not installed, does not answer or has failed."""
 
 
 # How libraries word what is not a torch.OutOfMemoryError: torch's CPU allocator and Apple's, C++, oneDNN, cuBLAS.

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import islice
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from batchgen.engines.backoff import Backoff
@@ -184,7 +185,8 @@ def forecast(
     """Plans requests as `run` does, window by window; memory stays flat however many there are."""
     tally = _Tally(limits)
     # Unlike in a run, nobody waits for the first answers: the plan must not depend on how fast the input comes.
-    for window in windows(requests, first=limits.first_window, patience_s=threading.TIMEOUT_MAX):
+    weigh = attrgetter("num_characters")
+    for window in windows(requests, first=limits.first_window, patience_s=threading.TIMEOUT_MAX, weigh=weigh):
         sequences = encode(
             window,
             checkpoint.tokenizer,

@@ -76,9 +76,11 @@ class Manifest:
     `facts` is what `--manifest` writes: model, options, versions, machine, input, stats, started, finished.
     """
 
-    def __init__(self, store: Store | None = None) -> None:
+    def __init__(self, store: Store | None = None, *, facts: Facts | None = None, where: object = None) -> None:
+        """Of a new run, or of one that was begun in a store, or with `facts` which stand in `where`."""
         self._store = store
-        self.facts: Facts = store.manifest() if store else {}
+        self._where = store.path if store else where
+        self.facts: Facts = store.manifest() if store else dict(facts or {})
 
     def begin(self, device: str, **made_of: Facts) -> None:
         """Notes what the run is made of (`model`, `options`).
@@ -86,8 +88,8 @@ class Manifest:
         Raises `OutputError`, which names the first difference, where it was begun with something else.
         """
         for part, facts in made_of.items():
-            if self._store:
-                _check_same(self.facts.get(part, {}), facts, self._store.path)
+            if self._where:
+                _check_same(self.facts.get(part, {}), facts, self._where)
             self._note(part, facts)
         self._note("versions", version_facts())
         self._note("machine", machine_facts(device))
@@ -95,6 +97,9 @@ class Manifest:
 
     def end(self, input: InputDigest, stats: Facts) -> None:
         self._note("input", {"rows": input.num_rows, "blake2b": input.hexdigest})
+        self.finish(stats)
+
+    def finish(self, stats: Facts) -> None:
         self._note("stats", stats)
         self._note("finished", _now())
 
@@ -108,7 +113,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _check_same(begun: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
+def _check_same(begun: Mapping[str, Any], now: Mapping[str, Any], where: object) -> None:
     for name, value in now.items():
         if name in begun and begun[name] != value:
             raise OutputError(

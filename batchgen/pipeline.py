@@ -9,6 +9,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from operator import attrgetter
 from typing import Any, Literal
 
 from batchgen.engines import Engine, make_engine
@@ -79,7 +80,8 @@ class Pipeline:
         done: Container[tuple[int, int]] = (),
     ) -> Iterator[list[Sequence]]:
         first = self.engine.backoff.limits.first_window
-        for window in windows(requests, first=first, is_busy=lambda: self.engine.is_busy):
+        weigh = attrgetter("num_characters")
+        for window in windows(requests, first=first, is_busy=lambda: self.engine.is_busy, weigh=weigh):
             sequences = encode(
                 window,
                 self.checkpoint.tokenizer,

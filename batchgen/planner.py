@@ -10,7 +10,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from batchgen.errors import UsageError
 from batchgen.memory import BatchLimits, Footprint, budget_bytes, kinds_of, largest_batch, prefill_rows
@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 LAST_WINDOW = 4096
 PATIENCE_S = 0.2
+HEAVIEST_WINDOW = 2**24  # characters of its rows: few have rows so long that it matters
 # A decode step of B rows costs about as much as B + 48 tokens in a prefill: 45 ms + 0.85 ms a row were measured with
 # GPT-2 124M in float32 on two cores. The fixed part reads the weights.
 STEP_OVERHEAD = 48
@@ -137,21 +138,47 @@ def step_work(rows: int) -> int:
 _END = object()
 
 
+class _Ahead(queue.Queue[object]):
+    """Items that were read ahead; full also where they weigh too much together."""
+
+    def __init__(self, maxsize: int, weigh: Callable[[Any], int]) -> None:
+        super().__init__(maxsize)
+        self.weight = 0
+        self._weigh = weigh
+
+    def weigh(self, item: object) -> int:
+        return 0 if item is _END or isinstance(item, BaseException) else self._weigh(item)
+
+    def _qsize(self) -> int:
+        return self.maxsize if self.weight > HEAVIEST_WINDOW else super()._qsize()
+
+    def _put(self, item: object) -> None:
+        super()._put(item)
+        self.weight += self.weigh(item)
+
+    def _get(self) -> object:
+        item = super()._get()
+        self.weight -= self.weigh(item)
+        return item
+
+
 def windows(
     items: Iterable[T],
     first: int,
     last: int = LAST_WINDOW,
     patience_s: float = PATIENCE_S,
     is_busy: Callable[[], bool] = lambda: False,
+    weigh: Callable[[T], int] = lambda item: 0,
 ) -> Iterator[list[T]]:
     """Cuts a stream into lists of `first`, 2 `first`, 4 `first`, … items, up to `last` or what of it is whole batches.
 
     A source that stays silent for `patience_s` closes the window it was filling, so that a slow producer gets its
-    answers at once; for a reader that `is_busy` a window is what is there, even nothing. A thread reads ahead by at
-    most one window; its errors are raised here, after the items before.
+    answers at once; for a reader that `is_busy` a window is what is there, even nothing. A window closes too when its
+    items `weigh` enough. A thread reads ahead by at most one window; its errors are raised here, after the items
+    before.
     """
     last = max(first, last // first * first)
-    ahead: queue.Queue[object] = queue.Queue(maxsize=last)
+    ahead = _Ahead(last, weigh)
     closed = threading.Event()
     threading.Thread(target=_read_ahead, args=(items, ahead, closed), daemon=True).start()
     size = first
@@ -172,7 +199,7 @@ def windows(
         closed.set()
 
 
-def _read_ahead(items: Iterable[object], ahead: queue.Queue[object], closed: threading.Event) -> None:
+def _read_ahead(items: Iterable[object], ahead: _Ahead, closed: threading.Event) -> None:
     try:
         for item in items:
             if not _put(ahead, item, closed):
@@ -182,7 +209,7 @@ def _read_ahead(items: Iterable[object], ahead: queue.Queue[object], closed: thr
         _put(ahead, error, closed)
 
 
-def _put(ahead: queue.Queue[object], item: object, closed: threading.Event) -> bool:
+def _put(ahead: _Ahead, item: object, closed: threading.Event) -> bool:
     """Waits for room; False when nobody reads any more."""
     while not closed.is_set():
         try:
@@ -193,13 +220,14 @@ def _put(ahead: queue.Queue[object], item: object, closed: threading.Event) -> b
     return False
 
 
-def _fill(ahead: queue.Queue[object], size: int, patience_s: float | None) -> list[object]:
+def _fill(ahead: _Ahead, size: int, patience_s: float | None) -> list[object]:
     """Up to `size` items; fewer when the source falls silent, without patience only those that are there.
 
     The end or an error comes as the last item.
     """
     window: list[object] = []
-    while len(window) < size:
+    weight = 0
+    while len(window) < size and weight <= HEAVIEST_WINDOW:
         try:
             item = ahead.get(block=patience_s is not None, timeout=patience_s)
         except queue.Empty:
@@ -207,6 +235,7 @@ def _fill(ahead: queue.Queue[object], size: int, patience_s: float | None) -> li
                 break
             continue
         window.append(item)
+        weight += ahead.weigh(item)
         if item is _END or isinstance(item, BaseException):
             break
     return window

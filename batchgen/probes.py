@@ -86,6 +86,23 @@ def parse_memory(text: str) -> MemoryLimit:
     return limit
 
 
+def share_of(memory: MemoryLimit | None, num_workers: int, num_beside: int) -> MemoryLimit:
+    """What one of `num_workers` processes may take, of which `num_beside`, it included, are on one device.
+
+    A size is for all workers together, a share for those of a device.
+
+    >>> share_of(parse_memory("6G"), 2, 1).size_bytes == 3 << 30
+    True
+    >>> share_of(parse_memory("80%"), 2, 2).share, share_of(None, 4, 2).share
+    (Fraction(2, 5), Fraction(1, 2))
+    """
+    if memory is not None and memory.size_bytes is not None:
+        return MemoryLimit(f"{memory.text} / {num_workers}", size_bytes=memory.size_bytes // num_workers)
+    share = Fraction(1) if memory is None or memory.share is None else memory.share
+    text = "100%" if memory is None else memory.text
+    return MemoryLimit(f"{text} / {num_beside}", share=share / num_beside)
+
+
 def available_bytes(
     device: torch.device, memory: MemoryLimit | None = None, root: Path = ROOT, *, accelerator: Any = None
 ) -> int:

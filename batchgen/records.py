@@ -13,6 +13,9 @@ TooLong = Literal["error", "truncate"]
 RowId = str | int | float
 # Logits times or over a factor within these bounds stay finite in float32.
 LEAST_FACTOR, MOST_FACTOR = 1e-6, 1e6
+# Beyond these a row fails: bytes of a row with all its columns, characters of a prompt. No model reads as much.
+LONGEST_ROW = 8 * 2**20
+LONGEST_PROMPT = 2 * 2**20
 
 
 def _require(holds: bool, message: str) -> None:
@@ -113,6 +116,11 @@ class Request:
     metadata: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
     where: str = ""
+
+    @property
+    def num_characters(self) -> int:
+        """Of its prompt and of columns that are text: what holding it costs."""
+        return len(self.prompt) + sum(len(value) for value in self.metadata.values() if isinstance(value, str))
 
 
 @dataclass(slots=True, eq=False)

@@ -7,7 +7,9 @@ import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="batchgen-tests-")
+os.environ["XDG_CONFIG_HOME"] = os.environ["HF_HOME"]
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as `batchgen.__main__` does, before torch is imported
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and several processes share the cores
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace

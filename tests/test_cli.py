@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from typer.testing import CliRunner, Result
 import batchgen
 import batchgen.padding
 from batchgen.cli import app
-from batchgen.render.screen import UNSAFE
+from batchgen.visible import UNSAFE
 
 FIELDS = [
     "id", "index", "sample_index", "prompt", "text", "finish_reason",
@@ -255,13 +258,135 @@ def test_sixteen_bits_are_said_not_to_be_exact() -> None:
 
 
 def test_an_unknown_suffix_is_a_usage_error(tmp_path: Path) -> None:
-    assert "unknown suffix" in failure(run("-p", "x", "-o", tmp_path / "out.csv"), 2)
+    assert "unknown suffix" in failure(run("-p", "x", "-o", tmp_path / "out.doc"), 2)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_one_line() -> None:
     line = run("-p", "x", "-q", "--format", "jsonl", "-o", "/dev/full", "--overwrite").stderr
     assert line == "batchgen: error: cannot write the output: No space left on device: free some space and run again\n"
+
+
+# Formats.
+
+CSV = 'id,question,topic\n7,My dog is,pets\n"8",It will rain in the,"sky, high"\n'
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    path = tmp_path / "questions.csv"
+    path.write_text(CSV)
+    return path
+
+
+def test_a_table_goes_in_and_out(questions: Path, tmp_path: Path) -> None:
+    assert run(questions, "--field", "question", "-o", tmp_path / "out.tsv").exit_code == 0
+    header, first, second = (tmp_path / "out.tsv").read_text().splitlines()
+    assert header.split("\t")[-3:] == ["model", "topic", "metadata"]
+    assert first.split("\t")[:5] == ["7", "0", "0", "My dog is", " very kind and kind."]
+    assert second.split("\t")[-2] == "sky, high"
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".jsonl.gz", ".csv.zst"])
+def test_a_file_comes_out_in_the_format_of_its_suffix_and_goes_in_again(
+    questions: Path, tmp_path: Path, suffix: str
+) -> None:
+    output = tmp_path / f"out{suffix}"
+    assert run(questions, "--field", "question", "-o", output).exit_code == 0
+    again = run(output, "--limit", 1)
+    expected = " very kind and kind." if suffix == ".txt" else "My dog is"
+    assert [record["prompt"] for record in records(again)] == [expected]
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "parquet", "openai-batch", "jsonl", "text"])
+def test_a_pipe_and_a_file_get_the_same_bytes(rain: Path, tmp_path: Path, form: str) -> None:
+    shown = run(rain, "--format", form)
+    assert run(rain, "--format", form, "-o", tmp_path / "out").exit_code == 0
+    assert shown.stdout_bytes == (tmp_path / "out").read_bytes()
+
+
+@pytest.mark.parametrize("command", ["run", "inspect", "plan"])
+def test_every_command_reads_alike(questions: Path, command: str) -> None:
+    result = invoke(
+        command, questions, "--id-field", "topic", "--template", "Q: {{ question }}\nA:", "--model", "bundled",
+        *(["--max-new-tokens", "1"] if command == "run" else ["--json"]),
+    )  # fmt: skip
+    assert result.exit_code == 0
+    if command == "plan":
+        assert json.loads(result.stdout)["rows"] == 2
+        return
+    rows = records(result) if command == "run" else json.loads(result.stdout)["rows"]
+    assert [(row["id"], row["prompt"]) for row in rows] == [
+        ("pets", "Q: My dog is\nA:"), ("sky, high", "Q: It will rain in the\nA:"),
+    ]  # fmt: skip
+
+
+def test_the_input_format_may_be_said() -> None:
+    assert records(run("--input-format", "csv", "--field", "question", stdin=CSV))[0]["metadata"] == {"topic": "pets"}
+
+
+def test_a_template_may_be_in_a_file(questions: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompt.jinja").write_text("Q: {{ question }}\nA:\n")
+    record = records(run(questions, "--template-file", tmp_path / "prompt.jinja"))[0]
+    assert (record["prompt"], record["metadata"]) == ("Q: My dog is\nA:", {"question": "My dog is", "topic": "pets"})
+
+
+BATCH = [
+    {"custom_id": "a", "body": {"prompt": "My dog is", "max_tokens": 2}},
+    {"custom_id": "a", "body": {"prompt": "My dog is"}},
+    {"custom_id": "b", "body": {"prompt": "My dog is", "n": 2, "temperature": 1, "seed": 1}},
+]
+
+
+def test_an_openai_batch_has_its_failures_in_a_file_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "batch.jsonl").write_text("".join(json.dumps(line) + "\n" for line in BATCH))
+    output, failures = tmp_path / "out.jsonl", tmp_path / "out.errors.jsonl"
+    arguments = (tmp_path / "batch.jsonl", "--format", "openai-batch", "-o", output)
+    assert run(*arguments).exit_code == 3
+    first, second = (json.loads(line) for line in output.read_text().splitlines())
+    assert first["response"]["body"]["choices"][0]["text"] == " very kind"
+    assert [choice["index"] for choice in second["response"]["body"]["choices"]] == [0, 1]
+    [failed] = (json.loads(line) for line in failures.read_text().splitlines())
+    assert "batch.jsonl:2: the custom_id is that of" in failed["error"]["message"]
+    output.unlink()
+    assert f"{failures} exists" in failure(run(*arguments), 1)
+    (tmp_path / "batch.jsonl").write_text(json.dumps(BATCH[0]) + "\n")
+    assert run(*arguments, "--overwrite").exit_code == 0
+    assert not failures.exists()
+
+
+def test_an_openai_batch_in_a_pipe_is_one_stream() -> None:
+    result = run("--format", "openai-batch", stdin="".join(json.dumps(line) + "\n" for line in BATCH))
+    assert [record["error"] is None for record in records(result)] == [True, False, True]
+
+
+def test_a_damaged_file_is_one_line_behind_the_rows_that_are_whole(tmp_path: Path) -> None:
+    lines = "".join(f"My dog is {number}\n" for number in range(3000))
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(lines.encode())[:-100])
+    result = invoke("run", tmp_path / "a.txt.gz", "-q", "--model", "bundled", "--max-new-tokens", 1, "--format", "text")
+    assert result.exit_code == 1
+    assert len(result.stdout.splitlines()) > 0
+    assert result.stderr.count("\n") == 1
+    assert "a.txt.gz is damaged after line" in result.stderr
+
+
+def test_an_input_under_another_name_is_no_output(rain: Path, tmp_path: Path) -> None:
+    (tmp_path / "link.jsonl").symlink_to(rain)
+    (tmp_path / "hard.jsonl").hardlink_to(rain)
+    for name in ("link.jsonl", "hard.jsonl"):
+        assert "is also an input" in failure(run(rain, "-o", tmp_path / name, "--overwrite"), 1)
+    with rain.open() as stream:
+        command = [sys.executable, "-m", "batchgen", "run", "-o", str(rain), "--overwrite"]
+        done = subprocess.run(command, stdin=stream, capture_output=True, text=True)
+    assert (done.returncode, "is also an input" in done.stderr) == (1, True)
+
+
+def test_an_input_that_standard_output_is_appended_to_is_refused(rain: Path) -> None:
+    with rain.open("a") as stream:
+        command = [sys.executable, "-m", "batchgen", "run", str(rain)]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, "standard output is also an input" in done.stderr) == (1, True)
+    assert rain.read_text().splitlines() == RAIN
 
 
 # Mistakes.
@@ -284,6 +409,16 @@ def test_a_full_disk_is_one_line() -> None:
         (["--batch-size", "many"], "--batch-size many: give auto or a number"),
         (["--device", "toaster"], "--device toaster is not a device"),
         (["--ids", "--format", "text"], "--ids has no place in text"),
+        (["--ids", "--format", "openai-batch"], "--ids has no place in openai-batch"),
+        (["--csv-raw", "--format", "jsonl"], "--csv-raw is for --format csv and tsv"),
+        (["-o", "out.parquet.gz"], "parquet is not packed once more: leave .gz out"),
+        (["--template", "{{ x"], "--template, line 1: "),
+        (["--template", "x", "--field", "y"], "--template and --field each say what the prompt is"),
+        (["--template", "x", "--template-file", "y"], "--template and --template-file each say what the prompt is"),
+        (["--field", "y"], "--field y is for JSON Lines and tables"),
+        (["--id-field", "y", "--input-format", "openai-batch"], "--id-field has no place with OpenAI Batch files"),
+        (["--template", "y", "--input-format", "openai-batch"], "--template has no place with OpenAI Batch files"),
+        (["--id-field", "y"], "--id-field y is for JSON Lines and tables"),
         (["--revision", "main"], "--revision names a version on the Hub"),
     ],
 )
@@ -312,8 +447,8 @@ def test_a_missing_model_is_one_line(command: str) -> None:
 
 
 def test_a_file_of_another_format_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").write_text("prompt\nx\n")
-    assert "cannot read .csv files" in failure(run(tmp_path / "rows.csv"), 1)
+    (tmp_path / "rows.xlsx").write_text("prompt\nx\n")
+    assert "cannot read .xlsx files" in failure(run(tmp_path / "rows.xlsx"), 1)
 
 
 def test_control_characters_of_a_path_do_not_reach_the_terminal() -> None:

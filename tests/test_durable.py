@@ -53,6 +53,21 @@ def rows(result: Result) -> int:
     return int(line.removeprefix("batchgen: ").split(" row")[0])
 
 
+@pytest.fixture(scope="session")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of a run with the first three prompts."""
+    folder = tmp_path_factory.mktemp("begun")
+    begin(write_lines(folder / "prompts.txt", PROMPTS), folder / "out.jsonl")
+    return store_of(folder / "out.jsonl")
+
+
+@pytest.fixture
+def begun_output(begun: Path, output: Path) -> Path:
+    """An output whose run was interrupted after three prompts."""
+    shutil.copy(begun, store_of(output))
+    return output
+
+
 # Going on.
 
 
@@ -79,9 +94,8 @@ def test_a_resumed_run_ends_with_the_same_bytes(
     assert sorted(file.name for file in tmp_path.iterdir()) == ["out.jsonl", "prompts.txt", "whole.jsonl"]
 
 
-def test_only_what_is_missing_is_run(prompts: Path, output: Path) -> None:
-    begin(prompts, output)
-    assert rows(run(prompts, "-o", output, "--resume")) == 3
+def test_only_what_is_missing_is_run(prompts: Path, begun_output: Path) -> None:
+    assert rows(run(prompts, "-o", begun_output, "--resume")) == 3
 
 
 def test_single_samples_that_are_missing_are_run(prompts: Path, output: Path, tmp_path: Path) -> None:
@@ -191,18 +205,16 @@ def test_what_needs_a_file_says_so(option: str) -> None:
     assert f"{option} needs a file" in failure(run("-p", "x", option), 2)
 
 
-def test_an_interrupted_run_is_not_overwritten(prompts: Path, output: Path) -> None:
-    begin(prompts, output)
-    assert "go on with --resume, or start anew with --overwrite" in failure(run(prompts, "-o", output), 1)
-    assert rows(run(prompts, "-o", output, "--overwrite")) == 6
-    assert not store_of(output).exists()
+def test_an_interrupted_run_is_not_overwritten(prompts: Path, begun_output: Path) -> None:
+    assert "go on with --resume, or start anew with --overwrite" in failure(run(prompts, "-o", begun_output), 1)
+    assert rows(run(prompts, "-o", begun_output, "--overwrite")) == 6
+    assert not store_of(begun_output).exists()
 
 
-def test_a_store_in_use_is_refused(prompts: Path, output: Path) -> None:
-    begin(prompts, output)
-    other = Store(store_of(output))
+def test_a_store_in_use_is_refused(prompts: Path, begun_output: Path) -> None:
+    other = Store(store_of(begun_output))
     for option in ("--resume", "--overwrite"):
-        assert "is in use by another run" in failure(run(prompts, "-o", output, option), 1)
+        assert "is in use by another run" in failure(run(prompts, "-o", begun_output, option), 1)
     assert other.num_results == 3
     other.close()
 
@@ -249,11 +261,10 @@ STALE: dict[str, tuple[list[object], str]] = {
 
 @pytest.mark.parametrize("options", STALE.values(), ids=STALE)
 def test_options_that_have_changed_are_refused_by_name(
-    prompts: Path, output: Path, options: tuple[list[object], str]
+    prompts: Path, begun_output: Path, options: tuple[list[object], str]
 ) -> None:
-    begin(prompts, output)
     arguments, difference = options
-    assert difference in failure(run(prompts, "-q", "-o", output, "--resume", *arguments), 1)
+    assert difference in failure(run(prompts, "-q", "-o", begun_output, "--resume", *arguments), 1)
 
 
 @pytest.mark.parametrize(
@@ -266,17 +277,22 @@ def test_options_that_have_changed_are_refused_by_name(
         (PROMPTS[:2], "the input ends after 2 rows"),
     ],
 )
-def test_an_input_that_has_changed_is_refused(prompts: Path, output: Path, lines: list[str], difference: str) -> None:
-    begin(prompts, output)
-    write_lines(prompts, lines)
-    assert difference in failure(run(prompts, "-q", "-o", output, "--resume"), 1)
+def test_an_input_that_has_changed_is_refused(
+    tmp_path: Path, begun_output: Path, lines: list[str], difference: str
+) -> None:
+    prompts = write_lines(tmp_path / "prompts.txt", lines)
+    assert difference in failure(run(prompts, "-q", "-o", begun_output, "--resume"), 1)
+
+
+def test_a_refused_run_goes_on_once_its_input_is_restored(prompts: Path, begun_output: Path) -> None:
+    write_lines(prompts, PROMPTS[1:])
+    failure(run(prompts, "-q", "-o", begun_output, "--resume"), 1)
     write_lines(prompts, PROMPTS)
-    assert run(prompts, "-o", output, "--resume").exit_code == 0
+    assert rows(run(prompts, "-o", begun_output, "--resume")) == 3
 
 
-def test_another_model_is_refused(prompts: Path, output: Path, folders: dict[str, Path]) -> None:
-    begin(prompts, output)
-    line = failure(invoke("run", prompts, "-q", "--model", folders["gpt2"], "-o", output, "--resume"), 1)
+def test_another_model_is_refused(prompts: Path, begun_output: Path, folders: dict[str, Path]) -> None:
+    line = failure(invoke("run", prompts, "-q", "--model", folders["gpt2"], "-o", begun_output, "--resume"), 1)
     assert 'was begun with model "bundled", and now it is' in line
 
 

@@ -13,15 +13,17 @@ import batchgen
 PACKAGE = Path(batchgen.__file__).parent
 # Bottom first. A module may import from lower layers only; a room that is a folder counts as one, but for the engines.
 LAYERS = [
-    {"records", "errors", "process", "cgroups"},
-    {"padding", "memory", "probes", "speeds", "row_sampling"},
-    {"readers", "writers", "model", "render", "engines.slot_attention"},
-    {"store", "engines.kv_cache", "engines.linear", "engines.prefixes", "engines.sampling"},
+    {"records", "errors", "process", "cgroups", "visible"},
+    {"padding", "memory", "probes", "speeds", "row_sampling", "compression", "templates", "config"},
+    {"readers", "writers", "model", "render", "page", "engines.slot_attention"},
+    {"store", "engines.kv_cache", "engines.linear", "engines.prefixes", "engines.sampling", "mistakes"},
     {"manifest", "planner", "engines.backoff", "engines.slot_model"},
-    {"engines.continuous", "engines.reference"},
+    {"engines.continuous", "engines.reference", "engines.parts"},
     {"engines"},
+    {"engines.worker"},
+    {"engines.pool"},
     {"pipeline"},
-    {"inspector", "forecast", "doctor", "bench"},
+    {"inspector", "verify", "forecast", "doctor", "bench", "ray_backend"},
     {"cli"},
 ]
 RANKS = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}
@@ -81,7 +83,8 @@ def test_typer_and_rich_stay_in_their_rooms(path: Path) -> None:
 
 # Themselves imported late.
 LATE_ENGINES = ("continuous", "kv_cache", "linear", "reference", "sampling", "slot_attention", "slot_model")
-LATE = {f"engines.{name}" for name in LATE_ENGINES} | {"model.footprint"}
+LATE_VIEWS = {f"inspector.{name}" for name in ("attention", "sides", "watch", "whole")}
+LATE = {f"engines.{name}" for name in LATE_ENGINES} | LATE_VIEWS | {"model.footprint"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

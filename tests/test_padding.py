@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from conftest import EOS, RAIN, requests_of
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerBase
+from transformers import AddedToken, PreTrainedTokenizerBase
 
+from batchgen.model import open_checkpoint
 from batchgen.padding import decode, decode_output, encode, pad, positions, tokenize
 from batchgen.records import Request, Sequence
 
@@ -59,6 +61,42 @@ def test_special_token_text_stays_text(tokenizer: PreTrainedTokenizerBase) -> No
     [ids] = tokenize(tokenizer, [text])
     assert EOS not in ids
     assert decode(tokenizer, ids) == text
+
+
+ADDED = [
+    AddedToken("<|user|>", special=True),
+    AddedToken("<|strip|>", special=True, lstrip=True, rstrip=True),
+    AddedToken("<|word|>", special=True, single_word=True),
+    AddedToken("<tool>", special=False),
+    AddedToken("\n\n\n", special=False, normalized=False),
+    AddedToken("    ", special=False),
+]
+
+
+@pytest.fixture(scope="module")
+def with_added_tokens() -> PreTrainedTokenizerBase:
+    """GPT-2's tokenizer with what other models' have: special tokens of all kinds, and added tokens that are text."""
+    tokenizer = open_checkpoint("bundled").tokenizer
+    tokenizer.add_tokens(ADDED)
+    tokenizer.add_special_tokens({"bos_token": "<s>", "pad_token": "[PAD]"})
+    return tokenizer
+
+
+MARKS = st.sampled_from([token.content for token in ADDED] + ["<|endoftext|>", "<s>", "[PAD]", " ", "a", "\n", "<|"])
+
+
+@given(prompt=st.lists(MARKS, min_size=1).map("".join))
+def test_marks_of_added_tokens_are_text(with_added_tokens: PreTrainedTokenizerBase, prompt: str) -> None:
+    [ids] = tokenize(with_added_tokens, [prompt])
+    assert not set(ids) & set(with_added_tokens.all_special_ids)
+    special = [i for i, token in with_added_tokens.added_tokens_decoder.items() if token.special]
+    assert not set(ids) & set(special)
+    assert decode(with_added_tokens, ids) == prompt
+
+
+def test_added_tokens_that_are_text_stay_tokens(with_added_tokens: PreTrainedTokenizerBase) -> None:
+    [ids] = tokenize(with_added_tokens, ["a<tool>b"])
+    assert with_added_tokens.convert_tokens_to_ids("<tool>") in ids
 
 
 def test_parse_special_makes_a_genuine_eos(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -227,6 +227,25 @@ def test_windows_do_not_shrink() -> None:
     assert sizes == [5000, 5000, 2000]
 
 
+def test_a_window_closes_when_its_items_are_heavy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batchgen.planner.HEAVIEST_WINDOW", 10)
+    items = [1, 1, 20, 1, 4, 4, 4, 4, 30]
+    cut = list(windows(items, first=4, patience_s=PATIENT, weigh=int))
+    assert list(itertools.chain(*cut)) == items
+    assert cut == [[1, 1, 20], [1, 4, 4, 4], [4, 30]]
+
+
+def test_no_more_is_read_ahead_than_a_window_weighs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batchgen.planner.HEAVIEST_WINDOW", 10)
+    num_read = itertools.count()
+    items = (next(num_read) * 0 + 11 for _ in range(1000))
+    for number, window in enumerate(windows(items, first=1, patience_s=PATIENT, weigh=int)):
+        assert window == [11]
+        if number == 5:
+            break
+    assert next(num_read) <= 10
+
+
 def test_a_source_that_falls_silent_closes_its_window() -> None:
     more = threading.Event()
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import tracemalloc
 from itertools import chain
 from pathlib import Path
 from threading import Thread
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 
 from batchgen.errors import InputError
 from batchgen.planner import windows
-from batchgen.readers import UTF8_BOM, Source, count_rows, find_sources, read_requests
+from batchgen.readers import UTF8_BOM, ReadOptions, Source, count_rows, find_sources, read_requests
 from batchgen.records import Request, SamplingParams
+from batchgen.templates import Template
 from batchgen.writers import to_json
 
 # Each of these ends a line for str.splitlines(), and none does here.
@@ -38,7 +40,7 @@ JSON_OBJECT = st.builds(
 
 def read_file(path: Path, content: bytes, field: str | None = None) -> list[Request]:
     path.write_bytes(content)
-    return list(read_requests([Source(str(path), path)], field=field))
+    return list(read_requests([Source(str(path), path)], options=ReadOptions(field)))
 
 
 def prompts_of(requests: list[Request]) -> list[str]:
@@ -358,8 +360,9 @@ def test_sources_come_in_the_order_given(tmp_path: Path) -> None:
 
 
 def test_a_directory_gives_its_prompt_files_by_name(tmp_path: Path) -> None:
-    make_files(tmp_path, "b.jsonl", "c.ndjson", "a.txt", ".hidden.txt", "notes.md", "table.csv", "deeper/d.txt")
-    assert names_of(find_sources([str(tmp_path)])) == ["a.txt", "b.jsonl", "c.ndjson"]
+    prompts = ["a.txt", "b.jsonl", "c.ndjson", "d.csv", "e.tsv.gz", "f.txt.zst", "g.parquet"]
+    make_files(tmp_path, *reversed(prompts), ".hidden.txt", "notes.md", "table.xlsx", "notes.gz", "deeper/d.txt")
+    assert names_of(find_sources([str(tmp_path)])) == prompts
 
 
 def test_a_directory_gives_no_directories(tmp_path: Path) -> None:
@@ -375,7 +378,7 @@ def test_a_suffix_in_capitals_is_known_in_a_directory_too(tmp_path: Path) -> Non
 @pytest.mark.parametrize("names", [[], ["notes.md", ".hidden.txt"]])
 def test_a_directory_without_prompt_files_is_an_error(tmp_path: Path, names: list[str]) -> None:
     make_files(tmp_path, *names)
-    with pytest.raises(InputError, match=r"holds no prompt files \(\.txt, \.jsonl, \.ndjson\)"):
+    with pytest.raises(InputError, match=r"holds no prompt files \(\.txt, \.jsonl, "):
         find_sources([str(tmp_path)])
 
 
@@ -420,16 +423,19 @@ def test_an_empty_name_is_not_the_working_directory(tmp_path: Path, monkeypatch:
         find_sources([""])
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.TSV", "a.json", "a.json.gz", "a.txt.zst", "a.parquet"])
-def test_a_format_that_cannot_be_read_is_refused(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "suffix"), [("a.json", ".json"), ("a.XLSX", ".xlsx"), ("a.json.gz", ".json"), ("a.tar.zst", ".tar")]
+)
+def test_a_format_that_cannot_be_read_is_refused_unless_it_is_said(tmp_path: Path, name: str, suffix: str) -> None:
     make_files(tmp_path, name)
-    with pytest.raises(InputError, match=rf"{name}: cannot read {Path(name).suffix} files"):
+    with pytest.raises(InputError, match=rf"{name}: cannot read {suffix} files; give .*, or say --input-format"):
         find_sources([str(tmp_path / name)])
+    assert names_of(find_sources([str(tmp_path / name)], any_suffix=True)) == [name]
 
 
 def test_a_glob_with_an_unreadable_format_is_refused(tmp_path: Path) -> None:
-    make_files(tmp_path, "a.txt", "b.csv")
-    with pytest.raises(InputError, match=r"b\.csv: cannot read \.csv files"):
+    make_files(tmp_path, "a.txt", "b.zip")
+    with pytest.raises(InputError, match=r"b\.zip: cannot read \.zip files"):
         find_sources([str(tmp_path / "*")])
 
 
@@ -464,3 +470,159 @@ def test_what_can_be_read_only_once_is_not_counted(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     assert count_rows([Source("-")]) is None
     assert count_rows(find_sources([str(tmp_path / "fifo")])) is None
+
+
+def test_a_linked_directory_that_goes_round_is_walked_once(tmp_path: Path) -> None:
+    make_files(tmp_path, "in/a.txt", "in/deeper/b.txt")
+    for name in ("up", "again"):
+        (tmp_path / "in" / "deeper" / name).symlink_to(tmp_path / "in")
+    assert names_of(find_sources([str(tmp_path / "**" / "*.txt")])) == ["a.txt", "b.txt"]
+
+
+def test_a_glob_finds_hidden_files_only_by_their_names(tmp_path: Path) -> None:
+    make_files(tmp_path, ".a.txt", "b.txt", ".git/c.txt")
+    assert names_of(find_sources([str(tmp_path / "**" / "*.txt")])) == ["b.txt"]
+    assert names_of(find_sources([str(tmp_path / ".git" / "**" / "*.txt")])) == ["c.txt"]
+
+
+def test_a_link_that_leads_nowhere_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(InputError, match=r"loop is a link that leads nowhere"):
+        find_sources([str(tmp_path / "loop")])
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"gone\.txt cannot be read: No such file"):
+        find_sources([str(tmp_path)])
+
+
+@pytest.mark.parametrize("name", ["zero", "random", "full"])
+def test_a_device_without_an_end_is_refused(name: str) -> None:
+    if not Path(f"/dev/{name}").exists():
+        pytest.skip("needs its device")
+    with pytest.raises(InputError, match=f"/dev/{name} is a device, which may never end"):
+        find_sources([f"/dev/{name}"])
+
+
+def test_standard_input_that_is_a_device_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not Path("/dev/zero").exists():
+        pytest.skip("needs /dev/zero")
+    with Path("/dev/zero").open() as stream:
+        monkeypatch.setattr("sys.stdin", stream)
+        with pytest.raises(InputError, match="- is a device, which may never end"):
+            find_sources([], use_stdin=True)
+
+
+def test_the_null_device_is_an_empty_file() -> None:
+    assert list(read_requests(find_sources([os.devnull]))) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission_is_an_error(tmp_path: Path) -> None:
+    make_files(tmp_path, "a.txt")
+    (tmp_path / "a.txt").chmod(0)
+    with pytest.raises(InputError, match=r"a\.txt cannot be read: permission denied"):
+        find_sources([str(tmp_path / "a.txt")])
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
+def test_a_line_longer_than_a_row_fails_alone(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batchgen.readers.content.LONGEST_ROW", 100)
+    good = b'{"prompt": "a"}\n' if name.endswith("jsonl") else b"a\n"
+    header = b"prompt\n" if name.endswith("csv") else b""
+    *before, bad, after = read_file(tmp_path / name, header + good * 2 + b"x" * 1000 + b"\n" + good)
+    assert (bad.prompt, bad.where) == ("", f"{tmp_path / name}:{4 if header else 3}")
+    assert f"{bad.where}: " in (bad.error or "")
+    assert "longer than" in (bad.error or "")
+    assert [request.error for request in (*before, after)] == [None] * 3
+
+
+def test_a_row_may_be_as_long_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batchgen.readers.content.LONGEST_ROW", 100)
+    lengths = [98, 99, 100, 101, 250]
+    content = b"\n".join(b"x" * length for length in lengths)
+    assert [bool(r.error) for r in read_file(tmp_path / "a.txt", content)] == [False, False, True, True, True]
+
+
+def test_a_long_line_is_not_held(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with path.open("wb") as stream:
+        stream.truncate(2**31)  # a hole, all NUL
+        stream.seek(0, os.SEEK_END)
+        stream.write(b"\nMy dog is\n")
+    tracemalloc.start()
+    bad, good = read_requests([Source("a", path)])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (bad.error, good.prompt) == ("a:1: the line is longer than 8 MiB", "My dog is")
+    assert peak < 2**25
+
+
+def test_a_prompt_longer_than_a_row_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batchgen.readers.rows.LONGEST_PROMPT", 3)
+    bad, good = read_requests(find_sources([], ["four", "has"]))
+    assert (bad.prompt, bad.error) == ("", "prompt 0: the prompt has 4 characters, more than 3")
+    assert good.error is None
+
+
+def test_nul_is_ordinary_text(tmp_path: Path) -> None:
+    assert prompts_of(read_file(tmp_path / "a.txt", b"a\0b\n")) == ["a\0b"]
+    assert read_line(tmp_path, r'{"prompt": "a\u0000b"}').prompt == "a\0b"
+
+
+def test_the_input_format_overrides_name_and_looks(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text('{"prompt": "x"}\n')
+    sources = [Source("a", path)]
+    assert prompts_of(list(read_requests(sources, options=ReadOptions(input_format="jsonl")))) == ["x"]
+    assert prompts_of(list(read_requests(sources, options=ReadOptions(input_format="text")))) == ['{"prompt": "x"}']
+
+
+def test_given_texts_are_texts_whatever_the_input_format() -> None:
+    requests = read_requests(find_sources([], ["a,b"]), options=ReadOptions(input_format="csv"))
+    assert prompts_of(list(requests)) == ["a,b"]
+
+
+def test_the_id_field_names_the_id(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"key": "k", "id": 1, "prompt": "a"}\n{"key": null, "prompt": "b"}\n{"id": 3, "prompt": "c"}\n')
+    named, without, bad = read_requests([Source("a", path)], options=ReadOptions(id_field="key"))
+    assert (named.id, named.metadata, without.id) == ("k", {"id": 1}, "1")
+    assert (bad.id, bad.error) == ("2", "a:3: no field key (see --id-field)")
+
+
+TEMPLATE = Template("Q: {{ question }}\nA:")
+
+
+def read_with_template(path: Path, content: str, template: Template = TEMPLATE) -> list[Request]:
+    path.write_text(content)
+    return list(read_requests([Source(path.name, path)], options=ReadOptions(template=template)))
+
+
+def test_a_template_makes_the_prompt_and_all_columns_stay_metadata(tmp_path: Path) -> None:
+    [request] = read_with_template(tmp_path / "a.jsonl", '{"id": 7, "question": "why?", "prompt": "x"}\n')
+    assert (request.prompt, request.id) == ("Q: why?\nA:", 7)
+    assert request.metadata == {"question": "why?", "prompt": "x"}
+
+
+def test_a_column_that_a_template_misses_fails_its_row_alone(tmp_path: Path) -> None:
+    bad, good = read_with_template(tmp_path / "a.jsonl", '{"id": 7, "answer": 42}\n{"question": "why?"}\n')
+    assert (bad.id, bad.metadata) == (7, {"answer": 42})
+    assert bad.error == "a.jsonl:1: --template: 'question' is undefined"
+    assert good.error is None
+
+
+@pytest.mark.parametrize("name", ["text", "prompt"])
+def test_a_template_sees_a_line_of_text(tmp_path: Path, name: str) -> None:
+    [request] = read_with_template(tmp_path / "a.txt", "My dog\n", Template(f"{{{{ {name} }}}}!"))
+    assert (request.prompt, request.metadata) == ("My dog!", {})
+
+
+def test_a_template_makes_objects_json_lines(tmp_path: Path) -> None:
+    assert prompts_of(read_with_template(tmp_path / "a", '{"question": "why?"}\n')) == ["Q: why?\nA:"]
+
+
+def test_what_is_not_a_row_is_an_error_whatever_the_field_says(tmp_path: Path) -> None:
+    rows = ['{"sampling": {"top_p": 7}, "prompt": "a"}', '{"sampling": {"heat": 1}, "prompt": "a"}', "7"]
+    errors = [request.error or "" for request in read_file(tmp_path / "a.jsonl", "\n".join(rows).encode())]
+    assert ["sampling.top_p 7.0 is not in" in errors[0], 'no key "heat"' in errors[1], "not a JSON" in errors[2]] == [
+        True
+    ] * 3

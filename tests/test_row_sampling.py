@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from batchgen.pipeline import generate
-from batchgen.readers import Source, read_requests, row_of_object, to_requests
+from batchgen.readers import ReadOptions, Source, read_requests, row_of_object, to_requests
 from batchgen.records import Request, SamplingParams
 from batchgen.row_sampling import KEYS, override
 
@@ -30,7 +30,7 @@ OTHER_VALUES: dict[str, Any] = {
 
 
 def request_of(row: dict[str, Any], run: SamplingParams = GREEDY, field: str | None = None) -> Request:
-    [request] = to_requests([row_of_object({"prompt": "a", **row}, "rows.jsonl:7", field)], run)
+    [request] = to_requests([row_of_object({"prompt": "a", **row}, "rows.jsonl:7", ReadOptions(field))], run)
     return request
 
 

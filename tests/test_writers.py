@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchgen.records import Result
-from batchgen.writers import to_dict, to_json, write_jsonl, write_text
+from batchgen.writers import WRITERS, WriteOptions, to_dict, to_json
 
 PLAIN = [
     "id", "index", "sample_index", "prompt", "text", "finish_reason",
@@ -48,24 +48,26 @@ def result_of(text: str = " very kind", **changes: Any) -> Result:
 FAILED = result_of("", finish_reason="error", error="rows.jsonl:2: not a JSON object")
 
 
+def written(form: str, *results: Result, **options: Any) -> str:
+    stream = io.BytesIO()
+    WRITERS[form](results, stream, WriteOptions(**options))
+    return stream.getvalue().decode()
+
+
 def as_jsonl(*results: Result, ids: bool = False) -> str:
-    stream = io.StringIO()
-    write_jsonl(results, stream, ids=ids)
-    return stream.getvalue()
+    return written("jsonl", *results, ids=ids)
 
 
 def as_text(*results: Result, **options: Any) -> str:
-    stream = io.StringIO()
-    write_text(results, stream, **options)
-    return stream.getvalue()
+    return written("text", *results, **options)
 
 
-class FlushedStream(io.StringIO):
+class FlushedStream(io.BytesIO):
     """Remembers what had been written at each flush."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.flushed: list[str] = []
+        self.flushed: list[bytes] = []
 
     def flush(self) -> None:
         super().flush()
@@ -144,24 +146,43 @@ def test_what_is_not_json_is_never_written(number: float) -> None:
         to_json({"x": number})
 
 
-@pytest.mark.parametrize("write", [write_jsonl, write_text])
-def test_a_row_is_flushed_before_the_next_is_made(write: Any) -> None:
+@pytest.mark.parametrize("form", ["jsonl", "text"])
+def test_a_row_is_flushed_before_the_next_is_made(form: str) -> None:
     stream = FlushedStream()
 
     def results() -> Iterator[Result]:
         for num_rows in range(3):
-            assert [flushed.count("\n") for flushed in stream.flushed] == list(range(1, num_rows + 1))
+            assert [flushed.count(b"\n") for flushed in stream.flushed] == list(range(1, num_rows + 1))
             yield result_of()
 
-    write(results(), stream)
+    WRITERS[form](results(), stream, WriteOptions())
     assert len(stream.flushed) == 3
 
 
-@pytest.mark.parametrize("write", [write_jsonl, write_text])
-def test_no_results_are_no_output(write: Any) -> None:
-    stream = io.StringIO()
-    write([], stream)
-    assert stream.getvalue() == ""
+@pytest.mark.parametrize("form", ["csv", "tsv"])
+def test_a_record_of_a_table_is_flushed_before_the_next_is_made(form: str) -> None:
+    stream = FlushedStream()
+
+    def results() -> Iterator[Result]:
+        yield result_of()
+        for num_rows in range(1, 3):
+            assert stream.flushed[-1].count(b"\n") == 1 + num_rows
+            yield result_of()
+
+    WRITERS[form](results(), stream, WriteOptions())
+
+
+@pytest.mark.parametrize("form", ["jsonl", "text", "openai-batch"])
+def test_no_results_are_no_output(form: str) -> None:
+    assert written(form) == ""
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_the_same_results_are_the_same_bytes(form: str) -> None:
+    first, second = io.BytesIO(), io.BytesIO()
+    for stream in (first, second):
+        WRITERS[form]([result_of(), FAILED, result_of(index=5)], stream, WriteOptions())
+    assert first.getvalue() == second.getvalue() != b""
 
 
 def test_text_is_the_generated_text_alone() -> None:

@@ -18,7 +18,9 @@ from batchgen.cli.doctor import doctor
 from batchgen.cli.inspect import inspect
 from batchgen.cli.plan import plan
 from batchgen.cli.run import run
+from batchgen.cli.settings import ENVIRONMENT, apply_settings, explain_setting
 from batchgen.cli.signals import Interrupts
+from batchgen.cli.verify import verify
 from batchgen.errors import BatchgenError, UsageError
 from batchgen.model.quiet import no_logs
 from batchgen.render.screen import Screen
@@ -30,6 +32,12 @@ REFUSED: Any = typer.BadParameter.__mro__[1]  # the base of all that typer refus
 class Commands(TyperGroup):
     """Every command runs in here: signals, and the one place where an error becomes a line and an exit code."""
 
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        for command in self.commands.values():
+            for parameter in command.params:
+                vars(parameter)["show_envvar"] = False  # each has one, of the same form: the help says so once
+
     def make_context(self, *args: Any, **options: Any) -> Any:
         with _usage_in_one_line():
             return super().make_context(*args, **options)
@@ -39,7 +47,13 @@ class Commands(TyperGroup):
         with _usage_in_one_line(), no_logs(), Interrupts() as interrupts:
             ctx.obj = interrupts
             try:
+                apply_settings(ctx, self.commands)
                 return super().invoke(ctx)
+            except typer.BadParameter as error:
+                if (line := explain_setting(error)) is None:
+                    raise
+                Screen().error(line)
+                raise typer.Exit(UsageError.exit_code) from None
             except BatchgenError as error:
                 Screen().error(str(error))
                 raise typer.Exit(error.exit_code) from None
@@ -95,11 +109,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(run)
-app.command()(inspect)
-app.command()(plan)
-app.command()(bench)
-app.command()(doctor)
+for command in (run, inspect, plan, verify, bench, doctor):
+    app.command(context_settings={"auto_envvar_prefix": ENVIRONMENT})(command)
 
 
 def _print_version(wanted: bool) -> None:
@@ -114,4 +125,7 @@ def main(
         bool, typer.Option("--version", metavar="", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """A file of prompts to a file of continuations, with a language model on your own machine."""
+    """A file of prompts to a file of continuations, with a language model on your own machine.
+
+    Options may also stand in batchgen.toml (max-new-tokens = 20) or in the environment (BATCHGEN_MAX_NEW_TOKENS=20).
+    """

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from batchgen.cli.options import Format
 from batchgen.cli.output import (
@@ -17,27 +17,30 @@ from batchgen.cli.output import (
     is_abandoned,
     open_store,
     open_stream,
+    text_of,
     write_json,
     write_whole,
 )
 from batchgen.cli.signals import Interrupts
-from batchgen.engines import make_engine
+from batchgen.engines import Engine, make_engine
+from batchgen.engines.pool import choose_devices, make_pool, num_threads
 from batchgen.errors import OutputError
 from batchgen.manifest import InputDigest, Manifest, model_facts
-from batchgen.model import Model, open_checkpoint
+from batchgen.model import Checkpoint, Model, open_checkpoint
 from batchgen.model.checks import check_weights
-from batchgen.model.weights import choose_device, choose_dtype, load_model, name_of_dtype
+from batchgen.model.weights import choose_dtype, load_model, name_of_dtype
 from batchgen.pipeline import Pipeline
 from batchgen.probes import MemoryLimit
 from batchgen.process import reuse_blocks
-from batchgen.readers import Source, count_rows, read_requests
+from batchgen.readers import ReadOptions, Source, count_rows, read_requests
 from batchgen.records import Request, Result, SamplingParams, TooLong
 from batchgen.render.progress import ProgressReport
-from batchgen.render.screen import OutputConsole, Screen, escape, plural, summary
+from batchgen.render.screen import OutputConsole, Screen, plural, summary
 from batchgen.render.table import ResultTable
 from batchgen.speeds import speed_of, write_speed
 from batchgen.store import Store
-from batchgen.writers import write_jsonl, write_text
+from batchgen.visible import escape
+from batchgen.writers import WRITERS, Rows, WriteOptions
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +54,7 @@ class Job:
 
     sources: list[Source]
     sampling: SamplingParams
-    field: str | None
+    reading: ReadOptions
     limit: int | None
     parse_special: bool
     too_long: TooLong
@@ -63,10 +66,12 @@ class Job:
     num_rows: int | None
     memory: MemoryLimit | None
     engine: str
+    workers: int | None
     exact: bool
     share_prefixes: bool
     form: Format
     ids: bool
+    csv_raw: bool
     target: Target | None
     manifest: Path | None
     stats: Path | None
@@ -86,7 +91,10 @@ class Job:
         flags = {"--" + name.replace("_", "-"): value for name, value in asdict(self.sampling).items()}
         flags["--stop"] = list(self.sampling.stop)
         return flags | {
-            "--field": self.field,
+            "--field": self.reading.field,
+            "--id-field": self.reading.id_field,
+            "--template": self.reading.template and self.reading.template.source,
+            "--input-format": self.reading.input_format,
             "--parse-special": self.parse_special,
             "--too-long": self.too_long,
             "--exact": self.exact,
@@ -105,8 +113,8 @@ def execute(job: Job, screen: Screen, interrupts: Interrupts) -> int:
     with job.open_store() as store:
         manifest = Manifest(store)
         with screen.waiting("loading the model"):
-            model = _load(job, screen, manifest)
-        run = Run(job, screen, interrupts, model, store, manifest)
+            equipment = _load(job, screen, manifest)
+        run = Run(job, screen, interrupts, equipment, store, manifest)
         interrupts.start_steps()
         with suppress(KeyboardInterrupt):
             run.generate()
@@ -117,11 +125,26 @@ def execute(job: Job, screen: Screen, interrupts: Interrupts) -> int:
         return run.sum_up()
 
 
+@dataclass(frozen=True, slots=True)
+class Equipment:
+    """What rows run on. With several workers, one on each of `devices`, the weights are theirs alone."""
+
+    checkpoint: Checkpoint
+    devices: list[torch.device]
+    dtype: str
+    model: Model | None
+
+    @property
+    def device(self) -> str:
+        """The devices by name, each once."""
+        return ",".join(dict.fromkeys(map(str, self.devices)))
+
+
 def _check_complete(job: Job, target: Target) -> None:
     """Refuses to take a finished file of JSON Lines for the answer to an input that has other rows by now."""
     if job.form is not Format.jsonl:
         return
-    num_rows = sum(1 for _ in islice(read_requests(job.sources, job.sampling, field=job.field), job.limit))
+    num_rows = sum(1 for _ in islice(read_requests(job.sources, job.sampling, job.reading), job.limit))
     if num_rows != (num_answered := count_answered(target.file)):
         raise OutputError(
             f"{target.path} answers {plural(num_answered, 'row')}, the input has {num_rows:,}, and the store is gone: "
@@ -129,27 +152,37 @@ def _check_complete(job: Job, target: Target) -> None:
         )
 
 
-def _load(job: Job, screen: Screen, manifest: Manifest) -> Model:
+def _load(job: Job, screen: Screen, manifest: Manifest) -> Equipment:
     """The model. A run that was begun with another one, or other options, is refused before weights are loaded."""
+    devices = choose_devices(job.device, job.workers)
     checkpoint = open_checkpoint(job.model, revision=job.revision, say=screen.say)
+    dtype = name_of_dtype(choose_dtype(job.dtype, devices[0], checkpoint.config))
+    equipment = Equipment(checkpoint, devices, dtype, None)
     if job.is_noted:
         check_weights(checkpoint.folder)  # before they are read for their hash
-        device = choose_device(job.device)
-        dtype = name_of_dtype(choose_dtype(job.dtype, device, checkpoint.config))
-        manifest.begin(str(device), model=model_facts(checkpoint), options={**job.options, "--dtype": dtype})
-    return load_model(checkpoint, job.device, job.dtype)
+        options = {**job.options, "--dtype": dtype}
+        manifest.begin(equipment.device, model=model_facts(checkpoint), options=options)
+    if len(devices) > 1:
+        return equipment
+    return replace(equipment, model=load_model(checkpoint, str(devices[0]), dtype))
 
 
 class Run:
     """One run of a job: to standard output as rows come, or into a store, and from there to a file."""
 
     def __init__(
-        self, job: Job, screen: Screen, interrupts: Interrupts, model: Model, store: Store | None, manifest: Manifest
+        self,
+        job: Job,
+        screen: Screen,
+        interrupts: Interrupts,
+        equipment: Equipment,
+        store: Store | None,
+        manifest: Manifest,
     ) -> None:
         self.job = job
         self.screen = screen
         self.interrupts = interrupts
-        self.model = model
+        self.equipment = equipment
         self.store = store
         self.manifest = manifest
         self.num_before = store.num_results if store else 0
@@ -161,27 +194,31 @@ class Run:
 
     def _count_results(self) -> int | None:
         """Results to come, where somebody watches and it can be known."""
-        rows = None if self.screen.quiet else count_rows(self.job.sources, self.job.limit)
+        rows = None if self.screen.quiet else count_rows(self.job.sources, self.job.limit, self.job.reading)
         return rows and max(0, rows * self.job.sampling.num_samples - self.num_before)
+
+    def _make_engine(self) -> Engine:
+        job, equipment = self.job, self.equipment
+        options: dict[str, Any] = {
+            "name": job.engine,
+            "num_rows": job.num_rows,
+            "num_beams": job.sampling.num_beams,
+            "exact": job.exact,
+            "share": job.share_prefixes,
+            "on_step": self.progress.on_step,
+            "should_stop": self._should_stop,
+            "memory": job.memory,
+            "say": self.screen.say,
+        }
+        if equipment.model:
+            return make_engine(equipment.model, reuse_blocks=reuse_blocks, **options)
+        return make_pool(equipment.checkpoint, equipment.devices, equipment.dtype, **options)
 
     def _make_pipeline(self) -> Pipeline:
         job = self.job
-        engine = make_engine(
-            self.model,
-            name=job.engine,
-            num_rows=job.num_rows,
-            num_beams=job.sampling.num_beams,
-            exact=job.exact,
-            share=job.share_prefixes,
-            on_step=self.progress.on_step,
-            should_stop=self._should_stop,
-            memory=job.memory,
-            reuse_blocks=reuse_blocks,
-            say=self.screen.say,
-        )
         return Pipeline(
-            self.model.checkpoint,
-            engine,
+            self.equipment.checkpoint,
+            self._make_engine(),
             too_long=job.too_long,
             parse_special=job.parse_special,
             strict=job.strict,
@@ -202,23 +239,24 @@ class Run:
                 for result in self.pipeline.run_into(self.store, requests):
                     self.progress.on_result(result)
             else:
-                with open_stream(self.job.target.path if self.job.target else None) as stream:
+                with open_stream(self.job.target) as stream:
                     self._write(self.progress.track(self.pipeline.run(requests), stream), stream)
 
     def _read(self) -> Iterator[Request]:
         job = self.job
-        requests = read_requests(job.sources, job.sampling, field=job.field, on_blank=self.pipeline.count_blank_line)
+        requests = read_requests(job.sources, job.sampling, job.reading, on_blank=self.pipeline.count_blank_line)
         requests = islice(requests, job.limit)
         return self.digest.watch(requests) if job.is_noted else requests
 
-    def _write(self, results: Iterable[Result], stream: TextIO) -> None:
-        if self.job.form is Format.table:
-            console = OutputConsole(file=stream, highlight=False)
-            ResultTable(console, self.model.checkpoint.pad_token_id, all_ids=self.job.ids).write(results)
-        elif self.job.form is Format.text:
-            write_text(results, stream, escape=escape if stream.isatty() else str)
+    def _write(self, results: Iterable[Result], stream: BinaryIO, rows: Rows = "all") -> None:
+        job = self.job
+        if job.form is Format.table:
+            with text_of(stream) as file:
+                console = OutputConsole(file=file, highlight=False)
+                ResultTable(console, self.equipment.checkpoint.pad_token_id, all_ids=job.ids).write(results)
         else:
-            write_jsonl(results, stream, ids=self.job.ids)
+            options = WriteOptions(job.ids, job.csv_raw, escape if stream.isatty() else str, rows)
+            WRITERS[job.form.value](results, stream, options)
 
     def finish(self) -> None:
         """After the last row: what was noted is complete, and the file is written."""
@@ -226,12 +264,22 @@ class Run:
         if self.job.is_noted:
             self.manifest.end(self.digest, self._stats())
         if self.store and self.job.target and not self.job.target.is_store:
-            self._write_file(self.job.target.file, self.store.results())
+            self._write_files(self.job.target, self.store)
         self.is_finished = True
 
-    def _write_file(self, file: Path, results: Iterable[Result]) -> None:
+    def _write_files(self, target: Target, store: Store) -> None:
+        if not (failures := target.failures_file):
+            self._write_file(target.file, store.results(), "all")
+            return
+        self._write_file(target.file, store.results(), "answered")
+        if store.num_errors:
+            self._write_file(failures, store.results(), "failed")
+        else:
+            failures.unlink(missing_ok=True)
+
+    def _write_file(self, file: Path, results: Iterable[Result], rows: Rows) -> None:
         try:
-            write_whole(file, lambda stream: self._write(results, stream))
+            write_whole(file, lambda stream: self._write(results, stream, rows))
         except OSError as error:
             mend = "mend that, then run the same command with --resume"
             raise OutputError(f"{file} cannot be written: {error.strerror or error}: {mend}") from None
@@ -248,9 +296,10 @@ class Run:
             "tokens_per_s": stats.tokens_per_s,
             "padding_share": stats.padding_share,
             "results_before": self.num_before,
-            "model": self.model.checkpoint.name,
-            "dtype": self.model.dtype_name,
-            "device": str(self.model.device),
+            "model": self.equipment.checkpoint.name,
+            "dtype": self.equipment.dtype,
+            "device": self.equipment.device,
+            "workers": len(self.equipment.devices),
             "engine": self.pipeline.engine.name,
         }
 
@@ -273,16 +322,14 @@ class Run:
     def sum_up(self) -> int:
         """The closing lines on stderr; the exit code."""
         stats = self.pipeline.stats()
-        model, engine = self.model, self.pipeline.engine.name
-        is_exact = self.job.exact and model.dtype_name == "float32"
-        dtype = model.dtype_name + ("" if is_exact else " (near ties not decided again)")
-        line = summary(stats, model.checkpoint.name, _ran_on(engine, model.device), dtype)
+        on, engine = self.equipment, self.pipeline.engine.name
+        line = summary(stats, on.checkpoint.name, _ran_on(engine, on), ran_exactly(self.job, on.dtype))
         if self.interrupts.stop_requested():
             self.screen.say(f"interrupted: {line}{self._how_to_go_on()}")
             return self.interrupts.exit_code
         self.screen.say(line)
         if self.store and (speed := speed_of(stats)):
-            write_speed(speed, model.checkpoint.name, str(model.device), model.dtype_name, engine)
+            write_speed(speed, on.checkpoint.name, on.device, on.dtype, engine)
         failures = self.failures
         if failures.first:
             self.screen.error(
@@ -308,9 +355,16 @@ class Failures:
     first: Result | None
 
 
-def _ran_on(engine: str, device: torch.device) -> str:
-    """`continuous on cpu (2 threads)`: torch chooses how many."""
+def ran_exactly(job: Job, dtype: str) -> str:
+    """The dtype, and that near ties are not decided again, where that is so."""
+    return dtype if job.exact and dtype == "float32" else f"{dtype} (near ties not decided again)"
+
+
+def _ran_on(engine: str, equipment: Equipment) -> str:
+    """`continuous on cpu (2 threads)`: torch chooses how many; workers share the cores."""
     import torch
 
-    threads = f" ({plural(torch.get_num_threads(), 'thread')})" if device.type == "cpu" else ""
-    return f"{engine} on {device}{threads}"
+    number = torch.get_num_threads() if equipment.model else num_threads(len(equipment.devices))
+    each = "" if equipment.model else " each"
+    threads = f" ({plural(number, 'thread')}{each})" if equipment.devices[0].type == "cpu" else ""
+    return f"{engine} on {equipment.device}{threads}"

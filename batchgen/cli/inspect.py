@@ -1,23 +1,40 @@
-"""`batchgen inspect`: the batch as the model will see it."""
+"""`batchgen inspect`: the batch as the model will see it, and what its attention makes of it."""
 
 from __future__ import annotations
 
+import os
 import sys
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from batchgen.cli import options as opt
 from batchgen.cli.execute import SOME_ROWS_FAILED
-from batchgen.inspector import Inspection, inspect_batch
-from batchgen.model import open_checkpoint
+from batchgen.cli.output import check_file, write_whole
+from batchgen.errors import InputError
+from batchgen.inspector import Heads, Inspection, Masks, inspect_batch, inspect_masks, parse_heads
+from batchgen.model import Checkpoint, Model, open_checkpoint, open_model
 from batchgen.readers import read_requests
+from batchgen.records import SamplingParams
+from batchgen.render.attention import print_attention
 from batchgen.render.batch import print_batch
-from batchgen.render.screen import OutputConsole, Screen, plural
+from batchgen.render.masks import print_masks
+from batchgen.render.screen import OutputConsole, Screen, plural, print_line
+from batchgen.render.sides import print_sides
+from batchgen.render.svg import to_svg
 from batchgen.writers import to_json
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from batchgen.inspector.attention import QueryAttention
+    from batchgen.inspector.sides import RowSides
+
 DEFAULT_LIMIT = 16
+VIEWS = "Views"
 
 
 def inspect(
@@ -25,41 +42,174 @@ def inspect(
     inputs: opt.Inputs = None,
     prompt: opt.Prompt = None,
     field: opt.Field = None,
+    id_field: opt.IdField = None,
+    template: opt.TemplateOption = None,
+    template_file: opt.TemplateFile = None,
+    input_format: opt.InputFormatOption = opt.InputFormat.auto,
     limit: opt.Limit = DEFAULT_LIMIT,
     parse_special: opt.ParseSpecial = False,
     model: opt.ModelName = None,
     revision: opt.Revision = None,
+    device: opt.Device = "auto",
+    mask: Annotated[
+        bool, typer.Option("--mask", metavar="", help="Draw what is added to the scores.", rich_help_panel=VIEWS)
+    ] = False,
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LAYER:HEAD",
+            help="Show what a query attends to, such as 0:0, 0:mean or mean.",
+            rich_help_panel=VIEWS,
+        ),
+    ] = None,
+    query: Annotated[
+        int,
+        typer.Option(metavar="COLUMN", help="The query of --attention; -1 is the last column.", rich_help_panel=VIEWS),
+    ] = -1,
+    compare_sides: Annotated[
+        bool,
+        typer.Option("--compare-sides", metavar="", help="Pad left, and right, and run both.", rich_help_panel=VIEWS),
+    ] = False,
+    max_new_tokens: Annotated[
+        int, typer.Option(metavar="N", min=1, help="New tokens a row for --compare-sides.", rich_help_panel=VIEWS)
+    ] = 12,
     as_json: Annotated[
         bool, typer.Option("--json", metavar="", help="Print the arrays as JSON.", rich_help_panel=opt.OUTPUT)
+    ] = False,
+    svg: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw into an SVG file.", rich_help_panel=opt.OUTPUT)
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write a page with the attention of all layers and heads.", rich_help_panel=opt.OUTPUT
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", metavar="", help="Replace FILE if it exists.", rich_help_panel=opt.OUTPUT)
     ] = False,
     quiet: opt.Quiet = False,
 ) -> None:
     """Show prompts as one left-padded batch: tokens, ids, attention mask, positions.
 
-    [bold]batchgen inspect prompts.txt[/]
-    [bold]batchgen inspect -p "My dog is" -p "It will rain in the" --json[/]
+    [bold]batchgen inspect prompts.txt --mask[/]
+    [bold]batchgen inspect -p "My dog is" -p "It will rain in the" --attention 0:0[/]
+    [bold]batchgen inspect prompts.txt --html page.html[/]
 
-    Loads the tokenizer, not the weights.
+    Loads the weights, in float32, only for --attention, --compare-sides and --html.
     """
+    heads = parse_heads(attention) if attention is not None else None
     screen = Screen(quiet=quiet)
-    requests = read_requests(opt.find_prompts(context, inputs, prompt, field), field=field)
-    with screen.waiting("loading the tokenizer"):
-        checkpoint = open_checkpoint(model, revision=revision, weights=False, say=screen.say)
-    inspection = inspect_batch(checkpoint, islice(requests, limit), parse_special=parse_special)
-    if as_json:
-        print(to_json(inspection.to_dict()))
+    reading = opt.read_options(field, id_field, template, template_file, input_format)
+    sources = opt.find_prompts(context, inputs, prompt, reading)
+    for flag, path in (("--svg", svg), ("--html", html)):
+        check_file(flag, path, sources, overwrite=overwrite)
+    # Greedy, whatever a row's own options: here it is about the mask.
+    sampling = SamplingParams(max_new_tokens=max_new_tokens if compare_sides else 1)
+    rows = islice(read_requests(sources, options=reading), limit)
+    requests = (replace(request, sampling=sampling) for request in rows)
+    if heads or compare_sides or html:
+        with screen.waiting("loading the model"):
+            loaded = open_model(model, revision=revision, device=device, dtype="float32", say=screen.say)
+        checkpoint, n_positions = loaded.checkpoint, loaded.checkpoint.n_positions
     else:
-        _show(inspection)
+        with screen.waiting("loading the tokenizer"):
+            checkpoint = open_checkpoint(model, revision=revision, weights=False, say=screen.say)
+        loaded, n_positions = None, None
+    inspection = inspect_batch(checkpoint, requests, n_positions=n_positions, parse_special=parse_special)
+    with screen.waiting("looking"):
+        views = _look(checkpoint, loaded, inspection, Wanted(mask, heads, query, compare_sides, max_new_tokens))
+        page = _page(loaded, inspection) if html and loaded else None
+    if as_json:
+        print(to_json(views.to_dict()))
+    elif not (svg or html):
+        views.draw(OutputConsole(file=sys.stdout, highlight=False))
+    if svg:
+        _write(svg, to_svg(views.draw, "batchgen inspect"))
+    if html and page:
+        _write(html, page)
     for failed in inspection.failed:
         screen.error(f"row {failed.request.id} is not in the batch: {failed.error}")
     raise typer.Exit(SOME_ROWS_FAILED if inspection.failed else 0)
 
 
-def _show(inspection: Inspection) -> None:
-    rows = inspection.rows
-    columns = len(rows[0].input_ids) if rows else 0
-    title = (
-        f"{plural(len(rows), 'row')}, {plural(columns, 'column')}, padding {inspection.padding_share:.0%}, "
-        f"pad = eos = {inspection.pad_token_id}, model {inspection.model}"
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which views were asked for beside the batch."""
+
+    mask: bool
+    heads: Heads | None
+    query: int
+    sides: bool
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """The batch, and what else was asked for."""
+
+    inspection: Inspection
+    heads: Heads | None
+    masks: Masks | None = None
+    attention: list[QueryAttention] | None = None
+    sides: list[RowSides] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        parts = self.inspection.to_dict()
+        if self.masks:
+            parts["mask"] = self.masks.to_dict()
+        if self.attention is not None and self.heads:
+            heads = {"layer": self.heads.layer, "head": self.heads.head}
+            parts["attention"] = {**heads, "rows": [row.to_dict() for row in self.attention]}
+        if self.sides is not None:
+            parts["sides"] = [row.to_dict() for row in self.sides]
+        return parts
+
+    def draw(self, console: Console) -> None:
+        """The views that were asked for, under the batch's title; the batch itself where there are none."""
+        print_line(console, _title(self.inspection), style="bold")
+        if not (self.masks or self.attention is not None or self.sides is not None):
+            print_batch(console, self.inspection.rows)
+        if self.masks:
+            print_masks(console, self.inspection.rows, self.masks)
+        if self.attention is not None and self.heads:
+            print_attention(console, self.inspection.rows, self.attention, self.heads)
+        if self.sides is not None:
+            print_sides(console, self.sides)
+
+
+def _look(checkpoint: Checkpoint, model: Model | None, inspection: Inspection, wanted: Wanted) -> Views:
+    batch = inspection.batch
+    if batch is None:
+        return Views(inspection, wanted.heads)
+    masks = inspect_masks(checkpoint.config, batch) if wanted.mask else None
+    attention = sides = None
+    if model and wanted.heads:
+        from batchgen.inspector.attention import inspect_attention
+
+        attention = inspect_attention(model, inspection, wanted.heads, wanted.query)
+    if model and wanted.sides:
+        from batchgen.inspector.sides import compare_sides
+
+        sides = compare_sides(model, inspection, wanted.max_new_tokens)
+    return Views(inspection, wanted.heads, masks, attention, sides)
+
+
+def _page(model: Model, inspection: Inspection) -> str:
+    from batchgen.inspector.whole import inspect_all
+    from batchgen.page import render_page
+
+    if inspection.batch is None:
+        raise InputError("--html: there is no row to show")
+    return render_page(inspection, *inspect_all(model, inspection))
+
+
+def _write(path: Path, text: str) -> None:
+    write_whole(Path(os.path.realpath(path)), lambda stream: stream.write(text.encode()))
+
+
+def _title(inspection: Inspection) -> str:
+    return (
+        f"{plural(len(inspection.rows), 'row')}, {plural(inspection.num_columns, 'column')}, "
+        f"padding {inspection.padding_share:.0%}, pad = eos = {inspection.pad_token_id}, model {inspection.model}"
     )
-    print_batch(OutputConsole(file=sys.stdout, highlight=False), title, rows)

@@ -5,21 +5,26 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from batchgen.cli.settings import tell_settings
 from batchgen.errors import UsageError
 from batchgen.probes import MemoryLimit, parse_memory
-from batchgen.readers import Source, find_sources
+from batchgen.readers import ReadOptions, Source, find_sources
 from batchgen.records import SamplingParams
 
-INPUT, MODEL, LENGTH, SAMPLING, BATCHES, OUTPUT, DURABLE = (
+if TYPE_CHECKING:
+    from batchgen.templates import Template
+
+INPUT, MODEL, LENGTH, SAMPLING, BATCHES, CLUSTER, OUTPUT, DURABLE = (
     "Prompts",
     "Model",
     "Length and stopping",
     "Choosing tokens",
     "Batches",
+    "On a Ray cluster",
     "Output",
     "Interrupted runs and bad rows",
 )
@@ -49,7 +54,23 @@ class Format(StrEnum):
     table = "table"
     jsonl = "jsonl"
     text = "text"
+    csv = "csv"
+    tsv = "tsv"
+    parquet = "parquet"
+    openai_batch = "openai-batch"
     sqlite = "sqlite"
+
+
+class InputFormat(StrEnum):
+    """How prompts are read."""
+
+    auto = "auto"
+    text = "text"
+    jsonl = "jsonl"
+    csv = "csv"
+    tsv = "tsv"
+    parquet = "parquet"
+    openai_batch = "openai-batch"
 
 
 class TooLongPolicy(StrEnum):
@@ -81,12 +102,39 @@ def check_sampling(**values: Any) -> SamplingParams:
         raise UsageError(str(error)) from None
 
 
+def read_options(
+    field: str | None,
+    id_field: str | None,
+    template: str | None,
+    template_file: Path | None,
+    input_format: InputFormat,
+) -> ReadOptions:
+    """The reading options as a record; what contradicts itself is a usage error, and so is a template that is none."""
+    makers = {"--template": template, "--template-file": template_file, "--field": field}
+    given = [flag for flag, value in makers.items() if value is not None]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} each say what the prompt is: choose one")
+    if input_format is InputFormat.openai_batch and (given or id_field is not None):
+        flag = given[0] if given else "--id-field"
+        raise UsageError(f"{flag} has no place with OpenAI Batch files, which say themselves where prompt and id are")
+    form = None if input_format is InputFormat.auto else input_format.value
+    return ReadOptions(field, id_field, _template(template, template_file), form)
+
+
+def _template(source: str | None, file: Path | None) -> Template | None:
+    if source is None and file is None:
+        return None
+    from batchgen.templates import Template, read_template
+
+    return read_template(file) if file is not None else Template(source or "")
+
+
 def find_prompts(
-    context: typer.Context, inputs: list[str] | None, prompt: list[str] | None, field: str | None
+    context: typer.Context, inputs: list[str] | None, prompt: list[str] | None, reading: ReadOptions
 ) -> list[Source]:
     """The sources that a command line names; standard input if it names none and there is one.
 
-    Raises `UsageError` with a short usage where there is nothing to read, or no JSON for `--field`.
+    Raises `UsageError` with a short usage where there is nothing to read, or no columns for `--field`.
     """
     has_stdin = sys.stdin is not None and not sys.stdin.isatty()
     if not inputs and not prompt and not has_stdin:
@@ -94,9 +142,12 @@ def find_prompts(
         raise UsageError(
             f"no prompts. Usage: {path} [OPTIONS] [INPUTS]..., such as {path} prompts.txt, or {path} --help"
         )
-    sources = find_sources(inputs or [], prompt or [], use_stdin=has_stdin)
-    if field is not None and all(source.form == "text" for source in sources):
-        raise UsageError(f"--field {field} is for JSON Lines, and all prompts are plain text")
+    is_said = reading.input_format is not None
+    sources = find_sources(inputs or [], prompt or [], use_stdin=has_stdin, any_suffix=is_said)
+    forms = {source.form if source.texts else reading.input_format or source.form for source in sources}
+    for flag, column in (("--field", reading.field), ("--id-field", reading.id_field)):
+        if column is not None and forms == {"text"}:
+            raise UsageError(f"{flag} {column} is for JSON Lines and tables, and all prompts are plain text")
     return sources
 
 
@@ -104,19 +155,48 @@ Inputs = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="INPUTS",
-        help="Text files (one prompt a line), .jsonl files, directories, globs, or - for standard input.",
+        help="Files (.txt, .jsonl, .csv, .tsv, .parquet, OpenAI Batch; .gz, .zst), directories, globs, or - for "
+        "standard input.",
         show_default=False,
     ),
 ]
 Prompt = Annotated[
     list[str] | None,
-    typer.Option("--prompt", "-p", metavar="TEXT", help="A prompt; repeat for more.", rich_help_panel=INPUT),
+    typer.Option(
+        "--prompt",
+        "-p",
+        metavar="TEXT",
+        help="A prompt; repeat for more.",
+        rich_help_panel=INPUT,
+        allow_from_autoenv=False,  # a list would be cut at its spaces
+    ),
 ]
 Field = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", help="JSON field that holds the prompt (else prompt, else text).", rich_help_panel=INPUT
+        metavar="NAME", help="Column or JSON field of the prompt (else prompt, else text).", rich_help_panel=INPUT
     ),
+]
+IdField = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Column or JSON field of the row's id (else id).", rich_help_panel=INPUT),
+]
+TemplateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--template",
+        metavar="TEXT",
+        help="Make the prompt from the row's columns, by Jinja: $'Q: {{ question }}\\nA:'.",
+        rich_help_panel=INPUT,
+    ),
+]
+TemplateFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="The same from a file (less the newline at its end).", rich_help_panel=INPUT),
+]
+InputFormatOption = Annotated[
+    InputFormat,
+    typer.Option(help="auto: by suffix, else by the first line.", rich_help_panel=INPUT),
 ]
 Limit = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="Stop after the first N rows.", rich_help_panel=INPUT)
@@ -144,6 +224,24 @@ Revision = Annotated[
     typer.Option(metavar="REV", help="Branch, tag or commit of the model on the Hub.", rich_help_panel=MODEL),
 ]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=MODEL)]
+Devices = Annotated[
+    str,
+    typer.Option(
+        metavar="DEVICES",
+        help="auto (all CUDA devices), cpu, cuda:1, mps, or several: cuda:0,cuda:1.",
+        rich_help_panel=MODEL,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Processes that share the rows, each with the model (else one a device).",
+        rich_help_panel=BATCHES,
+        show_default=False,
+    ),
+]
 DtypeOption = Annotated[
     Dtype,
     typer.Option(help="auto: float32 on the CPU, as stored on an accelerator.", rich_help_panel=MODEL),
@@ -160,6 +258,7 @@ Stop = Annotated[
         metavar="TEXT",
         help="End a row where this appears (it is not included); repeat for more.",
         rich_help_panel=LENGTH,
+        allow_from_autoenv=False,
     ),
 ]
 TooLong = Annotated[
@@ -228,6 +327,35 @@ EngineOption = Annotated[
         rich_help_panel=BATCHES,
     ),
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Run on Ray: HOST:PORT, auto (the cluster of this machine) or local; -o is a folder then.",
+        rich_help_panel=CLUSTER,
+        show_default=False,
+    ),
+]
+CpusPerWorker = Annotated[
+    float | None,
+    typer.Option(metavar="N", min=0.1, help="CPUs of a worker.", rich_help_panel=CLUSTER, show_default=False),
+]
+GpusPerWorker = Annotated[
+    float | None,
+    typer.Option(
+        metavar="N", min=0, help="GPUs of a worker, or a part of one.", rich_help_panel=CLUSTER, show_default=False
+    ),
+]
+PartRows = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Rows of a part of the input, which is one output file (else 64 to 4,096).",
+        rich_help_panel=CLUSTER,
+        show_default=False,
+    ),
+]
 SharePrefixes = Annotated[
     bool,
     typer.Option(
@@ -250,12 +378,19 @@ FormatOption = Annotated[
     Format,
     typer.Option(help="auto: a table on a terminal, else JSON Lines.", rich_help_panel=OUTPUT),
 ]
-Ids = Annotated[
-    bool, typer.Option("--ids", metavar="", help="Add token ids and the batch to JSON Lines.", rich_help_panel=OUTPUT)
+Ids = Annotated[bool, typer.Option("--ids", metavar="", help="Add token ids and the batch.", rich_help_panel=OUTPUT)]
+CsvRaw = Annotated[
+    bool,
+    typer.Option(
+        "--csv-raw",
+        metavar="",
+        help="Leave CSV cells that a spreadsheet would run (=1+1) without an apostrophe.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 OutputFile = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="FILE", help="Write here (.jsonl, .txt or .db).", rich_help_panel=OUTPUT),
+    typer.Option("--output", "-o", metavar="FILE", help="Write here; the format by suffix.", rich_help_panel=OUTPUT),
 ]
 Overwrite = Annotated[
     bool,
@@ -297,5 +432,13 @@ StatsFile = Annotated[
     typer.Option("--stats", metavar="FILE", help="Write the run's counts and times as JSON.", rich_help_panel=OUTPUT),
 ]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", metavar="", help="Errors only on stderr.", rich_help_panel=OUTPUT)
+    bool,
+    typer.Option(
+        "--quiet",
+        "-q",
+        metavar="",
+        help="Errors only on stderr.",
+        rich_help_panel=OUTPUT,
+        callback=tell_settings,
+    ),
 ]

@@ -25,6 +25,10 @@ def plan(
     inputs: opt.Inputs = None,
     prompt: opt.Prompt = None,
     field: opt.Field = None,
+    id_field: opt.IdField = None,
+    template: opt.TemplateOption = None,
+    template_file: opt.TemplateFile = None,
+    input_format: opt.InputFormatOption = opt.InputFormat.auto,
     limit: opt.Limit = None,
     parse_special: opt.ParseSpecial = False,
     model: opt.ModelName = None,
@@ -72,8 +76,9 @@ def plan(
     screen = Screen(quiet=quiet)
     num_rows, bound = opt.parse_batch_size(batch_size), opt.parse_bound(memory)
     blank_lines = count()
-    sources = opt.find_prompts(context, inputs, prompt, field)
-    requests = read_requests(sources, sampling, field=field, on_blank=partial(next, blank_lines))
+    reading = opt.read_options(field, id_field, template, template_file, input_format)
+    sources = opt.find_prompts(context, inputs, prompt, reading)
+    requests = read_requests(sources, sampling, reading, on_blank=partial(next, blank_lines))
     with screen.waiting("planning"):
         checkpoint = open_checkpoint(model, revision=revision, weights=False, say=screen.say)
         room = make_room(checkpoint, device, dtype.value, num_rows=num_rows, memory=bound)

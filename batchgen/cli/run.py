@@ -8,7 +8,8 @@ import typer
 
 from batchgen.cli import options as opt
 from batchgen.cli.execute import Job, execute
-from batchgen.cli.output import Target, check_notes, check_target, choose_format
+from batchgen.cli.on_ray import OnRay, choose_ray_format, execute_on_ray, make_on_ray, refuse_with_ray
+from batchgen.cli.output import Target, check_notes, check_stdout, check_target, choose_format
 from batchgen.errors import UsageError
 from batchgen.render.screen import Screen
 
@@ -18,11 +19,15 @@ def run(
     inputs: opt.Inputs = None,
     prompt: opt.Prompt = None,
     field: opt.Field = None,
+    id_field: opt.IdField = None,
+    template: opt.TemplateOption = None,
+    template_file: opt.TemplateFile = None,
+    input_format: opt.InputFormatOption = opt.InputFormat.auto,
     limit: opt.Limit = None,
     parse_special: opt.ParseSpecial = False,
     model: opt.ModelName = None,
     revision: opt.Revision = None,
-    device: opt.Device = "auto",
+    device: opt.Devices = "auto",
     dtype: opt.DtypeOption = opt.Dtype.auto,
     max_new_tokens: opt.MaxNewTokens = 50,
     min_new_tokens: opt.MinNewTokens = 0,
@@ -40,10 +45,16 @@ def run(
     batch_size: opt.BatchSize = "auto",
     memory: opt.MemoryOption = None,
     engine: opt.EngineOption = opt.EngineName.auto,
+    workers: opt.Workers = None,
+    ray: opt.Ray = None,
+    cpus_per_worker: opt.CpusPerWorker = None,
+    gpus_per_worker: opt.GpusPerWorker = None,
+    part_rows: opt.PartRows = None,
     exact: opt.Exact = True,
     share_prefixes: opt.SharePrefixes = True,
     format: opt.FormatOption = opt.Format.auto,
     ids: opt.Ids = False,
+    csv_raw: opt.CsvRaw = False,
     output: opt.OutputFile = None,
     manifest: opt.ManifestFile = None,
     stats: opt.StatsFile = None,
@@ -75,16 +86,21 @@ def run(
         seed=seed,
     )
     output = None if output == Path("-") else output
-    form = choose_format(format, output, ids=ids)
-    sources = opt.find_prompts(context, inputs, prompt, field)
-    target = _target(output, form, overwrite, resume or retry_errors, retry_errors, keep_store)
-    if target:
-        check_target(target, sources)
+    reading = opt.read_options(field, id_field, template, template_file, input_format)
+    cluster = _cluster(ray, inputs, output, workers, cpus_per_worker, gpus_per_worker, part_rows, overwrite, resume)
+    if cluster:
+        refuse_with_ray({"--prompt": prompt, "--retry-errors": retry_errors, "--keep-store": keep_store})
+        form, sources, target = choose_ray_format(format), [], None
+    else:
+        form = choose_format(format, output, ids=ids, csv_raw=csv_raw)
+        sources = opt.find_prompts(context, inputs, prompt, reading)
+        target = _target(output, form, overwrite, resume or retry_errors, retry_errors, keep_store)
+        check_target(target, sources) if target else check_stdout(sources)
     check_notes({"--manifest": manifest, "--stats": stats}, target, sources)
     job = Job(
         sources=sources,
         sampling=sampling,
-        field=field,
+        reading=reading,
         limit=limit,
         parse_special=parse_special,
         too_long=too_long.value,
@@ -96,15 +112,40 @@ def run(
         num_rows=opt.parse_batch_size(batch_size),
         memory=opt.parse_bound(memory),
         engine=engine.value,
+        workers=workers,
         exact=exact,
         share_prefixes=share_prefixes,
         form=form,
         ids=ids,
+        csv_raw=csv_raw,
         target=target,
         manifest=manifest,
         stats=stats,
     )
-    raise typer.Exit(execute(job, Screen(quiet=quiet), context.obj))
+    screen = Screen(quiet=quiet)
+    raise typer.Exit(
+        execute_on_ray(job, cluster, screen, context.obj) if cluster else execute(job, screen, context.obj)
+    )
+
+
+def _cluster(
+    address: str | None,
+    inputs: list[str] | None,
+    output: Path | None,
+    workers: int | None,
+    cpus: float | None,
+    gpus: float | None,
+    part_rows: int | None,
+    overwrite: bool,
+    resume: bool,
+) -> OnRay | None:
+    """What `--ray` asks for, where it is there."""
+    if address is not None:
+        return make_on_ray(address, inputs or [], output, workers, cpus, gpus, part_rows, overwrite, resume)
+    for flag, value in (("--cpus-per-worker", cpus), ("--gpus-per-worker", gpus), ("--part-rows", part_rows)):
+        if value is not None:
+            raise UsageError(f"{flag} is for --ray")
+    return None
 
 
 def _target(

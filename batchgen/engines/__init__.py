@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from batchgen.engines.backoff import Backoff
 from batchgen.errors import ModelError, UsageError
@@ -16,21 +16,48 @@ from batchgen.speeds import kept_rows
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from batchgen.engines.sampling import OnLogits
     from batchgen.model import Model
 
 
 ENGINES = ("auto", "continuous", "reference")
 
 
+class Limits(Protocol):
+    """How many rows are to be read before the first ones run."""
+
+    @property
+    def first_window(self) -> int: ...
+
+
+class EngineMemory(Protocol):
+    """What an engine's batches were predicted to take, and took."""
+
+    @property
+    def limits(self) -> Limits: ...
+    @property
+    def peak_bytes(self) -> int: ...
+    @property
+    def predicted_bytes(self) -> int: ...
+    @property
+    def measured_bytes(self) -> int | None: ...
+
+
 class Engine(Protocol):
     """What the pipeline needs of an engine; a fake one needs no model. `backoff` knows the limits and the memory."""
 
-    name: str
-    backoff: Backoff
-    num_batches: int
-    decode_work: int
-    prefill_s: float
-    decode_s: float
+    @property
+    def name(self) -> str: ...
+    @property
+    def backoff(self) -> EngineMemory: ...
+    @property
+    def num_batches(self) -> int: ...
+    @property
+    def decode_work(self) -> int: ...
+    @property
+    def prefill_s(self) -> float: ...
+    @property
+    def decode_s(self) -> float: ...
 
     @property
     def is_busy(self) -> bool:
@@ -70,6 +97,7 @@ def make_engine(
     exact: bool = True,
     share: bool = True,
     on_step: Callable[[int], None] = lambda num_tokens: None,
+    on_logits: OnLogits = lambda logits, sequences: None,
     should_stop: Callable[[], bool] = lambda: False,
     memory: MemoryLimit | None = None,
     reuse_blocks: Callable[[bool], None] = lambda is_plenty: None,
@@ -78,7 +106,8 @@ def make_engine(
     """The engine of that name for a model; `auto` takes the fastest that fits it.
 
     Near ties are decided again (`exact`) in float32 only: 16 bits are too coarse for it. `num_rows` fixes the rows that
-    run together, `memory` is the user's own bound, and `say` is told each time that memory ran out.
+    run together, `memory` is the user's own bound, and `say` is told each time that memory ran out. `on_logits` is told
+    the logits of each step before anything is decided.
     """
     import torch
 
@@ -108,12 +137,16 @@ def make_engine(
         say=say,
         on_dropped=lambda num_tokens: on_step(-num_tokens),
     )
-    exact = exact and model.dtype == torch.float32
+    common: dict[str, Any] = {
+        "exact": exact and model.dtype == torch.float32,
+        "on_step": on_step,
+        "on_logits": on_logits,
+        "should_stop": should_stop,
+        "backoff": backoff,
+    }
     if slot_model is None:
-        return ReferenceEngine(model, limits, exact=exact, on_step=on_step, should_stop=should_stop, backoff=backoff)
-    return ContinuousEngine(
-        slot_model, limits, exact=exact, share=share, on_step=on_step, should_stop=should_stop, backoff=backoff
-    )
+        return ReferenceEngine(model, limits, **common)
+    return ContinuousEngine(slot_model, limits, share=share, **common)
 
 
 def _wall_bytes(bounds: list[Bound]) -> int | None:

@@ -18,7 +18,7 @@ import torch
 from batchgen.engines.backoff import Backoff, release
 from batchgen.engines.kv_cache import Prefix, Slot
 from batchgen.engines.prefixes import shared_prefixes, twins
-from batchgen.engines.sampling import Sampler, append_token
+from batchgen.engines.sampling import OnLogits, Sampler, append_token
 from batchgen.engines.slot_model import SlotModel
 from batchgen.errors import ModelError, failures_in_one_line, is_out_of_memory
 from batchgen.memory import BatchLimits, pages_of
@@ -56,9 +56,9 @@ class _Row:
 class ContinuousEngine:
     """Keeps every slot busy: yields each sequence when it is finished, and gives its slot to the next.
 
-    `on_step` is told how many tokens each step made. `should_stop` is asked at each step; a yes drops what is in hand
-    and raises `KeyboardInterrupt`. `exact` decides near ties again, from an unpadded forward of the row alone.
-    `share` computes once what prompts have in common.
+    `on_step` is told how many tokens each step made, `on_logits` the logits that they are chosen from. `should_stop` is
+    asked at each step; a yes drops what is in hand and raises `KeyboardInterrupt`. `exact` decides near ties again,
+    from an unpadded forward of the row alone. `share` computes once what prompts have in common.
     """
 
     name = "continuous"
@@ -71,6 +71,7 @@ class ContinuousEngine:
         exact: bool = True,
         share: bool = True,
         on_step: Callable[[int], None] = lambda num_tokens: None,
+        on_logits: OnLogits = lambda logits, sequences: None,
         should_stop: Callable[[], bool] = lambda: False,
         backoff: Backoff | None = None,
     ) -> None:
@@ -81,7 +82,8 @@ class ContinuousEngine:
         self.share = share
         self.on_step = on_step
         self.should_stop = should_stop
-        self.sampler = Sampler(self.checkpoint.eos_token_ids, slot_model.model.logits_alone if exact else None)
+        recompute = slot_model.model.logits_alone if exact else None
+        self.sampler = Sampler(self.checkpoint.eos_token_ids, recompute, on_logits)
         self.num_batches = self.decode_work = 0
         self.prefill_s = self.decode_s = 0.0
         self._waiting: deque[_Row] = deque()

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from batchgen.engines.backoff import Backoff
-from batchgen.engines.sampling import Sampler, append_token, forbidden_tokens, penalize_repetition
+from batchgen.engines.sampling import OnLogits, Sampler, append_token, forbidden_tokens, penalize_repetition
 from batchgen.errors import ModelError, failures_in_one_line
 from batchgen.memory import BatchLimits
 from batchgen.model import Checkpoint, Model
@@ -31,9 +31,9 @@ from batchgen.records import Batch, Sequence
 class ReferenceEngine:
     """Runs sequences in planned batches; yields each batch's sequences when all of them are finished.
 
-    `on_step` is told how many tokens each step made. `should_stop` is asked at each step; a yes drops the batch in
-    hand and raises `KeyboardInterrupt`. `exact` decides near ties again, from an unpadded forward of the row alone.
-    `backoff` splits a batch that does not fit.
+    `on_step` is told how many tokens each step made, `on_logits` the logits that they are chosen from (but for beams).
+    `should_stop` is asked at each step; a yes drops the batch in hand and raises `KeyboardInterrupt`. `exact` decides
+    near ties again, from an unpadded forward of the row alone. `backoff` splits a batch that does not fit.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class ReferenceEngine:
         *,
         exact: bool = True,
         on_step: Callable[[int], None] = lambda num_tokens: None,
+        on_logits: OnLogits = lambda logits, sequences: None,
         should_stop: Callable[[], bool] = lambda: False,
         backoff: Backoff | None = None,
     ) -> None:
@@ -50,6 +51,7 @@ class ReferenceEngine:
         self.backoff = backoff or Backoff(limits)
         self.exact = exact
         self.on_step = on_step
+        self.on_logits = on_logits
         self.should_stop = should_stop
         self.num_batches = self.decode_work = 0
         self.prefill_s = self.decode_s = 0.0
@@ -97,7 +99,8 @@ class ReferenceEngine:
         self.decode_work += num_steps * step_work(len(batch.sequences))
 
     def _decode(self, batch: Batch, watch: LogitsProcessor) -> None:
-        sampler = Sampler(self.model.checkpoint.eos_token_ids, self.model.logits_alone if self.exact else None)
+        recompute = self.model.logits_alone if self.exact else None
+        sampler = Sampler(self.model.checkpoint.eos_token_ids, recompute, self.on_logits)
         self._call_generate(batch, [watch, _Choice(batch, sampler, self.model.checkpoint)])
 
     def _search(self, batch: Batch, watch: LogitsProcessor) -> None:

@@ -28,6 +28,8 @@ DRAW_MARGIN = 5e-5
 TOP_BLOCK = 128  # logits; the blocks' maxima are then about as many as a block has logits
 
 RecomputeLogits = Callable[[Sequence], torch.Tensor]
+# Told the logits `[B, V]` of the rows that are about to get a token, before anything is done to them.
+OnLogits = Callable[[torch.Tensor, Rows[Sequence]], None]
 
 
 def uniform(seed: int, row_id: RowId, sample_index: int, step: int) -> float:
@@ -189,15 +191,22 @@ class Sampler:
     """Chooses the next token of rows, which may be other ones at every step; keeps nothing of them.
 
     `recompute` gives a row's logits `[V]` from an unpadded single-row forward; with it, steps too close to call are
-    decided again (exact mode), so that a row's tokens do not depend on its batch.
+    decided again (exact mode), so that a row's tokens do not depend on its batch. `on_logits` sees those of the batch.
     """
 
-    def __init__(self, eos_token_ids: Iterable[int], recompute: RecomputeLogits | None = None) -> None:
+    def __init__(
+        self,
+        eos_token_ids: Iterable[int],
+        recompute: RecomputeLogits | None = None,
+        on_logits: OnLogits = lambda logits, sequences: None,
+    ) -> None:
         self.eos_token_ids = sorted(eos_token_ids)
         self.recompute = recompute
+        self.on_logits = on_logits
 
     def choose(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> list[int]:
         """Next token of each row from float32 logits `[B, V]`, which are overwritten."""
+        self.on_logits(logits, sequences)
         tokens, close = self._decide(logits, sequences)
         for row, sequence in enumerate(sequences):
             if self.recompute and close[row] and not sequence.is_finished:

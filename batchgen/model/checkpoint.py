@@ -41,6 +41,18 @@ class Checkpoint:
         return int(limit) if limit else None
 
     @property
+    def position_kind(self) -> str:
+        """How the model tells places apart: `absolute` (a vector for each position), `rotary` or `alibi`.
+
+        The last two are relative: counting all of a row's positions from another number changes nothing.
+        """
+        text = self.config.get_text_config()
+        if text.model_type in ("bloom", "mpt") or getattr(text, "alibi", False):
+            return "alibi"
+        is_rotary = any(getattr(text, name, None) for name in ("rope_parameters", "rope_theta", "rotary_dim"))
+        return "rotary" if is_rotary else "absolute"
+
+    @property
     def vocab_size(self) -> int:
         """How many tokens the model has an embedding for."""
         return int(self.config.get_text_config().vocab_size)

@@ -83,7 +83,7 @@ def load_model(checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto"
     folder = checkpoint.folder
     check_weights(folder)
     with quiet(), one_line(checkpoint.name, folder):
-        _check_room(checkpoint, on, as_dtype)
+        check_room(checkpoint, on, name_of_dtype(as_dtype))
         # Named in both places: a config may ask for a kernel from the Hub, which is code.
         attention = checkpoint.config._attn_implementation = attention_kernel(checkpoint.config)
         network, loading = AutoModelForCausalLM.from_pretrained(
@@ -106,17 +106,22 @@ def load_model(checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto"
     return Model(checkpoint, network.eval().to(on), on, as_dtype)
 
 
-def _check_room(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+def check_room(checkpoint: Checkpoint, device: torch.device, dtype: str, *, num_copies: int = 1) -> None:
     """Refuses weights that cannot fit: beyond its memory a process is not told, but killed."""
+    import torch
+
     from batchgen.model.footprint import footprint_of
 
-    needed = footprint_of(checkpoint.config, dtype).weights
+    as_dtype: torch.dtype = getattr(torch, dtype)
+    needed = num_copies * footprint_of(checkpoint.config, as_dtype).weights
     bound = memory_bounds(device)[0]
     if needed > bound.available_bytes:
-        mend = "a smaller model" if dtype.itemsize == 2 else "--dtype bfloat16 (half of it) or a smaller model"
+        copies = f"in {num_copies} workers " if num_copies > 1 else ""
+        mend = "a smaller model" if as_dtype.itemsize == 2 else "--dtype bfloat16 (half of it) or a smaller model"
         raise ModelError(
-            f"the weights of {checkpoint.name} need {size_text(needed)} in {name_of_dtype(dtype)}, "
-            f"and {size_text(bound.available_bytes)} are left by {bound.name}: try {mend}"
+            f"the weights of {checkpoint.name} need {size_text(needed)} {copies}in {dtype}, "
+            f"and {size_text(bound.available_bytes)} are left by {bound.name}: "
+            f"try {'fewer --workers, ' if num_copies > 1 else ''}{mend}"
         )
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from batchgen.render.grid import LABEL_WIDTH, GridLine, column_widths, fold_grid
-from batchgen.render.screen import escape, plural, print_line
+from batchgen.render.grid import LABEL_WIDTH, GridLine, column_widths, folds, grid_part
+from batchgen.render.screen import plural, print_line
+from batchgen.visible import visible
 
 
 class InspectedRow(Protocol):
@@ -18,7 +20,7 @@ class InspectedRow(Protocol):
     @property
     def id(self) -> object: ...
     @property
-    def pieces(self) -> list[str]: ...
+    def labels(self) -> list[str]: ...
     @property
     def input_ids(self) -> list[int]: ...
     @property
@@ -29,40 +31,54 @@ class InspectedRow(Protocol):
     def is_eos(self) -> list[bool]: ...
 
 
-def print_batch(console: Console, title: str, rows: Sequence[InspectedRow]) -> None:
+def print_batch(console: Console, rows: Sequence[InspectedRow]) -> None:
     """Each row of the batch; its columns stand under those of the other rows."""
-    print_line(console, title, style="bold")
     grids = [_grid(row) for row in rows]
     widths = column_widths(line for grid in grids for line in grid)
     for row, grid in zip(rows, grids, strict=True):
-        real, columns = row.attention_mask.count(1), len(row.attention_mask)
-        share = (columns - real) / columns
         console.print()
-        print_line(
-            console,
-            f"row {row.id}: {plural(columns - real, 'pad')} + {plural(real, 'token')} "
-            f"= {plural(columns, 'column')}, padding {share:.0%}",
-        )
+        print_line(console, _headline(row))
         table = Table.grid(padding=(0, 1))
-        table.add_column(width=LABEL_WIDTH, style="cyan", no_wrap=True)
+        table.add_column(min_width=LABEL_WIDTH, style="cyan", no_wrap=True)
         table.add_column()
-        for label, text in fold_grid(grid, widths, console.width - LABEL_WIDTH - 1):
+        for label, text in _lines(row, grid, widths, console.width - LABEL_WIDTH - 1):
             table.add_row(label, text)
         console.print(table)
+
+
+def _headline(row: InspectedRow) -> str:
+    real, columns = row.attention_mask.count(1), len(row.attention_mask)
+    eos = sum(is_eos and is_real for is_eos, is_real in zip(row.is_eos, row.attention_mask, strict=True))
+    genuine = f" (of which {eos} genuine eos)" if eos else ""
+    return (
+        f"row {row.id}: {plural(columns - real, 'pad')} + {plural(real, 'token')}{genuine} "
+        f"= {plural(columns, 'column')}, padding {(columns - real) / columns:.0%}"
+    )
+
+
+def _lines(row: InspectedRow, grid: list[GridLine], widths: list[int], width: int) -> Iterator[tuple[Text | str, Text]]:
+    """The row's grid, folded into `width` characters; folds that hold nothing but pads are one line."""
+    parts = folds(widths, width)
+    num_pads = row.attention_mask.count(0)
+    drawn = [part for part in parts if part[1] > num_pads]  # the last column is never a pad
+    if drawn[0][0]:
+        yield _range(0, drawn[0][0]), Text("pads", style="dim")
+    for start, end in drawn:
+        if len(parts) > 1:
+            yield _range(start, end), Text()
+        yield from grid_part(grid, widths, start, end)
+
+
+def _range(start: int, end: int) -> Text:
+    return Text(f"column {start}" if end == start + 1 else f"columns {start}-{end - 1}", style="dim")
 
 
 def _grid(row: InspectedRow) -> list[GridLine]:
     """Pads are dim and called pad; a genuine eos inside a prompt keeps its name and stands out."""
     real_and_eos = list(zip(row.attention_mask, row.is_eos, strict=True))
     styles = ["dim" if not real else "bold red" if eos else "" for real, eos in real_and_eos]
-    tokens = [_visible(piece) if real else "pad" for real, piece in zip(row.attention_mask, row.pieces, strict=True)]
     numbers = {"input_ids": row.input_ids, "attention_mask": row.attention_mask, "position_ids": row.position_ids}
     return [
-        GridLine("tokens", tokens, styles),
+        GridLine("tokens", [visible(label) for label in row.labels], styles),
         *(GridLine(label, [str(n) for n in values], styles) for label, values in numbers.items()),
     ]
-
-
-def _visible(piece: str) -> str:
-    """A token on one line, its spaces and line breaks drawn."""
-    return escape(piece.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·"))

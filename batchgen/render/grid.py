@@ -27,15 +27,19 @@ def column_widths(lines: Iterable[GridLine]) -> list[int]:
 
 def fold_grid(lines: list[GridLine], widths: list[int], width: int) -> Iterator[tuple[str, Text]]:
     """Lines of equal length as (label, text) rows: columns right-aligned, folded into `width` characters."""
-    for start, end in _folds(widths, width):
-        for line in lines:
-            cells = zip(line.cells[start:end], line.styles[start:end], widths[start:end], strict=True)
-            texts = (Text(" " * (room - cell_len(cell)) + cell, style=style) for cell, style, room in cells)
-            folded = Text(" ", no_wrap=True).join(texts)
-            yield line.label, folded
+    for start, end in folds(widths, width):
+        yield from grid_part(lines, widths, start, end)
 
 
-def _folds(widths: list[int], width: int) -> list[tuple[int, int]]:
+def grid_part(lines: list[GridLine], widths: list[int], start: int, end: int) -> Iterator[tuple[str, Text]]:
+    """The columns from `start` to `end` of each line."""
+    for line in lines:
+        cells = zip(line.cells[start:end], line.styles[start:end], widths[start:end], strict=True)
+        texts = (Text(" " * (room - cell_len(cell)) + cell, style=style) for cell, style, room in cells)
+        yield line.label, Text(" ", no_wrap=True).join(texts)
+
+
+def folds(widths: list[int], width: int) -> list[tuple[int, int]]:
     """Ranges of columns for each fold: as few folds as fit, of the same number of columns where that fits too."""
     greedy = _greedy_folds(widths, width)
     size = -(-len(widths) // len(greedy))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TextIO
+from typing import IO, Any
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -65,7 +65,7 @@ class ProgressReport:
         self._tokens_in_flight = max(0, self._tokens_in_flight - result.num_output_tokens)
         self._report()
 
-    def track(self, results: Iterable[Result], output: TextIO) -> Iterator[Result]:
+    def track(self, results: Iterable[Result], output: IO[Any]) -> Iterator[Result]:
         """Passes results on; the bar steps aside while the consumer writes to the same terminal, and at the end."""
         shares_terminal = self.screen.is_live and output.isatty()
         try:

@@ -1,9 +1,8 @@
-"""stderr: what is said to a person; and the escaping that all drawing shares."""
+"""stderr: what is said to a person; and the lines and sections that all drawing shares."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -12,20 +11,9 @@ from rich.text import Text
 
 from batchgen.memory import size_text
 from batchgen.records import RunStats
-
-# What must not reach a terminal raw: C0 but newline and tab, DEL, C1, bidirectional controls, lone surrogates.
-UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+from batchgen.visible import escape
 
 MIN_WIDTH = 20  # of a section's text, on however narrow a terminal
-
-
-def escape(text: str) -> str:
-    r"""Text with its dangerous characters written out.
-
-    >>> escape("a\x1b[31mb")
-    'a\\x1b[31mb'
-    """
-    return UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 class OutputConsole(Console):

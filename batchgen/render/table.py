@@ -12,7 +12,8 @@ from rich.text import Text
 
 from batchgen.records import Result
 from batchgen.render.grid import LABEL_WIDTH, GridLine, column_widths, elide, fold_grid
-from batchgen.render.screen import escape, plural
+from batchgen.render.screen import plural
+from batchgen.visible import escape
 
 # Rows drawn with ids and mask before only continuations are shown.
 FULL_ROWS = 20

@@ -1,4 +1,4 @@
-"""Facts about the batch that a model will see: tokens, padded ids, mask, positions. Draws nothing, loads no weights."""
+"""Prompts as one left-padded batch: tokens, padded ids, mask, positions. Loads no weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 
 from batchgen.model import Checkpoint
 from batchgen.padding import encode, pad
-from batchgen.records import Request, RowId, Sequence
+from batchgen.records import Batch, Request, RowId, Sequence
+
+HALF = "\ufffd"  # what decoding makes of bytes that are no whole character
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +33,29 @@ class InspectedRow:
     def num_pads(self) -> int:
         return self.attention_mask.count(0)
 
+    @property
+    def labels(self) -> list[str]:
+        """What a column is called: `pad`, or the text of its token; its name where it is only part of a character."""
+        names = [name if HALF in piece else piece for name, piece in zip(self.tokens, self.pieces, strict=True)]
+        return [name if real else "pad" for name, real in zip(names, self.attention_mask, strict=True)]
+
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """Rows in input order as one left-padded batch, and the rows that cannot be in it."""
+    """Rows in input order as one left-padded batch, and the rows that cannot be in it.
+
+    `batch` holds the same rows as tensors; None where there are none.
+    """
 
     model: str
     pad_token_id: int
     rows: list[InspectedRow]
     failed: list[Sequence]
+    batch: Batch | None
+
+    @property
+    def num_columns(self) -> int:
+        return len(self.rows[0].input_ids) if self.rows else 0
 
     @property
     def padding_share(self) -> float:
@@ -52,20 +68,33 @@ class Inspection:
         return {"model": self.model, "pad_token_id": self.pad_token_id, "rows": rows}
 
 
-def inspect_batch(checkpoint: Checkpoint, requests: Iterable[Request], *, parse_special: bool = False) -> Inspection:
-    """Encodes and pads the requests as one batch, in their own order."""
-    sequences = encode(list(requests), checkpoint.tokenizer, parse_special=parse_special)
+def inspect_batch(
+    checkpoint: Checkpoint,
+    requests: Iterable[Request],
+    *,
+    n_positions: int | None = None,
+    parse_special: bool = False,
+) -> Inspection:
+    """Encodes and pads the requests as one batch, in their own order.
+
+    With `n_positions`, for a batch that a model will run, rows that are too long for it fail.
+    """
+    sequences = encode(list(requests), checkpoint.tokenizer, n_positions=n_positions, parse_special=parse_special)
     failed = [sequence for sequence in sequences if sequence.is_finished]
     good = [sequence for sequence in sequences if not sequence.is_finished]
-    rows = _rows(checkpoint, good) if good else []
-    return Inspection(checkpoint.name, checkpoint.pad_token_id, rows, failed)
+    batch = pad(good, checkpoint.pad_token_id) if good else None
+    rows = _rows(checkpoint, batch) if batch else []
+    return Inspection(checkpoint.name, checkpoint.pad_token_id, rows, failed, batch)
 
 
-def _rows(checkpoint: Checkpoint, sequences: list[Sequence]) -> list[InspectedRow]:
-    batch = pad(sequences, checkpoint.pad_token_id)
+def _rows(checkpoint: Checkpoint, batch: Batch) -> list[InspectedRow]:
     tokenizer = checkpoint.tokenizer
     columns = zip(
-        sequences, batch.input_ids.tolist(), batch.attention_mask.tolist(), batch.position_ids.tolist(), strict=True
+        batch.sequences,
+        batch.input_ids.tolist(),
+        batch.attention_mask.tolist(),
+        batch.position_ids.tolist(),
+        strict=True,
     )
     return [
         InspectedRow(

@@ -1,14 +1,12 @@
-"""Results to bytes: JSON Lines and plain text. Every row is flushed, so that a reader down the pipe sees it at once.
-
-Knows nothing of terminals; what draws tables is `render`.
-"""
+"""What of a Result is written, and JSON that is safe to print."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
-from typing import Any, TextIO
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from batchgen.records import Result
 
@@ -23,6 +21,25 @@ PLAIN_FIELDS = (
 ID_FIELDS = ("input_ids", "output_ids", "batch_index", "padded_length")
 
 
+Rows = Literal["all", "answered", "failed"]
+
+
+def _as_it_is(text: str) -> str:
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class WriteOptions:
+    """How results are written: token ids and the batch with `ids`; cells that look like formulas as they are with
+    `csv_raw`; `escape` for what a terminal must not see; of an OpenAI Batch all `rows`, or those of one of its files.
+    """
+
+    ids: bool = False
+    csv_raw: bool = False
+    escape: Callable[[str], str] = _as_it_is
+    rows: Rows = "all"
+
+
 def to_dict(result: Result, *, ids: bool = False) -> dict[str, Any]:
     """The result's fields in the order they are written; token ids and the batch only with `ids`."""
     return {name: getattr(result, name) for name in (PLAIN_FIELDS + ID_FIELDS if ids else PLAIN_FIELDS)}
@@ -34,16 +51,6 @@ def to_json(value: object) -> str:
     return UNSAFE_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def write_jsonl(results: Iterable[Result], stream: TextIO, *, ids: bool = False) -> None:
-    """One JSON object a row."""
-    for result in results:
-        stream.write(to_json(to_dict(result, ids=ids)) + "\n")
-        stream.flush()
-
-
-def write_text(results: Iterable[Result], stream: TextIO, *, escape: Callable[[str], str] = lambda text: text) -> None:
-    r"""The generated text alone, one line a row: newlines inside it are written \n, a failed row is an empty line."""
-    for result in results:
-        line = result.text.replace("\r", "\\r").replace("\n", "\\n")
-        stream.write(escape(line) + "\n")
-        stream.flush()
+def to_bytes(text: str) -> bytes:
+    r"""UTF-8; half a character, which that has no bytes for, as \ud800."""
+    return text.encode("utf-8", "backslashreplace")

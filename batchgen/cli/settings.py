@@ -1,0 +1,99 @@
+"""Settings from files and the environment, where typer looks for defaults: flags > BATCHGEN_* > files > defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import typer
+
+from batchgen.config import Setting, config_files, read_settings
+from batchgen.errors import UsageError
+from batchgen.render.screen import Screen
+
+ENVIRONMENT = "BATCHGEN"  # BATCHGEN_MAX_NEW_TOKENS is --max-new-tokens, of every command that has it
+SETTINGS = "batchgen.settings"  # where a context keeps what is in force, by command and option
+
+
+def apply_settings(context: Any, commands: Mapping[str, Any]) -> None:
+    """Makes the files' settings the commands' defaults.
+
+    Raises `UsageError`, which names file and key, for a key that no command has, or a value of another kind.
+    """
+    options = {name: _options(command) for name, command in commands.items()}
+    in_force: dict[str, dict[str, Setting]] = {name: {} for name in commands}
+    defaults: dict[str, dict[str, Any]] = {name: {} for name in commands}
+    # In the order of the files; in each, a command's own table comes behind what is for all.
+    for setting in read_settings(config_files(), set(commands)):
+        found = [name for name in commands if setting.command in (None, name) and setting.key in options[name]]
+        if not found:
+            raise UsageError(f"{setting.place}: there is no such option{_of(setting.command)}")
+        for name in found:
+            option = options[name][setting.key]
+            defaults[name][option.name] = _as_given(setting, option)
+            in_force[name][option.name] = setting
+    context.default_map = defaults
+    context.meta[SETTINGS] = in_force
+
+
+def _options(command: Any) -> dict[str, Any]:
+    """A command's options by their long flags, without the dashes."""
+    return {
+        flag.removeprefix("--"): parameter
+        for parameter in command.params
+        for flag in parameter.opts
+        if flag.startswith("--") and flag not in ("--help", "--version")
+    }
+
+
+def _of(command: str | None) -> str:
+    return f" of {command}" if command else ""
+
+
+def _as_given(setting: Setting, option: Any) -> Any:
+    """The value as the command line would have it, so that it is checked in the same way."""
+    value = setting.value
+    if option.is_flag:
+        if not isinstance(value, bool):
+            raise UsageError(f"{setting.place}: give true or false")
+        return value
+    values = value if isinstance(value, list) and option.multiple else [value]
+    if not all(isinstance(item, str | int | float) and not isinstance(item, bool) for item in values):
+        raise UsageError(f"{setting.place}: give a text or a number{', or a list of them' if option.multiple else ''}")
+    return [str(item) for item in values] if option.multiple else str(value)
+
+
+def explain_setting(error: typer.BadParameter) -> str | None:
+    """What is wrong with a value, if it comes from a file or the environment."""
+    if error.ctx is None or error.param is None or error.param.name is None:
+        return None
+    name = error.param.name
+    setting = _settings(error.ctx).get(name)
+    place = (
+        setting.place if setting else f"{ENVIRONMENT}_{name.upper()}" if _came(error.ctx, name, "ENVIRONMENT") else ""
+    )
+    return f"{place}: {error.message.removeprefix('Value error, ').rstrip('.')}" if place else None
+
+
+def tell_settings(context: typer.Context, quiet: bool) -> bool:
+    """Says on stderr what comes from files, unless the user asked for quiet; a file cannot hide itself.
+
+    `--quiet` is the last of a command's options, so all others are known.
+    """
+    in_force = _settings(context)
+    files = list(dict.fromkeys(setting.file for setting in in_force.values()))
+    for file in [] if quiet and "quiet" not in in_force else files:
+        keys = ", ".join(setting.key for setting in in_force.values() if setting.file == file)
+        Screen().say(f"settings from {file}: {keys}")
+    return quiet
+
+
+def _settings(context: Any) -> dict[str, Setting]:
+    """What a command takes from files."""
+    settings: dict[str, Setting] = context.meta.get(SETTINGS, {}).get(context.command.name, {})
+    return {name: setting for name, setting in settings.items() if _came(context, name, "DEFAULT_MAP")}
+
+
+def _came(context: Any, name: str, source: str) -> bool:
+    """Whether an option has its value from there."""
+    return getattr(context.get_parameter_source(name), "name", None) == source

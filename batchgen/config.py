@@ -1,0 +1,89 @@
+"""Settings from files: `batchgen.toml` in the working directory, then in the user's config folder.
+
+Knows keys and values, not what they mean; the command line checks them against its options. What a run reads and
+writes, and what lowers a guard, is never taken from a file: a folder that was downloaded may have one.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from batchgen.errors import UsageError
+
+FILE_NAME = "batchgen.toml"
+LARGEST = 2**20  # bytes
+# What is read and how much of it, what is written or goes on, what trusts the input.
+NOT_FROM_FILES = {
+    "prompt", "template-file", "limit",
+    "output", "manifest", "stats", "svg", "html", "ray", "overwrite", "resume", "retry-errors", "keep-store",
+    "parse-special", "csv-raw",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One key of one file; for one command where `command` names it, else for all that have such an option."""
+
+    key: str
+    value: object
+    file: Path
+    command: str | None = None
+
+    @property
+    def place(self) -> str:
+        """For errors."""
+        return f"{self.file}: {f'[{self.command}] ' if self.command else ''}{self.key}"
+
+
+def config_files(environ: Mapping[str, str] = os.environ) -> list[Path]:
+    """Where settings may be, the weaker file first. By the XDG base directory specification."""
+    home = Path(environ.get("HOME", "~")).expanduser()
+    folder = Path(environ.get("XDG_CONFIG_HOME") or home / ".config")
+    return [folder / "batchgen" / FILE_NAME, Path(FILE_NAME)]
+
+
+def read_settings(files: list[Path], commands: set[str]) -> list[Setting]:
+    """What the files set, the stronger settings last: the nearer file, and in each file a command's own table.
+
+    Raises `UsageError` for a file that cannot be read, is no TOML, or sets what no file may.
+    """
+    settings = [setting for file in files for setting in _read(file, commands)]
+    for setting in settings:
+        if setting.key in NOT_FROM_FILES:
+            raise UsageError(f"{setting.place} cannot be set in a file: give --{setting.key} on the command line")
+    return settings
+
+
+def _read(file: Path, commands: set[str]) -> Iterator[Setting]:
+    table = _parse(file)
+    for key, value in table.items():
+        if key not in commands:
+            yield Setting(key.replace("_", "-"), value, file)
+    for command in commands & table.keys():
+        if not isinstance(table[command], dict):
+            raise UsageError(f"{file}: {command} is a command: give it a table, [{command}]")
+        yield from (Setting(key.replace("_", "-"), value, file, command) for key, value in table[command].items())
+
+
+def _parse(file: Path) -> dict[str, Any]:
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise UsageError(f"{file} is not a plain file")
+        with file.open("rb") as stream:
+            content = stream.read(LARGEST + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror}") from None
+    if len(content) > LARGEST:
+        raise UsageError(f"{file} is larger than {LARGEST:,} bytes")
+    try:
+        return tomllib.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{file} is not TOML: {str(error).splitlines()[0]}") from None

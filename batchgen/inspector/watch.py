@@ -1,0 +1,87 @@
+"""Watches a model's own eager attention: the scores, the mask that is added to them, and the softmax that follows.
+
+Replaces nothing: it looks at each sum that goes into a softmax while the model's code runs. So it knows no
+architecture, and what it sees is what the model computes, grouped queries and ALiBi included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from batchgen.errors import ModelError, failures_in_one_line
+from batchgen.records import Batch
+
+if TYPE_CHECKING:
+    from batchgen.model import Model
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """One layer's attention: scores before the mask, weights after the softmax `[B, H, T, T]`; mask `[B, 1, T, T]`."""
+
+    layer: int
+    scores: torch.Tensor
+    mask: torch.Tensor
+    weights: torch.Tensor
+
+
+class _Watch(TorchFunctionMode):
+    """Sees every torch function; remembers the last sum of two square tensors, and tells when a softmax takes it."""
+
+    def __init__(self, on_layer: Callable[[Seen], None]) -> None:
+        super().__init__()
+        self.on_layer = on_layer
+        self.num_layers = 0
+        self._sum: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if name in ("add", "__add__") and _are_square(args):
+            self._sum = (args[0], args[1], result)
+        elif name == "softmax" and self._sum and args and args[0] is self._sum[2]:
+            scores, mask, _ = self._sum
+            self._sum = None
+            self.on_layer(Seen(self.num_layers, scores, mask, result))
+            self.num_layers += 1
+        return result
+
+
+def _are_square(args: tuple[Any, ...]) -> bool:
+    """Whether these are scores `[B, H, T, T]` and a mask `[B, 1, T, T]`."""
+    if len(args) < 2 or not all(isinstance(arg, torch.Tensor) and arg.dim() == 4 for arg in args[:2]):
+        return False
+    return bool(args[0].shape[-2:] == args[1].shape[-2:])
+
+
+def watch_attention(model: Model, batch: Batch, on_layer: Callable[[Seen], None]) -> torch.Tensor:
+    """One forward of a batch; `on_layer` gets each layer's attention as it is computed.
+
+    Returns the logits `[B, V]` of the last column. Raises `ModelError` for an architecture that adds no mask to scores.
+    """
+    inputs = model.inputs(batch.input_ids, batch.attention_mask, batch.position_ids)
+    keep = {"logits_to_keep": 1} if model.takes_logits_to_keep else {}
+    watch = _Watch(on_layer)
+    where = "with {} rows of {} columns".format(*batch.input_ids.shape)
+    with eager(model), torch.inference_mode(), failures_in_one_line(where), watch:
+        logits: torch.Tensor = model.network(**inputs, **keep, use_cache=False).logits  # [B, 1 or T, V]
+    if not watch.num_layers:
+        raise ModelError(f"the attention of {model.checkpoint.name} cannot be watched: it adds no mask to its scores")
+    return logits[:, -1].float().cpu()
+
+
+@contextmanager
+def eager(model: Model) -> Iterator[None]:
+    """The model with eager attention, which computes scores one can look at."""
+    own = model.network.config._attn_implementation
+    model.network.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.network.set_attn_implementation(own)

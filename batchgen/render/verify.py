@@ -1,0 +1,145 @@
+"""The screen of `verify`: the sentence to quote, differences as a histogram, negative controls, rows that differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from batchgen.render.plan import bar
+from batchgen.render.screen import MIN_WIDTH, plural, print_line, print_section
+from batchgen.visible import short_number, visible
+
+if TYPE_CHECKING:
+    from batchgen.verify.facts import Bin, Control, Controls, Report, RowCheck
+
+LABEL_WIDTH = 12
+# Of more rows that differ only the number is told; `--json` has all.
+MOST_ROWS = 10
+STYLES = {"identical": "green", "rounding": "yellow", "bug": "bold red"}
+POSITIONS = {
+    "rotary": "Rotary positions are relative",
+    "alibi": "ALiBi's distances are relative",
+}
+
+
+def print_report(console: Console, report: Report) -> None:
+    """Everything on one screen of 80 columns; the sentence to quote first."""
+    verdict = "bug" if report.has_bug else "rounding" if report.count("rounding") else "identical"
+    print_line(console, report.summary, style=STYLES[verdict])
+    print_line(console, f"model {report.model}, engine {report.engine}, {report.device}")
+    if bins := report.histogram:
+        _print_histogram(console, bins)
+    print_section(console, "What counts as rounding", [("", _bound(report))], 0)
+    _print_controls(console, report.controls)
+    different = [row for row in report.rows if row.verdict != "identical"]
+    if different:
+        title = f"{plural(len(different), 'row')} {'differs' if len(different) == 1 else 'differ'}"
+        print_section(console, title, _rows(different), 1)
+
+
+def _print_histogram(console: Console, bins: list[Bin]) -> None:
+    console.print(Text("Largest logit difference of each step, in its batch against alone", style="bold"))
+    most = max(bin.steps for bin in bins)
+    for bin in bins:
+        text = Text.assemble(
+            "  ", (_range(bin).ljust(LABEL_WIDTH), "cyan"), " ", bar(bin.steps / most), f" {bin.steps:,}"
+        )
+        console.print(text, soft_wrap=True)
+
+
+def _range(bin: Bin) -> str:
+    if bin.low == bin.high:
+        return "exactly 0" if bin.low == 0 else "not finite"
+    return f"{_power(bin.low)} - {_power(bin.high)}"
+
+
+def _power(number: float) -> str:
+    return f"{number:.0e}".replace("e-0", "e-").replace("e+0", "e")
+
+
+def _bound(report: Report) -> str:
+    measured, allowed = short_number(report.bound.measured), short_number(report.bound.allowed)
+    return (
+        "Rows alone, without any padding, but in other shapes (copies side by side, token by token) stray from the "
+        f"fp32 oracle by up to {measured} in {report.dtype}. Logits further off than {allowed}, or another token where "
+        "two are not that close, are a bug."
+    )
+
+
+def _print_controls(console: Console, controls: Controls) -> None:
+    rows = f"{plural(controls.num_rows, 'row')}, {controls.num_padded} with pads"
+    console.print(Text(f"Mistakes made on purpose, on {rows}", style="bold"))
+    if controls.controls:
+        console.print(_controls_table(controls))
+    for style, line in _notes(controls):
+        for part in Text(line, style=style).wrap(console, max(MIN_WIDTH, console.width - 2)):
+            part.rstrip()
+            console.print(Text("  ").append_text(part), soft_wrap=True)
+
+
+def _controls_table(controls: Controls) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 2), show_edge=False, pad_edge=True, header_style="")
+    table.add_column("", style="cyan")
+    table.add_column("total\nvariation", justify="right")
+    table.add_column("argmax\nflips", justify="right")
+    table.add_column("logits\nmove by", justify="right")
+    table.add_column("")
+    for control in controls.controls:
+        table.add_row(
+            control.name,
+            short_number(control.total_variation),
+            f"{control.flips:.0%}",
+            short_number(control.max_difference),
+            Text(_outcome(control), style="green" if control.is_as_expected else "bold red"),
+        )
+    return table
+
+
+def _outcome(control: Control) -> str:
+    outcome = "breaks" if control.broke else "holds"
+    return outcome if control.is_as_expected else f"{outcome}, and should not"
+
+
+def _notes(controls: Controls) -> Iterator[tuple[str, str]]:
+    """What to make of the controls: a style and a line each."""
+    if positions := _positions(controls):
+        yield "", positions
+    if not controls.num_padded:
+        yield "bold red", "No row has pads: verify cannot see mistakes on this input. Give it rows of several lengths."
+    elif not controls.can_see_mistakes:
+        names = ", ".join(f"«{control.name}»" for control in controls.controls if not control.is_as_expected)
+        yield "bold red", f"{names} did not come out as it must: verify cannot see such mistakes on this input."
+
+
+def _positions(controls: Controls) -> str:
+    """Why some mistake with positions is not among the controls, or does nothing."""
+    if controls.positions not in POSITIONS or not controls.num_padded:
+        return ""
+    why = POSITIONS[controls.positions]
+    moved = [control.max_difference for control in controls.controls if control.name == "without position ids"]
+    if not moved:
+        return f"{why}, and the model takes no position ids: there is none to forget."
+    return f"{why}: without position ids, counting pads, logits move by {short_number(moved[0])} only."
+
+
+def _rows(rows: list[RowCheck]) -> Iterator[tuple[str, str]]:
+    for row in sorted(rows, key=lambda row: (row.verdict != "bug", row.index))[:MOST_ROWS]:
+        yield "-", _row(row)
+    if len(rows) > MOST_ROWS:
+        yield "-", f"and {len(rows) - MOST_ROWS:,} more (--json has all)"
+
+
+def _row(row: RowCheck) -> str:
+    parts = [f"row {row.id}: {row.verdict}"]
+    if row.first_differing_step is not None:
+        token = "nothing" if row.token is None else visible(row.token)
+        margin = "" if row.margin is None else f", margin {short_number(row.margin)}"
+        expected = visible(row.expected or "")
+        parts.append(f"step {row.first_differing_step} has {token} instead of {expected}{margin}")
+    if row.max_difference is not None:
+        parts.append(f"logits up to {short_number(row.max_difference)} apart")
+    return ", ".join(parts)

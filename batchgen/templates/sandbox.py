@@ -1,0 +1,233 @@
+"""A Jinja environment for templates that nobody has vouched for: no files, no attributes of Python, and bounds.
+
+Jinja's own sandbox keeps a template from Python's internals, but not from the machine's memory and time. Here every
+value that an expression makes, every turn of a loop and everything that is written is metered, so that a template ends
+after a bounded amount of work, the same on every machine. The few operations that could make something huge in one go
+are bounded before they run, or left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from jinja2 import StrictUndefined, Template, TemplateSyntaxError, Undefined, nodes, pass_context
+from jinja2.exceptions import SecurityError
+from jinja2.filters import FILTERS, make_attrgetter
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
+from jinja2.utils import Namespace
+from jinja2.visitor import NodeTransformer
+
+from batchgen.records import LONGEST_ROW
+
+MOST_WORK = 16 * LONGEST_ROW  # characters made on the way to one prompt
+STEP = 100  # what a turn of a loop and a value cost at least, in characters
+MOST_BITS = 4096  # of a whole number
+MOST_INDENT = 100
+
+# Nothing random, nothing of HTML's, nothing that pads to a width; `join`, `replace`, … have bounds of their own.
+PLAIN_FILTERS = (
+    "abs", "capitalize", "count", "d", "default", "dictsort", "first", "float", "groupby", "int", "items", "last",
+    "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "select", "selectattr", "sort",
+    "string", "striptags", "sum", "title", "trim", "truncate", "unique", "upper", "urlencode", "wordcount",
+)  # fmt: skip
+STATEMENTS = (nodes.Output, nodes.For, nodes.If, nodes.With, nodes.Assign, nodes.AssignBlock)
+WRITABLE = (str, int, float, list, tuple, dict, type(None), Undefined)
+METHODS = {
+    str: {
+        "capitalize", "casefold", "count", "endswith", "find", "index", "isalnum", "isalpha", "isdecimal", "isdigit",
+        "islower", "isnumeric", "isspace", "istitle", "isupper", "lower", "lstrip", "partition", "removeprefix",
+        "removesuffix", "rfind", "rindex", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith",
+        "strip", "swapcase", "title", "upper",
+    },
+    list: {"count", "index"},
+    tuple: {"count", "index", "grouper", "list"},  # the last two of what groupby gives
+    dict: {"get", "items", "keys", "values"},
+    int: set(),
+    float: set(),
+}  # fmt: skip
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """The environment of one template. It renders one row at a time."""
+
+    intercepted_binops = frozenset({"*", "**", "%"})
+
+    def __init__(self) -> None:
+        super().__init__(undefined=StrictUndefined, keep_trailing_newline=True, finalize=self._write, cache_size=0)
+        self.globals = {"range": safe_range, "dict": dict, "namespace": Namespace}
+        self.filters = {name: FILTERS[name] for name in PLAIN_FILTERS} | {
+            "indent": _indent, "join": self._join, "replace": _replace, "round": _round, "tojson": _to_json,
+            _Metered.SIZED: self._sized, _Metered.COUNTED: self._counted,
+        }  # fmt: skip
+        self._work = self._written = 0
+
+    def metered(self, source: str) -> Template:
+        """Compiles a template, every expression and loop of it under the meter."""
+        code = self.compile(_Metered().visit(self.parse(source)))
+        return _Rows.from_code(self, code, self.make_globals(None))
+
+    def begin(self) -> None:
+        self._work = self._written = 0
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        for kind, names in METHODS.items():
+            if isinstance(obj, kind):
+                return attr in names
+        return super().is_safe_attribute(obj, attr, value)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        return None  # `format` can pad to any width; it is no safe attribute either
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "%" and isinstance(left, str):
+            raise SecurityError("% does not format text here: put values together with ~")
+        if operator == "**" and _bits(left) * abs(right) > MOST_BITS:
+            raise SecurityError(f"a power of more than {MOST_BITS} bits")
+        if operator == "*":
+            for items, times in ((left, right), (right, left)):
+                if isinstance(times, int) and isinstance(items, str | list | tuple):
+                    _require(len(items) * times)
+        return super().call_binop(context, operator, left, right)
+
+    def _spend(self, work: int) -> None:
+        self._work += work + STEP
+        if self._work > MOST_WORK:
+            raise SecurityError("the template takes too much work for one row")
+
+    @pass_context
+    def _write(self, _context: Context, value: Any) -> Any:
+        """Everything that is written goes through here, also into a variable."""
+        if not isinstance(value, WRITABLE):  # `row.items` without (), a loop that nobody went through
+            raise TypeError(f"a {type(value).__name__} cannot be written")
+        text = str(value)
+        self._spend(len(text))
+        self._written += len(text)
+        _require(self._written)
+        return text
+
+    @pass_context
+    def _sized(self, _context: Context, value: Any) -> Any:
+        """A value that an expression made, if it is not too large."""
+        if isinstance(value, Undefined | Namespace):
+            return value
+        if isinstance(value, Iterator):
+            return self._sized_items(value)
+        size = _size(value, {})
+        _require(size)
+        self._spend(size)
+        return value
+
+    def _sized_items(self, items: Iterator[Any]) -> Iterator[Any]:
+        total = 0
+        for item in items:
+            total += _size(item, {})
+            _require(total)
+            self._spend(0)
+            yield item
+
+    @pass_context
+    def _counted(self, _context: Context, items: Iterable[Any], text: int) -> Iterator[Any]:
+        """The turns of a loop whose body writes that many characters of its own each time."""
+        for item in items:
+            self._spend(text)
+            self._written += text
+            _require(self._written)
+            yield item
+
+    def _join(self, items: Iterable[Any], d: str = "", attribute: str | None = None) -> str:
+        texts, total = [], 0
+        value_of = make_attrgetter(self, attribute) if attribute is not None else lambda item: item
+        for item in items:
+            texts.append(str(value_of(item)))
+            total += len(texts[-1]) + len(d)
+            _require(total)
+        return d.join(texts)
+
+
+class _Rows(Template):
+    """A compiled template whose meter begins anew with each row."""
+
+    environment: Sandbox
+
+    def render(self, *args: Any, **kwargs: Any) -> str:
+        self.environment.begin()
+        return super().render(*args, **kwargs)
+
+
+class _Metered(NodeTransformer):
+    """Puts every expression that makes something, and every loop, through the sandbox's meter."""
+
+    SIZED, COUNTED = "meter sized", "meter counted"  # names that no template can spell
+
+    def generic_visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> nodes.Node:
+        if isinstance(node, nodes.Stmt) and not isinstance(node, STATEMENTS):
+            raise TemplateSyntaxError(f"{type(node).__name__.lower()} is not for prompts", node.lineno)
+        return super().generic_visit(node, *args, **kwargs)
+
+    def _sized(self, node: nodes.Expr) -> nodes.Node:
+        self.generic_visit(node)
+        if getattr(node, "ctx", "load") != "load":  # names that a loop or set gives values to
+            return node
+        return nodes.Filter(node, self.SIZED, [], [], None, None, lineno=node.lineno)
+
+    visit_Add = visit_Mul = visit_Pow = visit_Concat = visit_Call = visit_Filter = _sized  # noqa: N815
+    visit_List = visit_Tuple = visit_Dict = _sized  # noqa: N815
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802
+        if node.recursive:
+            raise TemplateSyntaxError("a recursive loop is not for prompts", node.lineno)
+        text = sum(len(inner.data) for inner in node.find_all(nodes.TemplateData))
+        self.generic_visit(node)
+        arguments: list[nodes.Expr] = [nodes.Const(text)]
+        node.iter = nodes.Filter(node.iter, self.COUNTED, arguments, [], None, None, lineno=node.lineno)
+        return node
+
+
+def _require(characters: int) -> None:
+    if characters > LONGEST_ROW:
+        raise SecurityError(f"the template makes more than {LONGEST_ROW:,} characters")
+
+
+def _bits(value: Any) -> int:
+    return value.bit_length() if isinstance(value, int) else 1
+
+
+def _size(value: Any, seen: dict[int, int]) -> int:
+    """Characters of a value written out, with everything inside it; what is in it twice counts twice."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, int):
+        bits = value.bit_length()
+        return bits if bits <= MOST_BITS else LONGEST_ROW + 1
+    if not isinstance(value, list | tuple | dict):
+        return 1
+    if id(value) not in seen:
+        items = (*value.keys(), *value.values()) if isinstance(value, dict) else value
+        seen[id(value)] = 1 + sum(_size(item, seen) for item in items)
+    return seen[id(value)]
+
+
+def _replace(text: object, old: str, new: str, count: int | None = None) -> str:
+    text = str(text)
+    times = text.count(old) if count is None else min(count, text.count(old))
+    _require(len(text) + times * len(new))
+    return text.replace(old, new, -1 if count is None else count)
+
+
+def _indent(text: str, width: int = 4, first: bool = False, blank: bool = False) -> str:
+    width = min(int(width), MOST_INDENT)
+    _require(len(text) + text.count("\n") * width)
+    indented: str = FILTERS["indent"](text, width, first, blank)
+    return indented
+
+
+def _round(value: float, precision: int = 0) -> float:
+    return round(value, max(-20, min(precision, 20)))
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    """JSON as it stands in a prompt, not in HTML."""
+    return json.dumps(value, ensure_ascii=False, indent=None if indent is None else min(indent, 8))

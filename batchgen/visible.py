@@ -1,0 +1,40 @@
+"""Text and numbers made fit to be shown: dangerous characters written out, spaces drawn, two figures."""
+
+from __future__ import annotations
+
+import re
+
+# What must not reach a terminal or a page raw: C0 but newline and tab, DEL, C1, bidirectional controls, surrogates.
+UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def escape(text: str) -> str:
+    r"""Text with its dangerous characters written out.
+
+    >>> escape("a\x1b[31mb")
+    'a\\x1b[31mb'
+    """
+    return UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def visible(piece: str) -> str:
+    r"""A token on one line, its spaces and line breaks drawn.
+
+    >>> visible(" dog\n")
+    '·dog⏎'
+    """
+    return escape(piece.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·"))
+
+
+def short_number(number: float) -> str:
+    """Two figures, the exponent as a person writes it.
+
+    >>> short_number(1.1e-05), short_number(0.0), short_number(2.93)
+    ('1.1e-5', '0', '2.9')
+    """
+    if number == 0:
+        return "0"
+    mantissa, _, exponent = f"{number:.1e}".partition("e")
+    if not exponent:  # inf, nan
+        return mantissa
+    return f"{number:.2g}" if -2 <= int(exponent) < 3 else f"{mantissa.removesuffix('.0')}e{int(exponent)}"

@@ -1,0 +1,137 @@
+"""What docs/scale.md is computed from: one process against two workers, and the rates of what one process does for all.
+
+    python benchmarks/scale.py [--rounds 3]
+
+GPT-2's shape with random weights, float32, 256 prompts of 3 to 200 tokens, 64 new ones; the bundled model with 3,000
+short prompts. The rates of the main process are measured alone, with no engine beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from workloads import make_model, make_rows
+
+from batchgen.engines.pool import PoolEngine, PoolLimits, PoolMemory
+from batchgen.model import open_checkpoint
+from batchgen.padding import encode
+from batchgen.pipeline import to_result
+from batchgen.readers import find_sources, read_requests
+from batchgen.records import Request, Result, SamplingParams, Sequence
+from batchgen.store import Store
+
+ROWS = 20_000  # of the main process's own work
+
+
+@dataclass
+class IdleEngine:
+    """Gives every row as many tokens as asked for, at once."""
+
+    on_step: Callable[[int], None]
+    name = "idle"
+    is_busy = False
+    num_batches = decode_work = 0
+    prefill_s = decode_s = 0.0
+    backoff = PoolMemory(PoolLimits(16))
+
+    def generate(self, windows: Iterable[list[Sequence]]) -> Iterator[Sequence]:
+        for window in windows:
+            for row in window:
+                row.output_ids, row.finish_reason = [262] * row.sampling.max_new_tokens, "length"
+                yield row
+            self.on_step(len(window))
+
+
+@dataclass(frozen=True)
+class IdleRecipe:
+    """Makes one in a worker's process."""
+
+    def make(self, on_step: Callable[[int], None], say: Callable[[str], None]) -> IdleEngine:
+        return IdleEngine(on_step)
+
+
+def run(prompts: Path, folder: Path, model: str, new_tokens: int, *options: str) -> float:
+    """New tokens a second of the command, from its first token's prefill to its last: what its own `--stats` says."""
+    stats = folder / "stats.json"
+    command = [sys.executable, "-m", "batchgen", "run", str(prompts), "--model", model, "--quiet", "--overwrite"]
+    command += ["--max-new-tokens", str(new_tokens), "-o", str(folder / "out.jsonl"), "--stats", str(stats), *options]
+    started = time.perf_counter()
+    subprocess.run(command, check=True)
+    whole_s = time.perf_counter() - started
+    facts = json.loads(stats.read_text())
+    print(f"  {' '.join(options) or 'one process'}: {facts['tokens_per_s']:.0f} tokens/s, {whole_s:.1f} s in all")
+    return facts["tokens_per_s"]
+
+
+def compare(name: str, prompts: Path, folder: Path, model: str, new_tokens: int, rounds: int) -> None:
+    """One process (all cores) and two workers (half of them each), in turn."""
+    print(name)
+    rates: dict[tuple[str, ...], list[float]] = {(): [], ("--workers", "2"): []}
+    for _ in range(rounds):
+        for options, so_far in rates.items():
+            so_far.append(run(prompts, folder, model, new_tokens, *options))
+    one, two = (statistics.median(so_far) for so_far in rates.values())
+    print(f"  two workers over one process: {two / one:.2f}")
+
+
+def write_prompts(file: Path, prompts: Iterable[str]) -> None:
+    file.write_text("".join(json.dumps({"id": i, "prompt": prompt}) + "\n" for i, prompt in enumerate(prompts)))
+
+
+def rate(name: str, num_rows: int, work: Callable[[], object]) -> None:
+    started = time.perf_counter()
+    work()
+    print(f"{name}: {num_rows / (time.perf_counter() - started):,.0f} rows/s")
+
+
+def measure_main_process(folder: Path) -> None:
+    """What one process does for all workers, each part alone. Rows have 20 prompt and 64 new tokens."""
+    checkpoint = open_checkpoint("bundled")
+    file = folder / "rows.jsonl"
+    write_prompts(file, [f"Once upon a time {'there was a ' * 5}{i}" for i in range(ROWS)])
+    params = SamplingParams(max_new_tokens=64)
+    requests: list[Request] = []
+    rate("read", ROWS, lambda: requests.extend(read_requests(find_sources([str(file)]), params)))
+    rows: list[Sequence] = []
+    rate("tokenize", ROWS, lambda: rows.extend(encode(requests, checkpoint.tokenizer)))
+    windows = [rows[start : start + 4096] for start in range(0, ROWS, 4096)]
+    done: list[Sequence] = []
+    rate("hand out and take in", ROWS, lambda: done.extend(PoolEngine([IdleRecipe()] * 2, 64).generate(iter(windows))))
+    results: list[Result] = []
+    rate("decode", ROWS, lambda: results.extend(to_result(row, checkpoint) for row in done))
+
+    def keep() -> None:
+        store = Store(folder / "rate.db")
+        for result in zip(store.unfinished(requests), results, strict=True):
+            store.add(result[1])
+        store.close()
+
+    rate("store", ROWS, keep)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    rounds = parser.parse_args().rounds
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        measure_main_process(folder)
+        make_model(folder / "gpt2")
+        short, ragged = folder / "short.jsonl", folder / "ragged.jsonl"
+        write_prompts(short, (f"Once upon a time, number {i}" for i in range(3000)))
+        write_prompts(ragged, (row.prompt for row in make_rows(256, [64])))
+        compare("bundled model, 3,000 rows, 50 new tokens", short, folder, "bundled", 50, rounds)
+        compare("GPT-2 124M, 256 rows, 64 new tokens", ragged, folder, str(folder / "gpt2"), 64, rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Reruns the commands in the blocks of Markdown files, and writes what they print now.
+
+    python tools/refresh_docs.py README.md docs/masks.md
+
+A block is a line `$ command` and what it prints on standard output, 80 columns wide. The tests compare `console`
+blocks; `text` blocks show figures that differ from one machine to the next.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+BLOCK = re.compile(r"```(console|text)\n\$ (.*)\n((?:.*\n)*?)```")
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    r"""Each command of a console block with what is said to come of it.
+
+    >>> blocks("```console\n$ echo a\na\n```")
+    [('echo a', 'a\n')]
+    """
+    return [(command, output) for kind, command, output in BLOCK.findall(text) if kind == "console"]
+
+
+def shell(command: str) -> str:
+    """What a command prints, with this environment's programs first; lines without spaces at their ends."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "COLUMNS": "80"}
+    run = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    return stripped(run.stdout)
+
+
+def stripped(output: str) -> str:
+    """Lines without spaces at their ends."""
+    return "".join(f"{line.rstrip()}\n" for line in output.splitlines())
+
+
+def refreshed(text: str, run: Callable[[str], str] = shell) -> str:
+    r"""The text with the output of every block as it is now.
+
+    >>> refreshed("```console\n$ echo a\nb\n```", lambda command: "a\n")
+    '```console\n$ echo a\na\n```'
+    """
+    return BLOCK.sub(lambda block: f"```{block[1]}\n$ {block[2]}\n{run(block[2])}```", text)
+
+
+def main(names: list[str]) -> None:
+    for name in names:
+        path = ROOT / name
+        before = path.read_text(encoding="utf-8")
+        after = refreshed(before)
+        olds, news = BLOCK.findall(before), BLOCK.findall(after)
+        path.write_text(after, encoding="utf-8")
+        print(f"{name}: {sum(old != new for old, new in zip(olds, news, strict=True))} of {len(olds)} blocks changed")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
