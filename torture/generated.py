@@ -155,12 +155,15 @@ def table_file(delimiter: str) -> Callable[[random.Random], Drawn]:
 
     def make(draw: random.Random) -> Drawn:
         text = io.StringIO(newline="")
-        writer = csv.writer(text, delimiter=delimiter, lineterminator=draw.choice(["\n", "\r\n"]))
+        # Where not all cells are quoted, Python's writer leaves a lone carriage return bare, which is no CSV.
+        quoting, odd = draw.choice([(csv.QUOTE_ALL, "\ud800"), (csv.QUOTE_MINIMAL, "\ud800\r")])
+        ending = draw.choice(["\n", "\r\n"])
+        writer = csv.writer(text, delimiter=delimiter, lineterminator=ending, quoting=quoting)
         writer.writerow(["id", "prompt", "topic"])
         prompts = {}
         num_rows = draw.randrange(MOST_ROWS)
         for i in range(num_rows):
-            cells = [f"r{i}", _text(draw).replace("\ud800", ""), _text(draw).replace("\ud800", "")]
+            cells = [f"r{i}", *(_text(draw).translate(dict.fromkeys(map(ord, odd))) for _ in range(2))]
             if draw.random() < 0.1:
                 cells = cells[: draw.randrange(1, 3)] if draw.random() < 0.5 else [*cells, "more"]
             else:
@@ -201,7 +204,7 @@ def batch_file(draw: random.Random) -> Drawn:
     """OpenAI Batch requests: chats, unknown options, ids that come twice."""
     lines = [b'{"custom_id": "first", "body": {"prompt": "a"}}']
     for i in range(draw.randrange(MOST_ROWS)):
-        body = {"prompt": _text(draw).replace("\ud800", ""), "max_tokens": draw.choice([5, 0, "x", None, 10**30])}
+        body = {"prompt": _text(draw).replace("\ud800", ""), "max_tokens": draw.choice([500, 0, "x", None, 10**30])}
         odd = {draw.choice(["n", "stop", "messages", "echo", "logprobs", "seed", "x"]): draw.choice(ODD_VALUES)}
         request = {
             "custom_id": draw.choice([f"r{i}", "first", 7, None, ""]),
