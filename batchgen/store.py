@@ -224,8 +224,8 @@ class Store:
 
 
 def remove_store(path: Path) -> None:
-    """Removes a store's file, and the journal that goes with it."""
-    for ending in ("", "-wal", "-shm", "-journal"):
+    """Removes a store's journal, and the file last: who is killed in between leaves none without the other."""
+    for ending in ("-wal", "-shm", "-journal", ""):
         path.with_name(path.name + ending).unlink(missing_ok=True)
 
 

@@ -269,6 +269,13 @@ def fill(store: Store) -> None:
         store.add(replace(FINE, index=index, text="x" * 1000))
 
 
+def test_the_file_goes_last(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    removed: list[str] = []
+    monkeypatch.setattr(Path, "unlink", lambda file, missing_ok: removed.append(file.name))
+    remove_store(path)
+    assert removed[-1] == path.name
+
+
 def test_nothing_is_kept_behind_a_write_that_failed(store: Store, path: Path) -> None:
     """A full disk: SQLite undoes what was not committed, and rows noted after that would stand behind a gap."""
     rows = requests_of("abc")

@@ -23,6 +23,7 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "HF_HOME": NO_FOLDER,
     "XDG_CACHE_HOME": NO_FOLDER,
+    "XDG_CONFIG_HOME": NO_FOLDER,
 }
 
 
@@ -48,7 +49,7 @@ class Ended:
         return f"stderr has {strange[0]!r}: {self.stderr[-2000:]}" if strange else None
 
     def refusal_problem(self, *names: str, code: int = 1) -> str | None:
-        """Why it is no refusal: nonzero exit, nothing on stdout, one line on stderr with each of these names."""
+        """Why it is no refusal: nonzero exit, one line on stderr with an error, and in it each of these names."""
         if problem := self.problem(code):
             return problem
         errors = [line for line in self.lines if line.startswith("batchgen: error: ")]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torture.commands import FAKE, difference, left_over, run, write_rows
+from torture.endings import STREAMED
 from torture.lab import Check, Lab, Skipped, Trial, Tried
 
 KIB = 1024
@@ -40,8 +41,8 @@ class Device:
 
 
 DEVICES = [
-    *(Device(f"--format {form} > {FULL}", "No space left") for form in ("jsonl", "text", "table")),
-    *(Device(f"--format {form} -o {FULL}", FULL) for form in ("jsonl", "text")),
+    *(Device(f"--format {form} > {FULL}", "No space left") for form in STREAMED),
+    *(Device(f"--format {form} -o {FULL}", FULL) for form in STREAMED),
     Device(f"--format jsonl -o {FULL} --quiet", FULL),
     Device(f"-o out.jsonl 2> {FULL}", None, codes=(0, 1)),
     Device(f"-o out.jsonl --stats {FULL}", FULL),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+import select
 import signal
 import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
+from batchgen.cli.options import Format
 from torture.commands import FAKE, REAL, Ended, Running, difference, left_over, run, start, write_rows
 from torture.lab import Check, Trial, Tried
 
@@ -20,7 +24,7 @@ SIGNAL_LIMIT_S, PIPE_LIMIT_S = 5.0, 1.0
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 KEPT = re.compile(r"; ([\d,]+) results? are kept in ")
 # Formats of standard output; none of these needs a file.
-STREAMED = ("jsonl", "text", "table")
+STREAMED = [form.value for form in Format if form not in (Format.auto, Format.sqlite)]
 
 
 def fake_rows(folder: Path) -> tuple[Path, bytes]:
@@ -50,7 +54,7 @@ def broken_pipe(trial: Trial) -> Iterator[Tried]:
     running.sleep(trial.draw.uniform(0, 0.5))
     stream = running.process.stdout
     assert stream
-    taken = len(stream.read(wanted)) if wanted else 0
+    taken = _take(stream, wanted)
     stream.close()
     left = time.monotonic()
     ended = _wait_without_stdout(running)
@@ -63,6 +67,17 @@ def broken_pipe(trial: Trial) -> Iterator[Tried]:
     if taken:
         trial.measure("slowest end after the reader left, s", seconds)
     yield Tried(f"{form}, reader leaves after {taken} bytes", problem)
+
+
+def _take(stream: IO[bytes], wanted: int) -> int:
+    """Reads so much, or what has come within two seconds: Parquet comes late."""
+    taken = 0
+    until = time.monotonic() + 2
+    while taken < wanted and select.select([stream], [], [], max(0.0, until - time.monotonic()))[0]:
+        if not (part := os.read(stream.fileno(), wanted - taken)):
+            break
+        taken += len(part)
+    return taken
 
 
 def _wait_without_stdout(running: Running) -> Ended:

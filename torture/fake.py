@@ -56,6 +56,15 @@ class Characters:
         return self
 
 
+class Device:
+    """Where the fake engine runs."""
+
+    type = "fake"
+
+    def __str__(self) -> str:
+        return "fake"
+
+
 class FakeEngine:
     """Runs a window in batches, the longest rows first; a batch's rows finish from the last to the first."""
 
@@ -109,7 +118,7 @@ def open_checkpoint(name: str | None, **_: object) -> Checkpoint:
 
 def load_model(checkpoint: Checkpoint, *_: object) -> Model:
     network: Any = None
-    device: Any = SimpleNamespace(type="fake")
+    device: Any = Device()
     dtype: Any = "float32"
     return Model(checkpoint, network, device, dtype)
 
@@ -133,7 +142,7 @@ vars(execute).update(
     open_checkpoint=open_checkpoint,
     load_model=load_model,
     check_weights=lambda folder: None,
-    choose_device=lambda name: "fake",
+    choose_devices=lambda name, num_workers=None: [Device()],
     choose_dtype=lambda name, *_: "float32" if name == "auto" else name,
 )
 if COMMIT_ROWS:

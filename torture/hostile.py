@@ -216,6 +216,7 @@ def config(base: dict[str, Any], **values: object) -> Harm:
     return content("config.json", json.dumps({**base, **values}))
 
 
+STRANGE: list[object] = [0, -5, "x", 1e300, [512]]
 KINDS = [
     # Pickles.
     Hostile("pickle only", pickled("pytorch_model.bin", alone=True)),
@@ -281,7 +282,7 @@ KINDS = [
     *(Hostile(f"architectures {value}", edit("config.json", architectures=value), is_harmless=True)
         for value in (5, "GPT2LMHeadModel", [None], [{}], {"a": 1})),
     *(Hostile(f"{value} positions", edit("config.json", n_positions=value), is_harmless=True)
-        for value in (0, -5, "x", 1e300, [512])),
+        for value in STRANGE),
     Hostile("model type that is a list", edit("config.json", model_type=["gpt2"])),
     Hostile("activation that is code", edit("config.json", activation_function="__import__('os').getcwd")),
     Hostile("10^400 layers", edit("config.json", n_layer=10**400)),

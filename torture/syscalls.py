@@ -19,6 +19,7 @@ CALLS = ("openat", "write", "pwrite64", "fsync", "fdatasync", "ftruncate", "rena
 TRACED = f"trace={','.join(CALLS)}"
 ENDINGS = ("", ".partial", ".run.db", ".run.db-wal", ".run.db-journal", "-wal", "-journal")
 NOTES = ("manifest.json", "stats.json")
+FAILURES = "out.errors.jsonl"
 COMMITS = {"TORTURE_COMMIT_ROWS": "2"}
 SOME_FAILED = 3
 ROWS = [{"id": f"r{i}", "prompt": f"Row {i}"} for i in range(5)] + [{"id": "bad"}, {"id": "r6", "prompt": "x" * 5000}]
@@ -42,6 +43,10 @@ STARTS = [
     Start("kept", ("--keep-store",), kept=("out.jsonl.run.db",)),
     Start("noted", ("--manifest", "manifest.json", "--stats", "stats.json"), kept=NOTES),
     Start("database", output="out.db"),
+    Start("csv", output="out.csv"),
+    Start("packed", output="out.jsonl.gz"),
+    Start("parquet", output="out.parquet"),
+    Start("batch", ("--format", "openai-batch"), kept=(FAILURES,)),
 ]
 
 
@@ -67,7 +72,7 @@ def strace(folder: Path, output: str, *options: str) -> list[str]:
     """The start of a command line that traces what happens to the output and the files beside it."""
     # As SQLite and Python name them: in full.
     paths = [folder.resolve(), *(folder.resolve() / f"{output}{ending}" for ending in ENDINGS)]
-    paths += [folder.resolve() / f"{note}{ending}" for note in NOTES for ending in ("", ".partial")]
+    paths += [folder.resolve() / f"{note}{ending}" for note in (*NOTES, FAILURES) for ending in ("", ".partial")]
     wanted = [part for path in paths for part in ("-P", str(path))]
     return ["strace", "-f", "-qq", "-o", str(folder.parent / f"{folder.name}.trace"), *wanted, *options]
 
@@ -137,7 +142,7 @@ def kill_blows(lab: Lab) -> list[Blow]:
     }
     every = [blow for name in ("new", "resumed") for blow in blows[name]]
     others = [blow for name, some in blows.items() if name not in ("new", "resumed") for blow in some]
-    return [*lab.pick(every, len(every)), *lab.pick(others, 60)]
+    return [*lab.pick(every, len(every)), *lab.pick(others, 80)]
 
 
 def fault_blows(lab: Lab) -> list[Blow]:
@@ -151,7 +156,7 @@ def fault_blows(lab: Lab) -> list[Blow]:
         for nth in range(1, counts[start.name][call] + 1)
         for error, for_good in (("ENOSPC", False), ("EIO", True), ("EIO", False), ("ENOSPC", True))
     ]
-    return list(lab.pick(blows, 120))
+    return list(lab.pick(blows, 160))
 
 
 def strike(trial: Trial) -> Ended:

@@ -109,7 +109,7 @@ SURFACES = [
     Surface("model, jsonl", option("--model", "{}", "--format", "jsonl")),
     Surface("field", lambda payload, folder: [
         rows_file(folder, {"prompt": "x"}), "--field", as_word(payload)], codes=(3,)),
-    Surface("option that must be a number", option("--temperature", "{}"), codes=(2,)),
+    Surface("option that must be a number", option("--temperature", "{}"), codes=(2,), shows=False),
     Surface("option that must be one of some", option("--dtype", "{}"), codes=(2,)),
     Surface("option that is none", option("--{}"), codes=(2,)),
     Surface("batch size", option("--batch-size", "{}"), codes=(2,)),
