@@ -53,8 +53,9 @@ def verify(
     [bold]batchgen verify prompts/[/]
     [bold]batchgen verify prompts.txt --sample 100 --dtype bfloat16 --json[/]
 
-    Runs the rows greedily in batches and holds every step against the row alone, unpadded, in float32. Padding done
-    wrong on purpose has to break some rows, or verify says that it can see nothing here. Exit code 4 if there is a bug.
+    Runs the rows greedily in batches, and holds every step against the row alone,
+    unpadded, in float32. Mistakes made on purpose must break some rows, or verify
+    says that it can see nothing here. The exit code is 4 if there is a bug.
     """
     screen = Screen(quiet=quiet)
     num_rows, bound = opt.parse_batch_size(batch_size), opt.parse_bound(memory)
