@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from test_cli import invoke
 from test_continuous import QWEN2, WITH_SLOTS, model_of
 from test_reference import ragged_prompts
 
-import batchgen.verify
 from batchgen import Model, check_padding, open_model
 from batchgen.engines import Engine, make_engine
 from batchgen.engines.continuous import ContinuousEngine
@@ -44,7 +44,7 @@ from batchgen.verify.facts import Bin, histogram
 from batchgen.verify.rows import Departure, find_departure, verdict_of
 from batchgen.visible import short_number
 
-PROMPTS = [*ragged_prompts(5, seed=3, longest=20), "the", "the a", "the"]
+PROMPTS = [*ragged_prompts(4, seed=3, longest=12), "the", "the a", "the"]
 BOUND = ErrorBound(1e-5, 1e-4)
 
 
@@ -63,8 +63,16 @@ def oracle() -> Oracle:
     return Oracle(open_model("bundled", device="cpu"))
 
 
-def rows_of(model: Model, prompts: Iterable[str] = PROMPTS, max_new_tokens: int = 4) -> list[Sequence]:
+def rows_of(model: Model, prompts: Iterable[str] = PROMPTS, max_new_tokens: int = 3) -> list[Sequence]:
     return encode(requests_of(prompts, max_new_tokens=max_new_tokens), model.checkpoint.tokenizer)
+
+
+def verify(model: Model, oracle: Oracle, **options: Any) -> tuple[Report, list[Sequence]]:
+    """Verifies the prompts, five rows at a time."""
+    requests = requests_of(PROMPTS, max_new_tokens=3)
+    return verify_rows(
+        model, oracle, requests, lambda on_logits: make_engine(model, num_rows=5, on_logits=on_logits, **options)
+    )
 
 
 def check(model: Model, oracle: Oracle, plant: Callable[[Engine], None], **options: Any) -> list[RowCheck]:
@@ -88,9 +96,7 @@ def check(model: Model, oracle: Oracle, plant: Callable[[Engine], None], **optio
 )
 def test_batches_change_nothing(model_named: Callable[[str], Model], architecture: str, engine: str) -> None:
     oracle = Oracle(model_named(architecture))
-    report, failed = verify_rows(
-        model_named(architecture), oracle, requests_of(PROMPTS, max_new_tokens=4), engine=engine, num_rows=5
-    )
+    report, failed = verify(model_named(architecture), oracle, name=engine)
     assert (report.engine, failed, report.most_rows) == (engine, [], 5)
     assert report.count("identical") == len(PROMPTS)
     assert 0 < report.max_difference < report.bound.allowed < 1e-2
@@ -208,7 +214,7 @@ def test_a_tie_is_no_departure() -> None:
 def test_sixteen_bits_round_and_are_no_bug() -> None:
     model = open_model("bundled", device="cpu", dtype="bfloat16")
     oracle = Oracle(open_model("bundled", device="cpu"))
-    report, _ = verify_rows(model, oracle, requests_of(PROMPTS, max_new_tokens=4), num_rows=5)
+    report, _ = verify(model, oracle)
     assert report.dtype == "bfloat16"
     assert report.count("bug") == 0
     assert report.bound.measured > 1e-3
@@ -332,7 +338,7 @@ def test_a_bug_is_exit_code_4_and_named(monkeypatch: pytest.MonkeyPatch) -> None
         plant_in(WithoutPositions)(engine)
         return engine
 
-    monkeypatch.setattr(batchgen.verify, "make_engine", make_broken)
+    monkeypatch.setattr(import_module("batchgen.cli.verify"), "make_engine", make_broken)
     prompts = [part for prompt in RAIN for part in ("-p", prompt)]
     result = invoke("verify", *prompts, "--model", "bundled", "--max-new-tokens", 4)
     assert result.exit_code == 4
@@ -363,7 +369,7 @@ def test_json_and_a_sample(tmp_path: Path) -> None:
 
 def test_nothing_to_verify_is_an_error(oracle: Oracle) -> None:
     with pytest.raises(InputError, match="nothing to verify: 1 rows, and none of them can be run, the first because"):
-        verify_rows(oracle.model, oracle, requests_of([""]))
+        verify_rows(oracle.model, oracle, requests_of([""]), lambda on_logits: FakeEngine())
 
 
 # Other people's loops.

@@ -96,7 +96,7 @@ def inspect(
     [bold]batchgen inspect -p "My dog is" -p "It will rain in the" --attention 0:0[/]
     [bold]batchgen inspect prompts.txt --html page.html[/]
 
-    Loads the weights, in float32, only for --attention, --compare-sides and --html.
+    --attention, --compare-sides and --html load the weights, in float32.
     """
     heads = parse_heads(attention) if attention is not None else None
     screen = Screen(quiet=quiet)

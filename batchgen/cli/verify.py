@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from itertools import islice
 from typing import Annotated
 
 import typer
 
 from batchgen.cli import options as opt
+from batchgen.engines import make_engine
 from batchgen.model import open_model
 from batchgen.readers import read_requests
 from batchgen.records import SamplingParams
 from batchgen.render.screen import OutputConsole, Screen, plural
 from batchgen.render.verify import print_report
+from batchgen.verify import Oracle, greedily, spread, verify_rows
 from batchgen.writers import to_json
 
 BUG_FOUND = 4
@@ -54,11 +57,10 @@ def verify(
     [bold]batchgen verify prompts/[/]
     [bold]batchgen verify prompts.txt --sample 100 --dtype bfloat16 --json[/]
 
-    Runs the rows greedily in batches and holds every step against the row alone, unpadded, in float32. Padding done
-    wrong on purpose has to break some rows, or verify says that it can see nothing here. Exit code 4 if there is a bug.
+    Runs the rows greedily in batches, and holds every step against the row alone,
+    unpadded, in float32. Mistakes made on purpose must break some rows, or verify
+    says that it can see nothing here. The exit code is 4 if there is a bug.
     """
-    from batchgen.verify import Oracle, greedily, spread, verify_rows
-
     screen = Screen(quiet=quiet)
     num_rows, bound = opt.parse_batch_size(batch_size), opt.parse_bound(memory)
     reading = opt.read_options(field, id_field, template, template_file, input_format)
@@ -72,17 +74,18 @@ def verify(
         runs = open_model(model, revision=revision, device=device, dtype=dtype.value, say=screen.say)
         oracle = Oracle(open_model(model, revision=revision, device=device, dtype="float32"))
     with screen.waiting("verifying"):
-        report, failed = verify_rows(
+        make = partial(
+            make_engine,
             runs,
-            oracle,
-            requests,
-            engine=engine.value,
+            name=engine.value,
             num_rows=num_rows,
             exact=exact,
             share=share_prefixes,
-            parse_special=parse_special,
             memory=bound,
             say=screen.say,
+        )
+        report, failed = verify_rows(
+            runs, oracle, requests, lambda on_logits: make(on_logits=on_logits), parse_special=parse_special
         )
     if as_json:
         print(to_json(report.to_dict()))

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from batchgen.engines import make_engine
 from batchgen.errors import InputError
 from batchgen.model import Model
 from batchgen.padding import encode
-from batchgen.probes import MemoryLimit
 from batchgen.records import Request, SamplingParams, Sequence
 from batchgen.verify.callables import check_padding
 from batchgen.verify.controls import pick_rows, run_controls, spread
 from batchgen.verify.facts import Control, Controls, ErrorBound, Report, RowCheck
 from batchgen.verify.oracle import ERROR_ROWS, Oracle, measure_error
 from batchgen.verify.rows import LogitRecorder, check_engine
+
+if TYPE_CHECKING:
+    from batchgen.engines import Engine
+    from batchgen.engines.sampling import OnLogits
 
 __all__ = [
     "Control",
@@ -51,28 +54,16 @@ def verify_rows(
     model: Model,
     oracle: Oracle,
     requests: list[Request],
+    make: Callable[[OnLogits], Engine],
     *,
-    engine: str = "auto",
-    num_rows: int | None = None,
-    exact: bool = True,
-    share: bool = True,
     parse_special: bool = False,
-    memory: MemoryLimit | None = None,
-    on_step: Callable[[int], None] = lambda num_tokens: None,
-    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[Report, list[Sequence]]:
-    """Runs greedy requests in batches and checks every row; also the rows that could not be run.
+    """Runs greedy requests through an engine and checks every row; also the rows that could not be run.
 
-    The oracle needs a model of its own: engines change theirs in place. Raises `InputError` where no row can be run.
+    `make` gives an engine for `model` that tells the logits it decides from. The oracle needs a model of its own:
+    engines change theirs in place. Raises `InputError` where no row can be run.
     """
-    checkpoint = model.checkpoint
-    encoded = encode(
-        requests,
-        checkpoint.tokenizer,
-        n_positions=checkpoint.n_positions,
-        vocab_size=checkpoint.vocab_size,
-        parse_special=parse_special,
-    )
+    encoded = _encode(model, requests, parse_special)
     sequences = [sequence for sequence in encoded if not sequence.is_finished]
     if not sequences:
         reason = f", the first because {encoded[0].error}" if encoded else ""
@@ -81,22 +72,12 @@ def verify_rows(
     bound = measure_error(oracle, strays, pick_rows(sequences, ERROR_ROWS))
     controls = run_controls(oracle, sequences)
     recorder = LogitRecorder()
-    runner = make_engine(
-        model,
-        name=engine,
-        num_rows=num_rows,
-        exact=exact,
-        share=share,
-        memory=memory,
-        on_step=on_step,
-        on_logits=recorder.on_logits,
-        say=say,
-    )
-    checks = sorted(check_engine(runner, recorder, oracle, sequences, bound), key=lambda check: check.index)
+    engine = make(recorder.on_logits)
+    checks = sorted(check_engine(engine, recorder, oracle, sequences, bound), key=lambda check: check.index)
     failed = [sequence for sequence in encoded if sequence.finish_reason == "error"]
     report = Report(
-        model=checkpoint.name,
-        engine=runner.name,
+        model=model.checkpoint.name,
+        engine=engine.name,
         device=str(model.device),
         dtype=model.dtype_name,
         most_rows=recorder.most_rows,
@@ -106,3 +87,14 @@ def verify_rows(
         num_failed=len(failed),
     )
     return report, failed
+
+
+def _encode(model: Model, requests: list[Request], parse_special: bool) -> list[Sequence]:
+    checkpoint = model.checkpoint
+    return encode(
+        requests,
+        checkpoint.tokenizer,
+        n_positions=checkpoint.n_positions,
+        vocab_size=checkpoint.vocab_size,
+        parse_special=parse_special,
+    )
