@@ -197,7 +197,8 @@ def test_an_interrupt_while_the_model_loads_is_silent() -> None:
         process.wait(timeout=1)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=5)
-    assert (process.returncode, output, errors) == (130, "", "")
+    assert (output, errors) == ("", "")
+    assert process.returncode in (130, -signal.SIGINT)  # a shell says 130 of both; on a busy machine imports go on
 
 
 def test_an_interrupted_output_file_keeps_its_rows_beside_it(many: Path, tmp_path: Path) -> None:

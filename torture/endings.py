@@ -82,7 +82,8 @@ def _take(stream: IO[bytes], wanted: int) -> int:
 
 def _wait_without_stdout(running: Running) -> Ended:
     assert running.process.stderr
-    errors = running.process.stderr.read()
+    with running.process.stderr as stream:
+        errors = stream.read()
     code = running.process.wait(30)
     return Ended(code if code >= 0 else 128 - code, b"", errors.decode(), 0.0)
 
