@@ -15,7 +15,7 @@ PACKAGE = Path(batchgen.__file__).parent
 LAYERS = [
     {"records", "errors", "process", "cgroups", "visible"},
     {"padding", "memory", "probes", "speeds", "row_sampling", "compression", "templates", "config"},
-    {"readers", "writers", "model", "render", "page", "engines.slot_attention"},
+    {"readers", "writers", "model", "render", "page", "engines.slot_attention", "engines.draws"},
     {"store", "engines.kv_cache", "engines.linear", "engines.prefixes", "engines.sampling", "mistakes"},
     {"manifest", "planner", "engines.backoff", "engines.slot_model"},
     {"engines.continuous", "engines.reference", "engines.parts"},
@@ -82,7 +82,7 @@ def test_typer_and_rich_stay_in_their_rooms(path: Path) -> None:
 
 
 # Themselves imported late.
-LATE_ENGINES = ("continuous", "kv_cache", "linear", "reference", "sampling", "slot_attention", "slot_model")
+LATE_ENGINES = ("continuous", "draws", "kv_cache", "linear", "reference", "sampling", "slot_attention", "slot_model")
 LATE_VIEWS = {f"inspector.{name}" for name in ("attention", "sides", "watch", "whole")}
 LATE = {f"engines.{name}" for name in LATE_ENGINES} | LATE_VIEWS | {"model.footprint"}
 

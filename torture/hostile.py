@@ -251,7 +251,8 @@ KINDS = [
         _attn_implementation="evil/kernel", _attn_implementation_internal="evil/kernel"), is_harmless=True),
     Hostile("experts' kernel from the Hub", edit("config.json", _experts_implementation="evil/kernel",
         experts_implementation="evil/kernel"), is_harmless=True),
-    Hostile("quantized by the unknown", edit("config.json", quantization_config={"quant_method": "evil"})),
+    Hostile("quantized by the unknown", edit("config.json", quantization_config={"quant_method": "evil"}),
+        is_harmless=True),
     Hostile("adapter from elsewhere", content("adapter_config.json", json.dumps(
         {"base_model_name_or_path": "evil/model", "peft_type": "LORA", "auto_mapping": AUTO_MAP})), is_harmless=True),
     Hostile("dtype that is code", edit("config.json", dtype="__import__('os')", torch_dtype="os.system"),

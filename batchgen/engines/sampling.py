@@ -8,39 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Rows
-from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import torch
 
+from batchgen.engines.draws import DRAW_MARGIN, draw, num_levels, running_mass, uniforms
 from batchgen.padding import decode
-from batchgen.records import RowId, SamplingParams, Sequence
+from batchgen.records import SamplingParams, Sequence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Batching moves fp32 logits by about 1e-5, and the log-odds of a CDF value, F / (1 - F), by 1.2e-5 at most (measured,
-# docs/decisions.md). A greedy choice between two logits closer than GREEDY_MARGIN, or a draw closer than DRAW_MARGIN to
-# a step of the CDF in log-odds, is made again from an unpadded single-row forward.
+# Batching moves fp32 logits by about 1e-5 (measured, docs/decisions.md). A greedy choice between two logits closer than
+# this, or a draw too close to call, is made again from an unpadded single-row forward.
 GREEDY_MARGIN = 1e-3
-DRAW_MARGIN = 5e-5
 
 TOP_BLOCK = 128  # logits; the blocks' maxima are then about as many as a block has logits
 
 RecomputeLogits = Callable[[Sequence], torch.Tensor]
 # Told the logits `[B, V]` of the rows that are about to get a token, before anything is done to them.
 OnLogits = Callable[[torch.Tensor, Rows[Sequence]], None]
-
-
-def uniform(seed: int, row_id: RowId, sample_index: int, step: int) -> float:
-    """The one random number in (0, 1) of this row, sample and step: a keyed hash, not a stream.
-
-    >>> uniform(0, "a", 0, 0) == uniform(0, "a", 0, 0) != uniform(1, "a", 0, 0)
-    True
-    """
-    key = "\0".join((str(seed), str(sample_index), str(step), str(row_id)))
-    digest = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return ((int.from_bytes(digest, "big") >> 12) + 0.5) * 2.0**-52
 
 
 def penalize_repetition(logits: torch.Tensor, token_ids: list[list[int]], penalty: torch.Tensor) -> None:
@@ -97,7 +84,7 @@ def keep_top_p(logits: torch.Tensor, top_p: torch.Tensor, margin: torch.Tensor) 
     Also which tokens `[B, V]` moving the logits by `margin` `[B]` could let in or out; so in the functions below.
     """
     ordered, order = logits.sort(dim=-1, descending=True)  # [B, V]
-    cdf = _cdf(ordered)
+    cdf = running_mass(ordered)
     cdf /= cdf[:, -1:].clone()
     distance = cdf.sub_(top_p[:, None].double())[:, :-1]  # of the mass ahead of each token but the first
     reach = margin * top_p * (1 - top_p)  # how far a margin in log-odds moves this mass
@@ -105,16 +92,6 @@ def keep_top_p(logits: torch.Tensor, top_p: torch.Tensor, margin: torch.Tensor) 
     keep[:, 1:] = (distance < 0) | (top_p == 1)[:, None]
     unsure[:, 1:] = distance.abs_() < reach[:, None]
     return keep.scatter(-1, order, keep), unsure.scatter(-1, order, unsure)
-
-
-def _cdf(logits: torch.Tensor) -> torch.Tensor:
-    """Running sum `[B, V]` of exp(logits) along the vocabulary, float64, not divided by its last value.
-
-    In place, since float64 of the whole vocabulary is the largest piece of work space that a step needs.
-    """
-    weights = logits.double()
-    weights -= weights.amax(-1, keepdim=True)
-    return weights.exp_().cumsum_(-1)
 
 
 def keep_min_p(logits: torch.Tensor, min_p: torch.Tensor, margin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -147,23 +124,6 @@ def _near_the_cut(logits: torch.Tensor, kept: torch.Tensor, margin: torch.Tensor
     least = kept.masked_fill(is_dropped, torch.inf).amin(-1, keepdim=True)
     near = (logits - least).abs() < margin[:, None]
     return near & (near & is_dropped).any(-1, keepdim=True)
-
-
-def draw(kept: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inverse CDF, in order of token id: the token `[B]` where the CDF of `kept` `[B, V]` passes `uniforms` `[B]`.
-
-    Also how far `[B]` the draw is from the CDF's nearest step, in probability.
-    """
-    cdf = _cdf(kept)  # [B, V]
-    whole = cdf[:, -1:].clone()  # [B, 1]
-    target = uniforms[:, None] * whole  # [B, 1]
-    tokens = torch.searchsorted(cdf, target, right=True)  # [B, 1]
-    upper = cdf.gather(-1, tokens)
-    lower = cdf.gather(-1, (tokens - 1).clamp(min=0)).where(tokens > 0, 0.0)
-    # The CDF's two ends, 0 and 1, do not move with the logits.
-    above = (upper - target).where(upper < whole, torch.inf)
-    below = (target - lower).where(lower > 0, torch.inf)
-    return tokens[:, 0], (torch.minimum(above, below) / whole)[:, 0]
 
 
 def append_token(
@@ -279,23 +239,12 @@ def _decide_sampled(logits: torch.Tensor, sequences: Rows[Sequence]) -> tuple[li
     margin = DRAW_MARGIN / temperature.clamp(max=1.0)
     cuts = column(p.top_k for p in params), column(p.top_p for p in params), column(p.min_p for p in params)
     kept, unsure = filter_logits(scaled, *cuts, margin)
-    uniforms = _uniforms(sequences).to(logits.device)
-    tokens, distance = draw(kept, uniforms)
-    # Log-odds moved by the margin move the CDF value F by margin * F (1 - F); a token let in or out of the cut moves it
-    # by the token's own mass.
-    reach = margin * uniforms * (1 - uniforms) + _mass(scaled, kept, unsure)
-    return tokens.tolist(), (distance < reach).tolist()
+    numbers = _uniforms(sequences, logits.shape[-1]).to(logits.device)
+    tokens, close = draw(kept, numbers, margin, scaled, unsure)
+    return tokens.tolist(), close.tolist()
 
 
-def _uniforms(sequences: Rows[Sequence]) -> torch.Tensor:
-    numbers = [uniform(s.sampling.seed, s.request.id, s.sample_index, s.num_output_tokens) for s in sequences]
-    return torch.tensor(numbers, dtype=torch.float64)  # [B]
-
-
-def _mass(scaled: torch.Tensor, kept: torch.Tensor, unsure: torch.Tensor) -> torch.Tensor:
-    """Probability `[B]` of the unsure tokens, as a multiple of what was kept."""
-    mass = torch.zeros(len(kept), dtype=torch.float64, device=kept.device)
-    for row in unsure.any(-1).nonzero()[:, 0].tolist():
-        whole = kept[row].double().logsumexp(-1)
-        mass[row] = (scaled[row, unsure[row]].double() - whole).exp().sum()
-    return mass
+def _uniforms(sequences: Rows[Sequence], vocab_size: int) -> torch.Tensor:
+    count = num_levels(vocab_size)
+    numbers = [uniforms(s.sampling.seed, s.request.id, s.sample_index, s.num_output_tokens, count) for s in sequences]
+    return torch.tensor(numbers, dtype=torch.float64)  # [B, levels]
