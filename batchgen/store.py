@@ -9,8 +9,8 @@ import json
 import re
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, fields
 from hashlib import blake2b
 from pathlib import Path
@@ -98,10 +98,9 @@ class Store:
         [(number,)] = self._read(f"SELECT count(*) FROM {rows}")
         return int(number)
 
-    def _read(self, query: str, *values: object) -> Iterator[tuple[Any, ...]]:
-        with _in_one_line(self.path):
-            for row in self._connection.execute(query, values):  # noqa: UP028 - `yield from` closes cursors late
-                yield row
+    def _read(self, query: str, *values: object) -> Generator[tuple[Any, ...], None, None]:
+        with _in_one_line(self.path), closing(self._connection.execute(query, values)) as cursor:
+            yield from cursor
 
     # What a run adds.
 
@@ -119,23 +118,24 @@ class Store:
 
     def _compare(self, source: Iterator[Request]) -> Iterator[Request]:
         """Goes through the rows that were read before."""
-        read_before = self._read(
+        query = (
             "SELECT row_index, digest, count(sample_index) FROM inputs LEFT JOIN results USING (row_index) "
             "GROUP BY row_index ORDER BY row_index"
         )
         mend = "restore the input, or start anew with --overwrite"
-        for index, digest, num_done in read_before:
-            request = next(source, None)
-            if request is None:
-                raise InputError(f"the input ends after {index} rows, and {self.path} was begun with more: {mend}")
-            if digest is None:
-                self._note(request)
-            elif digest != digest_of(request):
-                raise InputError(f"{_place(request)} has changed since {self.path} was begun: {mend}")
-            if num_done < request.sampling.num_samples:
-                samples = self._read("SELECT sample_index FROM results WHERE row_index = ?", index)
-                self.done.update((index, sample_index) for (sample_index,) in samples)
-                yield request
+        with closing(self._read(query)) as read_before:  # a query that is still open would keep the file locked
+            for index, digest, num_done in read_before:
+                request = next(source, None)
+                if request is None:
+                    raise InputError(f"the input ends after {index} rows, and {self.path} was begun with more: {mend}")
+                if digest is None:
+                    self._note(request)
+                elif digest != digest_of(request):
+                    raise InputError(f"{_place(request)} has changed since {self.path} was begun: {mend}")
+                if num_done < request.sampling.num_samples:
+                    samples = self._read("SELECT sample_index FROM results WHERE row_index = ?", index)
+                    self.done.update((index, sample_index) for (sample_index,) in samples)
+                    yield request
 
     def _note(self, request: Request) -> None:
         self._write("INSERT OR REPLACE INTO inputs VALUES (?, ?)", request.index, digest_of(request))

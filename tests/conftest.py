@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 
@@ -37,6 +38,11 @@ from batchgen.records import Request, SamplingParams, Sequence
 # The machines that run the tests are shared: no example fails for being slow.
 settings.register_profile("batchgen", deadline=None)
 settings.load_profile("batchgen")
+
+
+def pytest_configure() -> None:
+    gc.set_threshold(50_000)  # as `batchgen.process` does
+
 
 RAIN = ["It will rain in the", "I want to eat a big bowl of", "My dog is"]
 EOS = 50256

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,14 @@ def prompts(tmp_path: Path) -> Path:
 def write_lines(path: Path, lines: list[str]) -> Path:
     path.write_text("".join(f"{line}\n" for line in lines))
     return path
+
+
+@pytest.fixture(autouse=True)
+def no_collector() -> Iterator[None]:
+    """Files are closed by those who opened them, not by the next round of the garbage collector."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture

@@ -43,6 +43,13 @@ def test_threads_spin_briefly() -> None:
     assert done.stdout.strip() == "10000"
 
 
+def test_cycles_are_looked_for_rarely() -> None:
+    assert (
+        int(run_python("from batchgen.process import settle; settle(); import gc; print(gc.get_threshold()[0])"))
+        >= 10_000
+    )
+
+
 def test_the_user_s_own_settings_stand() -> None:
     assert run_python(SPIN, GOMP_SPINCOUNT="7") == "7"
     blocks = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 28)}

@@ -55,7 +55,7 @@ def start(*arguments: object, **options: object) -> subprocess.Popen[str]:
 @pytest.fixture
 def running(many: Path) -> Iterator[subprocess.Popen[str]]:
     """A run that has printed its first row and has far to go."""
-    process = start(many)
+    process = start(many, "--batch-size", 8)
     assert process.stdout is not None
     process.stdout.readline()
     yield process

@@ -17,7 +17,7 @@ if sys.platform != "win32":
 
 # Of the cases of a check, the share that takes about two seconds.
 SHARES = {
-    "kill-calls": 0.015, "fault-calls": 0.03, "fault-ulimit": 0.1, "pipe": 0.05, "signal-fake": 0.03,
+    "kill-calls": 0.005, "fault-calls": 0.01, "fault-ulimit": 0.1, "pipe": 0.05, "signal-fake": 0.03,
     "race-start": 0.04, "race-end": 0.05, "stale": 0.07, "malformed": 0.02, "terminal-fake": 0.015,
 }  # fmt: skip
 
