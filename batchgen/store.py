@@ -99,8 +99,13 @@ class Store:
         return int(number)
 
     def _read(self, query: str, *values: object) -> Generator[tuple[Any, ...], None, None]:
-        with _in_one_line(self.path), closing(self._connection.execute(query, values)) as cursor:
-            yield from cursor
+        with _in_one_line(self.path):
+            cursor = self._connection.execute(query, values)
+            try:
+                yield from iter(cursor.fetchone, None)
+            finally:
+                if not self.is_closed:  # else it went with the connection, and may not be asked any more
+                    cursor.close()
 
     # What a run adds.
 

@@ -94,6 +94,14 @@ def test_pickled_weights(folder: Path) -> None:
     assert "no *.safetensors" in refusal(folder)
 
 
+def test_weights_beyond_what_may_be_mapped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def map_file(file: Path, framework: str) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("safetensors.safe_open", map_file)
+    assert "more than this process may map" in refusal(folder)
+
+
 def test_a_corrupt_weight_file(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"\x00" * 100)
     refusal(folder)

@@ -53,6 +53,15 @@ def test_results_come_back_in_input_order(store: Store) -> None:
     assert (store.num_results, store.num_errors, store.first_error()) == (3, 0, None)
 
 
+def test_a_query_that_was_left_ends_quietly_with_the_store(store: Store) -> None:
+    for index in range(3):
+        store.add(replace(FINE, index=index))
+    results = store.results()
+    assert next(results) == replace(FINE, index=0)
+    store.close()
+    results.close()  # type: ignore[attr-defined]
+
+
 def test_failed_rows_are_counted(store: Store) -> None:
     store.add(FINE)
     store.add(FAILED)

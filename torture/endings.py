@@ -121,7 +121,9 @@ def _signalled(trial: Trial, command: list[object], whole: bytes, longest_s: flo
     ended = running.wait(30)
     seconds = time.monotonic() - sent
     trial.measure("slowest end after a signal, s", seconds)
-    problem = ended.problem(CODES[number], 0)
+    # Python's own line: the signal came before the first of ours could be read, and nothing had begun.
+    is_too_early = number == signal.SIGINT and ended.stderr.strip() == "KeyboardInterrupt"
+    problem = None if is_too_early else ended.problem(CODES[number], 0)
     problem = problem or (f"took {seconds:.2f} s" if seconds > SIGNAL_LIMIT_S * trial.lab.patience else None)
     problem = problem or _untrue(ended, output)
     again = run([*command, "--resume"])

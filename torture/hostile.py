@@ -306,7 +306,7 @@ KINDS = [
     Hostile("tokenizer.json leads to itself", instead("tokenizer.json", link("tokenizer.json"))),
     Hostile("tokenizer that is no JSON", content("tokenizer.json", "nonsense")),
     Hostile("tokenizer with tokens beyond the model", lambda folder: edit("tokenizer.json", added_tokens=[
-        {"id": 10**9, "content": "My", "special": False, "single_word": False, "lstrip": False, "rstrip": False,
+        {"id": 10**9, "content": "My dog", "special": False, "single_word": False, "lstrip": False, "rstrip": False,
          "normalized": False}])(folder)),
 ]  # fmt: skip
 

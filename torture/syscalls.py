@@ -178,7 +178,9 @@ def faulty(trial: Trial) -> Iterator[Tried]:
     if struck.code == SOME_FAILED:
         problem = None if len(struck.lines) == 1 else f"it went on, and said {struck.stderr}"
     else:
-        problem = struck.refusal_problem(str(trial.folder / "scene"))
+        problem = struck.refusal_problem()
+        if not problem and not any(name in struck.stderr for name in (str(trial.folder / "scene"), *NOTES)):
+            problem = f"the line names no file: {struck.stderr}"
     yield Tried(str(trial.given), problem or _after(trial))
 
 

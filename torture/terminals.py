@@ -44,6 +44,7 @@ class Surface:
     arguments: Callable[[str, Path], list[str]]
     codes: tuple[int, ...] = (0,)
     shows: bool = True
+    ends_at: str | None = None  # what of a payload comes after is another argument, to the parser of command lines
 
 
 def as_word(payload: str) -> str:
@@ -111,7 +112,7 @@ SURFACES = [
         rows_file(folder, {"prompt": "x"}), "--field", as_word(payload)], codes=(3,)),
     Surface("option that must be a number", option("--temperature", "{}"), codes=(2,), shows=False),
     Surface("option that must be one of some", option("--dtype", "{}"), codes=(2,)),
-    Surface("option that is none", option("--{}"), codes=(2,)),
+    Surface("option that is none", option("--{}"), codes=(2,), ends_at="="),
     Surface("batch size", option("--batch-size", "{}"), codes=(2,)),
     Surface("memory", option("--memory", "{}"), codes=(2,)),
     Surface("strict", lambda payload, folder: [named_file(payload, folder), "--strict"], codes=(1,)),
@@ -143,7 +144,7 @@ def on_a_terminal(trial: Trial) -> Iterator[Tried]:
     problem = problem or (None if code in surface.codes else f"exit {code}: {shown[-1000:]}")
     problem = problem or ("traceback" if "Traceback" in shown else None)
     if surface.shows and not problem:
-        problem = _not_shown(shown, payload)
+        problem = _not_shown(shown, payload.partition(surface.ends_at)[0] if surface.ends_at else payload)
     if "prompt" in surface.name and not problem:
         problem = _lossy(trial.folder, payload)
     yield Tried(f"{payload!r} as {surface.name}", problem)
@@ -168,10 +169,10 @@ def raw_bytes(shown: str) -> str | None:
 
 def _not_shown(shown: str, payload: str) -> str | None:
     """A problem where the payload is not there, or was taken for markup; boxes and folds aside."""
-    text = re.sub(r"[\s│╭╮╰╯─]", "", shown)
+    text, wanted = (re.sub(r"[\s│╭╮╰╯─/]", "", part) for part in (shown, payload))
     if MARK not in text:
         return f"it is not shown: {shown[-1000:]}"
-    if IS_PLAIN.fullmatch(payload) and payload.replace("/", "") not in text.replace("/", "").replace("\\\\", "\\"):
+    if IS_PLAIN.fullmatch(payload) and wanted not in text.replace("\\\\", "\\"):
         return f"it is shown as something else: {shown[-1000:]}"
     return None
 
@@ -201,7 +202,7 @@ def real_commands(lab: Lab) -> list[list[str]]:
         [*batchgen, "run", "-p", "x", *model, "--device", hostile],
         [*batchgen, hostile],
         [*batchgen, f"--{hostile}"],
-        [*batchgen, "doctor", "--model", hostile],
+        [*batchgen, "verify", "rows.jsonl", "--model", hostile],
     ]
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from batchgen.errors import ModelError
+from batchgen.memory import size_text
 
 MIB = 2**20
 # Many times what the largest known models have.
@@ -83,6 +84,9 @@ def check_weights(folder: Path) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{file} is not whole or not safetensors ({error}): fetch it again") from None
+        except MemoryError:
+            size = size_text(file.stat().st_size)
+            raise ModelError(f"{file} has {size}, more than this process may map: try a smaller model") from None
 
 
 def _indexed(index: Path) -> set[str]:
