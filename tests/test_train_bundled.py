@@ -55,7 +55,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_book_loses_its_headings_and_hard_wraps_and_a_story_keeps_its_lines() -> None:
-    assert clean("# T\n\nOne\ntwo.\n\n## II\n\n“Three.”\n") == 'One two.\n\n"Three."'
+    assert clean("# T\n\nOne\ntwo.\n\n## II\n\n“Three.”\n") == 'One two.\n"Three."'
     assert clean("One.\nIt’s two.") == "One.\nIt's two."
 
 

@@ -71,13 +71,13 @@ def clean(document: str) -> str:
     """Straight quotes; in a book also one line for each paragraph, and no headings.
 
     >>> clean("# Title: X\\n\\nIt was\\nlate.\\n\\n## II\\n\\n“Yes.”")
-    'It was late.\\n\\n"Yes."'
+    'It was late.\\n"Yes."'
     """
     document = document.translate(QUOTES).strip()
     if not is_book(document):
         return document
     paragraphs = (" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", document))
-    return "\n\n".join(p for p in paragraphs if p and not p.startswith("#") and p.strip("-* "))
+    return "\n".join(p for p in paragraphs if p and not p.startswith("#") and p.strip("-* "))
 
 
 def encode(document: str, tokenizer: Tokenizer) -> Ids:

@@ -36,8 +36,8 @@ def sum_of_losses(network: GPT2LMHeadModel, ids: Ids) -> tuple[float, int]:
 def repeated_share(outputs: Sequence[Sequence[int]], length: int = 4) -> float:
     """The share of n-grams that stood in the same output before.
 
-    >>> repeated_share([[1, 2, 3, 1, 2, 3], [1, 2, 3, 4, 5, 6]], length=2)
-    0.2
+    >>> repeated_share([[1, 2, 1, 2, 1], [1, 2, 3, 4, 5]], length=2)
+    0.25
     """
     grams = [[tuple(ids[i : i + length]) for i in range(len(ids) - length + 1)] for ids in outputs]
     return 1 - sum(len(set(row)) for row in grams) / sum(map(len, grams))
