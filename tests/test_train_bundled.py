@@ -101,6 +101,14 @@ def test_the_loss_in_chunks_is_the_cross_entropy_and_so_are_its_gradients() -> N
         torch.testing.assert_close(got, right)
 
 
+def test_in_bfloat16_the_loss_and_the_table_s_gradient_stay_float32() -> None:
+    torch.manual_seed(0)
+    hidden, table = torch.randn(700, 8).bfloat16(), torch.randn(90, 8, requires_grad=True)
+    loss = full_loss(hidden, table, torch.randint(90, (700,)))
+    loss.backward()
+    assert (loss.dtype, table.grad.dtype) == (torch.float32, torch.float32)
+
+
 def test_a_sample_of_all_tokens_gives_the_full_loss() -> None:
     torch.manual_seed(0)
     hidden, table, targets = torch.randn(50, 8), torch.randn(90, 8), torch.randint(90, (50,))

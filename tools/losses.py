@@ -17,19 +17,17 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, table: Tensor, offsets: Tensor, targets: Tensor) -> Tensor:
-        """hidden `[N, D]`, table `[K, D]`, offsets `[K]`, targets `[N]` (rows of the table)."""
+        """hidden `[N, D]`, table `[K, D]`, offsets `[K]`, targets `[N]` (rows of table). Products are in hidden's type."""
         hidden_grad, table_grad = torch.empty_like(hidden), torch.zeros_like(table)
-        total = hidden.new_zeros((), dtype=torch.float32)
+        weight, total = table.to(hidden.dtype), table.new_zeros(())
         for rows, grad, wanted in zip(hidden.split(CHUNK), hidden_grad.split(CHUNK), targets.split(CHUNK), strict=True):
-            logits = torch.addmm(offsets, rows, table.T).float()  # [n, K]
-            slope = logits.log_softmax(dim=1)  # [n, K]: first the logarithms, then the gradient of the logits
+            slope = (rows @ weight.T).float().add_(offsets).log_softmax(dim=1)  # [n, K]
             places = (torch.arange(len(wanted), device=wanted.device), wanted)
             total -= slope[places].sum()
-            slope.exp_()
-            slope[places] -= 1
+            slope.exp_()[places] -= 1  # now the gradient of the logits
             slope = slope.to(hidden.dtype)
-            torch.mm(slope, table, out=grad)
-            table_grad.addmm_(slope.T, rows)
+            torch.mm(slope, weight, out=grad)
+            table_grad += slope.T @ rows
         ctx.save_for_backward(hidden_grad, table_grad)
         return total / len(hidden)
 
@@ -37,7 +35,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         hidden_grad, table_grad = ctx.saved_tensors
         share = grads[0] / len(hidden_grad)
-        return hidden_grad * share, table_grad * share, None, None
+        return hidden_grad * share.to(hidden_grad.dtype), table_grad * share, None, None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,5 +73,5 @@ def full_loss(hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
 
 
 def chunked_loss(hidden: Tensor, table: Tensor, offsets: Tensor, targets: Tensor) -> Tensor:
-    loss: Tensor = ChunkedCrossEntropy.apply(hidden, table.to(hidden.dtype), offsets.to(hidden.dtype), targets)
+    loss: Tensor = ChunkedCrossEntropy.apply(hidden, table, offsets, targets)
     return loss

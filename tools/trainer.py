@@ -66,13 +66,16 @@ class Trainer:
         return ids[:, :-1], ids[:, 1:]
 
     def loss(self, inputs: Tensor, targets: Tensor, *, is_full: bool) -> Tensor:
-        targets, table = targets.flatten(), self.network.transformer.wte.weight
+        """Over the whole vocabulary where that is cheap or wanted, else over a sample of it."""
         with autocast(self.device):
             hidden = self.network.transformer(inputs).last_hidden_state.flatten(0, 1)  # [N, D]
-            if is_full or self.device.type != "cpu":
-                return full_loss(hidden, table, targets)
-            generator = torch.Generator().manual_seed(self.recipe.seed + self.step)
-            return sampled_loss(hidden, table, targets, *self.sampler.draw(targets, generator))
+            if torch.is_autocast_enabled(self.device.type):
+                hidden = hidden.bfloat16()
+        targets, table = targets.flatten(), self.network.transformer.wte.weight
+        if is_full or self.device.type != "cpu":
+            return full_loss(hidden, table, targets)
+        generator = torch.Generator().manual_seed(self.recipe.seed + self.step)
+        return sampled_loss(hidden, table, targets, *self.sampler.draw(targets, generator))
 
     def save(self, path: Path) -> None:
         """Whole or not at all."""
