@@ -17,7 +17,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, table: Tensor, offsets: Tensor, targets: Tensor) -> Tensor:
-        """hidden `[N, D]`, table `[K, D]`, offsets `[K]`, targets `[N]` (rows of table). Products are in hidden's type."""
+        """hidden `[N, D]`, table `[K, D]`, offsets `[K]`, targets `[N]` (rows of table); products in hidden's type."""
         hidden_grad, table_grad = torch.empty_like(hidden), torch.zeros_like(table)
         weight, total = table.to(hidden.dtype), table.new_zeros(())
         for rows, grad, wanted in zip(hidden.split(CHUNK), hidden_grad.split(CHUNK), targets.split(CHUNK), strict=True):
