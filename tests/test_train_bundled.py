@@ -184,12 +184,12 @@ def test_the_recipe_runs_stops_goes_on_and_ends_in_a_model(corpus: Path, tmp_pat
     run, model = tmp_path / "run", tmp_path / "model"
     shape = ["--n-layer", 2, "--n-embd", 48, "--n-head", 3, "--save-s", 5]
     train = tool("train", corpus, "--run", run, "--device", "cpu", *shape)
-    stopped = subprocess.Popen([*train, "--minutes", 10])
+    stopped = subprocess.Popen([*train, "--minutes", "10"])
     while not (run / "checkpoint.pt").exists():
         time.sleep(0.1)
     stopped.send_signal(signal.SIGTERM)
     assert stopped.wait(60) == 0
-    subprocess.run([*train, "--minutes", 1], check=True)
+    subprocess.run([*train, "--minutes", "1"], check=True)
     subprocess.run(tool("export", "--run", run, "--to", model), check=True)
     said = subprocess.run(tool("evaluate", corpus, "--model", model), check=True, capture_output=True, text=True)
     assert "repeated 4-grams" in said.stdout

@@ -9,7 +9,7 @@ from corpus import Ids
 from transformers import GPT2LMHeadModel
 
 WINDOW = 256
-BATCH = 16
+BATCH = 4
 
 
 @torch.no_grad()
