@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-browser test-ray torture docs lint types fmt check dist clean
+.PHONY: help run test test-slow test-browser test-ray torture train-check docs lint types fmt check dist clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ test-browser: $(READY)  ## the page of `inspect --html` in headless Chromium (ap
 
 docs: $(READY)  ## rerun the commands in README.md and docs/masks.md, and write what they print
 	$(BIN)/python tools/refresh_docs.py README.md docs/masks.md
+
+train-check: $(READY)  ## the recipe of the bundled model, for a minute, on a made-up corpus
+	$(BIN)/python -m pytest tests/test_train_bundled.py
 
 lint: $(READY)  ## style and formatting
 	$(BIN)/ruff check .
