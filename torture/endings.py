@@ -122,7 +122,7 @@ def _signalled(trial: Trial, command: list[object], whole: bytes, longest_s: flo
     seconds = time.monotonic() - sent
     trial.measure("slowest end after a signal, s", seconds)
     # Python's own line: the signal came before the first of ours could be read, and nothing had begun.
-    is_too_early = number == signal.SIGINT and ended.stderr.strip() == "KeyboardInterrupt"
+    is_too_early = ended.stderr.strip() == "KeyboardInterrupt" and not any(trial.folder.iterdir())
     problem = None if is_too_early else ended.problem(CODES[number], 0)
     problem = problem or (f"took {seconds:.2f} s" if seconds > SIGNAL_LIMIT_S * trial.lab.patience else None)
     problem = problem or _untrue(ended, output)
