@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 
@@ -21,6 +22,7 @@ print(int(open("/proc/self/statm").read().split()[1]) * 4 >> 10)  # MiB resident
 """
 
 
+@cache
 def run_python(code: str, *args: str, **environ: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", code, *args], capture_output=True, text=True, check=True, env=os.environ | environ

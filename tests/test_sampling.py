@@ -148,20 +148,20 @@ def test_a_walk_that_has_no_choice_is_never_close() -> None:
 
 
 def test_draws_hardly_depend_on_rounding() -> None:
-    """Another order of sums moves logits by about 1e-6: of 6,000 draws from a long tail none may change unseen."""
+    """Another order of sums moves logits by about 1e-6: of 2,000 draws from a long tail none may change unseen."""
     generator = torch.Generator().manual_seed(0)
     kept = torch.randn(20, 50257, generator=generator) * 2
     moved = kept + torch.randn(kept.shape, generator=generator) * 1e-6
     margin = torch.full((20,), DRAW_MARGIN, dtype=torch.float64)
     unsure = torch.zeros_like(kept, dtype=torch.bool)
-    numbers = torch.rand(300, 20, num_levels(50257), generator=generator, dtype=torch.float64)
+    numbers = torch.rand(100, 20, num_levels(50257), generator=generator, dtype=torch.float64)
     num_close = 0
     for some in numbers:
         tokens, close = draw(kept, some, margin, kept, unsure)
         others, _ = draw(moved, some, margin, moved, unsure)
         assert torch.equal(tokens[~close], others[~close])
         num_close += int(close.sum())
-    assert num_close < 20  # of 6,000
+    assert num_close < 8  # of 2,000
 
 
 def test_uniforms_are_spread_and_differ_by_every_part_of_the_key() -> None:

@@ -1,4 +1,4 @@
-"""The command in a real terminal (a pty), in pipes, and interrupted: each test starts the process a user starts."""
+"""The command at a terminal, in pipes and interrupted; what signals or pipes do to it, in a process of its own."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ from pathlib import Path
 
 import pexpect
 import pytest
+from in_process import at_terminal, in_pipe
+
+from batchgen.errors import ModelError
 
 BATCHGEN = str(Path(sys.executable).parent / "batchgen")
-RUN = [BATCHGEN, "run", "--model", "bundled"]
+BUNDLED = ["--model", "bundled"]
+RUN = [BATCHGEN, "run", *BUNDLED]
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="ptys and signals are POSIX")
@@ -30,21 +34,9 @@ def many(tmp_path: Path) -> Path:
     return path
 
 
-def spawn(*arguments: object, columns: int = 80) -> pexpect.spawn:
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(columns)}
-    environment.pop("NO_COLOR", None)
-    return pexpect.spawn(
-        BATCHGEN, [str(a) for a in arguments], env=environment, timeout=60, encoding="utf-8", dimensions=(50, columns)
-    )
-
-
-def screen(*arguments: object, columns: int = 80) -> tuple[str, int]:
-    """What a terminal shows, without colours, and the exit code."""
-    child = spawn(*arguments, columns=columns)
-    output = child.read()
-    child.close()
-    assert child.exitstatus is not None
-    return ANSI.sub("", output).replace("\r", ""), child.exitstatus
+def plain(output: str) -> str:
+    """What a terminal shows, without colours."""
+    return ANSI.sub("", output).replace("\r", "")
 
 
 def start(*arguments: object, **options: object) -> subprocess.Popen[str]:
@@ -67,9 +59,16 @@ def running(many: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_a_terminal_gets_the_table_within_its_width() -> None:
-    text, exit_code = screen("run", "prompts/rain.txt", "--model", "bundled", "--max-new-tokens", 5)
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80"}
+    environment.pop("NO_COLOR", None)
+    child = pexpect.spawn(
+        BATCHGEN, ["run", "prompts/rain.txt", *BUNDLED, "--max-new-tokens", "5"],
+        env=environment, timeout=60, encoding="utf-8", dimensions=(50, 80),
+    )  # fmt: skip
+    text = plain(child.read())
+    child.close()
     lines = text.splitlines()
-    assert exit_code == 0
+    assert child.exitstatus == 0
     assert "│ input_ids      │ 50256 50256 50256  1026   481  6290   287   262" in text
     assert "│ attention_mask │     0     0     0     1     1     1     1     1" in text
     assert "│ text           │ My dog is very kind and kind." in text
@@ -79,45 +78,41 @@ def test_a_terminal_gets_the_table_within_its_width() -> None:
 
 
 def test_the_continuation_is_highlighted_and_pads_are_dim() -> None:
-    child = spawn("run", "-p", "My dog is", "-p", "It will rain in the", "--model", "bundled", "--max-new-tokens", 2)
-    output = child.read()
+    output, _ = at_terminal("run", "-p", "My dog is", "-p", "It will rain in the", *BUNDLED, "--max-new-tokens", 2)
     assert "My dog is\x1b[1;32m very kind" in output
     assert re.search(r"\x1b\[2m50256", output)
 
 
-def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
-    child = pexpect.spawn(
-        BATCHGEN, ["run", "-p", "My dog is", "--model", "bundled", "--max-new-tokens", "2"],
-        env={**os.environ, "NO_COLOR": "1", "TERM": "xterm"}, timeout=60, encoding="utf-8",
-    )  # fmt: skip
-    assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", child.read())
+def test_no_color_is_respected() -> None:
+    output, _ = at_terminal("run", "-p", "My dog is", *BUNDLED, "--max-new-tokens", 2, NO_COLOR="1")
+    assert "My dog is" in output
+    assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", output)
 
 
 def test_the_progress_bar_leaves_nothing_behind() -> None:
-    child = spawn("run", "prompts/rain.txt", "--model", "bundled", "--max-new-tokens", 40)
-    output = child.read()
+    output, _ = at_terminal("run", "prompts/rain.txt", *BUNDLED, "--max-new-tokens", 40)
     assert "tokens/s" in output.split("batchgen: 3 rows")[0]
     assert "3 of 3 rows" not in output.split("╰")[1].split("batchgen:")[0].replace("\x1b[2K", "")
 
 
 def test_nothing_to_do_at_a_terminal_is_a_short_usage() -> None:
-    text, exit_code = screen("run")
+    output, exit_code = at_terminal("run")
     assert exit_code == 2
-    assert "Usage: batchgen run [OPTIONS] [INPUTS]..." in text
+    assert "Usage: batchgen run [OPTIONS] [INPUTS]..." in plain(output)
 
 
-@pytest.mark.parametrize("form", ["table", "text", "jsonl"])
+@pytest.mark.parametrize("form", ["table", "csv", "jsonl"])
 def test_no_control_character_of_a_prompt_reaches_the_terminal(form: str) -> None:
     hostile = "\x1b]0;title\x07 \x9b31m \u202e [red]markup[/red] \x7f"
-    child = spawn("run", "-p", hostile, "--model", "bundled", "--max-new-tokens", 1, "--format", form, "--quiet")
-    output = child.read()
+    output, exit_code = at_terminal("run", "-p", hostile, *BUNDLED, "--max-new-tokens", 1, "--format", form, "--quiet")
+    assert (exit_code, "markup" in output) == (0, True)
     for raw in ("\x1b]", "\x07", "\x9b", "\u202e", "\x7f"):
         assert raw not in output
 
 
 def test_the_error_for_a_missing_file_is_one_plain_line() -> None:
-    text, exit_code = screen("run", "nowhere.txt")
-    assert (text.strip(), exit_code) == ("batchgen: error: there is no file nowhere.txt", 1)
+    output, exit_code = at_terminal("run", "nowhere.txt")
+    assert (plain(output).strip(), exit_code) == ("batchgen: error: there is no file nowhere.txt", 1)
 
 
 # Pipes.
@@ -201,9 +196,21 @@ def test_an_interrupt_while_the_model_loads_is_silent() -> None:
     assert process.returncode in (130, -signal.SIGINT)  # a shell says 130 of both; on a busy machine imports go on
 
 
+def test_an_interrupt_that_a_library_makes_an_error_of_is_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object, **__: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ModelError("no module") from None
+
+    monkeypatch.setattr("batchgen.cli.execute.load_model", load)
+    output, exit_code = at_terminal("run", "-p", "x", *BUNDLED)
+    assert ("error" in output, exit_code) == (False, 130)
+
+
 def test_an_interrupted_output_file_keeps_its_rows_beside_it(many: Path, tmp_path: Path) -> None:
     output, store = tmp_path / "out.jsonl", tmp_path / "out.jsonl.run.db"
-    start(many, "-o", output, "--limit", 3, "--keep-store").communicate()
+    in_pipe(["run", many, *BUNDLED, "-o", output, "--limit", 3, "--keep-store"])
     output.unlink()
     process = start(many, "-o", output, "--resume")
     assert process.stderr is not None

@@ -15,9 +15,9 @@ if sys.platform != "win32":
 
     BY_NAME = {check.name: check for check in CHECKS}
 
-# Of the cases of a check, the share that takes about two seconds.
+# Of the cases of a check, the share that takes a few seconds.
 SHARES = {
-    "kill-calls": 0.005, "fault-calls": 0.01, "fault-ulimit": 0.1, "pipe": 0.05, "signal-fake": 0.03,
+    "kill-calls": 0.0025, "fault-calls": 0.005, "fault-ulimit": 0.1, "pipe": 0.02, "signal-fake": 0.03,
     "race-start": 0.04, "race-end": 0.05, "stale": 0.07, "malformed": 0.02, "terminal-fake": 0.015,
 }  # fmt: skip
 

@@ -48,7 +48,8 @@ class Commands(TyperGroup):
             ctx.obj = interrupts
             try:
                 apply_settings(ctx, self.commands)
-                return super().invoke(ctx)
+                with _interrupt_not_error(interrupts):
+                    return super().invoke(ctx)
             except typer.BadParameter as error:
                 if (line := explain_setting(error)) is None:
                     raise
@@ -69,6 +70,17 @@ class Commands(TyperGroup):
                 _forget_stdout()
                 Screen().error(_describe(error))
                 raise typer.Exit(BatchgenError.exit_code) from None
+
+
+@contextmanager
+def _interrupt_not_error(interrupts: Interrupts) -> Iterator[None]:
+    """A library that is interrupted while it is imported may raise an error of its own in place of the interrupt."""
+    try:
+        yield
+    except Exception:
+        if interrupts.was_raised:
+            raise KeyboardInterrupt from None
+        raise
 
 
 @contextmanager

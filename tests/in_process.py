@@ -1,0 +1,78 @@
+"""The command in a pipe or at a terminal, run in this process: another one would take seconds to import torch again."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterable
+from typing import IO
+from unittest import mock
+
+from refresh_docs import shell, stripped
+
+from batchgen.cli import app
+
+
+def in_pipe(arguments: Iterable[object], stdin: str = "") -> str:
+    """What the command writes to standard output, where standard input is a pipe that holds `stdin`."""
+    reading, writing = os.pipe()
+    os.write(writing, stdin.encode())
+    os.close(writing)
+    with (
+        os.fdopen(reading, encoding="utf-8") as source,
+        tempfile.TemporaryFile("w+", encoding="utf-8") as output,
+        tempfile.TemporaryFile("w", encoding="utf-8") as errors,
+    ):
+        run(arguments, source, output, errors, COLUMNS="80")
+        output.seek(0)
+        return output.read()
+
+
+def in_shell(line: str) -> str:
+    """What a command line prints, the `batchgen` of its pipeline run in this process and the rest in a shell."""
+    before, call, after = re.fullmatch(r"(?:(.*) \| )?batchgen (.*?)(?: \| (jq .*))?", line).groups()  # type: ignore[union-attr]
+    output = in_pipe(shlex.split(call), shell(before) if before else "")
+    return stripped(
+        subprocess.run(["bash", "-c", after], input=output, capture_output=True, text=True).stdout if after else output
+    )
+
+
+def at_terminal(*arguments: object, columns: int = 80, **environ: str) -> tuple[str, int]:
+    """What a terminal is sent, and the exit code: standard input, output and error are one pty, as in a shell."""
+    ours, theirs = os.openpty()
+    sent: list[bytes] = []
+    reader = threading.Thread(target=_read_all, args=(ours, sent))
+    reader.start()
+    settings = {"COLUMNS": str(columns), "LINES": "50", "TERM": "xterm-256color", **environ}
+    with os.fdopen(os.dup(theirs), encoding="utf-8") as keyboard, os.fdopen(theirs, "w", encoding="utf-8") as screen:
+        exit_code = run(arguments, keyboard, screen, screen, **settings)
+    reader.join()
+    os.close(ours)
+    return b"".join(sent).decode(), exit_code
+
+
+def run(arguments: Iterable[object], stdin: IO[str], stdout: IO[str], stderr: IO[str], **environ: str) -> int:
+    """The exit code of the command with these streams and variables for its own."""
+    variables = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | environ
+    streams = mock.patch.multiple(sys, stdin=stdin, stdout=stdout, stderr=stderr)
+    with streams, mock.patch.dict(os.environ, variables, clear=True):
+        try:
+            app([str(argument) for argument in arguments], prog_name="batchgen")
+        except SystemExit as end:
+            return int(end.code or 0)
+        finally:
+            stdout.flush()
+    return 0
+
+
+def _read_all(descriptor: int, into: list[bytes]) -> None:
+    try:
+        while some := os.read(descriptor, 1 << 16):
+            into.append(some)
+    except OSError:  # how Linux says that the other end is closed
+        return
