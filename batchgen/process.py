@@ -20,8 +20,9 @@ SPIN_COUNT = "10000"
 SHORT_OF_MEMORY, PLENTY_OF_MEMORY = 256 * 2**10, 32 * 2**20
 TRIM_BYTES = 256 * 2**20
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # mallopt(3)
-# oneDNN keeps a kernel for every shape it has met, 0.2 MB each; with slots that refill there are many.
-KERNELS_KEPT = "128"
+# oneDNN keeps a kernel for every shape it has met, 0.2 MB each, and torch's layer above it a ready-made call with its
+# scratch, another 0.3 MB; with slots that refill there are many shapes. A new one costs a millisecond.
+KERNELS_KEPT, CALLS_KEPT = "64", "16"
 # New objects that have Python look for cycles among all, 700 by default. Importing torch and transformers makes a
 # million objects and hardly a cycle; looking took a sixth of the time from the command to the first row.
 GARBAGE_AFTER = 50_000
@@ -31,6 +32,7 @@ def settle() -> None:
     """Sets all of it, unless the user's environment has."""
     gc.set_threshold(GARBAGE_AFTER)
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS_KEPT)
+    os.environ.setdefault("LRU_CACHE_CAPACITY", CALLS_KEPT)
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     if _has_our_heap():

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import IO
 from unittest import mock
 
@@ -20,17 +20,27 @@ from batchgen.cli import app
 
 def in_pipe(arguments: Iterable[object], stdin: str = "") -> str:
     """What the command writes to standard output, where standard input is a pipe that holds `stdin`."""
-    reading, writing = os.pipe()
-    os.write(writing, stdin.encode())
-    os.close(writing)
-    with (
-        os.fdopen(reading, encoding="utf-8") as source,
-        tempfile.TemporaryFile("w+", encoding="utf-8") as output,
-        tempfile.TemporaryFile("w", encoding="utf-8") as errors,
-    ):
-        run(arguments, source, output, errors, COLUMNS="80")
-        output.seek(0)
-        return output.read()
+    said: list[str] = []
+
+    def talk(writer: IO[str], reader: IO[str]) -> None:
+        writer.write(stdin)
+        writer.close()
+        said.append(reader.read())
+
+    between_pipes(arguments, talk)
+    return said[0]
+
+
+def between_pipes(arguments: Iterable[object], talk: Callable[[IO[str], IO[str]], object]) -> int:
+    """The exit code of the command while `talk` writes to its standard input and reads its standard output."""
+    source, to_command = _pipe()
+    from_command, output = _pipe()
+    talker = threading.Thread(target=_talk, args=(talk, to_command, from_command))
+    talker.start()
+    with source, output, tempfile.TemporaryFile("w", encoding="utf-8") as errors:
+        exit_code = run(arguments, source, output, errors, COLUMNS="80")
+    talker.join()
+    return exit_code
 
 
 def in_shell(line: str) -> str:
@@ -68,6 +78,18 @@ def run(arguments: Iterable[object], stdin: IO[str], stdout: IO[str], stderr: IO
         finally:
             stdout.flush()
     return 0
+
+
+def _pipe() -> tuple[IO[str], IO[str]]:
+    reading, writing = os.pipe()
+    return os.fdopen(reading, encoding="utf-8"), os.fdopen(writing, "w", encoding="utf-8")
+
+
+def _talk(talk: Callable[[IO[str], IO[str]], object], writer: IO[str], reader: IO[str]) -> None:
+    with writer, reader:
+        talk(writer, reader)
+        writer.close()
+        reader.read()  # a pipe that nobody reads would end the command
 
 
 def _read_all(descriptor: int, into: list[bytes]) -> None:

@@ -11,10 +11,11 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pexpect
 import pytest
-from in_process import at_terminal, in_pipe
+from in_process import at_terminal, between_pipes, in_pipe
 
 from batchgen.errors import ModelError
 
@@ -119,15 +120,16 @@ def test_the_error_for_a_missing_file_is_one_plain_line() -> None:
 
 
 def test_a_slow_producer_gets_its_answer_before_it_closes() -> None:
-    process = start(stdin=subprocess.PIPE)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write("My dog is\n")
-    process.stdin.flush()
-    assert json.loads(process.stdout.readline())["prompt"] == "My dog is"
-    output, _ = process.communicate("It will rain in the\n", timeout=60)
-    assert json.loads(output)["index"] == 1
-    assert process.returncode == 0
+    answers: list[str] = []
+
+    def talk(writer: IO[str], reader: IO[str]) -> None:
+        for prompt in ("My dog is\n", "It will rain in the\n"):
+            writer.write(prompt)
+            writer.flush()
+            answers.append(reader.readline())
+
+    assert between_pipes(["run", *BUNDLED, "--quiet"], talk) == 0
+    assert [json.loads(answer)["index"] for answer in answers] == [0, 1]
 
 
 def test_a_closed_pipe_is_silent(running: subprocess.Popen[str]) -> None:
@@ -150,14 +152,14 @@ def test_a_closed_pipe_is_silent_for_a_table_too(many: Path) -> None:
 
 
 def test_limit_answers_without_reading_on() -> None:
-    process = start("--limit", 2, "--quiet", "--max-new-tokens", 2, stdin=subprocess.PIPE)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write("One\nTwo\nThree\n")
-    process.stdin.flush()  # and never closed
-    assert len(process.stdout.read().splitlines()) == 2
-    assert process.wait(timeout=30) == 0
-    process.communicate()
+    def talk(writer: IO[str], reader: IO[str]) -> None:
+        writer.write("One\nTwo\nThree\n")
+        writer.flush()  # and not closed
+        answers.extend(reader)
+
+    answers: list[str] = []
+    assert between_pipes(["run", *BUNDLED, "--limit", 2, "--quiet", "--max-new-tokens", 2], talk) == 0
+    assert len(answers) == 2
 
 
 # Interrupted.
