@@ -26,7 +26,7 @@ WORKSPACE_BYTES, WORKSPACE_SHARE = 6 * 2**20, 0.06
 FIRST_WINDOW = 16
 # On top of that in the slot engine, once: kernels and scratch for the numbers of rows met last, and the holes that
 # logits leave in the heap where memory is plenty and freed blocks are kept (measured: docs/memory.md).
-KERNELS_BYTES = 72 * 2**20
+KERNELS_BYTES = 84 * 2**20
 # With less than this for a batch those kernels and prefills of many rows do not fit: batches need less.
 LEAST_SLOTS_BYTES = 128 * 2**20
 # The slot engine: columns of a page of its KV cache, and the most tokens, pads included, that it prefills at once.

@@ -152,8 +152,8 @@ class ContinuousEngine:
         if not (self._waiting and self._wants_rows()):
             return
         started = time.perf_counter()
-        self.backoff.reuse_blocks(False)
         while self._waiting and self._wants_rows() and not self._finished and (rows := self._next_rows()):
+            self.backoff.reuse_blocks(True)
             lengths = [row.length[0] + row.sequence.num_output_tokens for row in rows]
             # Rows that wait again after memory ran out may stand before longer ones: each counts as long as those.
             for size in plan_prefills([*accumulate(reversed(lengths), max)][::-1]):
@@ -162,7 +162,6 @@ class ContinuousEngine:
                 self._prefill(list(islice(self._waiting, size)))
                 if self._finished:
                     break
-        self.backoff.reuse_blocks(True)
         self.prefill_s += time.perf_counter() - started
 
     def _next_rows(self) -> list[_Row]:
