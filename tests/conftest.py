@@ -15,11 +15,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and severa
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import settings
 from transformers import (
+    AutoTokenizer,
     BloomConfig,
     GPT2Config,
     GPTNeoXConfig,
@@ -33,6 +35,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from batchgen.engines.backoff import Backoff
 from batchgen.memory import BatchLimits, Footprint, ModelShape
 from batchgen.model import Checkpoint, Model, open_checkpoint, open_model
+from batchgen.model.find import BUNDLED_FOLDER
 from batchgen.records import Request, SamplingParams, Sequence
 
 # The machines that run the tests are shared: no example fails for being slow.
@@ -74,6 +77,23 @@ def make_network(name: str, seed: int = 0) -> PreTrainedModel:
         for parameter in network.parameters():
             parameter.normal_(0, 0.3)
     return network
+
+
+@pytest.fixture(scope="session", autouse=True)
+def bundled_tokenizer_is_read_once() -> Iterator[None]:
+    """Hundreds of tests run the bundled model in this process, and its tokenizer takes a third of a second to read."""
+    read = AutoTokenizer.from_pretrained
+    kept: dict[str, PreTrainedTokenizerBase] = {}
+
+    def read_once(folder: Path, **options: object) -> PreTrainedTokenizerBase:
+        if folder != BUNDLED_FOLDER:
+            return read(folder, **options)
+        if repr(options) not in kept:
+            kept[repr(options)] = read(folder, **options)
+        return kept[repr(options)]
+
+    with mock.patch.object(AutoTokenizer, "from_pretrained", read_once):
+        yield
 
 
 @pytest.fixture(scope="session")
