@@ -289,15 +289,18 @@ def test_a_fixed_number_of_slots_asks_no_budget_until_memory_runs_out() -> None:
 
 
 def test_what_the_slots_take_is_predicted_and_measured() -> None:
-    told: list[bool] = []
-    backoff = slots_of(2 * slots_bytes(8), meter=FakeMeter([100, 300, 200]), reuse_blocks=told.append)
+    backoff = slots_of(2 * slots_bytes(8), meter=FakeMeter([100, 300, 200]))
     for num_rows in (3, 8, 5):
         backoff.watch(SLOTS[:num_rows], 0)
     backoff.measure()
     assert (backoff.predicted_bytes, backoff.measured_bytes) == (slots_bytes(8), 300)
-    backoff.reuse_blocks(True)
-    backoff.reuse_blocks(False)
-    assert told == [True, False]
+
+
+@pytest.mark.parametrize("times", [2, 1])
+def test_slots_keep_freed_blocks_where_memory_is_plenty(times: int) -> None:
+    told: list[bool] = []
+    slots_of(times * slots_bytes(8), reuse_blocks=told.append).watch(SLOTS[:8], 0)
+    assert told == [times == 2]
 
 
 def test_slots_that_take_more_than_predicted_leave_room_for_fewer() -> None:

@@ -180,18 +180,18 @@ class Backoff:
         return bisect_right(range(1, len(waiting) + 1), budget_bytes, key=needed_bytes)
 
     def watch(self, rows: Lengths, prefix_tokens: int) -> None:
-        """Notes what the rows in slots are expected to take; what they do take counts from the first call on."""
+        """Notes what the rows in slots are expected to take; what they do take counts from the first call on.
+
+        Prefills and steps of like sizes then keep freed blocks for the next ones, if memory allows.
+        """
         predicted = filled_slots_estimate(self._limits.footprint, rows, prefix_tokens).total
         if self.predicted_bytes:
             self.measure()
         elif self._meter:
             self._meter.start()
         self._is_plenty = predicted < PLENTY_SHARE * self.limits.budget_bytes
+        self._reuse_blocks(self._is_plenty)
         self.predicted_bytes = max(self.predicted_bytes, predicted)
-
-    def reuse_blocks(self, wanted: bool) -> None:
-        """Whether freed blocks should be kept for the next ones, as steps of like sizes want it; if memory allows."""
-        self._reuse_blocks(wanted and self._is_plenty)
 
     def measure(self) -> None:
         """Notes what the rows in slots have taken; where memory is short, more than expected leaves room for fewer."""

@@ -153,7 +153,6 @@ class ContinuousEngine:
             return
         started = time.perf_counter()
         while self._waiting and self._wants_rows() and not self._finished and (rows := self._next_rows()):
-            self.backoff.reuse_blocks(True)
             lengths = [row.length[0] + row.sequence.num_output_tokens for row in rows]
             # Rows that wait again after memory ran out may stand before longer ones: each counts as long as those.
             for size in plan_prefills([*accumulate(reversed(lengths), max)][::-1]):
