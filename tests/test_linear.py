@@ -103,6 +103,27 @@ def test_where_packing_does_not_pay_the_layers_stay(monkeypatch: pytest.MonkeyPa
     assert type(network.model.layers[0].mlp.up_proj) is type(kept) is nn.Linear
 
 
+@pytest.mark.parametrize(
+    ("inner", "output", "is_packed"),
+    [((1.0, 1.0), (2.0, 1.0), True), ((1.2, 1.0), (1.0, 2.0), False), ((1.0, 1.2), (1.0, 1.0), False)],
+)
+def test_the_time_of_all_layers_decides(
+    monkeypatch: pytest.MonkeyPatch, inner: tuple[float, float], output: tuple[float, float], is_packed: bool
+) -> None:
+    """As one layer alone cannot: how much the output layer gains differs from what the inner ones gain."""
+    network = make_network("gpt2").eval()
+    num_inner, num_outputs = sum(1 for _ in linear._linears(network)) - 1, len(network.lm_head.weight)
+
+    def race(weight: torch.Tensor) -> list[float]:
+        is_output = weight.data_ptr() == network.lm_head.weight.data_ptr()
+        share = len(weight) / num_outputs if is_output else 1 / num_inner  # one second for all inner ones, one for it
+        return [share * seconds for seconds in (output if is_output else inner)]
+
+    monkeypatch.setattr(linear, "TRIAL_OUTPUTS", num_outputs // 2)
+    monkeypatch.setattr(linear, "_race", race)
+    assert speed_up(network) is is_packed
+
+
 @pytest.mark.usefixtures("packs")
 def test_16_bit_floats_that_cannot_be_packed_stay() -> None:
     assert not speed_up(make_network("llama").half().eval())
