@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
@@ -23,7 +24,7 @@ TRIALS = 5
 # faster in the trial to be worth the time of packing.
 LEAST_GAIN = 1.05
 
-Layer = nn.Linear | Conv1D
+Layer: TypeAlias = nn.Linear | Conv1D
 
 
 class PackedLinear(nn.Module):
