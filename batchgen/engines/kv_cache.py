@@ -93,9 +93,8 @@ class SlotCache(Cache):  # type: ignore[misc]
             self._extend(slot, num_columns)
         pages = [page for slot in slots for page in _pages_by_column(slot)]
         columns = [column % PAGE for num_columns in lengths for column in range(num_columns)]
-        self.view = _Prefill(
-            slots[0].prefix, attention_mask.bool().to(self.device), self._index(pages), self._index(columns)
-        )
+        real = attention_mask.flatten().nonzero()[:, 0].to(self.device)
+        self.view = _Prefill(slots[0].prefix, real, self._index(pages), self._index(columns))
         self.mask[self.view.page, self.view.column] = 0
 
     def begin_prefix(self, num_tokens: int) -> Prefix:
@@ -231,8 +230,8 @@ class _Prefill:
     """A forward over left-padded prompts: where each real column goes. Or one that `computes` a prefix."""
 
     prefix: Prefix | None
-    is_real: torch.Tensor | None  # [B, T] bool
-    page: torch.Tensor | None  # [N], N real columns, row by row
+    real: torch.Tensor | None  # [N], the real ones of the batch's B * T columns, row by row
+    page: torch.Tensor | None  # [N]
     column: torch.Tensor | None  # [N]
     computes: Prefix | None = None
 
@@ -294,8 +293,8 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
             view.computes.keys.append(key_states[0].contiguous())
             view.computes.values.append(value_states[0].contiguous())
             return key_states, value_states
-        self.keys[view.page, :, view.column] = key_states.transpose(1, 2)[view.is_real]  # [N, Hkv, D]
-        self.values[view.page, :, view.column] = value_states.transpose(1, 2)[view.is_real]
+        self.keys[view.page, :, view.column] = key_states.transpose(1, 2).flatten(0, 1)[view.real]  # [N, Hkv, D]
+        self.values[view.page, :, view.column] = value_states.transpose(1, 2).flatten(0, 1)[view.real]
         if view.prefix is None:
             return key_states, value_states
         rows = len(key_states)
