@@ -45,16 +45,11 @@ def speed_up(network: nn.Module, *, has_room: Callable[[int], bool] = lambda num
     """Replaces linear layers and activations by faster ones that compute the same; says whether layers were packed.
 
     Which is faster, the layers as they are or in oneDNN's packed form, is measured (a fifth of a second for GPT-2).
-    An output layer that shares its weights with the embedding has to become a copy of them: `has_room` is asked for
-    its bytes.
+    `has_room` is asked for the bytes of each layer's copy; one that shares its weights with the embedding stays beside
+    them, the others' own weights are let go.
     """
     _fuse_activations(network)
-    embedding = network.get_input_embeddings().weight  # type: ignore[operator]
-    layers = [
-        (parent, name, layer)
-        for parent, name, layer in _linears(network)
-        if layer.weight.data_ptr() != embedding.data_ptr() or has_room(layer.weight.nbytes)
-    ]
+    layers = [place for place in _linears(network) if has_room(place[2].weight.nbytes)]
     if not _packing_pays([layer for *_, layer in layers], has_room):
         return False
     while layers:  # whose own weights are let go one by one
@@ -98,6 +93,7 @@ def _can_pack(weight: torch.Tensor) -> bool:
     return weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
 
 
+@torch.inference_mode()
 def _race(weight: torch.Tensor) -> list[float]:
     """Seconds of a product with `weight` as it lies and packed, the best of trials in turn."""
     x = torch.ones(TRIAL_ROWS, weight.shape[1], dtype=weight.dtype)

@@ -5,18 +5,16 @@ Works on token ids only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Rows
-from dataclasses import replace
-from itertools import takewhile
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise, takewhile
 
 from batchgen.records import Sequence
 
 # A shared prefix costs a forward of its own; fewer tokens saved than these are not worth it.
 LEAST_PREFIX = 16
 LEAST_SAVED = 128
-# A row that shares less than this part of the prefix so far begins another one.
-LEAST_SHARE = 0.5
 
 
 def common_length(one: list[int], other: list[int]) -> int:
@@ -31,34 +29,79 @@ def common_length(one: list[int], other: list[int]) -> int:
 def shared_prefixes(sequences: Rows[Sequence]) -> Iterator[tuple[int, list[Sequence]]]:
     """Rows in groups that begin with the same `num_tokens` tokens; 0 for those that share nothing worth it.
 
-    In the order of the tokens, rows with a common prefix stand together. Every row keeps at least one token of its own.
+    Every row keeps at least one token of its own.
     """
-    alone: list[Sequence] = []
-    for num_tokens, group in _runs(sequences):
-        if num_tokens * (len(group) - 1) >= LEAST_SAVED:
-            yield num_tokens, group
+    rows = sorted(sequences, key=lambda s: s.input_ids)  # so that those with a common prefix stand together
+    if rows:
+        best = _best_groups([_shared(*pair) for pair in pairwise(rows)])
+        yield from ((num_tokens, [rows[i] for i in group]) for num_tokens, group in best.groups)
+        if best.alone:
+            yield 0, [rows[i] for i in best.alone]
+
+
+def _shared(one: Sequence, other: Sequence) -> int:
+    """How many tokens both begin with, and still have one of their own."""
+    common = common_length(one.input_ids, other.input_ids)
+    return min(common, len(one.input_ids) - 1, len(other.input_ids) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Neighbouring rows: the groups of them that save the most tokens, each with its prefix, and the rows in none."""
+
+    rows: range
+    saved: int
+    groups: list[tuple[int, list[int]]]
+    alone: list[int]
+
+
+def _best_groups(shared: list[int]) -> _Run:
+    """Of rows of which neighbours i and i + 1 share `shared[i]` tokens; runs that share more are looked at first.
+
+    >>> _best_groups([20, 300, 300]).groups
+    [(300, [1, 2, 3])]
+    """
+    runs = [_Run(range(row, row + 1), 0, [], [row]) for row in range(len(shared) + 1)]
+    at_start, at_stop = {run.rows.start: run for run in runs}, {run.rows.stop: run for run in runs}
+    borders = sorted(range(len(shared)), key=lambda i: (-shared[i], i))
+    for num_tokens, alike in groupby(borders, key=shared.__getitem__):
+        for chain in _chains(alike, at_start, at_stop):
+            run = _joined(chain, num_tokens)
+            at_start[run.rows.start] = at_stop[run.rows.stop] = run
+    return at_start[0]
+
+
+def _chains(borders: Iterable[int], at_start: dict[int, _Run], at_stop: dict[int, _Run]) -> list[list[_Run]]:
+    """Runs on both sides of `borders`, those next to each other together."""
+    chains: list[list[_Run]] = []
+    for i in borders:
+        left, right = at_stop[i + 1], at_start[i + 1]
+        if chains and chains[-1][-1] is left:
+            chains[-1].append(right)
         else:
-            alone += group
-    if alone:
-        yield 0, alone
+            chains.append([left, right])
+    return chains
 
 
-def _runs(sequences: Rows[Sequence]) -> Iterator[tuple[int, list[Sequence]]]:
-    """Neighbours in token order, for as long as they share enough, with how many tokens all of them share."""
-    group: list[Sequence] = []
-    shared = 0
-    for sequence in sorted(sequences, key=lambda s: s.input_ids):
-        own = len(sequence.input_ids) - 1
-        if group:
-            common = min(shared, own, common_length(group[-1].input_ids, sequence.input_ids))
-            if common >= LEAST_PREFIX and (len(group) == 1 or common >= LEAST_SHARE * shared):
-                group.append(sequence)
-                shared = common
-                continue
-            yield shared, group
-        group, shared = [sequence], own
-    if group:
-        yield shared, group
+def _joined(runs: list[_Run], num_tokens: int) -> _Run:
+    """Neighbouring runs whose rows all share `num_tokens`: with a group of those that gain by it, or as they were."""
+    rows = range(runs[0].rows.start, runs[-1].rows.stop)
+    kept, left = [group for run in runs for group in run.groups], [row for run in runs for row in run.alone]
+    apart = _Run(rows, sum(run.saved for run in runs), kept, left)
+    if num_tokens < LEAST_PREFIX:
+        return apart
+    saved = -num_tokens - LEAST_SAVED  # since the prefix itself is computed
+    groups: list[tuple[int, list[int]]] = []
+    together: list[int] = []
+    for run in runs:
+        whole, rest = num_tokens * len(run.rows), run.saved + num_tokens * len(run.alone)
+        if whole >= rest:
+            together += run.rows
+        else:
+            groups += run.groups
+            together += run.alone
+        saved += max(whole, rest)
+    return _Run(rows, saved, [*groups, (num_tokens, together)], []) if saved >= apart.saved else apart
 
 
 def twins(sequences: Rows[Sequence]) -> list[list[Sequence]]:

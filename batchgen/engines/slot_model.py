@@ -108,17 +108,20 @@ def make_slot_model(
         return SlotModel(model), ""
     expected = _plain_logits(model)
     model.network.set_attn_implementation(ATTENTION)
-    try:
-        is_right = _agree(expected, _trial(SlotModel(model)), is_exact=model.dtype == torch.float32)
-    except Exception:  # noqa: BLE001 - whatever an architecture trips over, it runs without slots
-        is_right = False
-    if not is_right:
+    if not _is_right(model, expected):
         model.network.set_attn_implementation(attention)
         return None, "a trial with slots gave other logits than a plain forward"
     speed_up(model.network, has_room=has_room)
-    if not _agree(expected, _trial(SlotModel(model)), is_exact=model.dtype == torch.float32):
+    if not _is_right(model, expected):
         raise ModelError(f"model {model.checkpoint.name} goes wrong with packed weights: use --engine reference")
     return SlotModel(model), ""
+
+
+def _is_right(model: Model, expected: torch.Tensor) -> bool:
+    try:
+        return _agree(expected, _trial(SlotModel(model)), is_exact=model.dtype == torch.float32)
+    except Exception:  # noqa: BLE001 - whatever an architecture trips over, it does not run with slots
+        return False
 
 
 def _trial(slot_model: SlotModel) -> torch.Tensor:
