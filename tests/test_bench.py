@@ -232,6 +232,15 @@ def test_a_bfloat16_that_gains_nothing_is_not_advised() -> None:
     assert find_gain([best], 0.5) is None
 
 
+def test_a_bfloat16_that_was_left_out_is_explained() -> None:
+    best = best_of({1: 100})
+    assert best
+    assert recommend([best], None, 0.31).endswith(
+        "; bfloat16 was left out: its products run at 0.31 of float32's rate here"
+    )
+    assert "bfloat16" not in recommend([best], None)
+
+
 # Ceilings.
 
 
@@ -256,11 +265,11 @@ def test_the_matmul_rate_is_of_the_models_own_layer(checkpoint: Checkpoint, monk
 
 
 def test_auto_sweeps_bfloat16_where_it_is_fast(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    for rate, dtypes in ((300.0, ("float32", "bfloat16")), (110.0, ("float32",))):
+    for rate, dtypes, told in ((300.0, ("float32", "bfloat16"), None), (110.0, ("float32",), 1.1)):
         rates = {"float32": 100.0, "bfloat16": rate}
         monkeypatch.setattr(batchgen.bench.ceilings, "matmul_gflops", lambda dtype, *_, rates=rates: rates[dtype])
         plan = make_plan(checkpoint, device="cpu")
-        assert plan.dtypes == dtypes
+        assert (plan.dtypes, plan.bfloat16_ratio) == (dtypes, told)
         assert (plan.engines, plan.rows) == (("continuous", "reference"), (1, 8, 32, 64, 128))
 
 

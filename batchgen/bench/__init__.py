@@ -46,6 +46,7 @@ class Plan:
     most_rows: int  # that auto may take
     max_new_tokens: int
     seconds: float
+    bfloat16_ratio: float | None = None  # of float32's rate of products, where that left bfloat16 out
 
     def tasks(self, dtype: str, engine: str) -> list[Task]:
         """From the fewest rows up."""
@@ -80,7 +81,8 @@ def make_plan(
     chosen = choose_engine(engine, checkpoint.config)[0]
     engines = (chosen, "reference") if engine == "auto" else (chosen,)
     make_rows("ragged", 1, max_new_tokens, checkpoint)  # refuses what leaves no room
-    names = [name for asked in dtypes for name in (_auto_dtypes(checkpoint, on) if asked == "auto" else (asked,))]
+    auto, ratio = _auto_dtypes(checkpoint, on) if "auto" in dtypes else ((), None)
+    names = [name for asked in dtypes for name in (auto if asked == "auto" else (asked,))]
     return Plan(
         checkpoint.name,
         on,
@@ -90,11 +92,12 @@ def make_plan(
         most_rows,
         max_new_tokens,
         seconds,
+        None if "bfloat16" in names else ratio,
     )
 
 
-def _auto_dtypes(checkpoint: Checkpoint, device: str) -> tuple[str, ...]:
-    """float32, and bfloat16 where this machine is fast at it."""
+def _auto_dtypes(checkpoint: Checkpoint, device: str) -> tuple[tuple[str, ...], float | None]:
+    """float32, and bfloat16 where this machine is fast at it; and how fast, as a multiple of float32's rate."""
     import torch
 
     from batchgen.bench.ceilings import matmul_gflops
@@ -103,8 +106,8 @@ def _auto_dtypes(checkpoint: Checkpoint, device: str) -> tuple[str, ...]:
     try:
         exact, coarse = (matmul_gflops(dtype, checkpoint.config, on) for dtype in ("float32", "bfloat16"))
     except RuntimeError:  # a device that has no bfloat16
-        return ("float32",)
-    return ("float32", "bfloat16") if coarse > FAST * exact else ("float32",)
+        return ("float32",), None
+    return ("float32", "bfloat16") if coarse > FAST * exact else ("float32",), coarse / exact
 
 
 def open_labs(checkpoint: Checkpoint, plan: Plan) -> OpenLab:
@@ -170,5 +173,5 @@ def _report(plan: Plan, found: _Findings) -> Report:
         ceilings=tuple(found.ceilings.values()),
         bests=bests,
         gain=gain,
-        advice=recommend(bests, gain),
+        advice=recommend(bests, gain, plan.bfloat16_ratio),
     )

@@ -71,19 +71,19 @@ def _against_one(best: Best) -> str:
     return f", {best.times:.1f} times as fast as one at a time" if best.times and best.rows > 1 else ""
 
 
-def recommend(bests: Sequence[Best], gain: Gain | None) -> str:
-    """The settings, in one sentence."""
+def recommend(bests: Sequence[Best], gain: Gain | None, bfloat16_ratio: float | None = None) -> str:
+    """The settings, in one sentence; `bfloat16_ratio` is of float32's rate of products, where bfloat16 was left out."""
     if not bests:
         return "nothing could be measured: give it more --seconds, or look at what failed"
     best = bests[0]
     options = f"--engine {best.engine} --dtype {best.dtype} --batch-size {best.rows}"
     more = "" if best.had_time else " (more rows need more --seconds)"
-    return f"use {options}, for about {best.rate:,.0f} tokens/s{more}{_on_bfloat16(gain)}"
+    return f"use {options}, for about {best.rate:,.0f} tokens/s{more}{_on_bfloat16(gain, bfloat16_ratio)}"
 
 
-def _on_bfloat16(gain: Gain | None) -> str:
+def _on_bfloat16(gain: Gain | None, ratio: float | None) -> str:
     if gain is None:
-        return ""
+        return f"; bfloat16 was left out: its products run at {ratio:.2g} of float32's rate here" if ratio else ""
     if gain.times < WORTH_IT:
         return "; bfloat16 gains nothing here"
     changed = "" if gain.differing_share is None else f", and changes {gain.differing_share:.0%} of greedy tokens"
