@@ -53,6 +53,8 @@ class ClusterError(BatchgenError):
     """Ray is not installed, does not answer or has failed."""
 
 
+# Bytes of a file's name and of a path, on Linux; other systems have no longer ones.
+LONGEST_NAME, LONGEST_PATH = 255, 4096
 # How libraries word what is not a torch.OutOfMemoryError: torch's CPU allocator and Apple's, C++, oneDNN, cuBLAS.
 OUT_OF_MEMORY = (
     "DefaultCPUAllocator",
@@ -74,6 +76,12 @@ def failures_in_one_line(where: str) -> Iterator[None]:
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"the model failed {where}: {reason}") from error
+
+
+def name_in_error(name: str) -> str:
+    """A file's name as it is; of what can be none, a prompt in its place say, the beginning."""
+    is_path = len(name) <= LONGEST_PATH and all(len(part) <= LONGEST_NAME for part in name.split("/"))
+    return name if is_path else f"{name[:60]}…"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -69,6 +69,10 @@ def test_a_name_that_cannot_be_a_model(name: str) -> None:
     refusal(name)
 
 
+def test_a_long_path_is_named_whole(tmp_path: Path) -> None:
+    assert str(tmp_path / ("deep" * 30)) in refusal(tmp_path / ("deep" * 30))
+
+
 def test_a_file_instead_of_a_folder(folder: Path) -> None:
     assert "is a file" in refusal(folder / "config.json")
 

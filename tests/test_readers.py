@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import tracemalloc
 from itertools import chain
 from pathlib import Path
@@ -419,8 +420,16 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_name_longer_than_any_file_s_is_an_input_error() -> None:
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=f"^{'a' * 60}… cannot be read"):
         find_sources(["a" * 256])
+
+
+def test_a_long_path_is_named_whole(tmp_path: Path) -> None:
+    path = tmp_path / ("deep" * 30) / "gone.txt"
+    path.parent.mkdir()
+    path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=f"^{re.escape(str(path))} cannot be read"):
+        find_sources([str(path.parent)])
 
 
 def test_an_empty_name_is_not_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

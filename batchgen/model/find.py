@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from batchgen.errors import ModelError, NotCachedError, UsageError
+from batchgen.errors import ModelError, NotCachedError, UsageError, name_in_error
 from batchgen.model.quiet import first_line, quiet
 
 if TYPE_CHECKING:
@@ -98,7 +98,9 @@ def _check_folder(name: str) -> Path:
     folder = _to_path(name)
     if not _exists(name) or not folder.is_dir():
         reason = "is a file" if _exists(name) else "is neither a folder nor a Hub id"
-        raise ModelError(f"--model {name[:80]} {reason}: give a model folder, a Hub id such as gpt2, or bundled")
+        raise ModelError(
+            f"--model {name_in_error(name)} {reason}: give a model folder, a Hub id such as gpt2, or bundled"
+        )
     return folder
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import cast
 
 from batchgen.compression import split_suffixes
-from batchgen.errors import InputError
+from batchgen.errors import InputError, name_in_error
 
 FORMATS_BY_SUFFIX = {
     ".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet",
@@ -86,7 +86,7 @@ def _find(given: str, any_suffix: bool) -> list[Source]:
     try:
         return [_check_file(path, any_suffix) for path in _expand(given)]
     except OSError as error:
-        name = str(error.filename or given)[:80]
+        name = name_in_error(str(error.filename or given))
         raise InputError(f"{name} cannot be read: {error.strerror} (a prompt itself goes behind -p)") from None
 
 
