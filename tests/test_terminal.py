@@ -216,11 +216,11 @@ def test_an_interrupted_output_file_keeps_its_rows_beside_it(many: Path, tmp_pat
     output.unlink()
     process = start(many, "-o", output, "--resume")
     assert process.stderr is not None
-    assert process.stderr.readline() == f"batchgen: going on with {store}: 3 results are there\n"
+    assert process.stderr.readline() == f"batchgen: going on with {store}: 3 results kept\n"
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=5)
     assert process.returncode == 130
-    assert f"are kept in {store}: the same command with --resume goes on" in errors
+    assert f"3 results kept in {store}: the same command with --resume goes on" in errors
     assert list(tmp_path.glob("out*")) == [store]
 
 

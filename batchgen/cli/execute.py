@@ -232,7 +232,7 @@ class Run:
     def generate(self) -> None:
         """Runs every row that is not done."""
         if self.store and self.num_before:
-            self.screen.say(f"going on with {self.store.path}: {plural(self.num_before, 'result')} are there")
+            self.screen.say(f"going on with {self.store.path}: {plural(self.num_before, 'result')} kept")
         requests = self._read()
         with self.progress:
             if self.store:
@@ -343,7 +343,7 @@ class Run:
         if not self.store or self.store.is_closed or not self.store.num_results:
             return ""
         kept = plural(self.store.num_results, "result")
-        return f"; {kept} are kept in {self.store.path}: the same command with --resume goes on"
+        return f"; {kept} kept in {self.store.path}: the same command with --resume goes on"
 
 
 @dataclass(frozen=True, slots=True)
