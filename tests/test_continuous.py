@@ -210,9 +210,10 @@ def test_a_row_may_end_with_its_first_token(bundled: Model) -> None:
 
 def test_a_stop_string_ends_its_row_alone(bundled: Model) -> None:
     whole, other = batchgen.generate(["My dog is", "The"], bundled, max_new_tokens=20)
-    stopping = {"prompt": "My dog is", "sampling": {"stop": "likes to"}}
+    stop = whole.text[len(whole.text) // 2 :][:8]
+    stopping = {"prompt": "My dog is", "sampling": {"stop": stop}}
     stopped, same = batchgen.generate([stopping, "The"], bundled, engine="continuous", max_new_tokens=20)
-    assert stopped.text == whole.text[: whole.text.index("likes to")]
+    assert stopped.text == whole.text[: whole.text.index(stop)]
     assert (stopped.finish_reason, same.output_ids) == ("stop", other.output_ids)
 
 

@@ -160,8 +160,9 @@ def test_a_row_stops_at_eos_and_counts_it(bundled: Model) -> None:
 
 def test_a_stop_string_ends_the_row_and_is_not_included(bundled: Model) -> None:
     whole = generate("My dog is", bundled, max_new_tokens=40)[0]
-    stopped = generate("My dog is", bundled, max_new_tokens=40, stop=("likes to", "xyz"))[0]
-    assert stopped.text == whole.text[: whole.text.index("likes to")]
+    stop = whole.text[len(whole.text) // 2 :][:8]
+    stopped = generate("My dog is", bundled, max_new_tokens=40, stop=(stop, "xyz"))[0]
+    assert stopped.text == whole.text[: whole.text.index(stop)]
     assert stopped.finish_reason == "stop"
     assert stopped.num_output_tokens < whole.num_output_tokens
     assert list(stopped.output_ids) == list(whole.output_ids[: stopped.num_output_tokens])
