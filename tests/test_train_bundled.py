@@ -17,9 +17,10 @@ from corpus import EOS, clean, grams, read_extra, read_part, window_starts
 from evaluation import repeated_share
 from losses import Sampler, full_loss, sampled_loss
 from muon import Muon, orthogonalize_all, parts
-from recipe import Recipe
+from recipe import Recipe, Unrepeating
 from tokenizers import Tokenizer
 from trainer import Trainer
+from unlikelihood import continue_greedily, repeats, unlikelihood
 
 import batchgen
 from batchgen.model.find import BUNDLED_FOLDER
@@ -172,6 +173,35 @@ def test_repeated_runs_are_counted_within_their_own_output() -> None:
     assert repeated_share([[1, 2, 3, 4, 1, 2, 3, 4]]) == pytest.approx(1 / 5)
 
 
+# Repetition.
+
+
+def test_a_token_repeats_where_its_n_gram_stood_before_and_not_from_eos_on() -> None:
+    ids = torch.tensor([[1, 2, 3, 4, 1, 2, 3, 4, 1], [5, 5, 5, 5, 5, EOS, EOS, EOS, EOS]])
+    assert repeats(ids).int().tolist() == [[0, 0, 0, 0, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 0, 0, 0, 0]]
+    assert not repeats(torch.tensor([[1, 1, 1]])).any()
+
+
+def test_unlikelihood_is_what_not_saying_the_repeated_tokens_would_cost() -> None:
+    torch.manual_seed(0)
+    network = Trainer(TINY, np.zeros(100, dtype=np.uint16), torch.device("cpu")).network.eval()
+    ids = torch.tensor([[7, 8, 1, 2, 3, 4, 1, 2, 3, 4]])
+    probabilities = network(ids).logits.softmax(dim=-1)[0]
+    wanted = -sum(torch.log1p(-probabilities[column - 1, ids[0, column]]) for column in range(6, 10)) / 8
+    torch.testing.assert_close(unlikelihood(network, ids, num_read=2), wanted)
+
+
+def test_a_network_that_loops_learns_to_expect_it_less() -> None:
+    trainer = Trainer(TINY, np.tile(np.arange(10, dtype=np.uint16), 200), torch.device("cpu"))
+    for _ in range(300):
+        trainer.train_step(0)
+    written = continue_greedily(trainer.network, (torch.arange(10)[:, None] + torch.arange(4)) % 10, 30)[:, 4:]
+    assert repeated_share(written.tolist()) > 0.5
+    plan = Unrepeating(steps=20, rate=0.5, most_read=8, num_written=30)
+    repetitions = [trainer.unrepeat_step(plan, number)[1] for number in range(plan.steps)]
+    assert repetitions[-1] < 0.8 * repetitions[0]
+
+
 # The whole recipe.
 
 
@@ -190,7 +220,10 @@ def test_the_recipe_runs_stops_goes_on_and_ends_in_a_model(corpus: Path, tmp_pat
     stopped.send_signal(signal.SIGTERM)
     assert stopped.wait(60) == 0
     subprocess.run([*train, "--minutes", "1"], check=True)
-    subprocess.run(tool("export", "--run", run, "--to", model), check=True)
+    subprocess.run(
+        tool("unrepeat", corpus, "--run", run, "--to", tmp_path / "calm", "--steps", 3, "--device", "cpu"), check=True
+    )
+    subprocess.run(tool("export", "--run", tmp_path / "calm", "--to", model), check=True)
     said = subprocess.run(tool("evaluate", corpus, "--model", model), check=True, capture_output=True, text=True)
     assert "repeated 4-grams" in said.stdout
     [result] = batchgen.generate("The king", str(model), max_new_tokens=8)

@@ -51,3 +51,21 @@ class Recipe:
     def rate_at(self, step: int, progress: float) -> float:
         """The learning rate's share of its peak: up, flat, down."""
         return min(1.0, (step + 1) / self.warmup_steps, max(0.0, 1 - progress) / self.decay_share)
+
+
+@dataclass(frozen=True, slots=True)
+class Unrepeating:
+    """The steps after a run that teach it not to say again what it has said."""
+
+    steps: int = 200
+    rate: float = 0.05  # the learning rates' share of their peaks at the first step; it falls to zero
+    weight: float = 1.0  # of the unlikelihood beside the loss
+    most_read: int = 48  # tokens of a window before the greedy continuation
+    num_written: int = 64
+
+    def rate_at(self, number: int) -> float:
+        return self.rate * (1 - number / self.steps)
+
+    def num_read_at(self, number: int) -> int:
+        """From 4 tokens to `most_read`, each as often."""
+        return 4 + number * 7 % (self.most_read - 3)

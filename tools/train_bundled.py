@@ -1,8 +1,9 @@
 """Train the GPT-2 of `batchgen/bundled`: its recipe, from text files to weights. Needs only what batchgen needs.
 
     python tools/train_bundled.py train ../shared/corpus --run runs/one --tokens 40e6
-    python tools/train_bundled.py evaluate ../shared/corpus --model runs/one
-    python tools/train_bundled.py export --run runs/one --to batchgen/bundled
+    python tools/train_bundled.py unrepeat ../shared/corpus --run runs/one --to runs/two
+    python tools/train_bundled.py export --run runs/two --to batchgen/bundled
+    python tools/train_bundled.py evaluate ../shared/corpus --model batchgen/bundled
 
 `train` may be stopped at any time, also by a crash, and goes on where its last checkpoint was. Its learning rate is
 flat until the last part of the budget and falls to zero there: call it again with a larger or smaller `--tokens` to go
@@ -20,12 +21,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from corpus import Ids, Part, join, read_extra, read_part
 from evaluation import held_out_losses, repeated_share
-from recipe import Recipe
+from recipe import Recipe, Unrepeating
 from tokenizers import Tokenizer
 from trainer import Trainer
 from transformers import GPT2LMHeadModel
@@ -83,12 +85,16 @@ def stream_of(corpus: dict[str, Part], repeat: dict[str, int]) -> Ids:
     return join([part.train for name, part in corpus.items() for _ in range(repeat.get(name, 1))])
 
 
+def fields_of(kind: type[Recipe | Unrepeating], options: argparse.Namespace) -> dict[str, Any]:
+    return {field.name: getattr(options, field.name) for field in fields(kind)}
+
+
 def train(options: argparse.Namespace) -> None:
     """Make a run, or go on with it."""
     options.run.mkdir(parents=True, exist_ok=True)
     checkpoint = options.run / CHECKPOINT
     corpus = read_corpus(options)
-    recipe = Recipe(**{f.name: getattr(options, f.name) for f in fields(Recipe)})
+    recipe = Recipe(**fields_of(Recipe, options))
     trainer = Trainer(recipe, stream_of(corpus, dict(options.repeat)), torch.device(options.device))
     if checkpoint.exists():
         trainer.load(checkpoint)
@@ -100,6 +106,22 @@ def train(options: argparse.Namespace) -> None:
         trained.save(checkpoint)
         if evaluation.is_due():
             tell_losses(trained.network, corpus)
+    tell_losses(trainer.network, corpus)
+
+
+def unrepeat(options: argparse.Namespace) -> None:
+    """Teach a finished run to repeat itself less, and keep it as another run."""
+    corpus, plan = read_corpus(options), Unrepeating(**fields_of(Unrepeating, options))
+    recipe = Recipe(**torch.load(options.run / CHECKPOINT, map_location="cpu")["recipe"])
+    trainer = Trainer(recipe, stream_of(corpus, dict(options.repeat)), torch.device(options.device))
+    trainer.load(options.run / CHECKPOINT)
+    say(f"{plan}")
+    for number in range(plan.steps):
+        loss, repetition = trainer.unrepeat_step(plan, number)
+        if number % 10 == 9:
+            say(f"step {number + 1}, loss {loss:.3f}, unlikelihood {repetition:.3f}")
+    options.to.mkdir(parents=True, exist_ok=True)
+    trainer.save(options.to / CHECKPOINT)
     tell_losses(trainer.network, corpus)
 
 
@@ -159,27 +181,26 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     trainer = add_command(commands, train)
-    trainer.add_argument("--run", type=Path, required=True, help="folder of the checkpoint")
     trainer.add_argument("--tokens", type=float, default=math.inf)
     trainer.add_argument("--minutes", type=float, default=math.inf)
-    trainer.add_argument(
-        "--repeat",
-        type=name_and_count,
-        action="append",
-        default=[],
-        metavar="NAME=TIMES",
-        help="how often a pass has a file",
-    )
     trainer.add_argument("--embeddings", type=Path, help="a .npy file to start from, of tools/embeddings.py")
-    trainer.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     trainer.add_argument("--save-s", type=float, default=180, help="seconds between checkpoints")
     trainer.add_argument("--evaluate-s", type=float, default=1200, help="seconds between held-out losses")
-    for field in fields(Recipe):
-        trainer.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
+    unrepeater = add_command(commands, unrepeat)
+    unrepeater.add_argument("--to", type=Path, required=True, help="folder of the new checkpoint")
+    for command, kind in ((trainer, Recipe), (unrepeater, Unrepeating)):
+        command.add_argument("--run", type=Path, required=True, help="folder of the checkpoint")
+        command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+        command.add_argument(
+            "--repeat", type=name_and_count, action="append", default=[], metavar="NAME=TIMES",
+            help="how often a pass has a file",
+        )  # fmt: skip
+        for field in fields(kind):
+            command.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
     evaluator = add_command(commands, evaluate)
     evaluator.add_argument("--model", type=Path, default=BUNDLED_FOLDER)
     evaluator.add_argument("--prompts", type=Path, nargs="+", default=PROMPTS)
-    for command in (trainer, evaluator):
+    for command in (trainer, unrepeater, evaluator):
         command.add_argument("data", type=Path, help="folder of .txt and .txt.xz files")
         command.add_argument(
             "--extra", type=Path, nargs="*", default=[], help="files to train on that hold nothing out"

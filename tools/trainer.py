@@ -14,9 +14,10 @@ from corpus import Ids, window_starts
 from losses import Sampler, full_loss, sampled_loss
 from muon import Muon
 from numpy.typing import NDArray
-from recipe import Recipe
+from recipe import Recipe, Unrepeating
 from torch import Tensor
 from transformers import GPT2LMHeadModel
+from unlikelihood import continue_greedily, unlikelihood
 
 
 class Trainer:
@@ -40,19 +41,37 @@ class Trainer:
     def train_step(self, progress: float) -> float:
         """The loss of one batch, after learning from it."""
         started = time.monotonic()
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * self.recipe.rate_at(self.step, progress)
         inputs, targets = self.batch()
         loss = self.loss(inputs, targets, is_full=progress >= 1 - self.recipe.full_share)
-        loss.backward()
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        self.step += 1
+        self.learn(loss, self.recipe.rate_at(self.step, progress))
         self.tokens += inputs.numel()
         self.seconds += time.monotonic() - started
         return loss.item()
+
+    def unrepeat_step(self, plan: Unrepeating, number: int) -> tuple[float, float]:
+        """The loss of one batch, and the unlikelihood of what is repeated after its beginnings; learnt from."""
+        started = time.monotonic()
+        inputs, targets = self.batch()
+        loss = self.loss(inputs, targets, is_full=True)
+        beginnings = inputs.reshape(-1, self.recipe.window)[:, : plan.num_read_at(number)]
+        with autocast(self.device):
+            ids = continue_greedily(self.network, beginnings, plan.num_written)
+            repetition = unlikelihood(self.network, ids, beginnings.shape[1])
+        self.learn(loss + plan.weight * repetition, plan.rate_at(number))
+        self.tokens += inputs.numel()
+        self.seconds += time.monotonic() - started
+        return loss.item(), repetition.item()
+
+    def learn(self, loss: Tensor, rate: float) -> None:
+        """One step of the optimizers, at this share of their highest rates."""
+        loss.backward()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * rate
+            with autocast(self.device):  # of Muon's products
+                optimizer.step()
+            optimizer.zero_grad()
+        self.step += 1
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Inputs `[B, T]`, and the targets, each the token after its input."""

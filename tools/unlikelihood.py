@@ -1,0 +1,54 @@
+"""Unlikelihood of repetition: a network reads what it writes when greedy, and learns not to say it again.
+
+After Welleck et al., Neural Text Generation with Unlikelihood Training, 2019, https://arxiv.org/abs/1908.04319.
+"""
+
+from __future__ import annotations
+
+import torch
+from corpus import EOS
+from torch import Tensor
+from transformers import GPT2LMHeadModel
+
+GRAM = 4
+
+
+@torch.no_grad()
+def continue_greedily(network: GPT2LMHeadModel, prefixes: Tensor, num_tokens: int) -> Tensor:
+    """prefixes `[B, P]` to `[B, P + num_tokens]` or fewer columns, EOS after the end of a row."""
+    network.eval()
+    ids: Tensor = network.generate(
+        prefixes, attention_mask=torch.ones_like(prefixes), max_new_tokens=num_tokens, do_sample=False, pad_token_id=EOS
+    )
+    network.train()
+    return ids
+
+
+def repeats(ids: Tensor, length: int = GRAM) -> Tensor:
+    """`[B, T]`: which tokens are of an n-gram that stood in the same row before; none from EOS on.
+
+    >>> repeats(torch.tensor([[1, 2, 3, 1, 2, 4, 1]]), length=2).int().tolist()
+    [[0, 0, 0, 1, 1, 0, 0]]
+    """
+    found = torch.zeros_like(ids, dtype=torch.bool)
+    if ids.shape[1] < length:
+        return found
+    grams = ids.unfold(1, length, 1)  # [B, G, length]
+    same = (grams[:, :, None] == grams[:, None]).all(dim=-1)  # [B, G, G]
+    for offset, is_repeat in enumerate(same.tril(diagonal=-1).any(dim=-1).expand(length, -1, -1)):
+        found[:, offset : offset + grams.shape[1]] |= is_repeat
+    return found & (ids == EOS).cumsum(dim=1).eq(0)
+
+
+def unlikelihood(network: GPT2LMHeadModel, ids: Tensor, num_read: int) -> Tensor:
+    """What the repeated tokens after the first `num_read` of each row cost, over the number of all that are after them.
+
+    A token of probability p costs -log(1 - p).
+    """
+    written = ids[:, num_read:]  # [B, N]
+    rows, columns = repeats(written).nonzero(as_tuple=True)  # [M]
+    hidden = network.transformer(ids).last_hidden_state[rows, columns + num_read - 1]  # [M, D]
+    wanted = written[rows, columns, None]
+    logits = (hidden @ network.transformer.wte.weight.T).float()  # [M, V]
+    log_odds = logits.gather(1, wanted) - logits.scatter(1, wanted, -torch.inf).logsumexp(dim=1, keepdim=True)
+    return torch.nn.functional.softplus(log_odds).sum() / written.numel()
