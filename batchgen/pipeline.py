@@ -195,7 +195,7 @@ def generate(
     Result has an `error`.
 
     >>> [r.text for r in generate(["My dog is"], model="bundled", max_new_tokens=4)]
-    [' very kind and kind']
+    [' a very bad dog']
     """
     params = SamplingParams(**sampling)
     if too_long not in ("error", "truncate"):

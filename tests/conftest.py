@@ -12,7 +12,7 @@ os.environ["XDG_CONFIG_HOME"] = os.environ["HF_HOME"]
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as `batchgen.__main__` does, before torch is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and several processes share the cores
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -125,6 +125,23 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedToken
 @pytest.fixture(scope="session")
 def tiny_models(folders: dict[str, Path]) -> dict[str, Model]:
     return {name: open_model(str(folder), device="cpu") for name, folder in folders.items()}
+
+
+def decide_alone(model: Model, prompt: str, max_new_tokens: int) -> list[int]:
+    """Output ids up to EOS, each from a forward of the whole unpadded row, without a cache."""
+    input_ids = model.checkpoint.tokenizer(prompt)["input_ids"]
+    output_ids: list[int] = []
+    with torch.inference_mode():
+        while len(output_ids) < max_new_tokens and EOS not in output_ids:
+            ids = torch.tensor([input_ids + output_ids])
+            output_ids.append(int(model.network(ids, logits_to_keep=1, use_cache=False).logits[0, -1].argmax()))
+    return output_ids
+
+
+@pytest.fixture(scope="session")
+def said(bundled: Model) -> Callable[[str, int], str]:
+    """What the bundled model says to a prompt in so many tokens."""
+    return lambda prompt, num_tokens: bundled.checkpoint.tokenizer.decode(decide_alone(bundled, prompt, num_tokens))
 
 
 class FakeEngine:

@@ -8,16 +8,18 @@ import logging
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import RAIN
+from conftest import RAIN, decide_alone
 from typer.testing import CliRunner, Result
 
 import batchgen
 import batchgen.padding
 from batchgen.cli import app
+from batchgen.model import Model
 from batchgen.visible import UNSAFE
 
 FIELDS = [
@@ -54,26 +56,31 @@ def failure(result: Result, exit_code: int) -> str:
     return line
 
 
+@pytest.fixture
+def dog(said: Callable[[str, int], str]) -> str:
+    return said("My dog is", 5)
+
+
 # What goes in and what comes out.
 
 
-def test_into_a_pipe_goes_one_complete_record_a_row(rain: Path) -> None:
+def test_into_a_pipe_goes_one_complete_record_a_row(rain: Path, dog: str) -> None:
     result = run(rain)
     assert result.exit_code == 0
     assert [list(record) for record in records(result)] == [FIELDS] * 3
     assert [record["prompt"] for record in records(result)] == RAIN
     assert records(result)[2] == {
-        "id": "2", "index": 2, "sample_index": 0, "prompt": "My dog is", "text": " very kind and kind.",
+        "id": "2", "index": 2, "sample_index": 0, "prompt": "My dog is", "text": dog,
         "finish_reason": "length", "num_prompt_tokens": 3, "num_output_tokens": 5, "error": None, "metadata": {},
         "model": "bundled",
     }  # fmt: skip
 
 
-def test_ids_add_the_batch(rain: Path) -> None:
+def test_ids_add_the_batch(rain: Path, bundled: Model) -> None:
     record = records(run(rain, "--ids"))[2]
     assert list(record) == [*FIELDS, "input_ids", "output_ids", "batch_index", "padded_length"]
     assert record["input_ids"] == [3666, 3290, 318]
-    assert record["output_ids"] == [845, 1611, 290, 1611, 13]
+    assert record["output_ids"] == decide_alone(bundled, "My dog is", 5)
     assert (record["batch_index"], record["padded_length"]) == (0, 8)
 
 
@@ -110,8 +117,8 @@ def test_no_rows_are_no_error() -> None:
     assert (result.exit_code, result.stdout) == (0, "")
 
 
-def test_text_is_the_continuations_alone(rain: Path) -> None:
-    assert run(rain, "--format", "text", "--limit", 1).stdout == " rain. I will go\n"
+def test_text_is_the_continuations_alone(rain: Path, said: Callable[[str, int], str]) -> None:
+    assert run(rain, "--format", "text", "--limit", 1).stdout == said(RAIN[0], 5) + "\n"
 
 
 def test_a_table_has_the_padded_ids_and_masks_of_the_article(rain: Path) -> None:
@@ -196,18 +203,18 @@ def test_bad_rows_are_records_and_the_others_go_on(tmp_path: Path) -> None:
 
 
 def test_an_over_long_prompt_fails_alone() -> None:
-    result = run("-p", "rain " * 600, "-p", "My dog is")
+    result = run("-p", "rain " * 1100, "-p", "My dog is")
     assert result.exit_code == 3
     assert [r["finish_reason"] for r in records(result)] == ["error", "length"]
-    assert "512 positions" in records(result)[0]["error"]
+    assert "1024 positions" in records(result)[0]["error"]
 
 
 def test_truncating_keeps_the_right_end_and_says_so() -> None:
-    prompt = "rain " * 600 + "My dog is"
+    prompt = "rain " * 1100 + "My dog is"
     result = run("-p", prompt, "--too-long", "truncate")
     [record] = records(result)
     assert result.exit_code == 0
-    assert (record["num_prompt_tokens"], record["prompt"], record["error"]) == (507, prompt, None)
+    assert (record["num_prompt_tokens"], record["prompt"], record["error"]) == (1019, prompt, None)
     assert record["metadata"]["batchgen_truncated_tokens"] > 0
 
 
@@ -222,13 +229,13 @@ def test_an_output_file_is_written_whole(rain: Path, tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == [output, rain]
 
 
-def test_an_existing_output_is_kept(rain: Path, tmp_path: Path) -> None:
+def test_an_existing_output_is_kept(rain: Path, tmp_path: Path, said: Callable[[str, int], str]) -> None:
     output = tmp_path / "out.txt"
     output.write_text("precious")
     assert "exists: add --overwrite" in failure(run(rain, "-o", output), 1)
     assert output.read_text() == "precious"
     assert run(rain, "-o", output, "--overwrite").exit_code == 0
-    assert output.read_text().startswith(" rain.")
+    assert output.read_text().startswith(said(RAIN[0], 5))
 
 
 def test_a_run_that_fails_before_its_first_row_leaves_no_file(tmp_path: Path) -> None:
@@ -279,22 +286,22 @@ def questions(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_table_goes_in_and_out(questions: Path, tmp_path: Path) -> None:
+def test_a_table_goes_in_and_out(questions: Path, tmp_path: Path, dog: str) -> None:
     assert run(questions, "--field", "question", "-o", tmp_path / "out.tsv").exit_code == 0
     header, first, second = (tmp_path / "out.tsv").read_text().splitlines()
     assert header.split("\t")[-3:] == ["model", "topic", "metadata"]
-    assert first.split("\t")[:5] == ["7", "0", "0", "My dog is", " very kind and kind."]
+    assert first.split("\t")[:5] == ["7", "0", "0", "My dog is", dog]
     assert second.split("\t")[-2] == "sky, high"
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".jsonl.gz", ".csv.zst"])
 def test_a_file_comes_out_in_the_format_of_its_suffix_and_goes_in_again(
-    questions: Path, tmp_path: Path, suffix: str
+    questions: Path, tmp_path: Path, suffix: str, dog: str
 ) -> None:
     output = tmp_path / f"out{suffix}"
     assert run(questions, "--field", "question", "-o", output).exit_code == 0
     again = run(output, "--limit", 1)
-    expected = " very kind and kind." if suffix == ".txt" else "My dog is"
+    expected = dog if suffix == ".txt" else "My dog is"
     assert [record["prompt"] for record in records(again)] == [expected]
 
 
@@ -338,13 +345,15 @@ BATCH = [
 ]
 
 
-def test_an_openai_batch_has_its_failures_in_a_file_of_their_own(tmp_path: Path) -> None:
+def test_an_openai_batch_has_its_failures_in_a_file_of_their_own(
+    tmp_path: Path, said: Callable[[str, int], str]
+) -> None:
     (tmp_path / "batch.jsonl").write_text("".join(json.dumps(line) + "\n" for line in BATCH))
     output, failures = tmp_path / "out.jsonl", tmp_path / "out.errors.jsonl"
     arguments = (tmp_path / "batch.jsonl", "--format", "openai-batch", "-o", output)
     assert run(*arguments).exit_code == 3
     first, second = (json.loads(line) for line in output.read_text().splitlines())
-    assert first["response"]["body"]["choices"][0]["text"] == " very kind"
+    assert first["response"]["body"]["choices"][0]["text"] == said("My dog is", 2)
     assert [choice["index"] for choice in second["response"]["body"]["choices"]] == [0, 1]
     [failed] = (json.loads(line) for line in failures.read_text().splitlines())
     assert "batch.jsonl:2: the custom_id is that of" in failed["error"]["message"]

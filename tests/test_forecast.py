@@ -25,7 +25,7 @@ WORDS = "one two three four five six seven eight nine ten"
 
 
 def of_length(num_tokens: int) -> str:
-    return " ".join((WORDS.split() * 60)[:num_tokens])
+    return " ".join((WORDS.split() * 100)[:num_tokens])
 
 
 def limits_of(budget_bytes: int = 1 << 40, num_rows: int | None = None, *, has_slots: bool = False) -> BatchLimits:
@@ -79,20 +79,20 @@ def test_over_long_rows_are_named(checkpoint: Checkpoint) -> None:
     params = SamplingParams(max_new_tokens=50)
     rows = [
         Request(0, "a", of_length(3), params, where="f.txt:1"),
-        Request(1, "b", of_length(500), params, where="f.txt:3"),
+        Request(1, "b", of_length(1000), params, where="f.txt:3"),
     ]
     plan = forecast(checkpoint, rows, FakeEngine().backoff.limits)
     assert plan.num_bad_rows == 1
     bad = plan.bad_rows[0]
-    assert (bad.id, bad.where, bad.num_prompt_tokens) == ("b", "f.txt:3", 500)
-    assert bad.error.startswith("f.txt:3: the prompt has 500 tokens; with 50 new ones")
+    assert (bad.id, bad.where, bad.num_prompt_tokens) == ("b", "f.txt:3", 1000)
+    assert bad.error.startswith("f.txt:3: the prompt has 1000 tokens; with 50 new ones")
     assert plan.planned.columns == 3
 
 
 def test_truncated_rows_run(checkpoint: Checkpoint) -> None:
-    requests = requests_of([of_length(500)], max_new_tokens=50)
+    requests = requests_of([of_length(1000)], max_new_tokens=50)
     plan = forecast(checkpoint, requests, FakeEngine().backoff.limits, too_long="truncate")
-    assert (plan.num_bad_rows, plan.planned.columns, plan.prompt_tokens) == (0, 462, 500)
+    assert (plan.num_bad_rows, plan.planned.columns, plan.prompt_tokens) == (0, 974, 1000)
 
 
 def test_of_many_bad_rows_only_the_number_is_kept(checkpoint: Checkpoint) -> None:
@@ -181,7 +181,7 @@ def plan(*args: str | Path, env: dict[str, str] | None = None) -> Result:
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
     path = tmp_path / "prompts.txt"
-    path.write_text("My dog is\n\nIt will rain in the\n" + of_length(500) + "\n")
+    path.write_text("My dog is\n\nIt will rain in the\n" + of_length(1000) + "\n")
     return path
 
 
@@ -190,7 +190,7 @@ def test_the_screen_names_everything(prompts: Path) -> None:
     assert result.exit_code == 0
     assert result.stderr == ""
     lines = result.stdout.splitlines()
-    assert lines[0] == "3 rows, 1 blank line skipped, 508 prompt tokens, model bundled, cpu, float32"
+    assert lines[0] == "3 rows, 1 blank line skipped, 1,008 prompt tokens, model bundled, cpu, float32"
     assert max(map(len, lines)) <= 80
     for expected in (
         "Tokens a prompt", "planned    in input order", "prefills",
@@ -238,7 +238,7 @@ def test_json_has_every_fact(prompts: Path) -> None:
     assert facts["largest"]["memory"]["total"] > facts["largest"]["memory"]["kv_cache"] > 0
     assert facts["weights_bytes"] > 40_000_000
     assert facts["bounds"][0]["available_bytes"] == facts["available_bytes"] > facts["batch_budget_bytes"]
-    assert facts["bad_rows"][0]["num_prompt_tokens"] == 500
+    assert facts["bad_rows"][0]["num_prompt_tokens"] == 1000
     assert facts["seconds"] is None
 
 

@@ -46,7 +46,7 @@ def refusal(folder: Path | str) -> str:
 def test_the_bundled_model_loads_in_float32(bundled: Model) -> None:
     assert bundled.dtype == torch.float32
     assert next(bundled.network.parameters()).dtype == torch.float32
-    assert bundled.checkpoint.n_positions == 512
+    assert bundled.checkpoint.n_positions == 1024
     assert (bundled.checkpoint.pad_token_id, bundled.checkpoint.eos_token_ids) == (50256, {50256})
 
 

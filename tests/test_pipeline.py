@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from conftest import RAIN, FakeEngine, requests_of
@@ -27,7 +27,7 @@ def test_results_come_in_input_order(checkpoint: Checkpoint, fake_engine: FakeEn
 
 
 def test_rows_in_are_rows_out(checkpoint: Checkpoint, fake_engine: FakeEngine) -> None:
-    prompts = random.Random(0).choices(["", "My dog is", "rain " * 600], k=200)
+    prompts = random.Random(0).choices(["", "My dog is", "rain " * 1100], k=200)
     results = run(checkpoint, fake_engine, prompts)
     assert [r.prompt for r in results] == prompts
     assert [r.finish_reason == "error" for r in results] == [p != "My dog is" for p in prompts]
@@ -143,10 +143,13 @@ def test_a_batch_size_that_is_no_number_of_rows_is_refused(bundled: Model, batch
         batchgen.generate("x", bundled, batch_size=batch_size)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("stop", ["kind", ["kind"], ("kind",)])
-def test_stop_is_one_text_or_several(bundled: Model, stop: object) -> None:
-    [result] = batchgen.generate({"prompt": "My dog is"}, bundled, stop=stop)
-    assert (result.text, result.finish_reason) == (" very ", "stop")
+@pytest.mark.parametrize("kind", [str, lambda text: [text], lambda text: (text,)], ids=["text", "list", "tuple"])
+def test_stop_is_one_text_or_several(
+    bundled: Model, said: Callable[[str, int], str], kind: Callable[[str], object]
+) -> None:
+    one, two = (said("My dog is", count) for count in (1, 2))
+    [result] = batchgen.generate({"prompt": "My dog is"}, bundled, stop=kind(two.removeprefix(one)))
+    assert (result.text, result.finish_reason) == (one, "stop")
 
 
 def test_a_policy_that_does_not_exist_is_refused(bundled: Model) -> None:

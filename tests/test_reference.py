@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, RAIN
+from conftest import ARCHITECTURES, RAIN, decide_alone
 from transformers import GenerationConfig
 
 import batchgen
@@ -63,16 +64,6 @@ def test_greedy_tokens_of_the_bundled_model_equal_unpadded_generate(bundled: Mod
     prompts = RAIN + ragged_prompts(13, seed=1)
     alone = [generate_alone(bundled, prompt, max_new_tokens=20) for prompt in prompts]
     assert output_ids(generate(prompts, bundled, max_new_tokens=20)) == alone
-
-
-def decide_alone(model: Model, prompt: str, max_new_tokens: int) -> list[int]:
-    """Output ids, each from a forward of the whole unpadded row, without a cache."""
-    input_ids = model.checkpoint.tokenizer(prompt)["input_ids"]
-    with torch.inference_mode():
-        for _ in range(max_new_tokens):
-            logits = model.network(torch.tensor([input_ids]), logits_to_keep=1, use_cache=False).logits
-            input_ids = [*input_ids, int(logits[0, -1].argmax())]
-    return input_ids[-max_new_tokens:]
 
 
 def test_near_ties_fall_as_they_do_alone() -> None:
@@ -209,8 +200,8 @@ def test_greedy_and_sampled_rows_share_a_batch(bundled: Model) -> None:
     assert together == {0: list(alone.output_ids), 1: list(sampled.output_ids)}
 
 
-def test_steps_count_the_rows_that_are_not_finished(bundled: Model) -> None:
-    params = [SamplingParams(max_new_tokens=3, stop=stop) for stop in ("very", ())]
+def test_steps_count_the_rows_that_are_not_finished(bundled: Model, said: Callable[[str, int], str]) -> None:
+    params = [SamplingParams(max_new_tokens=3, stop=stop) for stop in (said("My dog is", 1).strip(), ())]
     requests = [Request(i, str(i), "My dog is", p) for i, p in enumerate(params)]
     steps: list[int] = []
     engine = make_engine(bundled, name="reference", on_step=steps.append)

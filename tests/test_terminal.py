@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -59,7 +59,7 @@ def running(many: Path) -> Iterator[subprocess.Popen[str]]:
 # A terminal.
 
 
-def test_a_terminal_gets_the_table_within_its_width() -> None:
+def test_a_terminal_gets_the_table_within_its_width(said: Callable[[str, int], str]) -> None:
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80"}
     environment.pop("NO_COLOR", None)
     child = pexpect.spawn(
@@ -72,15 +72,15 @@ def test_a_terminal_gets_the_table_within_its_width() -> None:
     assert child.exitstatus == 0
     assert "│ input_ids      │ 50256 50256 50256  1026   481  6290   287   262" in text
     assert "│ attention_mask │     0     0     0     1     1     1     1     1" in text
-    assert "│ text           │ My dog is very kind and kind." in text
+    assert f"│ text           │ My dog is{said('My dog is', 5)}" in text
     assert sum(line.startswith(("╭", "╰")) for line in lines) == 2
     assert max(len(line) for line in lines if line.startswith(("╭", "│", "├", "╰"))) == 80
     assert lines[-3].startswith("batchgen: 3 rows")  # the closing line folds twice
 
 
-def test_the_continuation_is_highlighted_and_pads_are_dim() -> None:
+def test_the_continuation_is_highlighted_and_pads_are_dim(said: Callable[[str, int], str]) -> None:
     output, _ = at_terminal("run", "-p", "My dog is", "-p", "It will rain in the", *BUNDLED, "--max-new-tokens", 2)
-    assert "My dog is\x1b[1;32m very kind" in output
+    assert f"My dog is\x1b[1;32m{said('My dog is', 2)}" in output
     assert re.search(r"\x1b\[2m50256", output)
 
 

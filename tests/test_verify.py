@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, EOS, RAIN, FakeEngine, requests_of
+from conftest import ARCHITECTURES, EOS, RAIN, FakeEngine, decide_alone, requests_of
 from test_cli import invoke
 from test_continuous import QWEN2, WITH_SLOTS, model_of
 from test_reference import ragged_prompts
@@ -421,13 +421,17 @@ def test_texts_will_do_with_their_prompts_or_without(oracle: Oracle) -> None:
 
 
 def test_a_text_is_told_where_it_departs(oracle: Oracle) -> None:
-    [row] = check_padding(lambda prompts: [" very kind or not"], ["My dog is"], oracle.model, max_new_tokens=6)
+    right = decide_alone(oracle.model, "My dog is", 3)
+    decode = oracle.model.checkpoint.tokenizer.decode
+    text = decode(right[:2]) + " or not"
+    [row] = check_padding(lambda prompts: [text], ["My dog is"], oracle.model, max_new_tokens=6)
     assert (row.verdict, row.first_differing_step, row.token) == ("bug", 2, None)
-    assert row.expected == " and"
+    assert row.expected == decode(right[2:])
 
 
 def test_a_row_that_ends_early_has_chosen_eos(oracle: Oracle) -> None:
-    [row] = check_padding(lambda prompts: [[845, 1611]], ["My dog is"], oracle.model, max_new_tokens=6)
+    first = decide_alone(oracle.model, "My dog is", 2)
+    [row] = check_padding(lambda prompts: [first], ["My dog is"], oracle.model, max_new_tokens=6)
     assert (row.verdict, row.first_differing_step, row.token) == ("bug", 2, None)
 
 

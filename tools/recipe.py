@@ -60,12 +60,12 @@ class Unrepeating:
     steps: int = 200
     rate: float = 0.05  # the learning rates' share of their peaks at the first step; it falls to zero
     weight: float = 1.0  # of the unlikelihood beside the loss
-    most_read: int = 48  # tokens of a window before the greedy continuation
+    most_read: int = 48  # tokens of a sentence and on, before the greedy continuation
     num_written: int = 64
 
     def rate_at(self, number: int) -> float:
         return self.rate * (1 - number / self.steps)
 
     def num_read_at(self, number: int) -> int:
-        """From 4 tokens to `most_read`, each as often."""
-        return 4 + number * 7 % (self.most_read - 3)
+        """From 2 tokens to `most_read`, each as often."""
+        return 2 + number * 7 % (self.most_read - 1)

@@ -2,7 +2,8 @@
 
     python tools/train_bundled.py train ../shared/corpus --run runs/one --tokens 40e6
     python tools/train_bundled.py unrepeat ../shared/corpus --run runs/one --to runs/two
-    python tools/train_bundled.py export --run runs/two --to batchgen/bundled
+    python tools/train_bundled.py average runs/one/checkpoint.pt=4 runs/two/checkpoint.pt=5 --to runs/three
+    python tools/train_bundled.py export --run runs/three --to batchgen/bundled
     python tools/train_bundled.py evaluate ../shared/corpus --model batchgen/bundled
 
 `train` may be stopped at any time, also by a crash, and goes on where its last checkpoint was. Its learning rate is
@@ -125,6 +126,20 @@ def unrepeat(options: argparse.Namespace) -> None:
     tell_losses(trainer.network, corpus)
 
 
+def average(options: argparse.Namespace) -> None:
+    """Keep the weighted mean of the networks of several checkpoints of one run as another run."""
+    states = [torch.load(path, map_location="cpu") for path, _ in options.checkpoints]
+    shares = torch.tensor([weight for _, weight in options.checkpoints])
+    shares /= shares.sum()
+    networks = [state["network"] for state in states]
+    mean = {
+        name: sum(share * network[name] for share, network in zip(shares, networks, strict=True))
+        for name in networks[0]
+    }
+    options.to.mkdir(parents=True, exist_ok=True)
+    torch.save(states[-1] | {"network": mean}, options.to / CHECKPOINT)
+
+
 def rounds(trainer: Trainer, budget: Budget, every_s: float) -> Iterator[Trainer]:
     """The trainer, whenever it is time to save it: now and then, and when the budget or the process ends."""
     told: list[int] = []
@@ -197,6 +212,9 @@ def make_parser() -> argparse.ArgumentParser:
         )  # fmt: skip
         for field in fields(kind):
             command.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
+    averager = add_command(commands, average)
+    averager.add_argument("checkpoints", type=path_and_weight, nargs="+", metavar="CHECKPOINT=WEIGHT")
+    averager.add_argument("--to", type=Path, required=True, help="folder of the new checkpoint")
     evaluator = add_command(commands, evaluate)
     evaluator.add_argument("--model", type=Path, default=BUNDLED_FOLDER)
     evaluator.add_argument("--prompts", type=Path, nargs="+", default=PROMPTS)
@@ -222,6 +240,11 @@ def add_command(
 def name_and_count(text: str) -> tuple[str, int]:
     name, _, count = text.partition("=")
     return name, int(count)
+
+
+def path_and_weight(text: str) -> tuple[Path, float]:
+    path, _, weight = text.rpartition("=")
+    return Path(path), float(weight)
 
 
 if __name__ == "__main__":

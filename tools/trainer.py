@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from recipe import Recipe, Unrepeating
 from torch import Tensor
 from transformers import GPT2LMHeadModel
-from unlikelihood import continue_greedily, unlikelihood
+from unlikelihood import beginnings, continue_greedily, unlikelihood
 
 
 class Trainer:
@@ -49,14 +49,14 @@ class Trainer:
         return loss.item()
 
     def unrepeat_step(self, plan: Unrepeating, number: int) -> tuple[float, float]:
-        """The loss of one batch, and the unlikelihood of what is repeated after its beginnings; learnt from."""
+        """The loss of one batch, and the unlikelihood of what is repeated after beginnings of sentences; learnt."""
         started = time.monotonic()
         inputs, targets = self.batch()
         loss = self.loss(inputs, targets, is_full=True)
-        beginnings = inputs.reshape(-1, self.recipe.window)[:, : plan.num_read_at(number)]
+        read = beginnings(inputs.reshape(-1, self.recipe.window), plan.num_read_at(number))
         with autocast(self.device):
-            ids = continue_greedily(self.network, beginnings, plan.num_written)
-            repetition = unlikelihood(self.network, ids, beginnings.shape[1])
+            ids = continue_greedily(self.network, read, plan.num_written)
+            repetition = unlikelihood(self.network, ids, read.shape[1])
         self.learn(loss + plan.weight * repetition, plan.rate_at(number))
         self.tokens += inputs.numel()
         self.seconds += time.monotonic() - started

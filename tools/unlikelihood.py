@@ -11,6 +11,14 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 GRAM = 4
+SENTENCE_ENDS = (0, 13, 30, 198, 526, 1701, 2474)  # ! . ? \n ." ?" !"
+
+
+def beginnings(windows: Tensor, num_tokens: int) -> Tensor:
+    """windows `[B, T]` to `[B, num_tokens]`: from the start of each window's second sentence, as prompts begin."""
+    ends = torch.isin(windows[:, :-num_tokens], torch.tensor(SENTENCE_ENDS, device=windows.device))
+    first = ends.int().argmax(dim=1) + ends.any(dim=1).int()  # 0 in a window without an end
+    return windows.gather(1, first[:, None] + torch.arange(num_tokens, device=windows.device))
 
 
 @torch.no_grad()
