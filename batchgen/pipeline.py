@@ -195,7 +195,7 @@ def generate(
     Result has an `error`.
 
     >>> [r.text for r in generate(["My dog is"], model="bundled", max_new_tokens=4)]
-    [' a very bad dog']
+    [' a very nice dog']
     """
     params = SamplingParams(**sampling)
     if too_long not in ("error", "truncate"):

@@ -34,7 +34,7 @@ def check_padding(
     same model: a name, a folder or a Hub id. `dtype` is what it computes in: float32 is the oracle, and what other
     dtypes may differ is measured. Each row comes out identical, rounding or bug. Raises `BatchgenError`.
 
-    >>> checks = check_padding(lambda prompts: [" a very bad dog"], ["My dog is"], "bundled", max_new_tokens=4)
+    >>> checks = check_padding(lambda prompts: [" a very nice dog"], ["My dog is"], "bundled", max_new_tokens=4)
     >>> [check.verdict for check in checks]
     ['identical']
     """
