@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from muon import Muon, orthogonalize_all, parts
 from recipe import Recipe, Unrepeating
 from tokenizers import Tokenizer
 from trainer import Trainer
-from unlikelihood import continue_greedily, repeats, unlikelihood
+from unlikelihood import beginnings, continue_greedily, repeats, unlikelihood
 
 import batchgen
 from batchgen.model.find import BUNDLED_FOLDER
@@ -173,13 +174,35 @@ def test_repeated_runs_are_counted_within_their_own_output() -> None:
     assert repeated_share([[1, 2, 3, 4, 1, 2, 3, 4]]) == pytest.approx(1 / 5)
 
 
-# Repetition.
+def tool(*arguments: object) -> list[str]:
+    return [sys.executable, str(TOOL), *map(str, arguments)]
+
+
+# Repetition and averages.
 
 
 def test_a_token_repeats_where_its_n_gram_stood_before_and_not_from_eos_on() -> None:
     ids = torch.tensor([[1, 2, 3, 4, 1, 2, 3, 4, 1], [5, 5, 5, 5, 5, EOS, EOS, EOS, EOS]])
     assert repeats(ids).int().tolist() == [[0, 0, 0, 0, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 0, 0, 0, 0]]
     assert not repeats(torch.tensor([[1, 1, 1]])).any()
+
+
+def test_a_beginning_is_that_of_a_sentence(bpe: Tokenizer) -> None:
+    windows = torch.tensor([bpe.encode(text).ids[:9] for text in ("went home. My dog is very, very old", " dog" * 9)])
+    assert [bpe.decode(ids) for ids in beginnings(windows, 3).tolist()] == [" My dog is", " dog dog dog"]
+    late = torch.tensor([bpe.encode("one two three four five. six").ids])
+    assert beginnings(late, 4).shape == (1, 4)
+
+
+def test_an_average_is_the_weighted_mean_of_networks(tmp_path: Path) -> None:
+    networks = []
+    for number in range(2):
+        trainer = Trainer(replace(TINY, seed=number), np.zeros(100, dtype=np.uint16), torch.device("cpu"))
+        trainer.save(tmp_path / f"{number}.pt")
+        networks.append(trainer.network.transformer.wpe.weight)
+    subprocess.run(tool("average", tmp_path / "0.pt=1", tmp_path / "1.pt=3", "--to", tmp_path / "mean"), check=True)
+    mean = torch.load(tmp_path / "mean" / "checkpoint.pt")["network"]["transformer.wpe.weight"]
+    torch.testing.assert_close(mean, 0.25 * networks[0] + 0.75 * networks[1])
 
 
 def test_unlikelihood_is_what_not_saying_the_repeated_tokens_would_cost() -> None:
@@ -205,10 +228,6 @@ def test_a_network_that_loops_learns_to_expect_it_less() -> None:
 # The whole recipe.
 
 
-def tool(*arguments: object) -> list[str]:
-    return [sys.executable, str(TOOL), *map(str, arguments)]
-
-
 @pytest.mark.slow
 def test_the_recipe_runs_stops_goes_on_and_ends_in_a_model(corpus: Path, tmp_path: Path) -> None:
     run, model = tmp_path / "run", tmp_path / "model"
@@ -223,7 +242,9 @@ def test_the_recipe_runs_stops_goes_on_and_ends_in_a_model(corpus: Path, tmp_pat
     subprocess.run(
         tool("unrepeat", corpus, "--run", run, "--to", tmp_path / "calm", "--steps", 3, "--device", "cpu"), check=True
     )
-    subprocess.run(tool("export", "--run", tmp_path / "calm", "--to", model), check=True)
+    parts = [f"{tmp_path / name}/checkpoint.pt={weight}" for name, weight in (("run", 1), ("calm", 2))]
+    subprocess.run(tool("average", *parts, "--to", tmp_path / "mean"), check=True)
+    subprocess.run(tool("export", "--run", tmp_path / "mean", "--to", model), check=True)
     said = subprocess.run(tool("evaluate", corpus, "--model", model), check=True, capture_output=True, text=True)
     assert "repeated 4-grams" in said.stdout
     [result] = batchgen.generate("The king", str(model), max_new_tokens=8)
