@@ -301,8 +301,8 @@ class BatchLimits:
 
     @property
     def first_window(self) -> int:
-        """Rows of the first window: one batch, small enough that its answers come at once."""
-        return self.num_rows or min(FIRST_WINDOW, self.most_rows)
+        """Rows of the first window: all slots, which fill before the first of them answers; or a small batch."""
+        return self.num_rows or (self.most_rows if self.has_slots else min(FIRST_WINDOW, self.most_rows))
 
     def estimate(self, rows: int, padded_length: int, sampling: SamplingParams) -> MemoryEstimate:
         """What so many rows of so many columns need together."""

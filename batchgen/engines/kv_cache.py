@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 import mmap
+import weakref
 from collections.abc import Sequence as Rows
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -254,7 +255,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def __init__(self, cache: SlotCache, index: int) -> None:
         super().__init__()
-        self.cache = cache
+        self.cache: SlotCache = weakref.proxy(cache)  # a cycle would keep the pages until the garbage collector comes
         self.index = index
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
