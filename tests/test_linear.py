@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from conftest import make_network
 from torch import nn
-from transformers.activations import NewGELUActivation
+from transformers.activations import ACT2FN, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 from batchgen.engines import linear
@@ -68,12 +68,28 @@ def test_a_network_sped_up_gives_the_same_logits(name: str) -> None:
     torch.testing.assert_close(logits_of(network), wanted, atol=1e-4, rtol=1e-4)
 
 
-def test_gelu_becomes_one_kernel() -> None:
+def test_gelu_becomes_one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "LEAST_GAIN", float("inf"))  # no layer is packed, which would take it in
     network = make_network("gpt2").eval()
     speed_up(network)
     assert isinstance(network.transformer.h[0].mlp.act, nn.GELU)
     x = torch.linspace(-6, 6, 101)
     torch.testing.assert_close(network.transformer.h[0].mlp.act(x), NewGELUActivation()(x), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("packs")
+@pytest.mark.parametrize(("activation", "is_fused"), [("gelu_new", True), ("gelu", False), ("relu", False)])
+def test_a_packed_layer_applies_the_gelu_behind_it_and_nothing_else(activation: str, is_fused: bool) -> None:
+    network = make_network("gpt2").eval()
+    for block in network.transformer.h:
+        block.mlp.act = ACT2FN[activation]
+    wanted = logits_of(network)
+    speed_up(network)
+    mlp = network.transformer.h[0].mlp
+    assert mlp.c_fc.has_gelu == is_fused
+    assert isinstance(mlp.act, nn.Identity) == is_fused
+    assert not mlp.c_proj.has_gelu
+    torch.testing.assert_close(logits_of(network), wanted, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.usefixtures("packs")
