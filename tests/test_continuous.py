@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
 import weakref
@@ -276,6 +277,18 @@ def test_a_second_engine_needs_no_trial(bundled: Model) -> None:
     slot_model, reason = make_slot_model(bundled, has_room=lambda num_bytes: pytest.fail("asked for room"))
     assert slot_model is not None
     assert reason == ""
+
+
+def test_the_pages_go_with_their_engine_and_wait_for_no_garbage_collector(bundled: Model) -> None:
+    engine = slots_of(bundled)
+    list(engine.generate([rows_of(["My dog is"], bundled, max_new_tokens=2)]))
+    pages = weakref.ref(engine.slot_model.cache.layers[0].keys)
+    gc.disable()
+    try:
+        del engine
+        assert pages() is None
+    finally:
+        gc.enable()
 
 
 # A seam to count forwards and to make them fail.

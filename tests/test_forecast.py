@@ -132,8 +132,11 @@ def test_long_prompts_are_prefilled_a_few_at_a_time(checkpoint: Checkpoint) -> N
     assert plan.planned == plan.in_input_order == Padding(batches=2, columns=1600, pads=0)
 
 
-def test_slots_are_filled_by_the_first_windows_together(checkpoint: Checkpoint) -> None:
-    plan = forecast_of(checkpoint, [9] * 40, has_slots=True)  # windows of 16 and 24 rows
+def test_slots_are_filled_by_the_first_windows_together(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batchgen.planner.HEAVIEST_WINDOW", 16 * len(of_length(9)))  # windows of at most 17 rows
+    plan = forecast_of(checkpoint, [9] * 40, has_slots=True)
     assert plan.largest is not None
     assert (plan.largest.rows, plan.largest.columns) == (40, 9)
 

@@ -4,6 +4,7 @@ import itertools
 import random
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -198,6 +199,11 @@ def test_slots_are_more_than_rows_of_a_batch(has_slots: bool, most_rows: int) ->
 @pytest.mark.parametrize(("most_rows", "num_rows", "first"), [(64, None, 16), (8, None, 8), (64, 3, 3), (64, 100, 100)])
 def test_the_first_window_is_one_batch(most_rows: int, num_rows: int | None, first: int) -> None:
     assert limits_of(most_rows=most_rows, num_rows=num_rows).first_window == first
+
+
+@pytest.mark.parametrize(("num_rows", "first"), [(None, 64), (3, 3)])
+def test_the_first_window_fills_all_slots(num_rows: int | None, first: int) -> None:
+    assert replace(limits_of(num_rows=num_rows), has_slots=True).first_window == first
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Sequence as Rows
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -255,7 +255,8 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def __init__(self, cache: SlotCache, index: int) -> None:
         super().__init__()
-        self.cache: SlotCache = weakref.proxy(cache)  # a cycle would keep the pages until the garbage collector comes
+        # Were it a cycle, the pages would stay until the garbage collector comes.
+        self.cache = cast(SlotCache, weakref.proxy(cache))
         self.index = index
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
