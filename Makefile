@@ -19,7 +19,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 run: $(READY)  ## three prompts to one padded, masked batch and three continuations
-	@$(BIN)/batchgen run prompts/rain.txt --format table
+	@$(BIN)/batchgen run prompts/rain.txt --repetition-penalty 1.3 --format table
 
 test: $(READY)  ## the whole test suite
 	$(BIN)/python -m pytest -n $(JOBS) -m 'not slow and not browser and not ray'
