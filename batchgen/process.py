@@ -56,6 +56,11 @@ def release_heap() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def untouched_memory_is_free() -> bool:
+    """Whether a block takes memory only as it is touched, and addresses are plenty: a Unix without `ulimit -v`."""
+    return os.name == "posix" and not _address_space_is_limited()
+
+
 def _has_our_heap() -> bool:
     return _is_glibc() and "MALLOC_MMAP_THRESHOLD_" not in os.environ
 

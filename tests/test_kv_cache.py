@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batchgen.engines import kv_cache
 from batchgen.engines.kv_cache import HIDDEN, Prefix, Slot, SlotCache
 from batchgen.memory import PAGE
 
@@ -227,6 +228,22 @@ def test_growing_keeps_what_is_there() -> None:
     rows = Rows()
     rows.prefill([PAGE + 3, 2])
     rows.cache.grow(1000)
+    rows.check()
+    rows.step()
+
+
+@pytest.mark.parametrize("is_free", [True, False])
+def test_memory_that_was_touched_stays_while_the_cache_grows_a_little(
+    monkeypatch: pytest.MonkeyPatch, is_free: bool
+) -> None:
+    monkeypatch.setattr(kv_cache, "untouched_memory_is_free", lambda: is_free)
+    rows = Rows()
+    rows.cache.grow(100)
+    rows.prefill([PAGE + 3, 2])
+    before = rows.cache.layers[0].keys.data_ptr()
+    rows.cache.grow(140)
+    assert (rows.cache.layers[0].keys.data_ptr() == before) == is_free
+    assert rows.cache.num_pages == (150 if is_free else 140)
     rows.check()
     rows.step()
 

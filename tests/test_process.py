@@ -36,6 +36,20 @@ def test_freed_blocks_go_back_where_memory_is_short() -> None:
     assert plenty - short >= 24  # of the 32 MiB that were freed
 
 
+LIMITED = """
+import resource, sys
+from batchgen.process import untouched_memory_is_free
+if sys.argv[1] == "limited":
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 34, resource.getrlimit(resource.RLIMIT_AS)[1]))
+print(untouched_memory_is_free())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="others have no such limit")
+def test_untouched_memory_costs_something_where_addresses_are_limited() -> None:
+    assert run_python(LIMITED, "limited") == "False"
+
+
 SPIN = "from batchgen.process import settle; settle(); import os; print(os.environ.get('GOMP_SPINCOUNT'))"
 
 

@@ -24,11 +24,15 @@ from transformers.masking_utils import sdpa_mask
 
 from batchgen.engines.slot_attention import attend_pages, attend_prefix, merge
 from batchgen.memory import PAGE
+from batchgen.process import untouched_memory_is_free
 
 ATTENTION = "batchgen_slots"  # the name under which transformers finds the attention below
 HIDDEN = torch.finfo(torch.float32).min  # added to the score of a column that holds nothing; -inf - -inf would be NaN
 MOST_HOLES = 1 / 16
 MORE_PAGES = 64  # how many come at once, at least, where there are none left
+# So large a part more comes with them where pages cost nothing until they are written: growing later copies those in
+# use, and all others are then touched for the first time once more, the slowest of all writes.
+SPARE_PAGES = 1 / 2
 # What an attention may ask for that slots do not have.
 FOREIGN = ("sliding_window", "softcap", "s_aux", "position_bias")
 
@@ -68,6 +72,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         self.num_used = 0  # pages [0, num_used) are read by every step
         self.most_used = 0  # how many were ever written: untouched ones cost no memory on a CPU
         self._free: list[int] = []  # a heap below num_used
+        self._spare = SPARE_PAGES if device.type == "cpu" and untouched_memory_is_free() else 0.0
         self.mask = torch.empty(0, PAGE, device=device)  # [pages, PAGE], added to the scores: 0 or the least float32
         self.view: _Prefill | _Step | None = None
         self._begun: list[Slot] = []  # those that the step in hand has given a column
@@ -81,6 +86,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         """Makes room for at least so many pages; what is there is kept."""
         if num_pages <= self.num_pages:
             return
+        num_pages += int(self._spare * num_pages)
         for layer in self.layers:
             layer.resize(num_pages)
         empty = torch.full((num_pages - self.num_pages, PAGE), HIDDEN, device=self.device)
