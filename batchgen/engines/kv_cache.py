@@ -22,7 +22,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from batchgen.engines.slot_attention import attend_pages, attend_prefix, merge
+from batchgen.engines.slot_attention import attend_pages, attend_prefix, attend_prompts, merge
 from batchgen.memory import PAGE
 from batchgen.process import untouched_memory_is_free
 
@@ -346,12 +346,23 @@ def attention(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What transformers calls in each layer: the pages in a step, scaled dot product attention elsewhere."""
+    """What transformers calls in each layer: the pages in a step, in a prefill the fastest product there is."""
     if isinstance(key, SlotLayer):
         if foreign := [name for name in FOREIGN if kwargs.get(name) is not None]:
             raise NotImplementedError(f"attention with {foreign[0]}")
         return key.attend(query, kwargs["scaling"]), None
+    if _has_few_scores(query, key) and attention_mask is not None:
+        return attend_prompts(query, key, value, attention_mask, kwargs["scaling"]), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
+
+
+def _has_few_scores(query: torch.Tensor, key: torch.Tensor) -> bool:
+    """Whether to compute all scores at once, which in bfloat16 takes a CPU half the time of torch's fused attention.
+
+    They take no more memory than an inner layer's vectors, of four times the hidden size, take for the same tokens.
+    """
+    is_bfloat16_on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16
+    return is_bfloat16_on_cpu and key.shape[2] <= 4 * query.shape[3]
 
 
 def attention_mask(*, q_length: int, **kwargs: Any) -> torch.Tensor | None:

@@ -5,11 +5,13 @@ The forward is transformers' own, told by the name of its attention to use ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Rows
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from batchgen.engines.kv_cache import ATTENTION, Prefix, Slot, SlotCache
 from batchgen.engines.linear import speed_up
@@ -49,6 +51,7 @@ class SlotModel:
         self.model = model
         config = model.checkpoint.config.get_text_config()
         self.cache = SlotCache(config.num_hidden_layers, model.device)
+        self._last_mlp = _last_mlp(model.network, config.num_hidden_layers)
         self._logits: torch.Tensor | None = None  # [most rows so far, V] float32, where the model's own are not
 
     def prefill(self, sequences: Rows[Sequence], slots: Rows[Slot]) -> torch.Tensor:
@@ -59,13 +62,15 @@ class SlotModel:
         self.cache.begin_prefill(slots, batch.attention_mask)
         before = torch.ones(len(slots), skip, dtype=torch.int64)
         attention_mask = torch.cat([before, batch.attention_mask], 1)  # [B, P + T]
-        return self._forward(batch.input_ids, attention_mask, batch.position_ids)
+        with _last_column_only(self._last_mlp):
+            return self._forward(batch.input_ids, attention_mask, batch.position_ids)
 
     def compute_prefix(self, token_ids: list[int]) -> Prefix:
         """Keys and values of tokens that rows begin with, for their slots."""
         prefix = self.cache.begin_prefix(len(token_ids))
         input_ids = torch.tensor([token_ids])  # [1, P]
-        self._forward(input_ids, torch.ones_like(input_ids), torch.arange(len(token_ids))[None])
+        with _last_column_only(self._last_mlp):
+            self._forward(input_ids, torch.ones_like(input_ids), torch.arange(len(token_ids))[None])
         return prefix
 
     def step(self, token_ids: list[int], slots: Rows[Slot]) -> torch.Tensor:
@@ -90,6 +95,28 @@ class SlotModel:
         if self._logits is None or len(self._logits) < len(logits):
             self._logits = logits.new_empty(logits.shape, dtype=torch.float32)
         return self._logits[: len(logits)].copy_(logits)
+
+
+def _last_mlp(network: nn.Module, num_layers: int) -> nn.Module | None:
+    """The MLP of the last layer, where each layer has one of that name."""
+    mlps = [module for name, module in network.named_modules() if name.endswith(".mlp")]
+    return mlps[-1] if len(mlps) == num_layers else None
+
+
+@contextmanager
+def _last_column_only(mlp: nn.Module | None) -> Iterator[None]:
+    """Within it the last layer's MLP sees only the last of T columns, whose logits alone are read.
+
+    It gives `[B, 1, H]`, which is added to all columns `[B, T, H]`: right for the last, and of no use to the others.
+    """
+    if mlp is None:
+        yield
+        return
+    handle = mlp.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, -1:], *inputs[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def make_slot_model(
