@@ -153,6 +153,28 @@ def test_logits_are_those_of_plain_forwards(
                 slot_model.cache.close(slot)
 
 
+def test_the_last_mlp_sees_one_column_of_a_prefill(models: dict[str, Model]) -> None:
+    slot_model, _ = make_slot_model(models["gpt2"])
+    assert slot_model is not None
+    seen: list[int] = []
+    hooks = [
+        block.mlp.c_fc.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
+        for block in slot_model.model.network.transformer.h
+    ]
+    with torch.inference_mode():
+        slot_model.prefill(
+            [Sequence(Request(0, 0, ""), 0, [1, 2, 3]), Sequence(Request(1, 1, ""), 0, [4])], [Slot(), Slot()]
+        )
+        slot_model.compute_prefix([1, 2, 3, 4])
+        whole = len(seen)
+        slot_model.model.network(torch.tensor([[1, 2, 3]]), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    others = len(hooks) - 1
+    assert seen[:whole] == [*[3] * others, 1, *[4] * others, 1]
+    assert seen[whole:] == [3] * len(hooks)  # a plain forward has the logits of all columns
+
+
 SAMPLING = [
     {"temperature": 1.0},
     {"temperature": 0.7, "top_k": 20, "top_p": 0.9, "num_samples": 2},
