@@ -359,7 +359,8 @@ def attention(
 def _has_few_scores(query: torch.Tensor, key: torch.Tensor) -> bool:
     """Whether to compute all scores at once, which in bfloat16 takes a CPU half the time of torch's fused attention.
 
-    They take no more memory than an inner layer's vectors, of four times the hidden size, take for the same tokens.
+    Where the heads are as wide as the hidden size, they take no more memory than four vectors of it a token, as long
+    as an inner layer's of GPT-2.
     """
     is_bfloat16_on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16
     return is_bfloat16_on_cpu and key.shape[2] <= 4 * query.shape[3]
