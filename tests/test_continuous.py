@@ -472,7 +472,7 @@ def test_windows_are_asked_for_only_when_slots_are_free(model: Model) -> None:
     assert in_hand == 0
     assert most <= slots + 4
     cache = engine.slot_model.cache
-    assert cache.most_used <= 2 * slots
+    assert cache.num_touched <= 2 * slots
     assert cache._free == list(range(cache.num_used))
 
 

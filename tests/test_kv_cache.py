@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from threading import Thread
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchgen.engines import kv_cache
-from batchgen.engines.kv_cache import HIDDEN, Prefix, Slot, SlotCache
+from batchgen.engines.kv_cache import HIDDEN, TOUCHED_AHEAD, Prefix, Slot, SlotCache
 from batchgen.memory import PAGE
 
 LAYERS, KV_HEADS, GROUP, SIZE = 2, 2, 3, 4
@@ -121,8 +122,8 @@ class Rows:
         """Pages belong to one row or to none; the columns that are not hidden are those of the rows."""
         pages = [page for row in self.open for page in row.slot.pages]
         assert sorted(pages + self.cache._free) == list(range(self.cache.num_used))
-        assert self.cache.num_used <= self.cache.most_used <= self.cache.num_pages
-        assert self.cache.held_columns == self.cache.most_used * PAGE
+        assert self.cache.num_used <= self.cache.num_touched <= self.cache.num_pages
+        assert self.cache.held_columns == self.cache.num_touched * PAGE
         assert self.cache.mask.shape == (self.cache.num_pages, PAGE)
         wanted = torch.full_like(self.cache.mask, HIDDEN)
         for row in self.open:
@@ -253,6 +254,88 @@ def test_a_growing_cache_holds_only_what_was_written() -> None:
     rows.cache.grow(1000)
     rows.prefill([PAGE + 1])
     assert rows.cache.held_columns == 2 * PAGE
+
+
+def mark_unused(rows: Rows) -> None:
+    for layer in rows.cache.layers:
+        layer.keys[rows.cache.num_touched :] = layer.values[rows.cache.num_touched :] = 7
+
+
+def is_touched(block: torch.Tensor) -> torch.Tensor:
+    """Of each cache page `[pages, Hkv, PAGE, D]`, whether its first number was written to."""
+    return block.flatten(1)[:, 0] != 7
+
+
+@pytest.fixture
+def small_system_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As small as a page of these tests' cache, which then is touched at its beginning."""
+    monkeypatch.setattr(kv_cache.mmap, "PAGESIZE", KV_HEADS * PAGE * SIZE * 4)
+
+
+@pytest.mark.usefixtures("small_system_pages")
+def test_new_pages_are_touched_in_all_layers_some_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv_cache, "untouched_memory_is_free", lambda: True)
+    rows = Rows()
+    rows.cache.grow(100)
+    rows.prefill([3])
+    mark_unused(rows)
+    rows.cache.begin_prefill([Slot()], torch.ones(1, PAGE, dtype=torch.int64))
+    assert (rows.cache.num_used, rows.cache.num_touched) == (2, 2 + TOUCHED_AHEAD)
+    assert rows.cache.held_columns == (2 + TOUCHED_AHEAD) * PAGE
+    for layer in rows.cache.layers:
+        for block in (layer.keys, layer.values):
+            assert is_touched(block).nonzero()[:, 0].tolist() == list(range(2 + TOUCHED_AHEAD))
+
+
+def test_pages_that_no_row_needs_are_not_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv_cache, "untouched_memory_is_free", lambda: True)
+    rows = Rows()
+    rows.cache.grow(10)
+    rows.prefill([3])
+    rows.prefill([3])
+    assert (rows.cache.num_touched, rows.cache.num_pages) == (10, 15)
+    rows.cache.grow(12)
+    rows.prefill([1] * 9)
+    assert (rows.cache.num_used, rows.cache.num_touched) == (11, 12)
+
+
+def test_written_pages_are_not_touched_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv_cache, "untouched_memory_is_free", lambda: True)
+    rows = Rows()
+    rows.cache.grow(200)
+    for _ in range(3):
+        rows.prefill([PAGE] * 20)
+        rows.step()
+        for which in range(5):
+            rows.close(which)
+        rows.compact(0)
+        rows.step()
+
+
+@pytest.mark.usefixtures("small_system_pages")
+def test_where_untouched_memory_counts_nothing_is_touched_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv_cache, "untouched_memory_is_free", lambda: False)
+    rows = Rows()
+    rows.cache.grow(100)
+    rows.prefill([3])
+    mark_unused(rows)
+    rows.cache.begin_prefill([Slot()], torch.ones(1, PAGE, dtype=torch.int64))
+    assert rows.cache.num_touched == 2
+    assert not is_touched(rows.cache.layers[0].keys)[1:].any()
+
+
+def test_rows_run_where_no_more_threads_can_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(kv_cache, "untouched_memory_is_free", lambda: True)
+    monkeypatch.setattr(Thread, "start", start)
+    rows = Rows()
+    rows.cache.grow(100)
+    rows.prefill([3])
+    rows.prefill([PAGE + 1])
+    rows.step()
+    rows.check()
 
 
 def test_holes_are_filled_once_they_are_too_many() -> None:

@@ -12,6 +12,7 @@ import math
 import mmap
 import weakref
 from collections.abc import Sequence as Rows
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -33,6 +34,7 @@ MORE_PAGES = 64  # how many come at once, at least, where there are none left
 # So large a part more comes with them where pages cost nothing until they are written: growing later copies those in
 # use, and all others are then touched for the first time once more, the slowest of all writes.
 SPARE_PAGES = 1 / 2
+TOUCHED_AHEAD = 32  # pages that take memory before they are used, so that not every step begins with it
 # What an attention may ask for that slots do not have.
 FOREIGN = ("sliding_window", "softcap", "s_aux", "position_bias")
 
@@ -70,34 +72,37 @@ class SlotCache(Cache):  # type: ignore[misc]
         self.device = device
         self.num_pages = 0  # that there are
         self.num_used = 0  # pages [0, num_used) are read by every step
-        self.most_used = 0  # how many were ever written: untouched ones cost no memory on a CPU
+        self.num_touched = 0  # pages [0, num_touched) take memory on a CPU; the others are addresses
+        self._num_asked = 0  # pages that rows may come to need; the others are spare
         self._free: list[int] = []  # a heap below num_used
-        self._spare = SPARE_PAGES if device.type == "cpu" and untouched_memory_is_free() else 0.0
+        self._grows_freely = device.type == "cpu" and untouched_memory_is_free()
         self.mask = torch.empty(0, PAGE, device=device)  # [pages, PAGE], added to the scores: 0 or the least float32
         self.view: _Prefill | _Step | None = None
         self._begun: list[Slot] = []  # those that the step in hand has given a column
 
     @property
     def held_columns(self) -> int:
-        """Columns that take memory: on a CPU those that were ever written."""
-        return (self.most_used if self.device.type == "cpu" else self.num_pages) * PAGE
+        """Columns that take memory: on a CPU those that were touched."""
+        return (self.num_touched if self.device.type == "cpu" else self.num_pages) * PAGE
 
     def grow(self, num_pages: int) -> None:
         """Makes room for at least so many pages; what is there is kept."""
+        self._num_asked = max(self._num_asked, num_pages)
         if num_pages <= self.num_pages:
             return
-        num_pages += int(self._spare * num_pages)
+        num_pages += int(SPARE_PAGES * num_pages) if self._grows_freely else 0
         for layer in self.layers:
             layer.resize(num_pages)
         empty = torch.full((num_pages - self.num_pages, PAGE), HIDDEN, device=self.device)
         self.mask = torch.cat([self.mask, empty])
-        self.num_pages = num_pages
+        self.num_pages, self.num_touched = num_pages, self.num_used
 
     def begin_prefill(self, slots: Rows[Slot], attention_mask: torch.Tensor) -> None:
         """The next forward fills `slots` with the real columns of a left-padded batch: mask `[B, T]` on the CPU."""
         lengths = attention_mask.sum(-1).tolist()
         for slot, num_columns in zip(slots, lengths, strict=True):
             self._extend(slot, num_columns)
+        self._touch()
         pages = [page for slot in slots for page in _pages_by_column(slot)]
         columns = [column % PAGE for num_columns in lengths for column in range(num_columns)]
         real = attention_mask.flatten().nonzero()[:, 0].to(self.device)
@@ -119,6 +124,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         for slot in slots:
             self._extend(slot, 1)
         self._begun = list(slots)
+        self._touch()
         row_of_page = [0] * self.num_used  # a free page counts as row 0's, which its mask hides
         for row, slot in enumerate(slots):
             for owned in slot.pages:
@@ -147,7 +153,7 @@ class SlotCache(Cache):  # type: ignore[misc]
     def shrink(self, slots: Rows[Slot]) -> None:
         """Keeps no more memory than the open `slots` need."""
         self.compact(slots, most_holes=0)
-        self.num_pages = self.most_used = self.num_used
+        self.num_pages = self.num_touched = self._num_asked = self.num_used
         self.mask = self.mask[: self.num_used].clone()
         for layer in self.layers:
             layer.resize(self.num_used)
@@ -190,8 +196,22 @@ class SlotCache(Cache):  # type: ignore[misc]
         if self.num_used == self.num_pages:
             self.grow(self.num_pages + max(MORE_PAGES, self.num_pages // 2))
         self.num_used += 1
-        self.most_used = max(self.most_used, self.num_used)
         return self.num_used - 1
+
+    def _touch(self) -> None:
+        """Makes new pages take memory, and some that come next, by as many threads as torch has.
+
+        A forward's writes would do it layer by layer in one thread; the first touch of memory is the slowest of all.
+        """
+        if self.num_used <= self.num_touched:
+            return
+        new = slice(self.num_touched, self.num_used)
+        if self._grows_freely and all(layer.is_initialized for layer in self.layers):
+            new = slice(new.start, max(new.stop, min(new.stop + TOUCHED_AHEAD, self._num_asked)))
+            blocks = [block[new] for layer in self.layers for block in (layer.keys, layer.values)]
+            with suppress(RuntimeError), ThreadPoolExecutor(torch.get_num_threads()) as threads:  # or there are no more
+                list(threads.map(_touch_block, blocks))
+        self.num_touched = new.stop
 
     def _index(self, numbers: list[int]) -> torch.Tensor:
         return torch.tensor(numbers, device=self.device)
@@ -221,6 +241,12 @@ def _zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
         with suppress(OSError):  # a kernel without them
             block.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(block, dtype=like.dtype).view(shape)
+
+
+@torch.inference_mode()
+def _touch_block(block: torch.Tensor) -> None:
+    """Writes a zero into each of the system's pages of a block of zeros."""
+    block.view(-1)[:: mmap.PAGESIZE // block.element_size()].zero_()
 
 
 def _by_prefix(slots: Rows[Slot]) -> list[tuple[Prefix, list[int]]]:
