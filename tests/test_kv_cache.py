@@ -256,6 +256,15 @@ def test_a_growing_cache_holds_only_what_was_written() -> None:
     assert rows.cache.held_columns == 2 * PAGE
 
 
+def grown(monkeypatch: pytest.MonkeyPatch, num_pages: int, *, is_free: bool = True) -> Rows:
+    """A cache of so many pages, and a first row in it; memory that is not touched `is_free`."""
+    monkeypatch.setattr(kv_cache, "untouched_memory_is_free", lambda: is_free)
+    rows = Rows()
+    rows.cache.grow(num_pages)
+    rows.prefill([3])
+    return rows
+
+
 def mark_unused(rows: Rows) -> None:
     for layer in rows.cache.layers:
         layer.keys[rows.cache.num_touched :] = layer.values[rows.cache.num_touched :] = 7
@@ -274,10 +283,7 @@ def small_system_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small_system_pages")
 def test_new_pages_are_touched_in_all_layers_some_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kv_cache, "untouched_memory_is_free", lambda: True)
-    rows = Rows()
-    rows.cache.grow(100)
-    rows.prefill([3])
+    rows = grown(monkeypatch, 100)
     mark_unused(rows)
     rows.cache.begin_prefill([Slot()], torch.ones(1, PAGE, dtype=torch.int64))
     assert (rows.cache.num_used, rows.cache.num_touched) == (2, 2 + TOUCHED_AHEAD)
@@ -288,10 +294,7 @@ def test_new_pages_are_touched_in_all_layers_some_ahead(monkeypatch: pytest.Monk
 
 
 def test_pages_that_no_row_needs_are_not_touched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kv_cache, "untouched_memory_is_free", lambda: True)
-    rows = Rows()
-    rows.cache.grow(10)
-    rows.prefill([3])
+    rows = grown(monkeypatch, 10)
     rows.prefill([3])
     assert (rows.cache.num_touched, rows.cache.num_pages) == (10, 15)
     rows.cache.grow(12)
@@ -300,9 +303,7 @@ def test_pages_that_no_row_needs_are_not_touched(monkeypatch: pytest.MonkeyPatch
 
 
 def test_written_pages_are_not_touched_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kv_cache, "untouched_memory_is_free", lambda: True)
-    rows = Rows()
-    rows.cache.grow(200)
+    rows = grown(monkeypatch, 200)
     for _ in range(3):
         rows.prefill([PAGE] * 20)
         rows.step()
@@ -314,10 +315,7 @@ def test_written_pages_are_not_touched_again(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.usefixtures("small_system_pages")
 def test_where_untouched_memory_counts_nothing_is_touched_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kv_cache, "untouched_memory_is_free", lambda: False)
-    rows = Rows()
-    rows.cache.grow(100)
-    rows.prefill([3])
+    rows = grown(monkeypatch, 100, is_free=False)
     mark_unused(rows)
     rows.cache.begin_prefill([Slot()], torch.ones(1, PAGE, dtype=torch.int64))
     assert rows.cache.num_touched == 2
@@ -328,11 +326,8 @@ def test_rows_run_where_no_more_threads_can_start(monkeypatch: pytest.MonkeyPatc
     def start(thread: Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(kv_cache, "untouched_memory_is_free", lambda: True)
     monkeypatch.setattr(Thread, "start", start)
-    rows = Rows()
-    rows.cache.grow(100)
-    rows.prefill([3])
+    rows = grown(monkeypatch, 100)
     rows.prefill([PAGE + 1])
     rows.step()
     rows.check()
