@@ -7,8 +7,8 @@ if TYPE_CHECKING:
     from batchgen.errors import BatchgenError
     from batchgen.model import Model, open_model
     from batchgen.pipeline import generate
+    from batchgen.proof.verify import RowCheck, check_padding
     from batchgen.records import Request, Result, SamplingParams
-    from batchgen.verify import RowCheck, check_padding
 
 __version__ = "0.1.0"
 

@@ -6,7 +6,7 @@ import signal
 def main() -> None:
     # Until the command line has its own handlers, Ctrl-C ends the process without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from batchgen.process import settle
+    from batchgen.machine.process import settle
 
     settle()
     from batchgen.cli import app

@@ -14,13 +14,13 @@ from typing import Any, Literal
 
 from batchgen.engines import Engine, make_engine
 from batchgen.errors import InputError
+from batchgen.formats.reading import Row, row_of_object, to_requests
+from batchgen.machine.limits import parse_memory
 from batchgen.model import Checkpoint, Model, open_model
-from batchgen.padding import decode_output, encode
-from batchgen.planner import windows
-from batchgen.probes import parse_memory
-from batchgen.readers import Row, row_of_object, to_requests
+from batchgen.model.padding import decode_output, encode
+from batchgen.planning.batches import windows
 from batchgen.records import Request, Result, RunStats, SamplingParams, Sequence, TooLong
-from batchgen.store import Store
+from batchgen.runs.store import Store
 
 # Where a truncated row says so: beside the row's own columns, under a name that no column will have.
 TRUNCATED = "batchgen_truncated_tokens"

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Iterator
 
 import psutil
 
-from batchgen.engines.backoff import Backoff
-from batchgen.forecast import forecast
-from batchgen.memory import BatchLimits, Footprint, ModelShape
 from batchgen.model import open_checkpoint
 from batchgen.pipeline import Pipeline
+from batchgen.planning.backoff import Backoff
+from batchgen.planning.forecast import forecast
+from batchgen.planning.memory import BatchLimits, Footprint, ModelShape
 from batchgen.records import Request, SamplingParams, Sequence
 
 

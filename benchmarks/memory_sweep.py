@@ -18,7 +18,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from batchgen.process import settle
+from batchgen.machine.process import settle
 
 MIB = 2**20
 # Below this prediction the difference counts, not the ratio: what Python itself allocates is no longer small.
@@ -82,10 +82,10 @@ def measure(point: Point) -> dict[str, float]:
     from transformers import AutoModelForCausalLM
 
     from batchgen.engines.reference import ReferenceEngine
-    from batchgen.memory import BatchLimits, batch_bytes
+    from batchgen.machine.limits import PeakMeter
     from batchgen.model import Checkpoint, Model, open_checkpoint
     from batchgen.model.footprint import footprint_of
-    from batchgen.probes import PeakMeter
+    from batchgen.planning.memory import BatchLimits, batch_bytes
     from batchgen.records import Request, SamplingParams, Sequence
 
     torch.manual_seed(0)

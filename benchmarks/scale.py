@@ -22,12 +22,12 @@ from pathlib import Path
 from workloads import make_model, make_rows
 
 from batchgen.engines.pool import PoolEngine, PoolLimits, PoolMemory
+from batchgen.formats.reading import find_sources, read_requests
 from batchgen.model import open_checkpoint
-from batchgen.padding import encode
+from batchgen.model.padding import encode
 from batchgen.pipeline import to_result
-from batchgen.readers import find_sources, read_requests
 from batchgen.records import Request, Result, SamplingParams, Sequence
-from batchgen.store import Store
+from batchgen.runs.store import Store
 
 ROWS = 10_000  # of the main process's own work
 

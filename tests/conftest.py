@@ -32,10 +32,10 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from batchgen.engines.backoff import Backoff
-from batchgen.memory import BatchLimits, Footprint, ModelShape
 from batchgen.model import Checkpoint, Model, open_checkpoint, open_model
 from batchgen.model.find import BUNDLED_FOLDER
+from batchgen.planning.backoff import Backoff
+from batchgen.planning.memory import BatchLimits, Footprint, ModelShape
 from batchgen.records import Request, SamplingParams, Sequence
 
 # The machines that run the tests are shared: no example fails for being slow.
@@ -44,7 +44,7 @@ settings.load_profile("batchgen")
 
 
 def pytest_configure() -> None:
-    gc.set_threshold(50_000)  # as `batchgen.process` does
+    gc.set_threshold(50_000)  # as `batchgen.machine.process` does
 
 
 RAIN = ["It will rain in the", "I want to eat a big bowl of", "My dog is"]

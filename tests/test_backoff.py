@@ -11,10 +11,15 @@ import torch
 from conftest import ARCHITECTURES, requests_of
 
 from batchgen.engines import make_engine
-from batchgen.engines.backoff import Backoff
 from batchgen.engines.reference import ReferenceEngine
 from batchgen.errors import is_out_of_memory
-from batchgen.memory import (
+from batchgen.machine.limits import PeakMeter
+from batchgen.model import Model
+from batchgen.model.padding import encode
+from batchgen.pipeline import Pipeline
+from batchgen.planning.backoff import Backoff
+from batchgen.planning.batches import plan_batches
+from batchgen.planning.memory import (
     BatchLimits,
     Footprint,
     ModelShape,
@@ -22,11 +27,6 @@ from batchgen.memory import (
     batch_estimate,
     filled_slots_estimate,
 )
-from batchgen.model import Model
-from batchgen.padding import encode
-from batchgen.pipeline import Pipeline
-from batchgen.planner import plan_batches
-from batchgen.probes import PeakMeter
 from batchgen.records import Request, Result, SamplingParams, Sequence
 
 FOOTPRINT = Footprint.of_shape(ModelShape.from_config(ARCHITECTURES["gpt2"]), element_bytes=4)

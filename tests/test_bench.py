@@ -30,9 +30,9 @@ from batchgen.cli import app
 from batchgen.cli.bench import parse_rows
 from batchgen.engines import make_engine
 from batchgen.errors import ModelError, UsageError
+from batchgen.machine.speeds import kept_rows, read_gain, read_speed
 from batchgen.model import Checkpoint, Model
 from batchgen.render.bench import print_report, round_up
-from batchgen.speeds import kept_rows, read_gain, read_speed
 
 CEILING = Ceiling("float32", gflops=100.0, gbytes_per_s=10.0, flops_per_token=20_000_000, bytes_per_step=40_000_000)
 PLAN = Plan("some/model", "cpu", ("float32",), ("continuous",), (1, 8, 32, 64, 128), 128, 32, 60.0)

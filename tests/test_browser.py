@@ -15,10 +15,10 @@ import pytest
 from conftest import RAIN, requests_of
 
 from batchgen import Model
-from batchgen.inspector import inspect_batch, parse_heads
-from batchgen.inspector.attention import inspect_attention
-from batchgen.inspector.whole import inspect_all
-from batchgen.page import render_page
+from batchgen.proof.inspector import inspect_batch, parse_heads
+from batchgen.proof.inspector.attention import inspect_attention
+from batchgen.proof.inspector.whole import inspect_all
+from batchgen.proof.page import render_page
 
 pytestmark = pytest.mark.browser
 CHROMIUM = shutil.which("chromium")

@@ -17,10 +17,10 @@ from conftest import RAIN, decide_alone
 from typer.testing import CliRunner, Result
 
 import batchgen
-import batchgen.padding
+import batchgen.model.padding
 from batchgen.cli import app
 from batchgen.model import Model
-from batchgen.visible import UNSAFE
+from batchgen.text import UNSAFE
 
 FIELDS = [
     "id", "index", "sample_index", "prompt", "text", "finish_reason",
@@ -171,14 +171,14 @@ def test_quiet_is_silent(rain: Path) -> None:
 
 
 def test_what_libraries_log_or_warn_does_not_appear(rain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decode = batchgen.padding.decode
+    decode = batchgen.model.padding.decode
 
     def noisy(*arguments: Any) -> str:
         logging.getLogger("transformers").error("a line of their own")
         warnings.warn("another", stacklevel=1)
         return decode(*arguments)
 
-    monkeypatch.setattr(batchgen.padding, "decode", noisy)
+    monkeypatch.setattr(batchgen.model.padding, "decode", noisy)
     result = run(rain, "--quiet")
     assert (result.exit_code, result.stderr) == (0, "")
 

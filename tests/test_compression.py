@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from batchgen.compression import ZSTD_MODULES, packed, unpack
 from batchgen.errors import InputError, OutputError
-from batchgen.readers import Source, count_rows, find_sources, read_requests
+from batchgen.formats.compression import ZSTD_MODULES, packed, unpack
+from batchgen.formats.reading import Source, count_rows, find_sources, read_requests
 from batchgen.records import Request
 
 LINES = b"".join(b"line %d\n" % number for number in range(5000))

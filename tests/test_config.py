@@ -11,7 +11,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from batchgen.cli import app
-from batchgen.config import LARGEST, NOT_FROM_FILES, config_files, read_settings
+from batchgen.cli.config_files import LARGEST, NOT_FROM_FILES, config_files, read_settings
 from batchgen.errors import UsageError
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]

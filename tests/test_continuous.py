@@ -21,16 +21,16 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 import batchgen
 from batchgen import Model
 from batchgen.engines import make_engine
-from batchgen.engines.backoff import Backoff
 from batchgen.engines.continuous import ContinuousEngine
-from batchgen.engines.kv_cache import ATTENTION, Slot, SlotCache, _Prefill, _Step
+from batchgen.engines.continuous.kv_cache import ATTENTION, Slot, SlotCache, _Prefill, _Step
+from batchgen.engines.continuous.slot_model import SlotModel, make_slot_model
 from batchgen.engines.sampling import Sampler
-from batchgen.engines.slot_model import SlotModel, make_slot_model
 from batchgen.errors import ModelError, UsageError
-from batchgen.memory import PAGE, PREFILL_TOKENS, filled_slots_estimate
 from batchgen.model import Checkpoint, open_model
-from batchgen.padding import encode
-from batchgen.planner import limits_for
+from batchgen.model.padding import encode
+from batchgen.planning.backoff import Backoff
+from batchgen.planning.batches import limits_for
+from batchgen.planning.memory import PAGE, PREFILL_TOKENS, filled_slots_estimate
 from batchgen.records import Request, SamplingParams, Sequence
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, **SMALL}

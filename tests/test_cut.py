@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchgen.errors import InputError, UsageError
-from batchgen.ray_backend.cut import choose_part_rows, cut_file, make_parts, read_part
-from batchgen.ray_backend.inputs import InputFile, find_files
-from batchgen.readers import ReadOptions, find_sources, read_requests
+from batchgen.formats.reading import ReadOptions, find_sources, read_requests
 from batchgen.records import Request, SamplingParams
+from batchgen.runs.ray.cut import choose_part_rows, cut_file, make_parts, read_part
+from batchgen.runs.ray.inputs import InputFile, find_files
 
 PARAMS, OPTIONS = SamplingParams(), ReadOptions()
 LINES = [

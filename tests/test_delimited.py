@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from test_writers import result_of
 
 from batchgen.errors import InputError
-from batchgen.readers import UTF8_BOM, ReadOptions, Source, count_rows, read_requests
+from batchgen.formats.reading import UTF8_BOM, ReadOptions, Source, count_rows, read_requests
+from batchgen.formats.templates import Template
+from batchgen.formats.writing import WRITERS, WriteOptions
 from batchgen.records import Request
-from batchgen.templates import Template
-from batchgen.writers import WRITERS, WriteOptions
 
 CELL = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from('",\t\r\n;=+-@ '))
 HEADER = "id,index,sample_index,prompt,text,finish_reason,num_prompt_tokens,num_output_tokens,error,model"
@@ -109,7 +109,7 @@ def test_a_quote_that_is_open_to_the_end_costs_one_row(tmp_path: Path) -> None:
 
 
 def test_a_record_of_too_many_lines_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("batchgen.readers.delimited.MOST_LINES", 10)
+    monkeypatch.setattr("batchgen.formats.delimited.MOST_LINES", 10)
     bad, *good = read(tmp_path / "a.csv", b'prompt\n"open\n' + b"It\n" * 100)
     assert "is a quote never closed?" in (bad.error or "")
     assert len(good) == 100
@@ -118,7 +118,7 @@ def test_a_record_of_too_many_lines_is_left_behind(tmp_path: Path, monkeypatch: 
 def test_a_file_made_to_be_read_again_and_again_comes_to_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("batchgen.readers.delimited.MOST_READ_AGAIN", 10_000)
+    monkeypatch.setattr("batchgen.formats.delimited.MOST_READ_AGAIN", 10_000)
     requests = read(tmp_path / "a.csv", b"prompt,b\n" + b'x","y\n' * 5000)
     assert len(requests) < 10
     assert "; it is skipped through line 5001" in (requests[-1].error or "")

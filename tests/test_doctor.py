@@ -40,9 +40,9 @@ from batchgen.doctor.facts import (
 from batchgen.doctor.installation import LIBRARIES, examine_installation, examine_models
 from batchgen.doctor.machine import COLUMNS, INNER, ROWS, examine_machine, measure_gflops
 from batchgen.errors import ModelError, UsageError
-from batchgen.probes import Bound
+from batchgen.machine.limits import Bound
+from batchgen.machine.speeds import KeptGain
 from batchgen.render.doctor import print_diagnosis
-from batchgen.speeds import KeptGain
 
 GIB = 1 << 30
 INSTALLATION = Installation(

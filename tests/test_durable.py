@@ -18,7 +18,7 @@ from typer.testing import Result
 
 from batchgen.cli.options import Format
 from batchgen.cli.output import Target, open_store
-from batchgen.store import Store
+from batchgen.runs.store import Store
 
 PROMPTS = ["It will rain in the", "My dog is", "Once upon a time", "The old king", "I want to eat", "She said"]
 

@@ -9,10 +9,10 @@ import fsspec
 import pytest
 
 from batchgen.errors import OutputError
-from batchgen.ray_backend.cut import Part
-from batchgen.ray_backend.folder import OutputFolder, Piece
-from batchgen.ray_backend.inputs import InputFile
 from batchgen.records import Result
+from batchgen.runs.ray.cut import Part
+from batchgen.runs.ray.folder import OutputFolder, Piece
+from batchgen.runs.ray.inputs import InputFile
 
 PARTS = [Part(number, InputFile("a", "/a"), "text", number * 10, 10) for number in range(3)]
 

@@ -16,8 +16,8 @@ from transformers import (
 )
 
 import batchgen.model.footprint
-from batchgen.memory import Footprint, ModelShape
 from batchgen.model.footprint import _fit, _Trial, footprint_of
+from batchgen.planning.memory import Footprint, ModelShape
 
 GROUPED = LlamaConfig(
     hidden_size=96, num_hidden_layers=5, num_attention_heads=6, num_key_value_heads=2, intermediate_size=256,

@@ -13,12 +13,12 @@ from typer.testing import CliRunner, Result
 
 from batchgen.cli import app
 from batchgen.engines import make_engine
-from batchgen.forecast import MOST_LISTED, Forecast, Padding, forecast, in_input_order
-from batchgen.memory import BatchLimits, batch_bytes
+from batchgen.machine.speeds import Settings, Speed, write_settings
 from batchgen.model import Checkpoint, Model, open_model
 from batchgen.pipeline import Pipeline
+from batchgen.planning.forecast import MOST_LISTED, Forecast, Padding, forecast, in_input_order
+from batchgen.planning.memory import BatchLimits, batch_bytes
 from batchgen.records import Request, SamplingParams, Sequence
-from batchgen.speeds import Settings, Speed, write_settings
 
 # One token each in GPT-2's vocabulary.
 WORDS = "one two three four five six seven eight nine ten"
@@ -135,7 +135,9 @@ def test_long_prompts_are_prefilled_a_few_at_a_time(checkpoint: Checkpoint) -> N
 def test_slots_are_filled_by_the_first_windows_together(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("batchgen.planner.HEAVIEST_WINDOW", 16 * len(of_length(9)))  # windows of at most 17 rows
+    monkeypatch.setattr(
+        "batchgen.planning.batches.HEAVIEST_WINDOW", 16 * len(of_length(9))
+    )  # windows of at most 17 rows
     plan = forecast_of(checkpoint, [9] * 40, has_slots=True)
     assert plan.largest is not None
     assert (plan.largest.rows, plan.largest.columns) == (40, 9)
@@ -261,7 +263,7 @@ def test_the_users_own_bound_is_named(prompts: Path) -> None:
 
 
 def test_a_time_is_known_after_a_run(prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("batchgen.speeds.LEAST_TELLING_S", 0)
+    monkeypatch.setattr("batchgen.machine.speeds.LEAST_TELLING_S", 0)
     env = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     command = ["run", "-p", "My dog is", "--model", "bundled", "--max-new-tokens", "3", "--quiet"]
     CliRunner().invoke(app, command, env=env)

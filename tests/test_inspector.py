@@ -18,12 +18,12 @@ from test_reference import generate_alone
 from batchgen import Model
 from batchgen.engines import make_engine
 from batchgen.errors import ModelError, UsageError
-from batchgen.inspector import Heads, Inspection, inspect_batch, inspect_masks, parse_heads
-from batchgen.inspector.attention import inspect_attention
-from batchgen.inspector.sides import compare_sides
-from batchgen.inspector.watch import Seen, eager, watch_attention
-from batchgen.inspector.whole import fold_left, inspect_all
 from batchgen.model import Checkpoint
+from batchgen.proof.inspector import Heads, Inspection, inspect_batch, inspect_masks, parse_heads
+from batchgen.proof.inspector.attention import inspect_attention
+from batchgen.proof.inspector.sides import compare_sides
+from batchgen.proof.inspector.watch import Seen, eager, watch_attention
+from batchgen.proof.inspector.whole import fold_left, inspect_all
 from batchgen.records import Batch
 
 

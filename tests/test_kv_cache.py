@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchgen.engines import kv_cache
-from batchgen.engines.kv_cache import HIDDEN, TOUCHED_AHEAD, Prefix, Slot, SlotCache
-from batchgen.memory import PAGE
+from batchgen.engines.continuous.kv_cache import HIDDEN, TOUCHED_AHEAD, Prefix, Slot, SlotCache
+from batchgen.planning.memory import PAGE
 
 LAYERS, KV_HEADS, GROUP, SIZE = 2, 2, 3, 4
 SCALING = SIZE**-0.5

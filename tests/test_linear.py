@@ -15,7 +15,7 @@ from transformers.activations import ACT2FN, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 from batchgen.engines import linear
-from batchgen.engines.linear import PackedLinear, speed_up, weight_of
+from batchgen.engines.continuous.linear import PackedLinear, speed_up, weight_of
 
 
 def layer_of(kind: str, bias: bool) -> nn.Linear | Conv1D:

@@ -14,12 +14,12 @@ import pytest
 from conftest import FakeEngine
 
 from batchgen.errors import BatchgenError
+from batchgen.formats.reading import ReadOptions, find_sources, read_requests
+from batchgen.formats.templates import Template
+from batchgen.formats.writing import WRITERS, WriteOptions
 from batchgen.model import Checkpoint
 from batchgen.pipeline import Pipeline
-from batchgen.readers import ReadOptions, find_sources, read_requests
 from batchgen.records import Request, Result
-from batchgen.templates import Template
-from batchgen.writers import WRITERS, WriteOptions
 
 ODD = [
     "\0", "\x1b[31m", "\ufeff", "\u2028", "\u202e", "\x85", "\r", "\ud800", "<|endoftext|>", "=1+1", '"', "'", "\\",

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MambaConfig, OPTConfig, PretrainedConfig
 
-from batchgen.memory import (
+from batchgen.planning.memory import (
     PAGE,
     PREFILL_TOKENS,
     BatchLimits,

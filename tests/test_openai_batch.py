@@ -11,11 +11,11 @@ import pytest
 from test_writers import result_of
 
 from batchgen.errors import InputError
-from batchgen.readers import ReadOptions, Source, find_sources, read_requests
-from batchgen.readers.openai_batch import SeenIds
+from batchgen.formats.openai_batch import SeenIds
+from batchgen.formats.reading import ReadOptions, Source, find_sources, read_requests
+from batchgen.formats.templates import Template
+from batchgen.formats.writing import WRITERS, WriteOptions
 from batchgen.records import Request, SamplingParams
-from batchgen.templates import Template
-from batchgen.writers import WRITERS, WriteOptions
 
 
 def line(custom_id: object = "a", **body: Any) -> dict[str, Any]:

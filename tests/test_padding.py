@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import AddedToken, PreTrainedTokenizerBase
 
 from batchgen.model import open_checkpoint
-from batchgen.padding import decode, decode_output, encode, pad, positions, tokenize
+from batchgen.model.padding import decode, decode_output, encode, pad, positions, tokenize
 from batchgen.records import Request, Sequence
 
 

@@ -13,10 +13,10 @@ import torch
 from conftest import RAIN, requests_of
 
 from batchgen import Model
-from batchgen.inspector import Inspection, inspect_batch
-from batchgen.inspector.whole import NextToken, Prediction, WholeAttention, inspect_all
-from batchgen.page import render_page
-from batchgen.page.pack import ALPHABET, DEPTH, num_scores, pack
+from batchgen.proof.inspector import Inspection, inspect_batch
+from batchgen.proof.inspector.whole import NextToken, Prediction, WholeAttention, inspect_all
+from batchgen.proof.page import render_page
+from batchgen.proof.page.pack import ALPHABET, DEPTH, num_scores, pack
 from batchgen.records import Request
 
 MARKUP = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&<!--"
@@ -95,7 +95,7 @@ def test_only_rows_that_fit_are_packed() -> None:
 
 def made_up(num_layers: int, num_heads: int) -> tuple[Inspection, WholeAttention, list[Prediction]]:
     """Sixteen rows of 64 tokens, of a model that nobody has to run."""
-    from batchgen.inspector import InspectedRow
+    from batchgen.proof.inspector import InspectedRow
 
     pieces = [f" token{i}" for i in range(64)]
     row = InspectedRow("row", " ".join(pieces), pieces, pieces, [50000] * 64, [1] * 64, list(range(64)), [False] * 64)

@@ -19,9 +19,9 @@ from test_compression import read_to_the_damage
 from test_writers import TEXT, result_of
 
 from batchgen.errors import InputError, OutputError
-from batchgen.readers import ReadOptions, Source, count_rows, find_sources, read_requests
+from batchgen.formats.reading import ReadOptions, Source, count_rows, find_sources, read_requests
+from batchgen.formats.writing import WRITERS, WriteOptions
 from batchgen.records import Request
-from batchgen.writers import WRITERS, WriteOptions
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -181,7 +181,7 @@ def test_a_column_has_the_type_of_its_values(values: list[Any], kind: str, cells
 
 
 def test_a_later_value_of_another_type_is_json_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("batchgen.writers.parquet.GROUP_ROWS", 2)
+    monkeypatch.setattr("batchgen.formats.parquet.GROUP_ROWS", 2)
     values = [1, 2, "three", 4, None, 0.5]
     table = write(*(result_of(index=i, metadata={"x": value}) for i, value in enumerate(values)))
     assert table.column("x").to_pylist() == [1, 2, None, 4, None, None]
@@ -189,7 +189,7 @@ def test_a_later_value_of_another_type_is_json_beside_it(monkeypatch: pytest.Mon
 
 
 def test_row_groups_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("batchgen.writers.parquet.GROUP_ROWS", 3)
+    monkeypatch.setattr("batchgen.formats.parquet.GROUP_ROWS", 3)
     stream = io.BytesIO()
     WRITERS["parquet"]([result_of(index=i) for i in range(7)], stream, WriteOptions())
     file = pq.ParquetFile(stream)

@@ -6,7 +6,7 @@ from fake_worker import rows_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchgen.engines.parts import DEATHS_ALONE, Part, Parts
+from batchgen.engines.pool.parts import DEATHS_ALONE, Part, Parts
 from batchgen.records import Sequence
 
 

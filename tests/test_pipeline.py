@@ -10,7 +10,7 @@ from conftest import RAIN, FakeEngine, requests_of
 import batchgen
 from batchgen import Model, Result
 from batchgen.model import Checkpoint
-from batchgen.padding import encode
+from batchgen.model.padding import encode
 from batchgen.pipeline import InOrder, Pipeline
 from batchgen.records import Request, Sequence
 

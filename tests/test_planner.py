@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchgen.errors import InputError
-from batchgen.memory import PREFILL_TOKENS, BatchLimits, Footprint, ModelShape, estimate, largest_batch
-from batchgen.planner import longest_first, make_limits, plan_batches, plan_prefills, step_work, windows
+from batchgen.planning.batches import longest_first, make_limits, plan_batches, plan_prefills, step_work, windows
+from batchgen.planning.memory import PREFILL_TOKENS, BatchLimits, Footprint, ModelShape, estimate, largest_batch
 from batchgen.records import Request, SamplingParams, Sequence
 
 FOOTPRINT = Footprint.of_shape(ModelShape.from_config(ARCHITECTURES["gpt2"]), element_bytes=4)
@@ -234,7 +234,7 @@ def test_windows_do_not_shrink() -> None:
 
 
 def test_a_window_closes_when_its_items_are_heavy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("batchgen.planner.HEAVIEST_WINDOW", 10)
+    monkeypatch.setattr("batchgen.planning.batches.HEAVIEST_WINDOW", 10)
     items = [1, 1, 20, 1, 4, 4, 4, 4, 30]
     cut = list(windows(items, first=4, patience_s=PATIENT, weigh=int))
     assert list(itertools.chain(*cut)) == items
@@ -242,7 +242,7 @@ def test_a_window_closes_when_its_items_are_heavy(monkeypatch: pytest.MonkeyPatc
 
 
 def test_no_more_is_read_ahead_than_a_window_weighs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("batchgen.planner.HEAVIEST_WINDOW", 10)
+    monkeypatch.setattr("batchgen.planning.batches.HEAVIEST_WINDOW", 10)
     num_read = itertools.count()
     items = (next(num_read) * 0 + 11 for _ in range(1000))
     for number, window in enumerate(windows(items, first=1, patience_s=PATIENT, weigh=int)):

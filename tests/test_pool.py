@@ -16,9 +16,9 @@ import pytest
 from fake_worker import REFUSE, SEGFAULT, FakeRecipe, rows_of
 
 from batchgen.engines.pool import PoolEngine, share_out
-from batchgen.engines.worker import ModelRecipe
+from batchgen.engines.pool.worker import ModelRecipe
 from batchgen.errors import ModelError, UsageError
-from batchgen.probes import parse_memory
+from batchgen.machine.limits import parse_memory
 from batchgen.records import Sequence
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")

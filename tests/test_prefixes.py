@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchgen.engines.prefixes import LEAST_PREFIX, LEAST_SAVED, shared_prefixes, twins
+from batchgen.engines.continuous.prefixes import LEAST_PREFIX, LEAST_SAVED, shared_prefixes, twins
 from batchgen.records import Request, SamplingParams, Sequence
 
 GREEDY = SamplingParams()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from batchgen.errors import UsageError
-from batchgen.probes import (
+from batchgen.machine.limits import (
     Bound,
     MemoryLimit,
     PeakMeter,

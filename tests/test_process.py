@@ -9,7 +9,7 @@ import pytest
 
 RESIDENT = """
 import sys
-from batchgen.process import reuse_blocks, settle
+from batchgen.machine.process import reuse_blocks, settle
 settle()
 if sys.argv[1] == "plenty":
     reuse_blocks(True)
@@ -38,7 +38,7 @@ def test_freed_blocks_go_back_where_memory_is_short() -> None:
 
 LIMITED = """
 import resource, sys
-from batchgen.process import untouched_memory_is_free
+from batchgen.machine.process import untouched_memory_is_free
 most = resource.getrlimit(resource.RLIMIT_AS)[1]
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]) if sys.argv[1:] else most, most))
 print(untouched_memory_is_free(), most == resource.RLIM_INFINITY)
@@ -52,7 +52,7 @@ def test_untouched_memory_costs_something_where_addresses_are_limited() -> None:
     assert is_free == can_be  # True, unless this test itself runs under a limit that it cannot lift
 
 
-SPIN = "from batchgen.process import settle; settle(); import os; print(os.environ.get('GOMP_SPINCOUNT'))"
+SPIN = "from batchgen.machine.process import settle; settle(); import os; print(os.environ.get('GOMP_SPINCOUNT'))"
 
 
 def test_threads_spin_briefly() -> None:
@@ -63,7 +63,9 @@ def test_threads_spin_briefly() -> None:
 
 def test_cycles_are_looked_for_rarely() -> None:
     assert (
-        int(run_python("from batchgen.process import settle; settle(); import gc; print(gc.get_threshold()[0])"))
+        int(
+            run_python("from batchgen.machine.process import settle; settle(); import gc; print(gc.get_threshold()[0])")
+        )
         >= 10_000
     )
 

@@ -21,15 +21,15 @@ import pytest
 from test_cli import failure, invoke, records, run
 from typer.testing import Result
 
+from batchgen.formats.reading import ReadOptions
 from batchgen.model import Checkpoint
-from batchgen.ray_backend import ClusterRun
-from batchgen.ray_backend.cluster import Size, connect
-from batchgen.ray_backend.cut import cut_file, make_parts
-from batchgen.ray_backend.folder import OutputFolder
-from batchgen.ray_backend.inputs import find_files
-from batchgen.ray_backend.piecework import Work
-from batchgen.readers import ReadOptions
 from batchgen.records import SamplingParams
+from batchgen.runs.ray import ClusterRun
+from batchgen.runs.ray.cluster import Size, connect
+from batchgen.runs.ray.cut import cut_file, make_parts
+from batchgen.runs.ray.folder import OutputFolder
+from batchgen.runs.ray.inputs import find_files
+from batchgen.runs.ray.piecework import Work
 
 ray = pytest.importorskip("ray", reason="LOUDLY SKIPPED: the extra ray is not installed; `make test-ray` installs it")
 pytestmark = pytest.mark.ray
@@ -298,7 +298,7 @@ def test_more_workers_than_the_machine_has_room_for_are_refused(prompts: Path, t
 def test_the_models_files_go_through_the_object_store_once(
     address: str, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    from batchgen.ray_backend.cluster import ModelFiles
+    from batchgen.runs.ray.cluster import ModelFiles
 
     with connect(address):
         content = (checkpoint.folder / "config.json").read_bytes()

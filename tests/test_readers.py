@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchgen.errors import InputError
-from batchgen.planner import windows
-from batchgen.readers import UTF8_BOM, ReadOptions, Source, count_rows, find_sources, read_requests
+from batchgen.formats.reading import UTF8_BOM, ReadOptions, Source, count_rows, find_sources, read_requests
+from batchgen.formats.templates import Template
+from batchgen.formats.writing import to_json
+from batchgen.planning.batches import windows
 from batchgen.records import Request, SamplingParams
-from batchgen.templates import Template
-from batchgen.writers import to_json
 
 # Each of these ends a line for str.splitlines(), and none does here.
 NOT_NEWLINES = ["\u2028", "\u2029", "\x85", "\v", "\f", "\x1c", "\x1d", "\x1e", "\r"]
@@ -541,7 +541,7 @@ def test_a_file_without_permission_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
 def test_a_line_longer_than_a_row_fails_alone(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("batchgen.readers.content.LONGEST_ROW", 100)
+    monkeypatch.setattr("batchgen.formats.content.LONGEST_ROW", 100)
     good = b'{"prompt": "a"}\n' if name.endswith("jsonl") else b"a\n"
     header = b"prompt\n" if name.endswith("csv") else b""
     *before, bad, after = read_file(tmp_path / name, header + good * 2 + b"x" * 1000 + b"\n" + good)
@@ -552,7 +552,7 @@ def test_a_line_longer_than_a_row_fails_alone(tmp_path: Path, name: str, monkeyp
 
 
 def test_a_row_may_be_as_long_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("batchgen.readers.content.LONGEST_ROW", 100)
+    monkeypatch.setattr("batchgen.formats.content.LONGEST_ROW", 100)
     lengths = [98, 99, 100, 101, 250]
     content = b"\n".join(b"x" * length for length in lengths)
     assert [bool(r.error) for r in read_file(tmp_path / "a.txt", content)] == [False, False, True, True, True]
@@ -573,7 +573,7 @@ def test_a_long_line_is_not_held(tmp_path: Path) -> None:
 
 
 def test_a_prompt_longer_than_a_row_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("batchgen.readers.rows.LONGEST_PROMPT", 3)
+    monkeypatch.setattr("batchgen.formats.rows.LONGEST_PROMPT", 3)
     bad, good = read_requests(find_sources([], ["four", "has"]))
     assert (bad.prompt, bad.error) == ("", "prompt 0: the prompt has 4 characters, more than 3")
     assert good.error is None

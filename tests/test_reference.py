@@ -18,7 +18,7 @@ import batchgen.model
 from batchgen import Model, Result
 from batchgen.engines import make_engine
 from batchgen.errors import BatchgenError, ModelError
-from batchgen.padding import encode
+from batchgen.model.padding import encode
 from batchgen.records import Request, SamplingParams
 
 WORDS = "the a dog house rain bowl king walks eats sees big small old in of and".split()  # noqa: SIM905

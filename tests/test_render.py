@@ -13,7 +13,7 @@ from batchgen.render.grid import GridLine, column_widths, elide, fold_grid
 from batchgen.render.progress import ProgressReport
 from batchgen.render.screen import Screen, summary
 from batchgen.render.table import ResultTable
-from batchgen.visible import escape
+from batchgen.text import escape
 
 
 def result_of(index: int = 0, num_tokens: int = 3, padded_length: int | None = 5, **changes: object) -> Result:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from batchgen.formats.reading import ReadOptions, Source, read_requests, row_of_object, to_requests
+from batchgen.formats.row_options import KEYS, override
 from batchgen.pipeline import generate
-from batchgen.readers import ReadOptions, Source, read_requests, row_of_object, to_requests
 from batchgen.records import Request, SamplingParams
-from batchgen.row_sampling import KEYS, override
 
 GREEDY = SamplingParams()
 NUCLEUS = SamplingParams(temperature=1.0, top_p=0.9, top_k=40, min_p=0.1, num_samples=4)

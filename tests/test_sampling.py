@@ -15,7 +15,6 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from batchgen.engines.draws import DRAW_MARGIN, draw, num_levels, uniforms
 from batchgen.engines.sampling import (
     GREEDY_MARGIN,
     Sampler,
@@ -24,6 +23,7 @@ from batchgen.engines.sampling import (
     penalize_repetition,
     top_two,
 )
+from batchgen.engines.sampling.draws import DRAW_MARGIN, draw, num_levels, uniforms
 from batchgen.records import Sequence
 
 ROWS, VOCAB = 5, 300

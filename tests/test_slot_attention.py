@@ -7,8 +7,8 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from batchgen.engines import kv_cache
-from batchgen.engines.kv_cache import HIDDEN, attention
-from batchgen.engines.slot_attention import attend_pages, attend_prompts
+from batchgen.engines.continuous.kv_cache import HIDDEN, attention
+from batchgen.engines.continuous.slot_attention import attend_pages, attend_prompts
 
 ROWS, SIZE = 3, 16
 LENGTHS = (6, 9, 4)

@@ -17,10 +17,10 @@ from test_reference import generate_alone, output_ids, ragged_prompts
 import batchgen
 from batchgen import Model
 from batchgen.engines import ENGINES
-from batchgen.forecast import forecast
-from batchgen.memory import BatchLimits
 from batchgen.model import Checkpoint, open_model
 from batchgen.pipeline import Pipeline
+from batchgen.planning.forecast import forecast
+from batchgen.planning.memory import BatchLimits
 from batchgen.records import Request
 
 pytestmark = pytest.mark.slow

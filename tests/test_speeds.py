@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from batchgen.records import RunStats
-from batchgen.speeds import (
+from batchgen.machine.speeds import (
     KeptGain,
     Settings,
     Speed,
@@ -18,6 +17,7 @@ from batchgen.speeds import (
     write_settings,
     write_speed,
 )
+from batchgen.records import RunStats
 
 STATS = RunStats(
     rows=10, errors=0, blank_lines=0, batches=2, prompt_tokens=900, output_tokens=100, pad_tokens=100, prefill_s=2.0,

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from batchgen.errors import InputError, InUseError, OutputError
 from batchgen.records import Request, Result
-from batchgen.store import FIELDS, Store, digest_of, remove_store
+from batchgen.runs.store import FIELDS, Store, digest_of, remove_store
 
 FINE = Result(0, "a", 0, "My dog", " is", "length", 2, 1, None, {}, "bundled", (3666, 3290), (318,), 0, 2)
 FAILED = Result(1, "b", 0, "", "", "error", 0, 0, "the prompt is empty", {}, "bundled")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchgen.errors import InputError, UsageError
-from batchgen.templates import LONGEST_TEMPLATE, Template, read_template
+from batchgen.formats.templates import LONGEST_TEMPLATE, Template, read_template
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 COLUMNS: dict[str, Any] = {

@@ -21,11 +21,10 @@ from batchgen.engines import Engine, make_engine
 from batchgen.engines.continuous import ContinuousEngine
 from batchgen.engines.reference import ReferenceEngine
 from batchgen.errors import InputError
-from batchgen.mistakes import generate_as_is, pad_right, without_mask
 from batchgen.model import Checkpoint
-from batchgen.padding import encode, pad
-from batchgen.records import Sequence
-from batchgen.verify import (
+from batchgen.model.padding import encode, pad
+from batchgen.proof.mistakes import generate_as_is, pad_right, without_mask
+from batchgen.proof.verify import (
     Controls,
     ErrorBound,
     LogitRecorder,
@@ -40,9 +39,10 @@ from batchgen.verify import (
     spread,
     verify_rows,
 )
-from batchgen.verify.facts import Bin, histogram
-from batchgen.verify.rows import Departure, find_departure, verdict_of
-from batchgen.visible import short_number
+from batchgen.proof.verify.facts import Bin, histogram
+from batchgen.proof.verify.rows import Departure, find_departure, verdict_of
+from batchgen.records import Sequence
+from batchgen.text import short_number
 
 PROMPTS = [*ragged_prompts(4, seed=3, longest=12), "the", "the a", "the"]
 BOUND = ErrorBound(1e-5, 1e-4)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batchgen.formats.writing import WRITERS, WriteOptions, to_dict, to_json
 from batchgen.records import Result
-from batchgen.writers import WRITERS, WriteOptions, to_dict, to_json
 
 PLAIN = [
     "id", "index", "sample_index", "prompt", "text", "finish_reason",

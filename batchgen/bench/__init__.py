@@ -17,7 +17,7 @@ from batchgen.bench.sweep import sweep
 from batchgen.bench.workload import differing_share
 from batchgen.errors import is_out_of_memory
 from batchgen.model.quiet import first_line
-from batchgen.planner import MOST_ROWS_ACCELERATOR, MOST_SLOTS
+from batchgen.planning.batches import MOST_ROWS_ACCELERATOR, MOST_SLOTS
 
 if TYPE_CHECKING:
     from batchgen.bench.lab import Lab

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import date
 
 from batchgen.bench.facts import Best, Point, Report
-from batchgen.speeds import KeptGain, Settings, Speed, write_gain, write_settings, write_speed
+from batchgen.machine.speeds import KeptGain, Settings, Speed, write_gain, write_settings, write_speed
 
 
 def keep(report: Report, environ: Mapping[str, str] = os.environ) -> Report:

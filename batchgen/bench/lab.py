@@ -13,10 +13,10 @@ from batchgen.bench.facts import Ceiling, Sample, Task
 from batchgen.bench.sweep import NoMemoryError
 from batchgen.bench.workload import make_rows, without_eos, word_rows
 from batchgen.engines import Engine, make_engine
-from batchgen.engines.backoff import release
 from batchgen.errors import ModelError
+from batchgen.machine.process import reuse_blocks
 from batchgen.model.weights import Model, load_model
-from batchgen.process import reuse_blocks
+from batchgen.planning.backoff import release
 from batchgen.records import Sequence
 
 if TYPE_CHECKING:

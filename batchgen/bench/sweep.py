@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from batchgen.bench.facts import Point, Sample, Task
 from batchgen.errors import BatchgenError, is_out_of_memory
 from batchgen.model.quiet import first_line
-from batchgen.planner import step_work
+from batchgen.planning.batches import step_work
 
 MOST_RUNS = 5
 NO_TIME = "no time"

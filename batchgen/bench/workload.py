@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
-from batchgen.engines.prefixes import common_length
+from batchgen.engines.continuous.prefixes import common_length
 from batchgen.errors import UsageError
-from batchgen.padding import encode
+from batchgen.model.padding import encode
 from batchgen.records import Request, SamplingParams, Sequence
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from batchgen.bench.advice import where_it_stops
 from batchgen.bench.facts import Report, Task
 from batchgen.cli import options as opt
 from batchgen.errors import UsageError
+from batchgen.formats.writing import to_json
 from batchgen.model import open_checkpoint
 from batchgen.render.bench import print_report
 from batchgen.render.screen import OutputConsole, Screen, plural
-from batchgen.writers import to_json
 
 NOTHING_RAN = 1
 MOST_ROWS, MOST_NUMBERS = 4096, 12

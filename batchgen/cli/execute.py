@@ -25,22 +25,22 @@ from batchgen.cli.signals import Interrupts
 from batchgen.engines import Engine, make_engine
 from batchgen.engines.pool import choose_devices, make_pool, num_threads
 from batchgen.errors import OutputError
-from batchgen.manifest import InputDigest, Manifest, model_facts
+from batchgen.formats.reading import ReadOptions, Source, count_rows, read_requests
+from batchgen.formats.writing import WRITERS, Rows, WriteOptions
+from batchgen.machine.limits import MemoryLimit
+from batchgen.machine.process import reuse_blocks
+from batchgen.machine.speeds import speed_of, write_speed
 from batchgen.model import Checkpoint, Model, open_checkpoint
 from batchgen.model.checks import check_weights
 from batchgen.model.weights import choose_dtype, load_model, name_of_dtype
 from batchgen.pipeline import Pipeline
-from batchgen.probes import MemoryLimit
-from batchgen.process import reuse_blocks
-from batchgen.readers import ReadOptions, Source, count_rows, read_requests
 from batchgen.records import Request, Result, SamplingParams, TooLong
 from batchgen.render.progress import ProgressReport
 from batchgen.render.screen import OutputConsole, Screen, plural, summary
 from batchgen.render.table import ResultTable
-from batchgen.speeds import speed_of, write_speed
-from batchgen.store import Store
-from batchgen.visible import escape
-from batchgen.writers import WRITERS, Rows, WriteOptions
+from batchgen.runs.manifest import InputDigest, Manifest, model_facts
+from batchgen.runs.store import Store
+from batchgen.text import escape
 
 if TYPE_CHECKING:
     import torch

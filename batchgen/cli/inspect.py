@@ -15,9 +15,10 @@ from batchgen.cli import options as opt
 from batchgen.cli.execute import SOME_ROWS_FAILED
 from batchgen.cli.output import check_file, write_whole
 from batchgen.errors import InputError
-from batchgen.inspector import Heads, Inspection, Masks, inspect_batch, inspect_masks, parse_heads
+from batchgen.formats.reading import read_requests
+from batchgen.formats.writing import to_json
 from batchgen.model import Checkpoint, Model, open_checkpoint, open_model
-from batchgen.readers import read_requests
+from batchgen.proof.inspector import Heads, Inspection, Masks, inspect_batch, inspect_masks, parse_heads
 from batchgen.records import SamplingParams
 from batchgen.render.attention import print_attention
 from batchgen.render.batch import print_batch
@@ -25,13 +26,12 @@ from batchgen.render.masks import print_masks
 from batchgen.render.screen import OutputConsole, Screen, plural, print_line
 from batchgen.render.sides import print_sides
 from batchgen.render.svg import to_svg
-from batchgen.writers import to_json
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from batchgen.inspector.attention import QueryAttention
-    from batchgen.inspector.sides import RowSides
+    from batchgen.proof.inspector.attention import QueryAttention
+    from batchgen.proof.inspector.sides import RowSides
 
 DEFAULT_LIMIT = 16
 VIEWS = "Views"
@@ -185,19 +185,19 @@ def _look(checkpoint: Checkpoint, model: Model | None, inspection: Inspection, w
     masks = inspect_masks(checkpoint.config, batch) if wanted.mask else None
     attention = sides = None
     if model and wanted.heads:
-        from batchgen.inspector.attention import inspect_attention
+        from batchgen.proof.inspector.attention import inspect_attention
 
         attention = inspect_attention(model, inspection, wanted.heads, wanted.query)
     if model and wanted.sides:
-        from batchgen.inspector.sides import compare_sides
+        from batchgen.proof.inspector.sides import compare_sides
 
         sides = compare_sides(model, inspection, wanted.max_new_tokens)
     return Views(inspection, wanted.heads, masks, attention, sides)
 
 
 def _page(model: Model, inspection: Inspection) -> str:
-    from batchgen.inspector.whole import inspect_all
-    from batchgen.page import render_page
+    from batchgen.proof.inspector.whole import inspect_all
+    from batchgen.proof.page import render_page
 
     if inspection.batch is None:
         raise InputError("--html: there is no row to show")

@@ -14,18 +14,18 @@ from batchgen.cli.execute import SOME_ROWS_FAILED, Job, ran_exactly
 from batchgen.cli.options import Format
 from batchgen.cli.output import write_json
 from batchgen.cli.signals import Interrupts
-from batchgen.engines.worker import ModelRecipe
+from batchgen.engines.pool.worker import ModelRecipe
 from batchgen.errors import OutputError, UsageError
-from batchgen.manifest import Manifest, model_facts
 from batchgen.model import Checkpoint, open_checkpoint
 from batchgen.model.weights import choose_dtype, name_of_dtype
-from batchgen.ray_backend import ClusterRun
-from batchgen.ray_backend.cluster import Cluster, Size, connect
-from batchgen.ray_backend.cut import GRAIN, CutFile, Part, choose_part_rows, cut_file, make_parts
-from batchgen.ray_backend.folder import MANIFEST, NAME, WRITING, OutputFolder, Piece
-from batchgen.ray_backend.inputs import InputFile, find_files
-from batchgen.ray_backend.piecework import Outcome, Work
 from batchgen.render.screen import Screen, plural, summary
+from batchgen.runs.manifest import Manifest, model_facts
+from batchgen.runs.ray import ClusterRun
+from batchgen.runs.ray.cluster import Cluster, Size, connect
+from batchgen.runs.ray.cut import GRAIN, CutFile, Part, choose_part_rows, cut_file, make_parts
+from batchgen.runs.ray.folder import MANIFEST, NAME, WRITING, OutputFolder, Piece
+from batchgen.runs.ray.inputs import InputFile, find_files
+from batchgen.runs.ray.piecework import Outcome, Work
 
 SAY_EVERY_S = 5.0
 

@@ -11,12 +11,12 @@ import typer
 
 from batchgen.cli.settings import tell_settings
 from batchgen.errors import UsageError
-from batchgen.probes import MemoryLimit, parse_memory
-from batchgen.readers import ReadOptions, Source, find_sources
+from batchgen.formats.reading import ReadOptions, Source, find_sources
+from batchgen.machine.limits import MemoryLimit, parse_memory
 from batchgen.records import SamplingParams
 
 if TYPE_CHECKING:
-    from batchgen.templates import Template
+    from batchgen.formats.templates import Template
 
 INPUT, MODEL, LENGTH, SAMPLING, BATCHES, CLUSTER, OUTPUT, DURABLE = (
     "Prompts",
@@ -124,7 +124,7 @@ def read_options(
 def _template(source: str | None, file: Path | None) -> Template | None:
     if source is None and file is None:
         return None
-    from batchgen.templates import Template, read_template
+    from batchgen.formats.templates import Template, read_template
 
     return read_template(file) if file is not None else Template(source or "")
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from batchgen.cli.options import Format
-from batchgen.compression import damage, packed, split_suffixes, unpack
 from batchgen.errors import InUseError, OutputError, UsageError
-from batchgen.readers import Source
-from batchgen.store import Store, remove_store
+from batchgen.formats.compression import damage, packed, split_suffixes, unpack
+from batchgen.formats.reading import Source
+from batchgen.runs.store import Store, remove_store
 
 FORMATS_BY_SUFFIX = {
     ".jsonl": Format.jsonl,

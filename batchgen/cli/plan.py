@@ -11,13 +11,13 @@ import typer
 
 from batchgen.cli import options as opt
 from batchgen.engines import choose_engine
-from batchgen.forecast import forecast, make_room
+from batchgen.formats.reading import read_requests
+from batchgen.formats.writing import to_json
+from batchgen.machine.speeds import read_speed
 from batchgen.model import open_checkpoint
-from batchgen.readers import read_requests
+from batchgen.planning.forecast import forecast, make_room
 from batchgen.render.plan import print_forecast
 from batchgen.render.screen import OutputConsole, Screen
-from batchgen.speeds import read_speed
-from batchgen.writers import to_json
 
 
 def plan(

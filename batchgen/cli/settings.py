@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from batchgen.config import Setting, config_files, read_settings
+from batchgen.cli.config_files import Setting, config_files, read_settings
 from batchgen.errors import UsageError
 from batchgen.render.screen import Screen
 

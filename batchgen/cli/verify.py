@@ -11,13 +11,13 @@ import typer
 
 from batchgen.cli import options as opt
 from batchgen.engines import make_engine
+from batchgen.formats.reading import read_requests
+from batchgen.formats.writing import to_json
 from batchgen.model import open_model
-from batchgen.readers import read_requests
+from batchgen.proof.verify import Oracle, greedily, spread, verify_rows
 from batchgen.records import SamplingParams
 from batchgen.render.screen import OutputConsole, Screen, plural
 from batchgen.render.verify import print_report
-from batchgen.verify import Oracle, greedily, spread, verify_rows
-from batchgen.writers import to_json
 
 BUG_FOUND = 4
 

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
-from batchgen.probes import Bound
-from batchgen.speeds import KeptGain
+from batchgen.machine.limits import Bound
+from batchgen.machine.speeds import KeptGain
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchgen.doctor.facts import Accelerator, Machine, Processor, Speed, or_else
+from batchgen.machine.limits import Bound, cpu_name, memory_bounds
+from batchgen.machine.speeds import read_gain
 from batchgen.model.weights import choose_device
-from batchgen.probes import Bound, cpu_name, memory_bounds
-from batchgen.speeds import read_gain
 
 if TYPE_CHECKING:
     import torch

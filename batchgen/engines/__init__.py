@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
-from batchgen.engines.backoff import Backoff
 from batchgen.errors import ModelError, UsageError
-from batchgen.memory import LEAST_SLOTS_BYTES, budget_bytes, size_text
-from batchgen.planner import limits_for
-from batchgen.probes import Bound, MemoryLimit, PeakMeter, available_bytes, memory_bounds
+from batchgen.machine.limits import Bound, MemoryLimit, PeakMeter, available_bytes, memory_bounds
+from batchgen.machine.speeds import kept_rows
+from batchgen.planning.backoff import Backoff
+from batchgen.planning.batches import limits_for
+from batchgen.planning.memory import LEAST_SLOTS_BYTES, budget_bytes, size_text
 from batchgen.records import Sequence
-from batchgen.speeds import kept_rows
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -76,7 +76,7 @@ def choose_engine(
 
     `auto` takes `continuous` where it applies and `room_bytes`, what a batch may take, are enough for it.
     """
-    from batchgen.engines.slot_model import why_no_slots
+    from batchgen.engines.continuous.slot_model import why_no_slots
 
     if name not in ENGINES:
         raise UsageError(f"--engine {name} is not one of {', '.join(ENGINES)}")
@@ -112,8 +112,8 @@ def make_engine(
     import torch
 
     from batchgen.engines.continuous import ContinuousEngine
+    from batchgen.engines.continuous.slot_model import make_slot_model
     from batchgen.engines.reference import ReferenceEngine
-    from batchgen.engines.slot_model import make_slot_model
 
     def room_bytes() -> int:
         return budget_bytes(available_bytes(model.device, memory))

@@ -18,9 +18,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from batchgen.memory import Footprint, ModelShape
 from batchgen.model.checkpoint import attention_kernel
 from batchgen.model.quiet import quiet
+from batchgen.planning.memory import Footprint, ModelShape
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

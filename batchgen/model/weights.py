@@ -8,12 +8,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from batchgen.errors import ModelError, UsageError
-from batchgen.memory import size_text
+from batchgen.machine.limits import memory_bounds
 from batchgen.model.checkpoint import Checkpoint, attention_kernel
 from batchgen.model.checks import check_weights
+from batchgen.model.padding import positions
 from batchgen.model.quiet import one_line, quiet
-from batchgen.padding import positions
-from batchgen.probes import memory_bounds
+from batchgen.planning.memory import size_text
 from batchgen.records import Sequence
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from batchgen.render.screen import print_line
-from batchgen.visible import visible
+from batchgen.text import visible
 
 if TYPE_CHECKING:
-    from batchgen.inspector import Heads, InspectedRow
-    from batchgen.inspector.attention import QueryAttention
+    from batchgen.proof.inspector import Heads, InspectedRow
+    from batchgen.proof.inspector.attention import QueryAttention
 
 BAR_WIDTH = 8
 NAME_WIDTH = 12

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from batchgen.render.grid import LABEL_WIDTH, GridLine, column_widths, folds, grid_part
 from batchgen.render.screen import plural, print_line
-from batchgen.visible import visible
+from batchgen.text import visible
 
 
 class InspectedRow(Protocol):

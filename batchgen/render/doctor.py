@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from batchgen.memory import size_text
+from batchgen.planning.memory import size_text
 from batchgen.render.screen import plural, print_section
 
 if TYPE_CHECKING:
     from batchgen.doctor.facts import Accelerator, Diagnosis, Installation, Machine, ModelAtHand, Models, Processor
-    from batchgen.speeds import KeptGain
+    from batchgen.machine.speeds import KeptGain
 
 Line = tuple[str, str]  # label, text
 

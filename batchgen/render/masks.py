@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.text import Text
 
 from batchgen.render.screen import print_line, print_section
-from batchgen.visible import visible
+from batchgen.text import visible
 
 if TYPE_CHECKING:
-    from batchgen.inspector import InspectedRow, Masks
+    from batchgen.proof.inspector import InspectedRow, Masks
 
 # Upper and lower half of a character: two queries, each open (a key is seen) or not.
 HALVES = {(True, True): "█", (True, False): "▀", (False, True): "▄", (False, False): " "}

@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from batchgen.memory import BUDGET_SHARE, size_text
+from batchgen.planning.memory import BUDGET_SHARE, size_text
 from batchgen.render.screen import plural, print_line, print_section
 
 if TYPE_CHECKING:
-    from batchgen.forecast import BadRow, Bin, Forecast, LargestBatch, Room
+    from batchgen.machine.speeds import Speed
+    from batchgen.planning.forecast import BadRow, Bin, Forecast, LargestBatch, Room
     from batchgen.records import MemoryEstimate
-    from batchgen.speeds import Speed
 
 BAR = "█"
 EIGHTHS = " ▏▎▍▌▋▊▉"

@@ -9,9 +9,9 @@ from contextlib import AbstractContextManager, nullcontext
 from rich.console import Console
 from rich.text import Text
 
-from batchgen.memory import size_text
+from batchgen.planning.memory import size_text
 from batchgen.records import RunStats
-from batchgen.visible import escape
+from batchgen.text import escape
 
 MIN_WIDTH = 20  # of a section's text, on however narrow a terminal
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from batchgen.render.screen import print_line, print_section
-from batchgen.visible import escape, visible
+from batchgen.text import escape, visible
 
 if TYPE_CHECKING:
-    from batchgen.inspector.sides import RowSides, Side
+    from batchgen.proof.inspector.sides import RowSides, Side
 
 PROMPT_TAIL = 60
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from batchgen.records import Result
 from batchgen.render.grid import LABEL_WIDTH, GridLine, column_widths, elide, fold_grid
 from batchgen.render.screen import plural
-from batchgen.visible import escape
+from batchgen.text import escape
 
 # Rows drawn with ids and mask before only continuations are shown.
 FULL_ROWS = 20

@@ -11,10 +11,10 @@ from rich.text import Text
 
 from batchgen.render.plan import bar
 from batchgen.render.screen import MIN_WIDTH, plural, print_line, print_section
-from batchgen.visible import short_number, visible
+from batchgen.text import short_number, visible
 
 if TYPE_CHECKING:
-    from batchgen.verify.facts import Bin, Control, Controls, Report, RowCheck
+    from batchgen.proof.verify.facts import Bin, Control, Controls, Report, RowCheck
 
 LABEL_WIDTH = 12
 # Of more rows that differ only the number is told; `--json` has all.

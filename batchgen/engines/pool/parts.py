@@ -1,0 +1,85 @@
+"""Rows that wait for a worker, cut into parts; and what becomes of rows whose worker died.
+
+Knows nothing of processes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from batchgen.planning.batches import longest_first
+from batchgen.records import Sequence
+
+# A worker that died may have been killed from outside: a row has to be alone with so many deaths to be their cause.
+DEATHS_ALONE = 2
+# The last parts are small, so that no worker has a queue while others have nothing; smaller ones gain nothing, since
+# few rows take about as long as one.
+LEAST_ROWS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows for one worker. A suspect part was in the hands of a worker that died, and runs apart from other rows.
+
+    `deaths` counts those workers that its only row was alone with.
+    """
+
+    rows: tuple[Sequence, ...]
+    is_suspect: bool = False
+    deaths: int = 0
+
+
+class Parts:
+    """The queue of a pool: windows go in, parts of at most `part_rows` rows come out.
+
+    `least_rows` are in a part wherever so many are there.
+    """
+
+    def __init__(self, num_workers: int, part_rows: int, least_rows: int = LEAST_ROWS) -> None:
+        self.num_workers = num_workers
+        self.part_rows = part_rows
+        self.least_rows = min(least_rows, part_rows)
+        self._rows: deque[Sequence] = deque()
+        self._suspects: deque[Part] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._rows or self._suspects)
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether there is less than a part for each worker."""
+        return len(self._rows) < self.num_workers * self.part_rows
+
+    def add(self, rows: Iterable[Sequence]) -> None:
+        """Queues a window's rows, the longest first."""
+        self._rows.extend(longest_first(rows))
+
+    def take(self, *, is_idle: bool) -> Part | None:
+        """The next part, for a worker that `is_idle` or has rows in hand; None where there is nothing for it."""
+        if self._suspects and is_idle:
+            return self._suspects.popleft()
+        share = -(-len(self._rows) // (2 * self.num_workers))
+        size = min(max(share, self.least_rows), self.part_rows, len(self._rows))
+        return Part(tuple(self._rows.popleft() for _ in range(size))) if size else None
+
+    def put_back(self, part: Part) -> None:
+        """A part that its worker had not begun."""
+        if part.is_suspect:
+            self._suspects.appendleft(part)
+        else:
+            self._rows.extendleft(reversed(part.rows))
+
+    def lose(self, rows: list[Sequence], deaths: int = 0) -> list[Sequence]:
+        """Unfinished rows of a worker that died run again, in halves; returns the row that will not.
+
+        That is one that has been alone with `DEATHS_ALONE` deaths; `deaths` are those before this one.
+        """
+        if len(rows) == 1 and deaths + 1 >= DEATHS_ALONE:
+            return rows
+        half = -(-len(rows) // 2)
+        halves = [tuple(rows[:half]), tuple(rows[half:])]
+        alone = deaths + 1 if len(rows) == 1 else 0
+        self._suspects.extendleft(Part(part, True, alone) for part in reversed(halves) if part)
+        return []

@@ -1,0 +1,66 @@
+"""The columns of a table of results, chosen before the last row is known.
+
+The fields of a Result, then one for each metadata column of the first row that did not fail, then `metadata`: what
+other rows have beside those, as JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from batchgen.formats.fields import ID_FIELDS, PLAIN_FIELDS, to_json
+from batchgen.records import Result
+
+REST = "metadata"
+MOST_HELD = 100  # failed rows that wait for the first good one
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """`own` are fields of a Result, `keys` those of its metadata."""
+
+    own: tuple[str, ...]
+    keys: tuple[str, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """What the columns are called: as in the input, and `metadata.` before what is a field's name too."""
+        taken = [*self.own, REST]
+        for key in self.keys:
+            while key in taken:
+                key = f"{REST}.{key}"
+            taken.append(key)
+        return [*self.own, *taken[len(self.own) + 1 :], REST]
+
+    def values(self, result: Result, fits: Callable[[str, Any], bool] = lambda key, value: True) -> list[Any]:
+        """A row of the table. What has no column, or does not fit in it, is in the last one."""
+        placed = {key: value for key in self.keys if fits(key, value := result.metadata.get(key))}
+        rest = {key: value for key, value in result.metadata.items() if key not in placed}
+        own = [getattr(result, name) for name in self.own]
+        return [*own, *(placed.get(key) for key in self.keys), to_json(rest) if rest else None]
+
+
+def choose_columns(results: Iterable[Result], *, ids: bool) -> tuple[Columns, Iterator[Result]]:
+    """The columns of a table, and all of its results."""
+    results = iter(results)
+    held: list[Result] = []
+    for result in results:
+        held.append(result)
+        if result.error is None or len(held) == MOST_HELD:
+            break
+    own = tuple(name for name in (PLAIN_FIELDS + ID_FIELDS if ids else PLAIN_FIELDS) if name != REST)
+    return Columns(own, tuple(held[-1].metadata) if held else ()), chain(held, results)
+
+
+def cell_text(value: Any) -> str:
+    """Text as it stands, nothing as nothing, everything else as JSON.
+
+    >>> [cell_text(value) for value in ("a", None, 0.5, True, [1, "b"])]
+    ['a', '', '0.5', 'true', '[1, "b"]']
+    """
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else to_json(value)

@@ -1,0 +1,198 @@
+"""CSV and TSV: a header, then a row a record; parsed strictly by the csv module, written safe for a spreadsheet.
+
+A record that is broken costs itself only: reading goes on with the line behind its first, so that a quote which is
+never closed does not swallow the rows below it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import BinaryIO
+
+from batchgen.errors import InputError
+from batchgen.formats.columns import cell_text, choose_columns
+from batchgen.formats.content import Content, Line
+from batchgen.formats.fields import WriteOptions, to_bytes
+from batchgen.formats.rows import ReadOptions, Row, check_columns, row_of_cells
+from batchgen.records import LONGEST_ROW, Result
+
+MOST_LINES = 100_000  # of one record
+MOST_READ_AGAIN = 2**26  # bytes: a file made to be read again and again comes to its end
+# How the csv module words what is wrong, and how this says it.
+PROBLEMS = {
+    "unexpected end of data": "a quoted cell is never closed",
+    "expected after '\"'": 'text behind a closing quote (a quote inside a quoted cell is written "")',
+    "new-line character": "a carriage return outside quotes",
+    "field larger": f"a cell longer than {LONGEST_ROW // 2**20} MiB",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record and the number of its first line; what is wrong with it, or its cells."""
+
+    number: int
+    cells: list[str]
+    problem: str | None = None
+
+
+DELIMITERS = {"csv": ",", "tsv": "\t"}
+
+
+def read_csv(content: Content, options: ReadOptions) -> Iterator[Row]:
+    """Comma-separated, cells quoted as RFC 4180 has it."""
+    return _read(content, options, DELIMITERS["csv"])
+
+
+def read_tsv(content: Content, options: ReadOptions) -> Iterator[Row]:
+    """Tab-separated, quoted like CSV."""
+    return _read(content, options, DELIMITERS["tsv"])
+
+
+def _read(content: Content, options: ReadOptions, delimiter: str) -> Iterator[Row]:
+    for header, record in data_records(content, options, delimiter):
+        yield _row(record, header, content.at(record.number), options)
+
+
+def data_records(content: Content, options: ReadOptions, delimiter: str) -> Iterator[tuple[list[str], Record]]:
+    """The records below the header, each with it. Who begins at one of them finds the same ones from there."""
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_ROW))  # the module knows one limit for all its readers
+    header: list[str] | None = None
+    for record in _records(_Lines(content), delimiter):
+        if _is_blank(record, header):
+            content.on_blank()
+        elif header is None:
+            header = _header(record, content, options)
+        else:
+            yield header, record
+
+
+def _records(lines: _Lines, delimiter: str) -> Iterator[Record]:
+    parser = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        lines.begin()
+        try:
+            cells = next(parser)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Record(lines.first, [], _explain(str(error)) + lines.go_back())
+        else:
+            yield Record(lines.first, cells, lines.problem)
+
+
+def _explain(message: str) -> str:
+    return next((problem for words, problem in PROBLEMS.items() if words in message), message)
+
+
+def _is_blank(record: Record, header: list[str] | None) -> bool:
+    """Whether a record is an empty line, or one of spaces that is no cell of its own."""
+    if record.problem or len(record.cells) > 1:
+        return False
+    return not record.cells or (not record.cells[0].strip() and (header is None or len(header) > 1))
+
+
+def _header(record: Record, content: Content, options: ReadOptions) -> list[str]:
+    if record.problem:
+        raise InputError(f"{content.at(record.number)}: the header cannot be read: {record.problem}")
+    check_columns(record.cells, content.name, options)
+    return record.cells
+
+
+def _row(record: Record, header: list[str], where: str, options: ReadOptions) -> Row:
+    problem = record.problem
+    if not problem and len(record.cells) != len(header):
+        problem = f"{len(record.cells)} cells where the header has {len(header)} columns"
+    if problem:
+        return Row(error=f"{where}: {problem}", where=where)
+    return row_of_cells(dict(zip(header, record.cells, strict=True)), where, options)
+
+
+class _Lines:
+    """The decoded lines that the parser takes, and those of the record in hand, to be read again if it is broken."""
+
+    def __init__(self, content: Content) -> None:
+        self.first = 0
+        self.problem: str | None = None
+        self._new = content.lines
+        self._again: deque[Line] = deque()
+        self._taken: list[Line] = []
+        self._size = 0
+        self._left = MOST_READ_AGAIN
+
+    def begin(self) -> None:
+        """Another record begins."""
+        self._taken, self._size, self.problem = [], 0, None
+
+    def go_back(self) -> str:
+        """All lines of the record but its first will come again; says so where they do not."""
+        again = self._taken[1:]
+        self._left -= self._size
+        if again and self._left < 0:
+            return f"; it is skipped through line {again[-1][0]}"
+        self._again.extendleft(reversed(again))
+        return ""
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        number, line = self._again.popleft() if self._again else next(self._new)
+        if not self._taken:
+            self.first = number
+        self._taken.append((number, line))
+        self._size += len(line or b"")
+        if line is None or self._size > LONGEST_ROW or len(self._taken) > MOST_LINES:
+            raise csv.Error(f"longer than {LONGEST_ROW // 2**20} MiB or {MOST_LINES:,} lines: is a quote never closed?")
+        try:
+            return line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            self.problem = self.problem or f"not UTF-8 at byte {error.start} of line {number}"
+            return line.decode("utf-8", "replace")
+
+
+# Text that a spreadsheet would run; a plain number is none.
+FORMULA = re.compile(r"(?![+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\Z)[=+\-@\t\r]", re.IGNORECASE)
+
+
+def write_csv(results: Iterable[Result], stream: BinaryIO, options: WriteOptions) -> None:
+    r"""A header, then a record a row: quoted as RFC 4180 has it, but with \n at its end."""
+    _write(results, stream, options, ",")
+
+
+def write_tsv(results: Iterable[Result], stream: BinaryIO, options: WriteOptions) -> None:
+    """The same with tabs, quoted alike."""
+    _write(results, stream, options, "\t")
+
+
+def _write(results: Iterable[Result], stream: BinaryIO, options: WriteOptions, delimiter: str) -> None:
+    columns, results = choose_columns(results, ids=options.ids)
+    line = partial(_line, options=options, delimiter=delimiter)
+    stream.write(line(columns.names))
+    stream.flush()
+    for result in results:
+        stream.write(line([cell_text(value) for value in columns.values(result)]))
+        stream.flush()
+
+
+def _line(cells: list[str], options: WriteOptions, delimiter: str) -> bytes:
+    buffer = io.StringIO(newline="")
+    # Cells with a newline of either kind are quoted for the sake of this terminator.
+    writer = csv.writer(buffer, delimiter=delimiter, lineterminator="\r\n")
+    writer.writerow([options.escape(cell if options.csv_raw else neutral(cell)) for cell in cells])
+    return to_bytes(buffer.getvalue().removesuffix("\r\n") + "\n")
+
+
+def neutral(cell: str) -> str:
+    """A cell that no spreadsheet takes for a formula: an apostrophe before it makes it text.
+
+    >>> [neutral(cell) for cell in ("=1+1", "-1.5", "- one", "a=b")]
+    ["'=1+1", '-1.5', "'- one", 'a=b']
+    """
+    return f"'{cell}" if FORMULA.match(cell) else cell

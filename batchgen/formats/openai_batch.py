@@ -1,0 +1,177 @@
+"""OpenAI Batch files for `/v1/completions`: a request a line, with `custom_id` and `body`.
+
+What a body asks for is done, or the row fails and says what cannot be; nothing is passed over that would change the
+answer.
+
+Answers are a line a request, with all its samples as `choices`; failed ones as an error file has them. No clock and no
+chance is in them: a run that is repeated or resumed writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+from itertools import groupby
+from typing import Any, BinaryIO
+
+from batchgen.errors import InputError
+from batchgen.formats.content import Content
+from batchgen.formats.fields import WriteOptions, to_bytes, to_json
+from batchgen.formats.jsonl import read_values
+from batchgen.formats.rows import ReadOptions, Row
+from batchgen.records import Result
+
+URL = "/v1/completions"
+CACHE_KIB = 65_536  # of the ids that came before; more of them go to a file
+KEYS = {"custom_id", "method", "url", "body"}
+# Options of a body, and what they are called here. The second line is vLLM's.
+OPTIONS = {
+    "max_tokens": "max_new_tokens", "temperature": "temperature", "top_p": "top_p", "n": "num_samples", "stop": "stop",
+    "seed": "seed", "top_k": "top_k", "min_p": "min_p", "repetition_penalty": "repetition_penalty",
+    "min_tokens": "min_new_tokens",
+}  # fmt: skip
+NAMES = {ours: f"body.{theirs}" for theirs, ours in OPTIONS.items()}
+# Who asks, where it is kept, how it is sent: the text stays the same.
+WITHOUT_EFFECT = {
+    "model", "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options",
+}  # fmt: skip
+# Values of keys that cannot be honoured which ask for nothing.
+HARMLESS: dict[str, tuple[object, ...]] = {
+    "stream": (False,), "echo": (False,), "logprobs": (False,), "suffix": ("",), "best_of": (1,), "logit_bias": ({},),
+    "frequency_penalty": (0, 0.0), "presence_penalty": (0, 0.0),
+}  # fmt: skip
+
+
+def read_openai_batch(content: Content, options: ReadOptions) -> Iterator[Row]:
+    """Each line's `body` is a row; its `custom_id` is the id, which no other line may have."""
+    if options.field or options.id_field or options.template:
+        raise InputError(
+            f"{content.name} is an OpenAI Batch file, which says itself where prompt and id are: "
+            "leave out --field, --id-field and --template, or say --input-format jsonl"
+        )
+    seen = SeenIds()
+    for where, value in read_values(content):
+        yield value if isinstance(value, Row) else _row(value, where, seen)
+
+
+def is_openai_batch(value: object) -> bool:
+    """Whether a file's first JSON value begins such a file."""
+    return isinstance(value, dict) and "custom_id" in value and "body" in value
+
+
+class SeenIds:
+    """Which ids came before, and where; 8 bytes of each, in a database that leaves memory where it grows large."""
+
+    def __init__(self) -> None:
+        # Without a name it is private, in a file that nobody sees. Rows are read in one thread, but not always this.
+        self._places = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._places.execute("PRAGMA journal_mode = OFF")
+        self._places.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        self._places.execute("BEGIN")  # and no end: nothing of it is to last
+        self._places.execute("CREATE TABLE seen (hash INTEGER PRIMARY KEY, place BLOB)")
+
+    def place_of(self, custom_id: str, where: str) -> str | None:
+        """Where an id came before; if it did not, it now has."""
+        digest = blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        key = int.from_bytes(digest, "big", signed=True)
+        place = where.encode("utf-8", "surrogatepass")
+        if self._places.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (key, place)).rowcount:
+            return None
+        [found] = self._places.execute("SELECT place FROM seen WHERE hash = ?", (key,)).fetchone()
+        return bytes(found).decode("utf-8", "surrogatepass")
+
+
+def _row(value: object, where: str, seen: SeenIds) -> Row:
+    if not isinstance(value, dict):
+        return Row(error=f"{where}: not a JSON object with custom_id and body", where=where)
+    custom_id = value.get("custom_id")
+    if not isinstance(custom_id, str):
+        return Row(error=f"{where}: the custom_id is not a string", where=where)
+    if place := seen.place_of(custom_id, where):
+        return Row(id=custom_id, error=f"{where}: the custom_id is that of {place} too", where=where)
+    metadata = {key: item for key, item in value.items() if key not in KEYS}
+    try:
+        prompt, sampling = _read_body(value)
+    except ValueError as problem:
+        return Row(id=custom_id, metadata=metadata, error=f"{where}: {problem}", where=where)
+    return Row(prompt, custom_id, metadata, where=where, sampling=sampling, option_names=NAMES)
+
+
+def _read_body(request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The prompt and the options of a request, under our names. Raises `ValueError` for what cannot be done."""
+    body, url = request.get("body"), request.get("url", URL)
+    if not isinstance(body, dict):
+        raise ValueError("the body is not an object")
+    if "messages" in body or url == "/v1/chat/completions":
+        raise ValueError(f"a chat request: only {URL} with a prompt can be run")
+    if url != URL:
+        raise ValueError(f"url is not {URL}")
+    if request.get("method", "POST") != "POST":
+        raise ValueError("method is not POST")
+    for key in sorted(body.keys() - OPTIONS.keys() - WITHOUT_EFFECT - {"prompt"}):
+        _check_harmless(key, body)
+    options = {OPTIONS[key]: item for key, item in body.items() if key in OPTIONS}
+    if options.get("temperature") == 0:  # there, a greedy request may have a top_p; it has no effect
+        options = {key: item for key, item in options.items() if key not in ("top_p", "top_k", "min_p")}
+    return _prompt(body), options
+
+
+def _check_harmless(key: str, body: dict[str, Any]) -> None:
+    value = body[key]
+    # In Python 0 == False, and logprobs 0 asks for what false does not.
+    known = any(value == other and type(value) is type(other) for other in HARMLESS.get(key, ()))
+    if value is not None and not known and (key, value) != ("best_of", body.get("n")):
+        raise ValueError(f"body.{key[:40]} cannot be honoured here: leave it out")
+
+
+def _prompt(body: dict[str, Any]) -> str:
+    prompt = body.get("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1:
+        prompt = prompt[0]
+    if not isinstance(prompt, str):
+        raise ValueError("body.prompt must be a string: one prompt a line, and no token ids")
+    return prompt
+
+
+def write_openai_batch(results: Iterable[Result], stream: BinaryIO, options: WriteOptions) -> None:
+    """A request is written when the next one's first result is there: only then its samples are complete."""
+    for _, samples in groupby(results, key=lambda result: result.index):
+        request = list(samples)
+        failed = next((result for result in request if result.error is not None), None)
+        if options.rows in ("all", "failed" if failed else "answered"):
+            stream.write(to_bytes(to_json(_failure(failed) if failed else _answer(request)) + "\n"))
+            stream.flush()
+
+
+def _answer(samples: list[Result]) -> dict[str, Any]:
+    first = samples[0]
+    new_tokens = sum(sample.num_output_tokens for sample in samples)
+    choices = [
+        {"index": sample.sample_index, "text": sample.text, "finish_reason": sample.finish_reason, "logprobs": None}
+        for sample in samples
+    ]
+    body = {
+        "id": f"cmpl-{first.index}",
+        "object": "text_completion",
+        "created": 0,
+        "model": first.model,
+        "choices": choices,
+        "usage": {
+            "prompt_tokens": first.num_prompt_tokens,
+            "completion_tokens": new_tokens,
+            "total_tokens": first.num_prompt_tokens + new_tokens,
+        },
+    }
+    response = {"status_code": 200, "request_id": f"req_{first.index}", "body": body}
+    return _request(first, response, None)
+
+
+def _failure(result: Result) -> dict[str, Any]:
+    return _request(result, None, {"code": "row_failed", "message": result.error})
+
+
+def _request(result: Result, response: object, error: object) -> dict[str, Any]:
+    """Metadata, which the format does not know, only where there is any."""
+    own = {"id": f"batch_req_{result.index}", "custom_id": str(result.id), "response": response, "error": error}
+    return own | ({"metadata": result.metadata} if result.metadata else {})

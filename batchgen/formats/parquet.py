@@ -1,0 +1,227 @@
+"""Parquet, by pyarrow: a few hundred rows at a time, whatever the size of the file; written a row group at a time."""
+
+from __future__ import annotations
+
+import io
+import math
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import date, datetime, time
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from batchgen.errors import InputError, OutputError
+from batchgen.formats.columns import Columns, cell_text, choose_columns
+from batchgen.formats.compression import damage
+from batchgen.formats.content import Content
+from batchgen.formats.fields import WriteOptions, to_bytes
+from batchgen.formats.rows import ReadOptions, Row, check_columns, row_of_cells
+from batchgen.records import Result
+
+if TYPE_CHECKING:
+    import pyarrow
+
+ROWS_AT_ONCE = 256
+BUFFER = 2**20
+MOST_IN_MEMORY = 2**26
+
+
+def read_parquet(content: Content, options: ReadOptions) -> Iterator[Row]:
+    """A row a row; "lines" are rows, counted from 1. Values that JSON does not have become text."""
+    return read_parquet_groups(content, options, 0, 0)
+
+
+def read_parquet_groups(content: Content, options: ReadOptions, first_group: int, number: int) -> Iterator[Row]:
+    """The rows of a row group and of all behind it; `number` are before it."""
+    pa = _pyarrow(content.name)
+    try:
+        with _seekable(content.stream) as stream:
+            file = pa.parquet.ParquetFile(stream, pre_buffer=False, buffer_size=BUFFER)
+            check_columns(file.schema_arrow.names, content.name, options)
+            groups = range(first_group, file.num_row_groups)
+            for batch in file.iter_batches(ROWS_AT_ONCE, groups, use_threads=False):
+                for columns in _rows(_without_nanoseconds(batch, pa)):
+                    number += 1
+                    yield _row(columns, content.at(number), options)
+    except damage(pa.ArrowException, OSError) as error:
+        reason = (str(error).splitlines() or ["it ends too early"])[0]
+        raise InputError(f"{content.name} is not Parquet, or damaged after row {number}: {reason}") from None
+
+
+def count_parquet(content: Content) -> int:
+    """Rows, as the file itself says; no page is read."""
+    return sum(row_groups(content))
+
+
+def row_groups(content: Content) -> list[int]:
+    """Rows of each row group, as the file itself says."""
+    pa = _pyarrow(content.name)
+    try:
+        with _seekable(content.stream) as stream:
+            metadata = pa.parquet.ParquetFile(stream).metadata
+            return [int(metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups)]
+    except pa.ArrowException as error:
+        raise InputError(f"{content.name} is not Parquet: {error}") from None
+
+
+def _pyarrow(name: str) -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise InputError(f"{name}: Parquet needs another package: pip install 'batchgen[parquet]'") from None
+    return pyarrow
+
+
+@contextmanager
+def _seekable(stream: io.BufferedReader) -> Iterator[BinaryIO]:
+    """Parquet's index is at its end: what cannot jump there is copied first, to a file that nobody sees."""
+    if type(stream) is io.BufferedReader and stream.seekable():
+        yield stream
+        return
+    with tempfile.SpooledTemporaryFile(MOST_IN_MEMORY) as spool:
+        shutil.copyfileobj(stream, spool)
+        spool.seek(0)
+        yield cast(BinaryIO, spool)
+
+
+def _without_nanoseconds(batch: pyarrow.RecordBatch, pa: Any) -> pyarrow.RecordBatch:
+    """Times to the microsecond, which is what Python has."""
+    columns = [
+        column.cast(pa.timestamp("us", column.type.tz), safe=False)
+        if pa.types.is_timestamp(column.type) and column.type.unit == "ns"
+        else column
+        for column in batch.columns
+    ]
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
+def _rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | ValueError]:
+    try:
+        yield from batch.to_pylist()
+    except ValueError:  # text that is not UTF-8, a date that Python does not have: one row at a time
+        for number in range(batch.num_rows):
+            try:
+                yield batch.slice(number, 1).to_pylist()[0]
+            except ValueError as error:
+                yield error
+
+
+def _row(columns: dict[str, Any] | ValueError, where: str, options: ReadOptions) -> Row:
+    if isinstance(columns, UnicodeDecodeError):
+        return Row(error=f"{where}: a text is not UTF-8 at byte {columns.start}", where=where)
+    if isinstance(columns, ValueError):
+        return Row(error=f"{where}: a value that cannot be read: {columns}", where=where)
+    return row_of_cells({name: _plain(value) for name, value in columns.items()}, where, options)
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON has it: dates in ISO 8601, bytes as UTF-8, what is not a number as null, others as Python
+    writes them.
+
+    >>> _plain({"day": date(2026, 11, 23), "share": float("nan"), "raw": b"caf\\xc3\\xa9"})
+    {'day': '2026-11-23', 'share': None, 'raw': 'café'}
+    """
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None if math.isnan(value) else str(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, date | datetime | time):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    return str(value)
+
+
+# What a row group holds at most. The first one decides the types of the metadata columns.
+GROUP_ROWS = 1024
+GROUP_CHARACTERS = 2**24
+COUNTS = {"index", "sample_index", "num_prompt_tokens", "num_output_tokens", "batch_index", "padded_length"}
+TOKENS = {"input_ids", "output_ids"}
+EXACT = 2**53  # whole numbers up to this are the same as float64
+MOST = 2**63 - 1
+
+
+def write_parquet(results: Iterable[Result], stream: BinaryIO, options: WriteOptions) -> None:
+    """A column has its values' type if all of the first row group have the same one, else it is text (JSON where
+    nested); later values of another type are in the column `metadata`, as JSON.
+    """
+    pa = _pyarrow_for_output()
+    columns, results = choose_columns(results, ids=options.ids)
+    groups = _groups(results)
+    first = next(groups, [])
+    kinds = {key: _kind([result.metadata.get(key) for result in first]) for key in columns.keys}
+    schema = pa.schema(_fields(columns, kinds, pa))
+    with pa.parquet.ParquetWriter(stream, schema) as writer:
+        group = first
+        while group:
+            rows = [columns.values(result, lambda key, value: _fits(value, kinds[key])) for result in group]
+            arrays = [
+                pa.array([_cell(row[place], field.type, pa) for row in rows], field.type)
+                for place, field in enumerate(schema)
+            ]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+            stream.flush()
+            group = next(groups, [])
+
+
+def _pyarrow_for_output() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise OutputError("Parquet needs another package: pip install 'batchgen[parquet]'") from None
+    return pyarrow
+
+
+def _groups(results: Iterable[Result]) -> Iterator[list[Result]]:
+    group: list[Result] = []
+    size = 0
+    for result in results:
+        group.append(result)
+        size += len(result.prompt) + len(result.text)
+        if len(group) == GROUP_ROWS or size > GROUP_CHARACTERS:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _kind(values: list[Any]) -> str:
+    """The one type that holds all values, None aside."""
+    given = [value for value in values if value is not None]
+    kinds = ("bool", "int", "float", "str")
+    return next((kind for kind in kinds if given and all(_fits(value, kind) for value in given)), "any")
+
+
+def _fits(value: Any, kind: str) -> bool:
+    if value is None or kind == "any":
+        return True
+    if isinstance(value, bool):
+        return kind == "bool"
+    if isinstance(value, int):
+        return abs(value) <= {"int": MOST, "float": EXACT}.get(kind, -1)
+    return type(value).__name__ == kind
+
+
+def _fields(columns: Columns, kinds: dict[str, str], pa: Any) -> Iterator[tuple[str, Any]]:
+    metadata = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64()}
+    names = (_encodable(name) for name in columns.names)
+    for own in columns.own:
+        yield next(names), pa.int64() if own in COUNTS else pa.list_(pa.int64()) if own in TOKENS else pa.string()
+    for key in columns.keys:
+        yield next(names), metadata.get(kinds[key], pa.string())
+    yield next(names), pa.string()
+
+
+def _cell(value: Any, kind: Any, pa: Any) -> Any:
+    if value is None or kind != pa.string():
+        return value
+    return _encodable(cell_text(value))
+
+
+def _encodable(text: str) -> str:
+    return to_bytes(text).decode("utf-8")

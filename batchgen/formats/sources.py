@@ -1,0 +1,176 @@
+"""Where prompts come from: files, directories, globs, FIFOs, standard input, texts on the command line."""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+import stat
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import cast
+
+from batchgen.errors import InputError, name_in_error
+from batchgen.formats.compression import split_suffixes
+
+FORMATS_BY_SUFFIX = {
+    ".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet",
+}  # fmt: skip
+# Files that would be read as nonsense if taken for lines of text.
+NOT_TEXT = {".json", ".zip", ".tar", ".tgz", ".xz", ".bz2", ".7z", ".xls", ".xlsx", ".ods", ".db", ".sqlite", ".arrow",
+            ".feather", ".avro", ".orc", ".pdf", ".docx"}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where prompts come from: a path, standard input (`-`), or texts given on the command line."""
+
+    name: str
+    path: Path | None = None
+    texts: tuple[str, ...] = ()
+
+    @property
+    def form(self) -> str | None:
+        """Its format, where that is known before it is read."""
+        if self.texts:
+            return "text"
+        return form_of(self.path) if self.path else None
+
+    @property
+    def packing(self) -> str:
+        """The suffix of the compression that its name promises."""
+        return split_suffixes(self.path)[1] if self.path else ""
+
+    @property
+    def status(self) -> os.stat_result | None:
+        """What the system says of its file; None where there is none. Raises `OSError`."""
+        if self.path is not None:
+            return self.path.stat()
+        with suppress(AttributeError, ValueError):  # closed, or an object in memory
+            return None if self.texts else os.fstat(sys.stdin.fileno())
+        return None
+
+
+def form_of(path: Path) -> str | None:
+    """The format that a name promises, packed or not."""
+    return FORMATS_BY_SUFFIX.get(split_suffixes(path)[0])
+
+
+def find_sources(
+    inputs: Iterable[str], texts: Iterable[str] = (), *, use_stdin: bool = False, any_suffix: bool = False
+) -> list[Source]:
+    """INPUTS as sources, in order: files, globs, `-`, FIFOs, directories (known suffixes, by name); then texts.
+
+    `any_suffix` is for inputs whose format is said. Raises `InputError` at once where something does not exist or
+    cannot be prompts.
+    """
+    sources = [source for given in inputs for source in _find(given, any_suffix)]
+    if texts := tuple(texts):
+        sources.append(Source("--prompt", texts=texts))
+    if not sources and use_stdin:
+        sources.append(Source("-"))
+    for source in sources:
+        _refuse_device(source)
+    return sources
+
+
+def _find(given: str, any_suffix: bool) -> list[Source]:
+    if given == "-":
+        return [Source("-")]
+    if not given:
+        raise InputError("an input has an empty name: is a shell variable unset?")
+    try:
+        return [_check_file(path, any_suffix) for path in _expand(given)]
+    except OSError as error:
+        name = name_in_error(str(error.filename or given))
+        raise InputError(f"{name} cannot be read: {error.strerror} (a prompt itself goes behind -p)") from None
+
+
+def _expand(given: str) -> list[Path]:
+    """The files that a name stands for: its own, a directory's prompt files, a glob's matches."""
+    path = Path(given)
+    if path.is_dir():
+        files = [file for file in path.iterdir() if form_of(file) and not file.name.startswith(".")]
+        reason = f"{given} holds no prompt files ({', '.join(FORMATS_BY_SUFFIX)})"
+    elif path.exists():
+        return [path]
+    elif path.is_symlink():
+        files, reason = [], f"{given} is a link that leads nowhere"
+    elif glob.has_magic(given):
+        files = _glob(given)
+        reason = f"no file matches {given}"
+    else:
+        files, reason = [], f"there is no file {given}"
+    files = sorted(file for file in files if not file.is_dir())
+    if not files:
+        raise InputError(reason)
+    return files
+
+
+def _glob(pattern: str) -> list[Path]:
+    """Matches of a pattern. `**` goes into no linked directory, since such links may go round in circles."""
+    whole = Path(pattern)
+    if "**" not in whole.parts:
+        return [Path(match) for match in glob.glob(pattern)]  # noqa: PTH207 - from any root
+    root = Path(whole.anchor or ".")
+    matches = (match.relative_to(root) for match in root.glob(str(whole.relative_to(whole.anchor))))
+    return [
+        root / match
+        for match in matches
+        if not any(part.startswith(".") and part not in whole.parts for part in match.parts)
+    ]
+
+
+def _check_file(path: Path, any_suffix: bool) -> Source:
+    suffix = split_suffixes(path)[0]
+    if suffix in NOT_TEXT and not any_suffix:
+        known = ", ".join(FORMATS_BY_SUFFIX)
+        raise InputError(f"{path}: cannot read {suffix} files; give {known}, or say --input-format")
+    path.stat()
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path} cannot be read: permission denied")
+    return Source(str(path), path)
+
+
+def _refuse_device(source: Source) -> None:
+    """A device may never end; terminals and /dev/null do."""
+    with suppress(OSError):  # told by the reader
+        if (status := source.status) is None:
+            return
+        if stat.S_ISBLK(status.st_mode) or (stat.S_ISCHR(status.st_mode) and status.st_rdev not in _ending_devices()):
+            raise InputError(f"{source.name} is a device, which may never end: give a file or a pipe")
+
+
+def _ending_devices() -> set[int]:
+    found = set()
+    for path in (os.devnull, "/dev/tty"):
+        with suppress(OSError):
+            found.add(Path(path).stat().st_rdev)
+    for descriptor in range(3):
+        with suppress(OSError):
+            if os.isatty(descriptor):
+                found.add(os.fstat(descriptor).st_rdev)
+    return found
+
+
+def open_source(source: Source) -> BufferedReader:
+    """The bytes of a file or of standard input, as they stand there."""
+    try:
+        return source.path.open("rb") if source.path else _open_stdin()
+    except OSError as error:
+        raise InputError(f"{source.name} cannot be read: {error.strerror}") from None
+
+
+def _open_stdin() -> BufferedReader:
+    if sys.stdin is None:
+        raise InputError("standard input is closed")
+    try:
+        descriptor = sys.stdin.fileno()
+    except ValueError:  # replaced by an object in memory
+        return BufferedReader(cast(io.RawIOBase, sys.stdin.buffer))
+    # A buffer of our own: a thread that still waits in sys.stdin's would keep Python from exiting.
+    return BufferedReader(open(descriptor, "rb", buffering=0, closefd=False))

@@ -1,0 +1,30 @@
+"""Results to bytes: JSON Lines, text, CSV, TSV, Parquet, OpenAI Batch.
+
+Every row of text is flushed, so that a reader down the pipe sees it at once. The same results are the same bytes.
+Knows nothing of terminals; what draws tables is `render`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import BinaryIO
+
+from batchgen.formats.delimited import write_csv, write_tsv
+from batchgen.formats.fields import Rows, WriteOptions, to_dict, to_json
+from batchgen.formats.jsonl import write_jsonl
+from batchgen.formats.openai_batch import write_openai_batch
+from batchgen.formats.parquet import write_parquet
+from batchgen.formats.plain import write_text
+from batchgen.records import Result
+
+__all__ = ["WRITERS", "Rows", "WriteOptions", "Writer", "to_dict", "to_json"]
+
+Writer = Callable[[Iterable[Result], BinaryIO, WriteOptions], None]
+WRITERS: dict[str, Writer] = {
+    "jsonl": write_jsonl,
+    "text": write_text,
+    "csv": write_csv,
+    "tsv": write_tsv,
+    "parquet": write_parquet,
+    "openai-batch": write_openai_batch,
+}

@@ -1,0 +1,278 @@
+"""How many bytes there are, and how many were held: the machine, its limits, the accelerator. Decides nothing.
+
+`root` stands for `/`, so that tests can lay out a machine of their own; `accelerator` stands for torch.cuda or
+torch.mps. Sources: proc_meminfo(5), proc_pid_status(5), proc_pid_limits(5), proc_pid_clear_refs(5).
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import sys
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from batchgen.errors import UsageError
+from batchgen.machine import cgroups
+from batchgen.machine.cgroups import read_lines
+
+if TYPE_CHECKING:
+    import torch
+
+ROOT = Path("/")
+# What old kernels can give up without swapping, where they do not estimate it themselves (MemAvailable is of 3.14).
+RECLAIMABLE = ("MemFree", "Inactive(file)", "SReclaimable")
+SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?|\.\d{1,15}) ?(?:(%)|([kmgtp])(?:i?b)?|b)?", re.ASCII | re.IGNORECASE)
+UNITS = {unit: 1 << (10 * power) for power, unit in enumerate(("", "k", "m", "g", "t", "p"))}
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """One limit in force, by a name that a person understands, and the bytes left under it: none, or more."""
+
+    name: str
+    available_bytes: int
+
+    @property
+    def kills(self) -> bool:
+        """Whether the kernel kills who goes beyond it; other limits refuse, and the program can give way."""
+        return self.name == "MemAvailable" or self.name.startswith("cgroup ")
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryLimit:
+    """What `--memory` asks for: bytes for the whole process, or a share of what there is. One of both is set."""
+
+    text: str
+    size_bytes: int | None = None
+    share: Fraction | None = None
+
+    def headroom(self, tightest_bytes: int, held_bytes: int) -> int:
+        """Bytes that may be taken on top of `held_bytes`, where other limits leave `tightest_bytes`."""
+        if self.share is not None:
+            return int(self.share * tightest_bytes)
+        assert self.size_bytes is not None
+        return self.size_bytes - held_bytes
+
+
+def cpu_name(root: Path = ROOT) -> str:
+    """The processor as Linux names it, else what Python knows of it."""
+    names = (line.split(":", 1)[1].strip() for line in read_lines(root / "proc/cpuinfo") if line[:10] == "model name")
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+def parse_memory(text: str) -> MemoryLimit:
+    """A size with a unit of 1024 or in bytes, or a share of at most 100%. Raises `UsageError`.
+
+    >>> parse_memory("1.5GiB").size_bytes
+    1610612736
+    >>> parse_memory("80%").share
+    Fraction(4, 5)
+    """
+    named = " ".join(text.split())
+    mistake = UsageError(f"--memory {named}: give a size such as 6G or a share such as 80%")
+    match = SIZE.fullmatch(named)
+    if match is None:
+        raise mistake
+    number, percent, unit = match.groups(default="")
+    if percent:
+        limit = MemoryLimit(named, share=Fraction(number) / 100)
+    else:
+        limit = MemoryLimit(named, size_bytes=int(Fraction(number) * UNITS[unit.lower()]))
+    if not limit.size_bytes and not 0 < (limit.share or 0) <= 1:
+        raise mistake
+    return limit
+
+
+def share_of(memory: MemoryLimit | None, num_workers: int, num_beside: int) -> MemoryLimit:
+    """What one of `num_workers` processes may take, of which `num_beside`, it included, are on one device.
+
+    A size is for all workers together, a share for those of a device.
+
+    >>> share_of(parse_memory("6G"), 2, 1).size_bytes == 3 << 30
+    True
+    >>> share_of(parse_memory("80%"), 2, 2).share, share_of(None, 4, 2).share
+    (Fraction(2, 5), Fraction(1, 2))
+    """
+    if memory is not None and memory.size_bytes is not None:
+        return MemoryLimit(f"{memory.text} / {num_workers}", size_bytes=memory.size_bytes // num_workers)
+    share = Fraction(1) if memory is None or memory.share is None else memory.share
+    text = "100%" if memory is None else memory.text
+    return MemoryLimit(f"{text} / {num_beside}", share=share / num_beside)
+
+
+def available_bytes(
+    device: torch.device, memory: MemoryLimit | None = None, root: Path = ROOT, *, accelerator: Any = None
+) -> int:
+    """Bytes that a new batch may take on `device` without swapping or being killed: the tightest bound's."""
+    return memory_bounds(device, memory, root, accelerator=accelerator)[0].available_bytes
+
+
+def memory_bounds(
+    device: torch.device, memory: MemoryLimit | None = None, root: Path = ROOT, *, accelerator: Any = None
+) -> list[Bound]:
+    """All limits in force for what a batch takes on `device`, the tightest first; at least one."""
+    accelerator = accelerator or _accelerator(device)
+    headrooms = _headrooms(device, root, accelerator)
+    if memory is not None:
+        held = _held_bytes(device, root, accelerator)
+        headrooms[f"--memory {memory.text}"] = memory.headroom(min(headrooms.values()), held)
+    tightest_first = sorted(headrooms.items(), key=lambda item: item[1])
+    return [Bound(name, max(0, left)) for name, left in tightest_first]
+
+
+def peak_bytes() -> int:
+    """The most memory this process has held so far: its resident set's high-water mark.
+
+    On Linux a `PeakMeter` that starts takes this back; the meter's own `peak_bytes` remembers.
+    """
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class PeakMeter:
+    """How much memory a stretch of work took at its peak, on top of what was held when it started."""
+
+    def __init__(self, device: torch.device, root: Path = ROOT, *, accelerator: Any = None) -> None:
+        is_cuda = device.type == "cuda"
+        cuda = accelerator or _accelerator(device)
+        self._gauge: _Gauge = _CudaGauge(device, cuda) if is_cuda else _ProcessGauge(root)
+        self._sees_batches = device.type in ("cpu", "cuda")
+        self._highest = 0
+        self._held = 0
+        self._mark: int | None = None  # growth can be told from a high-water mark above this one
+
+    def start(self) -> None:
+        self._highest = self.peak_bytes
+        fell = self._gauge.lower_high_water()
+        self._held, high = self._gauge.read()
+        self._mark = 0 if fell else high
+
+    def growth_bytes(self) -> int | None:
+        """Bytes held at the peak since `start`, less those held at `start`; None where that cannot be known."""
+        if self._mark is None or not self._sees_batches:
+            return None
+        _held, high = self._gauge.read()
+        return max(0, high - self._held) if high > self._mark else None
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that the process (on CUDA: its tensors on the device) ever held, as far as the meter saw it."""
+        _held, high = self._gauge.read()
+        return max(self._highest, high)
+
+
+class _Gauge(Protocol):
+    def read(self) -> tuple[int, int]:
+        """Bytes held now, and the high-water mark."""
+
+    def lower_high_water(self) -> bool:
+        """Sets the high-water mark to what is held now; False where that cannot be done."""
+
+
+class _ProcessGauge:
+    """The resident set of this process: VmRSS and VmHWM, which a 5 written to clear_refs resets."""
+
+    def __init__(self, root: Path) -> None:
+        self._folder = root / "proc/self"
+
+    def read(self) -> tuple[int, int]:
+        status = _sizes(self._folder / "status")
+        if "VmRSS" in status and "VmHWM" in status:
+            return status["VmRSS"], status["VmHWM"]
+        return _resident_bytes(), peak_bytes()
+
+    def lower_high_water(self) -> bool:
+        path = self._folder / "clear_refs"
+        try:
+            return path.is_file() and path.write_text("5") > 0
+        except OSError:
+            return False
+
+
+class _CudaGauge:
+    """What torch's allocator has given out on a device."""
+
+    def __init__(self, device: torch.device, cuda: Any) -> None:
+        self._device = device
+        self._cuda = cuda
+
+    def read(self) -> tuple[int, int]:
+        return int(self._cuda.memory_allocated(self._device)), int(self._cuda.max_memory_allocated(self._device))
+
+    def lower_high_water(self) -> bool:
+        self._cuda.reset_peak_memory_stats(self._device)
+        return True
+
+
+def _accelerator(device: torch.device) -> Any:
+    import torch
+
+    return torch.mps if device.type == "mps" else torch.cuda
+
+
+def _headrooms(device: torch.device, root: Path, accelerator: Any) -> dict[str, int]:
+    """Bytes left under each limit, by the limit's name; negative where more is held than allowed."""
+    if device.type == "cuda":
+        return _cuda_headroom(device, accelerator)
+    bounds = _system_headroom(root) | cgroups.headrooms(root) | _address_space_headroom(root)
+    if device.type == "mps":  # its memory is the machine's
+        bounds["mps"] = accelerator.recommended_max_memory() - accelerator.current_allocated_memory()
+    return bounds
+
+
+def _cuda_headroom(device: torch.device, cuda: Any) -> dict[str, int]:
+    """What is free on the device, and what torch's allocator keeps for reuse."""
+    free, _total = cuda.mem_get_info(device)
+    cached = cuda.memory_reserved(device) - cuda.memory_allocated(device)
+    index = cuda.current_device() if device.index is None else device.index
+    return {f"cuda:{index}": int(free + cached)}
+
+
+def _system_headroom(root: Path) -> dict[str, int]:
+    meminfo = _sizes(root / "proc/meminfo")
+    if "MemAvailable" in meminfo:
+        return {"MemAvailable": meminfo["MemAvailable"]}
+    if "MemFree" in meminfo:
+        return {"MemAvailable": sum(meminfo.get(name, 0) for name in RECLAIMABLE)}
+    import psutil
+
+    return {"available memory": int(psutil.virtual_memory().available)}
+
+
+def _address_space_headroom(root: Path) -> dict[str, int]:
+    """The soft limit of the address space, less what of it is in use."""
+    limits = "\n".join(read_lines(root / "proc/self/limits"))
+    soft = re.search(r"^Max address space +(\d+) ", limits, re.MULTILINE)
+    size = _sizes(root / "proc/self/status").get("VmSize")
+    if soft is None or size is None:
+        return {}
+    return {"RLIMIT_AS (ulimit -v)": int(soft[1]) - size}
+
+
+def _held_bytes(device: torch.device, root: Path, accelerator: Any) -> int:
+    """What this process holds now where `device` has its memory; Metal's buffers are not in the resident set."""
+    if device.type == "cuda":
+        return int(accelerator.memory_allocated(device))
+    resident = _sizes(root / "proc/self/status").get("VmRSS") or _resident_bytes()
+    return resident + (accelerator.current_allocated_memory() if device.type == "mps" else 0)
+
+
+def _resident_bytes() -> int:
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    """The lines `Name:   123 kB` of a file in /proc, in bytes."""
+    matches = (re.fullmatch(r"(\S+):\s+(\d+) kB", line) for line in read_lines(path))
+    return {match[1]: int(match[2]) * 1024 for match in matches if match}

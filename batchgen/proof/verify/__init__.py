@@ -1,0 +1,100 @@
+"""Proves that a padded batch gives each row what it gets alone, or shows where not; with negative controls.
+
+Each step's logits, as the engine saw them, are held against those of the same row alone, unpadded, in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from batchgen.errors import InputError
+from batchgen.model import Model
+from batchgen.model.padding import encode
+from batchgen.proof.verify.callables import check_padding
+from batchgen.proof.verify.controls import pick_rows, run_controls, spread
+from batchgen.proof.verify.facts import Control, Controls, ErrorBound, Report, RowCheck
+from batchgen.proof.verify.oracle import ERROR_ROWS, Oracle, measure_error
+from batchgen.proof.verify.rows import LogitRecorder, check_engine
+from batchgen.records import Request, SamplingParams, Sequence
+
+if TYPE_CHECKING:
+    from batchgen.engines import Engine
+    from batchgen.engines.sampling import OnLogits
+
+__all__ = [
+    "Control",
+    "Controls",
+    "ErrorBound",
+    "LogitRecorder",
+    "Oracle",
+    "Report",
+    "RowCheck",
+    "check_engine",
+    "check_padding",
+    "greedily",
+    "measure_error",
+    "pick_rows",
+    "run_controls",
+    "spread",
+    "verify_rows",
+]
+
+
+def greedily(requests: Iterable[Request], max_new_tokens: int) -> tuple[list[Request], int]:
+    """Requests without options of their own, which `verify` cannot compare; and how many had some."""
+    plain = SamplingParams(max_new_tokens=max_new_tokens)
+    given = list(requests)
+    changed = sum(request.sampling != plain and not request.error for request in given)
+    return [replace(request, sampling=plain) for request in given], changed
+
+
+def verify_rows(
+    model: Model,
+    oracle: Oracle,
+    requests: list[Request],
+    make: Callable[[OnLogits], Engine],
+    *,
+    parse_special: bool = False,
+) -> tuple[Report, list[Sequence]]:
+    """Runs greedy requests through an engine and checks every row; also the rows that could not be run.
+
+    `make` gives an engine for `model` that tells the logits it decides from. The oracle needs a model of its own:
+    engines change theirs in place. Raises `InputError` where no row can be run.
+    """
+    encoded = _encode(model, requests, parse_special)
+    sequences = [sequence for sequence in encoded if not sequence.is_finished]
+    if not sequences:
+        reason = f", the first because {encoded[0].error}" if encoded else ""
+        raise InputError(f"there is nothing to verify: {len(encoded)} rows, and none of them can be run{reason}")
+    strays = oracle.model if model.dtype == oracle.model.dtype else model
+    bound = measure_error(oracle, strays, pick_rows(sequences, ERROR_ROWS))
+    controls = run_controls(oracle, sequences)
+    recorder = LogitRecorder()
+    engine = make(recorder.on_logits)
+    checks = sorted(check_engine(engine, recorder, oracle, sequences, bound), key=lambda check: check.index)
+    failed = [sequence for sequence in encoded if sequence.finish_reason == "error"]
+    report = Report(
+        model=model.checkpoint.name,
+        engine=engine.name,
+        device=str(model.device),
+        dtype=model.dtype_name,
+        most_rows=recorder.most_rows,
+        bound=bound,
+        controls=controls,
+        rows=tuple(checks),
+        num_failed=len(failed),
+    )
+    return report, failed
+
+
+def _encode(model: Model, requests: list[Request], parse_special: bool) -> list[Sequence]:
+    checkpoint = model.checkpoint
+    return encode(
+        requests,
+        checkpoint.tokenizer,
+        n_positions=checkpoint.n_positions,
+        vocab_size=checkpoint.vocab_size,
+        parse_special=parse_special,
+    )

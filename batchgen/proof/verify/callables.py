@@ -1,0 +1,132 @@
+"""Somebody else's loop against unpadded `generate`: any callable that takes prompts and gives texts or token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Rows
+from dataclasses import replace
+from typing import Any
+
+from batchgen.errors import InputError
+from batchgen.model import Model, open_model
+from batchgen.model.padding import decode_output, encode, pad
+from batchgen.proof.mistakes import generate_as_is
+from batchgen.proof.verify.controls import pick_rows
+from batchgen.proof.verify.facts import ErrorBound, RowCheck
+from batchgen.proof.verify.oracle import ERROR_ROWS, Oracle, measure_error
+from batchgen.proof.verify.rows import Departure, find_departure, to_check
+from batchgen.records import Request, SamplingParams, Sequence
+
+
+def check_padding(
+    call: Callable[[list[str]], Iterable[Any]],
+    prompts: Iterable[str],
+    model: str | Model | None = None,
+    *,
+    max_new_tokens: int = 32,
+    device: str = "auto",
+    dtype: str = "float32",
+) -> list[RowCheck]:
+    """Checks a loop of your own: does each prompt get what unpadded greedy `generate` gives it alone?
+
+    `call` takes the prompts and gives, for each, a text or token ids (a list, or a tensor's row): what was generated,
+    or the whole row with its prompt and its pads. It must be greedy, make up to `max_new_tokens` tokens and use the
+    same model: a name, a folder or a Hub id. `dtype` is what it computes in: float32 is the oracle, and what other
+    dtypes may differ is measured. Each row comes out identical, rounding or bug. Raises `BatchgenError`.
+
+    >>> checks = check_padding(lambda prompts: [" a very nice dog"], ["My dog is"], "bundled", max_new_tokens=4)
+    >>> [check.verdict for check in checks]
+    ['identical']
+    """
+    prompts = list(prompts)
+    own = model if isinstance(model, Model) else open_model(model, device=device, dtype=dtype)
+    oracle = Oracle(own if own.dtype_name == "float32" else _in_float32(own))
+    sequences = _encode(oracle, prompts, max_new_tokens)
+    outputs = [output.tolist() if hasattr(output, "tolist") else output for output in call(list(prompts))]
+    if len(outputs) != len(prompts):
+        raise InputError(f"the callable gave {len(outputs)} outputs for {len(prompts)} prompts")
+    bound = measure_error(oracle, own, pick_rows(sequences, ERROR_ROWS))
+    if all(isinstance(output, str) for output in outputs):
+        texts = _without_prompts(outputs, prompts)
+        return [_check_text(oracle, row, text, bound) for row, text in zip(sequences, texts, strict=True)]
+    tokens = _new_tokens(outputs, sequences)
+    return [_check_tokens(oracle, row, ids, bound) for row, ids in zip(sequences, tokens, strict=True)]
+
+
+def _in_float32(model: Model) -> Model:
+    return open_model(str(model.checkpoint.folder), device=str(model.device), dtype="float32")
+
+
+def _encode(oracle: Oracle, prompts: list[str], max_new_tokens: int) -> list[Sequence]:
+    checkpoint = oracle.model.checkpoint
+    params = SamplingParams(max_new_tokens=max_new_tokens)
+    requests = [Request(index, index, prompt, params) for index, prompt in enumerate(prompts)]
+    sequences = encode(requests, checkpoint.tokenizer, n_positions=checkpoint.n_positions)
+    for sequence in sequences:
+        if sequence.error:
+            raise InputError(f"prompts[{sequence.request.index}]: {sequence.error}")
+    return sequences
+
+
+def _without_prompts(texts: list[str], prompts: list[str]) -> list[str]:
+    """What was generated; where every text begins with its prompt, these are whole rows."""
+    if all(text.startswith(prompt) for text, prompt in zip(texts, prompts, strict=True)):
+        return [text.removeprefix(prompt) for text, prompt in zip(texts, prompts, strict=True)]
+    return texts
+
+
+def _new_tokens(outputs: list[list[int]], sequences: list[Sequence]) -> list[list[int]]:
+    """What was generated; where every output holds its prompt, behind pads at most, these are whole rows."""
+    ends = [_end_of_prompt(ids, row.input_ids) for ids, row in zip(outputs, sequences, strict=True)]
+    if None in ends:
+        return [list(ids) for ids in outputs]
+    return [ids[end:] for ids, end in zip(outputs, ends, strict=True)]
+
+
+def _end_of_prompt(token_ids: Rows[int], prompt: list[int]) -> int | None:
+    """Where a prompt ends in a row that begins with it, or with one repeated token and then it."""
+    for start in range(len(token_ids) - len(prompt) + 1):
+        if list(token_ids[start : start + len(prompt)]) == prompt:
+            return start + len(prompt)
+        if token_ids[start] != token_ids[0]:
+            break
+    return None
+
+
+def _check_tokens(oracle: Oracle, sequence: Sequence, token_ids: list[int], bound: ErrorBound) -> RowCheck:
+    """Tokens of a row, up to its eos, against the greedy ones; one that ends early has chosen eos there."""
+    eos = sorted(oracle.model.checkpoint.eos_token_ids)
+    most = sequence.sampling.max_new_tokens
+    ends = [place for place, token in enumerate(token_ids) if token in eos]
+    token_ids = token_ids[: min([most, *(place + 1 for place in ends)])]
+    row = replace(sequence, output_ids=token_ids)
+    expected = oracle.logits_of(row)  # [N + 1, V]
+    if len(token_ids) < most and not ends and eos:
+        best_eos = max(eos, key=lambda token: float(expected[-1, token]))
+        return to_check(oracle, row, find_departure(expected, [*token_ids, best_eos]), bound, given=token_ids)
+    return to_check(oracle, row, find_departure(expected[: len(token_ids)], token_ids), bound, given=token_ids)
+
+
+def _check_text(oracle: Oracle, sequence: Sequence, text: str, bound: ErrorBound) -> RowCheck:
+    """A text against that of unpadded `generate`; the step where they part is the first token that it does not have."""
+    model = oracle.model
+    alone = pad([sequence], model.checkpoint.pad_token_id)
+    [output_ids] = generate_as_is(model, alone, sequence.sampling.max_new_tokens)
+    row = replace(sequence, output_ids=output_ids)
+    step = _parting_step(oracle, row, text)
+    if step is None:
+        return to_check(oracle, row, None, bound)
+    logits = oracle.logits_of(row)[step]  # [V]
+    first, second = logits.topk(2).values.tolist()
+    return to_check(oracle, row, Departure(step, first - second, output_ids[step], first - second), bound)
+
+
+def _parting_step(oracle: Oracle, row: Sequence, text: str) -> int | None:
+    """The first step whose token is not in `text`; a text may be longer, if the row was only cut off."""
+    tokenizer = oracle.model.checkpoint.tokenizer
+    for step in range(row.num_output_tokens):
+        so_far = decode_output(tokenizer, replace(row, output_ids=row.output_ids[: step + 1]))
+        if not text.startswith(so_far.rstrip("\ufffd")):  # half a character, which the next token completes
+            return step
+    is_over = row.output_ids[-1] in oracle.model.checkpoint.eos_token_ids
+    return row.num_output_tokens - 1 if is_over and len(text) > len(so_far) else None

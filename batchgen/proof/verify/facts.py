@@ -1,0 +1,215 @@
+"""What a verification found: each row's verdict, the dtype's own error, the negative controls, and the sum of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import floor, isfinite, log10
+from typing import Any, Literal
+
+from batchgen.records import RowId
+from batchgen.text import short_number
+
+Verdict = Literal["identical", "rounding", "bug"]
+VERDICTS: tuple[Verdict, ...] = ("identical", "rounding", "bug")
+SHORT_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorBound:
+    """How far logits may lie from the oracle's and still be rounding.
+
+    `measured` is the largest difference that the dtype and the shape of a forward made on rows without any padding;
+    `allowed` is that with a safety factor.
+    """
+
+    measured: float
+    allowed: float
+
+
+@dataclass(frozen=True, slots=True)
+class RowCheck:
+    """One row in its batch against the same row alone and unpadded.
+
+    `differences` has the largest logit difference of each step (empty where no logits were seen: a row that was
+    answered with another one's tokens, or a callable of somebody else's). The margin is that of the oracle's two best
+    tokens at the first differing step, `token` what the row got there and `expected` what the oracle says.
+    """
+
+    id: RowId
+    index: int
+    prompt: str
+    verdict: Verdict
+    num_steps: int
+    num_pads: int = 0
+    differences: tuple[float, ...] = ()
+    first_differing_step: int | None = None
+    margin: float | None = None
+    token: str | None = None
+    expected: str | None = None
+
+    @property
+    def first_step_difference(self) -> float | None:
+        return self.differences[0] if self.differences else None
+
+    @property
+    def max_difference(self) -> float | None:
+        return max(self.differences, default=None)
+
+    @property
+    def tokens_equal(self) -> bool:
+        return self.first_differing_step is None
+
+    def to_dict(self) -> dict[str, Any]:
+        names = ("id", "index", "prompt", "verdict", "num_steps", "num_pads", "tokens_equal", "first_differing_step")
+        differences = {
+            "first_step_difference": _finite(self.first_step_difference),
+            "max_difference": _finite(self.max_difference),
+            "differences": [_finite(difference) for difference in self.differences],
+        }
+        where = {"margin": _finite(self.margin), "token": self.token, "expected": self.expected}
+        return {**{name: getattr(self, name) for name in names}, **where, **differences}
+
+
+def _finite(number: float | None) -> float | None:
+    """JSON has no infinity."""
+    return number if number is not None and isfinite(number) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """Padding done one way, over a few rows, against the same rows alone: what becomes of their next token.
+
+    Total variation is half the sum of the differences of the two distributions, 0 to 1, the mean over the rows that
+    have pads; `flips` is the share of these whose likeliest token changes. `must` says what is expected: a mistake has
+    to break the batch, what is right (or harmless) has to leave it whole, and of some either may come.
+    """
+
+    name: str
+    must: Literal["break", "hold", "may break"]
+    total_variation: float
+    flips: float
+    max_difference: float
+    broke: bool
+
+    @property
+    def is_as_expected(self) -> bool:
+        return self.must == "may break" or self.broke == (self.must == "break")
+
+    def to_dict(self) -> dict[str, Any]:
+        names = ("name", "must", "total_variation", "flips", "max_difference", "broke", "is_as_expected")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, slots=True)
+class Controls:
+    """All controls, on `num_rows` rows of which `num_padded` have pads; `positions` is the kind that the model has."""
+
+    num_rows: int
+    num_padded: int
+    positions: str
+    controls: tuple[Control, ...]
+
+    @property
+    def can_see_mistakes(self) -> bool:
+        """Whether every mistake shows on these rows, and nothing else does."""
+        return self.num_padded > 0 and all(control.is_as_expected for control in self.controls)
+
+    def to_dict(self) -> dict[str, Any]:
+        facts = {name: getattr(self, name) for name in ("num_rows", "num_padded", "positions", "can_see_mistakes")}
+        return {**facts, "controls": [control.to_dict() for control in self.controls]}
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Steps whose logit difference lies in [low, high)."""
+
+    low: float
+    high: float
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything that `verify` found; `most_rows` is how many ran together at most."""
+
+    model: str
+    engine: str
+    device: str
+    dtype: str
+    most_rows: int
+    bound: ErrorBound
+    controls: Controls
+    rows: tuple[RowCheck, ...] = ()
+    num_failed: int = 0
+
+    def count(self, verdict: Verdict) -> int:
+        return sum(row.verdict == verdict for row in self.rows)
+
+    @property
+    def has_bug(self) -> bool:
+        return self.count("bug") > 0
+
+    @property
+    def max_difference(self) -> float:
+        return max((difference for row in self.rows for difference in row.differences), default=0.0)
+
+    @property
+    def histogram(self) -> list[Bin]:
+        return histogram(difference for row in self.rows for difference in row.differences)
+
+    @property
+    def summary(self) -> str:
+        """One sentence to quote."""
+        rows, batch = len(self.rows), self.most_rows
+        counts = {verdict: self.count(verdict) for verdict in VERDICTS}
+        verdicts = ", ".join(
+            f"{number:,} {verdict}" for verdict, number in counts.items() if number or verdict == "identical"
+        )
+        return (
+            f"{rows:,} {'row' if rows == 1 else 'rows'}, batches of {batch:,}, "
+            f"{SHORT_DTYPES.get(self.dtype, self.dtype)}: {verdicts}, "
+            f"max logit difference {short_number(self.max_difference)}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        names = ("summary", "model", "engine", "device", "dtype", "most_rows", "num_failed", "has_bug")
+        bins = [{"low": _finite(bin.low), "high": _finite(bin.high), "steps": bin.steps} for bin in self.histogram]
+        return {
+            **{name: getattr(self, name) for name in names},
+            "counts": {verdict: self.count(verdict) for verdict in VERDICTS},
+            "max_difference": _finite(self.max_difference),
+            "error": {"measured": self.bound.measured, "allowed": self.bound.allowed},
+            "histogram": bins,
+            "negative_controls": self.controls.to_dict(),
+            "rows": [row.to_dict() for row in self.rows],
+        }
+
+
+def histogram(differences: Iterable[float]) -> list[Bin]:
+    """Differences by halves of powers of ten, without gaps; exactly 0 has a bin of its own.
+
+    >>> [(bin.low, bin.high, bin.steps) for bin in histogram([0.0, 2e-6, 4e-6, 2e-5])]
+    [(0.0, 0.0, 1), (1e-06, 3e-06, 1), (3e-06, 1e-05, 1), (1e-05, 3e-05, 1)]
+    """
+    halves: Counter[int] = Counter()
+    zeros = infinite = 0
+    for difference in differences:
+        if not isfinite(difference):
+            infinite += 1
+        elif difference == 0:
+            zeros += 1
+        else:
+            power = floor(log10(difference))
+            halves[2 * power + (difference >= _border(2 * power + 1))] += 1
+    bins = [Bin(0.0, 0.0, zeros)] if zeros else []
+    if halves:
+        range_ = range(min(halves), max(halves) + 1)
+        bins += [Bin(_border(half), _border(half + 1), halves[half]) for half in range_]
+    return bins + ([Bin(float("inf"), float("inf"), infinite)] if infinite else [])
+
+
+def _border(half: int) -> float:
+    """1 and 3 times the powers of ten: the square root of ten is about 3."""
+    return float(f"{3 if half % 2 else 1}e{half // 2}")

@@ -1,0 +1,93 @@
+"""The oracle: the model in float32, one row at a time, without pads; and how far rounding alone strays from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+from typing import TYPE_CHECKING
+
+from batchgen.errors import failures_in_one_line
+from batchgen.model.padding import positions
+from batchgen.proof.verify.facts import ErrorBound
+from batchgen.records import Sequence
+
+if TYPE_CHECKING:
+    import torch
+
+    from batchgen.model import Model
+
+# Differences may be so many times what was measured on a few rows without padding, and still be rounding. In 16 bits
+# that is mostly the rounding of weights and activations, alike in any shape; in float32 it is the order of the sums,
+# which other kernels choose otherwise. A wrong mask or position moves logits a thousand times as far.
+SAFETY, SAFETY_16_BIT = 30.0, 4.0
+LEAST_ULPS = 4  # where less was measured than so many roundings of the largest logit
+ERROR_ROWS = 4  # on which the error is measured
+COPIES = 4  # of a row in a batch, so that its products have another shape
+LAST_STEPS = 6  # tokens of a prompt that are fed one by one
+
+
+class Oracle:
+    """Runs rows alone and unpadded, in float32. Its model must be one that no engine has changed."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def logits(self, token_ids: list[int], last: int) -> torch.Tensor:
+        """Logits `[last, V]` after each of the last tokens of a row, from one forward."""
+        return forward_alone(self.model, token_ids, last)
+
+    def logits_of(self, sequence: Sequence) -> torch.Tensor:
+        """Logits `[N + 1, V]` after the prompt and after each of the N tokens that a sequence was given."""
+        return self.logits(sequence.token_ids, sequence.num_output_tokens + 1)
+
+
+def forward_alone(model: Model, token_ids: list[int], last: int, copies: int = 1) -> torch.Tensor:
+    """Logits `[last, V]` of the last columns of an unpadded row, which is there `copies` times; float32, on the CPU."""
+    import torch
+
+    input_ids = torch.tensor([token_ids] * copies)  # [copies, T]
+    attention_mask = torch.ones_like(input_ids)
+    inputs = model.inputs(input_ids, attention_mask, positions(attention_mask))
+    keep = {"logits_to_keep": last} if model.takes_logits_to_keep else {}
+    with torch.inference_mode(), failures_in_one_line(f"with a row of {len(token_ids)} tokens"):
+        logits: torch.Tensor = model.network(**inputs, **keep, use_cache=False).logits  # [copies, last or T, V]
+    return logits[0, -last:].float().cpu()
+
+
+def step_alone(model: Model, token_ids: list[int], last: int, copies: int) -> torch.Tensor:
+    """The same with a KV cache, the last tokens fed one by one, as in decoding."""
+    import torch
+    from transformers import DynamicCache
+
+    input_ids = torch.tensor([token_ids] * copies)  # [copies, T]
+    attention_mask = torch.ones_like(input_ids)
+    position_ids = positions(attention_mask)
+    cache = DynamicCache(config=model.checkpoint.config)
+    start, found = 0, []
+    with torch.inference_mode(), failures_in_one_line(f"with a row of {len(token_ids)} tokens"):
+        for end in range(len(token_ids) - last + 1, len(token_ids) + 1):
+            inputs = model.inputs(input_ids[:, start:end], attention_mask[:, :end], position_ids[:, start:end])
+            logits = model.network(**inputs, past_key_values=cache, use_cache=True).logits  # [copies, 1 or more, V]
+            found.append(logits[0, -1].float().cpu())
+            start = end
+    return torch.stack(found)  # [last, V]
+
+
+def measure_error(oracle: Oracle, model: Model, sequences: Rows[Sequence]) -> ErrorBound:
+    """How far `model`, in its own dtype, strays from the oracle on prompts that have no padding at all.
+
+    Each prompt is run as several copies in one batch, at once and token by token. `model` may be the oracle's own,
+    where the dtype is float32.
+    """
+    import torch
+
+    largest = measured = 0.0
+    for sequence in sequences:
+        token_ids = sequence.input_ids
+        last = min(len(token_ids), LAST_STEPS)
+        expected = oracle.logits(token_ids, last)
+        for found in (forward_alone(model, token_ids, last, COPIES), step_alone(model, token_ids, last, COPIES)):
+            measured = max(measured, (found - expected).abs().max().item())
+        largest = max(largest, expected.abs().max().item())
+    is_float32 = model.dtype == torch.float32
+    floor = LEAST_ULPS * torch.finfo(model.dtype).eps * largest
+    return ErrorBound(measured, max((SAFETY if is_float32 else SAFETY_16_BIT) * measured, floor))

@@ -1,0 +1,146 @@
+"""What a run was made of: versions, model, options, input, machine; and that a resumed run is made of the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from hashlib import blake2b, file_digest, sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from batchgen import __version__
+from batchgen.errors import OutputError
+from batchgen.machine.limits import cpu_name
+from batchgen.model.find import CONFIG_FILES, TOKENIZER_FILES
+from batchgen.records import Request
+from batchgen.runs.store import Store, digest_of
+
+if TYPE_CHECKING:
+    from batchgen.model import Checkpoint
+
+Facts = dict[str, Any]
+LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors")
+HASH_SHOWN = 12  # digits of a hash are enough to tell two apart
+
+
+def model_facts(checkpoint: Checkpoint) -> Facts:
+    """Name, revision (of a model from the Hub) and hashes of all files that its answers depend on."""
+    folder = checkpoint.folder
+    tokenizer = _files(folder, TOKENIZER_FILES)
+    return {
+        "model": checkpoint.name,
+        "revision": folder.name if folder.parent.name == "snapshots" else None,
+        "weights_sha256": _hash(_files(folder, ["*.safetensors", "*.safetensors.index.json"])),
+        "config_sha256": _hash([file for file in _files(folder, CONFIG_FILES) if file not in tokenizer]),
+        "tokenizer_sha256": _hash(tokenizer),
+    }
+
+
+def _files(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    return sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
+
+
+def _hash(files: Iterable[Path]) -> str:
+    """Of the files' names and contents."""
+    whole = sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            whole.update(f"{file.name}\0{file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return whole.hexdigest()
+
+
+def machine_facts(device: str) -> Facts:
+    import psutil
+
+    return {
+        "device": device,
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": platform.platform(),
+    }
+
+
+def version_facts() -> Facts:
+    libraries = {name: version(name) for name in LIBRARIES}
+    return {"batchgen": __version__, "python": platform.python_version(), **libraries}
+
+
+class Manifest:
+    """What is noted of a run as it goes on; kept in its store, where it has one.
+
+    `facts` is what `--manifest` writes: model, options, versions, machine, input, stats, started, finished.
+    """
+
+    def __init__(self, store: Store | None = None, *, facts: Facts | None = None, where: object = None) -> None:
+        """Of a new run, or of one that was begun in a store, or with `facts` which stand in `where`."""
+        self._store = store
+        self._where = store.path if store else where
+        self.facts: Facts = store.manifest() if store else dict(facts or {})
+
+    def begin(self, device: str, **made_of: Facts) -> None:
+        """Notes what the run is made of (`model`, `options`).
+
+        Raises `OutputError`, which names the first difference, where it was begun with something else.
+        """
+        for part, facts in made_of.items():
+            if self._where:
+                _check_same(self.facts.get(part, {}), facts, self._where)
+            self._note(part, facts)
+        self._note("versions", version_facts())
+        self._note("machine", machine_facts(device))
+        self._note("started", self.facts.get("started") or _now())
+
+    def end(self, input: InputDigest, stats: Facts) -> None:
+        self._note("input", {"rows": input.num_rows, "blake2b": input.hexdigest})
+        self.finish(stats)
+
+    def finish(self, stats: Facts) -> None:
+        self._note("stats", stats)
+        self._note("finished", _now())
+
+    def _note(self, name: str, value: object) -> None:
+        self.facts[name] = value
+        if self._store:
+            self._store.note(name, value)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _check_same(begun: Mapping[str, Any], now: Mapping[str, Any], where: object) -> None:
+    for name, value in now.items():
+        if name in begun and begun[name] != value:
+            raise OutputError(
+                f"{where} was begun with {name} {_shown(name, begun[name])}, and now it is {_shown(name, value)}: "
+                "give what was given then, or start anew with --overwrite"
+            )
+
+
+def _shown(name: str, value: object) -> str:
+    if name.endswith("sha256"):
+        return f"{str(value)[:HASH_SHOWN]}…"
+    return "(none)" if value is None else json.dumps(value)
+
+
+class InputDigest:
+    """A hash of all rows that pass, in their order."""
+
+    def __init__(self) -> None:
+        self.num_rows = 0
+        self._hash = blake2b(digest_size=16)
+
+    @property
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+    def watch(self, requests: Iterable[Request]) -> Iterator[Request]:
+        for request in requests:
+            self.num_rows += 1
+            self._hash.update(digest_of(request))
+            yield request

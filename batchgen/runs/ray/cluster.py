@@ -1,0 +1,318 @@
+"""Ray: connects to a cluster, and runs pieces on an actor pool of Ray Data. Nothing else of batchgen knows Ray."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from importlib import import_module
+from io import FileIO, TextIOWrapper
+from pathlib import Path
+from typing import Any, TextIO
+from uuid import uuid4
+
+from batchgen.engines.pool.worker import ModelRecipe, Recipe
+from batchgen.errors import BatchgenError, ClusterError, UsageError
+from batchgen.machine.limits import share_of
+from batchgen.model.checkpoint import Checkpoint, read_checkpoint
+from batchgen.model.quiet import no_logs
+from batchgen.runs.ray.folder import Piece
+from batchgen.runs.ray.piecework import Outcome, PieceWorker, Work
+
+LOCAL, AUTO = "local", "auto"
+CLIENT = "ray://"
+PROBE_S = 5.0
+# A piece is begun so often, since workers may be killed from outside; if they died of it each time, it is split in so
+# many pieces.
+MOST_TRIES = 2
+PIECES_OF_ONE = 16
+LOCAL_STORE_BYTES = 128 * 2**20  # nothing large goes through it on one machine
+# Read when Ray is imported or started: nothing is sent home, and its own log lines stay out of stderr.
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How many workers, and the CPUs and GPUs that each has to itself."""
+
+    workers: int
+    cpus: float
+    gpus: float
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.gpus else "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A model's folder, and its files in Ray's object store, from which each machine that lacks them gets them once."""
+
+    name: str
+    folder: Path
+    sizes: dict[str, int]
+    files: dict[str, Any] = field(default_factory=dict)  # name -> ObjectRef; empty where all is one machine
+
+    def unpack(self) -> Path:
+        """A folder with the files on this machine."""
+        if not self.files or all(_has_size(self.folder / name, size) for name, size in self.sizes.items()):
+            return self.folder
+        import ray
+
+        references = "".join(sorted(map(str, self.files.values())))
+        key = blake2b(references.encode(), digest_size=8).hexdigest()
+        target = Path(tempfile.gettempdir()) / f"batchgen-{os.getuid()}-{key}"
+        if target.is_dir():
+            return target
+        partial = Path(tempfile.mkdtemp(prefix="batchgen-", dir=target.parent))
+        for name, ref in self.files.items():
+            (partial / name).write_bytes(ray.get(ref))
+        try:
+            partial.rename(target)
+        except OSError:  # another worker of this machine was quicker
+            shutil.rmtree(partial)
+        return target
+
+
+def _has_size(path: Path, size: int) -> bool:
+    with suppress(OSError):
+        return path.stat().st_size == size
+    return False
+
+
+class Cluster:
+    """A connection to Ray."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    @property
+    def num_machines(self) -> int:
+        return len(_machines())
+
+    def choose_size(self, workers: int | None, cpus: float | None, gpus: float | None) -> Size:
+        """What is not asked for: a worker for each GPU, or else for each machine, with all its CPUs.
+
+        Raises `UsageError` where so much is not on this machine; a cluster may grow.
+        """
+        import ray
+
+        there = ray.cluster_resources()
+        gpus = gpus if gpus is not None else min(1.0, there.get("GPU", 0.0))
+        workers = workers or (max(1, int(there.get("GPU", 0) // gpus)) if gpus else self.num_machines)
+        cpus = cpus if cpus is not None else 1.0 if gpus else max(1.0, there.get("CPU", 1.0) // workers)
+        for name, needed in (("CPU", workers * cpus), ("GPU", workers * gpus)):
+            if self.address == LOCAL and needed > there.get(name, 0.0):
+                raise UsageError(
+                    f"{workers} workers need {needed:g} {name}s, and this machine has {there.get(name, 0.0):g}: "
+                    f"ask for fewer --workers or less --{name.lower()}s-per-worker"
+                )
+        return Size(workers, cpus, gpus)
+
+    def ship(self, checkpoint: Checkpoint) -> ModelFiles:
+        """The checkpoint's files, in the object store where other machines may need them."""
+        import ray
+
+        paths = sorted(path for path in checkpoint.folder.iterdir() if path.is_file())
+        files = {path.name: ray.put(path.read_bytes()) for path in paths} if self.num_machines > 1 else {}
+        return ModelFiles(checkpoint.name, checkpoint.folder, {path.name: path.stat().st_size for path in paths}, files)
+
+    def run(self, pieces: list[Piece], work: Work, model: ModelFiles, recipe: Recipe, size: Size) -> Iterator[Outcome]:
+        """Runs pieces in rounds: those that workers die of are split for the next one, down to single rows.
+
+        A row that workers die of alone comes out as an outcome without counts.
+        """
+        import ray
+
+        ledger = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Ledger).remote()
+        while pieces:
+            to_split = []
+            for outcome in self._run_once(pieces, size, (work, model, recipe, size, ledger)):
+                if outcome.stats is None and outcome.piece.num_rows > 1:
+                    to_split.append(outcome.piece)
+                else:
+                    yield outcome
+            pieces = [part for piece in to_split for part in piece.split(PIECES_OF_ONE)]
+
+    def _run_once(self, pieces: list[Piece], size: Size, given: tuple[Any, ...]) -> Iterator[Outcome]:
+        """The outcomes of a round, as they come. Ray replaces workers that die, and gives their pieces to others."""
+        import ray
+
+        _be_quiet()
+        workers = min(size.workers, len(pieces))
+        items = [{"piece": pickle.dumps(piece)} for piece in pieces]
+        outcomes = ray.data.from_items(items, override_num_blocks=len(items)).map(
+            _Actor,
+            fn_constructor_args=given,
+            compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
+            num_cpus=size.cpus,
+            num_gpus=size.gpus,
+        )
+        for row in outcomes.iter_rows():
+            yield pickle.loads(row["outcome"])
+
+
+class _Ledger:
+    """Counts how often each piece was begun; a process of its own, which does not die with a worker."""
+
+    def __init__(self) -> None:
+        self._times: dict[str, int] = {}
+
+    def begin(self, stem: str) -> int:
+        self._times[stem] = self._times.get(stem, 0) + 1
+        return self._times[stem]
+
+
+class _Actor:
+    """A worker's process on Ray; the model is loaded once, when it starts."""
+
+    def __init__(self, work: Work, model: ModelFiles, recipe: Recipe, size: Size, ledger: Any) -> None:
+        self.ledger = ledger
+        with no_logs():
+            folder = model.unpack()
+            if isinstance(recipe, ModelRecipe):
+                recipe = self._fit(replace(recipe, folder=folder, device=size.device), size)
+            self.worker = PieceWorker(uuid4().hex, work, read_checkpoint(model.name, folder), recipe)
+
+    def _fit(self, recipe: ModelRecipe, size: Size) -> ModelRecipe:
+        """Gives it this worker's share of the machine."""
+        beside = _num_beside(size)
+        memory = share_of(recipe.memory, num_workers=beside, num_beside=beside)
+        return replace(recipe, memory=memory, num_threads=None if size.gpus else max(1, int(size.cpus)))
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        with no_logs():
+            outcome = self._run(pickle.loads(row["piece"]))
+        return {"outcome": pickle.dumps(outcome)}
+
+    def _run(self, piece: Piece) -> Outcome:
+        """Runs a piece, unless an earlier worker has done so and then died, or too many have died of it."""
+        import ray
+
+        tries = ray.get(self.ledger.begin.remote(piece.stem))
+        if tries > 1 and self.worker.work.folder.has(piece):
+            return self.worker.outcome(piece)
+        return self.worker.run(piece) if tries <= MOST_TRIES else Outcome(piece, "", None)
+
+
+def _num_beside(size: Size) -> int:
+    """How many workers may share this worker's memory."""
+    import ray
+
+    if size.gpus:
+        return max(1, int(1 / size.gpus))
+    here = ray.get_runtime_context().get_node_id()
+    cpus = next((node["Resources"].get("CPU", 1.0) for node in _machines() if node["NodeID"] == here), 1.0)
+    return max(1, min(size.workers, int(cpus // size.cpus)))
+
+
+def _machines() -> list[dict[str, Any]]:
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _be_quiet() -> None:
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+@contextmanager
+def _aside() -> Iterator[None]:
+    """Keeps what Ray writes by itself off standard output and standard error; ours goes where it did."""
+    stdout, stderr = sys.stdout, sys.stderr
+    with Path(os.devnull).open("w") as nowhere, _diverted(1, nowhere), _diverted(2, nowhere) as ours:
+        sys.stdout = nowhere
+        if _descriptor(stderr) == 2:
+            sys.stderr = TextIOWrapper(FileIO(ours, "wb", closefd=False), "utf-8", newline="\n", write_through=True)
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = stdout, stderr
+
+
+@contextmanager
+def _diverted(descriptor: int, target: TextIO) -> Iterator[int]:
+    """What is written to a descriptor goes to `target`; gives another one for where it went before."""
+    before = os.dup(descriptor)
+    os.dup2(target.fileno(), descriptor)
+    try:
+        yield before
+    finally:
+        os.dup2(before, descriptor)
+        os.close(before)
+
+
+def _descriptor(stream: TextIO) -> int | None:
+    with suppress(AttributeError, ValueError, OSError):  # closed, or an object in memory
+        return stream.fileno()
+    return None
+
+
+@contextmanager
+def connect(address: str) -> Iterator[Cluster]:
+    """Ray at an address, `local` for one that starts and ends here, `auto` for the one that this machine is in.
+
+    Raises `ClusterError` where it is not installed or does not answer.
+    """
+    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
+    try:
+        import_module("ray.data")
+    except ImportError:
+        raise ClusterError("--ray needs another package: pip install 'batchgen[ray]'") from None
+    _probe(address)
+    with _aside(), no_logs():
+        yield from _connected(address)
+
+
+def _connected(address: str) -> Iterator[Cluster]:
+    import ray
+
+    options = {"include_dashboard": False, "object_store_memory": LOCAL_STORE_BYTES} if address == LOCAL else {}
+    try:
+        ray.init(address, log_to_driver=False, logging_level="critical", **options)
+    except Exception as error:  # noqa: BLE001 - Ray raises nearly anything
+        raise _unreachable(address, (str(error).strip().splitlines() or [type(error).__name__])[0]) from None
+    try:
+        yield Cluster(address)
+    except BatchgenError:
+        raise
+    except (ray.exceptions.RayError, ray.exceptions.RayTaskError) as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, BatchgenError):
+            raise cause from None
+        raise ClusterError(f"Ray failed: {(str(error).strip().splitlines() or [type(error).__name__])[-1]}") from None
+    finally:
+        ray.shutdown()
+
+
+def _probe(address: str) -> None:
+    """Asks whether anything listens at an address: Ray itself would try for a minute, and then end the process."""
+    if address in (LOCAL, AUTO):
+        return
+    host, _, port = address.removeprefix(CLIENT).rpartition(":")
+    if not host or not port.isdecimal():
+        raise UsageError(f"--ray {address} is not an address: give local, auto, HOST:PORT or ray://HOST:PORT")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_S).close()
+    except (OSError, OverflowError) as error:
+        raise _unreachable(address, str(error)) from None
+
+
+def _unreachable(address: str, reason: str) -> ClusterError:
+    mend = "start it (ray start --head), set RAY_AUTH_MODE=token where it wants one, or use local"
+    return ClusterError(f"--ray {address}: no Ray answers there ({reason}): {mend}")

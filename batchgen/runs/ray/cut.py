@@ -1,0 +1,254 @@
+"""Input files to parts that workers can read without each other, with the index of each part's first row.
+
+The files are read once, to the end: to find where rows begin, and to tell later whether they are what they were.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import chain, islice
+from typing import Any, cast
+
+from batchgen.formats.compression import unpack
+from batchgen.formats.content import Content, Line
+from batchgen.formats.delimited import DELIMITERS, data_records
+from batchgen.formats.parquet import row_groups
+from batchgen.formats.reading import READERS, ReadOptions, choose_format, read_parquet_groups, to_requests
+from batchgen.formats.rows import Row
+from batchgen.records import Request, SamplingParams
+from batchgen.runs.ray.inputs import InputFile
+
+# Where a part may begin: every so many rows. Parts have a multiple of that, so that each worker gets about as many.
+GRAIN = 64
+MOST_ROWS = 4096
+PARTS_A_WORKER = 16
+BUFFER = 2**20
+
+
+Header = tuple[tuple[int, bytes], ...]  # numbered lines
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Consecutive rows of one file. `offset` bytes and `first_line` say where the first begins, in Parquet its `group`.
+
+    `header` are a table's first lines, which its rows need.
+    """
+
+    number: int
+    file: InputFile
+    form: str
+    first_index: int
+    num_rows: int
+    offset: int = 0
+    first_line: int = 1
+    header: Header = ()
+    group: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """A place in a file where a part may begin."""
+
+    row: int
+    offset: int = 0
+    line: int = 1
+    group: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CutFile:
+    """What was seen of a file: its format, rows, places to begin at, blank lines, and a hash of its bytes."""
+
+    file: InputFile
+    form: str
+    num_rows: int
+    num_blanks: int
+    marks: tuple[_Mark, ...]
+    header: Header
+    digest: str
+
+
+def cut_file(file: InputFile, options: ReadOptions, every: int = GRAIN) -> CutFile:
+    """Reads a file through, and notes where every `every`-th row begins; a packed one has one beginning.
+
+    Raises `InputError` for what no row could be read of.
+    """
+    raw = _Hashed(file.open())
+    blanks: list[None] = []
+    with cast(io.BufferedReader, io.BufferedReader(raw, BUFFER)) as stream:
+        unpacked = unpack(stream, file.name, file.packing)
+        content = Content(file.name, unpacked, lambda: blanks.append(None))
+        form = choose_format(content, file.form, options)
+        is_whole = unpacked is not stream or form == "openai-batch"  # whose ids must differ all through the file
+        if form == "parquet":
+            marks, num_rows, header = _mark_groups(content)
+        else:
+            marks, num_rows, header = _mark_rows(content, form, options, every)
+        while unpacked.read(BUFFER):
+            pass
+        raw.read_on()
+    begins = (_Mark(0),) if is_whole else tuple(marks)
+    return CutFile(file, form, num_rows, len(blanks), begins, () if is_whole else header, raw.hexdigest)
+
+
+def _mark_groups(content: Content) -> tuple[list[_Mark], int, Header]:
+    sizes = row_groups(content)
+    content.stream.seek(0)
+    starts = [sum(sizes[:group]) for group in range(len(sizes))]
+    marks = [_Mark(row, line=row + 1, group=group) for group, row in enumerate(starts)]
+    return marks or [_Mark(0)], sum(sizes), ()
+
+
+def _mark_rows(content: Content, form: str, options: ReadOptions, every: int) -> tuple[list[_Mark], int, Header]:
+    places = _Places(content)
+    marks: list[_Mark] = []
+    header: Header = ()
+    row = -1
+    for row, number in enumerate(_first_lines(content, form, options)):
+        if row == 0:
+            marks.append(_Mark(0))
+            header = places.lines_before(number) if form in DELIMITERS else ()
+        elif row % every == 0:
+            marks.append(_Mark(row, places.offsets[number], number))
+        places.forget_before(number)
+    return marks or [_Mark(0)], row + 1, header
+
+
+def _first_lines(content: Content, form: str, options: ReadOptions) -> Iterator[int]:
+    """The line that each row begins with."""
+    if form in DELIMITERS:
+        return (record.number for _header, record in data_records(content, options, DELIMITERS[form]))
+    return (number for number, _line in content.rows())
+
+
+class _Places:
+    """Notes the byte that each line begins at, and the first lines, as a reader takes them."""
+
+    def __init__(self, content: Content) -> None:
+        self.offsets: dict[int, int] = {}
+        self._beginning: list[Line] = []
+        self._stream = content.stream
+        content.lines = self._watch(content.lines)
+
+    def _watch(self, lines: Iterator[Line]) -> Iterator[Line]:
+        offset: int | None = None  # where the next line begins; the first may have been looked at, and lost its mark
+        for number, line in lines:
+            self.offsets[number] = offset or 0
+            if len(self._beginning) < GRAIN:
+                self._beginning.append((number, line))
+            yield number, line
+            offset = self._stream.tell() if offset is None or line is None else offset + len(line)
+
+    def forget_before(self, number: int) -> None:
+        for before in [line for line in self.offsets if line < number]:
+            del self.offsets[before]
+
+    def lines_before(self, number: int) -> Header:
+        return tuple((place, line) for place, line in self._beginning if place < number and line is not None)
+
+
+class _Hashed(io.RawIOBase):
+    """A stream that is hashed on its way, from its beginning to its end, whatever is read twice or left out."""
+
+    def __init__(self, stream: io.BufferedReader) -> None:
+        self._stream = stream
+        self._hash = blake2b(digest_size=16)
+        self._hashed = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._stream.seekable()
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        start = self._stream.tell()
+        size = self._stream.readinto(buffer)
+        if start <= self._hashed < start + size:
+            self._hash.update(memoryview(buffer)[self._hashed - start : size])
+            self._hashed = start + size
+        return size
+
+    def read_on(self) -> None:
+        """Hashes what nobody has read."""
+        self._stream.seek(self._hashed)
+        while piece := self._stream.read(BUFFER):
+            self._hash.update(piece)
+            self._hashed += len(piece)
+
+    @property
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+def choose_part_rows(num_rows: int, num_workers: int) -> int:
+    """Rows of a part, so that each worker gets several, but none so few that its slots run empty all the time.
+
+    >>> choose_part_rows(100, 2), choose_part_rows(10_000, 2), choose_part_rows(1_000_000, 8)
+    (64, 320, 4096)
+    """
+    share = -(-num_rows // (num_workers * PARTS_A_WORKER))
+    return min(MOST_ROWS, max(GRAIN, -(-share // GRAIN) * GRAIN))
+
+
+def make_parts(files: list[CutFile], part_rows: int, limit: int | None = None) -> list[Part]:
+    """Parts of at least `part_rows` rows, but for the last of each file; `limit` rows in all."""
+    parts: list[Part] = []
+    index = 0
+    for cut in files:
+        starts = [mark for number, mark in enumerate(cut.marks) if number == 0 or mark.row % part_rows == 0]
+        if cut.form == "parquet":
+            starts = _spaced(cut.marks, part_rows)
+        ends = [mark.row for mark in starts[1:]] + [cut.num_rows]
+        for mark, end in zip(starts, ends, strict=True):
+            num_rows = end - mark.row if limit is None else min(end - mark.row, limit - index)
+            if num_rows > 0:
+                place = (mark.offset, mark.line, cut.header if mark.row else (), mark.group)
+                parts.append(Part(len(parts), cut.file, cut.form, index, num_rows, *place))
+                index += num_rows
+    return parts
+
+
+def _spaced(marks: tuple[_Mark, ...], part_rows: int) -> list[_Mark]:
+    """Marks with at least `part_rows` rows between them."""
+    spaced = list(marks[:1])
+    for mark in marks[1:]:
+        if mark.row - spaced[-1].row >= part_rows:
+            spaced.append(mark)
+    return spaced
+
+
+def read_part(
+    part: Part, sampling: SamplingParams, options: ReadOptions, start: int = 0, stop: int | None = None
+) -> Iterator[Request]:
+    """The part's requests from its row `start` to before its row `stop`, with their indices over all inputs."""
+    with part.file.open() as stream:
+        requests = to_requests(_read(part, stream, options), sampling, part.first_index)
+        yield from islice(requests, start, part.num_rows if stop is None else stop)
+
+
+def _read(part: Part, stream: io.BufferedReader, options: ReadOptions) -> Iterator[Row]:
+    if part.form == "parquet":
+        unpacked = unpack(stream, part.file.name, part.file.packing)
+        return read_parquet_groups(Content(part.file.name, unpacked), options, part.group, part.first_line - 1)
+    if part.offset:
+        stream.seek(part.offset)
+        content = Content(part.file.name, stream, first_line=part.first_line)
+        content.lines = chain(part.header, content.lines)
+    else:
+        content = Content(part.file.name, unpack(stream, part.file.name, part.file.packing))
+    return READERS[part.form](content, options)

@@ -1,0 +1,112 @@
+"""Input files of a run on Ray: by path, folder, glob, or any URL that fsspec knows; opened from any worker."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+from batchgen.errors import InputError, UsageError
+from batchgen.formats.compression import split_suffixes
+from batchgen.formats.reading import FORMATS_BY_SUFFIX, Source, find_sources
+
+BUFFER = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """A file as the user named it, and where workers find it: an absolute path, or a URL."""
+
+    name: str
+    place: str
+
+    @property
+    def suffixes(self) -> tuple[str, str]:
+        """Its own, and that of its packing."""
+        return split_suffixes(Path(PurePosixPath(self.place.split("?")[0]).name))
+
+    @property
+    def form(self) -> str | None:
+        """The format that its name promises."""
+        return FORMATS_BY_SUFFIX.get(self.suffixes[0])
+
+    @property
+    def packing(self) -> str:
+        return self.suffixes[1]
+
+    def open(self) -> io.BufferedReader:
+        """Its bytes, as they stand there. Raises `InputError`."""
+        try:
+            if not is_url(self.place):
+                return Path(self.place).open("rb")
+            filesystem, path = filesystem_of(self.place)
+            return io.BufferedReader(cast(io.RawIOBase, filesystem.open(path, "rb")), BUFFER)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.name} cannot be read: {reason_of(error)}") from None
+
+
+def is_url(name: str) -> bool:
+    return "://" in name
+
+
+def filesystem_of(url: str) -> tuple[Any, str]:
+    """fsspec's file system for a URL or a path, and the path on it. Raises `UsageError` where it has none."""
+    from fsspec.core import url_to_fs
+
+    try:
+        filesystem, path = url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise UsageError(f"{url} cannot be reached: {reason_of(error)}") from None
+    return filesystem, str(path)
+
+
+def reason_of(error: Exception) -> str:
+    """An error in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def find_files(inputs: Iterable[str], *, any_suffix: bool = False) -> list[InputFile]:
+    """INPUTS as files that every worker can open, in order; folders' and globs' by name.
+
+    Raises `InputError` where there is nothing, and for what only this process could read.
+    """
+    files: list[InputFile] = []
+    for given in inputs:
+        if is_url(given):
+            files += _find_at(given, any_suffix)
+        else:
+            files += [_local(source) for source in find_sources([given], any_suffix=any_suffix)]
+    if not files:
+        raise UsageError("--ray reads files: name some, on a path or URL that every machine can open")
+    return files
+
+
+def _local(source: Source) -> InputFile:
+    if source.path is None or not source.path.is_file():
+        raise UsageError(f"{source.name}: --ray reads files, which several workers open; write it to one first")
+    return InputFile(source.name, str(source.path.resolve()))
+
+
+def _find_at(url: str, any_suffix: bool) -> list[InputFile]:
+    """The files that a URL stands for: its own, a folder's prompt files, a glob's matches."""
+    filesystem, path = filesystem_of(url)
+    try:
+        if any(sign in path for sign in "*?["):
+            paths = filesystem.glob(path)
+        elif filesystem.isdir(path):
+            paths = filesystem.ls(path, detail=False)
+        else:
+            return [InputFile(url, url)] if filesystem.exists(path) else _nothing(url)
+        files = [InputFile(place, place) for place in map(filesystem.unstrip_protocol, sorted(paths))]
+        files = [file for file in files if (file.form or any_suffix) and filesystem.isfile(file.place)]
+    except OSError as error:
+        raise InputError(f"{url} cannot be read: {reason_of(error)}") from None
+    return files or _nothing(url)
+
+
+def _nothing(url: str) -> list[InputFile]:
+    raise InputError(f"there is no prompt file at {url}")

@@ -1,0 +1,144 @@
+"""What a worker on Ray does: reads a piece, runs it through the pipeline, writes its file. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from batchgen.engines import Engine
+from batchgen.engines.pool import PoolLimits, PoolMemory
+from batchgen.engines.pool.worker import Recipe
+from batchgen.errors import BatchgenError
+from batchgen.formats.reading import ReadOptions
+from batchgen.model import Checkpoint
+from batchgen.pipeline import Pipeline
+from batchgen.records import RunStats, SamplingParams, Sequence, TooLong
+from batchgen.runs.ray.cut import read_part
+from batchgen.runs.ray.folder import OutputFolder, Piece
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What holds for all pieces of a run."""
+
+    folder: OutputFolder
+    sampling: SamplingParams
+    reading: ReadOptions
+    too_long: TooLong = "error"
+    parse_special: bool = False
+    strict: bool = False
+    ids: bool = False
+
+    def pipeline(self, checkpoint: Checkpoint, engine: Engine) -> Pipeline:
+        return Pipeline(
+            checkpoint,
+            engine,
+            too_long=self.too_long,
+            parse_special=self.parse_special,
+            strict=self.strict,
+        )
+
+    def run(self, piece: Piece, pipeline: Pipeline) -> None:
+        """Every row of a piece, in order, into its file."""
+        requests = read_part(piece.part, self.sampling, self.reading, piece.start, piece.stop)
+        self.folder.write(piece, pipeline.run(requests), ids=self.ids)
+
+    def fail(self, piece: Piece, checkpoint: Checkpoint, reason: str) -> Pipeline:
+        """Error records for the rows of a piece, without running them."""
+        pipeline = self.pipeline(checkpoint, FailingEngine(reason))
+        self.run(piece, pipeline)
+        return pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a piece went: the counts of its worker since that started, its first failed row, what ended the run."""
+
+    piece: Piece
+    worker: str
+    stats: RunStats | None
+    engine: str = ""
+    first_error: tuple[int, str, str] | None = None  # index, id, error
+    said: tuple[str, ...] = ()
+    failure: BatchgenError | None = None
+
+
+class PieceWorker:
+    """A model, loaded once, and the pieces that are run with it."""
+
+    def __init__(self, name: str, work: Work, checkpoint: Checkpoint, recipe: Recipe) -> None:
+        self.name = name
+        self.work = work
+        self._said: list[str] = []
+        self.pipeline = work.pipeline(checkpoint, recipe.make(lambda num_tokens: None, self._said.append))
+
+    def run(self, piece: Piece) -> Outcome:
+        self.pipeline.first_error = None
+        failure = None
+        try:
+            self.work.run(piece, self.pipeline)
+        except BatchgenError as error:
+            failure = error
+        return self.outcome(piece, failure)
+
+    def outcome(self, piece: Piece, failure: BatchgenError | None = None) -> Outcome:
+        """How a piece went; of one that is there already, that no more was done."""
+        said = tuple(self._said)
+        self._said.clear()
+        first = self.pipeline.first_error
+        return Outcome(
+            piece,
+            self.name,
+            self.pipeline.stats(),
+            self.pipeline.engine.name,
+            (first.index, str(first.id), first.error or "") if first else None,
+            said,
+            failure,
+        )
+
+
+class FailingEngine:
+    """Runs nothing: every row comes out failed, for one reason."""
+
+    name = "none"
+    is_busy = False
+    num_batches = decode_work = 0
+    prefill_s = decode_s = 0.0
+    backoff = PoolMemory(PoolLimits(first_window=1))
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def generate(self, windows: Iterable[list[Sequence]]) -> Iterator[Sequence]:
+        for window in windows:
+            for row in window:
+                if not row.is_finished:
+                    where = f"{row.request.where}: " if row.request.where else ""
+                    row.fail(f"{where}{self.reason}")
+                yield row
+
+
+def add_up(workers: Iterable[RunStats], num_workers: int, wall_s: float) -> RunStats:
+    """What workers did together; their seconds are the mean, since they pass side by side."""
+    stats = list(workers)
+
+    def total(name: str) -> int:
+        return sum(getattr(one, name) for one in stats)
+
+    measured = [one.measured_batch_bytes for one in stats if one.measured_batch_bytes is not None]
+    return RunStats(
+        rows=total("rows"),
+        errors=total("errors"),
+        blank_lines=total("blank_lines"),
+        batches=total("batches"),
+        prompt_tokens=total("prompt_tokens"),
+        output_tokens=total("output_tokens"),
+        pad_tokens=total("pad_tokens"),
+        prefill_s=sum(one.prefill_s for one in stats) / num_workers,
+        decode_s=sum(one.decode_s for one in stats) / num_workers,
+        wall_s=wall_s,
+        peak_bytes=total("peak_bytes"),
+        decode_work=total("decode_work"),
+        predicted_batch_bytes=max((one.predicted_batch_bytes for one in stats), default=0),
+        measured_batch_bytes=max(measured, default=None),
+    )
