@@ -81,7 +81,7 @@ def measure(point: Point) -> dict[str, float]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from batchgen.engines.reference import ReferenceEngine
+    from batchgen.engines.reference.engine import ReferenceEngine
     from batchgen.machine.limits import PeakMeter
     from batchgen.model import Checkpoint, Model, open_checkpoint
     from batchgen.model.footprint import footprint_of

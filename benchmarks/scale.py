@@ -21,7 +21,7 @@ from pathlib import Path
 
 from workloads import make_model, make_rows
 
-from batchgen.engines.pool import PoolEngine, PoolLimits, PoolMemory
+from batchgen.engines.pool.engine import PoolEngine, PoolLimits, PoolMemory
 from batchgen.formats.reading import find_sources, read_requests
 from batchgen.model import open_checkpoint
 from batchgen.model.padding import encode

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from batchgen.engines.pool import PoolEngine, PoolLimits, PoolMemory
+from batchgen.engines.pool.engine import PoolEngine, PoolLimits, PoolMemory
 from batchgen.errors import ModelError
 from batchgen.records import Request, Sequence
 

@@ -11,7 +11,7 @@ import torch
 from conftest import ARCHITECTURES, requests_of
 
 from batchgen.engines import make_engine
-from batchgen.engines.reference import ReferenceEngine
+from batchgen.engines.reference.engine import ReferenceEngine
 from batchgen.errors import is_out_of_memory
 from batchgen.machine.limits import PeakMeter
 from batchgen.model import Model

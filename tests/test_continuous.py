@@ -21,10 +21,10 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 import batchgen
 from batchgen import Model
 from batchgen.engines import make_engine
-from batchgen.engines.continuous import ContinuousEngine
+from batchgen.engines.continuous.engine import ContinuousEngine
 from batchgen.engines.continuous.kv_cache import ATTENTION, Slot, SlotCache, _Prefill, _Step
 from batchgen.engines.continuous.slot_model import SlotModel, make_slot_model
-from batchgen.engines.sampling import Sampler
+from batchgen.engines.sampling.sampler import Sampler
 from batchgen.errors import ModelError, UsageError
 from batchgen.model import Checkpoint, open_model
 from batchgen.model.padding import encode

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from fake_worker import REFUSE, SEGFAULT, FakeRecipe, rows_of
 
-from batchgen.engines.pool import PoolEngine, share_out
+from batchgen.engines.pool.engine import PoolEngine, share_out
 from batchgen.engines.pool.worker import ModelRecipe
 from batchgen.errors import ModelError, UsageError
 from batchgen.machine.limits import parse_memory
@@ -181,7 +181,7 @@ def test_workers_share_cores(cpu: object, monkeypatch: pytest.MonkeyPatch) -> No
 def test_auto_is_a_worker_on_each_cuda_device(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from batchgen.engines.pool import choose_devices
+    from batchgen.engines.pool.engine import choose_devices
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -199,7 +199,7 @@ def test_auto_is_a_worker_on_each_cuda_device(monkeypatch: pytest.MonkeyPatch) -
     [(("cpu,cpu", 1), "--workers 1 leaves devices"), (("cpu,toaster",), "--device toaster is not a device")],
 )
 def test_devices_that_make_no_sense_are_refused(given: tuple[str, int], part: str) -> None:
-    from batchgen.engines.pool import choose_devices
+    from batchgen.engines.pool.engine import choose_devices
 
     with pytest.raises(UsageError, match=part):
         choose_devices(*given)

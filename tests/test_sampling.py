@@ -15,7 +15,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from batchgen.engines.sampling import (
+from batchgen.engines.sampling.draws import DRAW_MARGIN, draw, num_levels, uniforms
+from batchgen.engines.sampling.sampler import (
     GREEDY_MARGIN,
     Sampler,
     banned_tokens,
@@ -23,7 +24,6 @@ from batchgen.engines.sampling import (
     penalize_repetition,
     top_two,
 )
-from batchgen.engines.sampling.draws import DRAW_MARGIN, draw, num_levels, uniforms
 from batchgen.records import Sequence
 
 ROWS, VOCAB = 5, 300

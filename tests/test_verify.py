@@ -18,8 +18,8 @@ from test_reference import ragged_prompts
 
 from batchgen import Model, check_padding, open_model
 from batchgen.engines import Engine, make_engine
-from batchgen.engines.continuous import ContinuousEngine
-from batchgen.engines.reference import ReferenceEngine
+from batchgen.engines.continuous.engine import ContinuousEngine
+from batchgen.engines.reference.engine import ReferenceEngine
 from batchgen.errors import InputError
 from batchgen.model import Checkpoint
 from batchgen.model.padding import encode, pad

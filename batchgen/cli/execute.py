@@ -23,7 +23,7 @@ from batchgen.cli.output import (
 )
 from batchgen.cli.signals import Interrupts
 from batchgen.engines import Engine, make_engine
-from batchgen.engines.pool import choose_devices, make_pool, num_threads
+from batchgen.engines.pool.engine import choose_devices, make_pool, num_threads
 from batchgen.errors import OutputError
 from batchgen.formats.reading import ReadOptions, Source, count_rows, read_requests
 from batchgen.formats.writing import WRITERS, Rows, WriteOptions

@@ -16,7 +16,7 @@ from batchgen.records import Sequence
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from batchgen.engines.sampling import OnLogits
+    from batchgen.engines.sampling.sampler import OnLogits
     from batchgen.model import Model
 
 
@@ -111,9 +111,9 @@ def make_engine(
     """
     import torch
 
-    from batchgen.engines.continuous import ContinuousEngine
+    from batchgen.engines.continuous.engine import ContinuousEngine
     from batchgen.engines.continuous.slot_model import make_slot_model
-    from batchgen.engines.reference import ReferenceEngine
+    from batchgen.engines.reference.engine import ReferenceEngine
 
     def room_bytes() -> int:
         return budget_bytes(available_bytes(model.device, memory))

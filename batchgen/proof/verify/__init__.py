@@ -21,7 +21,7 @@ from batchgen.records import Request, SamplingParams, Sequence
 
 if TYPE_CHECKING:
     from batchgen.engines import Engine
-    from batchgen.engines.sampling import OnLogits
+    from batchgen.engines.sampling.sampler import OnLogits
 
 __all__ = [
     "Control",

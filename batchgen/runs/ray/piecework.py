@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from batchgen.engines import Engine
-from batchgen.engines.pool import PoolLimits, PoolMemory
+from batchgen.engines.pool.engine import PoolLimits, PoolMemory
 from batchgen.engines.pool.worker import Recipe
 from batchgen.errors import BatchgenError
 from batchgen.formats.reading import ReadOptions

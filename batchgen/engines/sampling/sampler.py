@@ -1,0 +1,250 @@
+"""Logits to the next token of each row: penalties, filters, keyed draws; the same in any batch.
+
+Works on real tokens only (pads never count) and in float32. Knows nothing of the model, the cache or the padding.
+Order and meaning of the processors are those of transformers' `LogitsProcessorList`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Rows
+from typing import TYPE_CHECKING
+
+import torch
+
+from batchgen.engines.sampling.draws import DRAW_MARGIN, draw, num_levels, running_mass, uniforms
+from batchgen.model.padding import decode
+from batchgen.records import SamplingParams, Sequence
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Batching moves fp32 logits by about 1e-5 (measured, docs/decisions.md). A greedy choice between two logits closer than
+# this, or a draw too close to call, is made again from an unpadded single-row forward.
+GREEDY_MARGIN = 1e-3
+
+TOP_BLOCK = 128  # logits; the blocks' maxima are then about as many as a block has logits
+
+RecomputeLogits = Callable[[Sequence], torch.Tensor]
+# Told the logits `[B, V]` of the rows that are about to get a token, before anything is done to them.
+OnLogits = Callable[[torch.Tensor, Rows[Sequence]], None]
+
+
+def penalize_repetition(logits: torch.Tensor, token_ids: list[list[int]], penalty: torch.Tensor) -> None:
+    """Divides positive and multiplies negative logits of tokens already seen (CTRL, arXiv:1909.05858), in place.
+
+    logits `[B, V]`, the rows' prompt and output tokens, penalty `[B]` (1 changes nothing).
+    """
+    longest = max(map(len, token_ids))
+    # A row that is shorter repeats its first token: every copy of it gets the same value.
+    padded = [ids + ids[:1] * (longest - len(ids)) for ids in token_ids]
+    seen = torch.tensor(padded, device=logits.device)  # [B, L]
+    values, penalty = logits.gather(-1, seen), penalty[:, None]
+    logits.scatter_(-1, seen, torch.where(values < 0, values * penalty, values / penalty))
+
+
+def banned_tokens(token_ids: list[int], ngram_size: int) -> list[int]:
+    """Tokens that would complete an n-gram that `token_ids` already hold.
+
+    >>> banned_tokens([1, 2, 3, 1, 2], 3)
+    [3]
+    """
+    if len(token_ids) + 1 < ngram_size:
+        return []
+    prefix = token_ids[len(token_ids) - ngram_size + 1 :]
+    width = ngram_size - 1
+    starts = range(len(token_ids) - width)
+    return sorted({token_ids[i + width] for i in starts if token_ids[i : i + width] == prefix})
+
+
+def forbidden_tokens(
+    params: SamplingParams, token_ids: list[int], num_output_tokens: int, eos_token_ids: Iterable[int]
+) -> list[int]:
+    """Tokens that n-gram bans and `min_new_tokens` rule out after `token_ids` (prompt and output, no pads)."""
+    tokens: list[int] = []
+    if params.no_repeat_ngram_size:
+        tokens += banned_tokens(token_ids, params.no_repeat_ngram_size)
+    if num_output_tokens < params.min_new_tokens:
+        tokens += eos_token_ids
+    return tokens
+
+
+def keep_top_k(logits: torch.Tensor, top_k: torch.Tensor) -> torch.Tensor:
+    """Keep mask `[B, V]` of the `top_k` `[B]` largest logits of each row; 0 keeps all. Ties are kept."""
+    vocab_size = logits.shape[-1]
+    wanted = top_k.clamp(max=vocab_size)
+    values = logits.topk(max(int(wanted.max()), 1)).values  # [B, K]
+    least = values.gather(-1, (wanted[:, None] - 1).clamp(min=0))  # [B, 1]
+    return (logits >= least) | (top_k == 0)[:, None]
+
+
+def keep_top_p(logits: torch.Tensor, top_p: torch.Tensor, margin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keep mask `[B, V]` of the fewest tokens whose probabilities reach `top_p` `[B]` (arXiv:1904.09751).
+
+    Also which tokens `[B, V]` moving the logits by `margin` `[B]` could let in or out; so in the functions below.
+    """
+    ordered, order = logits.sort(dim=-1, descending=True)  # [B, V]
+    cdf = running_mass(ordered)
+    cdf /= cdf[:, -1:].clone()
+    distance = cdf.sub_(top_p[:, None].double())[:, :-1]  # of the mass ahead of each token but the first
+    reach = margin * top_p * (1 - top_p)  # how far a margin in log-odds moves this mass
+    keep, unsure = torch.ones_like(order, dtype=torch.bool), torch.zeros_like(order, dtype=torch.bool)
+    keep[:, 1:] = (distance < 0) | (top_p == 1)[:, None]
+    unsure[:, 1:] = distance.abs_() < reach[:, None]
+    return keep.scatter(-1, order, keep), unsure.scatter(-1, order, unsure)
+
+
+def keep_min_p(logits: torch.Tensor, min_p: torch.Tensor, margin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keep mask `[B, V]` of tokens at least `min_p` `[B]` times as likely as the likeliest (arXiv:2407.01082)."""
+    floor = logits.max(-1, keepdim=True).values + min_p.log()[:, None]
+    return logits >= floor, (logits - floor).abs() < margin[:, None]
+
+
+def filter_logits(
+    logits: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor, margin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits `[B, V]` with -inf where top-k, top-p and min-p (each `[B]`) cut; and the mask of unsure tokens."""
+    kept, unsure = logits, torch.zeros_like(logits, dtype=torch.bool)
+    if bool((top_k > 0).any()):
+        kept = kept.masked_fill(~keep_top_k(kept, top_k), -torch.inf)
+    if bool((top_p < 1).any()):
+        keep, close = keep_top_p(kept, top_p, margin)
+        kept, unsure = kept.masked_fill(~keep, -torch.inf), unsure | close
+    if bool((min_p > 0).any()):
+        keep, close = keep_min_p(kept, min_p, margin)
+        kept, unsure = kept.masked_fill(~keep, -torch.inf), unsure | close
+    if kept is not logits:
+        unsure |= _near_the_cut(logits, kept, margin)
+    return kept, unsure
+
+
+def _near_the_cut(logits: torch.Tensor, kept: torch.Tensor, margin: torch.Tensor) -> torch.Tensor:
+    """Tokens `[B, V]` so close to the least kept logit that rounding could swap them with a dropped one."""
+    is_dropped = kept == -torch.inf
+    least = kept.masked_fill(is_dropped, torch.inf).amin(-1, keepdim=True)
+    near = (logits - least).abs() < margin[:, None]
+    return near & (near & is_dropped).any(-1, keepdim=True)
+
+
+def append_token(
+    sequence: Sequence, token_id: int, eos_token_ids: frozenset[int], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Adds a token to a sequence and finishes it at eos, at a stop string, or at `max_new_tokens`."""
+    sequence.output_ids.append(token_id)
+    if token_id in eos_token_ids or _ends_in_stop(sequence, tokenizer):
+        sequence.finish_reason = "stop"
+    elif sequence.num_output_tokens >= sequence.sampling.max_new_tokens:
+        sequence.finish_reason = "length"
+
+
+def _ends_in_stop(sequence: Sequence, tokenizer: PreTrainedTokenizerBase) -> bool:
+    stop = sequence.sampling.stop
+    if not stop:
+        return False
+    # Each token stands for at least one byte, and some tokenizers drop a space before the first one decoded.
+    tail = sequence.output_ids[-1 - max(len(text.encode()) for text in stop) :]
+    text = decode(tokenizer, tail)
+    return any(s in text for s in stop)
+
+
+class Sampler:
+    """Chooses the next token of rows, which may be other ones at every step; keeps nothing of them.
+
+    `recompute` gives a row's logits `[V]` from an unpadded single-row forward; with it, steps too close to call are
+    decided again (exact mode), so that a row's tokens do not depend on its batch. `on_logits` sees those of the batch.
+    """
+
+    def __init__(
+        self,
+        eos_token_ids: Iterable[int],
+        recompute: RecomputeLogits | None = None,
+        on_logits: OnLogits = lambda logits, sequences: None,
+    ) -> None:
+        self.eos_token_ids = sorted(eos_token_ids)
+        self.recompute = recompute
+        self.on_logits = on_logits
+
+    def choose(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> list[int]:
+        """Next token of each row from float32 logits `[B, V]`, which are overwritten."""
+        self.on_logits(logits, sequences)
+        tokens, close = self._decide(logits, sequences)
+        for row, sequence in enumerate(sequences):
+            if self.recompute and close[row] and not sequence.is_finished:
+                alone = self.recompute(sequence)[None].float()  # [1, V]
+                tokens[row] = self._decide(alone, [sequence])[0][0]
+        return tokens
+
+    def _decide(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> tuple[list[int], list[bool]]:
+        """Token of each row, and whether it was too close to call."""
+        self._penalize(logits, sequences)
+        greedy = [sequence.sampling.is_greedy for sequence in sequences]
+        if all(greedy):
+            return _decide_greedy(logits)
+        if not any(greedy):
+            return _decide_sampled(logits, sequences)
+        tokens, close = _decide_greedy(logits)
+        drawn = [row for row, is_greedy in enumerate(greedy) if not is_greedy]
+        drawn_tokens, drawn_close = _decide_sampled(logits[drawn], [sequences[row] for row in drawn])
+        for row, token, is_close in zip(drawn, drawn_tokens, drawn_close, strict=True):
+            tokens[row], close[row] = token, is_close
+        return tokens, close
+
+    def _penalize(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> None:
+        penalties = [sequence.sampling.repetition_penalty for sequence in sequences]
+        if any(penalty != 1 for penalty in penalties):
+            token_ids = [sequence.token_ids for sequence in sequences]
+            penalize_repetition(logits, token_ids, torch.tensor(penalties, device=logits.device))
+        for row, sequence in enumerate(sequences):
+            params = sequence.sampling
+            if params.no_repeat_ngram_size or params.min_new_tokens > sequence.num_output_tokens:
+                tokens = forbidden_tokens(params, sequence.token_ids, sequence.num_output_tokens, self.eos_token_ids)
+                logits[row, tokens] = -torch.inf
+
+
+def _decide_greedy(logits: torch.Tensor) -> tuple[list[int], list[bool]]:
+    tokens, margin = top_two(logits)
+    return tokens.tolist(), (margin < GREEDY_MARGIN).tolist()
+
+
+def top_two(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token `[B]` of each row's largest logit, of equal ones the lowest, and how far `[B]` the second lies below it.
+
+    In two levels: `amax` of blocks runs at the speed of memory, `argmax` and `topk` of a whole row 20 times slower
+    (measured on a CPU).
+    """
+    vocab_size = logits.shape[-1]
+    width = min(TOP_BLOCK, vocab_size)
+    num_blocks = vocab_size // width
+    blocks = logits[:, : num_blocks * width].reshape(-1, num_blocks, width).amax(-1)  # [B, V / width]
+    candidates = torch.cat([blocks, logits[:, num_blocks * width :]], -1)  # the last tokens stand for themselves
+    winner = candidates.argmax(-1, keepdim=True)  # [B, 1]
+    start = torch.where(winner < num_blocks, winner * width, num_blocks * width + winner - num_blocks)
+    places = start + torch.arange(width, device=logits.device)  # [B, width]
+    inside = logits.gather(-1, places.clamp(max=vocab_size - 1)).masked_fill_(places >= vocab_size, -torch.inf)
+    offset = inside.argmax(-1, keepdim=True)  # [B, 1]
+    best = inside.gather(-1, offset)
+    second = torch.maximum(
+        candidates.scatter_(-1, winner, -torch.inf).amax(-1), inside.scatter_(-1, offset, -torch.inf).amax(-1)
+    )
+    return (start + offset)[:, 0], best[:, 0] - second
+
+
+def _decide_sampled(logits: torch.Tensor, sequences: Rows[Sequence]) -> tuple[list[int], list[bool]]:
+    def column(values: Iterable[float]) -> torch.Tensor:
+        return torch.tensor(list(values), device=logits.device)  # [B]
+
+    params = [sequence.sampling for sequence in sequences]
+    temperature = column(p.temperature for p in params)
+    scaled = logits / temperature[:, None]
+    margin = DRAW_MARGIN / temperature.clamp(max=1.0)
+    cuts = column(p.top_k for p in params), column(p.top_p for p in params), column(p.min_p for p in params)
+    kept, unsure = filter_logits(scaled, *cuts, margin)
+    numbers = _uniforms(sequences, logits.shape[-1]).to(logits.device)
+    tokens, close = draw(kept, numbers, margin, scaled, unsure)
+    return tokens.tolist(), close.tolist()
+
+
+def _uniforms(sequences: Rows[Sequence], vocab_size: int) -> torch.Tensor:
+    count = num_levels(vocab_size)
+    numbers = [uniforms(s.sampling.seed, s.request.id, s.sample_index, s.num_output_tokens, count) for s in sequences]
+    return torch.tensor(numbers, dtype=torch.float64)  # [B, levels]
