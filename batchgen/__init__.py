@@ -29,9 +29,9 @@ _HOMES = {
     "Model": "model",
     "Request": "records",
     "Result": "records",
-    "RowCheck": "verify",
+    "RowCheck": "proof.verify",
     "SamplingParams": "records",
-    "check_padding": "verify",
+    "check_padding": "proof.verify",
     "generate": "pipeline",
     "open_model": "model",
 }

@@ -5,7 +5,6 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from conftest import RAIN, FakeEngine, requests_of
 
 import batchgen
 from batchgen import Model, Result
@@ -13,6 +12,8 @@ from batchgen.model import Checkpoint
 from batchgen.model.padding import encode
 from batchgen.pipeline import InOrder, Pipeline
 from batchgen.records import Request, Sequence
+from tests.support.engines import FakeEngine
+from tests.support.rows import RAIN, requests_of
 
 
 def run(checkpoint: Checkpoint, engine: FakeEngine, prompts: list[str], **options: object) -> list[Result]:

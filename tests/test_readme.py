@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import typer.main
-from in_process import in_shell
 from refresh_docs import blocks, shell, stripped
 from typer.testing import CliRunner
 
 from batchgen.cli import app
+from tests.support.in_process import in_shell
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import FakeEngine, requests_of
-from test_reference import generate_alone, output_ids, ragged_prompts
 
 import batchgen
 from batchgen import Model
@@ -22,6 +20,10 @@ from batchgen.pipeline import Pipeline
 from batchgen.planning.forecast import forecast
 from batchgen.planning.memory import BatchLimits
 from batchgen.records import Request
+from tests.support.engines import FakeEngine
+from tests.support.models import generate_alone
+from tests.support.results import output_ids
+from tests.support.rows import ragged_prompts, requests_of
 
 pytestmark = pytest.mark.slow
 

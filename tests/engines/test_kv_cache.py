@@ -1,0 +1,355 @@
+"""The slot cache against a list of keys and values per row and a plain softmax."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from threading import Thread
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batchgen.engines.continuous import kv_cache
+from batchgen.engines.continuous.kv_cache import HIDDEN, TOUCHED_AHEAD, Prefix, Slot, SlotCache
+from batchgen.planning.memory import PAGE
+
+LAYERS, KV_HEADS, GROUP, SIZE = 2, 2, 3, 4
+SCALING = SIZE**-0.5
+CPU = torch.device("cpu")
+
+
+@dataclass(eq=False)
+class Row:
+    """A slot, and what it should hold: keys and values `[Hkv, columns, D]` of each layer, the prefix in front."""
+
+    slot: Slot
+    keys: list[torch.Tensor] = field(default_factory=list)
+    values: list[torch.Tensor] = field(default_factory=list)
+
+
+def softmax_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """query `[H, D]` to all columns of keys and values `[Hkv, C, D]`: `[H, D]`."""
+    keys, values = keys.repeat_interleave(GROUP, 0), values.repeat_interleave(GROUP, 0)
+    weights = (torch.einsum("hd,hcd->hc", query, keys) * SCALING).softmax(-1)
+    return torch.einsum("hc,hcd->hd", weights, values)
+
+
+class Rows:
+    """A cache, rows in it, and random keys and values; every step is compared with plain attention."""
+
+    def __init__(self) -> None:
+        self.cache = SlotCache(LAYERS, CPU)
+        self.random = torch.Generator().manual_seed(0)
+        self.open: list[Row] = []
+        self.prefixes: list[tuple[Prefix, list[torch.Tensor], list[torch.Tensor]]] = []
+
+    def numbers(self, *shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=self.random)
+
+    def make_prefix(self, num_tokens: int) -> None:
+        prefix = self.cache.begin_prefix(num_tokens)
+        pairs = [(self.numbers(1, KV_HEADS, num_tokens, SIZE), self.numbers(1, KV_HEADS, num_tokens, SIZE))
+                 for _ in range(LAYERS)]  # fmt: skip
+        for layer, (keys, values) in enumerate(pairs):
+            self.cache.update(keys, values, layer)
+        self.prefixes.append((prefix, [keys[0] for keys, _ in pairs], [values[0] for _, values in pairs]))
+
+    def prefill(self, lengths: list[int], which: int | None = None) -> list[Row]:
+        """Rows of so many columns, left-padded, behind one of the prefixes."""
+        prefix, before_keys, before_values = self.prefixes[which] if which is not None else (None, [], [])
+        rows, width = [Row(Slot(prefix)) for _ in lengths], max(lengths)
+        mask = torch.tensor([[0] * (width - length) + [1] * length for length in lengths])
+        self.cache.begin_prefill([row.slot for row in rows], mask)
+        for layer in range(LAYERS):
+            keys, values = (self.numbers(len(rows), KV_HEADS, width, SIZE) for _ in range(2))
+            seen, _ = self.cache.update(keys, values, layer)
+            assert torch.equal(seen[:, :, seen.shape[2] - width :], keys)
+            for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+                own = keys[i, :, width - length :], values[i, :, width - length :]
+                row.keys.append(torch.cat([*before_keys[layer : layer + 1], own[0]], 1))
+                row.values.append(torch.cat([*before_values[layer : layer + 1], own[1]], 1))
+                if prefix:
+                    assert torch.equal(seen[i, :, : prefix.num_tokens], before_keys[layer])
+        self.open += rows
+        return rows
+
+    def forward(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """A step of all open rows: the keys and values `[B, Hkv, 1, D]` of each layer."""
+        self.cache.begin_step([row.slot for row in self.open])
+        made = []
+        for layer in range(LAYERS):
+            query = self.numbers(len(self.open), KV_HEADS * GROUP, 1, SIZE)
+            keys, values = (self.numbers(len(self.open), KV_HEADS, 1, SIZE) for _ in range(2))
+            place, _ = self.cache.update(keys, values, layer)
+            found = place.attend(query, SCALING)  # [B, 1, H, D]
+            for i, row in enumerate(self.open):
+                wanted = softmax_attention(
+                    query[i, :, 0],
+                    torch.cat([row.keys[layer], keys[i]], 1),
+                    torch.cat([row.values[layer], values[i]], 1),
+                )
+                torch.testing.assert_close(found[i, 0], wanted, atol=1e-5, rtol=1e-5)
+            made.append((keys, values))
+        return made
+
+    def step(self, times: int = 1) -> None:
+        for _ in range(times if self.open else 0):
+            for layer, (keys, values) in enumerate(self.forward()):
+                for i, row in enumerate(self.open):
+                    row.keys[layer] = torch.cat([row.keys[layer], keys[i]], 1)
+                    row.values[layer] = torch.cat([row.values[layer], values[i]], 1)
+
+    def undo(self) -> None:
+        if self.open:
+            self.forward()
+            self.cache.undo_step()
+
+    def close(self, which: int) -> None:
+        if self.open:
+            self.cache.close(self.open.pop(which % len(self.open)).slot)
+
+    def compact(self, most_holes: float) -> None:
+        self.cache.compact([row.slot for row in self.open], most_holes)
+
+    def shrink(self) -> None:
+        self.cache.shrink([row.slot for row in self.open])
+        assert self.cache.num_pages == sum(len(row.slot.pages) for row in self.open)
+
+    def check(self) -> None:
+        """Pages belong to one row or to none; the columns that are not hidden are those of the rows."""
+        pages = [page for row in self.open for page in row.slot.pages]
+        assert sorted(pages + self.cache._free) == list(range(self.cache.num_used))
+        assert self.cache.num_used <= self.cache.num_touched <= self.cache.num_pages
+        assert self.cache.held_columns == self.cache.num_touched * PAGE
+        assert self.cache.mask.shape == (self.cache.num_pages, PAGE)
+        wanted = torch.full_like(self.cache.mask, HIDDEN)
+        for row in self.open:
+            assert row.slot.num_tokens == row.keys[0].shape[1]
+            for column in range(row.slot.num_columns):
+                wanted[row.slot.pages[column // PAGE], column % PAGE] = 0
+        assert torch.equal(self.cache.mask, wanted)
+
+
+LENGTHS = st.lists(st.sampled_from([1, 2, PAGE - 1, PAGE, PAGE + 1, 2 * PAGE]), min_size=1, max_size=3)
+ACTIONS: st.SearchStrategy[Callable[[Rows], object]] = st.one_of(
+    LENGTHS.map(lambda lengths: lambda rows: rows.prefill(lengths)),
+    st.tuples(LENGTHS, st.integers(0, 1)).map(lambda given: lambda rows: rows.prefill(*given)),
+    st.integers(1, 3).map(lambda times: lambda rows: rows.step(times)),
+    st.integers(0, 9).map(lambda which: lambda rows: rows.close(which)),
+    st.sampled_from([0, 1 / 16, 0.5]).map(lambda share: lambda rows: rows.compact(share)),
+    st.just(Rows.undo),
+    st.just(Rows.shrink),
+)
+
+
+@settings(max_examples=60)
+@given(st.lists(ACTIONS, max_size=14))
+def test_rows_that_come_and_go_attend_to_their_own_columns(actions: list[Callable[[Rows], object]]) -> None:
+    rows = Rows()
+    rows.make_prefix(5)
+    rows.make_prefix(PAGE)
+    for action in actions:
+        action(rows)
+        rows.check()
+    rows.step()
+    rows.check()
+
+
+def test_a_row_that_leaves_gives_its_pages_to_the_next() -> None:
+    rows = Rows()
+    rows.prefill([3 * PAGE, 5])
+    rows.close(0)
+    rows.prefill([2 * PAGE + 1])
+    assert (rows.open[1].slot.pages, rows.cache.num_used) == ([0, 1, 2], 4)
+    rows.step()
+
+
+@pytest.mark.parametrize("length", [PAGE - 1, PAGE, PAGE + 1])
+def test_a_step_takes_a_page_where_the_last_one_is_full(length: int) -> None:
+    rows = Rows()
+    [row] = rows.prefill([length])
+    rows.step()
+    assert len(row.slot.pages) == (1 if length < PAGE else 2)
+
+
+def test_a_step_taken_back_leaves_all_as_it_was() -> None:
+    rows = Rows()
+    rows.prefill([PAGE, PAGE - 1, 1])
+    before = [(row.slot.num_columns, list(row.slot.pages)) for row in rows.open]
+    rows.undo()
+    assert [(row.slot.num_columns, row.slot.pages) for row in rows.open] == before
+    rows.check()
+    rows.step(2)
+
+
+class Full(SlotCache):
+    """Has no memory for more pages while it `is_full`."""
+
+    is_full = False
+
+    def grow(self, num_pages: int) -> None:
+        if self.is_full and num_pages > self.num_pages:
+            raise MemoryError
+        super().grow(num_pages)
+
+
+def test_a_step_that_finds_no_page_takes_no_column() -> None:
+    rows = Rows()
+    rows.cache = cache = Full(LAYERS, CPU)
+    rows.prefill([3, PAGE, 5])
+    rows.shrink()
+    cache.is_full = True
+    with pytest.raises(MemoryError):
+        rows.forward()
+    rows.cache.undo_step()
+    rows.check()
+    cache.is_full = False
+    rows.step(2)
+
+
+def test_a_move_that_runs_out_of_memory_moves_nothing() -> None:
+    class Stuck(SlotCache):
+        def _move(self, sources: list[int], targets: list[int]) -> None:
+            raise MemoryError
+
+    rows = Rows()
+    rows.cache = Stuck(LAYERS, CPU)
+    rows.prefill([PAGE, PAGE, PAGE])
+    rows.close(0)
+    with pytest.raises(MemoryError):
+        rows.compact(0)
+    rows.check()
+    rows.step()
+
+
+def test_growing_keeps_what_is_there() -> None:
+    rows = Rows()
+    rows.prefill([PAGE + 3, 2])
+    rows.cache.grow(1000)
+    rows.check()
+    rows.step()
+
+
+@pytest.mark.parametrize("is_free", [True, False])
+def test_memory_that_was_touched_stays_while_the_cache_grows_a_little(
+    monkeypatch: pytest.MonkeyPatch, is_free: bool
+) -> None:
+    monkeypatch.setattr(kv_cache, "untouched_memory_is_free", lambda: is_free)
+    rows = Rows()
+    rows.cache.grow(100)
+    rows.prefill([PAGE + 3, 2])
+    before = rows.cache.layers[0].keys.data_ptr()
+    rows.cache.grow(140)
+    assert (rows.cache.layers[0].keys.data_ptr() == before) == is_free
+    assert rows.cache.num_pages == (150 if is_free else 140)
+    rows.check()
+    rows.step()
+
+
+def test_a_growing_cache_holds_only_what_was_written() -> None:
+    rows = Rows()
+    rows.cache.grow(1000)
+    rows.prefill([PAGE + 1])
+    assert rows.cache.held_columns == 2 * PAGE
+
+
+def grown(monkeypatch: pytest.MonkeyPatch, num_pages: int, *, is_free: bool = True) -> Rows:
+    """A cache of so many pages, and a first row in it; memory that is not touched `is_free`."""
+    monkeypatch.setattr(kv_cache, "untouched_memory_is_free", lambda: is_free)
+    rows = Rows()
+    rows.cache.grow(num_pages)
+    rows.prefill([3])
+    return rows
+
+
+def mark_unused(rows: Rows) -> None:
+    for layer in rows.cache.layers:
+        layer.keys[rows.cache.num_touched :] = layer.values[rows.cache.num_touched :] = 7
+
+
+def is_touched(block: torch.Tensor) -> torch.Tensor:
+    """Of each cache page `[pages, Hkv, PAGE, D]`, whether its first number was written to."""
+    return block.flatten(1)[:, 0] != 7
+
+
+@pytest.fixture
+def small_system_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As small as a page of these tests' cache, which then is touched at its beginning."""
+    monkeypatch.setattr(kv_cache.mmap, "PAGESIZE", KV_HEADS * PAGE * SIZE * 4)
+
+
+@pytest.mark.usefixtures("small_system_pages")
+def test_new_pages_are_touched_in_all_layers_some_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = grown(monkeypatch, 100)
+    mark_unused(rows)
+    rows.cache.begin_prefill([Slot()], torch.ones(1, PAGE, dtype=torch.int64))
+    assert (rows.cache.num_used, rows.cache.num_touched) == (2, 2 + TOUCHED_AHEAD)
+    assert rows.cache.held_columns == (2 + TOUCHED_AHEAD) * PAGE
+    for layer in rows.cache.layers:
+        for block in (layer.keys, layer.values):
+            assert is_touched(block).nonzero()[:, 0].tolist() == list(range(2 + TOUCHED_AHEAD))
+
+
+def test_pages_that_no_row_needs_are_not_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = grown(monkeypatch, 10)
+    rows.prefill([3])
+    assert (rows.cache.num_touched, rows.cache.num_pages) == (10, 15)
+    rows.cache.grow(12)
+    rows.prefill([1] * 9)
+    assert (rows.cache.num_used, rows.cache.num_touched) == (11, 12)
+
+
+def test_written_pages_are_not_touched_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = grown(monkeypatch, 200)
+    for _ in range(3):
+        rows.prefill([PAGE] * 20)
+        rows.step()
+        for which in range(5):
+            rows.close(which)
+        rows.compact(0)
+        rows.step()
+
+
+@pytest.mark.usefixtures("small_system_pages")
+def test_where_untouched_memory_counts_nothing_is_touched_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = grown(monkeypatch, 100, is_free=False)
+    mark_unused(rows)
+    rows.cache.begin_prefill([Slot()], torch.ones(1, PAGE, dtype=torch.int64))
+    assert rows.cache.num_touched == 2
+    assert not is_touched(rows.cache.layers[0].keys)[1:].any()
+
+
+def test_rows_run_where_no_more_threads_can_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Thread, "start", start)
+    rows = grown(monkeypatch, 100)
+    rows.prefill([PAGE + 1])
+    rows.step()
+    rows.check()
+
+
+def test_holes_are_filled_once_they_are_too_many() -> None:
+    rows = Rows()
+    rows.prefill([PAGE] * 8)
+    rows.close(1)
+    rows.compact(0.5)
+    assert rows.cache.num_used == 8
+    rows.compact(0)
+    assert rows.cache.num_used == 7
+    rows.step()
+
+
+def test_many_rows_in_random_order_stay_apart() -> None:
+    rows, source = Rows(), random.Random(0)
+    rows.make_prefix(7)
+    for _ in range(12):
+        rows.prefill([source.randint(1, 3 * PAGE) for _ in range(4)], source.choice([None, 0]))
+        rows.step()
+        for _ in range(3):
+            rows.close(source.randrange(8))
+    rows.check()

@@ -1,0 +1,175 @@
+"""Packed layers and the fused activation compute what the plain ones do."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+from transformers.activations import ACT2FN, NewGELUActivation
+from transformers.pytorch_utils import Conv1D
+
+from batchgen.engines.continuous import linear
+from batchgen.engines.continuous.linear import PackedLinear, speed_up, weight_of
+from tests.support.models import make_network
+
+
+def layer_of(kind: str, bias: bool) -> nn.Linear | Conv1D:
+    torch.manual_seed(0)
+    layer = nn.Linear(24, 40, bias=bias) if kind == "linear" else Conv1D(40, 24)
+    if layer.bias is not None:
+        nn.init.normal_(layer.bias)
+    return layer
+
+
+@pytest.mark.parametrize("shape", [(1, 24), (7, 24), (64, 24), (3, 5, 24), (1, 1, 24)], ids=str)
+@pytest.mark.parametrize(("kind", "bias"), [("linear", True), ("linear", False), ("conv1d", True)])
+def test_a_packed_layer_is_the_same_function(kind: str, bias: bool, shape: tuple[int, ...]) -> None:
+    layer = layer_of(kind, bias)
+    x = torch.randn(shape)
+    packed = PackedLinear(weight_of(layer), layer.bias)
+    with torch.inference_mode():
+        torch.testing.assert_close(packed(x), layer(x), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(packed(x), F.linear(x, weight_of(layer), layer.bias), atol=1e-4, rtol=1e-4)
+
+
+def test_a_packed_layer_takes_a_tensor_that_does_not_lie_in_order() -> None:
+    layer = layer_of("linear", bias=True)
+    x = torch.randn(6, 24, 5).transpose(1, 2)
+    with torch.inference_mode():
+        torch.testing.assert_close(PackedLinear(layer.weight, layer.bias)(x), layer(x), atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture
+def packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packing always wins the trial."""
+    monkeypatch.setattr(linear, "LEAST_GAIN", 0.0)
+
+
+IDS = torch.arange(12).view(2, 6) * 7
+
+
+def logits_of(network: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        return network(IDS).logits  # type: ignore[no-any-return]
+
+
+@pytest.mark.usefixtures("packs")
+@pytest.mark.parametrize("name", ["gpt2", "llama", "opt", "gpt_neox"])
+def test_a_network_sped_up_gives_the_same_logits(name: str) -> None:
+    network = make_network(name).eval()
+    wanted = logits_of(network)
+    assert speed_up(network)
+    assert not any(type(module) in (nn.Linear, Conv1D, NewGELUActivation) for module in network.modules())
+    torch.testing.assert_close(logits_of(network), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_gelu_becomes_one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "LEAST_GAIN", float("inf"))  # no layer is packed, which would take it in
+    network = make_network("gpt2").eval()
+    speed_up(network)
+    assert isinstance(network.transformer.h[0].mlp.act, nn.GELU)
+    x = torch.linspace(-6, 6, 101)
+    torch.testing.assert_close(network.transformer.h[0].mlp.act(x), NewGELUActivation()(x), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("packs")
+@pytest.mark.parametrize(("activation", "is_fused"), [("gelu_new", True), ("gelu", False), ("relu", False)])
+def test_a_packed_layer_applies_the_gelu_behind_it_and_nothing_else(activation: str, is_fused: bool) -> None:
+    network = make_network("gpt2").eval()
+    for block in network.transformer.h:
+        block.mlp.act = ACT2FN[activation]
+    wanted = logits_of(network)
+    speed_up(network)
+    mlp = network.transformer.h[0].mlp
+    assert mlp.c_fc.has_gelu == is_fused
+    assert isinstance(mlp.act, nn.Identity) == is_fused
+    assert not mlp.c_proj.has_gelu
+    torch.testing.assert_close(logits_of(network), wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("packs")
+def test_without_room_nothing_is_packed() -> None:
+    network = make_network("gpt2").eval()
+    kept = network.lm_head, network.transformer.h[0].attn.c_attn
+    assert not speed_up(network, has_room=lambda num_bytes: False)
+    assert (network.lm_head, network.transformer.h[0].attn.c_attn) == kept
+
+
+@pytest.mark.usefixtures("packs")
+def test_without_room_for_its_copy_the_tied_output_layer_stays() -> None:
+    network = make_network("gpt2").eval()
+    output_bytes = network.lm_head.weight.nbytes
+    wanted = logits_of(network)
+    assert speed_up(network, has_room=lambda num_bytes: num_bytes < output_bytes)
+    assert network.lm_head.weight is network.transformer.wte.weight
+    assert isinstance(network.transformer.h[0].attn.c_attn, PackedLinear)
+    torch.testing.assert_close(logits_of(network), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_where_packing_does_not_pay_the_layers_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "LEAST_GAIN", float("inf"))
+    network = make_network("llama").eval()
+    kept = copy.copy(network.model.layers[0].mlp.up_proj)
+    assert not speed_up(network)
+    assert type(network.model.layers[0].mlp.up_proj) is type(kept) is nn.Linear
+
+
+@pytest.mark.parametrize(
+    ("inner", "output", "is_packed"),
+    [((1.0, 1.0), (2.0, 1.0), True), ((1.2, 1.0), (1.0, 2.0), False), ((1.0, 1.2), (1.0, 1.0), False)],
+)
+def test_the_time_of_all_layers_decides(
+    monkeypatch: pytest.MonkeyPatch, inner: tuple[float, float], output: tuple[float, float], is_packed: bool
+) -> None:
+    """As one layer alone cannot: how much the output layer gains differs from what the inner ones gain."""
+    network = make_network("gpt2").eval()
+    num_inner, num_outputs = sum(1 for _ in linear._linears(network)) - 1, len(network.lm_head.weight)
+
+    def race(weight: torch.Tensor) -> list[float]:
+        is_output = weight.data_ptr() == network.lm_head.weight.data_ptr()
+        share = len(weight) / num_outputs if is_output else 1 / num_inner  # one second for all inner ones, one for it
+        return [share * seconds for seconds in (output if is_output else inner)]
+
+    monkeypatch.setattr(linear, "TRIAL_OUTPUTS", num_outputs // 2)
+    monkeypatch.setattr(linear, "_race", race)
+    assert speed_up(network) is is_packed
+
+
+@pytest.mark.usefixtures("packs")
+def test_16_bit_floats_that_cannot_be_packed_stay() -> None:
+    assert not speed_up(make_network("llama").half().eval())
+
+
+class Counting(nn.Module):
+    """Notes, each time a child is replaced, how many of the `watched` layers are alive."""
+
+    def __init__(self, num_layers: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(8, 8)
+        self.watched: list[weakref.ref[nn.Module]] = []
+        self.alive: list[int] = []
+        for i in range(num_layers):
+            layer = nn.Linear(8, 8)
+            self.watched.append(weakref.ref(layer))
+            setattr(self, f"layer{i}", layer)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embedding
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if isinstance(value, PackedLinear):
+            self.alive.append(sum(layer() is not None for layer in self.watched))
+
+
+@pytest.mark.usefixtures("packs")
+def test_weights_that_were_packed_are_let_go_one_by_one() -> None:
+    network = Counting(6)
+    assert speed_up(network)
+    assert network.alive[-1] <= 1
+    assert network.alive == sorted(network.alive, reverse=True)

@@ -1,0 +1,264 @@
+"""Worker processes: every row once, also when workers die; most tests with workers that load no model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from batchgen.engines.pool.engine import PoolEngine, share_out
+from batchgen.engines.pool.worker import ModelRecipe
+from batchgen.errors import ModelError, UsageError
+from batchgen.machine.limits import parse_memory
+from batchgen.records import Sequence
+from tests.support.fake_worker import REFUSE, SEGFAULT, FakeRecipe
+from tests.support.rows import rows_of
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
+
+
+def pool(*, num_workers: int = 2, seconds: float = 0.0, part_rows: int = 16, **options: object) -> PoolEngine:
+    return PoolEngine([FakeRecipe(seconds)] * num_workers, part_rows, **options)  # type: ignore[arg-type]
+
+
+def indices(rows: list[Sequence]) -> list[int]:
+    return sorted(row.request.index for row in rows)
+
+
+def children() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it runs; one that ended may still have to be taken note of by its new parent."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_every_row_of_every_window_is_finished_once() -> None:
+    rows = rows_of([[5 + i] for i in range(200)])
+    rows[3].fail("read so")
+    engine = pool(seconds=0.001)
+    finished = list(engine.generate(iter([rows[:20], [], rows[20:]])))
+    assert indices(finished) == list(range(200))
+    assert finished[0] is rows[3]
+    assert all(row.output_ids == row.input_ids for row in rows if not row.error)
+    assert len({row.padded_length for row in rows if not row.error}) == 2  # processes
+    assert engine.num_batches == len({row.batch_index for row in rows if not row.error})
+    assert not children()
+
+
+def test_counts_are_those_of_the_workers_together() -> None:
+    steps: list[int] = []
+    engine = pool(seconds=0.001, on_step=steps.append)
+    list(engine.generate(iter([rows_of([[5]] * 60)])))
+    assert sum(steps) == 60
+    assert engine.name == "fake in 2 workers"
+    assert (engine.backoff.peak_bytes, engine.backoff.predicted_bytes, engine.backoff.measured_bytes) == (2000, 10, 9)
+    assert engine.decode_s == 1  # two workers, a second each, side by side
+
+
+def test_few_rows_start_few_workers() -> None:
+    rows = rows_of([[5]] * 8)
+    said: list[str] = []
+    list(pool(num_workers=8, say=said.append).generate(iter([rows])))
+    assert len({row.padded_length for row in rows}) == 1
+    assert said == ["made a fake engine"]
+
+
+def test_a_row_that_kills_its_worker_is_an_error_and_the_others_are_not() -> None:
+    rows = rows_of([[5 + i] for i in range(60)])
+    rows[41].input_ids.append(SEGFAULT)
+    said: list[str] = []
+    assert indices(list(pool(say=said.append).generate(iter([rows])))) == list(range(60))
+    assert [row.request.index for row in rows if row.error] == [41]
+    assert "2 worker processes died (SIGSEGV) while they ran this row alone" in (rows[41].error or "")
+    assert all(row.output_ids == row.input_ids for row in rows if not row.error)
+    assert said[1].startswith("a worker process died (SIGSEGV); unfinished rows that run again: ")
+
+
+def test_workers_killed_from_outside_lose_no_row() -> None:
+    rows = rows_of([[5 + i] for i in range(300)])
+    finished, killed = [], 0
+    for row in pool(seconds=0.002).generate(iter([rows])):
+        finished.append(row)
+        if len(finished) % 40 == 0:
+            os.kill(row.padded_length or 0, signal.SIGKILL)
+            killed += 1
+    assert (killed, indices(finished)) == (7, list(range(300)))
+    assert not any(row.error for row in rows)
+
+
+def test_an_error_of_the_users_ends_the_run() -> None:
+    with pytest.raises(ModelError, match="the model refuses"):
+        list(pool().generate(iter([rows_of([[5], [REFUSE]])])))
+    assert not children()
+
+
+def test_workers_that_cannot_start_end_the_run() -> None:
+    with pytest.raises(ModelError, match=r"die while they start \(exit code 3\)"):
+        list(PoolEngine([FakeRecipe(fails=True)], 8).generate(iter([rows_of([[5]])])))
+
+
+def test_one_worker_that_cannot_start_leaves_its_rows_to_the_others() -> None:
+    rows, said = rows_of([[5]] * 100), []
+    recipes = [FakeRecipe(fails=True), FakeRecipe(0.01)]
+    finished = list(PoolEngine(recipes, 8, say=said.append).generate(iter([rows])))
+    assert indices(finished) == list(range(100))
+    assert "a worker process died 3 times while it started: going on with 1" in said
+
+
+def test_a_stop_ends_the_workers() -> None:
+    stop: list[bool] = []
+    rows = pool(seconds=0.01, should_stop=lambda: bool(stop)).generate(iter([rows_of([[5]] * 1000)]))
+    next(rows)
+    stop.append(True)
+    with pytest.raises(KeyboardInterrupt):
+        list(rows)
+    assert not children()
+
+
+def test_the_input_is_not_waited_for_while_there_is_work() -> None:
+    def windows() -> Iterator[list[Sequence]]:
+        yield rows_of([[5]] * 4)
+        while engine.is_busy:
+            yield []
+
+    engine = pool()
+    assert len(list(engine.generate(windows()))) == 4
+
+
+def test_workers_end_with_a_killed_parent(pytestconfig: pytest.Config) -> None:
+    command = [sys.executable, "-m", "tests.support.fake_worker"]
+    parent = subprocess.Popen(command, cwd=pytestconfig.rootpath, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    found: set[int] = set()
+    while len(found) < 2:
+        found.add(int(parent.stdout.readline()))
+    workers = [psutil.Process(pid) for pid in found]
+    parent.kill()
+    parent.communicate()
+    while any(is_alive(worker) for worker in workers):  # a worker that stays hangs the test
+        pass
+
+
+# Shares of one machine.
+
+
+@pytest.fixture
+def cpu() -> object:
+    import torch
+
+    return torch.device("cpu")
+
+
+@pytest.mark.parametrize(("memory", "size", "share"), [("6G", 3 << 30, None), ("80%", None, 0.4), (None, None, 0.5)])
+def test_workers_share_memory(cpu: object, memory: str | None, size: int | None, share: float | None) -> None:
+    bound = parse_memory(memory) if memory else None
+    recipes = share_out(ModelRecipe("m", Path(), "cpu", "float32"), [cpu, cpu], bound)  # type: ignore[list-item]
+    for recipe in recipes:
+        assert recipe.memory is not None
+        assert (recipe.memory.size_bytes, recipe.memory.share and float(recipe.memory.share)) == (size, share)
+
+
+def test_workers_share_cores(cpu: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    recipes = share_out(ModelRecipe("m", Path(), "cpu", "float32"), [cpu] * 1000, None)  # type: ignore[list-item]
+    assert {recipe.num_threads for recipe in recipes} == {1}
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    recipes = share_out(ModelRecipe("m", Path(), "cpu", "float32"), [cpu] * 2, None)  # type: ignore[list-item]
+    assert {recipe.num_threads for recipe in recipes} == {3}
+
+
+def test_auto_is_a_worker_on_each_cuda_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from batchgen.engines.pool.engine import choose_devices
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    names: Callable[..., list[str]] = lambda *given: [str(device) for device in choose_devices(*given)]  # noqa: E731
+    assert names("auto") == ["cuda:0", "cuda:1", "cuda:2"]
+    assert names("auto", 2) == ["cuda:0", "cuda:1"]
+    assert names("auto", 1) == ["cuda"]
+    assert names("auto", 4) == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
+    assert names("cuda:2, cuda:0") == ["cuda:2", "cuda:0"]
+    assert names("cpu", 2) == ["cpu", "cpu"]
+
+
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [(("cpu,cpu", 1), "--workers 1 leaves devices"), (("cpu,toaster",), "--device toaster is not a device")],
+)
+def test_devices_that_make_no_sense_are_refused(given: tuple[str, int], part: str) -> None:
+    from batchgen.engines.pool.engine import choose_devices
+
+    with pytest.raises(UsageError, match=part):
+        choose_devices(*given)
+
+
+# The command, with the real model.
+
+
+def test_two_workers_give_the_bytes_of_one_process(tmp_path: Path) -> None:
+    from tests.support.command import run
+
+    prompts = tmp_path / "rows.jsonl"
+    samplings = [{}, {"temperature": 0.9, "top_k": 20}, {"temperature": 1.2, "min_p": 0.05}, {"max_new_tokens": 3}]
+    rows = [
+        {"id": i, "prompt": f"Once upon a time {'there was ' * (i % 5)}a", "sampling": samplings[i % 4]}
+        for i in range(60)
+    ]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"id": "bad"}, {"id": "last", "prompt": "A"}]))
+    one, two, stats = tmp_path / "one.jsonl", tmp_path / "two.jsonl", tmp_path / "stats.json"
+    assert run(prompts, "-o", one).exit_code == 3
+    result = run(prompts, "-o", two, "--workers", 2, "--stats", stats)
+    assert result.exit_code == 3
+    assert two.read_bytes() == one.read_bytes()
+    assert "continuous in 2 workers on cpu (" in result.stderr
+    assert json.loads(stats.read_text())["workers"] == 2
+
+
+@pytest.mark.slow
+def test_a_run_whose_workers_are_killed_and_which_is_interrupted_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    from tests.support.command import run
+
+    prompts, plain, output = tmp_path / "many.txt", tmp_path / "plain.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text("".join(f"Once upon a time, number {i}\n" for i in range(600)))
+    command = [str(Path(sys.executable).parent / "batchgen"), "run", str(prompts), "--model", "bundled"]
+    command += [
+        "--max-new-tokens",
+        "30",
+        "-o",
+        str(output),
+        "--workers",
+        "2",
+        "--resume",
+        "--temperature",
+        "0.8",
+        "--top-k",
+        "40",
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stderr is not None
+    while "of 600 rows" not in (line := process.stderr.readline()) or " 0 of" in line:
+        assert line
+    victim = next(child for child in psutil.Process(process.pid).children() if "spawn_main" in str(child.cmdline()))
+    victim.kill()
+    assert "a worker process died (SIGKILL" in process.stderr.readline()
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+    _, stderr = process.communicate(timeout=20)
+    assert (process.returncode, "--resume goes on" in stderr) == (130, True)
+    assert all(line.startswith("batchgen: ") for line in stderr.splitlines())
+    assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
+    assert run(prompts, "-o", plain, "--max-new-tokens", 30, "--temperature", 0.8, "--top-k", 40).exit_code == 0
+    assert output.read_bytes() == plain.read_bytes()

@@ -1,0 +1,112 @@
+"""What a model takes, fitted without weights, is what a real forward takes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    MambaConfig,
+    PretrainedConfig,
+    Qwen3Config,
+)
+
+import batchgen.model.footprint
+from batchgen.model.footprint import _fit, _Trial, footprint_of
+from batchgen.planning.memory import Footprint, ModelShape
+from tests.support.models import ARCHITECTURES
+
+GROUPED = LlamaConfig(
+    hidden_size=96, num_hidden_layers=5, num_attention_heads=6, num_key_value_heads=2, intermediate_size=256,
+    vocab_size=1000, max_position_embeddings=1024,
+)  # fmt: skip
+
+
+def fit(config: PretrainedConfig, dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> Footprint:
+    formula = Footprint.of_shape(ModelShape.from_config(config), dtype.itemsize, attention)
+    return _fit(_Trial(config, dtype, attention), formula)
+
+
+def live_bytes(config: PretrainedConfig, rows: int, columns: int) -> int:
+    """The most bytes of tensors alive in a real forward that fills a cache, from the allocator's own events."""
+    network = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    ids = torch.ones(rows, columns, dtype=torch.int64)
+    mask = ids.clone()
+    mask[0, 0] = 0
+    with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        network(input_ids=ids, attention_mask=mask, position_ids=ids, use_cache=True, logits_to_keep=1)
+    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    total = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        total += event.nbytes()
+        peak = max(peak, total)
+    return peak
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fitting_gpt2_gives_its_formulas(dtype: torch.dtype) -> None:
+    config = GPT2Config(n_layer=3)
+    fitted, formula = fit(config, dtype), footprint_of(config, dtype)
+    assert fitted.weights == formula.weights
+    assert fitted.cache_column == formula.cache_column
+    for columns in (64, 300, 1024):
+        assert fitted.prefill_bytes(1, columns) == pytest.approx(formula.prefill_bytes(1, columns), rel=0.01)
+    assert fitted.decode_column == pytest.approx(formula.decode_column, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GROUPED,
+        Qwen3Config(
+            hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=32,
+            intermediate_size=128, vocab_size=500, max_position_embeddings=512,
+        ),
+        GPT2Config(n_embd=64, n_layer=3, n_head=4, n_inner=96, vocab_size=500),
+    ],
+    ids=["llama", "qwen3", "gpt2"],
+)  # fmt: skip
+@pytest.mark.parametrize(("rows", "columns"), [(1, 400), (8, 200), (32, 64)])
+def test_a_forward_takes_what_was_fitted(config: PretrainedConfig, rows: int, columns: int) -> None:
+    footprint = footprint_of(config, torch.float32)
+    mask = rows * columns**2
+    predicted = footprint.cache_bytes(rows, columns) + footprint.prefill_bytes(rows, columns) + mask
+    live = live_bytes(config, rows, columns)
+    # The attention kernel has some scratch of its own, a few hundred KiB for each thread.
+    scratch = 512 * 1024
+    assert live - scratch <= predicted <= 1.1 * live + scratch
+
+
+def test_grouped_heads_cache_less() -> None:
+    assert footprint_of(GROUPED, torch.float32).cache_column == 2 * 5 * 2 * 16 * 4
+
+
+def test_weights_are_counted_exactly() -> None:
+    network = AutoModelForCausalLM.from_config(GROUPED)
+    assert footprint_of(GROUPED, torch.float32).weights == sum(weight.nbytes for weight in network.parameters())
+    assert footprint_of(GROUPED, torch.bfloat16).weights == sum(weight.nbytes for weight in network.parameters()) // 2
+
+
+def test_eager_attention_takes_its_scores() -> None:
+    config = ARCHITECTURES["gpt2"]
+    fitted = fit(config, attention="eager")
+    formula = Footprint.of_shape(ModelShape.from_config(config), 4, "eager")
+    assert fitted.prefill_bytes(1, 128) == pytest.approx(formula.prefill_bytes(1, 128), rel=0.1)
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_every_architecture_has_a_footprint(name: str) -> None:
+    footprint = footprint_of(ARCHITECTURES[name], torch.float32)
+    assert footprint.weights > 0
+    assert footprint.cache_bytes(1, 10) > 0
+    assert footprint.prefill_bytes(1, 10) > 0
+
+
+def test_a_model_that_cannot_be_tried_has_the_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batchgen.model.footprint, "LONG", 128)  # Mamba's scan goes token by token
+    config = MambaConfig(hidden_size=64, num_hidden_layers=2)
+    formula = Footprint.of_shape(ModelShape.from_config(config), 4, "eager")
+    assert footprint_of(config, torch.float32) == formula

@@ -1,0 +1,377 @@
+"""Out of memory costs nothing: rows are all accounted for, retries are few, and the failed batch's tensors are gone."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from batchgen.engines import make_engine
+from batchgen.engines.reference.engine import ReferenceEngine
+from batchgen.errors import is_out_of_memory
+from batchgen.machine.limits import PeakMeter
+from batchgen.model import Model
+from batchgen.model.padding import encode
+from batchgen.pipeline import Pipeline
+from batchgen.planning.backoff import Backoff
+from batchgen.planning.batches import plan_batches
+from batchgen.planning.memory import (
+    BatchLimits,
+    batch_bytes,
+    batch_estimate,
+    filled_slots_estimate,
+)
+from batchgen.records import Result, SamplingParams, Sequence
+from tests.support.engines import FOOTPRINT, limits_of
+from tests.support.rows import requests_of, rows_of_lengths
+
+ROWS = 8
+KINDS: list[Callable[[], Exception]] = [
+    lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    lambda: RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    MemoryError,
+]
+each_kind = pytest.mark.parametrize("make_error", KINDS, ids=["torch", "allocator", "python"])
+
+
+def short_rows(lengths: list[int]) -> list[Sequence]:
+    return rows_of_lengths(lengths, SamplingParams(max_new_tokens=4))
+
+
+class Runner:
+    """Finishes rows, unless `refuses` says that they are too much; keeps weak references to what it allocated."""
+
+    def __init__(self, make_error: Callable[[], Exception], refuses: Callable[[list[Sequence]], bool]) -> None:
+        self.make_error = make_error
+        self.refuses = refuses
+        self.tried: list[int] = []
+        self.failures = 0
+        self.held: list[weakref.ref[torch.Tensor]] = []
+
+    def __call__(self, rows: list[Sequence]) -> None:
+        assert not any(reference() is not None for reference in self.held), "an earlier batch's tensors are alive"
+        self.tried.append(len(rows))
+        activations = torch.zeros(len(rows), 8)
+        self.held.append(weakref.ref(activations))
+        for row in rows:
+            row.output_ids.append(1)
+        if self.refuses(rows):
+            self.failures += 1
+            raise self.make_error()
+        for row in rows:
+            row.finish_reason = "length"
+
+
+def run_all(backoff: Backoff, batches: list[list[Sequence]], runner: Runner) -> list[Sequence]:
+    return [row for batch in batches for part in backoff.run(batch, runner) for row in part]
+
+
+@each_kind
+@pytest.mark.parametrize("at", [0, 2, 4], ids=["first", "middle", "last"])
+def test_only_the_batch_that_failed_is_halved(make_error: Callable[[], Exception], at: int) -> None:
+    batches = [short_rows([5] * ROWS) for _ in range(5)]
+    runner = Runner(make_error, lambda rows: rows[0] is batches[at][0] and len(rows) > 2)
+    finished = run_all(Backoff(limits_of()), batches, runner)
+    assert sorted(map(id, finished)) == sorted(id(row) for batch in batches for row in batch)
+    assert all(row.finish_reason == "length" and len(row.output_ids) == 1 for row in finished)
+    assert runner.tried[:at] == [ROWS] * at
+    assert runner.failures == 2 <= math.log2(ROWS) + 1
+
+
+@each_kind
+@pytest.mark.parametrize("place", [0, 3, ROWS - 1])
+def test_a_row_that_fits_nowhere_fails_alone(make_error: Callable[[], Exception], place: int) -> None:
+    rows = short_rows([5] * ROWS)
+    runner = Runner(make_error, lambda part: rows[place] in part)
+    finished = run_all(Backoff(limits_of()), [rows], runner)
+    assert len(finished) == ROWS
+    assert [row for row in finished if row.finish_reason == "error"] == [rows[place]]
+    assert runner.failures <= math.log2(ROWS) + 1
+    assert rows[place].output_ids == []
+    assert rows[place].padded_length is None
+    assert "this row alone (5 prompt + 4 new tokens) needs about" in (rows[place].error or "")
+
+
+def test_the_ceiling_holds_for_the_rest_of_the_run() -> None:
+    runner = Runner(MemoryError, lambda rows: len(rows) > 2)
+    backoff = Backoff(limits_of())
+    run_all(backoff, [short_rows([5] * ROWS) for _ in range(3)], runner)
+    assert runner.tried == [8, 4, 2, 2, 2, 2] + [2] * 8
+    assert [len(batch) for batch in plan_batches(short_rows([5] * ROWS), backoff.limits)] == [2] * 4
+
+
+def test_the_ceiling_is_one_of_bytes() -> None:
+    runner = Runner(MemoryError, lambda rows: len(rows) * len(rows[0].input_ids) > 2000)
+    backoff = Backoff(limits_of())
+    run_all(backoff, [short_rows([1000] * 4), short_rows([2] * 4)], runner)
+    assert runner.tried == [4, 2, 2, 4]
+
+
+def test_the_ceiling_holds_for_a_fixed_batch_size_too() -> None:
+    runner = Runner(MemoryError, lambda rows: len(rows) > 4)
+    run_all(Backoff(limits_of(num_rows=8)), [short_rows([5] * 8), short_rows([5] * 8)], runner)
+    assert runner.tried == [8, 4, 4, 4, 4]
+
+
+def test_rows_finished_before_the_failure_stay() -> None:
+    rows = short_rows([5] * 4)
+
+    def attempt(part: list[Sequence]) -> None:
+        for row in part:
+            row.output_ids.append(1)
+        part[0].finish_reason = "stop"
+        if len(part) > 2:
+            raise MemoryError
+        for row in part:
+            row.finish_reason = row.finish_reason or "length"
+
+    parts = [list(part) for part in Backoff(limits_of()).run(rows, attempt)]
+    assert parts == [[rows[0]], [rows[1], rows[2]], [rows[3]]]
+    assert rows[0].output_ids == [1]
+
+
+def test_dropped_tokens_are_told() -> None:
+    dropped: list[int] = []
+    runner = Runner(MemoryError, lambda rows: len(rows) > 4)
+    run_all(Backoff(limits_of(), on_dropped=dropped.append), [short_rows([5] * 8)], runner)
+    assert dropped == [8]
+
+
+def test_each_failure_is_one_line() -> None:
+    lines: list[str] = []
+    rows = short_rows([5, 5])
+    run_all(Backoff(limits_of(), say=lines.append), [rows], Runner(MemoryError, lambda part: rows[1] in part))
+    assert lines[0] == "out of memory with 2 rows of 5 columns: going on with 1 at a time"
+    assert lines[1].startswith("out of memory with a single row (5 prompt + 4 new tokens): it needs about ")
+    assert len(lines) == 2
+
+
+def test_other_errors_are_not_ours() -> None:
+    with pytest.raises(RuntimeError, match="shape"):
+        run_all(
+            Backoff(limits_of()),
+            [short_rows([5] * 4)],
+            Runner(lambda: RuntimeError("shape mismatch"), lambda _: True),
+        )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("x"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("could not create a memory object"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_out_of_memory_has_many_names(error: BaseException) -> None:
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("expected scalar type"), ValueError("out of memory"), KeyError("x")])
+def test_other_errors_are_not_out_of_memory(error: BaseException) -> None:
+    assert not is_out_of_memory(error)
+
+
+def test_a_batch_gives_way_before_it_fails_where_memory_has_become_less() -> None:
+    rows = short_rows([50] * ROWS)
+    runner = Runner(MemoryError, lambda _: False)
+    half = batch_bytes(limits_of(), rows[: ROWS // 2])
+    run_all(Backoff(limits_of(), budget=lambda: half), [rows], runner)
+    assert runner.tried == [4, 4]
+
+
+def test_a_row_that_would_get_the_process_killed_is_not_tried() -> None:
+    rows = short_rows([900, 5])
+    runner = Runner(MemoryError, lambda _: False)
+    wall = batch_estimate(limits_of(), rows[1:]).tensors
+    run_all(Backoff(limits_of(), budget=lambda: 0, wall=lambda: wall), [rows], runner)
+    assert runner.tried == [1]
+    assert [row.finish_reason for row in rows] == ["error", "length"]
+
+
+class FakeMeter(PeakMeter):
+    """Measures what it is told."""
+
+    def __init__(self, growths: list[int | None]) -> None:
+        self.growths: Iterator[int | None] = iter(growths)
+
+    def start(self) -> None:
+        pass
+
+    def growth_bytes(self) -> int | None:
+        return next(self.growths)
+
+
+def test_a_batch_that_took_more_than_predicted_lowers_the_budget() -> None:
+    rows = short_rows([800] * 16)
+    predicted = batch_bytes(limits_of(), rows)
+    backoff = Backoff(limits_of(predicted), meter=FakeMeter([2 * predicted, predicted // 2]))
+    run_all(backoff, [rows], Runner(MemoryError, lambda _: False))
+    assert backoff.limits.budget_bytes == predicted // 2
+    run_all(backoff, [short_rows([5])], Runner(MemoryError, lambda _: False))
+    assert backoff.limits.budget_bytes == predicted // 2
+    assert (backoff.predicted_bytes, backoff.measured_bytes) == (predicted, 2 * predicted)
+
+
+@pytest.mark.parametrize(("share", "is_plenty"), [(1.5, False), (2, True)])
+def test_where_memory_is_plenty_it_is_used_for_speed(share: float, is_plenty: bool) -> None:
+    rows = short_rows([800] * 16)
+    predicted = batch_bytes(limits_of(), rows)
+    told: list[bool] = []
+    backoff = Backoff(limits_of(int(share * predicted)), meter=FakeMeter([2 * predicted]), reuse_blocks=told.append)
+    run_all(backoff, [rows], Runner(MemoryError, lambda _: False))
+    assert told == [is_plenty]
+    assert (backoff.limits.budget_bytes == int(share * predicted)) == is_plenty
+
+
+def test_a_batch_too_small_to_tell_changes_nothing() -> None:
+    rows = short_rows([5])
+    budget = 2 * batch_bytes(limits_of(), rows)
+    backoff = Backoff(limits_of(budget), meter=FakeMeter([budget]))
+    run_all(backoff, [rows], Runner(MemoryError, lambda _: False))
+    assert backoff.limits.budget_bytes == budget
+
+
+def test_a_peak_that_cannot_be_measured_is_unknown() -> None:
+    backoff = Backoff(limits_of(), meter=FakeMeter([None]))
+    run_all(backoff, [short_rows([5])], Runner(MemoryError, lambda _: False))
+    assert backoff.measured_bytes is None
+
+
+# Slots, which an engine fills by itself.
+
+SLOTS = [(20, SamplingParams(max_new_tokens=4))] * ROWS
+
+
+def slots_bytes(num_rows: int, prefix_tokens: int = 0) -> int:
+    return filled_slots_estimate(FOOTPRINT, SLOTS[:num_rows], prefix_tokens).total
+
+
+def slots_of(budget_bytes: int, num_rows: int | None = None, **options: object) -> Backoff:
+    return Backoff(BatchLimits(FOOTPRINT, budget_bytes, 64, num_rows, has_slots=True), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("running", [0, 2])
+def test_rows_join_those_in_slots_while_they_fit(running: int) -> None:
+    assert slots_of(slots_bytes(5)).room_beside(SLOTS[:running], SLOTS[running:], 0, 0) == 5 - running
+    assert slots_of(slots_bytes(5) - 1).room_beside(SLOTS[:running], SLOTS[running:], 0, 0) == 4 - running
+
+
+def test_a_shared_prefix_takes_its_part_of_the_room() -> None:
+    backoff = slots_of(slots_bytes(5))
+    assert backoff.room_beside([], SLOTS, 100, 0) < 5
+    assert slots_of(slots_bytes(5, 100)).room_beside([], SLOTS, 100, 0) == 5
+
+
+def test_what_the_cache_holds_already_is_not_needed_again() -> None:
+    held_columns = 1000
+    budget = slots_bytes(5) - FOOTPRINT.cache_bytes(1, held_columns)
+    assert slots_of(budget).room_beside([], SLOTS, 0, held_columns) == 5
+
+
+def test_a_fixed_number_of_slots_asks_no_budget_until_memory_runs_out() -> None:
+    backoff = slots_of(slots_bytes(2), num_rows=ROWS)
+    assert backoff.room_beside([], SLOTS, 0, 0) == ROWS
+    backoff.say_halved(ROWS, ROWS // 2)
+    assert backoff.room_beside([], SLOTS, 0, 0) == 2
+
+
+def test_what_the_slots_take_is_predicted_and_measured() -> None:
+    backoff = slots_of(2 * slots_bytes(8), meter=FakeMeter([100, 300, 200]))
+    for num_rows in (3, 8, 5):
+        backoff.watch(SLOTS[:num_rows], 0)
+    backoff.measure()
+    assert (backoff.predicted_bytes, backoff.measured_bytes) == (slots_bytes(8), 300)
+
+
+@pytest.mark.parametrize("times", [2, 1])
+def test_slots_keep_freed_blocks_where_memory_is_plenty(times: int) -> None:
+    told: list[bool] = []
+    slots_of(times * slots_bytes(8), reuse_blocks=told.append).watch(SLOTS[:8], 0)
+    assert told == [times == 2]
+
+
+def test_slots_that_take_more_than_predicted_leave_room_for_fewer() -> None:
+    rows = [(800, SamplingParams())] * 64
+    predicted = filled_slots_estimate(FOOTPRINT, rows).total
+    backoff = slots_of(predicted, meter=FakeMeter([2 * predicted]))
+    backoff.watch(rows, 0)
+    backoff.measure()
+    assert backoff.limits.budget_bytes == predicted // 2
+
+
+def test_slots_that_were_never_filled_are_not_measured() -> None:
+    backoff = slots_of(slots_bytes(1), meter=FakeMeter([300]))
+    backoff.measure()
+    assert backoff.measured_bytes is None
+
+
+# The engine on a real model.
+
+
+def sequences_of(model: Model, prompts: list[str]) -> list[Sequence]:
+    return encode(requests_of(prompts, max_new_tokens=6), model.checkpoint.tokenizer)
+
+
+PROMPTS = ["My dog is", "It will rain in the", "I want to eat a big bowl of", "Once upon a time", "The", "She said"]
+
+
+@each_kind
+@pytest.mark.parametrize("step", [0, 3], ids=["in the prefill", "in a step"])
+def test_the_engine_s_tokens_are_those_of_a_run_that_never_failed(
+    bundled: Model, monkeypatch: pytest.MonkeyPatch, make_error: Callable[[], Exception], step: int
+) -> None:
+    engine = make_engine(bundled, name="reference")
+    wanted = {s.request.id: s.output_ids for s in engine.generate([sequences_of(bundled, PROMPTS)])}
+    tensors: list[weakref.ref[torch.Tensor]] = []
+    forward = bundled.network.forward
+    state = {"failed": False, "calls": 0}
+
+    def failing(*args: object, **kwargs: object) -> object:
+        if len(tensors) and state["failed"]:
+            assert not any(tensor() is not None for tensor in tensors), "the failed batch's logits are alive"
+        output = forward(*args, **kwargs)
+        state["calls"] += 1
+        if len(output.logits) == len(PROMPTS) and state["calls"] == step + 1:
+            tensors.append(weakref.ref(output.logits))
+            state["failed"] = True
+            raise make_error()
+        return output
+
+    monkeypatch.setattr(bundled.network, "forward", failing)
+    failing_engine = ReferenceEngine(bundled, limits_of(num_rows=len(PROMPTS)))
+    got = {s.request.id: s.output_ids for s in failing_engine.generate([sequences_of(bundled, PROMPTS)])}
+    assert state["failed"]
+    assert got == wanted
+    assert failing_engine.num_batches == 2
+
+
+def test_a_row_too_large_for_memory_is_an_error_record_among_results(
+    bundled: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = bundled.network.forward
+
+    def failing(*args: object, **kwargs: object) -> object:
+        ids = kwargs["input_ids"]
+        assert isinstance(ids, torch.Tensor)
+        if ids.shape[1] > 8:
+            raise MemoryError
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(bundled.network, "forward", failing)
+    engine = ReferenceEngine(bundled, limits_of(num_rows=4))
+    long = "one two three four five six seven eight nine ten"
+    results: list[Result] = list(
+        Pipeline(bundled.checkpoint, engine).run(requests_of(["My dog is", long, "The"], max_new_tokens=2))
+    )
+    assert [result.finish_reason for result in results] == ["length", "error", "length"]
+    assert results[1].error is not None
+    assert results[1].error.startswith("out of memory: this row alone (10 prompt + 2 new tokens) needs about ")
+    assert results[1].text == ""
