@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import Annotated
+from enum import StrEnum
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,12 +23,20 @@ NOTHING_RAN = 1
 MOST_ROWS, MOST_NUMBERS = 4096, 12
 
 
+class SweptDtype(StrEnum):
+    """A dtype to sweep (Typer has no lists of literals)."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+@opt.with_groups
 def bench(
-    model: opt.ModelName = None,
-    revision: opt.Revision = None,
-    device: opt.Device = "auto",
+    model: Annotated[opt.ModelOptions, opt.Pick(without=("dtype",))],
     dtype: Annotated[
-        list[opt.Dtype] | None,
+        list[SweptDtype] | None,
         typer.Option(
             help="What to sweep; repeat for more. auto: float32, and bfloat16 where it is fast.",
             rich_help_panel=opt.MODEL,
@@ -38,8 +47,9 @@ def bench(
         int, typer.Option(metavar="N", min=1, help="New tokens a row; 1 to 2N if ragged.", rich_help_panel=opt.LENGTH)
     ] = 32,
     engine: Annotated[
-        opt.EngineName, typer.Option(help="What to sweep; auto is both.", rich_help_panel=opt.BATCHES)
-    ] = opt.EngineName.auto,
+        Literal["auto", "continuous", "reference"],
+        typer.Option(help="What to sweep; auto is both.", rich_help_panel=opt.BATCHES),
+    ] = "auto",
     rows: Annotated[
         str,
         typer.Option(
@@ -67,12 +77,12 @@ def bench(
     screen = Screen(quiet=quiet)
     sweep = parse_rows(rows)
     with Progress(screen) as progress:
-        checkpoint = open_checkpoint(model, revision=revision, say=screen.say)
+        checkpoint = open_checkpoint(model.model, revision=model.revision, say=screen.say)
         plan = make_plan(
             checkpoint,
-            device=device,
-            dtypes=tuple(name.value for name in dtype or [opt.Dtype.auto]),
-            engine=engine.value,
+            device=model.device,
+            dtypes=tuple(name.value for name in dtype or [SweptDtype.auto]),
+            engine=engine,
             rows=sweep,
             max_new_tokens=max_new_tokens,
             seconds=seconds,

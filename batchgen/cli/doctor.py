@@ -14,8 +14,9 @@ from batchgen.render.doctor import print_diagnosis
 from batchgen.render.screen import OutputConsole, Screen
 
 
+@opt.with_groups
 def doctor(
-    device: opt.Device = "auto",
+    model: Annotated[opt.ModelOptions, opt.Pick("device")],
     as_json: Annotated[
         bool, typer.Option("--json", metavar="", help="Print all facts as JSON.", rich_help_panel=opt.OUTPUT)
     ] = False,
@@ -28,7 +29,7 @@ def doctor(
     Where something is off it says how to mend it.
     """
     with Screen(quiet=as_json).waiting("examining this machine"):
-        diagnosis = diagnose(device)
+        diagnosis = diagnose(model.device)
     advice = advise(diagnosis)
     if as_json:
         print(to_json(diagnosis.to_dict() | {"advice": advice}))

@@ -15,7 +15,7 @@ from batchgen.cli import options as opt
 from batchgen.cli.execute import SOME_ROWS_FAILED
 from batchgen.cli.output import check_file, write_whole
 from batchgen.errors import InputError
-from batchgen.formats.reading import read_requests
+from batchgen.formats.reading import Source, read_requests
 from batchgen.formats.writing import to_json
 from batchgen.model import Checkpoint, Model, open_checkpoint, open_model
 from batchgen.proof.inspector import Heads, Inspection, Masks, inspect_batch, inspect_masks, parse_heads
@@ -37,23 +37,13 @@ DEFAULT_LIMIT = 16
 VIEWS = "Views"
 
 
-def inspect(
-    context: typer.Context,
-    inputs: opt.Inputs = None,
-    prompt: opt.Prompt = None,
-    field: opt.Field = None,
-    id_field: opt.IdField = None,
-    template: opt.TemplateOption = None,
-    template_file: opt.TemplateFile = None,
-    input_format: opt.InputFormatOption = opt.InputFormat.auto,
-    limit: opt.Limit = DEFAULT_LIMIT,
-    parse_special: opt.ParseSpecial = False,
-    model: opt.ModelName = None,
-    revision: opt.Revision = None,
-    device: opt.Device = "auto",
+@dataclass(frozen=True, slots=True)
+class ViewOptions:
+    """What to show beside the batch."""
+
     mask: Annotated[
         bool, typer.Option("--mask", metavar="", help="Draw what is added to the scores.", rich_help_panel=VIEWS)
-    ] = False,
+    ] = False
     attention: Annotated[
         str | None,
         typer.Option(
@@ -61,33 +51,58 @@ def inspect(
             help="Show what a query attends to, such as 0:0, 0:mean or mean.",
             rich_help_panel=VIEWS,
         ),
-    ] = None,
+    ] = None
     query: Annotated[
         int,
         typer.Option(metavar="COLUMN", help="The query of --attention; -1 is the last column.", rich_help_panel=VIEWS),
-    ] = -1,
+    ] = -1
     compare_sides: Annotated[
         bool,
         typer.Option("--compare-sides", metavar="", help="Pad left, and right, and run both.", rich_help_panel=VIEWS),
-    ] = False,
+    ] = False
     max_new_tokens: Annotated[
         int, typer.Option(metavar="N", min=1, help="New tokens a row for --compare-sides.", rich_help_panel=VIEWS)
-    ] = 12,
+    ] = 12
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """Greedy, whatever a row's own options: here it is about the mask."""
+        return SamplingParams(max_new_tokens=self.max_new_tokens if self.compare_sides else 1)
+
+
+@dataclass(frozen=True, slots=True)
+class DrawOptions:
+    """What is drawn into: standard output, or files."""
+
     as_json: Annotated[
         bool, typer.Option("--json", metavar="", help="Print the arrays as JSON.", rich_help_panel=opt.OUTPUT)
-    ] = False,
+    ] = False
     svg: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw into an SVG file.", rich_help_panel=opt.OUTPUT)
-    ] = None,
+    ] = None
     html: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE", help="Write a page with the attention of all layers and heads.", rich_help_panel=opt.OUTPUT
         ),
-    ] = None,
+    ] = None
     overwrite: Annotated[
         bool, typer.Option("--overwrite", metavar="", help="Replace FILE if it exists.", rich_help_panel=opt.OUTPUT)
-    ] = False,
+    ] = False
+
+    def check(self, sources: list[Source]) -> None:
+        """Refuses files that are there, are inputs, or have no folder."""
+        for flag, path in (("--svg", self.svg), ("--html", self.html)):
+            check_file(flag, path, sources, overwrite=self.overwrite)
+
+
+@opt.with_groups
+def inspect(
+    context: typer.Context,
+    prompts: Annotated[opt.PromptOptions, opt.Pick(limit=DEFAULT_LIMIT)],
+    model: Annotated[opt.ModelOptions, opt.Pick(without=("dtype",))],
+    views: ViewOptions,
+    draw: DrawOptions,
     quiet: opt.Quiet = False,
 ) -> None:
     """Show prompts as one left-padded batch: tokens, ids, attention mask, positions.
@@ -98,50 +113,44 @@ def inspect(
 
     --attention, --compare-sides and --html load the weights, in float32.
     """
-    heads = parse_heads(attention) if attention is not None else None
+    heads = parse_heads(views.attention) if views.attention is not None else None
     screen = Screen(quiet=quiet)
-    reading = opt.read_options(field, id_field, template, template_file, input_format)
-    sources = opt.find_prompts(context, inputs, prompt, reading)
-    for flag, path in (("--svg", svg), ("--html", html)):
-        check_file(flag, path, sources, overwrite=overwrite)
-    # Greedy, whatever a row's own options: here it is about the mask.
-    sampling = SamplingParams(max_new_tokens=max_new_tokens if compare_sides else 1)
-    rows = islice(read_requests(sources, options=reading), limit)
-    requests = (replace(request, sampling=sampling) for request in rows)
-    if heads or compare_sides or html:
-        with screen.waiting("loading the model"):
-            loaded = open_model(model, revision=revision, device=device, dtype="float32", say=screen.say)
-        checkpoint, n_positions = loaded.checkpoint, loaded.checkpoint.n_positions
-    else:
-        with screen.waiting("loading the tokenizer"):
-            checkpoint = open_checkpoint(model, revision=revision, weights=False, say=screen.say)
-        loaded, n_positions = None, None
-    inspection = inspect_batch(checkpoint, requests, n_positions=n_positions, parse_special=parse_special)
+    reading = prompts.reading()
+    sources = prompts.sources(context, reading)
+    draw.check(sources)
+    rows = islice(read_requests(sources, options=reading), prompts.limit)
+    requests = (replace(request, sampling=views.sampling) for request in rows)
+    needs_weights = heads is not None or views.compare_sides or draw.html is not None
+    checkpoint, loaded = _open(model, screen, needs_weights=needs_weights)
+    n_positions = checkpoint.n_positions if loaded else None
+    inspection = inspect_batch(checkpoint, requests, n_positions=n_positions, parse_special=prompts.parse_special)
     with screen.waiting("looking"):
-        views = _look(checkpoint, loaded, inspection, Wanted(mask, heads, query, compare_sides, max_new_tokens))
-        page = _page(loaded, inspection) if html and loaded else None
-    if as_json:
-        print(to_json(views.to_dict()))
-    elif not (svg or html):
-        views.draw(OutputConsole(file=sys.stdout, highlight=False))
-    if svg:
-        _write(svg, to_svg(views.draw, "batchgen inspect"))
-    if html and page:
-        _write(html, page)
+        seen = _look(checkpoint, loaded, inspection, heads, views)
+        page = _page(loaded, inspection) if draw.html and loaded else None
+    _show(seen, draw, page)
     for failed in inspection.failed:
         screen.error(f"row {failed.request.id} is not in the batch: {failed.error}")
     raise typer.Exit(SOME_ROWS_FAILED if inspection.failed else 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which views were asked for beside the batch."""
+def _open(model: opt.ModelOptions, screen: Screen, *, needs_weights: bool) -> tuple[Checkpoint, Model | None]:
+    if not needs_weights:
+        with screen.waiting("loading the tokenizer"):
+            return open_checkpoint(model.model, revision=model.revision, weights=False, say=screen.say), None
+    with screen.waiting("loading the model"):
+        loaded = open_model(model.model, revision=model.revision, device=model.device, dtype="float32", say=screen.say)
+    return loaded.checkpoint, loaded
 
-    mask: bool
-    heads: Heads | None
-    query: int
-    sides: bool
-    max_new_tokens: int
+
+def _show(views: Views, draw: DrawOptions, page: str | None) -> None:
+    if draw.as_json:
+        print(to_json(views.to_dict()))
+    elif not (draw.svg or draw.html):
+        views.draw(OutputConsole(file=sys.stdout, highlight=False))
+    if draw.svg:
+        _write(draw.svg, to_svg(views.draw, "batchgen inspect"))
+    if draw.html and page:
+        _write(draw.html, page)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,21 +187,23 @@ class Views:
             print_sides(console, self.sides)
 
 
-def _look(checkpoint: Checkpoint, model: Model | None, inspection: Inspection, wanted: Wanted) -> Views:
+def _look(
+    checkpoint: Checkpoint, model: Model | None, inspection: Inspection, heads: Heads | None, wanted: ViewOptions
+) -> Views:
     batch = inspection.batch
     if batch is None:
-        return Views(inspection, wanted.heads)
+        return Views(inspection, heads)
     masks = inspect_masks(checkpoint.config, batch) if wanted.mask else None
     attention = sides = None
-    if model and wanted.heads:
+    if model and heads:
         from batchgen.proof.inspector.attention import inspect_attention
 
-        attention = inspect_attention(model, inspection, wanted.heads, wanted.query)
-    if model and wanted.sides:
+        attention = inspect_attention(model, inspection, heads, wanted.query)
+    if model and wanted.compare_sides:
         from batchgen.proof.inspector.sides import compare_sides
 
         sides = compare_sides(model, inspection, wanted.max_new_tokens)
-    return Views(inspection, wanted.heads, masks, attention, sides)
+    return Views(inspection, heads, masks, attention, sides)
 
 
 def _page(model: Model, inspection: Inspection) -> str:

@@ -11,58 +11,21 @@ from batchgen.cli.execute import Job, execute
 from batchgen.cli.on_ray import OnRay, choose_ray_format, execute_on_ray, make_on_ray, refuse_with_ray
 from batchgen.cli.output import Target, check_notes, check_stdout, check_target, choose_format
 from batchgen.errors import UsageError
+from batchgen.records import EngineOptions, SamplingParams
 from batchgen.render.screen import Screen
 
 
+@opt.with_groups
 def run(
     context: typer.Context,
-    inputs: opt.Inputs = None,
-    prompt: opt.Prompt = None,
-    field: opt.Field = None,
-    id_field: opt.IdField = None,
-    template: opt.TemplateOption = None,
-    template_file: opt.TemplateFile = None,
-    input_format: opt.InputFormatOption = opt.InputFormat.auto,
-    limit: opt.Limit = None,
-    parse_special: opt.ParseSpecial = False,
-    model: opt.ModelName = None,
-    revision: opt.Revision = None,
-    device: opt.Devices = "auto",
-    dtype: opt.DtypeOption = opt.Dtype.auto,
-    max_new_tokens: opt.MaxNewTokens = 50,
-    min_new_tokens: opt.MinNewTokens = 0,
-    stop: opt.Stop = None,
-    too_long: opt.TooLong = opt.TooLongPolicy.error,
-    temperature: opt.Temperature = 0.0,
-    top_k: opt.TopK = 0,
-    top_p: opt.TopP = 1.0,
-    min_p: opt.MinP = 0.0,
-    repetition_penalty: opt.RepetitionPenalty = 1.0,
-    no_repeat_ngram_size: opt.NoRepeatNgramSize = 0,
-    num_beams: opt.NumBeams = 1,
-    num_samples: opt.NumSamples = 1,
-    seed: opt.Seed = 0,
-    batch_size: opt.BatchSize = "auto",
-    memory: opt.MemoryOption = None,
-    engine: opt.EngineOption = opt.EngineName.auto,
-    workers: opt.Workers = None,
-    ray: opt.Ray = None,
-    cpus_per_worker: opt.CpusPerWorker = None,
-    gpus_per_worker: opt.GpusPerWorker = None,
-    part_rows: opt.PartRows = None,
-    exact: opt.Exact = True,
-    share_prefixes: opt.SharePrefixes = True,
-    format: opt.FormatOption = opt.Format.auto,
-    ids: opt.Ids = False,
-    csv_raw: opt.CsvRaw = False,
-    output: opt.OutputFile = None,
-    manifest: opt.ManifestFile = None,
-    stats: opt.StatsFile = None,
-    overwrite: opt.Overwrite = False,
-    resume: opt.Resume = False,
-    retry_errors: opt.RetryErrors = False,
-    keep_store: opt.KeepStore = False,
-    strict: opt.Strict = False,
+    prompts: opt.PromptOptions,
+    model: opt.ManyDevices,
+    sampling: SamplingParams,
+    engine: EngineOptions,
+    cluster: opt.ClusterOptions,
+    results: opt.OutputOptions,
+    durable: opt.DurableOptions,
+    too_long: opt.TooLongPolicy = "error",
     quiet: opt.Quiet = False,
 ) -> None:
     """Continue every prompt with a language model.
@@ -71,91 +34,88 @@ def run(
     [bold]batchgen run prompts.jsonl -o out.jsonl[/]       a file
     [bold]echo My dog is | batchgen run | jq .text[/]      a pipe
     """
-    sampling = opt.check_sampling(
-        max_new_tokens=max_new_tokens,
-        min_new_tokens=min_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        no_repeat_ngram_size=no_repeat_ngram_size,
-        num_samples=num_samples,
-        num_beams=num_beams,
-        stop=tuple(stop or ()),
-        seed=seed,
-    )
-    output = None if output == Path("-") else output
-    reading = opt.read_options(field, id_field, template, template_file, input_format)
-    cluster = _cluster(ray, inputs, output, workers, cpus_per_worker, gpus_per_worker, part_rows, overwrite, resume)
-    if cluster:
-        refuse_with_ray({"--prompt": prompt, "--retry-errors": retry_errors, "--keep-store": keep_store})
-        form, sources, target = choose_ray_format(format), [], None
+    output = None if results.output == Path("-") else results.output
+    reading = prompts.reading()
+    on_ray = _cluster(cluster, prompts, engine, output, durable)
+    if on_ray:
+        _refuse_alone(prompts, durable)
+        form, sources, target = choose_ray_format(results.format), [], None
     else:
-        form = choose_format(format, output, ids=ids, csv_raw=csv_raw)
-        sources = opt.find_prompts(context, inputs, prompt, reading)
-        target = _target(output, form, overwrite, resume or retry_errors, retry_errors, keep_store)
+        form = choose_format(results.format, output, ids=results.ids, csv_raw=results.csv_raw)
+        sources = prompts.sources(context, reading)
+        target = _target(output, form, durable)
         check_target(target, sources) if target else check_stdout(sources)
-    check_notes({"--manifest": manifest, "--stats": stats}, target, sources)
+    check_notes({"--manifest": results.manifest, "--stats": results.stats}, target, sources)
     job = Job(
         sources=sources,
         sampling=sampling,
         reading=reading,
-        limit=limit,
-        parse_special=parse_special,
-        too_long=too_long.value,
-        strict=strict,
-        model=model,
-        revision=revision,
-        device=device,
-        dtype=dtype.value,
-        num_rows=opt.parse_batch_size(batch_size),
-        memory=opt.parse_bound(memory),
-        engine=engine.value,
-        workers=workers,
-        exact=exact,
-        share_prefixes=share_prefixes,
+        limit=prompts.limit,
+        parse_special=prompts.parse_special,
+        too_long=too_long,
+        strict=durable.strict,
+        model=model.model,
+        revision=model.revision,
+        device=model.device,
+        dtype=model.dtype,
+        num_rows=engine.batch_size,
+        memory=engine.memory,
+        engine=engine.engine,
+        workers=engine.workers,
+        exact=engine.exact,
+        share_prefixes=engine.share_prefixes,
         form=form,
-        ids=ids,
-        csv_raw=csv_raw,
+        ids=results.ids,
+        csv_raw=results.csv_raw,
         target=target,
-        manifest=manifest,
-        stats=stats,
+        manifest=results.manifest,
+        stats=results.stats,
     )
     screen = Screen(quiet=quiet)
-    raise typer.Exit(
-        execute_on_ray(job, cluster, screen, context.obj) if cluster else execute(job, screen, context.obj)
-    )
+    raise typer.Exit(execute_on_ray(job, on_ray, screen, context.obj) if on_ray else execute(job, screen, context.obj))
 
 
 def _cluster(
-    address: str | None,
-    inputs: list[str] | None,
+    cluster: opt.ClusterOptions,
+    prompts: opt.PromptOptions,
+    engine: EngineOptions,
     output: Path | None,
-    workers: int | None,
-    cpus: float | None,
-    gpus: float | None,
-    part_rows: int | None,
-    overwrite: bool,
-    resume: bool,
+    durable: opt.DurableOptions,
 ) -> OnRay | None:
     """What `--ray` asks for, where it is there."""
-    if address is not None:
-        return make_on_ray(address, inputs or [], output, workers, cpus, gpus, part_rows, overwrite, resume)
+    cpus, gpus, part_rows = cluster.cpus_per_worker, cluster.gpus_per_worker, cluster.part_rows
+    if cluster.ray is not None:
+        return make_on_ray(
+            cluster.ray,
+            prompts.inputs or [],
+            output,
+            engine.workers,
+            cpus,
+            gpus,
+            part_rows,
+            durable.overwrite,
+            durable.resume,
+        )
     for flag, value in (("--cpus-per-worker", cpus), ("--gpus-per-worker", gpus), ("--part-rows", part_rows)):
         if value is not None:
             raise UsageError(f"{flag} is for --ray")
     return None
 
 
-def _target(
-    output: Path | None, form: opt.Format, overwrite: bool, resume: bool, retry_errors: bool, keep_store: bool
-) -> Target | None:
-    if overwrite and resume:
+def _refuse_alone(prompts: opt.PromptOptions, durable: opt.DurableOptions) -> None:
+    """What has no meaning on a cluster."""
+    refuse_with_ray(
+        {"--prompt": prompts.prompt, "--retry-errors": durable.retry_errors, "--keep-store": durable.keep_store}
+    )
+
+
+def _target(output: Path | None, form: opt.Format, durable: opt.DurableOptions) -> Target | None:
+    resume = durable.resume or durable.retry_errors
+    if durable.overwrite and resume:
         raise UsageError("--overwrite starts anew, --resume goes on: choose one")
     if output is None:
-        if resume or keep_store:
-            flag = "--retry-errors" if retry_errors else "--resume" if resume else "--keep-store"
+        if resume or durable.keep_store:
+            flag = "--retry-errors" if durable.retry_errors else "--resume" if resume else "--keep-store"
             raise UsageError(f"{flag} needs a file: name it with -o")
         return None
-    return Target(output, form, overwrite, resume, retry_errors, keep_store)
+    return Target(output, form, durable.overwrite, resume, durable.retry_errors, durable.keep_store)

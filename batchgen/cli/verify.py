@@ -15,41 +15,25 @@ from batchgen.formats.reading import read_requests
 from batchgen.formats.writing import to_json
 from batchgen.model import open_model
 from batchgen.proof.verify import Oracle, greedily, spread, verify_rows
-from batchgen.records import SamplingParams
+from batchgen.records import EngineOptions, SamplingParams
 from batchgen.render.screen import OutputConsole, Screen, plural
 from batchgen.render.verify import print_report
 
 BUG_FOUND = 4
 
 
+@opt.with_groups
 def verify(
     context: typer.Context,
-    inputs: opt.Inputs = None,
-    prompt: opt.Prompt = None,
-    field: opt.Field = None,
-    id_field: opt.IdField = None,
-    template: opt.TemplateOption = None,
-    template_file: opt.TemplateFile = None,
-    input_format: opt.InputFormatOption = opt.InputFormat.auto,
-    limit: opt.Limit = None,
+    prompts: opt.PromptOptions,
+    model: opt.ModelOptions,
+    sampling: Annotated[SamplingParams, opt.Pick("max_new_tokens", max_new_tokens=16)],
+    engine: Annotated[EngineOptions, opt.Pick(without=("workers",), batch_size=32)],
     sample: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Check N rows, spread evenly over the input.", rich_help_panel=opt.INPUT),
     ] = None,
-    parse_special: opt.ParseSpecial = False,
-    model: opt.ModelName = None,
-    revision: opt.Revision = None,
-    device: opt.Device = "auto",
-    dtype: opt.DtypeOption = opt.Dtype.auto,
-    max_new_tokens: opt.MaxNewTokens = 16,
-    batch_size: opt.BatchSize = "32",
-    memory: opt.MemoryOption = None,
-    engine: opt.EngineOption = opt.EngineName.auto,
-    exact: opt.Exact = True,
-    share_prefixes: opt.SharePrefixes = True,
-    as_json: Annotated[
-        bool, typer.Option("--json", metavar="", help="Print all of it as JSON.", rich_help_panel=opt.OUTPUT)
-    ] = False,
+    as_json: opt.AsJson = False,
     quiet: opt.Quiet = False,
 ) -> None:
     """Prove that a padded batch gives each prompt what it gets alone.
@@ -62,30 +46,28 @@ def verify(
     says that it can see nothing here. The exit code is 4 if there is a bug.
     """
     screen = Screen(quiet=quiet)
-    num_rows, bound = opt.parse_batch_size(batch_size), opt.parse_bound(memory)
-    reading = opt.read_options(field, id_field, template, template_file, input_format)
-    sources = opt.find_prompts(context, inputs, prompt, reading)
-    sampling = SamplingParams(max_new_tokens=max_new_tokens)
-    requests = list(islice(read_requests(sources, sampling, reading), limit))
-    requests, num_changed = greedily(spread(requests, sample) if sample else requests, max_new_tokens)
+    reading = prompts.reading()
+    sources = prompts.sources(context, reading)
+    requests = list(islice(read_requests(sources, sampling, reading), prompts.limit))
+    requests, num_changed = greedily(spread(requests, sample) if sample else requests, sampling.max_new_tokens)
     if num_changed:
         screen.say(f"{plural(num_changed, 'row')} with options of their own are verified greedily, without them")
     with screen.waiting("loading the model twice, for the engine and for the oracle"):
-        runs = open_model(model, revision=revision, device=device, dtype=dtype.value, say=screen.say)
-        oracle = Oracle(open_model(model, revision=revision, device=device, dtype="float32"))
+        runs = open_model(model.model, revision=model.revision, device=model.device, dtype=model.dtype, say=screen.say)
+        oracle = Oracle(open_model(model.model, revision=model.revision, device=model.device, dtype="float32"))
     with screen.waiting("verifying"):
         make = partial(
             make_engine,
             runs,
-            name=engine.value,
-            num_rows=num_rows,
-            exact=exact,
-            share=share_prefixes,
-            memory=bound,
+            name=engine.engine,
+            num_rows=engine.batch_size,
+            exact=engine.exact,
+            share=engine.share_prefixes,
+            memory=engine.memory,
             say=screen.say,
         )
         report, failed = verify_rows(
-            runs, oracle, requests, lambda on_logits: make(on_logits=on_logits), parse_special=parse_special
+            runs, oracle, requests, lambda on_logits: make(on_logits=on_logits), parse_special=prompts.parse_special
         )
     if as_json:
         print(to_json(report.to_dict()))

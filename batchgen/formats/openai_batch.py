@@ -19,18 +19,20 @@ from batchgen.errors import InputError
 from batchgen.formats.content import Content
 from batchgen.formats.fields import WriteOptions, to_bytes, to_json
 from batchgen.formats.jsonl import read_values
+from batchgen.formats.row_options import row_keys
 from batchgen.formats.rows import ReadOptions, Row
-from batchgen.records import Result
+from batchgen.records import Result, SamplingParams, options_of
 
 URL = "/v1/completions"
 CACHE_KIB = 65_536  # of the ids that came before; more of them go to a file
 KEYS = {"custom_id", "method", "url", "body"}
-# Options of a body, and what they are called here. The second line is vLLM's.
-OPTIONS = {
-    "max_tokens": "max_new_tokens", "temperature": "temperature", "top_p": "top_p", "n": "num_samples", "stop": "stop",
-    "seed": "seed", "top_k": "top_k", "min_p": "min_p", "repetition_penalty": "repetition_penalty",
-    "min_tokens": "min_new_tokens",
-}  # fmt: skip
+# Options of a body that are called otherwise here; all others are called as a row's own are.
+RENAMED = {"max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens", "n": "num_samples"}
+OPTIONS = {key: key for key in row_keys() if key not in RENAMED.values()} | RENAMED
+# A greedy request may have these, without effect; not so a number of samples.
+UNUSED_WHEN_GREEDY = {key for key, item in options_of(SamplingParams).items() if item.option.only_sampled} - {
+    "num_samples"
+}
 NAMES = {ours: f"body.{theirs}" for theirs, ours in OPTIONS.items()}
 # Who asks, where it is kept, how it is sent: the text stays the same.
 WITHOUT_EFFECT = {
@@ -113,7 +115,7 @@ def _read_body(request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         _check_harmless(key, body)
     options = {OPTIONS[key]: item for key, item in body.items() if key in OPTIONS}
     if options.get("temperature") == 0:  # there, a greedy request may have a top_p; it has no effect
-        options = {key: item for key, item in options.items() if key not in ("top_p", "top_k", "min_p")}
+        options = {key: item for key, item in options.items() if key not in UNUSED_WHEN_GREEDY}
     return _prompt(body), options
 
 

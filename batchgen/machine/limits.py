@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from batchgen.errors import UsageError
 from batchgen.machine import cgroups
 from batchgen.machine.cgroups import read_lines
+from batchgen.records import MemoryLimit as MemoryLimit
 
 if TYPE_CHECKING:
     import torch
@@ -39,22 +40,6 @@ class Bound:
     def kills(self) -> bool:
         """Whether the kernel kills who goes beyond it; other limits refuse, and the program can give way."""
         return self.name == "MemAvailable" or self.name.startswith("cgroup ")
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryLimit:
-    """What `--memory` asks for: bytes for the whole process, or a share of what there is. One of both is set."""
-
-    text: str
-    size_bytes: int | None = None
-    share: Fraction | None = None
-
-    def headroom(self, tightest_bytes: int, held_bytes: int) -> int:
-        """Bytes that may be taken on top of `held_bytes`, where other limits leave `tightest_bytes`."""
-        if self.share is not None:
-            return int(self.share * tightest_bytes)
-        assert self.size_bytes is not None
-        return self.size_bytes - held_bytes
 
 
 def cpu_name(root: Path = ROOT) -> str:

@@ -76,7 +76,7 @@ def test_the_file_here_is_stronger_than_the_user_s(here: Path) -> None:
 
 def test_flags_are_stronger_than_the_environment_and_that_than_files(here: Path) -> None:
     Path("batchgen.toml").write_text("top-k = 5\n")
-    needs_temperature = "--top-k needs a --temperature above 0 (0 is greedy)"
+    needs_temperature = "--top-k 5 needs --temperature above 0 (0 is greedy)"
     assert needs_temperature in invoke("run", "-p", "x").stderr
     assert "there is no file" in failure_of_input("run", "nowhere.txt", BATCHGEN_TOP_K="0")
     assert "there is no file" in failure_of_input("run", "nowhere.txt", "--top-k", "0", BATCHGEN_TOP_K="6")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from batchgen.formats.reading import ReadOptions, Source, read_requests, row_of_object, to_requests
-from batchgen.formats.row_options import KEYS, override
+from batchgen.formats.row_options import override, row_keys
 from batchgen.pipeline import generate
 from batchgen.records import Request, SamplingParams
 
@@ -41,7 +41,7 @@ def problem_of(sampling: object, run: SamplingParams = GREEDY) -> str:
 
 
 def test_a_row_may_name_every_option_but_beams() -> None:
-    assert set(KEYS) == set(OTHER_VALUES) == set(SamplingParams.__dataclass_fields__) - {"num_beams"}
+    assert set(row_keys()) == set(OTHER_VALUES) == set(SamplingParams.__dataclass_fields__) - {"num_beams"}
     assert override(NUCLEUS, OTHER_VALUES) == SamplingParams(**OTHER_VALUES)
 
 
@@ -72,7 +72,7 @@ def test_a_greedy_row_leaves_the_runs_cuts_and_samples_behind() -> None:
 
 def test_a_greedy_row_that_names_a_cut_contradicts_itself() -> None:
     problem = problem_of({"temperature": 0, "top_p": 0.5}, NUCLEUS)
-    assert problem == "sampling.top_p needs a sampling.temperature above 0 (0 is greedy)"
+    assert problem == "sampling.top_p 0.5 needs sampling.temperature above 0 (0 is greedy)"
 
 
 def test_a_greedy_row_that_names_samples_contradicts_itself() -> None:
@@ -81,27 +81,27 @@ def test_a_greedy_row_that_names_samples_contradicts_itself() -> None:
 
 def test_a_row_that_samples_contradicts_a_run_with_beams() -> None:
     problem = problem_of({"temperature": 0.7}, BEAMS)
-    assert problem == "--num-beams 3 searches, sampling.temperature 0.7 samples: choose one"
+    assert problem == "the run's num_beams 3 searches, sampling.temperature 0.7 samples: choose one"
 
 
 def test_a_greedy_row_goes_with_beams() -> None:
     assert override(BEAMS, {"temperature": 0, "max_new_tokens": 3}) == SamplingParams(num_beams=3, max_new_tokens=3)
 
 
-def test_the_rows_options_are_named_as_keys_and_the_runs_as_flags() -> None:
+def test_the_rows_options_are_named_as_keys_and_the_runs_as_the_runs() -> None:
     problem = problem_of({"max_new_tokens": 20}, SamplingParams(min_new_tokens=30))
-    assert problem == "--min-new-tokens 30 is above sampling.max_new_tokens 20"
+    assert problem == "the run's min_new_tokens 30 is above sampling.max_new_tokens 20"
 
 
 @pytest.mark.parametrize(
     ("sampling", "problem"),
     [
         ({"top_p": 2}, "sampling.top_p 2.0 is not in (0, 1]"),
-        ({"top_p": float("nan")}, "sampling.top_p nan is not in (0, 1]"),
+        ({"top_p": float("nan")}, "sampling.top_p must be a number such as 0.7"),
         ({"top_k": -1}, "sampling.top_k -1 is below 0"),
         ({"max_new_tokens": 0}, "sampling.max_new_tokens 0 is below 1"),
-        ({"temperature": -1}, "sampling.temperature -1.0 is not a number in [1e-06, 1e+06], nor 0 (greedy)"),
-        ({"temperature": 1e-320}, "sampling.temperature 1e-320 is not a number in [1e-06"),
+        ({"temperature": -1}, "sampling.temperature -1.0 is below 0"),
+        ({"temperature": 1e-320}, "sampling.temperature 1e-320 is not in [1e-06, 1e+06], nor 0 (greedy)"),
         (
             {"repetition_penalty": 1e-320},
             "sampling.repetition_penalty 1e-320 is not a number above 0, in [1e-06, 1e+06]",
@@ -117,7 +117,7 @@ def test_the_rows_options_are_named_as_keys_and_the_runs_as_flags() -> None:
         ({"stop": ["a", 7]}, "sampling.stop must be a string or a list of strings"),
         ({"stop": ""}, "sampling.stop needs a non-empty text"),
         ({"stop": "\ud83d"}, "sampling.stop holds a lone surrogate"),
-        ({"num_beams": 2}, "sampling.num_beams cannot be a row's own: give --num-beams to the whole run"),
+        ({"num_beams": 2}, "sampling.num_beams cannot be a row's own: give num_beams to the whole run"),
         ({"max_tokens": 2}, 'sampling has no key "max_tokens"; it may have max_new_tokens, min_new_tokens, '),
         ({"a\n\ud83d": None}, 'sampling has no key "a\\n\\ud83d"; '),
         ("greedy", 'sampling must be an object such as {"temperature": 0.7}; rename a column that means other'),

@@ -288,4 +288,4 @@ def test_nothing_to_plan_is_said(tmp_path: Path) -> None:
 def test_contradictory_options_are_refused(prompts: Path) -> None:
     result = plan(prompts, "--top-p", "0.9")
     assert result.exit_code == 2
-    assert "--top-p needs a --temperature above 0" in result.stderr
+    assert "--top-p 0.9 needs --temperature above 0" in result.stderr

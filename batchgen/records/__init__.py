@@ -5,101 +5,39 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from batchgen.records.engine import EngineOptions, MemoryLimit
+from batchgen.records.options import FieldError, options_of
+from batchgen.records.sampling import SamplingParams
+
 if TYPE_CHECKING:
     import torch
+
+# Of the modules beside this one, and of this one.
+__all__ = [
+    "LONGEST_PROMPT",
+    "LONGEST_ROW",
+    "Batch",
+    "EngineOptions",
+    "FieldError",
+    "FinishReason",
+    "MemoryEstimate",
+    "MemoryLimit",
+    "Request",
+    "Result",
+    "RowId",
+    "RunStats",
+    "SamplingParams",
+    "Sequence",
+    "TooLong",
+    "options_of",
+]
 
 FinishReason = Literal["stop", "length", "error"]
 TooLong = Literal["error", "truncate"]
 RowId = str | int | float
-# Logits times or over a factor within these bounds stay finite in float32.
-LEAST_FACTOR, MOST_FACTOR = 1e-6, 1e6
 # Beyond these a row fails: bytes of a row with all its columns, characters of a prompt. No model reads as much.
 LONGEST_ROW = 8 * 2**20
 LONGEST_PROMPT = 2 * 2**20
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message)
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How to choose tokens. `temperature` 0 is greedy; 0 turns `top_k`, `min_p` and n-gram bans off.
-
-    Raises `ValueError` where a value is out of range or two options contradict each other.
-    """
-
-    max_new_tokens: int = 50
-    min_new_tokens: int = 0
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
-    num_samples: int = 1
-    num_beams: int = 1
-    stop: tuple[str, ...] = ()
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        # A single string is one stop, and a list is as good as a tuple.
-        given: object = self.stop
-        stop = (given,) if isinstance(given, str) else tuple(self.stop)
-        object.__setattr__(self, "stop", stop)
-        self._check_ranges()
-        self._check_contradictions()
-
-    def _check_ranges(self) -> None:
-        least = {
-            "max_new_tokens": 1,
-            "min_new_tokens": 0,
-            "top_k": 0,
-            "no_repeat_ngram_size": 0,
-            "num_samples": 1,
-            "num_beams": 1,
-        }
-        for name, bound in least.items():
-            value = getattr(self, name)
-            _require(value >= bound, f"{_flag(name)} {value} is below {bound}")
-        _require(
-            self.temperature == 0 or LEAST_FACTOR <= self.temperature <= MOST_FACTOR,
-            f"--temperature {self.temperature} is not a number in [{LEAST_FACTOR:g}, {MOST_FACTOR:g}], nor 0 (greedy)",
-        )
-        _require(0 < self.top_p <= 1, f"--top-p {self.top_p} is not in (0, 1]")
-        _require(0 <= self.min_p <= 1, f"--min-p {self.min_p} is not in [0, 1]")
-        _require(
-            LEAST_FACTOR <= self.repetition_penalty <= MOST_FACTOR,
-            f"--repetition-penalty {self.repetition_penalty} is not a number above 0, "
-            f"in [{LEAST_FACTOR:g}, {MOST_FACTOR:g}] (1 turns it off)",
-        )
-        _require(all(self.stop), "--stop needs a non-empty text")
-
-    def _check_contradictions(self) -> None:
-        _require(
-            self.min_new_tokens <= self.max_new_tokens,
-            f"--min-new-tokens {self.min_new_tokens} is above --max-new-tokens {self.max_new_tokens}",
-        )
-        if self.is_greedy:
-            mend = "needs a --temperature above 0 (0 is greedy)"
-            _require(self.top_k == 0, f"--top-k {mend}")
-            _require(self.top_p == 1, f"--top-p {mend}")
-            _require(self.min_p == 0, f"--min-p {mend}")
-            _require(self.num_samples == 1, f"--num-samples {self.num_samples} {mend}")
-        else:
-            _require(
-                self.num_beams == 1,
-                f"--num-beams {self.num_beams} searches, --temperature {self.temperature:g} samples: choose one",
-            )
-
-    @property
-    def is_greedy(self) -> bool:
-        return self.temperature == 0
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,48 @@
+"""Which model, and what it is computed on and in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import typer
+
+from batchgen.cli.options.panels import MODEL
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """A model and where it runs."""
+
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Folder, Hub id, or bundled (else gpt2, where it can be had).", rich_help_panel=MODEL
+        ),
+    ] = None
+    revision: Annotated[
+        str | None,
+        typer.Option(metavar="REV", help="Branch, tag or commit of the model on the Hub.", rich_help_panel=MODEL),
+    ] = None
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=MODEL)
+    ] = "auto"
+    dtype: Annotated[
+        Dtype, typer.Option(help="auto: float32 on the CPU, as stored on an accelerator.", rich_help_panel=MODEL)
+    ] = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class ManyDevices(ModelOptions):
+    """A model that several devices may run."""
+
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="DEVICES",
+            help="auto (all CUDA devices), cpu, cuda:1, mps, or several: cuda:0,cuda:1.",
+            rich_help_panel=MODEL,
+        ),
+    ] = "auto"

@@ -1,0 +1,104 @@
+"""Where results go, and what becomes of a run that is interrupted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from batchgen.cli.options.panels import DURABLE, OUTPUT
+
+
+class Format(StrEnum):
+    """How results are written."""
+
+    auto = "auto"
+    table = "table"
+    jsonl = "jsonl"
+    text = "text"
+    csv = "csv"
+    tsv = "tsv"
+    parquet = "parquet"
+    openai_batch = "openai-batch"
+    sqlite = "sqlite"
+
+
+@dataclass(frozen=True, slots=True)
+class OutputOptions:
+    """What is written, where."""
+
+    format: Annotated[
+        Format, typer.Option(help="auto: a table on a terminal, else JSON Lines.", rich_help_panel=OUTPUT)
+    ] = Format.auto
+    ids: Annotated[
+        bool, typer.Option("--ids", metavar="", help="Add token ids and the batch.", rich_help_panel=OUTPUT)
+    ] = False
+    csv_raw: Annotated[
+        bool,
+        typer.Option(
+            "--csv-raw",
+            metavar="",
+            help="Leave CSV cells that a spreadsheet would run (=1+1) without an apostrophe.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Write here; the format by suffix.", rich_help_panel=OUTPUT
+        ),
+    ] = None
+    manifest: Annotated[
+        Path | None,
+        typer.Option(
+            "--manifest",
+            metavar="FILE",
+            help="Write what the run was made of (versions, model, options, hashes) as JSON.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None
+    stats: Annotated[
+        Path | None,
+        typer.Option(
+            "--stats", metavar="FILE", help="Write the run's counts and times as JSON.", rich_help_panel=OUTPUT
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class DurableOptions:
+    """What is there already, and rows that fail."""
+
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", metavar="", help="Start anew, and replace FILE if it exists.", rich_help_panel=DURABLE
+        ),
+    ] = False
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", metavar="", help="Go on with an interrupted run, if there is one.", rich_help_panel=DURABLE
+        ),
+    ] = False
+    retry_errors: Annotated[
+        bool,
+        typer.Option(
+            "--retry-errors", metavar="", help="--resume, and run failed rows again.", rich_help_panel=DURABLE
+        ),
+    ] = False
+    keep_store: Annotated[
+        bool,
+        typer.Option(
+            "--keep-store",
+            metavar="",
+            help="Keep FILE.run.db when FILE is written, to add rows later.",
+            rich_help_panel=DURABLE,
+        ),
+    ] = False
+    strict: Annotated[
+        bool, typer.Option("--strict", metavar="", help="Stop at the first row that fails.", rich_help_panel=DURABLE)
+    ] = False

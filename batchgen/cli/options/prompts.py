@@ -1,0 +1,122 @@
+"""Where prompts come from, and how files are read."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from batchgen.cli.options.panels import INPUT
+from batchgen.errors import UsageError
+from batchgen.formats.reading import ReadOptions, Source, find_sources
+
+if TYPE_CHECKING:
+    from batchgen.formats.templates import Template
+
+InputFormat = Literal["auto", "text", "jsonl", "csv", "tsv", "parquet", "openai-batch"]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptOptions:
+    """What is read, and which rows of it."""
+
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="INPUTS",
+            help="Files (.txt, .jsonl, .csv, .tsv, .parquet, OpenAI Batch; .gz, .zst), directories, globs, or - for "
+            "standard input.",
+            show_default=False,
+        ),
+    ] = None
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompt",
+            "-p",
+            metavar="TEXT",
+            help="A prompt; repeat for more.",
+            rich_help_panel=INPUT,
+            allow_from_autoenv=False,  # a list would be cut at its spaces
+        ),
+    ] = None
+    field: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Column or JSON field of the prompt (else prompt, else text).", rich_help_panel=INPUT
+        ),
+    ] = None
+    id_field: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Column or JSON field of the row's id (else id).", rich_help_panel=INPUT),
+    ] = None
+    template: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Make the prompt from the row's columns, by Jinja: $'Q: {{ question }}\\nA:'.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None
+    template_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The same from a file (less the newline at its end).", rich_help_panel=INPUT),
+    ] = None
+    input_format: Annotated[
+        InputFormat, typer.Option(help="auto: by suffix, else by the first line.", rich_help_panel=INPUT)
+    ] = "auto"
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Stop after the first N rows.", rich_help_panel=INPUT)
+    ] = None
+    parse_special: Annotated[
+        bool,
+        typer.Option(
+            "--parse-special",
+            metavar="",
+            help="Let <|endoftext|> and the like in prompts become special tokens (trusted input only).",
+            rich_help_panel=INPUT,
+        ),
+    ] = False
+
+    def reading(self) -> ReadOptions:
+        """How files are read. What contradicts itself is a usage error, and so is a template that is none."""
+        makers = {"--template": self.template, "--template-file": self.template_file, "--field": self.field}
+        given = [flag for flag, value in makers.items() if value is not None]
+        if len(given) > 1:
+            raise UsageError(f"{' and '.join(given)} each say what the prompt is: choose one")
+        if self.input_format == "openai-batch" and (given or self.id_field is not None):
+            flag = given[0] if given else "--id-field"
+            raise UsageError(
+                f"{flag} has no place with OpenAI Batch files, which say themselves where prompt and id are"
+            )
+        form = None if self.input_format == "auto" else self.input_format
+        return ReadOptions(self.field, self.id_field, self._read_template(), form)
+
+    def _read_template(self) -> Template | None:
+        if self.template is None and self.template_file is None:
+            return None
+        from batchgen.formats.templates import Template, read_template
+
+        return read_template(self.template_file) if self.template_file is not None else Template(self.template or "")
+
+    def sources(self, context: typer.Context, reading: ReadOptions) -> list[Source]:
+        """What the command line names; standard input if it names nothing and there is one.
+
+        Raises `UsageError` with a short usage where there is nothing to read, or no columns for `--field`.
+        """
+        has_stdin = sys.stdin is not None and not sys.stdin.isatty()
+        if not self.inputs and not self.prompt and not has_stdin:
+            path = context.command_path
+            raise UsageError(
+                f"no prompts. Usage: {path} [OPTIONS] [INPUTS]..., such as {path} prompts.txt, or {path} --help"
+            )
+        is_said = reading.input_format is not None
+        sources = find_sources(self.inputs or [], self.prompt or [], use_stdin=has_stdin, any_suffix=is_said)
+        forms = {source.form if source.texts else reading.input_format or source.form for source in sources}
+        for flag, column in (("--field", reading.field), ("--id-field", reading.id_field)):
+            if column is not None and forms == {"text"}:
+                raise UsageError(f"{flag} {column} is for JSON Lines and tables, and all prompts are plain text")
+        return sources

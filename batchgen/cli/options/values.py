@@ -1,0 +1,96 @@
+"""Values on the command line: how a field of a record is written as an option, and read back from its text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import copy
+from inspect import Parameter
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from typer.models import ParameterInfo
+
+from batchgen.machine.limits import MemoryLimit, parse_memory
+from batchgen.records.options import Option, OptionField
+
+# Types whose text has a form of its own.
+READERS: dict[Any, Callable[[str], Any]] = {MemoryLimit: parse_memory}
+
+
+def flag_of(field: str) -> str:
+    """The flag of a field.
+
+    >>> flag_of("top_p")
+    '--top-p'
+    """
+    return "--" + field.replace("_", "-")
+
+
+def to_parameter(item: OptionField) -> Parameter:
+    """The parameter of a command that a field of a record becomes."""
+    option, default, names = item.option, item.default, []
+    kind = _alone(item.kind)
+    facts: dict[str, Any] = {"metavar": option.value, "help": option.help, "rich_help_panel": option.panel}
+    if kind is bool:
+        names = [flag_of(item.name) + (f"/--no-{flag_of(item.name)[2:]}" if default else "")]
+    elif get_origin(kind) is tuple:
+        kind, default = list[int] | None if int in get_args(kind) else list[str] | None, list(default) or None
+        facts["allow_from_autoenv"] = False  # a list would be cut at its spaces
+    elif option.choices:
+        kind = Literal[option.choices]
+        del facts["metavar"]
+    elif option.none:
+        facts["parser"] = _number_or_word(option)
+        default = option.none if default is None else default
+    elif kind in READERS:
+        facts["parser"] = READERS[kind]
+    elif kind in (int, float) and option.most is None:
+        facts["min"] = option.least
+    info = typer.Option(*names, **facts)
+    return with_numbers(Parameter(item.name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info]))
+
+
+def _alone(kind: Any) -> Any:
+    """A type without its None."""
+    others = [part for part in get_args(kind) if part is not type(None)]
+    return others[0] if type(None) in get_args(kind) else kind
+
+
+def with_numbers(parameter: Parameter) -> Parameter:
+    """The parameter, with a number read by `number`, which says in plain words what is none."""
+    kind, *extras = get_args(parameter.annotation) if get_origin(parameter.annotation) is Annotated else (None,)
+    info = next((extra for extra in extras if isinstance(extra, ParameterInfo)), None)
+    plain = _alone(kind)
+    plain = get_args(plain)[0] if get_origin(plain) is list else plain
+    if info is None or info.parser or plain not in (int, float):
+        return parameter
+    info = copy(info)
+    info.parser = _number(plain, info.min)
+    return parameter.replace(annotation=Annotated[kind, info])
+
+
+def _number(kind: type, least: float | None) -> Callable[[Any], Any]:
+    def read(text: Any) -> Any:
+        try:
+            number = kind(text)
+        except ValueError:
+            noun = "whole number" if kind is int else "number"
+            raise typer.BadParameter(f"{text!r} is not a {noun}") from None
+        if least is not None and number < least:
+            raise typer.BadParameter(f"{text} is below {least:g}")
+        return number
+
+    return read
+
+
+def _number_or_word(option: Option) -> Callable[[Any], int | None]:
+    """A whole number from `least` up, or the word for None."""
+
+    def read(text: Any) -> int | None:
+        if text == option.none:
+            return None
+        if str(text).isascii() and str(text).isdigit() and int(text) >= (option.least or 0):
+            return int(text)
+        raise typer.BadParameter(f"{text!r} is neither {option.none} nor a whole number from {option.least:g} up")
+
+    return read

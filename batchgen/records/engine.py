@@ -1,0 +1,63 @@
+"""How rows are run: which engine, how many rows at a time, in how much memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from batchgen.records.options import check_values, option
+
+BATCHES = "Batches"
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryLimit:
+    """A bound that a user sets: bytes for the whole process, or a share of what there is. One of both is set."""
+
+    text: str
+    size_bytes: int | None = None
+    share: Fraction | None = None
+
+    def headroom(self, tightest_bytes: int, held_bytes: int) -> int:
+        """Bytes that may be taken on top of `held_bytes`, where other limits leave `tightest_bytes`."""
+        if self.share is not None:
+            return int(self.share * tightest_bytes)
+        assert self.size_bytes is not None
+        return self.size_bytes - held_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How rows are run. `batch_size` and `workers` are None where the machine decides; `quantize` is None or `int8`.
+
+    Raises `FieldError`.
+    """
+
+    engine: str = option(
+        "auto",
+        "continuous refills slots (auto, where it applies); reference is transformers' generate.",
+        panel=BATCHES,
+        choices=("auto", "continuous", "reference"),
+    )
+    batch_size: int | None = option(
+        None, "Rows a batch; auto fits them to memory.", value="auto|N", panel=BATCHES, least=1, none="auto"
+    )
+    memory: MemoryLimit | None = option(
+        None,
+        "Hold no more than this: 6G, weights included, or 80% of what there is.",
+        value="SIZE|SHARE",
+        panel=BATCHES,
+    )
+    exact: bool = option(True, "Decide near ties alone and unpadded (float32).", panel=BATCHES)
+    share_prefixes: bool = option(True, "Compute once what prompts have in common.", panel=BATCHES)
+    workers: int | None = option(
+        None,
+        "Processes that share the rows, each with the model (else one a device).",
+        value="N",
+        panel=BATCHES,
+        least=1,
+    )
+    quantize: str | None = None
+
+    def __post_init__(self) -> None:
+        check_values(self)

@@ -1,0 +1,89 @@
+"""How to choose tokens: the one table of options.
+
+A field here is a flag of `run` and `plan`, a key of a row's `sampling`, a parameter of Python and of OpenAI bodies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from batchgen.records.options import FieldError, check_values, option, options_of
+
+LENGTH, CHOOSING = "Length and stopping", "Choosing tokens"
+# Logits times or over a factor within these bounds stay finite in float32.
+LEAST_FACTOR, MOST_FACTOR = 1e-6, 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to choose tokens. `temperature` 0 is greedy; 0 turns `top_k`, `min_p` and n-gram bans off.
+
+    Raises `FieldError`, a `ValueError`, where a value is out of range or two options contradict each other.
+    """
+
+    max_new_tokens: int = option(50, "New tokens a row at most.", value="N", panel=LENGTH, least=1)
+    min_new_tokens: int = option(0, "New tokens before a row may end itself.", value="N", panel=LENGTH, least=0)
+    temperature: float = option(0.0, "0 is greedy; higher is more varied.", value="T", panel=CHOOSING, least=0)
+    top_k: int = option(0, "Sample from the K likeliest tokens.", value="K", panel=CHOOSING, least=0, only_sampled=True)
+    top_p: float = option(
+        1.0,
+        "Sample from the fewest tokens whose probabilities reach P.",
+        value="P",
+        panel=CHOOSING,
+        above=0,
+        most=1,
+        only_sampled=True,
+    )
+    min_p: float = option(
+        0.0,
+        "Sample from tokens at least P times as likely as the likeliest.",
+        value="P",
+        panel=CHOOSING,
+        least=0,
+        most=1,
+        only_sampled=True,
+    )
+    repetition_penalty: float = option(
+        1.0, "Above 1 makes tokens already there less likely.", value="R", panel=CHOOSING
+    )
+    no_repeat_ngram_size: int = option(0, "Never repeat N tokens in a row.", value="N", panel=CHOOSING, least=0)
+    num_samples: int = option(1, "Continuations of each prompt.", value="N", panel=CHOOSING, least=1, only_sampled=True)
+    num_beams: int = option(1, "Search with N beams instead of one.", value="N", panel=CHOOSING, least=1, of_run=True)
+    stop: tuple[str, ...] = option(
+        (), "End a row where this appears (it is not included); repeat for more.", value="TEXT", panel=LENGTH
+    )
+    seed: int = option(0, "Same seed, same row: same tokens, in any batch or order.", value="N", panel=CHOOSING)
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        self._check_factors()
+        self._check_contradictions()
+
+    def _check_factors(self) -> None:
+        if self.temperature and not LEAST_FACTOR <= self.temperature <= MOST_FACTOR:
+            raise FieldError(
+                f"{{temperature}} {self.temperature} is not in [{LEAST_FACTOR:g}, {MOST_FACTOR:g}], nor 0 (greedy)"
+            )
+        if not LEAST_FACTOR <= self.repetition_penalty <= MOST_FACTOR:
+            raise FieldError(
+                f"{{repetition_penalty}} {self.repetition_penalty} is not a number above 0, "
+                f"in [{LEAST_FACTOR:g}, {MOST_FACTOR:g}] (1 turns it off)"
+            )
+
+    def _check_contradictions(self) -> None:
+        if self.min_new_tokens > self.max_new_tokens:
+            raise FieldError(
+                f"{{min_new_tokens}} {self.min_new_tokens} is above {{max_new_tokens}} {self.max_new_tokens}"
+            )
+        if self.is_greedy:
+            for name, item in options_of(type(self)).items():
+                if item.option.only_sampled and (value := getattr(self, name)) != item.default:
+                    raise FieldError(f"{{{name}}} {value} needs {{temperature}} above 0 (0 is greedy)")
+        elif self.num_beams > 1:
+            raise FieldError(
+                f"{{num_beams}} {self.num_beams} searches, {{temperature}} {self.temperature:g} samples: choose one"
+            )
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0
