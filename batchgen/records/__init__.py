@@ -41,9 +41,61 @@ LONGEST_PROMPT = 2 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation as it was given; `more` are its other fields: tool_calls, tool_call_id, name, …"""
+
+    role: str
+    content: str | list[dict[str, Any]] | None = None
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"role": self.role, "content": self.content, **self.more}
+
+    @property
+    def text(self) -> str:
+        """The content's text, that of its parts in one."""
+        if isinstance(self.content, list):
+            return "".join(part["text"] for part in self.content)
+        return self.content or ""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages, and what a row gives to the chat template beside them.
+
+    Where neither of the last two is said, a conversation that ends with the assistant is continued, and any other one
+    gets the generation prompt.
+    """
+
+    messages: tuple[Message, ...]
+    tools: list[dict[str, Any]] | None = None
+    documents: list[dict[str, Any]] | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+    @property
+    def continues(self) -> bool:
+        """Whether the answer goes on with the last message."""
+        if self.continue_final_message is None:
+            return not self.add_generation_prompt and self.messages[-1].role == "assistant"
+        return self.continue_final_message
+
+    @property
+    def prompts(self) -> bool:
+        """Whether the template is asked for the generation prompt."""
+        return not self.continues if self.add_generation_prompt is None else self.add_generation_prompt
+
+    @property
+    def num_characters(self) -> int:
+        return sum(len(message.text) for message in self.messages)
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One row of the input. `error` says why it cannot be run, where reading already showed that.
 
+    A row is a `prompt`, or a `conversation`, whose prompt is what the chat template makes of it.
     `where` is its place for a person, `prompts.txt:12`; empty for what has none.
     """
 
@@ -54,11 +106,17 @@ class Request:
     metadata: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
     where: str = ""
+    conversation: Conversation | None = None
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        return self.conversation.messages if self.conversation else ()
 
     @property
     def num_characters(self) -> int:
-        """Of its prompt and of columns that are text: what holding it costs."""
-        return len(self.prompt) + sum(len(value) for value in self.metadata.values() if isinstance(value, str))
+        """Of its prompt or messages and of columns that are text: what holding it costs."""
+        own = self.conversation.num_characters if self.conversation else len(self.prompt)
+        return own + sum(len(value) for value in self.metadata.values() if isinstance(value, str))
 
 
 @dataclass(slots=True, eq=False)

@@ -33,7 +33,6 @@ PLAIN_FILTERS = (
     "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "select", "selectattr", "sort",
     "string", "striptags", "sum", "title", "trim", "truncate", "unique", "upper", "urlencode", "wordcount",
 )  # fmt: skip
-STATEMENTS = (nodes.Output, nodes.For, nodes.If, nodes.With, nodes.Assign, nodes.AssignBlock)
 WRITABLE = (str, int, float, list, tuple, dict, type(None), Undefined)
 METHODS = {
     str: {
@@ -54,26 +53,31 @@ class Sandbox(ImmutableSandboxedEnvironment):
     """The environment of one template. It renders one row at a time."""
 
     intercepted_binops = frozenset({"*", "**", "%"})
+    methods = METHODS
 
-    def __init__(self) -> None:
-        super().__init__(undefined=StrictUndefined, keep_trailing_newline=True, finalize=self._write, cache_size=0)
+    def __init__(self, **jinja: Any) -> None:
+        options = {"undefined": StrictUndefined, "keep_trailing_newline": True} | jinja
+        super().__init__(finalize=self._write, cache_size=0, **options)
         self.globals = {"range": safe_range, "dict": dict, "namespace": Namespace}
         self.filters = {name: FILTERS[name] for name in PLAIN_FILTERS} | {
             "indent": _indent, "join": self._join, "replace": _replace, "round": _round, "tojson": _to_json,
-            _Metered.SIZED: self._sized, _Metered.COUNTED: self._counted,
+            Metered.SIZED: self._sized, Metered.COUNTED: self._counted,
         }  # fmt: skip
         self._work = self._written = 0
 
     def metered(self, source: str) -> Template:
         """Compiles a template, every expression and loop of it under the meter."""
-        code = self.compile(_Metered().visit(self.parse(source)))
-        return _Rows.from_code(self, code, self.make_globals(None))
+        code = self.compile(self.meter().visit(self.parse(source)))
+        return MeteredTemplate.from_code(self, code, self.make_globals(None))
+
+    def meter(self) -> Metered:
+        return Metered()
 
     def begin(self) -> None:
         self._work = self._written = 0
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        for kind, names in METHODS.items():
+        for kind, names in self.methods.items():
             if isinstance(obj, kind):
                 return attr in names
         return super().is_safe_attribute(obj, attr, value)
@@ -89,10 +93,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if operator == "*":
             for items, times in ((left, right), (right, left)):
                 if isinstance(times, int) and isinstance(items, str | list | tuple):
-                    _require(len(items) * times)
+                    require_size(len(items) * times)
         return super().call_binop(context, operator, left, right)
 
-    def _spend(self, work: int) -> None:
+    def spend(self, work: int) -> None:
         self._work += work + STEP
         if self._work > MOST_WORK:
             raise SecurityError("the template takes too much work for one row")
@@ -103,9 +107,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if not isinstance(value, WRITABLE):  # `row.items` without (), a loop that nobody went through
             raise TypeError(f"a {type(value).__name__} cannot be written")
         text = str(value)
-        self._spend(len(text))
+        self.spend(len(text))
         self._written += len(text)
-        _require(self._written)
+        require_size(self._written)
         return text
 
     @pass_context
@@ -116,25 +120,25 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if isinstance(value, Iterator):
             return self._sized_items(value)
         size = _size(value, {})
-        _require(size)
-        self._spend(size)
+        require_size(size)
+        self.spend(size)
         return value
 
     def _sized_items(self, items: Iterator[Any]) -> Iterator[Any]:
         total = 0
         for item in items:
             total += _size(item, {})
-            _require(total)
-            self._spend(0)
+            require_size(total)
+            self.spend(0)
             yield item
 
     @pass_context
     def _counted(self, _context: Context, items: Iterable[Any], text: int) -> Iterator[Any]:
         """The turns of a loop whose body writes that many characters of its own each time."""
         for item in items:
-            self._spend(text)
+            self.spend(text)
             self._written += text
-            _require(self._written)
+            require_size(self._written)
             yield item
 
     def _join(self, items: Iterable[Any], d: str = "", attribute: str | None = None) -> str:
@@ -143,11 +147,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
         for item in items:
             texts.append(str(value_of(item)))
             total += len(texts[-1]) + len(d)
-            _require(total)
+            require_size(total)
         return d.join(texts)
 
 
-class _Rows(Template):
+class MeteredTemplate(Template):
     """A compiled template whose meter begins anew with each row."""
 
     environment: Sandbox
@@ -157,13 +161,16 @@ class _Rows(Template):
         return super().render(*args, **kwargs)
 
 
-class _Metered(NodeTransformer):
+class Metered(NodeTransformer):
     """Puts every expression that makes something, and every loop, through the sandbox's meter."""
 
     SIZED, COUNTED = "meter sized", "meter counted"  # names that no template can spell
+    statements: tuple[type[nodes.Stmt], ...] = (
+        nodes.Output, nodes.For, nodes.If, nodes.With, nodes.Assign, nodes.AssignBlock,
+    )  # fmt: skip
 
     def generic_visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> nodes.Node:
-        if isinstance(node, nodes.Stmt) and not isinstance(node, STATEMENTS):
+        if isinstance(node, nodes.Stmt) and not isinstance(node, self.statements):
             raise TemplateSyntaxError(f"{type(node).__name__.lower()} is not for prompts", node.lineno)
         return super().generic_visit(node, *args, **kwargs)
 
@@ -186,7 +193,7 @@ class _Metered(NodeTransformer):
         return node
 
 
-def _require(characters: int) -> None:
+def require_size(characters: int) -> None:
     if characters > LONGEST_ROW:
         raise SecurityError(f"the template makes more than {LONGEST_ROW:,} characters")
 
@@ -213,13 +220,13 @@ def _size(value: Any, seen: dict[int, int]) -> int:
 def _replace(text: object, old: str, new: str, count: int | None = None) -> str:
     text = str(text)
     times = text.count(old) if count is None else min(count, text.count(old))
-    _require(len(text) + times * len(new))
+    require_size(len(text) + times * len(new))
     return text.replace(old, new, -1 if count is None else count)
 
 
 def _indent(text: str, width: int = 4, first: bool = False, blank: bool = False) -> str:
     width = min(int(width), MOST_INDENT)
-    _require(len(text) + text.count("\n") * width)
+    require_size(len(text) + text.count("\n") * width)
     indented: str = FILTERS["indent"](text, width, first, blank)
     return indented
 

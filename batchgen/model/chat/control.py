@@ -1,0 +1,194 @@
+"""Keeps text in a conversation that looks like a special token apart from the template's own special tokens.
+
+Before a conversation that holds such text is rendered, the characters of that text are swapped for private-use ones,
+one for one, so that a template may trim, count, compare, split or cut contents as ever. In what it renders, a special
+token that is still spelled out is the template's own. The text is then encoded whole by a copy of the tokenizer that
+knows its special tokens by other names: the template's own are written by those names, and the rest is plain text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from batchgen.records import Conversation, Message
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+FIRST_STAND_IN = 0x100000  # the last plane of Unicode, which is for private use
+ONLY_TRUSTED = "remove it, or use --parse-special if all input is trusted"
+
+
+class ControlTokens:
+    """The special tokens of a tokenizer, and `others` that a template is built of, as text to look for."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, others: frozenset[str] = frozenset()) -> None:
+        added = tokenizer.added_tokens_decoder.items()
+        self.ids = {
+            token.content: index
+            for index, token in added
+            if (token.special or token.content in others) and token.content and not token.content.isspace()
+        }
+        self._tokenizer = tokenizer
+        self._renamed: Tokenizer | None = None
+        self._unknown: int | None = None
+        self._tokens = re.compile("|".join(map(re.escape, sorted(self.ids, key=len, reverse=True))) or "(?!)")
+        self._longest = max(map(len, self.ids), default=0)
+        self._beginnings = {token[:end] for token in self.ids for end in range(1, len(token))}
+        self._first = {token[0] for token in self.ids}
+        alphabet = sorted({character for token in self.ids for character in token})
+        stand_ins = {character: chr(FIRST_STAND_IN + place) for place, character in enumerate(alphabet)}
+        self._hide = str.maketrans(stand_ins)
+        self._show = {stand_in: character for character, stand_in in stand_ins.items()}
+        # `tojson` may have written them as escapes.
+        self._show |= {json.dumps(stand_in)[1:-1]: character for character, stand_in in stand_ins.items()}
+        self._hidden = re.compile("|".join(map(re.escape, self._show)) or "(?!)")
+        self._either = re.compile(f"({self._tokens.pattern})|{self._hidden.pattern}")
+
+    def is_in(self, conversation: Conversation) -> bool:
+        """Whether a text of it holds a special token, or ends with the beginning of one."""
+        return any(self._tokens.search(text) or self._tail(text) for text in _texts(conversation))
+
+    def hide(self, conversation: Conversation, keep: tuple[str, ...] = ()) -> Conversation:
+        """The conversation with such text in private-use characters. The marks `keep` stay in what the assistant said.
+
+        Raises `ValueError` for a conversation that has such characters of its own.
+        """
+        for text in _texts(conversation):
+            if self._hidden.search(text):
+                raise ValueError(f"text of a special token beside private-use characters of Unicode: {ONLY_TRUSTED}")
+        return replace(
+            conversation,
+            messages=tuple(self._hide_message(message, keep) for message in conversation.messages),
+            tools=self._hide_in(conversation.tools),
+            documents=self._hide_in(conversation.documents),
+            arguments=self._hide_in(conversation.arguments),
+        )
+
+    def show(self, rendered: str) -> str:
+        """The rendered text as it was meant."""
+        return self._hidden.sub(lambda match: self._show[match[0]], rendered)
+
+    def own(self, rendered: str) -> list[str]:
+        """The template's own special tokens, in order."""
+        return self._tokens.findall(rendered)
+
+    def encode(self, rendered: str) -> list[int]:
+        """Token ids of a rendered conversation that was hidden: its own special tokens, and text."""
+        backend = self._renamed = self._renamed or self._rename()
+        named = self._either.sub(
+            lambda match: match[1].translate(self._hide) if match[1] else self._show[match[0]], rendered
+        )
+        ids: list[int] = backend.encode(named, add_special_tokens=False).ids
+        if not self.are_own(ids, rendered):
+            raise ValueError(f"the tokenizer makes a special token of text: {ONLY_TRUSTED}")
+        return ids
+
+    def are_own(self, ids: list[int], rendered: str) -> bool:
+        """Whether the special tokens among these are those that the template wrote."""
+        return self._known(ids) == self._known([self.ids[token] for token in self.own(rendered)])
+
+    @cached_property
+    def are_made_of_other_text(self) -> bool:
+        """Whether the tokenizer may make a special token of text that does not spell it, such as full-width signs."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is None or backend.normalizer is None:
+            return False
+        is_normalized = any(token.normalized for token in self._tokenizer.added_tokens_decoder.values())
+        return is_normalized or type(backend.model).__name__ == "Unigram"
+
+    def _known(self, ids: list[int]) -> list[int]:
+        """The special tokens among these, but for the unknown one, which text may well become."""
+        known = {*self.ids.values()} - {self._unknown}
+        return [index for index in ids if index in known]
+
+    def _tail(self, text: str) -> int:
+        """Where the beginning of a special token ends the text, spaces aside; 0 where none does."""
+        text = text.rstrip()
+        start = max(0, len(text) - self._longest)
+        for place, character in enumerate(text[start:], start):
+            if character in self._first and text[place:] in self._beginnings:
+                return len(text) - place
+        return 0
+
+    def _hide_text(self, text: str, keep: tuple[str, ...] = ()) -> str:
+        hidden = self._tokens.sub(lambda match: match[0] if match[0] in keep else match[0].translate(self._hide), text)
+        if size := self._tail(hidden):
+            end = len(hidden.rstrip())
+            hidden = hidden[: end - size] + hidden[end - size : end].translate(self._hide) + hidden[end:]
+        return hidden
+
+    def _hide_message(self, message: Message, keep: tuple[str, ...]) -> Message:
+        kept = keep if message.role == "assistant" else ()
+        return Message(message.role, self._hide_in(message.content, kept), self._hide_in(message.more))
+
+    def _hide_in(self, value: Any, keep: tuple[str, ...] = ()) -> Any:
+        if isinstance(value, str):
+            return self._hide_text(value, keep)
+        if isinstance(value, dict):
+            return {self._hide_text(str(key)): self._hide_in(item, keep) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._hide_in(item, keep) for item in value]
+        return value
+
+    def _rename(self) -> Tokenizer:
+        """The tokenizer with its special tokens under the names that stand for them."""
+        from tokenizers import Tokenizer
+
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise ValueError(f"text of a special token, which this kind of tokenizer cannot keep apart: {ONLY_TRUSTED}")
+        state = json.loads(backend.to_str())
+        self._unknown = state["model"].get("unk_id", self.ids.get(state["model"].get("unk_token")))
+        names = {token: token.translate(self._hide) for token in self.ids}
+        for token in state["added_tokens"]:
+            token["content"] = names.get(token["content"], token["content"])
+        _rename_in_vocabulary(state, names, self.ids)
+        state["post_processor"] = state["truncation"] = state["padding"] = None
+        renamed = Tokenizer.from_str(json.dumps(state))
+        if any(renamed.token_to_id(names[token]) != index for token, index in self.ids.items()):
+            raise ValueError(f"text of a special token, which this tokenizer cannot keep apart: {ONLY_TRUSTED}")
+        return renamed
+
+
+def _rename_in_vocabulary(state: dict[str, Any], names: dict[str, str], ids: dict[str, int]) -> None:
+    """Added tokens keep their ids only where the vocabulary has them."""
+    model = state["model"]
+    vocabulary = model["vocab"]
+    if model.get("unk_token") in names:
+        model["unk_token"] = names[model["unk_token"]]
+    if isinstance(vocabulary, list):  # of [piece, score], by id
+        for token, index in ids.items():
+            if index < len(vocabulary):
+                vocabulary[index][0] = names[token]
+        return
+    merged = {"".join(merge) for merge in model.get("merges", []) if isinstance(merge, list)}
+    for token in names.keys() - merged:
+        vocabulary.pop(token, None)
+    for token in state["added_tokens"]:
+        vocabulary[token["content"]] = token["id"]
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text of a conversation, roles aside."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Conversation):
+        for message in value.messages:
+            yield from _texts(message.content)
+            yield from _texts(message.more)
+        for item in (value.tools, value.documents, value.arguments):
+            yield from _texts(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield str(key)
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)

@@ -1,0 +1,178 @@
+"""A chat template: a conversation to the text that the model sees. Knows nothing of tokens.
+
+What goes in and comes out is as in transformers' `apply_chat_template`, which the tests hold it to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from batchgen.errors import UsageError
+from batchgen.records import Conversation
+
+if TYPE_CHECKING:
+    import jinja2
+
+LONGEST_TEMPLATE = 2**20  # characters
+LONGEST_REASON = 200  # characters of an error that are shown
+OWN_NAMES = {"messages", "tools", "documents", "add_generation_prompt"}
+# Names of a message's reasoning. Templates read the first one, gpt-oss's the second.
+REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
+Messages = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """One or several named templates. `name` is what errors call it; `variables` are the tokenizer's special tokens
+    and the run's arguments, over which a row's own win.
+    """
+
+    sources: Mapping[str, str]
+    name: str = "the chat template"
+    variables: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raises `UsageError`, which names the line, for what is not a template."""
+        for source in self.sources.values():
+            _check(source, self.name)
+
+    def source_for(self, conversation: Conversation) -> str:
+        """With tools `tool_use` where there is one, else `default`, else the only one there is."""
+        if conversation.tools is not None and "tool_use" in self.sources:
+            return self.sources["tool_use"]
+        if "default" in self.sources:
+            return self.sources["default"]
+        if len(self.sources) == 1:
+            return next(iter(self.sources.values()))
+        names = ", ".join(sorted(self.sources))
+        raise ValueError(f"the model has several chat templates and no default: choose with --chat-template: {names}")
+
+    def render(self, conversation: Conversation) -> str:
+        """The text of a conversation.
+
+        Raises `ValueError`, one line, with the template's own words where it refuses.
+        """
+        source = self.source_for(conversation)
+        if taken := OWN_NAMES & conversation.arguments.keys():
+            raise ValueError(f"chat_template_kwargs cannot set {min(taken)}: it is a field of its own")
+        messages = _aliased([_given(message.to_dict()) for message in conversation.messages])
+        if conversation.continues:
+            if conversation.prompts:
+                raise ValueError("add_generation_prompt and continue_final_message contradict each other")
+            return self._continued(source, messages, conversation)
+        return self._render(source, messages, conversation)
+
+    def _render(self, source: str, messages: Messages, conversation: Conversation) -> str:
+        variables = {**self.variables, **conversation.arguments}
+        try:
+            return _compiled(source).render(
+                messages=messages,
+                tools=conversation.tools,
+                documents=conversation.documents,
+                add_generation_prompt=conversation.prompts,
+                **variables,
+            )
+        except Exception as error:  # noqa: BLE001 - a template can raise anything
+            raise ValueError(f"{self.name}: {_reason(error)}") from None
+
+    def _continued(self, source: str, messages: Messages, conversation: Conversation) -> str:
+        """Rendered up to the end of the last message's content."""
+        final = messages[-1].get("content")
+        if final is None:
+            raise ValueError("the last message has no content to continue")
+        if "content" not in source:
+            raise ValueError(f"{self.name} does not read content: the last message cannot be continued")
+        text, messages[-1]["content"] = _tagged(final)
+        rendered = self._render(source, messages, conversation)
+        tag = CONTINUE_TAG.strip()
+        if text.strip() not in rendered or tag not in rendered:
+            raise ValueError(
+                f"{self.name} changes the last message, so that it cannot be continued: "
+                "end with a user's message, or set continue_final_message to false"
+            )
+        place = rendered.rindex(tag)
+        is_whole = rendered[place : place + len(CONTINUE_TAG)] == CONTINUE_TAG
+        return rendered[:place] if is_whole else rendered[:place].rstrip()
+
+
+def read_arguments(assignments: list[str]) -> dict[str, Any]:
+    """`KEY=VALUE` each; a value is JSON where it is valid JSON, else text. Raises `UsageError`.
+
+    >>> read_arguments(["enable_thinking=false", "date_string=1 May 2026"])
+    {'enable_thinking': False, 'date_string': '1 May 2026'}
+    """
+    from batchgen.formats.rows import parse_json
+
+    arguments: dict[str, Any] = {}
+    for assignment in assignments:
+        key, sign, value = assignment.partition("=")
+        if not sign or not key.isidentifier():
+            raise UsageError(f"--chat-template-arg {assignment[:60]}: give KEY=VALUE, such as enable_thinking=false")
+        if key in OWN_NAMES:
+            raise UsageError(f"--chat-template-arg {key}: that comes from the rows")
+        try:
+            arguments[key] = parse_json(value)
+        except ValueError:
+            arguments[key] = value
+    return arguments
+
+
+def _given(message: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in message.items() if value is not None}
+
+
+def _aliased(messages: Messages) -> Messages:
+    """Messages with their reasoning under each name that a template reads it by."""
+    aliased = []
+    for message in messages:
+        reasoning = next((message[key] for key in REASONING_FIELDS if key in message), None)
+        if reasoning is not None:
+            message = {"thinking": reasoning, **message, "reasoning_content": reasoning}
+        aliased.append(message)
+    return aliased
+
+
+def _tagged(content: str | list[dict[str, Any]]) -> tuple[str, str | list[dict[str, Any]]]:
+    """The text to be continued, and the content with a tag behind it."""
+    if isinstance(content, str):
+        return content, content + CONTINUE_TAG
+    parts = list(content)
+    parts[-1] = {**parts[-1], "text": parts[-1]["text"] + CONTINUE_TAG}
+    return content[-1]["text"], parts
+
+
+@cache
+def _clock() -> datetime:
+    """When the first template was compiled: a run that goes on over midnight shows one date in all of its rows."""
+    return datetime.now()
+
+
+@cache
+def _compiled(source: str) -> jinja2.Template:
+    from batchgen.model.chat.environment import compile_chat_template
+
+    return compile_chat_template(source, _clock())
+
+
+def _check(source: str, name: str) -> None:
+    import jinja2
+
+    if len(source) > LONGEST_TEMPLATE:
+        raise UsageError(f"{name}: longer than {LONGEST_TEMPLATE:,} characters")
+    try:
+        _compiled(source)
+    except jinja2.TemplateSyntaxError as error:
+        line = f", line {error.lineno}" if error.lineno else ""
+        raise UsageError(f"{name}{line}: {_reason(error)}") from None
+    except (RecursionError, SyntaxError, MemoryError):
+        raise UsageError(f"{name}: nested too deeply") from None
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:LONGEST_REASON]
