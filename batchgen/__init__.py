@@ -4,36 +4,44 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from batchgen.errors import BatchgenError
+    from batchgen.errors import BatchgenError, OutputError
     from batchgen.model import Model, open_model
-    from batchgen.pipeline import generate
     from batchgen.proof.verify import RowCheck, check_padding
-    from batchgen.records import Request, Result, SamplingParams
+    from batchgen.records import Request, Result, RunStats, SamplingParams
+    from batchgen.runs.calls import generate, run, stream
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BatchgenError",
     "Model",
+    "OutputError",
     "Request",
     "Result",
     "RowCheck",
+    "RunStats",
     "SamplingParams",
     "check_padding",
     "generate",
     "open_model",
+    "run",
+    "stream",
 ]
 
 _HOMES = {
     "BatchgenError": "errors",
     "Model": "model",
+    "OutputError": "errors",
     "Request": "records",
     "Result": "records",
     "RowCheck": "proof.verify",
+    "RunStats": "records",
     "SamplingParams": "records",
     "check_padding": "proof.verify",
-    "generate": "pipeline",
+    "generate": "runs.calls",
     "open_model": "model",
+    "run": "runs.calls",
+    "stream": "runs.calls",
 }
 
 

@@ -6,24 +6,39 @@ Request -> encode -> Sequence -> engine -> Sequence (finished) -> Result
 from __future__ import annotations
 
 import time
-import warnings
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator
 from operator import attrgetter
-from typing import Any, Literal
+from typing import Protocol
 
-from batchgen.engines import Engine, make_engine
+from batchgen.engines import Engine
 from batchgen.errors import InputError
-from batchgen.formats.reading import Row, row_of_object, to_requests
-from batchgen.machine.limits import parse_memory
-from batchgen.model import Checkpoint, Model, open_model
+from batchgen.model import Checkpoint
 from batchgen.model.padding import decode_output, encode
 from batchgen.planning.batches import windows
-from batchgen.records import Request, Result, RunStats, SamplingParams, Sequence, TooLong
-from batchgen.runs.store import Store
+from batchgen.records import Request, Result, RunStats, Sequence, TooLong
 
 # Where a truncated row says so: beside the row's own columns, under a name that no column will have.
 TRUNCATED = "batchgen_truncated_tokens"
+
+
+class Keeper(Protocol):
+    """What keeps results as they finish, and knows those of earlier runs; a run's store."""
+
+    @property
+    def done(self) -> Container[tuple[int, int]]:
+        """(index, sample_index) of results that are there, of rows that are not complete."""
+        ...
+
+    def unfinished(self, requests: Iterable[Request]) -> Iterator[Request]:
+        """The requests that still have samples to run."""
+        ...
+
+    def add(self, result: Result) -> None: ...
+
+    def forget(self, index: int) -> None:
+        """The row of that index counts as never read."""
+        ...
 
 
 class Pipeline:
@@ -59,7 +74,7 @@ class Pipeline:
                 yield self._count(to_result(sequence, self.checkpoint))
         assert not order.waiting, "an engine did not finish every row"
 
-    def run_into(self, store: Store, requests: Iterable[Request]) -> Iterator[Result]:
+    def run_into(self, store: Keeper, requests: Iterable[Request]) -> Iterator[Result]:
         """A Result for every row (and sample) that the store does not have, as they finish, and each into the store."""
         waiting: set[int] = set()
         windows = self._windows(store.unfinished(requests), lambda rows: waiting.update(map(id, rows)), store.done)
@@ -170,55 +185,3 @@ def to_result(sequence: Sequence, checkpoint: Checkpoint) -> Result:
         batch_index=sequence.batch_index,
         padded_length=sequence.padded_length,
     )
-
-
-def generate(
-    prompts: str | Mapping[str, Any] | Iterable[str | Mapping[str, Any]],
-    model: str | Model | None = None,
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-    batch_size: int | Literal["auto"] = "auto",
-    memory: str | None = None,
-    engine: str = "auto",
-    exact: bool = True,
-    share_prefixes: bool = True,
-    too_long: TooLong = "error",
-    parse_special: bool = False,
-    **sampling: Any,
-) -> list[Result]:
-    """Continues prompts, as `batchgen run` does; one Result for each (and each sample), in order.
-
-    `prompts` are strings, or mappings with the fields of a JSON Lines row. `model` is a name, a folder, a Hub id, or
-    what `open_model` returned, so that several calls share it. `sampling` takes the fields of `SamplingParams`.
-    Raises `BatchgenError`, and `ValueError` for sampling options that make no sense; a bad row does not raise, its
-    Result has an `error`.
-
-    >>> [r.text for r in generate(["My dog is"], model="bundled", max_new_tokens=4)]
-    [' a very nice dog']
-    """
-    params = SamplingParams(**sampling)
-    if too_long not in ("error", "truncate"):
-        raise ValueError(f"too_long {too_long!r} is neither error nor truncate")
-    if not isinstance(model, Model):
-        model = open_model(model, device=device, dtype=dtype, say=lambda line: warnings.warn(line, stacklevel=3))
-    bound = parse_memory(memory) if memory else None
-    runner = make_engine(
-        model,
-        name=engine,
-        num_rows=None if batch_size == "auto" else batch_size,
-        num_beams=params.num_beams,
-        exact=exact,
-        share=share_prefixes,
-        memory=bound,
-    )
-    pipeline = Pipeline(model.checkpoint, runner, too_long=too_long, parse_special=parse_special)
-    items = [prompts] if isinstance(prompts, str | Mapping) else prompts
-    rows = (_to_row(item, number) for number, item in enumerate(items))
-    return list(pipeline.run(to_requests(rows, params)))
-
-
-def _to_row(item: object, number: int) -> Row:
-    if isinstance(item, str):
-        return Row(item)
-    return row_of_object(dict(item) if isinstance(item, Mapping) else item, f"prompts[{number}]")

@@ -140,7 +140,7 @@ def test_falling_back_to_the_bundled_model_warns() -> None:
 
 @pytest.mark.parametrize("batch_size", [0, -1, "8"])
 def test_a_batch_size_that_is_no_number_of_rows_is_refused(bundled: Model, batch_size: object) -> None:
-    with pytest.raises(batchgen.BatchgenError, match="--batch-size"):
+    with pytest.raises(batchgen.BatchgenError, match="batch_size"):
         batchgen.generate("x", bundled, batch_size=batch_size)  # type: ignore[arg-type]
 
 

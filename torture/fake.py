@@ -32,10 +32,10 @@ torch = ModuleType("torch")  # the closing line asks it for its threads
 torch.__dict__.update(get_num_threads=lambda: 1, OutOfMemoryError=MemoryError)
 sys.modules["torch"] = torch
 
-from batchgen import __main__, store
-from batchgen.cli import execute
+from batchgen import __main__
 from batchgen.model import Checkpoint, Model
 from batchgen.records import Result, Sequence
+from batchgen.runs import equipment, store
 
 
 class Characters:
@@ -137,7 +137,7 @@ def commit_by_rows(number: int) -> None:
     store.Store.add = add_and_commit  # type: ignore[method-assign]
 
 
-vars(execute).update(
+vars(equipment).update(
     make_engine=lambda model, **options: FakeEngine(**options),
     open_checkpoint=open_checkpoint,
     load_model=load_model,

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from batchgen.cli import options as opt
-from batchgen.cli.execute import SOME_ROWS_FAILED
-from batchgen.cli.output import check_file, write_whole
+from batchgen.cli.watching import SOME_ROWS_FAILED
 from batchgen.errors import InputError
 from batchgen.formats.reading import Source, read_requests
+from batchgen.formats.whole import write_whole
 from batchgen.formats.writing import to_json
 from batchgen.model import Checkpoint, Model, open_checkpoint, open_model
 from batchgen.proof.inspector import Heads, Inspection, Masks, inspect_batch, inspect_masks, parse_heads
@@ -26,6 +26,7 @@ from batchgen.render.masks import print_masks
 from batchgen.render.screen import OutputConsole, Screen, plural, print_line
 from batchgen.render.sides import print_sides
 from batchgen.render.svg import to_svg
+from batchgen.runs.target import check_file
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import typer
 
 from batchgen.cli import options as opt
-from batchgen.cli.execute import Job, execute
-from batchgen.cli.on_ray import OnRay, choose_ray_format, execute_on_ray, make_on_ray, refuse_with_ray
-from batchgen.cli.output import Target, check_notes, check_stdout, check_target, choose_format
+from batchgen.cli.on_ray import choose_ray_format, make_on_ray, refuse_with_ray
+from batchgen.cli.output import OUR_WRITERS, check_stdout, choose_format
+from batchgen.cli.signals import Interrupts
+from batchgen.cli.watching import Watcher, sum_up
 from batchgen.errors import UsageError
+from batchgen.formats.reading import Source
 from batchgen.records import EngineOptions, SamplingParams
 from batchgen.render.screen import Screen
+from batchgen.runs.execute import execute
+from batchgen.runs.job import FilePrompts, Job, Layout, ModelChoice
+from batchgen.runs.ray.execute import OnRay, execute_on_ray
+from batchgen.runs.target import Target, check_notes, check_target
 
 
 @opt.with_groups
@@ -36,10 +43,12 @@ def run(
     """
     output = None if results.output == Path("-") else results.output
     reading = prompts.reading()
-    on_ray = _cluster(cluster, prompts, engine, output, durable)
+    on_ray = make_on_ray(cluster, prompts, engine, output, durable)
+    sources: list[Source] = []
+    target = None
     if on_ray:
-        _refuse_alone(prompts, durable)
-        form, sources, target = choose_ray_format(results.format), [], None
+        refuse_with_ray(prompts, durable)
+        form = choose_ray_format(results.format)
     else:
         form = choose_format(results.format, output, ids=results.ids, csv_raw=results.csv_raw)
         sources = prompts.sources(context, reading)
@@ -47,66 +56,29 @@ def run(
         check_target(target, sources) if target else check_stdout(sources)
     check_notes({"--manifest": results.manifest, "--stats": results.stats}, target, sources)
     job = Job(
-        sources=sources,
+        prompts=FilePrompts(tuple(sources), reading, prompts.limit),
         sampling=sampling,
-        reading=reading,
-        limit=prompts.limit,
-        parse_special=prompts.parse_special,
-        too_long=too_long,
-        strict=durable.strict,
-        model=model.model,
-        revision=model.revision,
-        device=model.device,
-        dtype=model.dtype,
-        num_rows=engine.batch_size,
-        memory=engine.memory,
-        engine=engine.engine,
-        workers=engine.workers,
-        exact=engine.exact,
-        share_prefixes=engine.share_prefixes,
-        form=form,
-        ids=results.ids,
-        csv_raw=results.csv_raw,
+        model=ModelChoice(model.model, model.revision, model.device, model.dtype),
+        engine=engine,
+        layout=Layout(form.value, results.ids, results.csv_raw),
         target=target,
+        too_long=too_long,
+        parse_special=prompts.parse_special,
+        strict=durable.strict,
         manifest=results.manifest,
         stats=results.stats,
+        owns_process=True,
     )
-    screen = Screen(quiet=quiet)
-    raise typer.Exit(execute_on_ray(job, on_ray, screen, context.obj) if on_ray else execute(job, screen, context.obj))
+    raise typer.Exit(_run(job, on_ray, Screen(quiet=quiet), context.obj))
 
 
-def _cluster(
-    cluster: opt.ClusterOptions,
-    prompts: opt.PromptOptions,
-    engine: EngineOptions,
-    output: Path | None,
-    durable: opt.DurableOptions,
-) -> OnRay | None:
-    """What `--ray` asks for, where it is there."""
-    cpus, gpus, part_rows = cluster.cpus_per_worker, cluster.gpus_per_worker, cluster.part_rows
-    if cluster.ray is not None:
-        return make_on_ray(
-            cluster.ray,
-            prompts.inputs or [],
-            output,
-            engine.workers,
-            cpus,
-            gpus,
-            part_rows,
-            durable.overwrite,
-            durable.resume,
-        )
-    for flag, value in (("--cpus-per-worker", cpus), ("--gpus-per-worker", gpus), ("--part-rows", part_rows)):
-        if value is not None:
-            raise UsageError(f"{flag} is for --ray")
-    return None
-
-
-def _refuse_alone(prompts: opt.PromptOptions, durable: opt.DurableOptions) -> None:
-    """What has no meaning on a cluster."""
-    refuse_with_ray(
-        {"--prompt": prompts.prompt, "--retry-errors": durable.retry_errors, "--keep-store": durable.keep_store}
-    )
+def _run(job: Job, on_ray: OnRay | None, screen: Screen, interrupts: Interrupts) -> int:
+    """The exit code."""
+    watcher = Watcher(screen, interrupts, to_stdout=job.target is None and on_ray is None)
+    if on_ray:
+        return sum_up(execute_on_ray(job, on_ray, watcher), screen, interrupts)
+    stdout = sys.stdout.buffer if job.target is None else None
+    return sum_up(execute(job, watcher, stdout=stdout, writers=OUR_WRITERS), screen, interrupts)
 
 
 def _target(output: Path | None, form: opt.Format, durable: opt.DurableOptions) -> Target | None:
@@ -118,4 +90,4 @@ def _target(output: Path | None, form: opt.Format, durable: opt.DurableOptions) 
             flag = "--retry-errors" if durable.retry_errors else "--resume" if resume else "--keep-store"
             raise UsageError(f"{flag} needs a file: name it with -o")
         return None
-    return Target(output, form, durable.overwrite, resume, durable.retry_errors, durable.keep_store)
+    return Target(output, form.value, durable.overwrite, resume, durable.retry_errors, durable.keep_store)

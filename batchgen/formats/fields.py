@@ -32,12 +32,14 @@ def _as_it_is(text: str) -> str:
 class WriteOptions:
     """How results are written: token ids and the batch with `ids`; cells that look like formulas as they are with
     `csv_raw`; `escape` for what a terminal must not see; of an OpenAI Batch all `rows`, or those of one of its files.
+    Tables draw pads as `pad_token_id`.
     """
 
     ids: bool = False
     csv_raw: bool = False
     escape: Callable[[str], str] = _as_it_is
     rows: Rows = "all"
+    pad_token_id: int = 0
 
 
 def to_dict(result: Result, *, ids: bool = False) -> dict[str, Any]:

@@ -65,9 +65,9 @@ class ProgressReport:
         self._tokens_in_flight = max(0, self._tokens_in_flight - result.num_output_tokens)
         self._report()
 
-    def track(self, results: Iterable[Result], output: IO[Any]) -> Iterator[Result]:
+    def track(self, results: Iterable[Result], output: IO[Any] | None = None) -> Iterator[Result]:
         """Passes results on; the bar steps aside while the consumer writes to the same terminal, and at the end."""
-        shares_terminal = self.screen.is_live and output.isatty()
+        shares_terminal = self.screen.is_live and output is not None and output.isatty()
         try:
             for result in results:
                 self.on_result(result)

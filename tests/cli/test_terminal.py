@@ -205,7 +205,7 @@ def test_an_interrupt_that_a_library_makes_an_error_of_is_an_interrupt(monkeypat
         except KeyboardInterrupt:
             raise ModelError("no module") from None
 
-    monkeypatch.setattr("batchgen.cli.execute.load_model", load)
+    monkeypatch.setattr("batchgen.runs.equipment.load_model", load)
     output, exit_code = at_terminal("run", "-p", "x", *BUNDLED)
     assert ("error" in output, exit_code) == (False, 130)
 

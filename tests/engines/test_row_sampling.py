@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from batchgen import generate
 from batchgen.formats.reading import ReadOptions, Source, read_requests, row_of_object, to_requests
 from batchgen.formats.row_options import override, row_keys
-from batchgen.pipeline import generate
 from batchgen.records import Request, SamplingParams
 
 GREEDY = SamplingParams()

@@ -15,9 +15,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 from typer.testing import Result
 
-from batchgen.cli.options import Format
-from batchgen.cli.output import Target, open_store
 from batchgen.runs.store import Store
+from batchgen.runs.target import Target, open_store
 from tests.support.command import failure, invoke, records, run
 
 PROMPTS = ["It will rain in the", "My dog is", "Once upon a time", "The old king", "I want to eat", "She said"]
@@ -231,7 +230,7 @@ def test_a_store_in_use_is_refused(prompts: Path, begun_output: Path) -> None:
 
 def test_what_is_overwritten_is_forgotten_at_once(prompts: Path, output: Path, tmp_path: Path) -> None:
     begin(prompts, output)
-    with open_store(Target(output, Format.jsonl, overwrite=True)) as store:
+    with open_store(Target(output, "jsonl", overwrite=True)) as store:
         for file in (store.path, store.path.with_name(store.path.name + "-wal")):  # as a kill would leave them
             shutil.copy(file, tmp_path / file.name.replace("out", "killed"))
     killed = Store(tmp_path / "killed.jsonl.run.db")

@@ -10,11 +10,11 @@ import pytest
 
 from batchgen.errors import OutputError
 from batchgen.records import Result
-from batchgen.runs.ray.cut import Part
+from batchgen.runs.ray.cut import FilePart
 from batchgen.runs.ray.folder import OutputFolder, Piece
 from batchgen.runs.ray.inputs import InputFile
 
-PARTS = [Part(number, InputFile("a", "/a"), "text", number * 10, 10) for number in range(3)]
+PARTS = [FilePart(number, InputFile("a", "/a"), "text", number * 10, 10) for number in range(3)]
 
 
 @pytest.fixture(params=["path", "url"])

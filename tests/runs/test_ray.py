@@ -23,11 +23,11 @@ from typer.testing import Result
 from batchgen.formats.reading import ReadOptions
 from batchgen.model import Checkpoint
 from batchgen.records import SamplingParams
-from batchgen.runs.ray import ClusterRun
 from batchgen.runs.ray.cluster import Size, connect
 from batchgen.runs.ray.cut import cut_file, make_parts
 from batchgen.runs.ray.folder import OutputFolder
 from batchgen.runs.ray.inputs import find_files
+from batchgen.runs.ray.pieces import ClusterPieces
 from batchgen.runs.ray.piecework import Work
 from tests.support.command import failure, invoke, records, run
 
@@ -239,7 +239,7 @@ def test_twenty_kills_lose_no_row_and_double_none(address: str, checkpoint: Chec
     killer = threading.Thread(target=kill_actors, args=(killed, done, 20))
     with connect(address) as cluster:
         killer.start()
-        outcomes = list(ClusterRun(cluster, work, checkpoint, recipe, TWO).run(pieces))
+        outcomes = list(ClusterPieces(cluster, work, checkpoint, recipe, TWO).run(pieces))
         done.set()
         killer.join()
     print(f"{len(killed)} kills, {len(outcomes)} outcomes")
@@ -272,7 +272,7 @@ def test_a_row_that_kills_its_worker_is_an_error_and_the_others_are_not(
     lines[27] = '"'  # its only token is fake_worker.SEGFAULT
     work, pieces, recipe = begin(tmp_path, lines, checkpoint, 0.0, 16)
     with connect(address) as cluster:
-        cluster_run = ClusterRun(cluster, work, checkpoint, recipe, TWO)
+        cluster_run = ClusterPieces(cluster, work, checkpoint, recipe, TWO)
         list(cluster_run.run(pieces))
     rows = [json.loads(line) for line in lines_of(tmp_path / "out")]
     assert [row["index"] for row in rows] == list(range(48))

@@ -32,7 +32,7 @@ Header = tuple[tuple[int, bytes], ...]  # numbered lines
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class FilePart:
     """Consecutive rows of one file. `offset` bytes and `first_line` say where the first begins, in Parquet its `group`.
 
     `header` are a table's first lines, which its rows need.
@@ -205,9 +205,9 @@ def choose_part_rows(num_rows: int, num_workers: int) -> int:
     return min(MOST_ROWS, max(GRAIN, -(-share // GRAIN) * GRAIN))
 
 
-def make_parts(files: list[CutFile], part_rows: int, limit: int | None = None) -> list[Part]:
+def make_parts(files: list[CutFile], part_rows: int, limit: int | None = None) -> list[FilePart]:
     """Parts of at least `part_rows` rows, but for the last of each file; `limit` rows in all."""
-    parts: list[Part] = []
+    parts: list[FilePart] = []
     index = 0
     for cut in files:
         starts = [mark for number, mark in enumerate(cut.marks) if number == 0 or mark.row % part_rows == 0]
@@ -218,7 +218,7 @@ def make_parts(files: list[CutFile], part_rows: int, limit: int | None = None) -
             num_rows = end - mark.row if limit is None else min(end - mark.row, limit - index)
             if num_rows > 0:
                 place = (mark.offset, mark.line, cut.header if mark.row else (), mark.group)
-                parts.append(Part(len(parts), cut.file, cut.form, index, num_rows, *place))
+                parts.append(FilePart(len(parts), cut.file, cut.form, index, num_rows, *place))
                 index += num_rows
     return parts
 
@@ -233,7 +233,7 @@ def _spaced(marks: tuple[_Mark, ...], part_rows: int) -> list[_Mark]:
 
 
 def read_part(
-    part: Part, sampling: SamplingParams, options: ReadOptions, start: int = 0, stop: int | None = None
+    part: FilePart, sampling: SamplingParams, options: ReadOptions, start: int = 0, stop: int | None = None
 ) -> Iterator[Request]:
     """The part's requests from its row `start` to before its row `stop`, with their indices over all inputs."""
     with part.file.open() as stream:
@@ -241,7 +241,7 @@ def read_part(
         yield from islice(requests, start, part.num_rows if stop is None else stop)
 
 
-def _read(part: Part, stream: io.BufferedReader, options: ReadOptions) -> Iterator[Row]:
+def _read(part: FilePart, stream: io.BufferedReader, options: ReadOptions) -> Iterator[Row]:
     if part.form == "parquet":
         unpacked = unpack(stream, part.file.name, part.file.packing)
         return read_parquet_groups(Content(part.file.name, unpacked), options, part.group, part.first_line - 1)

@@ -19,7 +19,7 @@ from uuid import uuid4
 from batchgen.errors import OutputError
 from batchgen.formats.writing import WRITERS, WriteOptions
 from batchgen.records import Result
-from batchgen.runs.ray.cut import Part
+from batchgen.runs.ray.cut import FilePart
 from batchgen.runs.ray.inputs import filesystem_of, is_url, reason_of
 
 MANIFEST = "_batchgen.json"
@@ -31,7 +31,7 @@ NAME = re.compile(r"part-(\d{5,})(?:\.(\d{6,})-(\d{6,}))?\.(jsonl|parquet)")
 class Piece:
     """Rows `start` to before `stop` of a part, for one worker; `failures` counts workers that died of it."""
 
-    part: Part
+    part: FilePart
     start: int
     stop: int
     failures: int = 0
@@ -91,7 +91,7 @@ class OutputFolder:
             if name.startswith(WRITING) or (all_of_ours and (name == MANIFEST or NAME.fullmatch(name))):
                 self.filesystem.rm(f"{self.path}/{name}")
 
-    def missing(self, parts: Iterable[Part]) -> Iterator[Piece]:
+    def missing(self, parts: Iterable[FilePart]) -> Iterator[Piece]:
         """What of the parts is not there yet."""
         there: dict[int, list[tuple[int, int]]] = {}
         for name in self.names():

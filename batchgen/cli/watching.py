@@ -1,0 +1,100 @@
+"""A run as the command shows it: lines and a bar on stderr, signals that stop it, and how it ended."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import IO, Any
+
+from batchgen.cli.output import is_abandoned
+from batchgen.cli.signals import Interrupts
+from batchgen.records import Result
+from batchgen.render.progress import ProgressReport
+from batchgen.render.screen import Screen, plural, summary
+from batchgen.runs.ending import Ending, RanOn
+from batchgen.runs.observer import Observer
+
+SOME_ROWS_FAILED = 3
+
+
+class Watcher(Observer):
+    """Shows a run on a screen, and stops it at signals; one that writes to standard output, when nobody reads it."""
+
+    def __init__(self, screen: Screen, interrupts: Interrupts, *, to_stdout: bool) -> None:
+        self.screen = screen
+        self.interrupts = interrupts
+        self.to_stdout = to_stdout
+        self.progress: ProgressReport | None = None
+
+    def say(self, line: str) -> None:
+        self.screen.say(line)
+
+    def waiting(self, what: str) -> AbstractContextManager[object]:
+        return self.screen.waiting(what)
+
+    @contextmanager
+    def steps(self) -> Iterator[None]:
+        self.interrupts.start_steps()
+        yield
+        self.interrupts.end_steps()
+
+    @contextmanager
+    def generating(self, count_left: Callable[[], int | None], max_new_tokens: int) -> Iterator[None]:
+        total = None if self.screen.quiet else count_left()
+        self.progress = ProgressReport(self.screen, total, max_new_tokens)
+        with self.progress:
+            yield
+
+    def on_step(self, num_tokens: int) -> None:
+        if self.progress:
+            self.progress.on_step(num_tokens)
+
+    def track(self, results: Iterable[Result], stream: IO[Any] | None = None) -> Iterator[Result]:
+        assert self.progress
+        return self.progress.track(results, stream)
+
+    def should_stop(self) -> bool:
+        if self.to_stdout and is_abandoned(sys.stdout):
+            raise BrokenPipeError
+        return self.interrupts.stop_requested()
+
+
+def sum_up(ending: Ending | None, screen: Screen, interrupts: Interrupts) -> int:
+    """The closing lines on stderr; the exit code."""
+    if ending is None:
+        return 0
+    on = ending.ran_on
+    dtype = on.dtype if on.is_exact else f"{on.dtype} (near ties not decided again)"
+    line = summary(ending.stats, on.model, _ran_on(on), dtype)
+    if interrupts.stop_requested():
+        screen.say(f"interrupted: {line}{_how_to_go_on(ending)}")
+        return interrupts.exit_code
+    screen.say(line)
+    failures = ending.failures
+    if failures.number:
+        screen.error(
+            f"{failures.number} of {failures.of} rows failed, the first with id {failures.first_id}: "
+            f"{failures.first_error}"
+        )
+        return SOME_ROWS_FAILED
+    return 0
+
+
+def _how_to_go_on(ending: Ending) -> str:
+    if ending.ran_on.is_on_ray:
+        return "; the same command with --resume goes on"
+    if not ending.store or not ending.kept:
+        return ""
+    kept = plural(ending.kept, "result")
+    return f"; {kept} kept in {ending.store}: the same command with --resume goes on"
+
+
+def _ran_on(on: RanOn) -> str:
+    """`continuous on cpu (2 threads)`: torch chooses how many; workers share the cores."""
+    if on.is_on_ray:
+        return f"{on.engine} in {plural(on.num_workers, 'worker')} on Ray ({on.device})"
+    if on.num_threads is None:
+        return f"{on.engine} on {on.device}"
+    each = " each" if on.num_workers > 1 else ""
+    return f"{on.engine} on {on.device} ({plural(on.num_threads, 'thread')}{each})"

@@ -1,0 +1,156 @@
+"""batchgen from Python: `generate`, `stream` and `run` do what the command does, without a terminal."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Unpack
+
+from batchgen.errors import UsageError
+from batchgen.formats.reading import READERS, ReadOptions, Row, find_sources, row_of_object
+from batchgen.formats.writing import WRITERS
+from batchgen.model import Model
+from batchgen.records import Result, RunStats
+from batchgen.runs.execute import execute, open_run
+from batchgen.runs.job import FilePrompts, GivenPrompts, Job, Layout, ModelChoice, Prompts
+from batchgen.runs.keywords import FileOptions, GenerateOptions, Keywords, read_keywords
+from batchgen.runs.observer import Observer
+from batchgen.runs.target import SQLITE, Target, check_notes, check_target, form_of_output
+
+NOTHING_DONE = RunStats(0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0)
+Prompt = str | Mapping[str, Any]
+PathLike = str | os.PathLike[str]
+
+
+class Warnings(Observer):
+    """Says what a caller should know as Python warnings."""
+
+    def say(self, line: str) -> None:
+        warnings.warn(line, stacklevel=2)
+
+
+def generate(
+    prompts: Prompt | Iterable[Prompt], model: str | Model | None = None, **options: Unpack[GenerateOptions]
+) -> list[Result]:
+    """Continues prompts, as `batchgen run` does; one Result for each (and each sample), in order.
+
+    `prompts` are strings, or mappings with the fields of a JSON Lines row. `model` is a name, a folder, a Hub id, or
+    what `open_model` returned, so that several calls share it. `options` are the fields of `SamplingParams`, and what
+    the command calls --device, --dtype, --batch-size and so on. Raises `BatchgenError`, and `ValueError` for sampling
+    options that make no sense; a bad row does not raise, its Result has an `error`.
+
+    >>> [r.text for r in generate(["My dog is"], model="bundled", max_new_tokens=4)]
+    [' a very nice dog']
+    """
+    results = _stream(_job(prompts, model, read_keywords("generate", options, GenerateOptions)))
+    return sorted(results, key=lambda result: (result.index, result.sample_index))
+
+
+def stream(
+    prompts: Prompt | Iterable[Prompt], model: str | Model | None = None, **options: Unpack[GenerateOptions]
+) -> Iterator[Result]:
+    """Continues prompts and yields each Result as its row finishes; `index` says which prompt it answers.
+
+    Takes what `generate` takes, and reads an iterator of prompts as it goes on: memory stays flat. Options are checked
+    at once, the model is loaded for the first Result.
+
+    >>> next(stream(["My dog is"], model="bundled", max_new_tokens=4)).text
+    ' a very nice dog'
+    """
+    return _stream(_job(prompts, model, read_keywords("stream", options, GenerateOptions)))
+
+
+def _stream(job: Job) -> Iterator[Result]:
+    with open_run(job, Warnings()) as run:
+        yield from run.results()
+
+
+def run(
+    inputs: PathLike | Iterable[PathLike],
+    *,
+    output: PathLike,
+    model: str | Model | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    **options: Unpack[FileOptions],
+) -> RunStats:
+    """Continues every prompt of files into a file, durably, as `batchgen run INPUTS -o FILE` does.
+
+    `inputs` are paths, globs or folders. A run that ends early keeps its finished rows, and `resume` goes on from them.
+    `options` are those of `generate`, and field, id_field, template, input_format, limit, format, ids, csv_raw,
+    retry_errors, keep_store, strict, manifest, stats. Returns the counts; failed rows are in the file and counted.
+    Raises `BatchgenError`: `OutputError` where `output` exists and neither `resume` nor `overwrite` is said.
+    """
+    keywords = read_keywords("run", options, FileOptions)
+    reading = _reading(keywords)
+    names = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
+    sources = find_sources([os.fspath(name) for name in names], any_suffix=reading.input_format is not None)
+    target = _target(Path(output), keywords, resume=resume, overwrite=overwrite)
+    notes = {name: Path(path) for name, path in keywords.of("manifest", "stats").items() if path is not None}
+    check_target(target, sources)
+    check_notes(notes, target, sources)
+    limit = keywords.given.get("limit")
+    ending = execute(
+        _make_job(
+            FilePrompts(tuple(sources), reading, limit),
+            model,
+            keywords,
+            target=target,
+            layout=Layout(target.form, **keywords.of("ids", "csv_raw")),
+            **keywords.of("strict"),
+            **notes,
+        ),
+        Warnings(),
+    )
+    return ending.stats if ending else NOTHING_DONE
+
+
+def _reading(keywords: Keywords) -> ReadOptions:
+    options = keywords.of("field", "id_field", "input_format", "template")
+    if (form := options.get("input_format")) not in (None, *READERS):
+        raise UsageError(f"input_format {form!r} is not one of {', '.join(READERS)}")
+    if (template := options.get("template")) is not None:
+        from batchgen.formats.templates import Template
+
+        if options.get("field") is not None:
+            raise UsageError("field and template each say what the prompt is: choose one")
+        options["template"] = Template(template)
+    return ReadOptions(**options)
+
+
+def _target(output: Path, keywords: Keywords, *, resume: bool, overwrite: bool) -> Target:
+    retry = bool(keywords.given.get("retry_errors"))
+    if overwrite and (resume or retry):
+        raise UsageError("overwrite starts anew, resume goes on: choose one")
+    form = keywords.given.get("format") or form_of_output(output)
+    if form not in (*WRITERS, SQLITE):
+        raise UsageError(f"format {form!r} is not one of {', '.join((*WRITERS, SQLITE))}")
+    keep = bool(keywords.given.get("keep_store"))
+    return Target(output, form, overwrite, resume or retry, retry_errors=retry, keep_store=keep)
+
+
+def _job(prompts: Prompt | Iterable[Prompt], model: str | Model | None, keywords: Keywords) -> Job:
+    items = [prompts] if isinstance(prompts, str | Mapping) else prompts
+    rows = (_to_row(item, number) for number, item in enumerate(items))
+    return _make_job(GivenPrompts(rows), model, keywords)
+
+
+def _make_job(prompts: Prompts, model: str | Model | None, keywords: Keywords, **more: Any) -> Job:
+    choice = keywords.of("revision", "device", "dtype")
+    if isinstance(model, Model):
+        if given := [name for name, value in choice.items() if value not in (None, "auto")]:
+            raise UsageError(f"the model is open already: {given[0]} is for open_model")
+        chosen = ModelChoice(loaded=model)
+    else:
+        chosen = ModelChoice(model, **choice)
+    return Job(
+        prompts, keywords.sampling(), chosen, keywords.engine(), **keywords.of("too_long", "parse_special"), **more
+    )
+
+
+def _to_row(item: object, number: int) -> Row:
+    if isinstance(item, str):
+        return Row(item)
+    return row_of_object(dict(item) if isinstance(item, Mapping) else item, f"prompts[{number}]")

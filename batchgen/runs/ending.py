@@ -1,0 +1,63 @@
+"""How a run ended, for whoever tells it to a person."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from batchgen.records import RowId, RunStats
+
+
+@dataclass(frozen=True, slots=True)
+class Failures:
+    """How many rows failed, of how many, and the first of them."""
+
+    number: int = 0
+    of: int = 0
+    first_id: RowId = ""
+    first_error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RanOn:
+    """What a run's rows ran on. `num_threads` are each worker's, None on an accelerator."""
+
+    model: str
+    engine: str
+    device: str
+    dtype: str
+    is_exact: bool
+    num_workers: int = 1
+    num_threads: int | None = None
+    is_on_ray: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What a run did, on what, and what it left behind.
+
+    `kept` results are in the store at `store`, where a run with `resume` goes on from them. `was_complete` says that an
+    earlier run had done everything.
+    """
+
+    stats: RunStats
+    ran_on: RanOn
+    failures: Failures = Failures()
+    store: Path | None = None
+    kept: int = 0
+    was_stopped: bool = False
+
+
+def stats_facts(stats: RunStats, on: RanOn, **more: Any) -> dict[str, Any]:
+    """Counts, times and what they were measured on, as `--stats` and the manifest have them."""
+    return asdict(stats) | {
+        "tokens_per_s": stats.tokens_per_s,
+        "padding_share": stats.padding_share,
+        **more,
+        "model": on.model,
+        "dtype": on.dtype,
+        "device": on.device,
+        "workers": on.num_workers,
+        "engine": on.engine,
+    }

@@ -1,0 +1,109 @@
+"""What a run's rows run on: a model's files, devices, dtype; then its weights and an engine, or a pool of workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from batchgen.engines import Engine, make_engine
+from batchgen.engines.pool.engine import choose_devices, make_pool, num_threads
+from batchgen.errors import UsageError
+from batchgen.machine.process import reuse_blocks
+from batchgen.model import Checkpoint, Model, open_checkpoint
+from batchgen.model.checks import check_weights
+from batchgen.model.weights import choose_dtype, load_model, name_of_dtype
+from batchgen.runs.job import Job
+from batchgen.runs.manifest import Manifest, model_facts
+from batchgen.runs.observer import Observer
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Equipment:
+    """What rows run on. With several workers, one on each of `devices`, the weights are theirs alone."""
+
+    checkpoint: Checkpoint
+    devices: tuple[torch.device, ...]
+    dtype: str
+    model: Model | None = None
+
+    @property
+    def device(self) -> str:
+        """The devices by name, each once."""
+        return ",".join(dict.fromkeys(map(str, self.devices)))
+
+    @property
+    def num_threads(self) -> int | None:
+        """Threads of this process, or of each worker; None on an accelerator."""
+        if self.devices[0].type != "cpu":
+            return None
+        if self.model is None:
+            return num_threads(len(self.devices))
+        import torch
+
+        return torch.get_num_threads()
+
+
+def load_equipment(job: Job, manifest: Manifest, observer: Observer) -> Equipment:
+    """The model. A run that was begun with another one, or other options, is refused before weights are loaded."""
+    found = _find(job, observer)
+    if job.is_noted:
+        check_weights(found.checkpoint.folder)  # before they are read for their hash
+        options = {**job.options, "--dtype": found.dtype}
+        manifest.begin(found.device, model=model_facts(found.checkpoint), options=options)
+    if found.model or len(found.devices) > 1:
+        return found
+    model = load_model(found.checkpoint, str(found.devices[0]), found.dtype)
+    return Equipment(found.checkpoint, found.devices, found.dtype, model)
+
+
+def _find(job: Job, observer: Observer) -> Equipment:
+    choice = job.model
+    if model := choice.loaded:
+        if job.engine.workers not in (None, 1):
+            raise UsageError("workers load the model themselves: give its name, not a Model")
+        return Equipment(model.checkpoint, (model.device,), model.dtype_name, model)
+    devices = choose_devices(choice.device, job.engine.workers)
+    checkpoint = open_checkpoint(choice.name, revision=choice.revision, say=observer.say)
+    return Equipment(
+        checkpoint, tuple(devices), name_of_dtype(choose_dtype(choice.dtype, devices[0], checkpoint.config))
+    )
+
+
+def make_run_engine(job: Job, equipment: Equipment, observer: Observer) -> Engine:
+    """The engine that the job asks for, on the model that is loaded, or in a process for each device."""
+    options = job.engine
+    if equipment.model:
+        return make_engine(
+            equipment.model,
+            name=options.engine,
+            num_rows=options.batch_size,
+            num_beams=job.sampling.num_beams,
+            exact=options.exact,
+            share=options.share_prefixes,
+            memory=options.memory,
+            on_step=observer.on_step,
+            should_stop=observer.should_stop,
+            say=observer.say,
+            reuse_blocks=reuse_blocks if job.owns_process else _leave_heap,
+        )
+    return make_pool(
+        equipment.checkpoint,
+        list(equipment.devices),
+        equipment.dtype,
+        name=options.engine,
+        num_rows=options.batch_size,
+        num_beams=job.sampling.num_beams,
+        exact=options.exact,
+        share=options.share_prefixes,
+        memory=options.memory,
+        on_step=observer.on_step,
+        should_stop=observer.should_stop,
+        say=observer.say,
+    )
+
+
+def _leave_heap(is_plenty: bool) -> None:
+    """A library has no business with its caller's heap."""

@@ -1,0 +1,124 @@
+"""What a run is asked to do, checked and complete."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from batchgen.formats.reading import ReadOptions, Row, Source, count_rows, read_requests, to_requests
+from batchgen.model import Model
+from batchgen.records import EngineOptions, Request, SamplingParams, TooLong
+from batchgen.runs.target import Target
+
+
+class Prompts(Protocol):
+    """Where a run's requests come from."""
+
+    @property
+    def reading(self) -> ReadOptions: ...
+
+    def requests(self, sampling: SamplingParams, on_blank: Callable[[], None]) -> Iterator[Request]:
+        """Every row, in input order; `on_blank` is told of each blank line."""
+        ...
+
+    def count(self) -> int | None:
+        """Rows to come; None where counting costs much, or they can be read only once."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FilePrompts:
+    """The first `limit` rows of files, pipes, standard input, texts."""
+
+    sources: tuple[Source, ...]
+    reading: ReadOptions = field(default_factory=ReadOptions)
+    limit: int | None = None
+
+    def requests(self, sampling: SamplingParams, on_blank: Callable[[], None] = lambda: None) -> Iterator[Request]:
+        return islice(read_requests(self.sources, sampling, self.reading, on_blank=on_blank), self.limit)
+
+    def count(self) -> int | None:
+        return count_rows(self.sources, self.limit, self.reading)
+
+
+@dataclass(frozen=True, slots=True)
+class GivenPrompts:
+    """Rows that a caller hands over."""
+
+    rows: Iterable[Row]
+    reading: ReadOptions = field(default_factory=ReadOptions)
+
+    def requests(self, sampling: SamplingParams, on_blank: Callable[[], None] = lambda: None) -> Iterator[Request]:
+        return to_requests(self.rows, sampling)
+
+    def count(self) -> int | None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """Which model, where and in what it computes. `loaded` is one that the caller has opened, on its own device."""
+
+    name: str | None = None
+    revision: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    loaded: Model | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How results are written: a format, token ids with `ids`, formulas in CSV as they are with `csv_raw`."""
+
+    form: str = "jsonl"
+    ids: bool = False
+    csv_raw: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a run is to do. Without a `target` its rows go to the caller.
+
+    `manifest` and `stats` are files to write beside it. With `owns_process` it may set how the process allocates.
+    """
+
+    prompts: Prompts
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    model: ModelChoice = field(default_factory=ModelChoice)
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    layout: Layout = field(default_factory=Layout)
+    target: Target | None = None
+    too_long: TooLong = "error"
+    parse_special: bool = False
+    strict: bool = False
+    manifest: Path | None = None
+    stats: Path | None = None
+    owns_process: bool = False
+
+    @property
+    def is_durable(self) -> bool:
+        return self.target is not None and not self.target.is_stream
+
+    @property
+    def is_noted(self) -> bool:
+        """Whether anybody will ask what the run was made of."""
+        return self.is_durable or self.manifest is not None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What rows' results depend on, by the names of the command line."""
+        reading = self.prompts.reading
+        flags = {"--" + name.replace("_", "-"): value for name, value in asdict(self.sampling).items()}
+        flags["--stop"] = list(self.sampling.stop)
+        return flags | {
+            "--field": reading.field,
+            "--id-field": reading.id_field,
+            "--template": reading.template and reading.template.source,
+            "--input-format": reading.input_format,
+            "--parse-special": self.parse_special,
+            "--too-long": self.too_long,
+            "--exact": self.engine.exact,
+        }

@@ -1,0 +1,118 @@
+"""The options of the Python functions: their types, for editors, and what a wrong name may have meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any, Literal, TypedDict
+
+from batchgen.errors import UsageError
+from batchgen.machine.limits import parse_memory
+from batchgen.records import EngineOptions, FieldError, SamplingParams, TooLong
+
+# What other libraries call it.
+ALIASES = {
+    "max_tokens": "max_new_tokens", "max_length": "max_new_tokens", "max_completion_tokens": "max_new_tokens",
+    "min_tokens": "min_new_tokens", "min_length": "min_new_tokens", "n": "num_samples", "best_of": "num_beams",
+    "num_return_sequences": "num_samples", "temp": "temperature", "stop_strings": "stop", "stop_sequences": "stop",
+    "torch_dtype": "dtype", "random_seed": "seed", "ngram_size": "no_repeat_ngram_size",
+}  # fmt: skip
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of `SamplingParams`."""
+
+    max_new_tokens: int
+    min_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    no_repeat_ngram_size: int
+    num_samples: int
+    num_beams: int
+    stop: str | Iterable[str]
+    seed: int
+
+
+class GenerateOptions(SamplingOptions, total=False):
+    """How `generate` and `stream` choose tokens, and on what they run."""
+
+    revision: str | None
+    device: str
+    dtype: str
+    engine: str
+    batch_size: int | Literal["auto"]
+    memory: str | None
+    exact: bool
+    share_prefixes: bool
+    workers: int | None
+    too_long: TooLong
+    parse_special: bool
+
+
+class FileOptions(GenerateOptions, total=False):
+    """How `run` reads files and writes one, beside that."""
+
+    field: str | None
+    id_field: str | None
+    template: str | None
+    input_format: str | None
+    limit: int | None
+    format: str | None
+    ids: bool
+    csv_raw: bool
+    retry_errors: bool
+    keep_store: bool
+    strict: bool
+    manifest: str | None
+    stats: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Keywords:
+    """Options by name, all of them known: each record takes its own."""
+
+    given: Mapping[str, Any]
+
+    def sampling(self) -> SamplingParams:
+        """Raises `ValueError` for a value that makes no sense."""
+        return SamplingParams(**self._of(SamplingParams))
+
+    def engine(self) -> EngineOptions:
+        """Raises `UsageError` for a value that makes no sense."""
+        options = self._of(EngineOptions)
+        if options.get("batch_size") == "auto":
+            options["batch_size"] = None
+        if isinstance(memory := options.get("memory"), str):
+            options["memory"] = parse_memory(memory)
+        try:
+            return EngineOptions(**options)
+        except FieldError as error:
+            raise UsageError(str(error)) from None
+
+    def of(self, *names: str) -> dict[str, Any]:
+        """Those of these names that were given."""
+        return {name: self.given[name] for name in names if name in self.given}
+
+    def _of(self, record: type) -> dict[str, Any]:
+        return self.of(*(field.name for field in fields(record)))
+
+
+def read_keywords(function: str, options: Mapping[str, Any], known: type) -> Keywords:
+    """The options of a call, as `known` (a TypedDict) has them. Raises `TypeError`, which says the near name."""
+    names = [name for base in known.__mro__ for name in getattr(base, "__annotations__", {})]
+    for name in options:
+        if name not in names:
+            raise TypeError(f"{function}() has no option {name!r}{_hint(name, names)}")
+    too_long = options.get("too_long", "error")
+    if too_long not in ("error", "truncate"):
+        raise ValueError(f"too_long {too_long!r} is neither error nor truncate")
+    return Keywords(options)
+
+
+def _hint(name: str, names: list[str]) -> str:
+    near = ALIASES.get(name) or next(iter(get_close_matches(name, names, n=1, cutoff=0.75)), None)
+    return f": did you mean {near}?" if near in names else ""

@@ -1,0 +1,222 @@
+"""A run on a Ray cluster: from files that all machines can read into a folder."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from batchgen.engines.pool.worker import ModelRecipe
+from batchgen.errors import OutputError, UsageError
+from batchgen.formats.whole import write_json
+from batchgen.model import Checkpoint, open_checkpoint
+from batchgen.model.weights import choose_dtype, name_of_dtype
+from batchgen.records import RunStats
+from batchgen.runs.ending import Ending, Failures, RanOn, stats_facts
+from batchgen.runs.job import Job
+from batchgen.runs.manifest import Manifest, model_facts
+from batchgen.runs.observer import Observer
+from batchgen.runs.ray.cluster import Cluster, Size, connect
+from batchgen.runs.ray.cut import GRAIN, CutFile, FilePart, choose_part_rows, cut_file, make_parts
+from batchgen.runs.ray.folder import MANIFEST, NAME, WRITING, OutputFolder, Piece
+from batchgen.runs.ray.inputs import InputFile, find_files
+from batchgen.runs.ray.pieces import ClusterPieces
+from batchgen.runs.ray.piecework import Outcome, Work
+
+SAY_EVERY_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class OnRay:
+    """Where a run goes on a cluster, from what, into what, and what each worker gets."""
+
+    address: str
+    inputs: tuple[str, ...]
+    output: str
+    limit: int | None = None
+    workers: int | None = None
+    cpus: float | None = None
+    gpus: float | None = None
+    part_rows: int | None = None
+    overwrite: bool = False
+    resume: bool = False
+
+
+def execute_on_ray(job: Job, on: OnRay, observer: Observer) -> Ending | None:
+    """Runs a job, and says how it ended; None where nothing was left to do."""
+    if job.model.device != "auto":
+        raise UsageError(f"--device {job.model.device} is not for --ray: --gpus-per-worker says what workers run on")
+    files = find_files(on.inputs, any_suffix=job.prompts.reading.input_format is not None)
+    folder = OutputFolder(on.output, job.layout.form)
+    _check_folder(folder, on)
+    checkpoint = open_checkpoint(job.model.name, revision=job.model.revision, say=observer.say)
+    with connect(on.address) as cluster:
+        size = cluster.choose_size(on.workers, on.cpus, on.gpus)
+        folder.make()
+        folder.clean(all_of_ours=on.overwrite)
+        run = RayRun(job, on, observer, checkpoint, cluster, size, folder)
+        run.prepare(files)
+        if not (pieces := run.find_missing()):
+            observer.say(f"{on.output} is complete, there is nothing to go on with")
+            return None
+        try:
+            run.generate(pieces)
+        except KeyboardInterrupt:
+            if not observer.should_stop():
+                raise
+        run.write_notes()
+        return run.ending()
+
+
+def _check_folder(folder: OutputFolder, on: OnRay) -> None:
+    names = folder.names()
+    ours = [name for name in names if name == MANIFEST or NAME.fullmatch(name) or name.startswith(WRITING)]
+    if names and not ours:
+        raise OutputError(f"-o {on.output} is a folder with other things in it: name a new one")
+    if ours and not (on.resume or on.overwrite):
+        raise OutputError(f"-o {on.output} holds a run: go on with --resume, or start anew with --overwrite")
+
+
+class RayRun:
+    """One run of a job on a cluster."""
+
+    def __init__(
+        self,
+        job: Job,
+        on: OnRay,
+        observer: Observer,
+        checkpoint: Checkpoint,
+        cluster: Cluster,
+        size: Size,
+        folder: OutputFolder,
+    ) -> None:
+        self.job = job
+        self.on = on
+        self.observer = observer
+        self.folder = folder
+        self.dtype = _dtype(job, size, checkpoint)
+        work = Work(
+            folder,
+            job.sampling,
+            job.prompts.reading,
+            job.too_long,
+            job.parse_special,
+            job.strict,
+            job.layout.ids,
+        )
+        self.pieces = ClusterPieces(cluster, work, checkpoint, _recipe(job, checkpoint, self.dtype), size)
+        self.manifest = Manifest(facts=folder.read_manifest(), where=f"{on.output}/{MANIFEST}")
+        self.parts: list[FilePart] = []
+        self.num_blanks = 0
+        self._has_said: set[str] = set()
+        self._last_line = time.monotonic()
+
+    def prepare(self, files: list[InputFile]) -> None:
+        """Cuts the input, and notes what the run is made of; one that was begun with something else is refused."""
+        begun = self.manifest.facts.get("options", {}).get("--part-rows")
+        every = self.on.part_rows or begun or GRAIN
+        with self.observer.waiting("reading the input"):
+            cuts = [cut_file(file, self.job.prompts.reading, every) for file in files]
+        num_rows = sum(cut.num_rows for cut in cuts)
+        part_rows = self.on.part_rows or begun or choose_part_rows(num_rows, self.pieces.size.workers)
+        self._note(cuts, part_rows)
+        self.num_blanks = sum(cut.num_blanks for cut in cuts)
+        self.parts = make_parts(cuts, part_rows, self.on.limit)
+
+    def _note(self, cuts: list[CutFile], part_rows: int) -> None:
+        layout = self.job.layout
+        options = {**self.job.options, "--dtype": self.dtype, "--format": layout.form, "--ids": layout.ids}
+        options |= {"--limit": self.on.limit, "--part-rows": part_rows}
+        files = {cut.file.name: cut.digest for cut in cuts}
+        names = {"files": list(files)}
+        self.manifest.begin(
+            self.pieces.size.device,
+            model=model_facts(self.pieces.checkpoint),
+            options=options,
+            input=files,
+            inputs=names,
+        )
+        self.folder.write_manifest(self.manifest.facts)
+
+    def find_missing(self) -> list[Piece]:
+        """What is not in the folder yet."""
+        pieces = list(self.folder.missing(self.parts))
+        missing = sum(piece.num_rows for piece in pieces)
+        all_rows = sum(part.num_rows for part in self.parts)
+        if 0 < missing < all_rows:
+            self.observer.say(f"going on with {self.on.output}: {all_rows - missing:,} of {all_rows:,} rows are there")
+        return pieces
+
+    def generate(self, pieces: list[Piece]) -> None:
+        """Runs what is missing, and completes the manifest."""
+        num_rows = sum(piece.num_rows for piece in pieces)
+        for outcome in self.pieces.run(pieces):
+            self._report(outcome, num_rows)
+        self.manifest.finish(self._stats_facts())
+        self.folder.write_manifest(self.manifest.facts)
+
+    def _report(self, outcome: Outcome, num_rows: int) -> None:
+        for line in outcome.said:
+            if line not in self._has_said:  # workers of one kind have the same to say
+                self._has_said.add(line)
+                self.observer.say(line)
+        if time.monotonic() - self._last_line >= SAY_EVERY_S:
+            self._last_line = time.monotonic()
+            stats = self.pieces.stats()
+            rate = stats.output_tokens / stats.wall_s
+            self.observer.say(f"{self.pieces.num_rows:,} of {num_rows:,} rows, {rate:,.0f} tokens/s")
+
+    def write_notes(self) -> None:
+        """The files for the manifest and the counts, also of a run that was interrupted."""
+        if self.job.manifest:
+            write_json(self.job.manifest, self.manifest.facts)
+        if self.job.stats:
+            write_json(self.job.stats, self._stats_facts())
+
+    def _stats(self) -> RunStats:
+        return replace(self.pieces.stats(), blank_lines=self.num_blanks)
+
+    @property
+    def ran_on(self) -> RanOn:
+        return RanOn(
+            model=self.pieces.checkpoint.name,
+            engine=self.pieces.engine,
+            device=self.pieces.size.device,
+            dtype=self.dtype,
+            is_exact=self.job.engine.exact and self.dtype == "float32",
+            num_workers=self.pieces.size.workers,
+            is_on_ray=True,
+        )
+
+    def _stats_facts(self) -> dict[str, Any]:
+        return stats_facts(self._stats(), self.ran_on, isolated_rows=self.pieces.num_isolated)
+
+    def ending(self) -> Ending:
+        """How the run ended."""
+        stats = self._stats()
+        failures = Failures()
+        if self.pieces.first_error:
+            _index, row_id, error = self.pieces.first_error
+            failures = Failures(stats.errors, stats.rows, row_id, error)
+        return Ending(stats, self.ran_on, failures, was_stopped=self.observer.should_stop())
+
+
+def _dtype(job: Job, size: Size, checkpoint: Checkpoint) -> str:
+    import torch
+
+    return name_of_dtype(choose_dtype(job.model.dtype, torch.device(size.device), checkpoint.config))
+
+
+def _recipe(job: Job, checkpoint: Checkpoint, dtype: str) -> ModelRecipe:
+    return ModelRecipe(
+        name=checkpoint.name,
+        folder=checkpoint.folder,
+        device="cpu",
+        dtype=dtype,
+        engine=job.engine.engine,
+        num_rows=job.engine.batch_size,
+        num_beams=job.sampling.num_beams,
+        exact=job.engine.exact,
+        share=job.engine.share_prefixes,
+        memory=job.engine.memory,
+    )

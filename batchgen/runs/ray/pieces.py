@@ -1,0 +1,63 @@
+"""The pieces of a run on a cluster, as they are finished, and what came of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+from batchgen.engines.pool.worker import Recipe
+from batchgen.model import Checkpoint
+from batchgen.records import RunStats
+from batchgen.runs.ray.cluster import Cluster, ModelFiles, Size
+from batchgen.runs.ray.folder import Piece
+from batchgen.runs.ray.piecework import Outcome, Work, add_up
+
+ISOLATED = "worker processes died each time that they ran this row alone: leave it out"
+
+
+class ClusterPieces:
+    """Runs pieces on a cluster, and counts. What ends a worker's piece for good ends the run."""
+
+    def __init__(self, cluster: Cluster, work: Work, checkpoint: Checkpoint, recipe: Recipe, size: Size) -> None:
+        self.cluster = cluster
+        self.work = work
+        self.checkpoint = checkpoint
+        self.recipe = recipe
+        self.size = size
+        self.engine = "engine"
+        self.num_pieces = self.num_rows = self.num_isolated = 0
+        self.first_error: tuple[int, str, str] | None = None  # index, id, error
+        self._counts: dict[str, RunStats] = {}  # by worker; of one that died, as of its last piece
+        self._started = time.perf_counter()
+
+    def run(self, pieces: list[Piece]) -> Iterator[Outcome]:
+        """Every piece, as it is finished; its file is then in the folder."""
+        model: ModelFiles = self.cluster.ship(self.checkpoint)
+        for outcome in self.cluster.run(pieces, self.work, model, self.recipe, self.size):
+            if outcome.failure:
+                raise outcome.failure
+            yield self._count(self._isolate(outcome.piece) if outcome.stats is None else outcome)
+
+    def _isolate(self, piece: Piece) -> Outcome:
+        """The record of a row that workers die of."""
+        pipeline = self.work.fail(piece, self.checkpoint, ISOLATED)
+        self.num_isolated += 1
+        first = pipeline.first_error
+        assert first
+        found = (first.index, str(first.id), first.error or "")
+        return Outcome(piece, f"isolated {self.num_isolated}", replace(pipeline.stats(), peak_bytes=0), "", found)
+
+    def _count(self, outcome: Outcome) -> Outcome:
+        assert outcome.stats
+        self._counts[outcome.worker] = outcome.stats
+        self.engine = outcome.engine or self.engine
+        self.num_pieces += 1
+        self.num_rows += outcome.piece.num_rows
+        if outcome.first_error and (self.first_error is None or outcome.first_error < self.first_error):
+            self.first_error = outcome.first_error
+        return outcome
+
+    def stats(self) -> RunStats:
+        """What was done so far."""
+        return add_up(self._counts.values(), self.size.workers, time.perf_counter() - self._started)
