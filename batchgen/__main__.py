@@ -9,9 +9,9 @@ def main() -> None:
     from batchgen.machine.process import settle
 
     settle()
-    from batchgen.cli import app
+    from batchgen.cli import OWN_PROCESS, app
 
-    app(prog_name="batchgen")
+    app(prog_name="batchgen", obj=OWN_PROCESS)
 
 
 if __name__ == "__main__":

@@ -13,19 +13,13 @@ import typer
 from typer.core import TyperGroup
 
 from batchgen import __version__
-from batchgen.cli.bench import bench
-from batchgen.cli.doctor import doctor
-from batchgen.cli.inspect import inspect
-from batchgen.cli.plan import plan
-from batchgen.cli.run import run
-from batchgen.cli.settings import ENVIRONMENT, apply_settings, explain_setting
+from batchgen.cli.lazy import SUMMARIES, LazyCommand, spare_markdown
+from batchgen.cli.settings import apply_settings, explain_setting
 from batchgen.cli.signals import Interrupts
-from batchgen.cli.verify import verify
 from batchgen.errors import BatchgenError, UsageError
-from batchgen.model.quiet import no_logs
-from batchgen.render.screen import Screen
 
 BROKEN_PIPE = 141
+OWN_PROCESS = "own process"  # the context's object in a process that runs one command and ends
 REFUSED: Any = typer.BadParameter.__mro__[1]  # the base of all that typer refuses, which it does not name
 
 
@@ -33,16 +27,22 @@ class Commands(TyperGroup):
     """Every command runs in here: signals, and the one place where an error becomes a line and an exit code."""
 
     def __init__(self, **attributes: Any) -> None:
-        super().__init__(**attributes)
-        for command in self.commands.values():
-            for parameter in command.params:
-                vars(parameter)["show_envvar"] = False  # each has one, of the same form: the help says so once
+        super().__init__(**{**attributes, "commands": {name: LazyCommand(name) for name in SUMMARIES}})
 
     def make_context(self, *args: Any, **options: Any) -> Any:
         with _usage_in_one_line():
             return super().make_context(*args, **options)
 
+    def format_help(self, *args: Any) -> None:
+        spare_markdown()
+        super().format_help(*args)
+
     def invoke(self, ctx: Any) -> Any:
+        from batchgen.model.private import spare_imports  # here, because help needs nothing of these
+        from batchgen.model.quiet import no_logs
+
+        if ctx.obj == OWN_PROCESS:
+            spare_imports()
         _use_utf8()
         with _usage_in_one_line(), no_logs(), Interrupts() as interrupts:
             ctx.obj = interrupts
@@ -53,13 +53,13 @@ class Commands(TyperGroup):
             except typer.BadParameter as error:
                 if (line := explain_setting(error)) is None:
                     raise
-                Screen().error(line)
+                _say_error(line)
                 raise typer.Exit(UsageError.exit_code) from None
             except BatchgenError as error:
-                Screen().error(str(error))
+                _say_error(str(error))
                 raise typer.Exit(error.exit_code) from None
             except MemoryError:
-                Screen().error("out of memory: give this process more, or free some")
+                _say_error("out of memory: give this process more, or free some")
                 raise typer.Exit(BatchgenError.exit_code) from None
             except KeyboardInterrupt:
                 raise typer.Exit(interrupts.exit_code) from None
@@ -68,7 +68,7 @@ class Commands(TyperGroup):
                 raise typer.Exit(BROKEN_PIPE) from None
             except OSError as error:
                 _forget_stdout()
-                Screen().error(_describe(error))
+                _say_error(_describe(error))
                 raise typer.Exit(BatchgenError.exit_code) from None
 
 
@@ -92,8 +92,14 @@ def _usage_in_one_line() -> Iterator[None]:
         if type(error).__name__ == "NoArgsIsHelpError":
             raise
         reason = error.format_message().replace("Value error, ", "").rstrip(".")
-        Screen().error(f"{reason}; see {error.ctx.command_path if error.ctx else 'batchgen'} --help")
+        _say_error(f"{reason}; see {error.ctx.command_path if error.ctx else 'batchgen'} --help")
         raise typer.Exit(UsageError.exit_code) from None
+
+
+def _say_error(line: str) -> None:
+    from batchgen.render.screen import Screen
+
+    Screen().error(line)
 
 
 def _use_utf8() -> None:
@@ -121,8 +127,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, inspect, plan, verify, bench, doctor):
-    app.command(context_settings={"auto_envvar_prefix": ENVIRONMENT})(command)
 
 
 def _print_version(wanted: bool) -> None:

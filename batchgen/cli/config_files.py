@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +82,8 @@ def _parse(file: Path) -> dict[str, Any]:
         raise UsageError(f"{file} cannot be read: {error.strerror}") from None
     if len(content) > LARGEST:
         raise UsageError(f"{file} is larger than {LARGEST:,} bytes")
+    import tomllib  # here, because most runs have no such file
+
     try:
         return tomllib.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:

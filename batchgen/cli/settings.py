@@ -9,7 +9,6 @@ import typer
 
 from batchgen.cli.config_files import Setting, config_files, read_settings
 from batchgen.errors import UsageError
-from batchgen.render.screen import Screen
 
 ENVIRONMENT = "BATCHGEN"  # BATCHGEN_MAX_NEW_TOKENS is --max-new-tokens, of every command that has it
 SETTINGS = "batchgen.settings"  # where a context keeps what is in force, by command and option
@@ -20,11 +19,13 @@ def apply_settings(context: Any, commands: Mapping[str, Any]) -> None:
 
     Raises `UsageError`, which names file and key, for a key that no command has, or a value of another kind.
     """
-    options = {name: _options(command) for name, command in commands.items()}
+    settings = read_settings(config_files(), set(commands))
+    # Reading its options imports a command.
+    options = {name: _options(command) for name, command in commands.items()} if settings else {}
     in_force: dict[str, dict[str, Setting]] = {name: {} for name in commands}
     defaults: dict[str, dict[str, Any]] = {name: {} for name in commands}
     # In the order of the files; in each, a command's own table comes behind what is for all.
-    for setting in read_settings(config_files(), set(commands)):
+    for setting in settings:
         found = [name for name in commands if setting.command in (None, name) and setting.key in options[name]]
         if not found:
             raise UsageError(f"{setting.place}: there is no such option{_of(setting.command)}")
@@ -80,6 +81,8 @@ def tell_settings(context: typer.Context, quiet: bool) -> bool:
 
     `--quiet` is the last of a command's options, so all others are known.
     """
+    from batchgen.render.screen import Screen
+
     in_force = _settings(context)
     files = list(dict.fromkeys(setting.file for setting in in_force.values()))
     for file in [] if quiet and "quiet" not in in_force else files:

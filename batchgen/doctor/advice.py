@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from batchgen.doctor.facts import Diagnosis, Installation, Machine, Processor
+from batchgen.model.private import TRIED
 
 # A rate between these, in units of float32's, is no reason to choose either.
 SLOWER, FASTER = 0.9, 1.2
@@ -38,6 +39,12 @@ def _on_versions(installation: Installation) -> Iterator[str]:
             yield f"{version.name} is not installed: pip install '{wanted}'"
         elif version.is_old:
             yield f"{version.name} {version.installed} is older than batchgen needs: pip install '{wanted}'"
+    if installation.gone_names and not installation.torch_problem:
+        names = ", ".join(installation.gone_names)
+        yield (
+            f"internals that batchgen uses are gone from the installed libraries ({names}): "
+            f"some features are slower or fail; use {TRIED}"
+        )
 
 
 def _on_torch(installation: Installation, machine: Machine) -> Iterator[str]:

@@ -35,6 +35,7 @@ class Installation:
     torch_problem: str | None
     torch_build: str | None
     has_nvidia: bool
+    gone_names: tuple[str, ...] = ()  # private names of libraries that batchgen uses, and which are no longer there
 
 
 @dataclass(frozen=True, slots=True)

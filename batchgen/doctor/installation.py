@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from batchgen.doctor.facts import Installation, ModelAtHand, Models, Version, or_else
 from batchgen.model.find import BUNDLED, BUNDLED_FOLDER, DEFAULT_REPOSITORIES, find_in_cache
+from batchgen.model.private import missing_names
 from batchgen.model.quiet import first_line
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def examine_installation(root: Path) -> Installation:
         torch_problem=_import_torch(),
         torch_build=_torch_build(),
         has_nvidia=(root / "proc/driver/nvidia/version").exists(),
+        gone_names=_gone_names(),
     )
 
 
@@ -98,6 +100,11 @@ def _torch_build() -> str | None:
     if torch.version.cuda:
         return f"CUDA {torch.version.cuda}"
     return f"ROCm {torch.version.hip}" if torch.version.hip else None
+
+
+@or_else(())
+def _gone_names() -> tuple[str, ...]:
+    return tuple(missing_names())
 
 
 @or_else(None)

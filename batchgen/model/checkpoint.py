@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from batchgen.errors import ModelError
 from batchgen.model.checks import check_config, check_files
 from batchgen.model.find import has_tokenizer
+from batchgen.model.private import supports_sdpa
 from batchgen.model.quiet import one_line, quiet
 
 if TYPE_CHECKING:
@@ -120,4 +121,4 @@ def attention_kernel(config: PretrainedConfig) -> str:
     """Scaled dot product attention where the architecture has it."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    return "sdpa" if MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa else "eager"
+    return "sdpa" if supports_sdpa(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]) else "eager"

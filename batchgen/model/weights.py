@@ -12,6 +12,7 @@ from batchgen.machine.limits import memory_bounds
 from batchgen.model.checkpoint import Checkpoint, attention_kernel
 from batchgen.model.checks import check_weights
 from batchgen.model.padding import positions
+from batchgen.model.private import set_attention
 from batchgen.model.quiet import one_line, quiet
 from batchgen.planning.memory import size_text
 from batchgen.records import Sequence
@@ -85,7 +86,8 @@ def load_model(checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto"
     with quiet(), one_line(checkpoint.name, folder):
         check_room(checkpoint, on, name_of_dtype(as_dtype))
         # Named in both places: a config may ask for a kernel from the Hub, which is code.
-        attention = checkpoint.config._attn_implementation = attention_kernel(checkpoint.config)
+        attention = attention_kernel(checkpoint.config)
+        set_attention(checkpoint.config, attention)
         network, loading = AutoModelForCausalLM.from_pretrained(
             folder,
             config=checkpoint.config,

@@ -101,6 +101,10 @@ def test_a_broken_torch_is_named() -> None:
     assert "ImportError: no libtorch" in only_advice(installed(torch_problem="ImportError: no libtorch"))
 
 
+def test_internals_that_are_gone_are_named() -> None:
+    assert "gone from the installed libraries (torch: _op)" in only_advice(installed(gone_names=("torch: _op",)))
+
+
 def test_torch_for_cuda_without_a_gpu() -> None:
     assert "torch is built for CUDA 13.0 but finds no GPU" in only_advice(installed(torch_build="CUDA 13.0"))
 

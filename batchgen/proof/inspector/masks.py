@@ -9,6 +9,8 @@ from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from batchgen.model.private import set_attention
+
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
@@ -82,7 +84,7 @@ def added_mask(config: PretrainedConfig, attention_mask: torch.Tensor) -> torch.
     from transformers.masking_utils import create_causal_mask
 
     eager = copy(config)
-    eager._attn_implementation = "eager"
+    set_attention(eager, "eager")
     nothing = torch.empty(*attention_mask.shape, 0)  # only its shape and dtype count
     mask: torch.Tensor = create_causal_mask(
         config=eager, inputs_embeds=nothing, attention_mask=attention_mask, past_key_values=None

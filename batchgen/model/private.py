@@ -1,0 +1,231 @@
+"""Every private name of torch and transformers that batchgen touches, one function each; nothing else may touch one.
+
+`TRIED` says with which versions. Where a name is gone there is a fallback, or an error that
+names it; `missing_names` tells `doctor` and the tests.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from batchgen.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig
+
+
+TRIED = "torch 2.11 to 2.13 and transformers 5.17 to 5.23"
+
+
+def supports_sdpa(network_class: type) -> bool:
+    """Whether an architecture runs with scaled dot product attention; a gone name means eager attention."""
+    return bool(getattr(network_class, "_supports_sdpa", False))
+
+
+def supports_attention_backend(network_class: type) -> bool:
+    """Whether an architecture takes an attention function by name; a gone name means the engine `reference`."""
+    return bool(getattr(network_class, "_supports_attention_backend", False))
+
+
+def attention_of(config: PretrainedConfig) -> str | None:
+    """The name of the attention function that a network of this config calls."""
+    return getattr(config, "_attn_implementation", None)
+
+
+def set_attention(config: PretrainedConfig, name: str | None) -> None:
+    """Makes networks of this config call the attention function of that name."""
+    if not hasattr(type(config), "_attn_implementation"):
+        raise _gone("transformers' _attn_implementation")
+    config._attn_implementation = name
+
+
+def pack_weight(weight: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """`[O, I]` in oneDNN's blocks for products with about so many rows; `.to_dense()` gives it back, bit for bit."""
+    import torch
+
+    packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, num_rows)
+    return packed
+
+
+def packed_linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str = "none", form: str = ""
+) -> torch.Tensor:
+    """`[…, I]` times a packed weight, plus a bias `[O]`, through an activation ("gelu" in the form "tanh")."""
+    import torch
+
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], form)  # type: ignore[no-any-return]
+
+
+def storage_key(storage: torch.UntypedStorage) -> int:
+    """Tells a storage from all others that exist."""
+    return int(storage._cdata)
+
+
+def dispatch_mode() -> type[Any]:
+    """The base class of what sees every torch operation, below autograd."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    return TorchDispatchMode
+
+
+def tensors_in(tree: object) -> list[torch.Tensor]:
+    """The tensors in nested lists, tuples and dictionaries."""
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def reads_number(operation: object) -> bool:
+    """Whether an operation hands a number of a tensor to Python, as `.item()` does."""
+    import torch
+
+    return operation is torch.ops.aten._local_scalar_dense.default
+
+
+def missing_names() -> list[str]:
+    """The names above that the installed torch and transformers no longer have."""
+    return [name for name, find in _NAMES.items() if not _is_there(find)]
+
+
+def _network_class() -> Any:
+    from transformers import GPT2LMHeadModel
+
+    return GPT2LMHeadModel
+
+
+def _config_class() -> Any:
+    from transformers import GPT2Config
+
+    return GPT2Config
+
+
+def _storage() -> Any:
+    import torch
+
+    return torch.empty(0).untyped_storage()
+
+
+def _operations(namespace: str) -> Any:
+    import torch
+
+    return getattr(torch.ops, namespace)
+
+
+_NAMES: dict[str, Callable[[], object]] = {
+    "transformers: _supports_sdpa": lambda: _network_class()._supports_sdpa,
+    "transformers: _supports_attention_backend": lambda: _network_class()._supports_attention_backend,
+    "transformers: _attn_implementation": lambda: _config_class()._attn_implementation,
+    "torch: mkldnn._reorder_linear_weight": lambda: _operations("mkldnn")._reorder_linear_weight,
+    "torch: mkldnn._linear_pointwise": lambda: _operations("mkldnn")._linear_pointwise,
+    "torch: UntypedStorage._cdata": lambda: _storage()._cdata,
+    "torch: utils._python_dispatch": dispatch_mode,
+    "torch: utils._pytree": lambda: tensors_in([]),
+    "torch: aten._local_scalar_dense": lambda: reads_number(None),
+}
+
+
+def _is_there(find: Callable[[], object]) -> bool:
+    try:
+        find()
+    except (AttributeError, ImportError):
+        return False
+    return True
+
+
+def _gone(name: str) -> ModelError:
+    return ModelError(f"{name} is gone from the installed version: install one that was tried ({TRIED})")
+
+
+# What transformers imports only for compiling and for many machines, and which costs a fifth of a short run's time.
+DYNAMO = "torch._dynamo"
+DYNAMO_LEAF = "torch._dynamo._trace_wrapped_higher_order_op"  # transformers.masking_utils takes a class from it
+MARKS = ("allow_in_graph", "assume_constant_result", "disable")  # decorators
+LEAF_CLASS = "TransformGetItemToIndex"
+
+
+def spare_imports() -> None:
+    """Lets transformers be imported without torch's compiler and without `torch.distributed.tensor`.
+
+    Only for a process of batchgen's own, which neither compiles nor spreads a network over machines: torch then says
+    that it has no distributed part, and the compiler's marks do nothing. Whoever imports `torch._dynamo` gets it, and
+    everything is as it was. Does nothing if transformers is already imported.
+    """
+    if "transformers" not in sys.modules and not any(isinstance(finder, _Spare) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Spare())
+
+
+class _Spare:
+    """Sees imports before they happen, and finds nothing itself."""
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], object]] = []
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> None:
+        if name == "transformers" and not self._undo and DYNAMO not in sys.modules:
+            self._undo = list(_stand_in())
+        elif name == DYNAMO:
+            sys.meta_path.remove(self)
+            for undo in self._undo:
+                undo()
+
+
+def _stand_in() -> Iterator[Callable[[], object]]:
+    """Puts the stand-ins in their places; yields what takes each away."""
+    import torch
+
+    real = {name: getattr(torch.compiler, name) for name in MARKS}
+    vars(torch.compiler).update(dict.fromkeys(MARKS, _mark_nothing))
+    yield lambda: vars(torch.compiler).update(real)
+    vars(torch)["_dynamo"] = _LateDynamo(DYNAMO)
+    yield lambda: vars(torch).pop("_dynamo", None)
+    leaf = ModuleType(DYNAMO_LEAF)
+    vars(leaf)[LEAF_CLASS] = _LateClass
+    sys.modules[DYNAMO_LEAF] = leaf
+    yield lambda: sys.modules.pop(DYNAMO_LEAF, None)
+    is_available = torch.distributed.is_available
+    torch.distributed.is_available = lambda: False
+    yield lambda: setattr(torch.distributed, "is_available", is_available)
+    init = vars(torch.nn.init)
+    fills = {name: fill for name, fill in init.items() if name.endswith("_") and not name.startswith("_")}
+    init.update({name: _fill_numbers(fill) for name, fill in fills.items()})
+    yield lambda: init.update(fills)
+
+
+def _fill_numbers(fill: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of `torch.nn.init` that leaves tensors without numbers alone.
+
+    Networks are made with them before the weights come, and torch would ask its compiler about them.
+    """
+
+    @wraps(fill)
+    def unless_meta(tensor: torch.Tensor, *args: Any, **options: Any) -> Any:
+        return tensor if tensor.is_meta else fill(tensor, *args, **options)
+
+    return unless_meta
+
+
+def _mark_nothing(function: Any = None, *_: object, **__: object) -> Any:
+    """What a mark for the compiler does where nothing is compiled: as `@mark` and as `@mark(…)`."""
+    return function if callable(function) else _mark_nothing
+
+
+class _LateDynamo(ModuleType):
+    """Has the marks that transformers puts on its functions; whatever else is asked of it comes from the real one."""
+
+    def __getattr__(self, name: str) -> Any:
+        return _mark_nothing if name in MARKS else getattr(import_module(DYNAMO), name)
+
+
+class _LateClass:
+    """Makes an object of the class that it stands for, which is imported now."""
+
+    def __new__(cls, *args: Any, **options: Any) -> Any:
+        import_module(DYNAMO)  # takes this stand-in away
+        return getattr(import_module(DYNAMO_LEAF), LEAF_CLASS)(*args, **options)

@@ -1,0 +1,40 @@
+"""What a command imports: time that every user waits for, at every call."""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+
+import pytest
+import typer
+
+from batchgen.cli import app
+from batchgen.cli.lazy import SUMMARIES
+from tests.support.processes import modules_of
+
+COMPILER = {"torch._dynamo", "torch._inductor", "sympy"}
+DISTRIBUTED = {"torch.distributed.tensor", "torch.distributed.fsdp"}
+
+
+def test_help_imports_no_command_and_no_markdown() -> None:
+    modules = modules_of("--help")
+    assert not modules & {"torch", "transformers", "rich.markdown", "markdown_it", "batchgen.model", "tomllib"}
+    assert not modules & {f"batchgen.cli.{name}" for name in SUMMARIES}
+
+
+def test_run_imports_neither_torchs_compiler_nor_its_distributed_tensors() -> None:
+    modules = modules_of("run", "--model", "bundled", "-p", "My dog is", "--max-new-tokens", 2)
+    assert "transformers.models.gpt2.modeling_gpt2" in modules
+    assert not modules & (COMPILER | DISTRIBUTED)
+
+
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_a_commands_summary_is_the_first_line_of_its_help(name: str) -> None:
+    function = getattr(import_module(f"batchgen.cli.{name}"), name)
+    assert str(inspect.getdoc(function)).splitlines()[0] == SUMMARIES[name]
+
+
+def test_every_command_knows_its_options_before_it_runs() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert set(commands) == set(SUMMARIES)
+    assert all(command.params for command in commands.values())
