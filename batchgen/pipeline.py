@@ -17,6 +17,7 @@ from batchgen.model import Checkpoint
 from batchgen.model.padding import decode_output, encode
 from batchgen.planning.batches import windows
 from batchgen.records import Request, Result, RunStats, Sequence, TooLong
+from batchgen.text import name_row
 
 # Where a truncated row says so: beside the row's own columns, under a name that no column will have.
 TRUNCATED = "batchgen_truncated_tokens"
@@ -95,7 +96,7 @@ class Pipeline:
         done: Container[tuple[int, int]] = (),
     ) -> Iterator[list[Sequence]]:
         first = self.engine.backoff.limits.first_window
-        weigh = attrgetter("num_characters")
+        weigh = attrgetter("weight")
         for window in windows(requests, first=first, is_busy=lambda: self.engine.is_busy, weigh=weigh):
             sequences = encode(
                 window,
@@ -134,7 +135,8 @@ class Pipeline:
     def _check(self, finished: Sequence) -> None:
         """Ends a strict run at its first row that failed."""
         if self.strict and finished.error:
-            raise InputError(f"row {finished.request.id} failed, and --strict stops there: {finished.error}")
+            row = name_row(finished.request.id)
+            raise InputError(f"{row} failed, and --strict stops there: {finished.error}")
 
     def _count(self, result: Result) -> Result:
         self._rows += 1
@@ -184,4 +186,5 @@ def to_result(sequence: Sequence, checkpoint: Checkpoint) -> Result:
         output_ids=tuple(sequence.output_ids),
         batch_index=sequence.batch_index,
         padded_length=sequence.padded_length,
+        source=request.source,
     )

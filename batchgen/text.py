@@ -26,6 +26,20 @@ def visible(piece: str) -> str:
     return escape(piece.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·"))
 
 
+def with_id(row_id: object) -> str:
+    """A row's id in a sentence, where it has one.
+
+    >>> f"the first{with_id(7)}: too long", f"the first{with_id(None)}: too long"
+    ('the first with id 7: too long', 'the first: too long')
+    """
+    return "" if row_id is None else f" with id {row_id}"
+
+
+def name_row(row_id: object) -> str:
+    """A row in a sentence: `row 7`, or `a row` where it has no id."""
+    return "a row" if row_id is None else f"row {row_id}"
+
+
 def short_number(number: float) -> str:
     """Two figures, the exponent as a person writes it.
 

@@ -27,6 +27,7 @@ from batchgen.render.screen import OutputConsole, Screen, plural, print_line
 from batchgen.render.sides import print_sides
 from batchgen.render.svg import to_svg
 from batchgen.runs.target import check_file
+from batchgen.text import name_row
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -130,7 +131,7 @@ def inspect(
         page = _page(loaded, inspection) if draw.html and loaded else None
     _show(seen, draw, page)
     for failed in inspection.failed:
-        screen.error(f"row {failed.request.id} is not in the batch: {failed.error}")
+        screen.error(f"{name_row(failed.request.id)} is not in the batch: {failed.error}")
     raise typer.Exit(SOME_ROWS_FAILED if inspection.failed else 0)
 
 

@@ -18,6 +18,7 @@ from batchgen.proof.verify import Oracle, greedily, spread, verify_rows
 from batchgen.records import EngineOptions, SamplingParams
 from batchgen.render.screen import OutputConsole, Screen, plural
 from batchgen.render.verify import print_report
+from batchgen.text import with_id
 
 BUG_FOUND = 4
 
@@ -76,6 +77,6 @@ def verify(
     if failed:
         first = failed[0]
         screen.error(
-            f"{plural(len(failed), 'row')} could not be run, the first with id {first.request.id}: {first.error}"
+            f"{plural(len(failed), 'row')} could not be run, the first{with_id(first.request.id)}: {first.error}"
         )
     raise typer.Exit(BUG_FOUND if report.has_bug else 0)

@@ -14,6 +14,7 @@ from batchgen.render.progress import ProgressReport
 from batchgen.render.screen import Screen, plural, summary
 from batchgen.runs.ending import Ending, RanOn
 from batchgen.runs.observer import Observer
+from batchgen.text import with_id
 
 SOME_ROWS_FAILED = 3
 
@@ -74,7 +75,7 @@ def sum_up(ending: Ending | None, screen: Screen, interrupts: Interrupts) -> int
     failures = ending.failures
     if failures.number:
         screen.error(
-            f"{failures.number} of {failures.of} rows failed, the first with id {failures.first_id}: "
+            f"{failures.number} of {failures.of} rows failed, the first{with_id(failures.first_id)}: "
             f"{failures.first_error}"
         )
         return SOME_ROWS_FAILED

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, count
 from typing import Any
 
-from batchgen.formats.fields import ID_FIELDS, PLAIN_FIELDS, to_json
+from batchgen.formats.fields import SOURCE, names_of_fields, to_json
 from batchgen.records import Result
 
 REST = "metadata"
@@ -27,13 +27,19 @@ class Columns:
 
     @property
     def names(self) -> list[str]:
-        """What the columns are called: as in the input, and `metadata.` before what is a field's name too."""
-        taken = [*self.own, REST]
+        """What the columns are called: as in the input, and `metadata.` before what is a field's name too.
+
+        An input's own `source` keeps its name; the field is `batchgen.source` then.
+        """
+        own = list(self.own)
+        if SOURCE in self.keys:
+            own[own.index(SOURCE)] = next(name for name in _prefixed(f"batchgen.{SOURCE}") if name not in self.keys)
+        taken = [*own, REST]
         for key in self.keys:
             while key in taken:
                 key = f"{REST}.{key}"
             taken.append(key)
-        return [*self.own, *taken[len(self.own) + 1 :], REST]
+        return [*own, *taken[len(own) + 1 :], REST]
 
     def values(self, result: Result, fits: Callable[[str, Any], bool] = lambda key, value: True) -> list[Any]:
         """A row of the table. What has no column, or does not fit in it, is in the last one."""
@@ -41,6 +47,11 @@ class Columns:
         rest = {key: value for key, value in result.metadata.items() if key not in placed}
         own = [getattr(result, name) for name in self.own]
         return [*own, *(placed.get(key) for key in self.keys), to_json(rest) if rest else None]
+
+
+def _prefixed(name: str) -> Iterator[str]:
+    """A name, and others that may be free where it is not."""
+    return (f"{'batchgen.' * number}{name}" for number in count())
 
 
 def choose_columns(results: Iterable[Result], *, ids: bool) -> tuple[Columns, Iterator[Result]]:
@@ -51,7 +62,7 @@ def choose_columns(results: Iterable[Result], *, ids: bool) -> tuple[Columns, It
         held.append(result)
         if result.error is None or len(held) == MOST_HELD:
             break
-    own = tuple(name for name in (PLAIN_FIELDS + ID_FIELDS if ids else PLAIN_FIELDS) if name != REST)
+    own = tuple(name for name in names_of_fields(ids=ids) if name != REST)
     return Columns(own, tuple(held[-1].metadata) if held else ()), chain(held, results)
 
 

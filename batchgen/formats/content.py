@@ -6,10 +6,10 @@ import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import ClassVar
 
 from batchgen.errors import InputError
 from batchgen.formats.compression import damage
-from batchgen.formats.rows import Row
 from batchgen.records import LONGEST_ROW
 
 UTF8_BOM = b"\xef\xbb\xbf"
@@ -27,6 +27,7 @@ class Content:
     on_blank: Callable[[], None] = lambda: None
     first_line: int = 1
     lines: Iterator[Line] = field(init=False)
+    TOO_LONG: ClassVar[str] = f"the line is longer than {LONGEST_ROW // 2**20} MiB"
 
     def __post_init__(self) -> None:
         self.lines = read_lines(self.stream, self.name, self.first_line)
@@ -57,15 +58,6 @@ class Content:
     def at(self, number: int) -> str:
         """A line's place, for a person."""
         return f"{self.name}:{number}"
-
-    def too_long(self, number: int) -> Row:
-        where = self.at(number)
-        return Row(error=f"{where}: the line is longer than {LONGEST_ROW // 2**20} MiB", where=where)
-
-    def not_utf8(self, number: int, line: bytes, error: UnicodeDecodeError) -> Row:
-        where = self.at(number)
-        problem = f"{where}: not UTF-8 at byte {error.start} of the line"
-        return Row(line.decode("utf-8", "replace"), error=problem, where=where)
 
 
 def read_lines(stream: io.BufferedReader, name: str, first_line: int = 1) -> Iterator[Line]:

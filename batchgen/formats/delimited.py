@@ -19,7 +19,7 @@ from batchgen.errors import InputError
 from batchgen.formats.columns import cell_text, choose_columns
 from batchgen.formats.content import Content, Line
 from batchgen.formats.fields import WriteOptions, to_bytes
-from batchgen.formats.rows import ReadOptions, Row, check_columns, row_of_cells
+from batchgen.formats.rows import ReadOptions, Row, check_columns, row_of_cells, weigh_cells
 from batchgen.records import LONGEST_ROW, Result
 
 MOST_LINES = 100_000  # of one record
@@ -105,13 +105,13 @@ def _header(record: Record, content: Content, options: ReadOptions) -> list[str]
     return record.cells
 
 
-def _row(record: Record, header: list[str], where: str, options: ReadOptions) -> Row:
-    problem = record.problem
-    if not problem and len(record.cells) != len(header):
+def _row(record: Record, header: list[str], source: str, options: ReadOptions) -> Row:
+    """Of a record with other cells than the header has nobody knows which one is the id."""
+    if len(record.cells) != len(header):
         problem = f"{len(record.cells)} cells where the header has {len(header)} columns"
-    if problem:
-        return Row(error=f"{where}: {problem}", where=where)
-    return row_of_cells(dict(zip(header, record.cells, strict=True)), where, options)
+        return Row(error=record.problem or problem, source=source)
+    columns = dict(zip(header, record.cells, strict=True))
+    return row_of_cells(columns, source, options, problem=record.problem, num_bytes=weigh_cells(record.cells))
 
 
 class _Lines:

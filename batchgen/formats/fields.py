@@ -12,13 +12,15 @@ from batchgen.records import Result
 
 # DEL, C1 and bidirectional controls and line separators: JSON may leave them raw, a terminal must not see them, and
 # some readers split lines on them. An escape is the same string to every JSON parser.
-UNSAFE_IN_JSON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
+UNSAFE_IN_JSON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+SURROGATES = re.compile("[\ud800-\udfff]")
 
 PLAIN_FIELDS = (
     "id", "index", "sample_index", "prompt", "text", "finish_reason",
     "num_prompt_tokens", "num_output_tokens", "error", "metadata", "model",
 )  # fmt: skip
 ID_FIELDS = ("input_ids", "output_ids", "batch_index", "padded_length")
+SOURCE = "source"
 
 
 Rows = Literal["all", "answered", "failed"]
@@ -44,15 +46,32 @@ class WriteOptions:
 
 def to_dict(result: Result, *, ids: bool = False) -> dict[str, Any]:
     """The result's fields in the order they are written; token ids and the batch only with `ids`."""
-    return {name: getattr(result, name) for name in (PLAIN_FIELDS + ID_FIELDS if ids else PLAIN_FIELDS)}
+    return {name: getattr(result, name) for name in names_of_fields(ids=ids)}
+
+
+def names_of_fields(*, ids: bool) -> tuple[str, ...]:
+    """The fields in the order they are written; the source last."""
+    return (*PLAIN_FIELDS, *(ID_FIELDS if ids else ()), SOURCE)
 
 
 def to_json(value: object) -> str:
-    """One line of JSON that is safe to print: characters that move a cursor or a line are escaped, losslessly."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    """One line of JSON that is safe to print: characters that move a cursor or a line are escaped, losslessly.
+
+    Half a character, which strict readers refuse in any form, is U+FFFD.
+    """
+    text = whole_characters(json.dumps(value, ensure_ascii=False, allow_nan=False))
     return UNSAFE_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
+def whole_characters(text: str) -> str:
+    """The text with U+FFFD for each half of a character that stands alone, since no encoding has it.
+
+    >>> whole_characters("a smile \\ud83e") == "a smile \\ufffd"
+    True
+    """
+    return SURROGATES.sub("\ufffd", text)
+
+
 def to_bytes(text: str) -> bytes:
-    r"""UTF-8; half a character, which that has no bytes for, as \ud800."""
-    return text.encode("utf-8", "backslashreplace")
+    """UTF-8; half a character, which has no bytes in it, as U+FFFD."""
+    return whole_characters(text).encode("utf-8")

@@ -3,35 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 from batchgen.formats.content import Content
 from batchgen.formats.fields import WriteOptions, to_bytes, to_dict, to_json
-from batchgen.formats.rows import ReadOptions, Row, parse_json, row_of_object
+from batchgen.formats.json_values import parse_json, read_members, weigh_json
+from batchgen.formats.rows import ReadOptions, Row, row_of_columns, row_of_object
 from batchgen.records import Result
+
+
+@dataclass(frozen=True, slots=True)
+class JsonLine:
+    """A line's place and its JSON value; or what is wrong with it, and the members that could be read before that."""
+
+    source: str
+    value: Any
+    num_bytes: int
+    problem: str | None = None
 
 
 def read_jsonl(content: Content, options: ReadOptions) -> Iterator[Row]:
     """The prompt in `--field`, else `prompt` or `text`; `id` is kept; `sampling` holds the row's own options; the rest
     is metadata.
     """
-    for where, value in read_values(content):
-        yield value if isinstance(value, Row) else row_of_object(value, where, options)
+    for line in read_values(content):
+        if line.problem:
+            yield row_of_columns(line.value, line.source, options, problem=line.problem, num_bytes=line.num_bytes)
+        else:
+            yield row_of_object(line.value, line.source, options, line.num_bytes)
 
 
-def read_values(content: Content) -> Iterator[tuple[str, object]]:
-    """Each line's place and its JSON value, or the bad `Row` that it is."""
+def read_values(content: Content) -> Iterator[JsonLine]:
+    """Each line that is not blank."""
     for number, line in content.rows():
-        where = content.at(number)
-        if line is None:
-            yield where, content.too_long(number)
-            continue
-        try:
-            yield where, parse_json(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            yield where, content.not_utf8(number, line, error)
-        except ValueError as problem:
-            yield where, Row(error=f"{where}: not valid JSON: {problem}", where=where)
+        yield _read_value(line, content.at(number))
+
+
+def _read_value(line: bytes | None, source: str) -> JsonLine:
+    if line is None:
+        return JsonLine(source, {}, 0, Content.TOO_LONG)
+    num_bytes = weigh_json(line)
+    try:
+        return JsonLine(source, parse_json(line.decode("utf-8")), num_bytes)
+    except UnicodeDecodeError as error:
+        members = read_members(line.decode("utf-8", "replace"))
+        return JsonLine(source, members, num_bytes, f"not UTF-8 at byte {error.start} of the line")
+    except ValueError as problem:
+        return JsonLine(source, read_members(line.decode("utf-8")), num_bytes, f"not valid JSON: {problem}")
 
 
 def write_jsonl(results: Iterable[Result], stream: BinaryIO, options: WriteOptions) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator
+from functools import partial
 from hashlib import blake2b
 from itertools import groupby
 from typing import Any, BinaryIO
@@ -18,9 +19,9 @@ from typing import Any, BinaryIO
 from batchgen.errors import InputError
 from batchgen.formats.content import Content
 from batchgen.formats.fields import WriteOptions, to_bytes, to_json
-from batchgen.formats.jsonl import read_values
+from batchgen.formats.jsonl import JsonLine, read_values
 from batchgen.formats.row_options import row_keys
-from batchgen.formats.rows import ReadOptions, Row
+from batchgen.formats.rows import REPLACED, ReadOptions, Row
 from batchgen.records import Result, SamplingParams, options_of
 
 URL = "/v1/completions"
@@ -53,8 +54,8 @@ def read_openai_batch(content: Content, options: ReadOptions) -> Iterator[Row]:
             "leave out --field, --id-field and --template, or say --input-format jsonl"
         )
     seen = SeenIds()
-    for where, value in read_values(content):
-        yield value if isinstance(value, Row) else _row(value, where, seen)
+    for line in read_values(content):
+        yield _row(line, seen)
 
 
 def is_openai_batch(value: object) -> bool:
@@ -73,31 +74,34 @@ class SeenIds:
         self._places.execute("BEGIN")  # and no end: nothing of it is to last
         self._places.execute("CREATE TABLE seen (hash INTEGER PRIMARY KEY, place BLOB)")
 
-    def place_of(self, custom_id: str, where: str) -> str | None:
+    def place_of(self, custom_id: str, source: str) -> str | None:
         """Where an id came before; if it did not, it now has."""
         digest = blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
         key = int.from_bytes(digest, "big", signed=True)
-        place = where.encode("utf-8", "surrogatepass")
+        place = source.encode("utf-8", "surrogatepass")
         if self._places.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (key, place)).rowcount:
             return None
         [found] = self._places.execute("SELECT place FROM seen WHERE hash = ?", (key,)).fetchone()
         return bytes(found).decode("utf-8", "surrogatepass")
 
 
-def _row(value: object, where: str, seen: SeenIds) -> Row:
+def _row(line: JsonLine, seen: SeenIds) -> Row:
+    value, source = line.value, line.source
     if not isinstance(value, dict):
-        return Row(error=f"{where}: not a JSON object with custom_id and body", where=where)
+        return Row(error="not a JSON object with custom_id and body", source=source)
     custom_id = value.get("custom_id")
-    if not isinstance(custom_id, str):
-        return Row(error=f"{where}: the custom_id is not a string", where=where)
-    if place := seen.place_of(custom_id, where):
-        return Row(id=custom_id, error=f"{where}: the custom_id is that of {place} too", where=where)
+    if line.problem or not isinstance(custom_id, str):
+        known = custom_id if isinstance(custom_id, str) and REPLACED not in custom_id else None
+        return Row(id=known, error=line.problem or "the custom_id is not a string", source=source)
+    if place := seen.place_of(custom_id, source):
+        return Row(id=custom_id, error=f"the custom_id is that of {place} too", source=source)
     metadata = {key: item for key, item in value.items() if key not in KEYS}
+    row = partial(Row, id=custom_id, metadata=metadata, source=source, num_bytes=line.num_bytes)
     try:
         prompt, sampling = _read_body(value)
     except ValueError as problem:
-        return Row(id=custom_id, metadata=metadata, error=f"{where}: {problem}", where=where)
-    return Row(prompt, custom_id, metadata, where=where, sampling=sampling, option_names=NAMES)
+        return row(error=str(problem))
+    return row(prompt, sampling=sampling, option_names=NAMES)
 
 
 def _read_body(request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -175,5 +179,6 @@ def _failure(result: Result) -> dict[str, Any]:
 
 def _request(result: Result, response: object, error: object) -> dict[str, Any]:
     """Metadata, which the format does not know, only where there is any."""
-    own = {"id": f"batch_req_{result.index}", "custom_id": str(result.id), "response": response, "error": error}
+    custom_id = None if result.id is None else str(result.id)
+    own = {"id": f"batch_req_{result.index}", "custom_id": custom_id, "response": response, "error": error}
     return own | ({"metadata": result.metadata} if result.metadata else {})

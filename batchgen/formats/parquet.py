@@ -15,7 +15,7 @@ from batchgen.errors import InputError, OutputError
 from batchgen.formats.columns import Columns, cell_text, choose_columns
 from batchgen.formats.compression import damage
 from batchgen.formats.content import Content
-from batchgen.formats.fields import WriteOptions, to_bytes
+from batchgen.formats.fields import WriteOptions, whole_characters
 from batchgen.formats.rows import ReadOptions, Row, check_columns, row_of_cells
 from batchgen.records import Result
 
@@ -107,12 +107,12 @@ def _rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | ValueError]:
                 yield error
 
 
-def _row(columns: dict[str, Any] | ValueError, where: str, options: ReadOptions) -> Row:
+def _row(columns: dict[str, Any] | ValueError, source: str, options: ReadOptions) -> Row:
     if isinstance(columns, UnicodeDecodeError):
-        return Row(error=f"{where}: a text is not UTF-8 at byte {columns.start}", where=where)
+        return Row(error=f"a text is not UTF-8 at byte {columns.start}", source=source)
     if isinstance(columns, ValueError):
-        return Row(error=f"{where}: a value that cannot be read: {columns}", where=where)
-    return row_of_cells({name: _plain(value) for name, value in columns.items()}, where, options)
+        return Row(error=f"a value that cannot be read: {columns}", source=source)
+    return row_of_cells({name: _plain(value) for name, value in columns.items()}, source, options)
 
 
 def _plain(value: Any) -> Any:
@@ -209,7 +209,7 @@ def _fits(value: Any, kind: str) -> bool:
 
 def _fields(columns: Columns, kinds: dict[str, str], pa: Any) -> Iterator[tuple[str, Any]]:
     metadata = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64()}
-    names = (_encodable(name) for name in columns.names)
+    names = (whole_characters(name) for name in columns.names)
     for own in columns.own:
         yield next(names), pa.int64() if own in COUNTS else pa.list_(pa.int64()) if own in TOKENS else pa.string()
     for key in columns.keys:
@@ -220,8 +220,4 @@ def _fields(columns: Columns, kinds: dict[str, str], pa: Any) -> Iterator[tuple[
 def _cell(value: Any, kind: Any, pa: Any) -> Any:
     if value is None or kind != pa.string():
         return value
-    return _encodable(cell_text(value))
-
-
-def _encodable(text: str) -> str:
-    return to_bytes(text).decode("utf-8")
+    return whole_characters(cell_text(value))

@@ -14,15 +14,17 @@ from batchgen.records import Result
 def read_text(content: Content, options: ReadOptions) -> Iterator[Row]:
     """One prompt a line. A line that is not UTF-8 is a bad row."""
     for number, line in content.rows():
+        source = content.at(number)
         if line is None:
-            yield content.too_long(number)
+            yield Row(error=content.TOO_LONG, source=source)
             continue
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
-            yield content.not_utf8(number, line, error)
+            problem = f"not UTF-8 at byte {error.start} of the line"
+            yield Row(line.decode("utf-8", "replace"), error=problem, source=source)
         else:
-            yield row_of_text(text, content.at(number), options)
+            yield row_of_text(text, source, options)
 
 
 def write_text(results: Iterable[Result], stream: BinaryIO, options: WriteOptions) -> None:

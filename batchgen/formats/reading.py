@@ -14,11 +14,12 @@ from batchgen.errors import InputError
 from batchgen.formats.compression import unpack
 from batchgen.formats.content import UTF8_BOM, Content
 from batchgen.formats.delimited import read_csv, read_tsv
+from batchgen.formats.json_values import parse_json
 from batchgen.formats.jsonl import read_jsonl
 from batchgen.formats.openai_batch import is_openai_batch, read_openai_batch
 from batchgen.formats.parquet import count_parquet, read_parquet, read_parquet_groups
 from batchgen.formats.plain import read_text
-from batchgen.formats.rows import PROMPT_FIELDS, ReadOptions, Row, parse_json, row_of_object, row_of_text, to_requests
+from batchgen.formats.rows import PROMPT_FIELDS, ReadOptions, Row, row_of_object, row_of_text, to_requests
 from batchgen.formats.sources import FORMATS_BY_SUFFIX, Source, find_sources, open_source
 from batchgen.records import Request, SamplingParams
 
@@ -57,7 +58,7 @@ def read_requests(
 
 def _read(source: Source, options: ReadOptions, on_blank: Callable[[], None]) -> Iterator[Row]:
     if source.texts:
-        yield from (row_of_text(text, "", options) for text in source.texts)
+        yield from (row_of_text(text, None, options) for text in source.texts)
         return
     with open_source(source) as stream:
         content = Content(source.name, unpack(stream, source.name, source.packing), on_blank)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from batchgen.errors import InputError
+from batchgen.formats.json_values import OBJECT_BYTES, is_deeper, parse_json
 from batchgen.formats.row_options import override
 from batchgen.records import LONGEST_PROMPT, Request, RowId, SamplingParams
 
@@ -19,6 +17,7 @@ if TYPE_CHECKING:
 MOST_LEVELS = 100
 MOST_COLUMNS_SHOWN = 12
 PROMPT_FIELDS = ("prompt", "text")
+REPLACED = "\ufffd"  # what stands for bytes that are not UTF-8
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,82 +45,109 @@ class ReadOptions:
 class Row:
     """One row as a reader saw it, before it has an index.
 
-    `sampling` as it stands there, unchecked; `option_names` says how the row's format spells its keys.
+    `error` says what is wrong with it, without its place: that is its `source` (file and line), or `place` where it has
+    no file. `sampling` is as it stands there, unchecked; `option_names` says how the row's format spells its keys.
+    `num_bytes` is about what its columns take in memory.
     """
 
     prompt: str = ""
     id: RowId | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
-    where: str = ""
+    source: str | None = None
     sampling: object = None
     option_names: Mapping[str, str] = field(default_factory=dict)
+    num_bytes: int = 0
+    place: str | None = None
 
 
 def to_requests(rows: Iterable[Row], sampling: SamplingParams, first_index: int = 0) -> Iterator[Request]:
-    """Rows to Requests: numbers them, gives each its sampling, and marks those that cannot be run."""
+    """Rows to Requests: numbers them, gives each its sampling, and marks those that cannot be run.
+
+    A row without an id gets its index as text. One that failed gets none: it may have had an id that nobody could read,
+    and its index may be the id of another.
+    """
     return (_to_request(index, row, sampling) for index, row in enumerate(rows, first_index))
 
 
 def _to_request(index: int, row: Row, sampling: SamplingParams) -> Request:
-    row_id = str(index) if row.id is None else row.id
-    where = row.where or f"prompt {index}"
-    error = row.error or _unfit(row.prompt, where)
-    metadata = row.metadata
-    if _is_deeper(metadata, MOST_LEVELS):  # too deep to be written again
-        metadata, error = {}, error or f"{where}: nested deeper than {MOST_LEVELS} levels"
+    error, metadata = row.error or _unfit(row.prompt), row.metadata
+    if is_deeper(metadata, MOST_LEVELS):  # too deep to be written again
+        metadata, error = {}, error or f"nested deeper than {MOST_LEVELS} levels"
     if row.sampling is not None and not error:
         try:
             sampling = override(sampling, row.sampling, row.option_names)
         except ValueError as problem:
-            error = f"{row.where}: {problem}"
-    prompt = row.prompt if len(row.prompt) <= LONGEST_PROMPT else ""
-    return Request(index, row_id, prompt, sampling, metadata, error, row.where)
+            error = str(problem)
+    place = row.source or row.place or f"prompt {index}"
+    return Request(
+        index=index,
+        id=str(index) if row.id is None and not error else row.id,
+        prompt=row.prompt if len(row.prompt) <= LONGEST_PROMPT else "",
+        sampling=sampling,
+        metadata=metadata,
+        error=f"{place}: {error}" if error else None,
+        source=row.source,
+        num_bytes=row.num_bytes,
+    )
 
 
-def _unfit(prompt: str, where: str) -> str | None:
+def _unfit(prompt: str) -> str | None:
     """Why a prompt is none, whatever the model."""
     if len(prompt) > LONGEST_PROMPT:
-        return f"{where}: the prompt has {len(prompt):,} characters, more than {LONGEST_PROMPT:,}"
+        return f"the prompt has {len(prompt):,} characters, more than {LONGEST_PROMPT:,}"
     try:
         prompt.encode("utf-8")
     except UnicodeEncodeError as error:
-        return f"{where}: a lone surrogate (half a character) at character {error.start} of the prompt"
+        return f"a lone surrogate (half a character) at character {error.start} of the prompt"
     return None
 
 
-def row_of_text(text: str, where: str, options: ReadOptions) -> Row:
+def row_of_text(text: str, source: str | None, options: ReadOptions) -> Row:
     """A prompt as it stands; a template sees it as `text` and as `prompt`."""
     if options.template is None:
-        return Row(text, where=where)
+        return Row(text, source=source)
     try:
-        return Row(options.template.render({"text": text, "prompt": text}), where=where)
+        return Row(options.template.render({"text": text, "prompt": text}), source=source)
     except ValueError as problem:
-        return Row(text, error=f"{where}: {problem}" if where else str(problem), where=where)
+        return Row(text, error=str(problem), source=source)
 
 
-def row_of_object(value: object, where: str, options: ReadOptions | None = None) -> Row:
-    """One row with named columns: prompt, id, `sampling`, and the others, which are metadata.
-
-    `where` (file and line) begins the error of a bad one.
-    """
-    options = options or ReadOptions()
+def row_of_object(
+    value: object, source: str | None = None, options: ReadOptions | None = None, num_bytes: int = 0
+) -> Row:
+    """One row with named columns: prompt, id, `sampling`, and the others, which are metadata."""
     if not isinstance(value, dict):
-        return Row(error=f'{where}: not a JSON object such as {{"prompt": "…"}}', where=where)
-    name = next((name for name in options.prompt_fields if name in value), None)
-    row_id = value.get(options.id_name)
-    metadata = {key: item for key, item in value.items() if key not in (name, options.id_name, "sampling")}
-    bad = partial(Row, metadata=metadata, where=where)
-    if isinstance(row_id, bool) or not isinstance(row_id, str | int | float | None):
-        return bad(error=f"{where}: the id is neither a string nor a number")
-    if options.id_field is not None and options.id_field not in value:
-        return bad(error=f"{where}: no field {options.id_field} (see --id-field)")
+        return Row(error='not a JSON object such as {"prompt": "…"}', source=source)
+    return row_of_columns(value, source, options or ReadOptions(), num_bytes=num_bytes)
+
+
+def row_of_columns(
+    columns: dict[str, Any], source: str | None, options: ReadOptions, *, problem: str | None = None, num_bytes: int = 0
+) -> Row:
+    """One row of named columns; with a `problem`, a bad one that keeps what of its id and columns could be read."""
+    name = next((name for name in options.prompt_fields if name in columns), None)
+    row_id, bad_id = _read_id(columns, options, is_whole=problem is None)
+    metadata = {key: item for key, item in columns.items() if key not in (name, options.id_name, "sampling")}
+    problem = problem or bad_id
     try:
-        prompt = _prompt(value, name, options)
-    except ValueError as problem:
-        return bad(id=row_id, error=f"{where}: {problem}")
-    sampling = None if "sampling" in (name, options.id_name) else value.get("sampling")
-    return Row(prompt, row_id, metadata, _unfit(prompt, where), where, sampling)
+        prompt = _prompt(columns, name, options)
+    except ValueError as error:
+        prompt, problem = "", problem or str(error)
+    sampling = None if "sampling" in (name, options.id_name) else columns.get("sampling")
+    return Row(prompt, row_id, metadata, problem, source, sampling, num_bytes=num_bytes)
+
+
+def _read_id(columns: dict[str, Any], options: ReadOptions, *, is_whole: bool) -> tuple[RowId | None, str | None]:
+    """A row's own id, and what is wrong with it."""
+    row_id = columns.get(options.id_name)
+    if isinstance(row_id, bool) or not isinstance(row_id, str | int | float | None):
+        return None, "the id is neither a string nor a number"
+    if options.id_field is not None and options.id_field not in columns:
+        return None, f"no field {options.id_field} (see --id-field)"
+    if not is_whole and isinstance(row_id, str) and REPLACED in row_id:
+        return None, None
+    return row_id, None
 
 
 def _prompt(columns: dict[str, Any], name: str | None, options: ReadOptions) -> str:
@@ -135,7 +161,9 @@ def _prompt(columns: dict[str, Any], name: str | None, options: ReadOptions) -> 
     return prompt
 
 
-def row_of_cells(columns: dict[str, Any], where: str, options: ReadOptions) -> Row:
+def row_of_cells(
+    columns: dict[str, Any], source: str, options: ReadOptions, *, problem: str | None = None, num_bytes: int = 0
+) -> Row:
     """A row of a table. Its `sampling` may be JSON in a cell; an empty id is none."""
     row_id, sampling = columns.get(options.id_name), columns.get("sampling")
     if row_id == "":
@@ -143,9 +171,14 @@ def row_of_cells(columns: dict[str, Any], where: str, options: ReadOptions) -> R
     if isinstance(sampling, str) and "sampling" not in (options.field, options.id_name):
         try:
             columns = {**columns, "sampling": parse_json(sampling) if sampling.strip() else None}
-        except ValueError as problem:
-            return Row(error=f"{where}: the sampling is not valid JSON: {problem}", where=where)
-    return row_of_object(columns, where, options)
+        except ValueError as error:
+            problem = problem or f"the sampling is not valid JSON: {error}"
+    return row_of_columns(columns, source, options, problem=problem, num_bytes=num_bytes)
+
+
+def weigh_cells(cells: Iterable[str]) -> int:
+    """About how many bytes the cells of a row take."""
+    return sum(len(cell) + OBJECT_BYTES for cell in cells)
 
 
 def check_columns(columns: list[str], name: str, options: ReadOptions) -> None:
@@ -158,40 +191,3 @@ def check_columns(columns: list[str], name: str, options: ReadOptions) -> None:
         raise InputError(f"{name} has no column {wanted}, but {shown}: name one with --field, or use --template")
     if options.id_field is not None and options.id_field not in columns:
         raise InputError(f"{name} has no column {options.id_field}, but {shown} (see --id-field)")
-
-
-def parse_json(text: str) -> Any:
-    """One JSON value, and nothing that only Python takes for one.
-
-    Raises `ValueError`, in few words.
-    """
-    try:
-        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{error.msg} at column {error.colno}") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(str(error).split(";")[0]) from None  # behind it Python advises programmers
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON value")
-
-
-def _finite(digits: str) -> float:
-    if math.isinf(value := float(digits)):
-        raise ValueError(f"the number {digits} is too large")
-    return value
-
-
-def _is_deeper(value: object, levels: int) -> bool:
-    """Whether a JSON value is nested deeper than that: writing it would need as much of the stack again."""
-    level = [value]
-    for _ in range(levels):
-        level = [inner for item in level if isinstance(item, dict | list) for inner in _children(item)]
-        if not level:
-            return False
-    return True
-
-
-def _children(value: dict[str, object] | list[object]) -> Iterable[object]:
-    return value.values() if isinstance(value, dict) else value

@@ -71,7 +71,7 @@ def _unrunnable(request: Request) -> str | None:
     if request.error:
         return request.error
     if not request.prompt:
-        return "the prompt is empty: there is no token to continue from"
+        return request.located("the prompt is empty: there is no token to continue from")
     return None
 
 
@@ -79,7 +79,7 @@ def _samples(request: Request, input_ids: list[int], n_positions: int | None, to
     error, cut = _check_length(len(input_ids), request.sampling.max_new_tokens, n_positions, too_long)
     if error:
         failed = Sequence(request, 0, input_ids)
-        failed.fail(f"{request.where}: {error}" if request.where else error)
+        failed.fail(request.located(error))
         return [failed]
     return [
         Sequence(request, sample_index, input_ids[cut:], num_truncated_tokens=cut)

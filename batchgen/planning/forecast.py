@@ -128,8 +128,8 @@ class Padding:
 class BadRow:
     """A row that `run` would turn into an error record."""
 
-    id: RowId
-    where: str
+    id: RowId | None
+    source: str | None
     num_prompt_tokens: int
     error: str
 
@@ -185,7 +185,7 @@ def forecast(
     """Plans requests as `run` does, window by window; memory stays flat however many there are."""
     tally = _Tally(limits)
     # Unlike in a run, nobody waits for the first answers: the plan must not depend on how fast the input comes.
-    weigh = attrgetter("num_characters")
+    weigh = attrgetter("weight")
     for window in windows(requests, first=limits.first_window, patience_s=threading.TIMEOUT_MAX, weigh=weigh):
         sequences = encode(
             window,
@@ -306,7 +306,7 @@ class _Tally:
         if len(self.bad_rows) < MOST_LISTED:
             request = sequence.request
             error = sequence.error or ""
-            self.bad_rows.append(BadRow(request.id, request.where, sequence.num_prompt_tokens, error))
+            self.bad_rows.append(BadRow(request.id, request.source, sequence.num_prompt_tokens, error))
 
     def forecast(self) -> Forecast:
         return Forecast(

@@ -38,6 +38,7 @@ RowId = str | int | float
 # Beyond these a row fails: bytes of a row with all its columns, characters of a prompt. No model reads as much.
 LONGEST_ROW = 8 * 2**20
 LONGEST_PROMPT = 2 * 2**20
+SAMPLE_BYTES = 200  # of a Sequence, beside 8 for each token: a token is about four characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,27 +97,39 @@ class Request:
     """One row of the input. `error` says why it cannot be run, where reading already showed that.
 
     A row is a `prompt`, or a `conversation`, whose prompt is what the chat template makes of it.
-    `where` is its place for a person, `prompts.txt:12`; empty for what has none.
+    `id` is None for a row that could not be read far enough to know it. `source` is its file and line,
+    `prompts.txt:12`; None for what was given without a file.
     """
 
     index: int
-    id: RowId
+    id: RowId | None
     prompt: str
     sampling: SamplingParams = field(default_factory=SamplingParams)
     metadata: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
-    where: str = ""
+    source: str | None = None
     conversation: Conversation | None = None
+    num_bytes: int = 0  # about what its columns take in memory, where a reader has counted them
 
     @property
     def messages(self) -> tuple[Message, ...]:
         return self.conversation.messages if self.conversation else ()
 
     @property
-    def num_characters(self) -> int:
-        """Of its prompt or messages and of columns that are text: what holding it costs."""
-        own = self.conversation.num_characters if self.conversation else len(self.prompt)
-        return own + sum(len(value) for value in self.metadata.values() if isinstance(value, str))
+    def place(self) -> str:
+        """Where it stands, for a person."""
+        return self.source or f"prompt {self.index}"
+
+    def located(self, error: str) -> str:
+        """An error of this row, behind its file and line where it has them."""
+        return f"{self.source}: {error}" if self.source else error
+
+    @property
+    def weight(self) -> int:
+        """About what holding it and its samples costs, in bytes."""
+        text = self.conversation.num_characters if self.conversation else len(self.prompt)
+        samples = (self.sampling.num_samples - 1) * (SAMPLE_BYTES + 2 * text)
+        return max(self.num_bytes, text) + samples
 
 
 @dataclass(slots=True, eq=False)
@@ -207,7 +220,7 @@ class Result:
     """One row of the output. `prompt + text` is the whole text; `num_output_tokens` counts the eos."""
 
     index: int
-    id: RowId
+    id: RowId | None
     sample_index: int
     prompt: str
     text: str
@@ -221,6 +234,7 @@ class Result:
     output_ids: tuple[int, ...] = ()
     batch_index: int | None = None
     padded_length: int | None = None
+    source: str | None = None
 
     @property
     def num_pads(self) -> int:

@@ -12,6 +12,7 @@ from batchgen.records.options import FieldError, check_values, option, options_o
 LENGTH, CHOOSING = "Length and stopping", "Choosing tokens"
 # Logits times or over a factor within these bounds stay finite in float32.
 LEAST_FACTOR, MOST_FACTOR = 1e-6, 1e6
+MOST_SAMPLES = 16_384  # of a row: all of them are made at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,9 @@ class SamplingParams:
         1.0, "Above 1 makes tokens already there less likely.", value="R", panel=CHOOSING
     )
     no_repeat_ngram_size: int = option(0, "Never repeat N tokens in a row.", value="N", panel=CHOOSING, least=0)
-    num_samples: int = option(1, "Continuations of each prompt.", value="N", panel=CHOOSING, least=1, only_sampled=True)
+    num_samples: int = option(
+        1, "Continuations of each prompt.", value="N", panel=CHOOSING, least=1, most=MOST_SAMPLES, only_sampled=True
+    )
     num_beams: int = option(1, "Search with N beams instead of one.", value="N", panel=CHOOSING, least=1, of_run=True)
     stop: tuple[str, ...] = option(
         (), "End a row where this appears (it is not included); repeat for more.", value="TEXT", panel=LENGTH

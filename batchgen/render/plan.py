@@ -128,7 +128,7 @@ def _bad_rows(plan: Forecast) -> Iterator[tuple[str, str]]:
 
 
 def _bad_row(row: BadRow) -> str:
-    return row.error if row.where else f"row {row.id}: {row.error}"
+    return row.error if row.source or row.id is None else f"row {row.id}: {row.error}"
 
 
 def _time(plan: Forecast, speed: Speed | None) -> str:

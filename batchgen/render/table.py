@@ -48,7 +48,7 @@ class ResultTable:
         return max(20, self.console.width - LABEL_WIDTH - 7)
 
     def _row(self, result: Result) -> list[tuple[str, Text]]:
-        label = escape(str(result.id)).replace("\n", " ")
+        label = escape("" if result.id is None else str(result.id)).replace("\n", " ")
         if self.num_rows >= FULL_ROWS and not self.all_ids:
             return [(label, _continuation(result, SHORT_PROMPT_TAIL, self._marker))]
         rows = [(label, Text(_counts(result), style="dim"))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -153,4 +154,5 @@ def _make_job(prompts: Prompts, model: str | Model | None, keywords: Keywords, *
 def _to_row(item: object, number: int) -> Row:
     if isinstance(item, str):
         return Row(item)
-    return row_of_object(dict(item) if isinstance(item, Mapping) else item, f"prompts[{number}]")
+    row = row_of_object(dict(item) if isinstance(item, Mapping) else item)
+    return replace(row, place=f"prompts[{number}]")

@@ -15,7 +15,7 @@ class Failures:
 
     number: int = 0
     of: int = 0
-    first_id: RowId = ""
+    first_id: RowId | None = None
     first_error: str = ""
 
 

@@ -24,7 +24,7 @@ COMMIT_EVERY_S = 1.0
 LOCK_PATIENCE_S = 1.0  # of two that open a file at the same moment one has to wait for the other to step back
 IN_USE = "is in use by another run: wait for it, or name another output"
 APPLICATION_ID = 0x62617467  # "batg", in the file's header
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # docs/store.md says what stands where.
 TABLES = """
 CREATE TABLE manifest (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -32,7 +32,7 @@ CREATE TABLE inputs (row_index INTEGER PRIMARY KEY, digest BLOB);
 CREATE TABLE results (
     row_index INTEGER NOT NULL, id, sample_index INTEGER NOT NULL, prompt TEXT, text TEXT, finish_reason TEXT,
     num_prompt_tokens INTEGER, num_output_tokens INTEGER, error TEXT, metadata TEXT, model TEXT,
-    input_ids TEXT, output_ids TEXT, batch_index INTEGER, padded_length INTEGER,
+    input_ids TEXT, output_ids TEXT, batch_index INTEGER, padded_length INTEGER, source TEXT,
     PRIMARY KEY (row_index, sample_index)
 );
 """
@@ -136,7 +136,7 @@ class Store:
                 if digest is None:
                     self._note(request)
                 elif digest != digest_of(request):
-                    raise InputError(f"{_place(request)} has changed since {self.path} was begun: {mend}")
+                    raise InputError(f"{request.place} has changed since {self.path} was begun: {mend}")
                 if num_done < request.sampling.num_samples:
                     samples = self._read("SELECT sample_index FROM results WHERE row_index = ?", index)
                     self.done.update((index, sample_index) for (sample_index,) in samples)
@@ -238,10 +238,6 @@ def digest_of(request: Request) -> bytes:
     """What tells whether a row of the input is still the same: 16 bytes of all that its results depend on."""
     content = [request.id, request.prompt, asdict(request.sampling), request.metadata, request.error]
     return blake2b(json.dumps(content).encode(), digest_size=16).digest()
-
-
-def _place(request: Request) -> str:
-    return request.where or f"prompt {request.index}"
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -24,7 +24,7 @@ from tests.support.rows import RAIN
 
 FIELDS = [
     "id", "index", "sample_index", "prompt", "text", "finish_reason",
-    "num_prompt_tokens", "num_output_tokens", "error", "metadata", "model",
+    "num_prompt_tokens", "num_output_tokens", "error", "metadata", "model", "source",
 ]  # fmt: skip
 
 
@@ -51,13 +51,13 @@ def test_into_a_pipe_goes_one_complete_record_a_row(rain: Path, dog: str) -> Non
     assert records(result)[2] == {
         "id": "2", "index": 2, "sample_index": 0, "prompt": "My dog is", "text": dog,
         "finish_reason": "length", "num_prompt_tokens": 3, "num_output_tokens": 5, "error": None, "metadata": {},
-        "model": "bundled",
+        "model": "bundled", "source": f"{rain}:3",
     }  # fmt: skip
 
 
 def test_ids_add_the_batch(rain: Path, bundled: Model) -> None:
     record = records(run(rain, "--ids"))[2]
-    assert list(record) == [*FIELDS, "input_ids", "output_ids", "batch_index", "padded_length"]
+    assert list(record) == [*FIELDS[:-1], "input_ids", "output_ids", "batch_index", "padded_length", "source"]
     assert record["input_ids"] == [3666, 3290, 318]
     assert record["output_ids"] == decide_alone(bundled, "My dog is", 5)
     assert (record["batch_index"], record["padded_length"]) == (0, 8)
@@ -178,7 +178,7 @@ def test_bad_rows_are_records_and_the_others_go_on(tmp_path: Path) -> None:
     assert result.exit_code == 3
     assert [r["finish_reason"] for r in records(result)] == ["error", "length", "error"]
     assert f"{path}:3: not valid JSON" in records(result)[2]["error"]
-    assert "2 of 3 rows failed, the first with id 0: the prompt is empty" in result.stderr
+    assert f"2 of 3 rows failed, the first with id 0: {path}:1: the prompt is empty" in result.stderr
 
 
 def test_an_over_long_prompt_fails_alone() -> None:
@@ -268,7 +268,7 @@ def questions(tmp_path: Path) -> Path:
 def test_a_table_goes_in_and_out(questions: Path, tmp_path: Path, dog: str) -> None:
     assert run(questions, "--field", "question", "-o", tmp_path / "out.tsv").exit_code == 0
     header, first, second = (tmp_path / "out.tsv").read_text().splitlines()
-    assert header.split("\t")[-3:] == ["model", "topic", "metadata"]
+    assert header.split("\t")[-4:] == ["model", "source", "topic", "metadata"]
     assert first.split("\t")[:5] == ["7", "0", "0", "My dog is", dog]
     assert second.split("\t")[-2] == "sky, high"
 

@@ -19,7 +19,7 @@ from tests.support.reading import read
 from tests.support.results import result_of
 
 CELL = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from('",\t\r\n;=+-@ '))
-HEADER = "id,index,sample_index,prompt,text,finish_reason,num_prompt_tokens,num_output_tokens,error,model"
+HEADER = "id,index,sample_index,prompt,text,finish_reason,num_prompt_tokens,num_output_tokens,error,model,source"
 
 
 def write(*results: Any, form: str = "csv", **options: Any) -> str:
@@ -92,7 +92,7 @@ def test_a_bad_record_fails_alone(tmp_path: Path, line: bytes, problem: str) -> 
 def test_an_open_quote_does_not_swallow_the_rows_below(tmp_path: Path) -> None:
     bad, *good = read(tmp_path / "a.csv", b'prompt,b\n"open,1\nIt,2\nI,3\n"a\nb",4\n')
     assert bad.error == 'a.csv:2: text behind a closing quote (a quote inside a quoted cell is written "")'
-    assert [(request.prompt, request.where) for request in good] == [
+    assert [(request.prompt, request.source) for request in good] == [
         ("It", "a.csv:3"), ("I", "a.csv:4"), ("a\nb", "a.csv:5"),
     ]  # fmt: skip
 
@@ -161,12 +161,18 @@ def test_records_are_counted(tmp_path: Path) -> None:
 
 def test_a_table_has_a_column_for_each_field_and_each_of_the_first_row_s_columns() -> None:
     text = write(result_of(metadata={"topic": "dogs", "n": 1.5}))
-    assert text == (f"{HEADER},topic,n,metadata\nd1,4,0,My dog is, very kind,length,3,2,,gpt2,dogs,1.5,\n")
+    assert text == (f"{HEADER},topic,n,metadata\nd1,4,0,My dog is, very kind,length,3,2,,gpt2,rows.jsonl:5,dogs,1.5,\n")
 
 
 def test_tabs_separate_a_tsv() -> None:
     [row] = table(write(result_of("a\tb"), form="tsv"), "\t")
     assert (row["text"], row["topic"]) == ("a\tb", "dogs")
+
+
+def test_a_column_called_source_keeps_its_name() -> None:
+    [row] = table(write(result_of(metadata={"source": "a book", "batchgen.source": "x"})))
+    assert (row["source"], row["batchgen.source"]) == ("a book", "x")
+    assert row["batchgen.batchgen.source"] == "rows.jsonl:5"
 
 
 def test_what_later_rows_have_besides_is_json() -> None:
@@ -216,8 +222,8 @@ def test_without_results_there_is_a_header() -> None:
     assert write() == f"{HEADER},metadata\n"
 
 
-def test_half_a_character_is_spelled_out() -> None:
-    assert table(write(result_of(metadata={"x": "\ud800"})))[0]["x"] == r"\ud800"
+def test_half_a_character_is_replaced() -> None:
+    assert table(write(result_of(metadata={"x": "\ud800"})))[0]["x"] == "\ufffd"
 
 
 def test_cells_are_escaped_for_a_terminal() -> None:

@@ -107,8 +107,8 @@ def test_every_row_comes_out_once(tmp_path: Path, checkpoint: Checkpoint, name: 
     assert [result.index for result in results if result.sample_index == 0] == list(range(len(requests)))
     assert all((result.error is None) == (result.finish_reason != "error") for result in results)
     for request in requests:
-        assert request.where.startswith(f"{path}:")
-        assert request.error is None or request.error.startswith(request.where)
+        assert request.source.startswith(f"{path}:")
+        assert request.error is None or request.error.startswith(request.source)
     check_writers(results)
 
 

@@ -148,7 +148,7 @@ def test_a_table_of_results_has_a_column_for_each_field() -> None:
         "id": "d1", "index": 4, "sample_index": 0, "prompt": "My dog is", "text": " very kind",
         "finish_reason": "length", "num_prompt_tokens": 3, "num_output_tokens": 2, "error": None, "model": "gpt2",
         "input_ids": [3666, 3290, 318], "output_ids": [845, 1611], "batch_index": 1, "padded_length": 8,
-        "topic": "dogs", "metadata": None,
+        "source": "rows.jsonl:5", "topic": "dogs", "metadata": None,
     }  # fmt: skip
 
 
@@ -165,7 +165,7 @@ def test_a_table_of_results_has_a_column_for_each_field() -> None:
         ([2**60, 0.5], "string", [str(2**60), "0.5"]),
         ([[1], {"a": "é"}], "string", ["[1]", '{"a": "é"}']),
         ([None, None], "string", [None, None]),
-        (["\ud800", "a"], "string", [r"\ud800", "a"]),
+        (["\ud800", "a"], "string", ["\ufffd", "a"]),
     ],
 )
 def test_a_column_has_the_type_of_its_values(values: list[Any], kind: str, cells: list[Any]) -> None:

@@ -307,7 +307,7 @@ def test_indices_run_on_over_all_sources(tmp_path: Path) -> None:
         (0, "0", "a"),
         (1, "1", "b"),
         (2, "2", "c"),
-        (3, "3", ""),
+        (3, None, ""),
         (4, "x", "d"),
         (5, "5", "e"),
     ]
@@ -545,8 +545,8 @@ def test_a_line_longer_than_a_row_fails_alone(tmp_path: Path, name: str, monkeyp
     good = b'{"prompt": "a"}\n' if name.endswith("jsonl") else b"a\n"
     header = b"prompt\n" if name.endswith("csv") else b""
     *before, bad, after = read_file(tmp_path / name, header + good * 2 + b"x" * 1000 + b"\n" + good)
-    assert (bad.prompt, bad.where) == ("", f"{tmp_path / name}:{4 if header else 3}")
-    assert f"{bad.where}: " in (bad.error or "")
+    assert (bad.prompt, bad.source) == ("", f"{tmp_path / name}:{4 if header else 3}")
+    assert f"{bad.source}: " in (bad.error or "")
     assert "longer than" in (bad.error or "")
     assert [request.error for request in (*before, after)] == [None] * 3
 
@@ -602,7 +602,7 @@ def test_the_id_field_names_the_id(tmp_path: Path) -> None:
     path.write_text('{"key": "k", "id": 1, "prompt": "a"}\n{"key": null, "prompt": "b"}\n{"id": 3, "prompt": "c"}\n')
     named, without, bad = read_requests([Source("a", path)], options=ReadOptions(id_field="key"))
     assert (named.id, named.metadata, without.id) == ("k", {"id": 1}, "1")
-    assert (bad.id, bad.error) == ("2", "a:3: no field key (see --id-field)")
+    assert (bad.id, bad.error) == (None, "a:3: no field key (see --id-field)")
 
 
 TEMPLATE = Template("Q: {{ question }}\nA:")

@@ -16,9 +16,10 @@ from tests.support.results import TEXT, UNSAFE, result_of
 
 PLAIN = [
     "id", "index", "sample_index", "prompt", "text", "finish_reason",
-    "num_prompt_tokens", "num_output_tokens", "error", "metadata", "model",
+    "num_prompt_tokens", "num_output_tokens", "error", "metadata", "model", "source",
 ]  # fmt: skip
-WITH_IDS = [*PLAIN, "input_ids", "output_ids", "batch_index", "padded_length"]
+IDS = ["input_ids", "output_ids", "batch_index", "padded_length"]
+WITH_IDS = [*PLAIN[:-1], *IDS, "source"]
 
 RAW_UNSAFE = re.compile(f"[{''.join(map(re.escape, UNSAFE))}]")
 
@@ -63,7 +64,7 @@ def test_a_line_of_json_is_written_like_this() -> None:
     assert as_jsonl(result_of()) == (
         '{"id": "d1", "index": 4, "sample_index": 0, "prompt": "My dog is", "text": " very kind", '
         '"finish_reason": "length", "num_prompt_tokens": 3, "num_output_tokens": 2, "error": null, '
-        '"metadata": {"topic": "dogs"}, "model": "gpt2"}\n'
+        '"metadata": {"topic": "dogs"}, "model": "gpt2", "source": "rows.jsonl:5"}\n'
     )
 
 
@@ -74,7 +75,7 @@ def test_fields_come_in_this_order(ids: bool, names: list[str]) -> None:
 
 def test_ids_are_lists_of_numbers() -> None:
     row = json.loads(as_jsonl(result_of(), ids=True))
-    assert {name: row[name] for name in WITH_IDS[-4:]} == {
+    assert {name: row[name] for name in IDS} == {
         "input_ids": [3666, 3290, 318],
         "output_ids": [845, 1611],
         "batch_index": 1,
@@ -115,9 +116,11 @@ def test_an_unsafe_character_is_escaped_not_dropped(sign: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a\udfff", "\udc00\ud83d"], ids=ascii)
-def test_a_lone_surrogate_can_be_written_as_utf_8(text: str) -> None:
-    line = as_jsonl(result_of(metadata={text: text}))
-    assert json.loads(line.encode())["metadata"] == {text: text}
+def test_a_lone_surrogate_is_written_as_the_replacement_character(text: str) -> None:
+    line = as_jsonl(result_of(text, metadata={text: text}))
+    replaced = re.sub("[\ud800-\udfff]", "\ufffd", text)
+    assert "\\ud" not in line
+    assert (json.loads(line.encode())["text"], json.loads(line)["metadata"]) == (replaced, {replaced: replaced})
 
 
 @pytest.mark.parametrize("text", ["größer", "雨が降る", "😀", "שלום"])

@@ -75,13 +75,13 @@ def test_the_largest_batch_is_the_one_that_needs_most(checkpoint: Checkpoint) ->
 def test_over_long_rows_are_named(checkpoint: Checkpoint) -> None:
     params = SamplingParams(max_new_tokens=50)
     rows = [
-        Request(0, "a", of_length(3), params, where="f.txt:1"),
-        Request(1, "b", of_length(1000), params, where="f.txt:3"),
+        Request(0, "a", of_length(3), params, source="f.txt:1"),
+        Request(1, "b", of_length(1000), params, source="f.txt:3"),
     ]
     plan = forecast(checkpoint, rows, FakeEngine().backoff.limits)
     assert plan.num_bad_rows == 1
     bad = plan.bad_rows[0]
-    assert (bad.id, bad.where, bad.num_prompt_tokens) == ("b", "f.txt:3", 1000)
+    assert (bad.id, bad.source, bad.num_prompt_tokens) == ("b", "f.txt:3", 1000)
     assert bad.error.startswith("f.txt:3: the prompt has 1000 tokens; with 50 new ones")
     assert plan.planned.columns == 3
 

@@ -150,4 +150,4 @@ def test_parts_are_neither_tiny_nor_huge(num_rows: int, num_workers: int) -> Non
 def test_lines_are_numbered_as_in_the_file(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(["", '{"prompt": "a"}', "", "bad", "bad"]) + "\n")
-    assert [row.where for row in in_parts([file])] == [f"{file}:{line}" for line in (2, 4, 5)]
+    assert [row.source for row in in_parts([file])] == [f"{file}:{line}" for line in (2, 4, 5)]

@@ -214,7 +214,7 @@ def test_samples_that_are_there_are_named(store: Store) -> None:
 def test_a_row_that_has_changed_is_refused_before_anything_is_done(store: Store, change: dict[str, Any]) -> None:
     requests = requests_of("abc")
     list(store.unfinished(requests))
-    changed = replace(requests[2], where="rows.txt:3", **change)
+    changed = replace(requests[2], source="rows.txt:3", **change)
     with pytest.raises(InputError, match=r"^rows\.txt:3 has changed since .* start anew with --overwrite$"):
         next(store.unfinished([*requests[:2], changed]))
 
@@ -228,8 +228,8 @@ def test_an_input_with_fewer_rows_is_refused(store: Store) -> None:
 def test_the_place_of_a_row_may_change(store: Store) -> None:
     requests = requests_of("a")
     list(store.unfinished(requests))
-    assert indices(store.unfinished([replace(requests[0], where="moved.txt:1")])) == [0]
-    assert digest_of(requests[0]) == digest_of(replace(requests[0], where="moved.txt:1"))
+    assert indices(store.unfinished([replace(requests[0], source="moved.txt:1")])) == [0]
+    assert digest_of(requests[0]) == digest_of(replace(requests[0], source="moved.txt:1"))
 
 
 def test_failed_rows_can_be_tried_again_as_they_are_now(store: Store) -> None:

@@ -262,9 +262,8 @@ class PoolEngine:
         failed = self._parts.lose(rows, part.deaths)
         self._say(f"a worker process died ({how}); unfinished rows that run again: {len(rows) - len(failed)}")
         for row in failed:
-            where = f"{row.request.where}: " if row.request.where else ""
             died = f"{DEATHS_ALONE} worker processes died ({how}) while they ran this row alone"
-            row.fail(f"{where}{died}: leave it out, or try --engine reference")
+            row.fail(row.request.located(f"{died}: leave it out, or try --engine reference"))
             yield row
 
     def _give_up_if_hopeless(self, seat: _Seat, how: str) -> None:

@@ -28,7 +28,7 @@ def num_levels(vocab_size: int) -> int:
     return max(1, (vocab_size - 1).bit_length())
 
 
-def uniforms(seed: int, row_id: RowId, sample_index: int, step: int, count: int) -> list[float]:
+def uniforms(seed: int, row_id: RowId | None, sample_index: int, step: int, count: int) -> list[float]:
     """The random numbers in (0, 1) of this row, sample and step: a keyed hash, not a stream.
 
     >>> uniforms(0, "a", 0, 0, 2) == uniforms(0, "a", 0, 0, 3)[:2] != uniforms(1, "a", 0, 0, 2)

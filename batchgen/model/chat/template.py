@@ -106,7 +106,7 @@ def read_arguments(assignments: list[str]) -> dict[str, Any]:
     >>> read_arguments(["enable_thinking=false", "date_string=1 May 2026"])
     {'enable_thinking': False, 'date_string': '1 May 2026'}
     """
-    from batchgen.formats.rows import parse_json
+    from batchgen.formats.json_values import parse_json
 
     arguments: dict[str, Any] = {}
     for assignment in assignments:

@@ -24,7 +24,7 @@ class QueryAttention:
     left in: still causal.
     """
 
-    id: RowId
+    id: RowId | None
     query: int
     attention_mask: list[int]
     scores: list[float] | None

@@ -20,7 +20,7 @@ class InspectedRow:
     `tokens` are the vocabulary's own names, `pieces` the text each token stands for.
     """
 
-    id: RowId
+    id: RowId | None
     prompt: str
     tokens: list[str]
     pieces: list[str]

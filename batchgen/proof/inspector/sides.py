@@ -30,7 +30,7 @@ class RowSides:
     `own_next_token` is what that column predicts.
     """
 
-    id: RowId
+    id: RowId | None
     prompt: str
     left: Side
     right: Side

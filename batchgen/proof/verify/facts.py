@@ -37,7 +37,7 @@ class RowCheck:
     tokens at the first differing step, `token` what the row got there and `expected` what the oracle says.
     """
 
-    id: RowId
+    id: RowId | None
     index: int
     prompt: str
     verdict: Verdict

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from batchgen.engines.pool.worker import Recipe
 from batchgen.model import Checkpoint
-from batchgen.records import RunStats
+from batchgen.records import RowId, RunStats
 from batchgen.runs.ray.cluster import Cluster, ModelFiles, Size
 from batchgen.runs.ray.folder import Piece
 from batchgen.runs.ray.piecework import Outcome, Work, add_up
@@ -27,7 +27,7 @@ class ClusterPieces:
         self.size = size
         self.engine = "engine"
         self.num_pieces = self.num_rows = self.num_isolated = 0
-        self.first_error: tuple[int, str, str] | None = None  # index, id, error
+        self.first_error: tuple[int, RowId | None, str] | None = None  # index, id, error
         self._counts: dict[str, RunStats] = {}  # by worker; of one that died, as of its last piece
         self._started = time.perf_counter()
 
@@ -45,7 +45,7 @@ class ClusterPieces:
         self.num_isolated += 1
         first = pipeline.first_error
         assert first
-        found = (first.index, str(first.id), first.error or "")
+        found = (first.index, first.id, first.error or "")
         return Outcome(piece, f"isolated {self.num_isolated}", replace(pipeline.stats(), peak_bytes=0), "", found)
 
     def _count(self, outcome: Outcome) -> Outcome:

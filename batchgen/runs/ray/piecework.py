@@ -12,7 +12,7 @@ from batchgen.errors import BatchgenError
 from batchgen.formats.reading import ReadOptions
 from batchgen.model import Checkpoint
 from batchgen.pipeline import Pipeline
-from batchgen.records import RunStats, SamplingParams, Sequence, TooLong
+from batchgen.records import RowId, RunStats, SamplingParams, Sequence, TooLong
 from batchgen.runs.ray.cut import read_part
 from batchgen.runs.ray.folder import OutputFolder, Piece
 
@@ -58,7 +58,7 @@ class Outcome:
     worker: str
     stats: RunStats | None
     engine: str = ""
-    first_error: tuple[int, str, str] | None = None  # index, id, error
+    first_error: tuple[int, RowId | None, str] | None = None  # index, id, error
     said: tuple[str, ...] = ()
     failure: BatchgenError | None = None
 
@@ -91,7 +91,7 @@ class PieceWorker:
             self.name,
             self.pipeline.stats(),
             self.pipeline.engine.name,
-            (first.index, str(first.id), first.error or "") if first else None,
+            (first.index, first.id, first.error or "") if first else None,
             said,
             failure,
         )
@@ -113,8 +113,7 @@ class FailingEngine:
         for window in windows:
             for row in window:
                 if not row.is_finished:
-                    where = f"{row.request.where}: " if row.request.where else ""
-                    row.fail(f"{where}{self.reason}")
+                    row.fail(row.request.located(self.reason))
                 yield row
 
 

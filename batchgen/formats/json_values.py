@@ -1,0 +1,122 @@
+"""JSON text to values, strictly; and what can still be read of an object that is broken. Knows nothing of rows."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+WHITESPACE = " \t\n\r"
+OBJECT_BYTES = 56  # of Python's smallest object in a list or a dictionary
+
+
+def parse_json(text: str) -> Any:
+    """One JSON value, and nothing that only Python takes for one.
+
+    Raises `ValueError`, in few words.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(explain(error)) from None
+
+
+def explain(error: Exception) -> str:
+    """What is wrong with a JSON text, in few words."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return str(error).split(";")[0]  # behind it Python advises programmers
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def _finite(digits: str) -> float:
+    if math.isinf(value := float(digits)):
+        raise ValueError(f"the number {digits} is too large")
+    return value
+
+
+STRICT = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
+# For a look, and for what is left of a broken object: numbers that JSON does not have are null.
+LENIENT = json.JSONDecoder(
+    parse_constant=lambda name: None,
+    parse_float=lambda digits: value if math.isfinite(value := float(digits)) else None,
+)
+
+
+def skip_whitespace(text: str, start: int) -> int:
+    """The place of the next character that is not JSON whitespace.
+
+    >>> skip_whitespace("a \\n b", 1)
+    4
+    """
+    while start < len(text) and text[start] in WHITESPACE:
+        start += 1
+    return start
+
+
+def read_members(text: str) -> dict[str, Any]:
+    """The members of a broken JSON object up to the break; numbers that JSON does not have are None.
+
+    Only complete ones: a value that the break may have cut short is left out, and so is everything where another value
+    follows the object on the same line.
+
+    >>> read_members('{"id": 7, "loss": NaN, "topic": "dogs", "prompt": ')
+    {'id': 7, 'loss': None, 'topic': 'dogs'}
+    >>> read_members('{"id": 7}{"id": 8}'), read_members('{"id": 12')
+    ({}, {})
+    """
+    members: dict[str, Any] = {}
+    place = skip_whitespace(text, 0)
+    if not text.startswith("{", place):
+        return members
+    while not text.startswith("}", place):
+        try:
+            key, value, place = _read_member(text, place + 1)
+        except (ValueError, RecursionError):
+            return members
+        members[key] = value
+    return members if skip_whitespace(text, place + 1) == len(text) else {}
+
+
+def _read_member(text: str, start: int) -> tuple[str, Any, int]:
+    """A key, its value, and the place of the comma or brace behind it. Raises `ValueError`."""
+    key, place = LENIENT.raw_decode(text, skip_whitespace(text, start))
+    place = skip_whitespace(text, place)
+    if not isinstance(key, str) or not text.startswith(":", place):
+        raise ValueError("not a member")
+    value, place = LENIENT.raw_decode(text, skip_whitespace(text, place + 1))
+    place = skip_whitespace(text, place)
+    if not text.startswith((",", "}"), place):
+        raise ValueError("the value may be cut off")
+    return key, value, place
+
+
+def weigh_json(text: str | bytes) -> int:
+    """About how many bytes a JSON text takes as Python objects; nested values take far more than their text.
+
+    >>> weigh_json('{"prompt": "My dog is"}'), weigh_json("[[],[],[]]")
+    (79, 346)
+    """
+    if isinstance(text, str):
+        return len(text) + OBJECT_BYTES * (text.count("[") + text.count("{") + text.count(","))
+    return len(text) + OBJECT_BYTES * (text.count(b"[") + text.count(b"{") + text.count(b","))
+
+
+def is_deeper(value: object, levels: int) -> bool:
+    """Whether a JSON value is nested deeper than that: writing it would need as much of the stack again."""
+    level = [value]
+    for _ in range(levels):
+        level = [inner for item in level if isinstance(item, dict | list) for inner in _children(item)]
+        if not level:
+            return False
+    return True
+
+
+def _children(value: dict[str, object] | list[object]) -> Iterable[object]:
+    return value.values() if isinstance(value, dict) else value
