@@ -15,7 +15,7 @@ from batchgen.engines import Engine
 from batchgen.errors import InputError
 from batchgen.model import Checkpoint
 from batchgen.model.padding import decode_output, encode
-from batchgen.planning.batches import windows
+from batchgen.planning.windows import Windows
 from batchgen.records import Request, Result, RunStats, Sequence, TooLong
 from batchgen.text import name_row
 
@@ -45,7 +45,8 @@ class Keeper(Protocol):
 class Pipeline:
     """Runs requests through an engine, window by window, and counts what passes.
 
-    A `strict` one raises `InputError` at the first row that fails.
+    A `strict` one raises `InputError` at the first row that fails. `should_stop` is asked before each of the engine's
+    steps; a yes raises `KeyboardInterrupt`. `on_step` is told how many tokens each step made.
     """
 
     def __init__(
@@ -56,12 +57,16 @@ class Pipeline:
         too_long: TooLong = "error",
         parse_special: bool = False,
         strict: bool = False,
+        should_stop: Callable[[], bool] = lambda: False,
+        on_step: Callable[[int], None] = lambda num_tokens: None,
     ) -> None:
         self.checkpoint = checkpoint
         self.engine = engine
         self.strict = strict
         self.too_long = too_long
         self.parse_special = parse_special
+        self.should_stop = should_stop
+        self.on_step = on_step
         self.first_error: Result | None = None
         self._rows = self._errors = self._blank_lines = self._prompt_tokens = self._output_tokens = self._pad_tokens = 0
         self._started = time.perf_counter()
@@ -69,7 +74,7 @@ class Pipeline:
     def run(self, requests: Iterable[Request]) -> Iterator[Result]:
         """A Result for every row (and sample), in input order, each as soon as those before it are there."""
         order = InOrder()
-        for finished in self.engine.generate(self._windows(requests, order.waiting.extend)):
+        for finished in self._drive(requests, order.waiting.extend):
             self._check(finished)
             for sequence in order.pop(finished):
                 yield self._count(to_result(sequence, self.checkpoint))
@@ -78,8 +83,7 @@ class Pipeline:
     def run_into(self, store: Keeper, requests: Iterable[Request]) -> Iterator[Result]:
         """A Result for every row (and sample) that the store does not have, as they finish, and each into the store."""
         waiting: set[int] = set()
-        windows = self._windows(store.unfinished(requests), lambda rows: waiting.update(map(id, rows)), store.done)
-        for finished in self.engine.generate(windows):
+        for finished in self._drive(store.unfinished(requests), lambda rows: waiting.update(map(id, rows)), store.done):
             waiting.remove(id(finished))
             if self.strict and finished.error:
                 store.forget(finished.request.index)
@@ -89,47 +93,72 @@ class Pipeline:
             yield self._count(result)
         assert not waiting, "an engine did not finish every row"
 
-    def _windows(
+    def _drive(
         self,
         requests: Iterable[Request],
-        on_window: Callable[[list[Sequence]], object] = lambda sequences: None,
+        on_window: Callable[[list[Sequence]], object],
         done: Container[tuple[int, int]] = (),
-    ) -> Iterator[list[Sequence]]:
-        first = self.engine.backoff.limits.first_window
-        weigh = attrgetter("weight")
-        for window in windows(requests, first=first, is_busy=lambda: self.engine.is_busy, weigh=weigh):
-            sequences = encode(
-                window,
-                self.checkpoint.tokenizer,
-                n_positions=self.checkpoint.n_positions,
-                vocab_size=self.checkpoint.vocab_size,
-                too_long=self.too_long,
-                parse_special=self.parse_special,
-            )
-            left = [s for s in sequences if (s.request.index, s.sample_index) not in done]
-            on_window(left)
-            yield left
+    ) -> Iterator[Sequence]:
+        """The loop over the engine: windows in where it wants rows, a step, finished sequences out."""
+        engine = self.engine
+        windows = Windows(requests, first=engine.wants_rows, weigh=attrgetter("weight"))
+        has_more = True
+        try:
+            while has_more or not engine.is_idle:
+                if has_more and engine.wants_rows:
+                    window = windows.take(wait=engine.is_idle)
+                    has_more = window is not None
+                    sequences = self._encode(window or [], done)
+                    on_window(sequences)
+                    yield from (sequence for sequence in sequences if sequence.is_finished)
+                    engine.add([sequence for sequence in sequences if not sequence.is_finished])
+                if self.should_stop():
+                    raise KeyboardInterrupt
+                yield from self._step()
+        finally:
+            windows.close()
+            engine.close()
+
+    def _step(self) -> list[Sequence]:
+        before = self.engine.stats.new_tokens
+        finished = self.engine.step()
+        if made := self.engine.stats.new_tokens - before:
+            self.on_step(made)
+        return finished
+
+    def _encode(self, window: list[Request], done: Container[tuple[int, int]]) -> list[Sequence]:
+        """The sequences of a window's requests that are not done yet."""
+        sequences = encode(
+            window,
+            self.checkpoint.tokenizer,
+            n_positions=self.checkpoint.n_positions,
+            vocab_size=self.checkpoint.vocab_size,
+            too_long=self.too_long,
+            parse_special=self.parse_special,
+        )
+        return [s for s in sequences if (s.request.index, s.sample_index) not in done]
 
     def count_blank_line(self) -> None:
         self._blank_lines += 1
 
     def stats(self) -> RunStats:
         """What was done so far."""
+        engine = self.engine.stats
         return RunStats(
             rows=self._rows,
             errors=self._errors,
             blank_lines=self._blank_lines,
-            batches=self.engine.num_batches,
+            batches=engine.batches,
             prompt_tokens=self._prompt_tokens,
             output_tokens=self._output_tokens,
             pad_tokens=self._pad_tokens,
-            prefill_s=self.engine.prefill_s,
-            decode_s=self.engine.decode_s,
+            prefill_s=engine.prefill_s,
+            decode_s=engine.decode_s,
             wall_s=time.perf_counter() - self._started,
-            decode_work=self.engine.decode_work,
-            peak_bytes=self.engine.backoff.peak_bytes,
-            predicted_batch_bytes=self.engine.backoff.predicted_bytes,
-            measured_batch_bytes=self.engine.backoff.measured_bytes,
+            decode_work=engine.decode_work,
+            peak_bytes=engine.peak_bytes,
+            predicted_batch_bytes=engine.predicted_bytes,
+            measured_batch_bytes=engine.measured_bytes,
         )
 
     def _check(self, finished: Sequence) -> None:

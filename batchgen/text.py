@@ -52,3 +52,14 @@ def short_number(number: float) -> str:
     if not exponent:  # inf, nan
         return mantissa
     return f"{number:.2g}" if -2 <= int(exponent) < 3 else f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+
+
+def size_text(num_bytes: int) -> str:
+    """Bytes as a person reads them.
+
+    >>> size_text(0), size_text(72 << 10), size_text(3 << 29)
+    ('0 B', '72 KiB', '1.5 GiB')
+    """
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = min(max(0, num_bytes.bit_length() - 1) // 10, len(units) - 1)
+    return f"{num_bytes / 1024**power:.1f}".removesuffix(".0") + f" {units[power]}"

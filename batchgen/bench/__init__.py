@@ -15,9 +15,10 @@ from batchgen.bench.facts import WORKLOADS, Ceiling, Point, Report, Task
 from batchgen.bench.keep import keep
 from batchgen.bench.sweep import sweep
 from batchgen.bench.workload import differing_share
+from batchgen.engines.choice import CONTINUOUS
 from batchgen.errors import is_out_of_memory
 from batchgen.model.quiet import first_line
-from batchgen.planning.batches import MOST_ROWS_ACCELERATOR, MOST_SLOTS
+from batchgen.planning.kinds import MOST_ROWS_ACCELERATOR
 
 if TYPE_CHECKING:
     from batchgen.bench.lab import Lab
@@ -77,7 +78,7 @@ def make_plan(
     from batchgen.model.weights import choose_device
 
     on = str(choose_device(device))
-    most_rows = MOST_SLOTS.get(on, MOST_ROWS_ACCELERATOR)
+    most_rows = CONTINUOUS.most_rows.get(on, MOST_ROWS_ACCELERATOR)
     chosen = choose_engine(engine, checkpoint.config)[0]
     engines = (chosen, "reference") if engine == "auto" else (chosen,)
     make_rows("ragged", 1, max_new_tokens, checkpoint)  # refuses what leaves no room

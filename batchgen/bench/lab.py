@@ -1,10 +1,9 @@
-"""One model, loaded in one dtype for one engine, that runs tasks. An engine may change a model: each has its own."""
+"""One model, loaded in one dtype for one engine, that runs tasks."""
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,12 +11,13 @@ from batchgen.bench.ceilings import linear_sizes, measure_ceiling
 from batchgen.bench.facts import Ceiling, Sample, Task
 from batchgen.bench.sweep import NoMemoryError
 from batchgen.bench.workload import make_rows, without_eos, word_rows
-from batchgen.engines import Engine, make_engine
+from batchgen.engines import finish_all, make_engine
 from batchgen.errors import ModelError
 from batchgen.machine.process import reuse_blocks
-from batchgen.model.weights import Model, load_model
+from batchgen.model import Model
+from batchgen.model.weights import load_model
 from batchgen.planning.backoff import release
-from batchgen.records import Sequence
+from batchgen.records import EngineOptions, EngineStats, Sequence
 
 if TYPE_CHECKING:
     from batchgen.model import Checkpoint
@@ -55,15 +55,15 @@ class ModelLab:
     def run(self, task: Task) -> Sample:
         rows = make_rows(task.workload, task.rows, self.max_new_tokens, self.model.checkpoint)
         started = time.perf_counter()
-        engine = self._generate(self.endless, rows, task.rows)
+        stats = self._generate(self.endless, rows, task.rows)
         seconds = time.perf_counter() - started
         return Sample(
             tokens=sum(row.num_output_tokens for row in rows),
             seconds=seconds,
             prefill_columns=sum(row.padded_length or 0 for row in rows),
-            prefill_s=engine.prefill_s,
-            decode_s=engine.decode_s,
-            decode_work=engine.decode_work,
+            prefill_s=stats.prefill_s,
+            decode_s=stats.decode_s,
+            decode_work=stats.decode_work,
         )
 
     def ceiling(self) -> Ceiling:
@@ -74,17 +74,16 @@ class ModelLab:
         self._generate(self.model, rows, len(rows))
         return [row.output_ids for row in rows]
 
-    def _generate(self, model: Model, rows: list[Sequence], num_rows: int) -> Engine:
+    def _generate(self, model: Model, rows: list[Sequence], num_rows: int) -> EngineStats:
         said: list[str] = []
-        engine = make_engine(model, name=self.engine, num_rows=num_rows, reuse_blocks=reuse_blocks, say=said.append)
-        _exhaust(engine.generate(iter([rows])))
+        options = EngineOptions(engine=self.engine, batch_size=num_rows)
+        engine = make_engine(model, options, is_owned=True, reuse_blocks=reuse_blocks, say=said.append)
+        for _ in finish_all(engine, rows):
+            pass
+        stats = engine.stats
+        engine.close()
         if said:
             raise NoMemoryError(said[0])
         if error := next((row.error for row in rows if row.error), None):
             raise ModelError(error)
-        return engine
-
-
-def _exhaust(rows: Iterable[object]) -> None:
-    for _ in rows:
-        pass
+        return stats

@@ -10,12 +10,13 @@ from typing import Annotated
 import typer
 
 from batchgen.cli import options as opt
-from batchgen.engines import choose_engine
+from batchgen.engines.choice import KINDS, choose_engine
 from batchgen.formats.reading import read_requests
 from batchgen.formats.writing import to_json
 from batchgen.machine.speeds import read_speed
 from batchgen.model import open_checkpoint
-from batchgen.planning.forecast import forecast, make_room
+from batchgen.planning.forecast import forecast
+from batchgen.planning.room import make_room
 from batchgen.records import EngineOptions, SamplingParams
 from batchgen.render.plan import print_forecast
 from batchgen.render.screen import OutputConsole, Screen
@@ -51,16 +52,16 @@ def plan(
         look = partial(
             make_room, checkpoint, model.device, model.dtype, num_rows=engine.batch_size, memory=engine.memory
         )
-        room = look()
+        room = look(kind=KINDS["reference"])
         engine_name, reason = choose_engine(
             engine.engine, checkpoint.config, sampling.num_beams, room.limits.budget_bytes
         )
-        if engine_name == "continuous":
-            room = look(has_slots=True)
+        room = look(kind=KINDS[engine_name])
         plan = forecast(
             checkpoint,
             islice(requests, prompts.limit),
             room.limits,
+            KINDS[engine_name],
             too_long=too_long,
             parse_special=prompts.parse_special,
         )

@@ -53,20 +53,12 @@ def verify(
     requests, num_changed = greedily(spread(requests, sample) if sample else requests, sampling.max_new_tokens)
     if num_changed:
         screen.say(f"{plural(num_changed, 'row')} with options of their own are verified greedily, without them")
-    with screen.waiting("loading the model twice, for the engine and for the oracle"):
-        runs = open_model(model.model, revision=model.revision, device=model.device, dtype=model.dtype, say=screen.say)
-        oracle = Oracle(open_model(model.model, revision=model.revision, device=model.device, dtype="float32"))
+    open_as = partial(open_model, model.model, revision=model.revision, device=model.device, say=screen.say)
+    with screen.waiting("loading the model"):
+        runs = open_as(dtype=model.dtype)
+        oracle = Oracle(runs if runs.dtype_name == "float32" else open_as(dtype="float32"))
     with screen.waiting("verifying"):
-        make = partial(
-            make_engine,
-            runs,
-            name=engine.engine,
-            num_rows=engine.batch_size,
-            exact=engine.exact,
-            share=engine.share_prefixes,
-            memory=engine.memory,
-            say=screen.say,
-        )
+        make = partial(make_engine, runs, engine, say=screen.say)
         report, failed = verify_rows(
             runs, oracle, requests, lambda on_logits: make(on_logits=on_logits), parse_special=prompts.parse_special
         )

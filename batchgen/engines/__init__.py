@@ -1,152 +1,138 @@
-"""Engines: sequences in, finished sequences out, in completion order."""
+"""Engines: sequences are pushed in, each step is one forward, and finished sequences come out.
+
+An engine knows nothing of files, windows or signals; the loop over it is the pipeline's.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from batchgen.errors import ModelError, UsageError
-from batchgen.machine.limits import Bound, MemoryLimit, PeakMeter, available_bytes, memory_bounds
+from batchgen.engines.choice import KINDS, choose_engine
+from batchgen.errors import ModelError
+from batchgen.machine.limits import Bound, PeakMeter, available_bytes, memory_bounds
 from batchgen.machine.speeds import kept_rows
 from batchgen.planning.backoff import Backoff
-from batchgen.planning.batches import limits_for
-from batchgen.planning.memory import LEAST_SLOTS_BYTES, budget_bytes, size_text
-from batchgen.records import Sequence
+from batchgen.planning.kinds import EngineKind
+from batchgen.planning.memory import BatchLimits, budget_bytes
+from batchgen.records import EngineOptions, EngineStats, Sequence
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
     from batchgen.engines.sampling.sampler import OnLogits
     from batchgen.model import Model
 
-
-ENGINES = ("auto", "continuous", "reference")
-
-
-class Limits(Protocol):
-    """How many rows are to be read before the first ones run."""
-
-    @property
-    def first_window(self) -> int: ...
-
-
-class EngineMemory(Protocol):
-    """What an engine's batches were predicted to take, and took."""
-
-    @property
-    def limits(self) -> Limits: ...
-    @property
-    def peak_bytes(self) -> int: ...
-    @property
-    def predicted_bytes(self) -> int: ...
-    @property
-    def measured_bytes(self) -> int | None: ...
+__all__ = ["Engine", "choose_engine", "finish_all", "make_engine"]
 
 
 class Engine(Protocol):
-    """What the pipeline needs of an engine; a fake one needs no model. `backoff` knows the limits and the memory."""
+    """What the pipeline needs of an engine; a fake one needs no model."""
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def backoff(self) -> EngineMemory: ...
-    @property
-    def num_batches(self) -> int: ...
-    @property
-    def decode_work(self) -> int: ...
-    @property
-    def prefill_s(self) -> float: ...
-    @property
-    def decode_s(self) -> float: ...
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether there is work in hand, so that the next window should be what has arrived by now."""
+    def add(self, sequences: Iterable[Sequence]) -> None:
+        """Takes rows, none of them finished. They may come at any time; `wants_rows` says when it makes sense."""
         ...
 
-    def generate(self, windows: Iterable[list[Sequence]]) -> Iterator[Sequence]:
-        """Runs sequences and yields each when it is finished; those that are so already come straight out."""
+    @property
+    def wants_rows(self) -> int:
+        """How many more rows it could use now."""
+        ...
+
+    def step(self) -> list[Sequence]:
+        """One forward, and the rows that it has finished."""
+        ...
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing in hand: every row that was added has come out."""
+        ...
+
+    @property
+    def stats(self) -> EngineStats: ...
+
+    def close(self) -> None:
+        """Drops what is in hand."""
         ...
 
 
-def choose_engine(
-    name: str, config: PretrainedConfig, num_beams: int = 1, room_bytes: int | None = None
-) -> tuple[str, str]:
-    """`continuous` or `reference`, and why not the former; needs no weights. Raises `UsageError`.
-
-    `auto` takes `continuous` where it applies and `room_bytes`, what a batch may take, are enough for it.
-    """
-    from batchgen.engines.continuous.slot_model import why_no_slots
-
-    if name not in ENGINES:
-        raise UsageError(f"--engine {name} is not one of {', '.join(ENGINES)}")
-    reason = "" if name == "reference" else "it has no beams" if num_beams > 1 else why_no_slots(config) or ""
-    if name == "auto" and room_bytes is not None and room_bytes < LEAST_SLOTS_BYTES:
-        reason = reason or f"less than {size_text(LEAST_SLOTS_BYTES)} of memory are left for slots"
-    if name == "continuous" and reason:
-        raise UsageError(f"--engine continuous does not run this: {reason}; use --engine auto")
-    return ("reference" if name == "reference" or reason else "continuous"), reason
+def finish_all(engine: Engine, sequences: Iterable[Sequence]) -> Iterator[Sequence]:
+    """Runs sequences through an engine that has nothing else to do; each comes out when it is finished."""
+    engine.add(sequences)
+    while not engine.is_idle:
+        yield from engine.step()
 
 
 def make_engine(
     model: Model,
+    options: EngineOptions | None = None,
     *,
-    name: str = "auto",
-    num_rows: int | None = None,
     num_beams: int = 1,
-    exact: bool = True,
-    share: bool = True,
-    on_step: Callable[[int], None] = lambda num_tokens: None,
+    is_owned: bool = False,
     on_logits: OnLogits = lambda logits, sequences: None,
-    should_stop: Callable[[], bool] = lambda: False,
-    memory: MemoryLimit | None = None,
     reuse_blocks: Callable[[bool], None] = lambda is_plenty: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Engine:
-    """The engine of that name for a model; `auto` takes the fastest that fits it.
+    """The engine that `options` name for a model; `auto` takes the fastest that fits it.
 
-    Near ties are decided again (`exact`) in float32 only: 16 bits are too coarse for it. `num_rows` fixes the rows that
-    run together, `memory` is the user's own bound, and `say` is told each time that memory ran out. `on_logits` is told
-    the logits of each step before anything is decided.
+    Near ties are decided again (`options.exact`) in float32 only: 16 bits are too coarse for it. A model that
+    `is_owned` by this engine alone lets its weights go where the engine keeps them in another layout. `say` is told
+    each time that memory ran out, `on_logits` the logits of each step before anything is decided.
     """
-    import torch
-
     from batchgen.engines.continuous.engine import ContinuousEngine
-    from batchgen.engines.continuous.slot_model import make_slot_model
+    from batchgen.engines.continuous.slot_model import SlotModel
     from batchgen.engines.reference.engine import ReferenceEngine
+    from batchgen.engines.sampling.sampler import Sampler
 
-    def room_bytes() -> int:
-        return budget_bytes(available_bytes(model.device, memory))
-
-    engine, reason = choose_engine(name, model.checkpoint.config, num_beams, room_bytes())
-    slot_model = None
-    if engine == "continuous":
-        slot_model, reason = make_slot_model(model, has_room=lambda num_bytes: num_bytes <= room_bytes())
-        if slot_model is None and name == "continuous":
-            raise ModelError(f"--engine continuous does not run {model.checkpoint.name}: {reason}; use --engine auto")
-    if reason and num_beams == 1:
-        say(f"engine reference, the slower one: {reason}")
-    best_rows = kept_rows(model.checkpoint.name, str(model.device), model.dtype_name) if slot_model else None
-    limits = limits_for(model, num_rows, memory, has_slots=slot_model is not None, most_rows=best_rows)
+    options = options or EngineOptions()
+    own = _slots(model, options, num_beams, is_owned, say)
+    limits = _limits(model, options, KINDS["continuous" if own else "reference"])
     backoff = Backoff(
         limits,
-        budget=room_bytes,
-        wall=lambda: _wall_bytes(memory_bounds(model.device, memory)),
+        budget=lambda: _room_bytes(model, options),
+        wall=lambda: _wall_bytes(memory_bounds(model.device, options.memory)),
         reuse_blocks=reuse_blocks,
         meter=PeakMeter(model.device),
         say=say,
-        on_dropped=lambda num_tokens: on_step(-num_tokens),
     )
-    common: dict[str, Any] = {
-        "exact": exact and model.dtype == torch.float32,
-        "on_step": on_step,
-        "on_logits": on_logits,
-        "should_stop": should_stop,
-        "backoff": backoff,
-    }
-    if slot_model is None:
-        return ReferenceEngine(model, limits, **common)
-    return ContinuousEngine(slot_model, limits, share=share, **common)
+    is_exact = options.exact and model.dtype_name == "float32"
+    recompute = model.logits_alone if is_exact else None
+    eos_token_ids, tokenizer = model.checkpoint.eos_token_ids, model.checkpoint.tokenizer
+    sampler = Sampler(eos_token_ids, tokenizer, recompute=recompute, on_logits=on_logits)
+    if own is None:
+        return ReferenceEngine(model, limits, sampler, backoff=backoff)
+    return ContinuousEngine(SlotModel(own), limits, sampler, share=options.share_prefixes, backoff=backoff)
+
+
+def _slots(
+    model: Model, options: EngineOptions, num_beams: int, is_owned: bool, say: Callable[[str], None]
+) -> Model | None:
+    """The model on the slots' own network; None, after one line that says why, where it runs without."""
+    from batchgen.engines.continuous.network import slot_network
+
+    def has_room(num_bytes: int) -> bool:
+        return num_bytes <= _room_bytes(model, options)
+
+    name, reason = choose_engine(options.engine, model.checkpoint.config, num_beams, _room_bytes(model, options))
+    own: Model | None = None
+    if name == "continuous":
+        own, reason = slot_network(model, is_owned=is_owned, has_room=has_room)
+        if own is None and options.engine == "continuous":
+            raise ModelError(f"--engine continuous does not run {model.checkpoint.name}: {reason}; use --engine auto")
+    if reason and num_beams == 1:
+        say(f"engine reference, the slower one: {reason}")
+    return own
+
+
+def _limits(model: Model, options: EngineOptions, kind: EngineKind) -> BatchLimits:
+    from batchgen.model.footprint import footprint_of
+
+    best_rows = kept_rows(model.checkpoint.name, str(model.device), model.dtype_name) if kind.takes_best_rows else None
+    footprint = footprint_of(model.checkpoint.config, model.dtype)
+    available = available_bytes(model.device, options.memory)
+    return kind.limits(footprint, model.device.type, available, options.batch_size, best_rows)
+
+
+def _room_bytes(model: Model, options: EngineOptions) -> int:
+    """What rows may take now."""
+    return budget_bytes(available_bytes(model.device, options.memory))
 
 
 def _wall_bytes(bounds: list[Bound]) -> int | None:

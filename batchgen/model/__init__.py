@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from batchgen.model.checkpoint import Checkpoint, read_checkpoint
 from batchgen.model.find import Say, find_model
-from batchgen.model.weights import Model, load_model
+from batchgen.model.loaded import Model
+from batchgen.model.weights import load_model
 
 __all__ = ["Checkpoint", "Model", "open_checkpoint", "open_model"]
 

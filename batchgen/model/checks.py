@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from batchgen.errors import ModelError
-from batchgen.planning.memory import size_text
+from batchgen.text import size_text
 
 MIB = 2**20
 # Many times what the largest known models have.

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from batchgen.model.checkpoint import attention_kernel
 from batchgen.model.quiet import quiet
-from batchgen.planning.memory import Footprint, ModelShape
+from batchgen.model.shape import Footprint, ModelShape
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -28,8 +28,18 @@ if TYPE_CHECKING:
 SHORT, LONG = 64, 2048  # columns of the two trial forwards
 
 
+_known: dict[tuple[str, torch.dtype], Footprint] = {}  # by a config's text: a probe takes half a second
+
+
 def footprint_of(config: PretrainedConfig, dtype: torch.dtype) -> Footprint:
     """Bytes that a model of this config takes, in `dtype`; needs no weights."""
+    key = config.to_json_string(use_diff=False), dtype
+    if key not in _known:
+        _known[key] = _probe(config, dtype)
+    return _known[key]
+
+
+def _probe(config: PretrainedConfig, dtype: torch.dtype) -> Footprint:
     attention = attention_kernel(config)
     formula = Footprint.of_shape(ModelShape.from_config(config), dtype.itemsize, attention)
     if config.model_type == "gpt2":

@@ -2,77 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
-from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from batchgen.errors import ModelError, UsageError
 from batchgen.machine.limits import memory_bounds
 from batchgen.model.checkpoint import Checkpoint, attention_kernel
 from batchgen.model.checks import check_weights
-from batchgen.model.padding import positions
+from batchgen.model.loaded import Model
 from batchgen.model.private import set_attention
 from batchgen.model.quiet import one_line, quiet
-from batchgen.planning.memory import size_text
-from batchgen.records import Sequence
+from batchgen.text import size_text
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-
-@dataclass(frozen=True)
-class Model:
-    """A checkpoint with its weights on a device."""
-
-    checkpoint: Checkpoint
-    network: PreTrainedModel
-    device: torch.device
-    dtype: torch.dtype
-
-    @property
-    def dtype_name(self) -> str:
-        return name_of_dtype(self.dtype)
-
-    @property
-    def nan_message(self) -> str:
-        mend = "its weights are broken" if self.dtype_name == "float32" else "use --dtype float32"
-        return f"model {self.checkpoint.name} gives NaN in {self.dtype_name} on {self.device}: {mend}"
-
-    @cached_property
-    def takes_position_ids(self) -> bool:
-        return "position_ids" in self._forward_parameters
-
-    @cached_property
-    def takes_logits_to_keep(self) -> bool:
-        return "logits_to_keep" in self._forward_parameters
-
-    def inputs(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        """Arguments of a forward. Mask and positions always go along: with eos as pad neither can be inferred."""
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if self.takes_position_ids:
-            inputs["position_ids"] = position_ids
-        return {name: tensor.to(self.device) for name, tensor in inputs.items()}
-
-    def logits_alone(self, sequence: Sequence) -> torch.Tensor:
-        """Logits `[V]` after the sequence so far, from one forward of this row alone: no pads, no cache."""
-        import torch
-
-        input_ids = torch.tensor([sequence.token_ids])  # [1, T]
-        attention_mask = torch.ones_like(input_ids)
-        inputs = self.inputs(input_ids, attention_mask, positions(attention_mask))
-        keep = {"logits_to_keep": 1} if self.takes_logits_to_keep else {}
-        logits: torch.Tensor = self.network(**inputs, **keep, use_cache=False).logits  # [1, 1 or T, V]
-        return logits[0, -1]
-
-    @cached_property
-    def _forward_parameters(self) -> set[str]:
-        return set(inspect.signature(self.network.forward).parameters)
 
 
 def load_model(checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto") -> Model:

@@ -7,96 +7,21 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
-from itertools import islice
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from batchgen.machine.limits import Bound, MemoryLimit, memory_bounds
-from batchgen.machine.speeds import Speed, kept_rows
+from batchgen.machine.speeds import Speed
 from batchgen.model.padding import encode
-from batchgen.planning.backoff import Backoff
-from batchgen.planning.batches import (
-    STEP_OVERHEAD,
-    longest_first,
-    make_limits,
-    plan_batches,
-    plan_prefills,
-    step_work,
-    windows,
-)
-from batchgen.planning.memory import (
-    BatchLimits,
-    ModelShape,
-    batch_estimate,
-    filled_slots_estimate,
-    largest_batch,
-    prefill_rows,
-)
-from batchgen.records import MemoryEstimate, Request, RowId, SamplingParams, Sequence, TooLong
+from batchgen.planning.kinds import EngineKind, LargestBatch
+from batchgen.planning.memory import BatchLimits, largest_batch
+from batchgen.planning.windows import Windows
+from batchgen.records import Request, RowId, SamplingParams, Sequence, TooLong
 
 if TYPE_CHECKING:
-    import torch
-
     from batchgen.model import Checkpoint
 
 # Of more rows that cannot run than these only the number is kept: there may be millions.
 MOST_LISTED = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """A model that is not loaded yet, and what memory there is for it: `bounds` are all in force, tightest first.
-
-    `packed_bytes` is the output layer again, where the slot engine may pack it into a copy of its own.
-    """
-
-    model: str
-    device: str
-    dtype: str
-    weights_bytes: int
-    packed_bytes: int
-    bounds: tuple[Bound, ...]
-    limits: BatchLimits
-
-    def to_dict(self) -> dict[str, Any]:
-        names = ("model", "device", "dtype", "weights_bytes", "packed_bytes")
-        return {name: getattr(self, name) for name in names} | {
-            "engine": "continuous" if self.limits.has_slots else "reference",
-            "available_bytes": self.bounds[0].available_bytes,
-            "bounds": [asdict(bound) for bound in self.bounds],
-            "batch_budget_bytes": self.limits.budget_bytes,
-        }
-
-
-def make_room(
-    checkpoint: Checkpoint,
-    device: str,
-    dtype: str,
-    *,
-    has_slots: bool = False,
-    num_rows: int | None = None,
-    memory: MemoryLimit | None = None,
-) -> Room:
-    """What `run` would find with these options, before it loads the weights."""
-    from batchgen.model.footprint import footprint_of
-    from batchgen.model.weights import choose_device, choose_dtype, name_of_dtype
-
-    on = choose_device(device)
-    as_dtype = choose_dtype(dtype, on, checkpoint.config)
-    footprint = footprint_of(checkpoint.config, as_dtype)
-    shape = ModelShape.from_config(checkpoint.config)
-    packed_bytes = _packed_bytes(shape, on, as_dtype) if has_slots else 0
-    bounds = tuple(memory_bounds(on, memory))
-    available_bytes = max(0, bounds[0].available_bytes - footprint.weights - packed_bytes)
-    names = (checkpoint.name, str(on), name_of_dtype(as_dtype))
-    best_rows = kept_rows(*names) if has_slots else None
-    limits = make_limits(footprint, on, available_bytes, num_rows, has_slots=has_slots, most_rows=best_rows)
-    return Room(*names, footprint.weights, packed_bytes, bounds, limits)
-
-
-def _packed_bytes(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> int:
-    """Bytes of the output layer once it is packed (`engines.linear`), where the embedding keeps its own."""
-    return shape.vocab_size * shape.n_embd * dtype.itemsize if shape.is_tied and device.type == "cpu" else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +37,7 @@ class Bin:
 class Padding:
     """What a way to cut rows into batches pads: `columns` is the sum of rows * padded length, pads included.
 
-    A batch of the slot engine is a prefill.
+    With slots a batch is a prefill.
     """
 
     batches: int
@@ -132,18 +57,6 @@ class BadRow:
     source: str | None
     num_prompt_tokens: int
     error: str
-
-
-@dataclass(frozen=True, slots=True)
-class LargestBatch:
-    """The batch, or the filling of the slots, that needs most memory. Its bytes are those above the weights.
-
-    `columns` are those of its longest prompt.
-    """
-
-    rows: int
-    columns: int
-    memory: MemoryEstimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,15 +91,18 @@ def forecast(
     checkpoint: Checkpoint,
     requests: Iterable[Request],
     limits: BatchLimits,
+    kind: EngineKind,
     *,
     too_long: TooLong = "error",
     parse_special: bool = False,
 ) -> Forecast:
     """Plans requests as `run` does, window by window; memory stays flat however many there are."""
-    tally = _Tally(limits)
+    tally = _Tally(limits, kind)
     # Unlike in a run, nobody waits for the first answers: the plan must not depend on how fast the input comes.
     weigh = attrgetter("weight")
-    for window in windows(requests, first=limits.first_window, patience_s=threading.TIMEOUT_MAX, weigh=weigh):
+    first = kind.first_window(limits)
+    windows = Windows(requests, first=first, patience_s=threading.TIMEOUT_MAX, weigh=weigh)
+    for window in iter(windows.take, None):
         sequences = encode(
             window,
             checkpoint.tokenizer,
@@ -199,88 +115,12 @@ def forecast(
     return tally.forecast()
 
 
-class _Schedule(Protocol):
-    """How an engine runs rows, and what that costs."""
-
-    largest: LargestBatch | None
-
-    @property
-    def decode_work(self) -> int: ...
-
-    def plan(self, rows: list[Sequence]) -> Iterator[list[Sequence]]:
-        """A window's rows, as they are prefilled together."""
-        ...
-
-
-class _Batches:
-    """`reference`: every batch runs to its last row's end."""
-
-    def __init__(self, limits: BatchLimits) -> None:
-        self.limits = limits
-        self.largest: LargestBatch | None = None
-        self.decode_work = 0
-
-    def plan(self, rows: list[Sequence]) -> Iterator[list[Sequence]]:
-        for batch in plan_batches(rows, self.limits):
-            self.decode_work += max(map(num_steps, batch)) * step_work(len(batch))
-            memory = batch_estimate(self.limits, batch)
-            self.largest = _larger(self.largest, LargestBatch(len(batch), batch[0].num_prompt_tokens, memory))
-            yield batch
-
-
-class _Slots:
-    """`continuous`: rows come in by prefills, and leave their slots to others. Shared prefixes are not counted on."""
-
-    def __init__(self, limits: BatchLimits) -> None:
-        self.limits = limits
-        self.num_slots = limits.num_rows or limits.most_rows
-        self.largest: LargestBatch | None = None
-        self._filling: list[Sequence] = []
-        self._most_rows = 1  # that were ever in the slots
-        self._row_steps = self._longest = 0
-
-    def plan(self, rows: list[Sequence]) -> Iterator[list[Sequence]]:
-        rows = longest_first(rows)
-        if rows:
-            self._fill(rows)
-        self._row_steps += sum(map(num_steps, rows))
-        self._longest = max(self._longest, *map(num_steps, rows), 0)
-        for start in range(0, len(rows), self.num_slots):
-            filling = iter(rows[start : start + self.num_slots])
-            lengths = [row.num_prompt_tokens for row in rows[start : start + self.num_slots]]
-            yield from (list(islice(filling, size)) for size in plan_prefills(lengths))
-
-    def _fill(self, rows: list[Sequence]) -> None:
-        """The first windows run side by side until the slots are full; then a window's longest rows are together."""
-        beside = self._filling if len(self._filling) < self.num_slots else []
-        self._filling = longest_first([*beside, *rows])[: self.num_slots]
-        lengths = [(row.num_prompt_tokens, row.sampling) for row in self._filling]
-        room = max(1, Backoff(self.limits).room_beside([], lengths, prefix_tokens=0, held_columns=0))
-        memory = filled_slots_estimate(self.limits.footprint, lengths[:room])
-        self.largest = _larger(self.largest, LargestBatch(room, lengths[0][0], memory))
-        self._most_rows = max(self._most_rows, room)
-
-    @property
-    def decode_work(self) -> int:
-        """A slot never waits while there are rows, but no row ends before its own steps."""
-        return self._row_steps + STEP_OVERHEAD * max(self._longest, -(-self._row_steps // self._most_rows))
-
-
-def num_steps(row: Sequence) -> int:
-    """Decode steps of a row, if it makes all the tokens that it may: the first comes from its prefill."""
-    return row.sampling.max_new_tokens - 1
-
-
-def _larger(one: LargestBatch | None, other: LargestBatch) -> LargestBatch:
-    return one if one and one.memory.total >= other.memory.total else other
-
-
 class _Tally:
     """Counts rows and batches as they pass; keeps none of them but those in the slots."""
 
-    def __init__(self, limits: BatchLimits) -> None:
+    def __init__(self, limits: BatchLimits, kind: EngineKind) -> None:
         self.limits = limits
-        self.schedule: _Schedule = _Slots(limits) if limits.has_slots else _Batches(limits)
+        self.schedule = kind.schedule(limits)
         self.lengths: Counter[int] = Counter()
         self.rows = 0
         self.planned = [0, 0, 0]  # batches, columns, pads
@@ -336,7 +176,7 @@ def in_input_order(rows: Iterable[Sequence], limits: BatchLimits) -> Iterator[li
     @cache
     def room(length: int, kind: SamplingParams) -> int:
         fit = largest_batch(limits, length, [kind], most)
-        return min(fit, prefill_rows(length)) if limits.has_slots else fit
+        return min(fit, limits.memory.rows_at_once(length) or fit)
 
     batch: list[Sequence] = []
     longest = 0

@@ -60,13 +60,11 @@ def logits_at(model: Model, batch: Batch, columns: list[int]) -> torch.Tensor:
     """Logits `[B, N, V]` of N columns, in float32 on the CPU, from one forward of the batch as it is."""
     import torch
 
-    inputs = model.inputs(batch.input_ids, batch.attention_mask, batch.position_ids)
-    places = torch.tensor(columns, device=model.device)
-    keep = {"logits_to_keep": places} if model.takes_logits_to_keep else {}
+    first = min(columns)
     where = "with {} rows of {} columns".format(*batch.input_ids.shape)
     with torch.inference_mode(), failures_in_one_line(where):
-        logits: torch.Tensor = model.network(**inputs, **keep, use_cache=False).logits  # [B, N or T, V]
-    return (logits if keep else logits[:, places]).float().cpu()
+        logits = model.forward(batch, keep=batch.input_ids.shape[1] - first)  # [B, T - first, V]
+    return logits[:, [column - first for column in columns]].float().cpu()
 
 
 def generate_as_is(model: Model, batch: Batch, max_new_tokens: int) -> list[list[int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from batchgen.records.engine import EngineOptions, MemoryLimit
+from batchgen.records.engine import EngineOptions, EngineStats, MemoryLimit
 from batchgen.records.options import FieldError, options_of
 from batchgen.records.sampling import SamplingParams
 
@@ -18,6 +18,7 @@ __all__ = [
     "LONGEST_ROW",
     "Batch",
     "EngineOptions",
+    "EngineStats",
     "FieldError",
     "FinishReason",
     "MemoryEstimate",

@@ -61,3 +61,25 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         check_values(self)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What an engine has done so far. Seconds are wall clock, bytes those of the process or the device.
+
+    `new_tokens` counts tokens of finished and of running rows; it falls when memory runs out and rows start again.
+    `decode_work` is the sum over all steps of `planning.batches.step_work`. `host_syncs` counts how often the host
+    waited for numbers of the device. `predicted_bytes` is what the largest batch was expected to add to what the
+    process held, `measured_bytes` what the one that added most did add (None where it cannot be measured).
+    """
+
+    engine: str = ""
+    batches: int = 0
+    new_tokens: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    decode_work: int = 0
+    host_syncs: int = 0
+    peak_bytes: int = 0
+    predicted_bytes: int = 0
+    measured_bytes: int | None = None

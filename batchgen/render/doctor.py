@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from batchgen.planning.memory import size_text
 from batchgen.render.screen import plural, print_section
+from batchgen.text import size_text
 
 if TYPE_CHECKING:
     from batchgen.doctor.facts import Accelerator, Diagnosis, Installation, Machine, ModelAtHand, Models, Processor

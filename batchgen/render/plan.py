@@ -9,12 +9,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from batchgen.planning.memory import BUDGET_SHARE, size_text
+from batchgen.planning.memory import BUDGET_SHARE
 from batchgen.render.screen import plural, print_line, print_section
+from batchgen.text import size_text
 
 if TYPE_CHECKING:
     from batchgen.machine.speeds import Speed
-    from batchgen.planning.forecast import BadRow, Bin, Forecast, LargestBatch, Room
+    from batchgen.planning.forecast import BadRow, Bin, Forecast
+    from batchgen.planning.kinds import LargestBatch
+    from batchgen.planning.room import Room
     from batchgen.records import MemoryEstimate
 
 BAR = "█"
@@ -31,8 +34,9 @@ def print_forecast(console: Console, plan: Forecast, room: Room, blank_lines: in
     if plan.histogram:
         _print_histogram(console, plan.histogram)
     if plan.largest:
-        _print_padding(console, plan, has_slots=room.limits.has_slots)
-        title = _largest(plan.largest, has_slots=room.limits.has_slots)
+        has_slots = room.engine == "continuous"
+        _print_padding(console, plan, has_slots=has_slots)
+        title = _largest(plan.largest, has_slots=has_slots)
         print_section(console, title, _memory(plan.largest.memory, room), LABEL_WIDTH)
     if plan.num_bad_rows:
         title = f"{plural(plan.num_bad_rows, 'row')} cannot run, and will be error records"
@@ -110,7 +114,7 @@ def _memory(memory: MemoryEstimate, room: Room) -> Iterator[tuple[str, str]]:
     for name, bound in zip(("available", "", ""), room.bounds, strict=False):
         yield name, f"{_right(bound.available_bytes)}  left by {bound.name}"
     yield (
-        "for the slots" if room.limits.has_slots else "for a batch",
+        "for the slots" if room.engine == "continuous" else "for a batch",
         f"{_right(room.limits.budget_bytes)}  {BUDGET_SHARE:.0%} of what that leaves beside the weights",
     )
 

@@ -9,9 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 from rich.console import Console
 from rich.text import Text
 
-from batchgen.planning.memory import size_text
 from batchgen.records import RunStats
-from batchgen.text import escape
+from batchgen.text import escape, size_text
 
 MIN_WIDTH = 20  # of a section's text, on however narrow a terminal
 

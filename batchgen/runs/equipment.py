@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from batchgen.engines import Engine, make_engine
-from batchgen.engines.pool.engine import choose_devices, make_pool, num_threads
+from batchgen.engines.pool.devices import choose_devices, num_threads
+from batchgen.engines.pool.engine import make_pool
 from batchgen.errors import UsageError
 from batchgen.machine.process import reuse_blocks
 from batchgen.model import Checkpoint, Model, open_checkpoint
@@ -74,33 +75,16 @@ def _find(job: Job, observer: Observer) -> Equipment:
 
 def make_run_engine(job: Job, equipment: Equipment, observer: Observer) -> Engine:
     """The engine that the job asks for, on the model that is loaded, or in a process for each device."""
-    options = job.engine
-    if equipment.model:
-        return make_engine(
-            equipment.model,
-            name=options.engine,
-            num_rows=options.batch_size,
-            num_beams=job.sampling.num_beams,
-            exact=options.exact,
-            share=options.share_prefixes,
-            memory=options.memory,
-            on_step=observer.on_step,
-            should_stop=observer.should_stop,
-            say=observer.say,
-            reuse_blocks=reuse_blocks if job.owns_process else _leave_heap,
-        )
-    return make_pool(
-        equipment.checkpoint,
-        list(equipment.devices),
-        equipment.dtype,
-        name=options.engine,
-        num_rows=options.batch_size,
-        num_beams=job.sampling.num_beams,
-        exact=options.exact,
-        share=options.share_prefixes,
-        memory=options.memory,
-        on_step=observer.on_step,
-        should_stop=observer.should_stop,
+    model, beams = equipment.model, job.sampling.num_beams
+    if model is None:
+        devices = list(equipment.devices)
+        return make_pool(equipment.checkpoint, devices, equipment.dtype, job.engine, num_beams=beams, say=observer.say)
+    return make_engine(
+        model,
+        job.engine,
+        num_beams=beams,
+        is_owned=job.model.loaded is None,
+        reuse_blocks=reuse_blocks if job.owns_process else _leave_heap,
         say=observer.say,
     )
 

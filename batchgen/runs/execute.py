@@ -93,6 +93,8 @@ class Run:
             too_long=job.too_long,
             parse_special=job.parse_special,
             strict=job.strict,
+            should_stop=observer.should_stop,
+            on_step=observer.on_step,
         )
         self.digest = InputDigest()
         self.failures = Failures()
@@ -194,7 +196,7 @@ class Run:
         on = self.equipment
         return RanOn(
             model=on.checkpoint.name,
-            engine=self.pipeline.engine.name,
+            engine=self.pipeline.engine.stats.engine,
             device=on.device,
             dtype=on.dtype,
             is_exact=self.job.engine.exact and on.dtype == "float32",

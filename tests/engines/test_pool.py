@@ -8,16 +8,19 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psutil
 import pytest
 
-from batchgen.engines.pool.engine import PoolEngine, share_out
+from batchgen.engines import finish_all
+from batchgen.engines.pool.devices import choose_devices, share_out
+from batchgen.engines.pool.engine import PoolEngine
 from batchgen.engines.pool.worker import ModelRecipe
 from batchgen.errors import ModelError, UsageError
 from batchgen.machine.limits import parse_memory
-from batchgen.records import Sequence
+from batchgen.records import EngineOptions, Sequence
 from tests.support.fake_worker import REFUSE, SEGFAULT, FakeRecipe
 from tests.support.rows import rows_of
 
@@ -26,6 +29,12 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are POS
 
 def pool(*, num_workers: int = 2, seconds: float = 0.0, part_rows: int = 16, **options: object) -> PoolEngine:
     return PoolEngine([FakeRecipe(seconds)] * num_workers, part_rows, **options)  # type: ignore[arg-type]
+
+
+def finish(engine: PoolEngine, rows: list[Sequence]) -> Iterator[Sequence]:
+    """Rows as they are finished, until the last; then, or when something goes wrong, the workers end."""
+    with closing(engine):
+        yield from finish_all(engine, rows)
 
 
 def indices(rows: list[Sequence]) -> list[int]:
@@ -44,33 +53,41 @@ def is_alive(process: psutil.Process) -> bool:
         return False
 
 
-def test_every_row_of_every_window_is_finished_once() -> None:
+def test_every_row_is_finished_once_whenever_it_comes() -> None:
     rows = rows_of([[5 + i] for i in range(200)])
-    rows[3].fail("read so")
     engine = pool(seconds=0.001)
-    finished = list(engine.generate(iter([rows[:20], [], rows[20:]])))
+    engine.add(rows[:20])
+    finished = engine.step()
+    engine.add([])
+    finished += finish(engine, rows[20:])
     assert indices(finished) == list(range(200))
-    assert finished[0] is rows[3]
-    assert all(row.output_ids == row.input_ids for row in rows if not row.error)
-    assert len({row.padded_length for row in rows if not row.error}) == 2  # processes
-    assert engine.num_batches == len({row.batch_index for row in rows if not row.error})
+    assert all(row.output_ids == row.input_ids for row in rows)
+    assert len({row.padded_length for row in rows}) == 2  # processes
+    assert engine.stats.batches == len({row.batch_index for row in rows})
     assert not children()
 
 
 def test_counts_are_those_of_the_workers_together() -> None:
-    steps: list[int] = []
-    engine = pool(seconds=0.001, on_step=steps.append)
-    list(engine.generate(iter([rows_of([[5]] * 60)])))
-    assert sum(steps) == 60
-    assert engine.name == "fake in 2 workers"
-    assert (engine.backoff.peak_bytes, engine.backoff.predicted_bytes, engine.backoff.measured_bytes) == (2000, 10, 9)
-    assert engine.decode_s == 1  # two workers, a second each, side by side
+    engine = pool(seconds=0.001)
+    list(finish(engine, rows_of([[5]] * 60)))
+    stats = engine.stats
+    assert stats.new_tokens == 60
+    assert stats.engine == "fake in 2 workers"
+    assert (stats.peak_bytes, stats.predicted_bytes, stats.measured_bytes) == (2000, 10, 9)
+    assert stats.decode_s == 1  # two workers, a second each, side by side
+
+
+def test_a_pool_without_rows_starts_no_worker() -> None:
+    engine = pool()
+    assert (engine.is_idle, engine.wants_rows, engine.step()) == (True, 32, [])
+    assert not children()
+    engine.close()
 
 
 def test_few_rows_start_few_workers() -> None:
     rows = rows_of([[5]] * 8)
     said: list[str] = []
-    list(pool(num_workers=8, say=said.append).generate(iter([rows])))
+    list(finish(pool(num_workers=8, say=said.append), rows))
     assert len({row.padded_length for row in rows}) == 1
     assert said == ["made a fake engine"]
 
@@ -79,7 +96,7 @@ def test_a_row_that_kills_its_worker_is_an_error_and_the_others_are_not() -> Non
     rows = rows_of([[5 + i] for i in range(60)])
     rows[41].input_ids.append(SEGFAULT)
     said: list[str] = []
-    assert indices(list(pool(say=said.append).generate(iter([rows])))) == list(range(60))
+    assert indices(list(finish(pool(say=said.append), rows))) == list(range(60))
     assert [row.request.index for row in rows if row.error] == [41]
     assert "2 worker processes died (SIGSEGV) while they ran this row alone" in (rows[41].error or "")
     assert all(row.output_ids == row.input_ids for row in rows if not row.error)
@@ -89,7 +106,7 @@ def test_a_row_that_kills_its_worker_is_an_error_and_the_others_are_not() -> Non
 def test_workers_killed_from_outside_lose_no_row() -> None:
     rows = rows_of([[5 + i] for i in range(300)])
     finished, killed = [], 0
-    for row in pool(seconds=0.002).generate(iter([rows])):
+    for row in finish(pool(seconds=0.002), rows):
         finished.append(row)
         if len(finished) % 40 == 0:
             os.kill(row.padded_length or 0, signal.SIGKILL)
@@ -100,41 +117,40 @@ def test_workers_killed_from_outside_lose_no_row() -> None:
 
 def test_an_error_of_the_users_ends_the_run() -> None:
     with pytest.raises(ModelError, match="the model refuses"):
-        list(pool().generate(iter([rows_of([[5], [REFUSE]])])))
+        list(finish(pool(), rows_of([[5], [REFUSE]])))
     assert not children()
 
 
 def test_workers_that_cannot_start_end_the_run() -> None:
     with pytest.raises(ModelError, match=r"die while they start \(exit code 3\)"):
-        list(PoolEngine([FakeRecipe(fails=True)], 8).generate(iter([rows_of([[5]])])))
+        list(finish(PoolEngine([FakeRecipe(fails=True)], 8), rows_of([[5]])))
 
 
 def test_one_worker_that_cannot_start_leaves_its_rows_to_the_others() -> None:
     rows, said = rows_of([[5]] * 100), []
     recipes = [FakeRecipe(fails=True), FakeRecipe(0.01)]
-    finished = list(PoolEngine(recipes, 8, say=said.append).generate(iter([rows])))
+    finished = list(finish(PoolEngine(recipes, 8, say=said.append), rows))
     assert indices(finished) == list(range(100))
     assert "a worker process died 3 times while it started: going on with 1" in said
 
 
-def test_a_stop_ends_the_workers() -> None:
-    stop: list[bool] = []
-    rows = pool(seconds=0.01, should_stop=lambda: bool(stop)).generate(iter([rows_of([[5]] * 1000)]))
+def test_closing_ends_the_workers_and_what_they_do() -> None:
+    rows = finish(pool(seconds=0.01), rows_of([[5]] * 1000))
     next(rows)
-    stop.append(True)
-    with pytest.raises(KeyboardInterrupt):
-        list(rows)
+    assert len(children()) == 2
+    rows.close()  # type: ignore[attr-defined]
     assert not children()
 
 
 def test_the_input_is_not_waited_for_while_there_is_work() -> None:
-    def windows() -> Iterator[list[Sequence]]:
-        yield rows_of([[5]] * 4)
-        while engine.is_busy:
-            yield []
-
     engine = pool()
-    assert len(list(engine.generate(windows()))) == 4
+    engine.add(rows_of([[5]] * 4))
+    finished = []
+    while not engine.is_idle:
+        assert engine.wants_rows  # it is given none, and goes on
+        finished += engine.step()
+    engine.close()
+    assert len(finished) == 4
 
 
 def test_workers_end_with_a_killed_parent(pytestconfig: pytest.Config) -> None:
@@ -154,6 +170,10 @@ def test_workers_end_with_a_killed_parent(pytestconfig: pytest.Config) -> None:
 # Shares of one machine.
 
 
+def recipe_of(options: EngineOptions = EngineOptions()) -> ModelRecipe:
+    return ModelRecipe("m", Path(), "cpu", "float32", options)
+
+
 @pytest.fixture
 def cpu() -> object:
     import torch
@@ -164,25 +184,23 @@ def cpu() -> object:
 @pytest.mark.parametrize(("memory", "size", "share"), [("6G", 3 << 30, None), ("80%", None, 0.4), (None, None, 0.5)])
 def test_workers_share_memory(cpu: object, memory: str | None, size: int | None, share: float | None) -> None:
     bound = parse_memory(memory) if memory else None
-    recipes = share_out(ModelRecipe("m", Path(), "cpu", "float32"), [cpu, cpu], bound)  # type: ignore[list-item]
-    for recipe in recipes:
-        assert recipe.memory is not None
-        assert (recipe.memory.size_bytes, recipe.memory.share and float(recipe.memory.share)) == (size, share)
+    recipe = recipe_of(EngineOptions(memory=bound))
+    for memory_of in (recipe.options.memory for recipe in share_out(recipe, [cpu, cpu])):  # type: ignore[list-item]
+        assert memory_of is not None
+        assert (memory_of.size_bytes, memory_of.share and float(memory_of.share)) == (size, share)
 
 
 def test_workers_share_cores(cpu: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    recipes = share_out(ModelRecipe("m", Path(), "cpu", "float32"), [cpu] * 1000, None)  # type: ignore[list-item]
+    recipes = share_out(recipe_of(), [cpu] * 1000)  # type: ignore[list-item]
     assert {recipe.num_threads for recipe in recipes} == {1}
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    recipes = share_out(ModelRecipe("m", Path(), "cpu", "float32"), [cpu] * 2, None)  # type: ignore[list-item]
+    recipes = share_out(recipe_of(), [cpu] * 2)  # type: ignore[list-item]
     assert {recipe.num_threads for recipe in recipes} == {3}
 
 
 def test_auto_is_a_worker_on_each_cuda_device(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
-
-    from batchgen.engines.pool.engine import choose_devices
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -200,8 +218,6 @@ def test_auto_is_a_worker_on_each_cuda_device(monkeypatch: pytest.MonkeyPatch) -
     [(("cpu,cpu", 1), "--workers 1 leaves devices"), (("cpu,toaster",), "--device toaster is not a device")],
 )
 def test_devices_that_make_no_sense_are_refused(given: tuple[str, int], part: str) -> None:
-    from batchgen.engines.pool.engine import choose_devices
-
     with pytest.raises(UsageError, match=part):
         choose_devices(*given)
 

@@ -14,10 +14,11 @@ import torch
 import batchgen
 import batchgen.model
 from batchgen import Model
-from batchgen.engines import make_engine
-from batchgen.errors import BatchgenError, ModelError
+from batchgen.engines import Engine, finish_all, make_engine
+from batchgen.engines.sampling import sampler as sampler_module
+from batchgen.errors import BatchgenError
 from batchgen.model.padding import encode
-from batchgen.records import Request, SamplingParams
+from batchgen.records import EngineOptions, Request, SamplingParams
 from tests.support.models import ARCHITECTURES, decide_alone, generate_alone
 from tests.support.results import output_ids
 from tests.support.rows import RAIN, ragged_prompts
@@ -147,72 +148,93 @@ def test_min_new_tokens_holds_back_eos(tiny_models: dict[str, Model]) -> None:
     assert all(not likeliest & set(r.output_ids[:3]) for r in results)
 
 
+def engine_of(model: Model, num_rows: int | None = None) -> Engine:
+    return make_engine(model, EngineOptions("reference", batch_size=num_rows))
+
+
 def test_only_rows_of_one_length_share_a_batch(bundled: Model) -> None:
     requests = [
         Request(i, str(i), prompt, SamplingParams(max_new_tokens=n))
         for i, (prompt, n) in enumerate(zip(RAIN, (3, 9, 3), strict=True))
     ]
-    engine = make_engine(bundled, name="reference", num_rows=3)
-    finished = list(engine.generate([encode(requests, bundled.checkpoint.tokenizer)]))
+    engine = engine_of(bundled, 3)
+    finished = list(finish_all(engine, encode(requests, bundled.checkpoint.tokenizer)))
     assert sorted(s.num_output_tokens for s in finished) == [3, 3, 9]
-    assert engine.num_batches == 2
-
-
-def test_rows_that_have_failed_come_straight_out(bundled: Model) -> None:
-    requests = [Request(0, "0", ""), Request(1, "1", "My dog is", SamplingParams(max_new_tokens=1))]
-    engine = make_engine(bundled, name="reference")
-    finished = list(engine.generate([encode(requests, bundled.checkpoint.tokenizer), []]))
-    assert [s.finish_reason for s in finished] == ["error", "length"]
+    assert engine.stats.batches == 2
 
 
 def test_greedy_and_sampled_rows_share_a_batch(bundled: Model) -> None:
     params = [SamplingParams(max_new_tokens=6), SamplingParams(max_new_tokens=6, temperature=1.0)]
     requests = [Request(i, str(i), "My dog is", p) for i, p in enumerate(params)]
-    engine = make_engine(bundled, name="reference", num_rows=2)
     sequences = encode(requests, bundled.checkpoint.tokenizer)
-    together = {s.request.index: s.output_ids for s in engine.generate([sequences])}
+    together = {s.request.index: s.output_ids for s in finish_all(engine_of(bundled, 2), sequences)}
     alone = generate("My dog is", bundled, max_new_tokens=6)[0]
     sampled = generate([{"id": "1", "prompt": "My dog is"}], bundled, max_new_tokens=6, temperature=1.0)[0]
     assert together == {0: list(alone.output_ids), 1: list(sampled.output_ids)}
 
 
-def test_steps_count_the_rows_that_are_not_finished(bundled: Model, said: Callable[[str, int], str]) -> None:
+def test_each_step_gives_a_token_to_rows_that_are_not_finished(bundled: Model, said: Callable[[str, int], str]) -> None:
     params = [SamplingParams(max_new_tokens=3, stop=stop) for stop in (said("My dog is", 1).strip(), ())]
     requests = [Request(i, str(i), "My dog is", p) for i, p in enumerate(params)]
-    steps: list[int] = []
-    engine = make_engine(bundled, name="reference", on_step=steps.append)
-    list(engine.generate([encode(requests, bundled.checkpoint.tokenizer)]))
-    assert steps == [2, 1, 1]
+    engine = engine_of(bundled)
+    engine.add(encode(requests, bundled.checkpoint.tokenizer))
+    made, out = [], []
+    while not engine.is_idle:
+        before = engine.stats.new_tokens
+        out.append(len(engine.step()))
+        made.append(engine.stats.new_tokens - before)
+    assert (made, out) == ([2, 1, 1], [1, 0, 1])
 
 
-def test_a_stop_request_ends_inside_generate(bundled: Model) -> None:
-    steps = []
-    stop = threading.Event()
+def test_a_step_is_one_forward(bundled: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    forwards: list[torch.Size] = []
+    forward = bundled.network.forward
 
-    def on_step(num_tokens: int) -> None:
-        steps.append(num_tokens)
-        if len(steps) == 3:
-            stop.set()
+    def counting(*args: object, **kwargs: object) -> object:
+        ids = kwargs["input_ids"]
+        assert isinstance(ids, torch.Tensor)
+        forwards.append(ids.shape)
+        return forward(*args, **kwargs)
 
-    engine = make_engine(bundled, name="reference", on_step=on_step, should_stop=stop.is_set)
-    sequences = encode([Request(0, "0", "My dog is", SamplingParams(max_new_tokens=50))], bundled.checkpoint.tokenizer)
-    with pytest.raises(KeyboardInterrupt):
-        list(engine.generate([sequences]))
-    assert len(steps) == 3
+    engine = make_engine(bundled, EngineOptions("reference", exact=False))
+    engine.add(encode([Request(0, "0", "My dog is", SamplingParams(max_new_tokens=4))], bundled.checkpoint.tokenizer))
+    monkeypatch.setattr(bundled.network, "forward", counting)
+    for step in range(1, 5):
+        engine.step()
+        assert len(forwards) == step
 
 
-def test_a_model_that_gives_nan_is_refused(folders: dict[str, Path]) -> None:
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_an_engine_that_is_closed_in_the_middle_leaves_nothing_behind(bundled: Model, num_beams: int) -> None:
+    params = SamplingParams(max_new_tokens=50, num_beams=num_beams)
+    engine = engine_of(bundled)
+    engine.add(encode([Request(0, "0", "My dog is", params)], bundled.checkpoint.tokenizer))
+    before = threading.active_count()
+    engine.step()
+    assert threading.active_count() == before + 1
+    engine.close()
+    assert engine.is_idle
+    for thread in threading.enumerate():
+        if thread.daemon and thread is not threading.current_thread() and thread.name.startswith("generate"):
+            thread.join()
+    assert threading.active_count() == before
+
+
+def test_rows_of_a_model_that_gives_nan_are_error_records(folders: dict[str, Path]) -> None:
     model = batchgen.open_model(str(folders["gpt_neox"]), device="cpu")
     with torch.no_grad():
         model.network.get_output_embeddings().weight[0] = float("nan")
-    with pytest.raises(ModelError, match="NaN"):
-        generate(RAIN, model)
+    results = generate(RAIN, model)
+    assert all(r.finish_reason == "error" and "NaN in float32" in (r.error or "") for r in results)
 
 
-def test_near_ties_are_not_decided_again_in_sixteen_bits(folders: dict[str, Path]) -> None:
+def test_near_ties_are_not_decided_again_in_sixteen_bits(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = batchgen.open_model(str(folders["gpt2"]), device="cpu", dtype="bfloat16")
-    engine = make_engine(model, name="reference")
-    assert engine.exact is False  # type: ignore[attr-defined]
+    monkeypatch.setattr(sampler_module, "GREEDY_MARGIN", 1e9)  # every step is a near tie
+    monkeypatch.setattr(Model, "logits_alone", lambda model, sequence: pytest.fail("decided again"))
+    generate(RAIN, model, max_new_tokens=3)
 
 
 def test_an_unknown_engine_is_refused(bundled: Model) -> None:

@@ -97,9 +97,9 @@ def test_a_repetition_penalty_counts_rows_of_any_length() -> None:
 def test_the_top_two_are_those_of_topk(vocab_size: int, seed: int) -> None:
     scores = torch.randint(-9, 9, (4, vocab_size), generator=torch.Generator().manual_seed(seed)).float()
     values = scores.topk(2).values
-    tokens, margin = top_two(scores)
+    tokens, best, second = top_two(scores)
     assert tokens.tolist() == scores.argmax(-1).tolist()
-    assert torch.equal(margin, values[:, 0] - values[:, 1])
+    assert torch.equal(torch.stack([best, second], -1), values)
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(1, 5))
@@ -187,7 +187,7 @@ def sampler(recomputed: list[Sequence]) -> Sampler:
         recomputed.append(sequence)
         return torch.tensor([0.0, 0.0, 9.0])
 
-    return Sampler([0], recompute)
+    return Sampler([0], recompute=recompute)
 
 
 def test_only_close_greedy_choices_are_made_again() -> None:
@@ -233,6 +233,24 @@ def test_greedy_and_drawn_rows_share_a_step() -> None:
 def test_a_penalty_counts_tokens_chosen_so_far() -> None:
     (row,) = short_rows("a", repetition_penalty=2.0)
     scores = torch.tensor([[1.5, 0.0, 0.0, 0.0, 2.0]])
-    row.output_ids.extend(Sampler([0]).choose(scores.clone(), [row]))
+    [token] = Sampler([0]).choose(scores.clone(), [row])
+    assert token is not None
+    row.output_ids.append(token)
     assert row.output_ids == [4]
     assert Sampler([0]).choose(scores.clone(), [row]) == [0]
+
+
+@pytest.mark.parametrize(
+    "sampling", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 2, "top_p": 0.5}], ids=str
+)
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_row_whose_logits_are_not_numbers_has_no_token(sampling: dict[str, float], broken: float) -> None:
+    scores = torch.tensor([[0.0, 50.0, 0.0], [0.0, broken, 1.0], [50.0, 0.0, 0.0]])
+    assert Sampler([0]).choose(scores, short_rows("a", "b", "c", **sampling)) == [1, None, 0]
+
+
+def test_a_decision_waits_for_the_device_once() -> None:
+    sampler = Sampler([0])
+    sampler.choose(torch.eye(3), short_rows("a", "b", "c"))
+    sampler.choose(torch.eye(3), short_rows("a", "b") + short_rows("c", temperature=1.0))
+    assert sampler.host_syncs == 2

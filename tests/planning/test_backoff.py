@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from batchgen.engines import make_engine
+from batchgen.engines import finish_all, make_engine
 from batchgen.engines.reference.engine import ReferenceEngine
+from batchgen.engines.reference.queue import BatchQueue
+from batchgen.engines.sampling.sampler import Sampler
 from batchgen.errors import is_out_of_memory
-from batchgen.machine.limits import PeakMeter
 from batchgen.model import Model
 from batchgen.model.padding import encode
 from batchgen.pipeline import Pipeline
 from batchgen.planning.backoff import Backoff
 from batchgen.planning.batches import plan_batches
-from batchgen.planning.memory import (
-    BatchLimits,
-    batch_bytes,
-    batch_estimate,
-    filled_slots_estimate,
-)
-from batchgen.records import Result, SamplingParams, Sequence
-from tests.support.engines import FOOTPRINT, limits_of
+from batchgen.planning.memory import batch_bytes, batch_estimate
+from batchgen.records import EngineOptions, Result, SamplingParams, Sequence
+from tests.support.engines import limits_of
+from tests.support.meters import FakeMeter
 from tests.support.rows import requests_of, rows_of_lengths
 
 ROWS = 8
@@ -66,7 +63,28 @@ class Runner:
 
 
 def run_all(backoff: Backoff, batches: list[list[Sequence]], runner: Runner) -> list[Sequence]:
-    return [row for batch in batches for part in backoff.run(batch, runner) for row in part]
+    """All rows, as they come out of a queue whose batches the runner runs."""
+    queue = BatchQueue(backoff)
+    queue.add(batches)
+    finished: list[Sequence] = []
+    while queue:
+        rows = queue.take()
+        if not rows[0].is_finished and not runs(rows, runner):
+            queue.give_way(rows)
+        elif rows[0].error is None:
+            queue.done(rows)
+        finished += [row for row in rows if row.is_finished]
+    return finished
+
+
+def runs(rows: list[Sequence], runner: Callable[[list[Sequence]], None]) -> bool:
+    try:
+        runner(rows)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    return True
 
 
 @each_kind
@@ -128,16 +146,12 @@ def test_rows_finished_before_the_failure_stay() -> None:
         for row in part:
             row.finish_reason = row.finish_reason or "length"
 
-    parts = [list(part) for part in Backoff(limits_of()).run(rows, attempt)]
-    assert parts == [[rows[0]], [rows[1], rows[2]], [rows[3]]]
+    queue = BatchQueue(Backoff(limits_of()))
+    queue.add([rows])
+    assert not runs(queue.take(), attempt)
+    assert queue.give_way(rows) == 3  # tokens that are made again
+    assert [queue.take(), queue.take()] == [[rows[1], rows[2]], [rows[3]]]
     assert rows[0].output_ids == [1]
-
-
-def test_dropped_tokens_are_told() -> None:
-    dropped: list[int] = []
-    runner = Runner(MemoryError, lambda rows: len(rows) > 4)
-    run_all(Backoff(limits_of(), on_dropped=dropped.append), [short_rows([5] * 8)], runner)
-    assert dropped == [8]
 
 
 def test_each_failure_is_one_line() -> None:
@@ -196,19 +210,6 @@ def test_a_row_that_would_get_the_process_killed_is_not_tried() -> None:
     assert [row.finish_reason for row in rows] == ["error", "length"]
 
 
-class FakeMeter(PeakMeter):
-    """Measures what it is told."""
-
-    def __init__(self, growths: list[int | None]) -> None:
-        self.growths: Iterator[int | None] = iter(growths)
-
-    def start(self) -> None:
-        pass
-
-    def growth_bytes(self) -> int | None:
-        return next(self.growths)
-
-
 def test_a_batch_that_took_more_than_predicted_lowers_the_budget() -> None:
     rows = short_rows([800] * 16)
     predicted = batch_bytes(limits_of(), rows)
@@ -245,79 +246,17 @@ def test_a_peak_that_cannot_be_measured_is_unknown() -> None:
     assert backoff.measured_bytes is None
 
 
-# Slots, which an engine fills by itself.
-
-SLOTS = [(20, SamplingParams(max_new_tokens=4))] * ROWS
-
-
-def slots_bytes(num_rows: int, prefix_tokens: int = 0) -> int:
-    return filled_slots_estimate(FOOTPRINT, SLOTS[:num_rows], prefix_tokens).total
-
-
-def slots_of(budget_bytes: int, num_rows: int | None = None, **options: object) -> Backoff:
-    return Backoff(BatchLimits(FOOTPRINT, budget_bytes, 64, num_rows, has_slots=True), **options)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("running", [0, 2])
-def test_rows_join_those_in_slots_while_they_fit(running: int) -> None:
-    assert slots_of(slots_bytes(5)).room_beside(SLOTS[:running], SLOTS[running:], 0, 0) == 5 - running
-    assert slots_of(slots_bytes(5) - 1).room_beside(SLOTS[:running], SLOTS[running:], 0, 0) == 4 - running
-
-
-def test_a_shared_prefix_takes_its_part_of_the_room() -> None:
-    backoff = slots_of(slots_bytes(5))
-    assert backoff.room_beside([], SLOTS, 100, 0) < 5
-    assert slots_of(slots_bytes(5, 100)).room_beside([], SLOTS, 100, 0) == 5
-
-
-def test_what_the_cache_holds_already_is_not_needed_again() -> None:
-    held_columns = 1000
-    budget = slots_bytes(5) - FOOTPRINT.cache_bytes(1, held_columns)
-    assert slots_of(budget).room_beside([], SLOTS, 0, held_columns) == 5
-
-
-def test_a_fixed_number_of_slots_asks_no_budget_until_memory_runs_out() -> None:
-    backoff = slots_of(slots_bytes(2), num_rows=ROWS)
-    assert backoff.room_beside([], SLOTS, 0, 0) == ROWS
-    backoff.say_halved(ROWS, ROWS // 2)
-    assert backoff.room_beside([], SLOTS, 0, 0) == 2
-
-
-def test_what_the_slots_take_is_predicted_and_measured() -> None:
-    backoff = slots_of(2 * slots_bytes(8), meter=FakeMeter([100, 300, 200]))
-    for num_rows in (3, 8, 5):
-        backoff.watch(SLOTS[:num_rows], 0)
-    backoff.measure()
-    assert (backoff.predicted_bytes, backoff.measured_bytes) == (slots_bytes(8), 300)
-
-
-@pytest.mark.parametrize("times", [2, 1])
-def test_slots_keep_freed_blocks_where_memory_is_plenty(times: int) -> None:
-    told: list[bool] = []
-    slots_of(times * slots_bytes(8), reuse_blocks=told.append).watch(SLOTS[:8], 0)
-    assert told == [times == 2]
-
-
-def test_slots_that_take_more_than_predicted_leave_room_for_fewer() -> None:
-    rows = [(800, SamplingParams())] * 64
-    predicted = filled_slots_estimate(FOOTPRINT, rows).total
-    backoff = slots_of(predicted, meter=FakeMeter([2 * predicted]))
-    backoff.watch(rows, 0)
-    backoff.measure()
-    assert backoff.limits.budget_bytes == predicted // 2
-
-
-def test_slots_that_were_never_filled_are_not_measured() -> None:
-    backoff = slots_of(slots_bytes(1), meter=FakeMeter([300]))
-    backoff.measure()
-    assert backoff.measured_bytes is None
-
-
 # The engine on a real model.
 
 
 def sequences_of(model: Model, prompts: list[str]) -> list[Sequence]:
     return encode(requests_of(prompts, max_new_tokens=6), model.checkpoint.tokenizer)
+
+
+def batches_of(model: Model, num_rows: int) -> ReferenceEngine:
+    return ReferenceEngine(
+        model, limits_of(num_rows=num_rows), Sampler(model.checkpoint.eos_token_ids, recompute=model.logits_alone)
+    )
 
 
 PROMPTS = ["My dog is", "It will rain in the", "I want to eat a big bowl of", "Once upon a time", "The", "She said"]
@@ -328,8 +267,8 @@ PROMPTS = ["My dog is", "It will rain in the", "I want to eat a big bowl of", "O
 def test_the_engine_s_tokens_are_those_of_a_run_that_never_failed(
     bundled: Model, monkeypatch: pytest.MonkeyPatch, make_error: Callable[[], Exception], step: int
 ) -> None:
-    engine = make_engine(bundled, name="reference")
-    wanted = {s.request.id: s.output_ids for s in engine.generate([sequences_of(bundled, PROMPTS)])}
+    engine = make_engine(bundled, EngineOptions("reference"))
+    wanted = {s.request.id: s.output_ids for s in finish_all(engine, sequences_of(bundled, PROMPTS))}
     tensors: list[weakref.ref[torch.Tensor]] = []
     forward = bundled.network.forward
     state = {"failed": False, "calls": 0}
@@ -346,11 +285,11 @@ def test_the_engine_s_tokens_are_those_of_a_run_that_never_failed(
         return output
 
     monkeypatch.setattr(bundled.network, "forward", failing)
-    failing_engine = ReferenceEngine(bundled, limits_of(num_rows=len(PROMPTS)))
-    got = {s.request.id: s.output_ids for s in failing_engine.generate([sequences_of(bundled, PROMPTS)])}
+    failing_engine = batches_of(bundled, len(PROMPTS))
+    got = {s.request.id: s.output_ids for s in finish_all(failing_engine, sequences_of(bundled, PROMPTS))}
     assert state["failed"]
     assert got == wanted
-    assert failing_engine.num_batches == 2
+    assert failing_engine.stats.batches == 2
 
 
 def test_a_row_too_large_for_memory_is_an_error_record_among_results(
@@ -366,7 +305,7 @@ def test_a_row_too_large_for_memory_is_an_error_record_among_results(
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(bundled.network, "forward", failing)
-    engine = ReferenceEngine(bundled, limits_of(num_rows=4))
+    engine = batches_of(bundled, 4)
     long = "one two three four five six seven eight nine ten"
     results: list[Result] = list(
         Pipeline(bundled.checkpoint, engine).run(requests_of(["My dog is", long, "The"], max_new_tokens=2))

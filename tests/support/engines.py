@@ -1,16 +1,18 @@
-"""An engine without a model, the engine with slots, and what bounds the batches of a tiny one."""
+"""An engine without a model, the engine with slots, and what bounds the rows of a tiny one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from batchgen.engines import make_engine
 from batchgen.engines.continuous.engine import ContinuousEngine
+from batchgen.engines.continuous.memory import SlotMemory
+from batchgen.engines.reference.memory import BatchMemory
 from batchgen.model import Model
-from batchgen.planning.backoff import Backoff
-from batchgen.planning.memory import BatchLimits, Footprint, ModelShape
-from batchgen.records import Sequence
+from batchgen.model.shape import Footprint, ModelShape
+from batchgen.planning.memory import BatchLimits
+from batchgen.records import EngineOptions, EngineStats, Sequence
 from tests.support.models import ARCHITECTURES
 
 FOOTPRINT = Footprint.of_shape(ModelShape.from_config(ARCHITECTURES["gpt2"]), element_bytes=4)
@@ -19,35 +21,53 @@ FOOTPRINT = Footprint.of_shape(ModelShape.from_config(ARCHITECTURES["gpt2"]), el
 def limits_of(
     budget_bytes: int = 1 << 50, num_rows: int | None = None, *, most_rows: int = 64, has_slots: bool = False
 ) -> BatchLimits:
-    return BatchLimits(FOOTPRINT, budget_bytes, most_rows, num_rows, has_slots)
+    memory = SlotMemory(FOOTPRINT) if has_slots else BatchMemory(FOOTPRINT)
+    return BatchLimits(memory, budget_bytes, most_rows, num_rows)
 
 
-def slots_of(model: Model, num_rows: int | None = None, **options: Any) -> ContinuousEngine:
-    engine = make_engine(model, name="continuous", num_rows=num_rows, **options)
+def slots_of(model: Model, num_rows: int | None = None, *, share: bool = True, **options: Any) -> ContinuousEngine:
+    chosen = EngineOptions("continuous", batch_size=num_rows, share_prefixes=share)
+    engine = make_engine(model, chosen, **options)
     assert isinstance(engine, ContinuousEngine)
     return engine
 
 
 class FakeEngine:
-    """Finishes each row with the tokens of its own prompt, in reverse of the order given."""
-
-    name = "fake"
-    is_busy = False
-    num_batches = decode_work = 0
-    prefill_s = decode_s = 0.0
+    """Finishes each row with the tokens of its own prompt, all that it has in one step, in reverse of their order."""
 
     def __init__(self, first_window: int = 16) -> None:
-        self.backoff = Backoff(limits_of(num_rows=first_window))
-        self.windows: list[int] = []  # rows of each that ran
+        self.first_window = first_window
+        self.windows: list[int] = []  # rows of each that came
+        self.is_closed = False
+        self._rows: list[Sequence] = []
+        self._new_tokens = self._batches = 0
 
-    def generate(self, windows: Iterable[list[Sequence]]) -> Iterator[Sequence]:
-        for window in windows:
-            yield from (sequence for sequence in window if sequence.is_finished)
-            rows = [sequence for sequence in window if not sequence.is_finished]
-            self.windows.append(len(rows))
-            self.num_batches += bool(rows)
-            for sequence in reversed(rows):
-                sequence.output_ids = list(sequence.input_ids)
-                sequence.finish_reason = "length"
-                sequence.batch_index, sequence.padded_length = self.num_batches, len(sequence.input_ids)
-                yield sequence
+    @property
+    def wants_rows(self) -> int:
+        return self.first_window if self.is_idle else 0
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._rows
+
+    @property
+    def stats(self) -> EngineStats:
+        return EngineStats("fake", batches=self._batches, new_tokens=self._new_tokens)
+
+    def add(self, sequences: Iterable[Sequence]) -> None:
+        self._rows += sequences
+        self.windows.append(len(self._rows))
+
+    def step(self) -> list[Sequence]:
+        rows, self._rows = self._rows[::-1], []
+        self._batches += bool(rows)
+        for row in rows:
+            row.output_ids = list(row.input_ids)
+            row.finish_reason = "length"
+            row.batch_index, row.padded_length = self._batches, len(row.input_ids)
+            self._new_tokens += len(row.output_ids)
+        return rows
+
+    def close(self) -> None:
+        self.is_closed = True
+        self._rows = []

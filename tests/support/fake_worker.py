@@ -9,12 +9,14 @@ import ctypes
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
-from batchgen.engines.pool.engine import PoolEngine, PoolLimits, PoolMemory
+from batchgen.engines import finish_all
+from batchgen.engines.pool.engine import PoolEngine
 from batchgen.errors import ModelError
-from batchgen.records import Sequence
+from batchgen.records import EngineStats, Sequence
 from tests.support.rows import rows_of
 
 SEGFAULT, REFUSE, DIE_AT_START = 1, 2, 3
@@ -22,40 +24,54 @@ SEGFAULT, REFUSE, DIE_AT_START = 1, 2, 3
 
 @dataclass
 class FakeEngine:
-    """Finishes a row each `seconds`. The rows' padded length is the process that ran them."""
+    """Finishes a row each `seconds`, a step each. The rows' padded length is the process that ran them."""
 
-    on_step: Callable[[int], None]
     seconds: float
-    name = "fake"
-    is_busy = False  # while it has rows
-    num_batches = decode_work = 0
-    prefill_s = decode_s = 1.0
-    backoff = PoolMemory(PoolLimits(16), peak_bytes=1000, predicted_bytes=10, measured_bytes=9)
+    wants_rows = 16
+    rows: deque[Sequence] = field(default_factory=deque)
+    num_batches: int = 0
+    num_tokens: int = 0
 
-    def generate(self, windows: Iterable[list[Sequence]]) -> Iterator[Sequence]:
-        rows: list[Sequence] = []
-        for window in windows:  # while it is busy, it is asked for more after each row
-            self.num_batches += bool(window)
-            for sequence in window:
-                sequence.batch_index = self.num_batches
-            rows += window
-            if rows:
-                time.sleep(self.seconds)
-                self.run(sequence := rows.pop(0))
-                self.is_busy = bool(rows)
-                yield sequence
-        for sequence in rows:
-            self.run(sequence)
-            yield sequence
+    @property
+    def is_idle(self) -> bool:
+        return not self.rows
 
-    def run(self, sequence: Sequence) -> None:
-        if SEGFAULT in sequence.input_ids:
+    @property
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            engine="fake",
+            batches=self.num_batches,
+            new_tokens=self.num_tokens,
+            prefill_s=1.0,
+            decode_s=1.0,
+            peak_bytes=1000,
+            predicted_bytes=10,
+            measured_bytes=9,
+        )
+
+    def add(self, sequences: Iterable[Sequence]) -> None:
+        rows = list(sequences)
+        self.num_batches += bool(rows)
+        for row in rows:
+            row.batch_index = self.num_batches
+        self.rows += rows
+
+    def step(self) -> list[Sequence]:
+        if not self.rows:
+            return []
+        time.sleep(self.seconds)
+        row = self.rows.popleft()
+        if SEGFAULT in row.input_ids:
             ctypes.string_at(0)  # in this thread: a signal from outside would leave it time to go on
-        if REFUSE in sequence.input_ids:
+        if REFUSE in row.input_ids:
             raise ModelError("the model refuses")
-        sequence.output_ids, sequence.finish_reason = list(sequence.input_ids), "length"
-        sequence.padded_length = os.getpid()
-        self.on_step(1)
+        row.output_ids, row.finish_reason = list(row.input_ids), "length"
+        row.padded_length = os.getpid()
+        self.num_tokens += 1
+        return [row]
+
+    def close(self) -> None:
+        self.rows.clear()
 
 
 @dataclass(frozen=True)
@@ -63,17 +79,17 @@ class FakeRecipe:
     seconds: float = 0.0
     fails: bool = False
 
-    def make(self, on_step: Callable[[int], None], say: Callable[[str], None]) -> FakeEngine:
+    def make(self, say: Callable[[str], None]) -> FakeEngine:
         if self.fails:
             sys.exit(DIE_AT_START)
         say("made a fake engine")
-        return FakeEngine(on_step, self.seconds)
+        return FakeEngine(self.seconds)
 
 
 def run_until_killed() -> None:
     """Says which processes work, and goes on for long."""
     rows = rows_of([[4]] * 20_000)
-    for row in PoolEngine([FakeRecipe(0.001)] * 2, 8).generate(iter([rows])):
+    for row in finish_all(PoolEngine([FakeRecipe(0.001)] * 2, 8), rows):
         print(row.padded_length, flush=True)
 
 

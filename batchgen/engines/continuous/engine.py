@@ -1,4 +1,4 @@
-"""Engine `continuous`: prefill, decode, retire, refill over a fixed number of slots.
+"""The engine: prefill, decode, retire, refill over a fixed number of slots.
 
 Rows leave as soon as they are finished, and others take their slots. Which token comes next is decided as in
 `reference`. Knows nothing of attention and cache layout.
@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate, islice, takewhile
 
 import torch
 
-from batchgen.engines.continuous.kv_cache import Prefix, Slot
+from batchgen.engines.continuous.memory import pages_of, prefill_rows
 from batchgen.engines.continuous.prefixes import shared_prefixes, twins
+from batchgen.engines.continuous.room import SlotRoom
 from batchgen.engines.continuous.slot_model import SlotModel
-from batchgen.engines.sampling.sampler import OnLogits, Sampler, append_token
-from batchgen.errors import ModelError, failures_in_one_line, is_out_of_memory
+from batchgen.engines.continuous.slots import Prefix, Slot
+from batchgen.engines.sampling.sampler import Sampler
+from batchgen.errors import failures_in_one_line, is_out_of_memory
 from batchgen.planning.backoff import Backoff, release
 from batchgen.planning.batches import longest_first, plan_prefills, step_work
-from batchgen.planning.memory import BatchLimits, pages_of
-from batchgen.records import SamplingParams, Sequence
+from batchgen.planning.memory import BatchLimits
+from batchgen.records import EngineStats, SamplingParams, Sequence
 
 # A prefill of one row reads all weights, as a step does: rows wait until so large a part of the slots is free.
 REFILL_SHARE = 16
@@ -54,69 +56,97 @@ class _Row:
 
 
 class ContinuousEngine:
-    """Keeps every slot busy: yields each sequence when it is finished, and gives its slot to the next.
+    """Keeps every slot busy. A step is one forward: a prefill while there are rows and room, else a token for each row.
 
-    `on_step` is told how many tokens each step made, `on_logits` the logits that they are chosen from. `should_stop` is
-    asked at each step; a yes drops what is in hand and raises `KeyboardInterrupt`. `exact` decides near ties again,
-    from an unpadded forward of the row alone. `share` computes once what prompts have in common.
+    `sampler` chooses the tokens. `share` computes once what prompts have in common.
     """
-
-    name = "continuous"
 
     def __init__(
         self,
         slot_model: SlotModel,
         limits: BatchLimits,
+        sampler: Sampler,
         *,
-        exact: bool = True,
         share: bool = True,
-        on_step: Callable[[int], None] = lambda num_tokens: None,
-        on_logits: OnLogits = lambda logits, sequences: None,
-        should_stop: Callable[[], bool] = lambda: False,
         backoff: Backoff | None = None,
     ) -> None:
         self.slot_model = slot_model
-        self.checkpoint = slot_model.model.checkpoint
-        self.backoff = backoff or Backoff(limits)
-        self.most_slots = limits.num_rows or limits.most_rows
+        self.sampler = sampler
         self.share = share
-        self.on_step = on_step
-        self.should_stop = should_stop
-        recompute = slot_model.model.logits_alone if exact else None
-        self.sampler = Sampler(self.checkpoint.eos_token_ids, recompute, on_logits)
-        self.num_batches = self.decode_work = 0
-        self.prefill_s = self.decode_s = 0.0
+        self.most_slots = limits.num_rows or limits.most_rows
+        self._backoff = backoff or Backoff(limits)
+        self._room = SlotRoom(self._backoff)
+        self._first_window = self.most_slots
+        self._batches = self._decode_work = self._new_tokens = 0
+        self._prefill_s = self._decode_s = 0.0
         self._waiting: deque[_Row] = deque()
         self._running: list[_Row] = []
         self._finished: list[Sequence] = []
+        self._prefills: deque[int] = deque()  # rows of each that is planned
+        self._owes_step = False  # rows were prefilled, and those that run have not made a step since
+        self._has_finished = False  # the last prefill finished some
         self._num_tried = 0  # rows that memory was asked to hold last
 
+    # What the pipeline asks for.
+
     @property
-    def is_busy(self) -> bool:
-        """Whether there is work in hand, which should not wait for more rows to arrive."""
-        return bool(self._waiting or self._running)
+    def wants_rows(self) -> int:
+        """As many as there are slots, once nothing waits and enough slots are free."""
+        return self._first_window if not (self._waiting or self._owes_step) and self._has_room() else 0
 
-    def generate(self, windows: Iterable[list[Sequence]]) -> Iterator[Sequence]:
-        source = iter(windows)
-        more = True
-        while more or self.is_busy:
-            if more and not self._waiting and self._wants_rows():
-                window = next(source, None)
-                more = window is not None
-                self._take(window or [])
-            if self.should_stop():
-                raise KeyboardInterrupt
-            self._turn()
-            yield from self._finished
-            self._finished.clear()
-        self.backoff.measure()
+    @property
+    def is_idle(self) -> bool:
+        return not (self._waiting or self._running or self._finished)
 
-    def _take(self, window: list[Sequence]) -> None:
-        """Queues a window's rows, those that begin alike together, the longest first; failed ones are finished."""
-        self._finished += [sequence for sequence in window if sequence.is_finished]
-        groups = self._group([sequence for sequence in window if not sequence.is_finished])
+    @property
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            engine="continuous",
+            batches=self._batches,
+            new_tokens=self._new_tokens,
+            prefill_s=self._prefill_s,
+            decode_s=self._decode_s,
+            decode_work=self._decode_work,
+            host_syncs=self.sampler.host_syncs,
+            peak_bytes=self._backoff.peak_bytes,
+            predicted_bytes=self._backoff.predicted_bytes,
+            measured_bytes=self._backoff.measured_bytes,
+        )
+
+    def add(self, sequences: Iterable[Sequence]) -> None:
+        """Queues rows, those that begin alike together, the longest first."""
+        groups = self._group(list(sequences))
         for rows in sorted(groups, key=lambda rows: -rows[0].sequence.num_prompt_tokens):
             self._waiting.extend(rows)
+
+    def step(self) -> list[Sequence]:
+        ran_out = False
+        try:
+            with torch.inference_mode(), failures_in_one_line(f"with {len(self._running)} rows in its slots"):
+                if self._is_to_prefill():
+                    self._prefill(list(islice(self._waiting, self._prefills.popleft())))
+                else:
+                    self._decode()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            ran_out = True
+        if ran_out:  # not in the `except`: its traceback holds the failed forward's tensors
+            with torch.inference_mode():  # the cache's tensors were made in it, and change nowhere else
+                self._give_way()
+        finished, self._finished = self._finished, []
+        if self.is_idle:
+            self._room.measure()
+        return finished
+
+    def close(self) -> None:
+        """Lets go of the cache."""
+        self._waiting.clear()
+        self._running.clear()
+        with torch.inference_mode():
+            self.slot_model.cache.shrink([])
+
+    # Rows that wait.
 
     def _group(self, sequences: list[Sequence]) -> list[list[_Row]]:
         others = {id(lead): rest for lead, *rest in twins(sequences)} if self.share else {id(s): [] for s in sequences}
@@ -127,41 +157,20 @@ class ContinuousEngine:
             groups.append([_Row(sequence, others[id(sequence)], opening) for sequence in longest_first(group)])
         return [group for group in groups if group]
 
-    # One turn: finished rows make room, waiting ones take it, and all that run make a step.
-
-    def _turn(self) -> None:
-        ran_out = False
-        try:
-            with torch.inference_mode(), failures_in_one_line(f"with {len(self._running)} rows in its slots"):
-                self._refill()
-                self._step()
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            ran_out = True
-        if ran_out:  # not in the `except`: its traceback holds the failed forward's tensors
-            with torch.inference_mode():  # the cache's tensors were made in it, and change nowhere else
-                self._give_way()
-
-    def _wants_rows(self) -> bool:
+    def _has_room(self) -> bool:
         free = self.most_slots - len(self._running)
         return not self._running or free >= max(1, self.most_slots // REFILL_SHARE)
 
-    def _refill(self) -> None:
-        """Prefills waiting rows while there is room, or until some are finished, which should not wait to go out."""
-        if not (self._waiting and self._wants_rows()):
-            return
-        started = time.perf_counter()
-        while self._waiting and self._wants_rows() and not self._finished and (rows := self._next_rows()):
+    def _is_to_prefill(self) -> bool:
+        """Whether the next forward fills slots; rows that one has finished go out before the next one."""
+        if not self._prefills and self._waiting and self._has_room() and not (self._owes_step and self._has_finished):
+            started = time.perf_counter()
+            rows = self._next_rows()
             lengths = [row.length[0] + row.sequence.num_output_tokens for row in rows]
             # Rows that wait again after memory ran out may stand before longer ones: each counts as long as those.
-            for size in plan_prefills([*accumulate(reversed(lengths), max)][::-1]):
-                if self.should_stop():
-                    raise KeyboardInterrupt
-                self._prefill(list(islice(self._waiting, size)))
-                if self._finished:
-                    break
-        self.prefill_s += time.perf_counter() - started
+            self._prefills.extend(plan_prefills([*accumulate(reversed(lengths), max)][::-1], prefill_rows))
+            self._prefill_s += time.perf_counter() - started
+        return bool(self._prefills)
 
     def _next_rows(self) -> list[_Row]:
         """Waiting rows with the first one's opening, as many as there are slots and bytes for."""
@@ -171,32 +180,35 @@ class ContinuousEngine:
         running, waiting = [row.length for row in self._running], [row.length for row in rows]
         openings = {id(row.opening): len(row.opening.token_ids) for row in [*self._running, *rows] if row.opening}
         prefix_tokens = sum(openings.values())
-        room = self.backoff.room_beside(running, waiting, prefix_tokens, self.slot_model.cache.held_columns)
+        cache = self.slot_model.cache
+        room = self._room.beside(running, waiting, prefix_tokens, cache.held_columns)
         if room == 0 and not running:  # what earlier rows left behind goes first
-            self.slot_model.cache.shrink([])
+            cache.shrink([])
             release()
-            room = self.backoff.room_beside(running, waiting, prefix_tokens, 0)
+            room = self._room.beside(running, waiting, prefix_tokens, 0)
         if room == 0 and not running:  # not even one: it is tried, unless that would kill the process
-            if self.backoff.hits_the_wall([rows[0].sequence]):
+            if self._backoff.hits_the_wall([rows[0].sequence]):
                 self._fail_first()
                 return []
             room = 1
         if room:
             self._num_tried = len(running) + room  # the cache has to hold them all, though prefills are smaller
-            self.backoff.watch(running + waiting[:room], prefix_tokens)
-            self.slot_model.cache.grow(sum(pages_of(*length) for length in running + waiting[:room]))
+            self._room.watch(running + waiting[:room], prefix_tokens)
+            cache.grow(sum(pages_of(*length) for length in running + waiting[:room]))
         return rows[:room]
+
+    # One forward.
 
     def _prefill(self, rows: list[_Row]) -> None:
         """Fills slots for the first waiting rows, and chooses each one's next token; if that fails they still wait."""
+        started = time.perf_counter()
         opening = rows[0].opening
         if opening and opening.prefix is None:
             opening.prefix = self.slot_model.compute_prefix(opening.token_ids)
         slots = [Slot(opening.prefix if opening else None) for _ in rows]
         try:
             logits = self.slot_model.prefill([row.sequence for row in rows], slots)
-            self._check(logits)
-            tokens = self.sampler.choose(logits, [row.sequence for row in rows])
+            choices = self.sampler.choose(logits, [row.sequence for row in rows])
         except BaseException:
             for slot in slots:
                 self.slot_model.cache.close(slot)
@@ -205,12 +217,18 @@ class ContinuousEngine:
         for row, slot in zip(rows, slots, strict=True):
             self._waiting.popleft()
             row.slot = slot
-            row.sequence.batch_index, row.sequence.padded_length = self.num_batches, longest
+            row.sequence.batch_index, row.sequence.padded_length = self._batches, longest
         self._running += rows
-        self.num_batches += 1
-        self._append(rows, tokens)
+        self._batches += 1
+        self._owes_step = True
+        self._append(rows, choices)
+        self._has_finished = bool(self._finished)
+        if self._has_finished:
+            self._prefills.clear()
+        self._prefill_s += time.perf_counter() - started
 
-    def _step(self) -> None:
+    def _decode(self) -> None:
+        self._owes_step = False
         if not self._running:
             return
         started = time.perf_counter()
@@ -219,23 +237,23 @@ class ContinuousEngine:
         slots = [row.slot for row in rows if row.slot]
         try:
             logits = self.slot_model.step([row.sequence.output_ids[-1] for row in rows], slots)
-            tokens = self.sampler.choose(logits, [row.sequence for row in rows])
+            choices = self.sampler.choose(logits, [row.sequence for row in rows])
         except BaseException:
             self.slot_model.cache.undo_step()
             raise
-        self._append(rows, tokens)
-        self.decode_s += time.perf_counter() - started
-        self.decode_work += step_work(len(rows))
+        self.slot_model.cache.end_step()
+        self._append(rows, choices)
+        self._decode_s += time.perf_counter() - started
+        self._decode_work += step_work(len(rows))
 
-    def _check(self, logits: torch.Tensor) -> None:
-        if bool(logits.amax(-1).isnan().any()):  # NaN is the largest of all
-            raise ModelError(self.slot_model.model.nan_message)
-
-    def _append(self, rows: list[_Row], tokens: list[int]) -> None:
-        """Gives rows their tokens, and retires those that are finished."""
-        self.on_step(len(rows))
+    def _append(self, rows: list[_Row], tokens: list[int | None]) -> None:
+        """Gives rows their tokens, and retires those that are finished; None is a row that is broken."""
         for row, token in zip(rows, tokens, strict=True):
-            append_token(row.sequence, token, self.checkpoint.eos_token_ids, self.checkpoint.tokenizer)
+            if token is None:
+                row.sequence.fail(self.slot_model.model.nan_message)
+            else:
+                self._new_tokens += 1
+                self.sampler.append(row.sequence, token)
         done = [row for row in rows if row.sequence.is_finished]
         if done:
             self._running = [row for row in self._running if not row.sequence.is_finished]
@@ -247,17 +265,20 @@ class ContinuousEngine:
     def _leave(self, row: _Row) -> None:
         """A finished row goes out with its twins, and its slot is free."""
         if row.slot:
-            self.slot_model.cache.close(row.slot)
+            self.slot_model.cache.close(row.slot, is_broken=row.sequence.error is not None)
         for twin in row.twins:
-            self.on_step(row.sequence.num_output_tokens)
+            self._new_tokens += row.sequence.num_output_tokens
             twin.copy_answer(row.sequence)
         self._finished += [row.sequence, *row.twins]
 
+    # Out of memory.
+
     def _give_way(self) -> None:
-        """After memory ran out: half of the running rows wait again, with the tokens they have, and half the slots go.
+        """Half of the running rows wait again, with the tokens they have, and half the slots go.
 
         A row that ran out all alone has failed.
         """
+        self._prefills.clear()
         self.most_slots = max(1, self._num_tried // 2)
         kept = self.most_slots if self._num_tried > 1 else 0
         for row in reversed(self._running[kept:]):
@@ -270,14 +291,14 @@ class ContinuousEngine:
         with suppress(MemoryError):  # smaller pages are made before the large ones go
             self.slot_model.cache.shrink([row.slot for row in self._running if row.slot])
         if self._num_tried > 1:
-            self.backoff.say_halved(self._num_tried, self.most_slots)
+            self._room.halve(self._num_tried, self.most_slots)
         else:
             self._fail_first()
 
     def _fail_first(self) -> None:
         """The first waiting row fits nowhere: it goes out failed, without the tokens that it may have had."""
         row = self._waiting.popleft()
-        self.on_step(-row.sequence.num_output_tokens)
+        self._new_tokens -= row.sequence.num_output_tokens
         row.sequence.output_ids.clear()
-        self.backoff.fail(row.sequence)
+        self._backoff.fail(row.sequence)
         self._leave(row)

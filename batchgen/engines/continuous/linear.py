@@ -1,14 +1,14 @@
-"""The fastest exact linear layer on this CPU, and the fused form of an activation: the same functions, other kernels.
+"""Linear layers whose weights lie as oneDNN multiplies them, and fused activations: the same functions, other kernels.
 
-Changes a model in place. Knows nothing of batches or caches.
+Which kernels is decided by rule, by device, dtype and what this build of torch can do, never by a measurement that a
+busy machine could turn. Knows nothing of batches or caches.
 """
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -18,12 +18,7 @@ from transformers.activations import NewGELUActivation
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.pytorch_utils import Conv1D
 
-TRIAL_ROWS = 64  # of a decode step in full swing
-TRIAL_OUTPUTS = 8192  # of an output layer: as quick for each as the whole vocabulary is
-TRIALS = 3
-# Packed layers hold their weights in blocks that oneDNN multiplies as they lie. All together they have to be this much
-# faster in the trial to be worth the time of packing.
-LEAST_GAIN = 1.05
+PACKED_ROWS = 64  # that a packed layer is laid out for: those of a decode step in full swing
 
 Layer: TypeAlias = nn.Linear | Conv1D
 
@@ -37,7 +32,7 @@ class PackedLinear(nn.Module):
         """weight `[O, I]`, bias `[O]`."""
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.weight_packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), TRIAL_ROWS)
+        self.weight_packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), PACKED_ROWS)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -45,22 +40,80 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight_packed, self.bias, activation, [], form)  # type: ignore[no-any-return]
 
 
-def speed_up(network: nn.Module, *, has_room: Callable[[int], bool] = lambda num_bytes: True) -> bool:
-    """Replaces linear layers and activations by faster ones that compute the same; says whether layers were packed.
+class UnpackedLinear(nn.Module):
+    """A loaded layer whose own weight was let go: each product gets it back, bit for bit, from the packed layer.
 
-    Which is faster, the layers as they are or in oneDNN's packed form, is measured (a fifth of a second for GPT-2).
-    `has_room` is asked for the bytes of each layer's copy; one that shares its weights with the embedding stays beside
-    them, the others' own weights are let go.
+    The operation is the loaded one, `F.linear` or that of GPT-2's `Conv1D`.
+    """
+
+    def __init__(self, packed: PackedLinear, *, is_conv1d: bool) -> None:
+        super().__init__()
+        self.packed = packed
+        self.is_conv1d = is_conv1d
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.packed.weight_packed.to_dense()  # [O, I]
+        bias = self.packed.bias
+        if not self.is_conv1d:
+            return F.linear(x, weight, bias)
+        columns = weight.T.contiguous()  # [I, O], as it was loaded
+        return torch.addmm(bias, x.view(-1, x.shape[-1]), columns).view(*x.shape[:-1], -1)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a layer is: its path in the network, and its parent there."""
+
+    path: str
+    parent: nn.Module
+    name: str
+    layer: Layer
+    is_shared: bool  # its weight is the embedding's too
+
+
+def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether layers of a device and dtype have a packed form on this machine, by trying one of 16 x 16."""
+    if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
+        return False
+    try:
+        PackedLinear(torch.ones(16, 16, dtype=dtype), None)(torch.ones(2, 16, dtype=dtype))
+    except (RuntimeError, AttributeError):  # a build of torch without oneDNN, a processor without this dtype's layout
+        return False
+    return True
+
+
+def speed_up(
+    network: nn.Module, loaded: nn.Module | None = None, *, has_room: Callable[[int], bool] = lambda num_bytes: True
+) -> bool:
+    """Replaces a network's linear layers and activations by faster ones of the same function; whether it packed any.
+
+    `loaded`, the network that shares its tensors, is given where nobody else needs it: then its own weights are let go
+    one by one, and it gets them back from the packed ones as it needs them. `has_room` is asked for the bytes of
+    copies: of all weights, or with `loaded` of those that the embedding shares.
     """
     _fuse_activations(network)
-    layers = [place for place in _linears(network) if has_room(place[2].weight.nbytes)]
-    if not _packing_pays([layer for *_, layer in layers], has_room):
+    places = list(_places(network))
+    copied = sum(place.layer.weight.nbytes for place in places if loaded is None or place.is_shared)
+    dtypes = {(place.layer.weight.device, place.layer.weight.dtype) for place in places}
+    if not places or not all(can_pack(*kind) for kind in dtypes):
         return False
-    while layers:  # whose own weights are let go one by one
-        parent, name, layer = layers.pop()
-        setattr(parent, name, PackedLinear(weight_of(layer), layer.bias))
+    if not has_room(copied):
+        if loaded is None:
+            return False
+        places = [place for place in places if not place.is_shared]
+    while places:  # whose weights are let go one by one
+        _pack(places.pop(), loaded)
     _fuse_gelu(network)
     return True
+
+
+def _pack(place: _Place, loaded: nn.Module | None) -> None:
+    packed = PackedLinear(weight_of(place.layer), place.layer.bias)
+    setattr(place.parent, place.name, packed)
+    if loaded is not None and not place.is_shared:
+        parent, _, name = place.path.rpartition(".")
+        again = UnpackedLinear(packed, is_conv1d=isinstance(place.layer, Conv1D))
+        setattr(loaded.get_submodule(parent), name, again)
 
 
 def weight_of(layer: Layer) -> torch.Tensor:
@@ -68,48 +121,13 @@ def weight_of(layer: Layer) -> torch.Tensor:
     return layer.weight.T if isinstance(layer, Conv1D) else layer.weight
 
 
-def _linears(network: nn.Module) -> Iterator[tuple[nn.Module, str, Layer]]:
-    for parent in list(network.modules()):
+def _places(network: nn.Module) -> Iterator[_Place]:
+    users = Counter(id(parameter) for module in network.modules() for parameter in module.parameters(recurse=False))
+    for path, parent in list(network.named_modules()):
         for name, layer in list(parent.named_children()):
             if type(layer) in (nn.Linear, Conv1D):
-                yield parent, name, layer
-
-
-def _packing_pays(layers: list[Layer], has_room: Callable[[int], bool]) -> bool:
-    """Measured on one layer of each shape; what counts is the time of all of them."""
-    alike: dict[tuple[type[Layer], torch.Size], list[torch.Tensor]] = defaultdict(list)
-    for layer in layers:
-        alike[type(layer), weight_of(layer).shape].append(weight_of(layer))
-    plain_s = packed_s = 0.0
-    for weights in alike.values():
-        sample = weights[0][:TRIAL_OUTPUTS]
-        if not (_can_pack(sample) and has_room(2 * sample.nbytes)):
-            return False
-        try:
-            times = _race(sample)
-        except (RuntimeError, AttributeError):  # a build of torch without oneDNN, or without this layout
-            return False
-        share = sum(map(len, weights)) / len(sample)
-        plain_s, packed_s = plain_s + share * times[0], packed_s + share * times[1]
-    return plain_s > LEAST_GAIN * packed_s
-
-
-def _can_pack(weight: torch.Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
-
-
-@torch.inference_mode()
-def _race(weight: torch.Tensor) -> list[float]:
-    """Seconds of a product with `weight` as it lies and packed, the best of trials in turn."""
-    x = torch.ones(TRIAL_ROWS, weight.shape[1], dtype=weight.dtype)
-    forms = [partial(F.linear, x, weight), partial(PackedLinear(weight, None), x)]
-    return [min(times) for times in zip(*([_timed(form) for form in forms] for _ in range(TRIALS)), strict=True)]
-
-
-def _timed(function: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    function()
-    return time.perf_counter() - started
+                whole = f"{path}.{name}" if path else name
+                yield _Place(whole, parent, name, layer, is_shared=users[id(layer.weight)] > 1)
 
 
 def _fuse_activations(network: nn.Module) -> None:

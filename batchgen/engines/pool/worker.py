@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,12 +19,11 @@ from typing import Protocol
 
 from batchgen.engines import Engine, make_engine
 from batchgen.errors import BatchgenError, ModelError
-from batchgen.machine.limits import MemoryLimit
 from batchgen.machine.process import reuse_blocks, settle
 from batchgen.model.checkpoint import read_checkpoint
 from batchgen.model.quiet import no_logs
 from batchgen.model.weights import load_model
-from batchgen.records import FinishReason, Sequence
+from batchgen.records import EngineOptions, EngineStats, FinishReason, Sequence
 
 REPORT_EVERY_S = 0.1
 # The same row of the same run, on both ends of the pipe: its index, and the sample's.
@@ -38,26 +37,22 @@ def key_of(sequence: Sequence) -> Key:
 class Recipe(Protocol):
     """How a worker comes by its engine. It is pickled; a fake one needs no model."""
 
-    def make(self, on_step: Callable[[int], None], say: Callable[[str], None]) -> Engine: ...
+    def make(self, say: Callable[[str], None]) -> Engine: ...
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRecipe:
-    """A checkpoint from its folder, on a device. `memory` is this worker's share, `num_threads` that of the cores."""
+    """A checkpoint from its folder, on a device. `options.memory` and `num_threads` are this worker's shares."""
 
     name: str
     folder: Path
     device: str
     dtype: str
-    engine: str = "auto"
-    num_rows: int | None = None
+    options: EngineOptions
     num_beams: int = 1
-    exact: bool = True
-    share: bool = True
-    memory: MemoryLimit | None = None
     num_threads: int | None = None
 
-    def make(self, on_step: Callable[[int], None], say: Callable[[str], None]) -> Engine:
+    def make(self, say: Callable[[str], None]) -> Engine:
         if self.num_threads:  # before torch is there, for what reads it only once
             os.environ["OMP_NUM_THREADS"] = str(self.num_threads)
         settle()
@@ -67,16 +62,7 @@ class ModelRecipe:
             torch.set_num_threads(self.num_threads)
         model = load_model(read_checkpoint(self.name, self.folder), self.device, self.dtype)
         return make_engine(
-            model,
-            name=self.engine,
-            num_rows=self.num_rows,
-            num_beams=self.num_beams,
-            exact=self.exact,
-            share=self.share,
-            on_step=on_step,
-            memory=self.memory,
-            reuse_blocks=reuse_blocks,
-            say=say,
+            model, self.options, num_beams=self.num_beams, is_owned=True, reuse_blocks=reuse_blocks, say=say
         )
 
 
@@ -97,34 +83,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Totals:
-    """What a worker has done since it started, as its engine counts it."""
-
-    engine: str = ""
-    num_batches: int = 0
-    decode_work: int = 0
-    prefill_s: float = 0.0
-    decode_s: float = 0.0
-    peak_bytes: int = 0
-    predicted_bytes: int = 0
-    measured_bytes: int | None = None
-
-    @classmethod
-    def of(cls, engine: Engine) -> Totals:
-        return cls(
-            engine.name,
-            engine.num_batches,
-            engine.decode_work,
-            engine.prefill_s,
-            engine.decode_s,
-            engine.backoff.peak_bytes,
-            engine.backoff.predicted_bytes,
-            engine.backoff.measured_bytes,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
+class WorkReport:
     """What a worker sends: rows that are finished, tokens made since the last report, lines for the user.
 
     `wants` asks for rows; the pool answers when it has some. `failure` is what ended the worker.
@@ -133,7 +92,7 @@ class Report:
     answers: list[Answer]
     num_tokens: int
     said: list[str]
-    totals: Totals
+    totals: EngineStats
     wants: bool = False
     failure: Exception | None = None
 
@@ -144,9 +103,7 @@ def work(connection: Connection, recipe: Recipe) -> None:
     desk = _Desk(connection)
     try:
         with no_logs():
-            desk.engine = engine = recipe.make(desk.count, desk.say)
-            for finished in engine.generate(desk.windows()):
-                desk.answers.append(Answer.of(finished))
+            desk.run(recipe.make(desk.say))
         desk.report()
     except Exception as error:  # noqa: BLE001 - raised again in the main process
         desk.report(failure=_portable(error))
@@ -156,11 +113,11 @@ class _Desk:
     """Where a worker's rows come in and its reports go out."""
 
     def __init__(self, connection: Connection) -> None:
-        self.engine: Engine | None = None
-        self.answers: list[Answer] = []
         self._connection = connection
-        self._num_tokens = 0
+        self._engine: Engine | None = None
+        self._answers: list[Answer] = []
         self._said: list[str] = []
+        self._num_told = 0  # tokens
         self._last_report = time.monotonic()
         self._inbox: queue.SimpleQueue[list[Sequence] | None] = queue.SimpleQueue()
         threading.Thread(target=self._receive, daemon=True).start()
@@ -172,38 +129,34 @@ class _Desk:
         except (EOFError, OSError):  # nobody is left to work for
             os._exit(0)
 
-    def windows(self) -> Iterator[list[Sequence]]:
-        """Rows as the pool gives them; for a busy engine, which goes on meanwhile, perhaps none."""
-        assert self.engine
-        has_asked = False
-        while True:
-            is_busy = self.engine.is_busy
-            if not has_asked or (self.answers and not is_busy):
-                self.report(wants=not has_asked)
-                has_asked = True
-            try:
-                rows = self._inbox.get(block=not is_busy)
-            except queue.Empty:
-                yield []
-                continue
-            if rows is None:
-                return
-            has_asked = False
-            yield rows
-
-    def count(self, num_tokens: int) -> None:
-        """The engine has made a step."""
-        self._num_tokens += num_tokens
-        if self.answers or time.monotonic() - self._last_report > REPORT_EVERY_S:
-            self.report()
+    def run(self, engine: Engine) -> None:
+        """Rows as the pool gives them, through the engine; until the pool says that there are no more."""
+        self._engine = engine
+        has_asked, more = False, True
+        while more or not engine.is_idle:
+            if more and engine.wants_rows:
+                if not has_asked or (self._answers and engine.is_idle):
+                    self.report(wants=not has_asked)
+                    has_asked = True
+                if self._inbox.empty() and not engine.is_idle:
+                    rows: list[Sequence] | None = []  # it goes on meanwhile
+                else:
+                    rows = self._inbox.get()
+                    has_asked = False
+                more = rows is not None
+                engine.add(rows or [])
+            self._answers += [Answer.of(row) for row in engine.step()]
+            if self._answers or time.monotonic() - self._last_report > REPORT_EVERY_S:
+                self.report()
 
     def say(self, line: str) -> None:
         self._said.append(line)
 
     def report(self, *, wants: bool = False, failure: Exception | None = None) -> None:
-        totals = Totals.of(self.engine) if self.engine else Totals()
-        self._connection.send(Report(self.answers, self._num_tokens, self._said, totals, wants, failure))
-        self.answers, self._said, self._num_tokens = [], [], 0
+        totals = self._engine.stats if self._engine else EngineStats()
+        num_tokens, self._num_told = totals.new_tokens - self._num_told, totals.new_tokens
+        self._connection.send(WorkReport(self._answers, num_tokens, self._said, totals, wants, failure))
+        self._answers, self._said = [], []
         self._last_report = time.monotonic()
 
 

@@ -127,7 +127,7 @@ def _near_the_cut(logits: torch.Tensor, kept: torch.Tensor, margin: torch.Tensor
 
 
 def append_token(
-    sequence: Sequence, token_id: int, eos_token_ids: frozenset[int], tokenizer: PreTrainedTokenizerBase
+    sequence: Sequence, token_id: int, eos_token_ids: frozenset[int], tokenizer: PreTrainedTokenizerBase | None
 ) -> None:
     """Adds a token to a sequence and finishes it at eos, at a stop string, or at `max_new_tokens`."""
     sequence.output_ids.append(token_id)
@@ -137,9 +137,9 @@ def append_token(
         sequence.finish_reason = "length"
 
 
-def _ends_in_stop(sequence: Sequence, tokenizer: PreTrainedTokenizerBase) -> bool:
+def _ends_in_stop(sequence: Sequence, tokenizer: PreTrainedTokenizerBase | None) -> bool:
     stop = sequence.sampling.stop
-    if not stop:
+    if not stop or tokenizer is None:
         return False
     # Each token stands for at least one byte, and some tokenizers drop a space before the first one decoded.
     tail = sequence.output_ids[-1 - max(len(text.encode()) for text in stop) :]
@@ -157,37 +157,46 @@ class Sampler:
     def __init__(
         self,
         eos_token_ids: Iterable[int],
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
         recompute: RecomputeLogits | None = None,
         on_logits: OnLogits = lambda logits, sequences: None,
     ) -> None:
-        self.eos_token_ids = sorted(eos_token_ids)
+        self.eos_token_ids = frozenset(eos_token_ids)
+        self.tokenizer = tokenizer  # which stop strings need
         self.recompute = recompute
         self.on_logits = on_logits
+        self.host_syncs = 0  # how often the host waited for numbers of the device
 
-    def choose(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> list[int]:
-        """Next token of each row from float32 logits `[B, V]`, which are overwritten."""
+    def choose(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> list[int | None]:
+        """Next token of each row from float32 logits `[B, V]`, which are overwritten; None where they are NaN."""
         self.on_logits(logits, sequences)
-        tokens, close = self._decide(logits, sequences)
-        for row, sequence in enumerate(sequences):
-            if self.recompute and close[row] and not sequence.is_finished:
+        tokens: list[int | None] = []
+        for sequence, (token, is_close, is_broken) in zip(sequences, self._decide(logits, sequences), strict=True):
+            if self.recompute and is_close and not is_broken and not sequence.is_finished:
                 alone = self.recompute(sequence)[None].float()  # [1, V]
-                tokens[row] = self._decide(alone, [sequence])[0][0]
+                [(token, _, is_broken)] = self._decide(alone, [sequence])
+            tokens.append(None if is_broken else token)
         return tokens
 
-    def _decide(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> tuple[list[int], list[bool]]:
-        """Token of each row, and whether it was too close to call."""
+    def append(self, sequence: Sequence, token_id: int) -> None:
+        """Adds a token to a sequence, and finishes it where that ends it."""
+        append_token(sequence, token_id, self.eos_token_ids, self.tokenizer)
+
+    def _decide(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> list[list[int]]:
+        """Of each row the token, whether it was too close to call, and whether its logits are broken."""
         self._penalize(logits, sequences)
         greedy = [sequence.sampling.is_greedy for sequence in sequences]
         if all(greedy):
-            return _decide_greedy(logits)
-        if not any(greedy):
-            return _decide_sampled(logits, sequences)
-        tokens, close = _decide_greedy(logits)
-        drawn = [row for row, is_greedy in enumerate(greedy) if not is_greedy]
-        drawn_tokens, drawn_close = _decide_sampled(logits[drawn], [sequences[row] for row in drawn])
-        for row, token, is_close in zip(drawn, drawn_tokens, drawn_close, strict=True):
-            tokens[row], close[row] = token, is_close
-        return tokens, close
+            decided = _decide_greedy(logits)
+        elif not any(greedy):
+            decided = _decide_sampled(logits, sequences)
+        else:
+            decided = _decide_greedy(logits)  # [B, 3]
+            drawn = [row for row, is_greedy in enumerate(greedy) if not is_greedy]
+            decided[drawn] = _decide_sampled(logits[drawn], [sequences[row] for row in drawn])
+        self.host_syncs += 1
+        return decided.tolist()
 
     def _penalize(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> None:
         penalties = [sequence.sampling.repetition_penalty for sequence in sequences]
@@ -201,13 +210,16 @@ class Sampler:
                 logits[row, tokens] = -torch.inf
 
 
-def _decide_greedy(logits: torch.Tensor) -> tuple[list[int], list[bool]]:
-    tokens, margin = top_two(logits)
-    return tokens.tolist(), (margin < GREEDY_MARGIN).tolist()
+def _decide_greedy(logits: torch.Tensor) -> torch.Tensor:
+    """Token, whether it is too close to call, whether the logits are broken: `[B, 3]` int64."""
+    tokens, best, second = top_two(logits)
+    return torch.stack([tokens, (best - second < GREEDY_MARGIN).long(), (~best.isfinite()).long()], -1)
 
 
-def top_two(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token `[B]` of each row's largest logit, of equal ones the lowest, and how far `[B]` the second lies below it.
+def top_two(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token `[B]` of each row's largest logit, of equal ones the lowest; that logit and the second largest, `[B]` each.
+
+    The largest is NaN where any logit of the row is.
 
     In two levels: `amax` of blocks runs at the speed of memory, `argmax` and `topk` of a whole row 20 times slower
     (measured on a CPU).
@@ -226,10 +238,12 @@ def top_two(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     second = torch.maximum(
         candidates.scatter_(-1, winner, -torch.inf).amax(-1), inside.scatter_(-1, offset, -torch.inf).amax(-1)
     )
-    return (start + offset)[:, 0], best[:, 0] - second
+    return (start + offset)[:, 0], best[:, 0], second
 
 
-def _decide_sampled(logits: torch.Tensor, sequences: Rows[Sequence]) -> tuple[list[int], list[bool]]:
+def _decide_sampled(logits: torch.Tensor, sequences: Rows[Sequence]) -> torch.Tensor:
+    """As `_decide_greedy`: `[B, 3]` int64."""
+
     def column(values: Iterable[float]) -> torch.Tensor:
         return torch.tensor(list(values), device=logits.device)  # [B]
 
@@ -241,7 +255,8 @@ def _decide_sampled(logits: torch.Tensor, sequences: Rows[Sequence]) -> tuple[li
     kept, unsure = filter_logits(scaled, *cuts, margin)
     numbers = _uniforms(sequences, logits.shape[-1]).to(logits.device)
     tokens, close = draw(kept, numbers, margin, scaled, unsure)
-    return tokens.tolist(), close.tolist()
+    is_broken = ~logits.amax(-1).isfinite()  # NaN is the largest of all, and a filter would hide it
+    return torch.stack([tokens, close.long(), is_broken.long()], -1)
 
 
 def _uniforms(sequences: Rows[Sequence], vocab_size: int) -> torch.Tensor:

@@ -6,8 +6,7 @@ architecture, and what it sees is what the model computes, grouped queries and A
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,7 @@ class Seen:
     weights: torch.Tensor
 
 
-class _Watch(TorchFunctionMode):
+class _SoftmaxWatch(TorchFunctionMode):
     """Sees every torch function; remembers the last sum of two square tensors, and tells when a softmax takes it."""
 
     def __init__(self, on_layer: Callable[[Seen], None]) -> None:
@@ -65,23 +64,11 @@ def watch_attention(model: Model, batch: Batch, on_layer: Callable[[Seen], None]
 
     Returns the logits `[B, V]` of the last column. Raises `ModelError` for an architecture that adds no mask to scores.
     """
-    inputs = model.inputs(batch.input_ids, batch.attention_mask, batch.position_ids)
-    keep = {"logits_to_keep": 1} if model.takes_logits_to_keep else {}
-    watch = _Watch(on_layer)
+    eager = model.on_same_weights("eager")  # whose scores one can look at
+    watch = _SoftmaxWatch(on_layer)
     where = "with {} rows of {} columns".format(*batch.input_ids.shape)
-    with eager(model), torch.inference_mode(), failures_in_one_line(where), watch:
-        logits: torch.Tensor = model.network(**inputs, **keep, use_cache=False).logits  # [B, 1 or T, V]
+    with torch.inference_mode(), failures_in_one_line(where), watch:
+        logits = eager.forward(batch)  # [B, 1, V]
     if not watch.num_layers:
         raise ModelError(f"the attention of {model.checkpoint.name} cannot be watched: it adds no mask to its scores")
     return logits[:, -1].float().cpu()
-
-
-@contextmanager
-def eager(model: Model) -> Iterator[None]:
-    """The model with eager attention, which computes scores one can look at."""
-    own = model.network.config._attn_implementation
-    model.network.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.network.set_attn_implementation(own)

@@ -60,8 +60,8 @@ def verify_rows(
 ) -> tuple[Report, list[Sequence]]:
     """Runs greedy requests through an engine and checks every row; also the rows that could not be run.
 
-    `make` gives an engine for `model` that tells the logits it decides from. The oracle needs a model of its own:
-    engines change theirs in place. Raises `InputError` where no row can be run.
+    `make` gives an engine for `model` that tells the logits it decides from. Raises `InputError` where no row can be
+    run.
     """
     encoded = _encode(model, requests, parse_special)
     sequences = [sequence for sequence in encoded if not sequence.is_finished]
@@ -77,7 +77,7 @@ def verify_rows(
     failed = [sequence for sequence in encoded if sequence.finish_reason == "error"]
     report = Report(
         model=model.checkpoint.name,
-        engine=engine.name,
+        engine=engine.stats.engine,
         device=str(model.device),
         dtype=model.dtype_name,
         most_rows=recorder.most_rows,

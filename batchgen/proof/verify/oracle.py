@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Rows
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from batchgen.errors import failures_in_one_line
 from batchgen.model.padding import positions
 from batchgen.proof.verify.facts import ErrorBound
-from batchgen.records import Sequence
+from batchgen.records import Batch, Sequence
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +27,7 @@ LAST_STEPS = 6  # tokens of a prompt that are fed one by one
 
 
 class Oracle:
-    """Runs rows alone and unpadded, in float32. Its model must be one that no engine has changed."""
+    """Runs rows alone and unpadded, in float32."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -44,13 +45,9 @@ def forward_alone(model: Model, token_ids: list[int], last: int, copies: int = 1
     """Logits `[last, V]` of the last columns of an unpadded row, which is there `copies` times; float32, on the CPU."""
     import torch
 
-    input_ids = torch.tensor([token_ids] * copies)  # [copies, T]
-    attention_mask = torch.ones_like(input_ids)
-    inputs = model.inputs(input_ids, attention_mask, positions(attention_mask))
-    keep = {"logits_to_keep": last} if model.takes_logits_to_keep else {}
     with torch.inference_mode(), failures_in_one_line(f"with a row of {len(token_ids)} tokens"):
-        logits: torch.Tensor = model.network(**inputs, **keep, use_cache=False).logits  # [copies, last or T, V]
-    return logits[0, -last:].float().cpu()
+        logits = model.forward(_copies(token_ids, copies), keep=last)  # [copies, last, V]
+    return logits[0].float().cpu()
 
 
 def step_alone(model: Model, token_ids: list[int], last: int, copies: int) -> torch.Tensor:
@@ -58,18 +55,25 @@ def step_alone(model: Model, token_ids: list[int], last: int, copies: int) -> to
     import torch
     from transformers import DynamicCache
 
-    input_ids = torch.tensor([token_ids] * copies)  # [copies, T]
-    attention_mask = torch.ones_like(input_ids)
-    position_ids = positions(attention_mask)
+    whole = _copies(token_ids, copies)
     cache = DynamicCache(config=model.checkpoint.config)
     start, found = 0, []
     with torch.inference_mode(), failures_in_one_line(f"with a row of {len(token_ids)} tokens"):
         for end in range(len(token_ids) - last + 1, len(token_ids) + 1):
-            inputs = model.inputs(input_ids[:, start:end], attention_mask[:, :end], position_ids[:, start:end])
-            logits = model.network(**inputs, past_key_values=cache, use_cache=True).logits  # [copies, 1 or more, V]
-            found.append(logits[0, -1].float().cpu())
+            ids, places = whole.input_ids[:, start:end], whole.position_ids[:, start:end]
+            batch = replace(whole, input_ids=ids, position_ids=places, attention_mask=whole.attention_mask[:, :end])
+            found.append(model.forward(batch, past_key_values=cache)[0, -1].float().cpu())
             start = end
     return torch.stack(found)  # [last, V]
+
+
+def _copies(token_ids: list[int], copies: int) -> Batch:
+    """A batch of one row, unpadded, several times."""
+    import torch
+
+    input_ids = torch.tensor([token_ids] * copies)  # [copies, T]
+    attention_mask = torch.ones_like(input_ids)
+    return Batch((), input_ids, attention_mask, positions(attention_mask))
 
 
 def measure_error(oracle: Oracle, model: Model, sequences: Rows[Sequence]) -> ErrorBound:

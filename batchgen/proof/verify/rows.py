@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from math import inf, isfinite
 from typing import TYPE_CHECKING
 
+from batchgen.engines import finish_all
 from batchgen.proof.verify.facts import ErrorBound, RowCheck, Verdict
 from batchgen.proof.verify.oracle import Oracle
 from batchgen.records import Sequence
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     import torch
 
     from batchgen.engines import Engine
-
-WINDOW = 4096  # rows that an engine is given at a time
 
 
 class LogitRecorder:
@@ -48,8 +47,7 @@ def check_engine(
 
     The engine may be any: without a recorder that it tells its logits, tokens alone are checked.
     """
-    windows = ([*sequences[start : start + WINDOW]] for start in range(0, len(sequences), WINDOW))
-    for sequence in engine.generate(windows):
+    for sequence in finish_all(engine, sequences):
         steps = recorder.take(sequence)
         if sequence.finish_reason != "error":
             yield check_row(oracle, sequence, steps, bound)

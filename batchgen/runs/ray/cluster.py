@@ -188,8 +188,9 @@ class _Actor:
     def _fit(self, recipe: ModelRecipe, size: Size) -> ModelRecipe:
         """Gives it this worker's share of the machine."""
         beside = _num_beside(size)
-        memory = share_of(recipe.memory, num_workers=beside, num_beside=beside)
-        return replace(recipe, memory=memory, num_threads=None if size.gpus else max(1, int(size.cpus)))
+        memory = share_of(recipe.options.memory, num_workers=beside, num_beside=beside)
+        options = replace(recipe.options, memory=memory)
+        return replace(recipe, options=options, num_threads=None if size.gpus else max(1, int(size.cpus)))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         with no_logs():

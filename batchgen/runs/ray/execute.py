@@ -208,15 +208,4 @@ def _dtype(job: Job, size: Size, checkpoint: Checkpoint) -> str:
 
 
 def _recipe(job: Job, checkpoint: Checkpoint, dtype: str) -> ModelRecipe:
-    return ModelRecipe(
-        name=checkpoint.name,
-        folder=checkpoint.folder,
-        device="cpu",
-        dtype=dtype,
-        engine=job.engine.engine,
-        num_rows=job.engine.batch_size,
-        num_beams=job.sampling.num_beams,
-        exact=job.engine.exact,
-        share=job.engine.share_prefixes,
-        memory=job.engine.memory,
-    )
+    return ModelRecipe(checkpoint.name, checkpoint.folder, "cpu", dtype, job.engine, job.sampling.num_beams)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from batchgen.engines import Engine
-from batchgen.engines.pool.engine import PoolLimits, PoolMemory
 from batchgen.engines.pool.worker import Recipe
 from batchgen.errors import BatchgenError
 from batchgen.formats.reading import ReadOptions
 from batchgen.model import Checkpoint
 from batchgen.pipeline import Pipeline
-from batchgen.records import RowId, RunStats, SamplingParams, Sequence, TooLong
+from batchgen.records import EngineStats, RowId, RunStats, SamplingParams, Sequence, TooLong
 from batchgen.runs.ray.cut import read_part
 from batchgen.runs.ray.folder import OutputFolder, Piece
 
@@ -70,7 +69,7 @@ class PieceWorker:
         self.name = name
         self.work = work
         self._said: list[str] = []
-        self.pipeline = work.pipeline(checkpoint, recipe.make(lambda num_tokens: None, self._said.append))
+        self.pipeline = work.pipeline(checkpoint, recipe.make(self._said.append))
 
     def run(self, piece: Piece) -> Outcome:
         self.pipeline.first_error = None
@@ -90,7 +89,7 @@ class PieceWorker:
             piece,
             self.name,
             self.pipeline.stats(),
-            self.pipeline.engine.name,
+            self.pipeline.engine.stats.engine,
             (first.index, first.id, first.error or "") if first else None,
             said,
             failure,
@@ -100,21 +99,28 @@ class PieceWorker:
 class FailingEngine:
     """Runs nothing: every row comes out failed, for one reason."""
 
-    name = "none"
-    is_busy = False
-    num_batches = decode_work = 0
-    prefill_s = decode_s = 0.0
-    backoff = PoolMemory(PoolLimits(first_window=1))
+    wants_rows = 1
+    stats = EngineStats(engine="none")
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
+        self._rows: list[Sequence] = []
 
-    def generate(self, windows: Iterable[list[Sequence]]) -> Iterator[Sequence]:
-        for window in windows:
-            for row in window:
-                if not row.is_finished:
-                    row.fail(row.request.located(self.reason))
-                yield row
+    @property
+    def is_idle(self) -> bool:
+        return not self._rows
+
+    def add(self, sequences: Iterable[Sequence]) -> None:
+        self._rows += sequences
+
+    def step(self) -> list[Sequence]:
+        failed, self._rows = self._rows, []
+        for row in failed:
+            row.fail(row.request.located(self.reason))
+        return failed
+
+    def close(self) -> None:
+        self._rows = []
 
 
 def add_up(workers: Iterable[RunStats], num_workers: int, wall_s: float) -> RunStats:

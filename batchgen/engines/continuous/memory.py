@@ -1,0 +1,107 @@
+"""How many bytes rows in slots take: pages of the KV cache, prefills of a bounded size, the sampler's work space."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass, replace
+
+from batchgen.model.shape import Footprint, ModelShape
+from batchgen.planning.memory import FLOAT32_BYTES, BatchLimits, kinds_of, logits_factor, with_workspace
+from batchgen.records import MemoryEstimate, SamplingParams
+
+# Once, on top of live tensors: kernels and scratch for the numbers of rows met last, and the holes that logits leave in
+# the heap where memory is plenty and freed blocks are kept (measured: docs/memory.md).
+KERNELS_BYTES = 84 * 2**20
+# With less than this for a batch those kernels and prefills of many rows do not fit: batches need less.
+LEAST_SLOTS_BYTES = 128 * 2**20
+# Columns of a page of the KV cache, and the most tokens, pads included, of one prefill. Both were measured, see
+# docs/decisions.md.
+PAGE = 32
+PREFILL_TOKENS = 1024
+
+# Rows by their prompt lengths, each with its options.
+Lengths = list[tuple[int, SamplingParams]]
+
+
+@dataclass(frozen=True, slots=True)
+class SlotMemory:
+    """The arithmetic of slots: rows come in by prefills, and each keeps pages of its own until it ends."""
+
+    footprint: Footprint
+
+    def estimate(self, rows: int, columns: int, sampling: SamplingParams) -> MemoryEstimate:
+        """Bytes above the weights at the peak, with `rows` such rows in slots that are all about to end."""
+        num_pages = rows * pages_of(columns, sampling)
+        return _peak(self.footprint, rows, num_pages, columns, sampling)
+
+    def rows_at_once(self, columns: int) -> int | None:
+        """Rows of so many columns in one prefill."""
+        return prefill_rows(columns)
+
+    def of_rows(self, rows: Rows[tuple[int, SamplingParams]], prefix_tokens: int = 0) -> MemoryEstimate:
+        """Bytes above the weights for rows of these prompt lengths in slots, each with its options.
+
+        A prefix is kept once for all rows that share it: its tokens count in `prefix_tokens`, not in the rows' lengths.
+        """
+        longest = max(length for length, _ in rows)
+        num_pages = sum(pages_of(length, sampling) for length, sampling in rows)
+        kinds = kinds_of(sampling for _, sampling in rows)
+        peaks = (_peak(self.footprint, len(rows), num_pages, longest, kind, prefix_tokens) for kind in kinds)
+        return max(peaks, key=lambda peak: peak.total)
+
+
+def _peak(
+    footprint: Footprint, rows: int, num_pages: int, columns: int, sampling: SamplingParams, prefix_tokens: int = 0
+) -> MemoryEstimate:
+    """The higher of a prefill's peak and a step's, above a cache of so many pages and the prefix."""
+    cache = footprint.cache_bytes(1, num_pages * PAGE + prefix_tokens)
+    chooses = int(logits_factor(sampling, footprint.element_bytes, copies=False) * footprint.vocab_size * FLOAT32_BYTES)
+    is_exact = footprint.element_bytes == FLOAT32_BYTES
+    again = footprint.prefill_bytes(1, prefix_tokens + columns + sampling.max_new_tokens - 1) if is_exact else 0
+    step = with_workspace(
+        kv_cache=cache, attention_mask=num_pages * PAGE * FLOAT32_BYTES, logits=chooses * rows, activations=again
+    )
+    filled = min(rows, prefill_rows(columns))
+    behind = int(2 * footprint.decode_column * filled * prefix_tokens)  # one layer's prefix, once for every row
+    prefill = with_workspace(
+        kv_cache=cache,
+        attention_mask=filled * columns * (prefix_tokens + columns),
+        logits=chooses * filled,
+        activations=max(footprint.prefill_bytes(filled, columns) + behind, footprint.prefill_bytes(1, prefix_tokens)),
+    )
+    peak = max(step, prefill, key=lambda moment: moment.total)
+    return replace(peak, workspace=peak.workspace + KERNELS_BYTES)
+
+
+def pages_of(num_prompt_tokens: int, sampling: SamplingParams) -> int:
+    """Pages of a row at its end: its last token is chosen, but never fed.
+
+    >>> pages_of(20, SamplingParams(max_new_tokens=13)), pages_of(20, SamplingParams(max_new_tokens=14))
+    (1, 2)
+    """
+    return -(-(num_prompt_tokens + sampling.max_new_tokens - 1) // PAGE)
+
+
+def prefill_rows(padded_length: int) -> int:
+    """Rows of this length that the slot engine prefills at once."""
+    return max(1, PREFILL_TOKENS // padded_length)
+
+
+def packed_bytes(shape: ModelShape, element_bytes: int, device_type: str) -> int:
+    """Bytes of the output layer once it is packed (`linear`), where the embedding keeps its own."""
+    return shape.vocab_size * shape.n_embd * element_bytes if shape.is_tied and device_type == "cpu" else 0
+
+
+def room_beside(
+    limits: BatchLimits, running: Lengths, waiting: Lengths, prefix_tokens: int = 0, held_columns: int = 0
+) -> int:
+    """How many of the first `waiting` rows fit beside those that run; the cache has `held_columns` already."""
+    footprint = limits.memory.footprint
+    memory = SlotMemory(footprint)
+    budget_bytes = limits.budget_bytes + footprint.cache_bytes(1, held_columns)
+
+    def needed_bytes(num_rows: int) -> int:
+        return memory.of_rows(running + waiting[:num_rows], prefix_tokens).total
+
+    return bisect_right(range(1, len(waiting) + 1), budget_bytes, key=needed_bytes)

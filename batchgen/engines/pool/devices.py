@@ -1,0 +1,55 @@
+"""Which devices a pool's workers run on, and what of them each may take."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from batchgen.engines.pool.worker import ModelRecipe
+from batchgen.errors import UsageError
+from batchgen.machine.limits import share_of
+from batchgen.model.weights import choose_device
+
+if TYPE_CHECKING:
+    import torch
+
+
+def choose_devices(name: str, num_workers: int | None = None) -> list[torch.device]:
+    """The device of each worker: as many workers as are asked for, else one for each device that `name` lists.
+
+    `auto` is every CUDA device, where there are some. One worker means that the run needs no pool.
+    """
+    import torch
+
+    names = [part.strip() for part in name.split(",")]
+    if name == "auto" and num_workers != 1 and torch.cuda.device_count() > 1:
+        names = [f"cuda:{index}" for index in range(torch.cuda.device_count())][:num_workers]
+    devices = [choose_device(name) for name in names]
+    count = num_workers or len(devices)
+    if count < len(devices):
+        raise UsageError(f"--workers {count} leaves devices of --device {name} without one: name fewer devices")
+    if len({device.type for device in devices}) > 1:
+        raise UsageError(f"--device {name}: the devices of one run must be of one kind")
+    return [devices[number % len(devices)] for number in range(count)]
+
+
+def share_out(recipe: ModelRecipe, devices: list[torch.device]) -> list[ModelRecipe]:
+    """The recipe on each of `devices`. Workers on one device share its memory and its cores."""
+    num_workers, memory = len(devices), recipe.options.memory
+    return [
+        replace(
+            recipe,
+            device=str(device),
+            options=replace(recipe.options, memory=share_of(memory, num_workers, devices.count(device))),
+            num_threads=num_threads(num_workers) if device.type == "cpu" else None,
+        )
+        for device in devices
+    ]
+
+
+def num_threads(num_workers: int) -> int:
+    """A worker's share of the CPUs that this process may use, unless the user's environment says how many."""
+    num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    own = os.environ.get("OMP_NUM_THREADS", "")
+    return int(own) if own.isdecimal() and int(own) else max(1, num_cpus // num_workers)

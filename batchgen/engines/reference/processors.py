@@ -1,0 +1,82 @@
+"""What `generate` calls at each step: the choice of tokens, penalties for beams, and the end of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from transformers import LogitsProcessor, StoppingCriteria
+
+from batchgen.engines.sampling.sampler import Sampler, forbidden_tokens, penalize_repetition
+from batchgen.model import Model
+from batchgen.records import Batch
+
+
+class Choice(LogitsProcessor):
+    """The last processor: chooses each row's token, and leaves `generate` no other."""
+
+    def __init__(self, batch: Batch, sampler: Sampler, model: Model) -> None:
+        self.sequences = batch.sequences
+        self.sampler = sampler
+        self.model = model
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        live = [row for row, sequence in enumerate(self.sequences) if not sequence.is_finished]
+        rows = [self.sequences[row] for row in live]
+        tokens = self.sampler.choose(scores if len(live) == len(scores) else scores[live], rows)
+        forced = [self.model.checkpoint.pad_token_id] * len(scores)
+        for row, sequence, token in zip(live, rows, tokens, strict=True):
+            if token is None:
+                sequence.fail(self.model.nan_message)
+            else:
+                self.sampler.append(sequence, token)
+                forced[row] = token
+        scores.fill_(-torch.inf)  # [B, V]
+        scores[range(len(scores)), forced] = 0
+        return scores
+
+
+class BeamPenalties(LogitsProcessor):
+    """Repetition penalty, n-gram bans and minimum length for beams, on each beam's real tokens.
+
+    A row whose scores are not numbers fails, and searches on among equals.
+    """
+
+    def __init__(self, batch: Batch, num_beams: int, model: Model) -> None:
+        self.batch = batch
+        self.num_beams = num_beams
+        self.model = model
+        self.eos_token_ids = model.checkpoint.eos_token_ids
+        self.padded_length = batch.input_ids.shape[1]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        num_new = input_ids.shape[1] - self.padded_length
+        broken = scores.amax(-1).isnan().tolist()
+        for row, ids in enumerate(input_ids):  # [B * beams, T]
+            sequence = self.batch.sequences[row // self.num_beams]
+            if broken[row]:
+                scores[row] = 0
+                sequence.fail(self.model.nan_message)
+                continue
+            params = sequence.sampling
+            real = ids[self.padded_length - sequence.num_prompt_tokens :]
+            if params.repetition_penalty != 1:
+                penalty = torch.tensor([params.repetition_penalty], device=scores.device)
+                penalize_repetition(scores[row : row + 1], [real.tolist()], penalty)
+            scores[row, forbidden_tokens(params, real.tolist(), num_new, self.eos_token_ids)] = -torch.inf
+        return scores
+
+
+class Finished(StoppingCriteria):
+    """Which rows are finished; hands control back after each step but the last."""
+
+    def __init__(self, batch: Batch, pause: Callable[[], None]) -> None:
+        self.batch = batch
+        self.pause = pause
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:
+        finished = [sequence.is_finished for sequence in self.batch.sequences]
+        if not all(finished):
+            self.pause()
+        beams = len(input_ids) // len(finished)
+        return torch.tensor([done for done in finished for _ in range(beams)], device=input_ids.device)  # [B * beams]

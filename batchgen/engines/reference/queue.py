@@ -1,0 +1,76 @@
+"""Batches that wait, and what becomes of one that memory ran out for. Knows nothing of how a batch is run."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from batchgen.planning.backoff import Backoff, release
+from batchgen.planning.memory import batch_bytes, kinds_of, largest_batch
+from batchgen.records import Sequence
+
+
+class BatchQueue:
+    """Batches to run one after the other, each cut to what fits at that moment."""
+
+    def __init__(self, backoff: Backoff) -> None:
+        self._backoff = backoff
+        self._waiting: deque[list[Sequence]] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, batches: Iterable[list[Sequence]]) -> None:
+        self._waiting.extend(batches)
+
+    def clear(self) -> None:
+        self._waiting.clear()
+
+    def take(self) -> list[Sequence]:
+        """The rows that run next. A single row that would get the process killed comes out failed."""
+        rows = self._waiting.popleft()
+        if len(rows) > (room := self._room(rows)):
+            self._waiting.appendleft(rows[room:])
+            rows = rows[:room]
+        if self._backoff.hits_the_wall(rows):
+            self._backoff.fail(rows[0])
+        else:
+            self._backoff.expect(self.bytes_of(rows), anew=True)
+        return rows
+
+    def done(self, rows: list[Sequence]) -> None:
+        """Rows have run: what they took is compared with what they were expected to."""
+        predicted = self.bytes_of(rows)
+        self._backoff.predicted_bytes = max(self._backoff.predicted_bytes, predicted)
+        self._backoff.compare(predicted)
+
+    def give_way(self, rows: list[Sequence]) -> int:
+        """Memory ran out: unfinished rows wait again, in halves, from their prompts; how many tokens they lose.
+
+        A row that ran out all alone has failed.
+        """
+        release()
+        unfinished = [row for row in rows if not row.is_finished]
+        dropped = sum(row.num_output_tokens for row in unfinished)
+        for row in unfinished:
+            row.output_ids.clear()
+        half = max(1, len(rows) // 2)
+        self._backoff.lower_ceiling(self.bytes_of(rows[:half]))
+        if len(rows) == 1:
+            self._backoff.fail(rows[0])
+        else:
+            padded_length = max(row.num_prompt_tokens for row in rows)
+            self._backoff.say_fewer(f"{len(rows)} rows of {padded_length} columns", half)
+            self._waiting.extendleft(part for part in (unfinished[half:], unfinished[:half]) if part)
+        return dropped
+
+    def bytes_of(self, rows: list[Sequence]) -> int:
+        """What these rows are expected to take as one batch, above the weights."""
+        return batch_bytes(self._backoff.limits, rows)
+
+    def _room(self, rows: list[Sequence]) -> int:
+        """How many of these rows may run together now."""
+        if self._backoff.is_users_number:
+            return len(rows)
+        padded_length = max(row.num_prompt_tokens for row in rows)
+        return largest_batch(self._backoff.limits, padded_length, kinds_of(row.sampling for row in rows), len(rows))

@@ -1,0 +1,121 @@
+"""What of a config decides how many bytes a model and its rows take, and those bytes: arithmetic only.
+
+In the formulas e is bytes an element, S columns, L layers, H hidden size, I inner size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """What of a config decides how many bytes a model and its batches need."""
+
+    n_layer: int
+    n_head: int
+    n_kv_head: int
+    head_dim: int
+    n_embd: int
+    n_inner: int
+    vocab_size: int
+    n_positions: int = 0  # learned position embeddings; 0 for rotary and the like
+    is_tied: bool = True  # the output layer is the embedding
+    is_gated: bool = False  # the inner layer has a gate beside it (SwiGLU)
+
+    @classmethod
+    def from_config(cls, config: PretrainedConfig) -> ModelShape:
+        """Reads a transformers config; names that a family lacks fall back to GPT-2's proportions."""
+        text = config.get_text_config()
+        n_embd = _number(text, "hidden_size", "d_model") or 768
+        n_head = _number(text, "num_attention_heads") or max(1, n_embd // 64)
+        return cls(
+            n_layer=_number(text, "num_hidden_layers") or 12,
+            n_head=n_head,
+            n_kv_head=_number(text, "num_key_value_heads") or n_head,
+            head_dim=_number(text, "head_dim") or n_embd // n_head,
+            n_embd=n_embd,
+            n_inner=_number(text, "intermediate_size", "n_inner", "ffn_dim") or 4 * n_embd,
+            vocab_size=text.vocab_size,
+            n_positions=(_number(text, "n_positions") or 0) if text.model_type == "gpt2" else 0,
+            is_tied=bool(getattr(text, "tie_word_embeddings", True)),
+            is_gated=getattr(text, "hidden_act", None) in ("silu", "swish"),  # families with a gate name these
+        )
+
+
+def _number(config: PretrainedConfig, *names: str) -> int | None:
+    """The first of these that a config has; the greatest where it has one a layer. Recurrent models lack some."""
+    for name in names:
+        value = getattr(config, name, None)
+        if value:
+            return int(max(value) if isinstance(value, list | tuple) else value)
+    return None
+
+
+def num_parameters(shape: ModelShape) -> int:
+    """Weights of a model of this shape: exact for GPT-2, without the norms' few for others.
+
+    >>> num_parameters(ModelShape(12, 12, 12, 64, 768, 3072, 50257, n_positions=1024))
+    124439808
+    """
+    n_embd, heads = shape.n_embd, shape.n_head * shape.head_dim
+    kv_heads = shape.n_kv_head * shape.head_dim
+    attention = n_embd * (heads + 2 * kv_heads) + heads * n_embd
+    inner = (3 if shape.is_gated else 2) * n_embd * shape.n_inner
+    # GPT-2's biases (3H and H in attention, I and H in the inner layers) and two norms of 2H; the last norm beside.
+    small = 9 * n_embd + shape.n_inner if shape.n_positions else 0
+    embeddings = shape.vocab_size * (1 if shape.is_tied else 2) + shape.n_positions
+    return shape.n_layer * (attention + inner + small) + embeddings * n_embd + (2 * n_embd if shape.n_positions else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes that one model takes: its weights, and what each row of a batch adds.
+
+    `prefill` lists (bytes a column, bytes a pair of columns), one for each moment of a forward that may be its peak
+    above the cache; the attention mask is not among them, it has a byte a pair.
+    """
+
+    weights: int
+    vocab_size: int
+    element_bytes: int
+    cache_column: float  # keys and values of one column, in all layers
+    prefill: tuple[tuple[float, float], ...]
+    decode_column: float  # what a step copies of the cache while it makes room for one column
+    cache_row: float = 0  # the state of a recurrent layer: it does not grow with the columns
+
+    @classmethod
+    def of_shape(cls, shape: ModelShape, element_bytes: int, attention: str = "sdpa") -> Footprint:
+        """GPT-2's formulas; the fallback for any other family.
+
+        Grouped-query models keep fewer keys and values; that is all of theirs that is here.
+        """
+        cache_column = 2 * shape.n_layer * shape.n_kv_head * shape.head_dim * element_bytes
+        n_embd = shape.n_embd
+        # While the inner layer's activation is computed: the residual, its norm and what they came from (6H), and four
+        # inner vectors, since transformers writes gelu_new out in Python operations. 22H where I = 4H.
+        inner_layer = ((6 * n_embd + 4 * shape.n_inner) * element_bytes, 0)
+        # In attention: residual, norm, queries, keys, values, output; sdpa makes a number of each boolean of the mask,
+        # eager has that too, and the scores twice.
+        scores = 2 * shape.n_head * element_bytes if attention == "eager" else 0
+        attending = (6 * n_embd * element_bytes, element_bytes + scores)
+        return cls(
+            weights=num_parameters(shape) * element_bytes,
+            vocab_size=shape.vocab_size,
+            element_bytes=element_bytes,
+            cache_column=cache_column,
+            prefill=(inner_layer, attending),
+            decode_column=cache_column / (2 * shape.n_layer),  # one layer's keys, or its values, at a time
+        )
+
+    def cache_bytes(self, rows: int, columns: int) -> int:
+        """Keys and values of `columns` positions of `rows` rows, pads included."""
+        return int(rows * (self.cache_row + self.cache_column * columns))
+
+    def prefill_bytes(self, rows: int, columns: int) -> int:
+        """Activations at the peak of a forward over `columns` positions, above cache and mask."""
+        return int(rows * max(column * columns + pair * columns**2 for column, pair in self.prefill))

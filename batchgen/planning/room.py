@@ -1,0 +1,67 @@
+"""What memory there is for a model that is not loaded yet."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from batchgen.machine.limits import Bound, memory_bounds
+from batchgen.machine.speeds import kept_rows
+from batchgen.model.shape import ModelShape
+from batchgen.planning.kinds import EngineKind
+from batchgen.planning.memory import BatchLimits
+from batchgen.records import MemoryLimit
+
+if TYPE_CHECKING:
+    from batchgen.model import Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """A model that is not loaded yet, and what memory there is for it: `bounds` are all in force, tightest first.
+
+    `packed_bytes` is the output layer again, where the slot engine may pack it into a copy of its own.
+    """
+
+    model: str
+    device: str
+    dtype: str
+    engine: str
+    weights_bytes: int
+    packed_bytes: int
+    bounds: tuple[Bound, ...]
+    limits: BatchLimits
+
+    def to_dict(self) -> dict[str, Any]:
+        names = ("model", "device", "dtype", "weights_bytes", "packed_bytes", "engine")
+        return {name: getattr(self, name) for name in names} | {
+            "available_bytes": self.bounds[0].available_bytes,
+            "bounds": [asdict(bound) for bound in self.bounds],
+            "batch_budget_bytes": self.limits.budget_bytes,
+        }
+
+
+def make_room(
+    checkpoint: Checkpoint,
+    device: str,
+    dtype: str,
+    kind: EngineKind,
+    *,
+    num_rows: int | None = None,
+    memory: MemoryLimit | None = None,
+) -> Room:
+    """What `run` would find with these options, before it loads the weights."""
+    from batchgen.model.footprint import footprint_of
+    from batchgen.model.weights import choose_device, choose_dtype, name_of_dtype
+
+    on = choose_device(device)
+    as_dtype = choose_dtype(dtype, on, checkpoint.config)
+    footprint = footprint_of(checkpoint.config, as_dtype)
+    shape = ModelShape.from_config(checkpoint.config)
+    packed_bytes = kind.copied_bytes(shape, as_dtype.itemsize, on.type)
+    bounds = tuple(memory_bounds(on, memory))
+    available_bytes = max(0, bounds[0].available_bytes - footprint.weights - packed_bytes)
+    names = (checkpoint.name, str(on), name_of_dtype(as_dtype))
+    best_rows = kept_rows(*names) if kind.takes_best_rows else None
+    limits = kind.limits(footprint, on.type, available_bytes, num_rows, best_rows)
+    return Room(*names, kind.name, footprint.weights, packed_bytes, bounds, limits)

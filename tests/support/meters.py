@@ -1,0 +1,20 @@
+"""A peak meter that measures what it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from batchgen.machine.limits import PeakMeter
+
+
+class FakeMeter(PeakMeter):
+    """Measures what it is told."""
+
+    def __init__(self, growths: list[int | None]) -> None:
+        self.growths: Iterator[int | None] = iter(growths)
+
+    def start(self) -> None:
+        pass
+
+    def growth_bytes(self) -> int | None:
+        return next(self.growths)
