@@ -1,9 +1,15 @@
-"""Imports run strictly down the layers of the design; heavy libraries are loaded where they are used."""
+"""The rooms and layers of the package, and how large its parts may be.
+
+What does not hold yet stands in SAME_NAME and LONG_FILES. An entry that is no longer needed fails: take it out.
+"""
 
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,93 +17,141 @@ import pytest
 import batchgen
 
 PACKAGE = Path(batchgen.__file__).parent
-# Bottom first. A module may import from lower layers only; a room that is a folder counts as one, but for the engines.
+# Bottom first. A module imports from its own room and from lower rows only.
 LAYERS = [
-    {"records", "errors", "process", "cgroups", "visible"},
-    {"padding", "memory", "probes", "speeds", "row_sampling", "compression", "templates", "config"},
-    {"readers", "writers", "model", "render", "page", "engines.slot_attention", "engines.draws"},
-    {"store", "engines.kv_cache", "engines.linear", "engines.prefixes", "engines.sampling", "mistakes"},
-    {"manifest", "planner", "engines.backoff", "engines.slot_model"},
-    {"engines.continuous", "engines.reference", "engines.parts"},
+    {"records", "errors", "text"},
+    {"formats", "machine"},
+    {"model"},
+    {"planning"},
     {"engines"},
-    {"engines.worker"},
-    {"engines.pool"},
     {"pipeline"},
-    {"inspector", "verify", "forecast", "doctor", "bench", "ray_backend"},
+    {"runs", "bench", "doctor", "proof"},
+    {"render"},
     {"cli"},
 ]
 RANKS = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or not path.name.startswith("__"))
+MOST_FILE_LINES, MOST_FUNCTION_LINES = 300, 40
+
+SAME_NAME = {"Layout", "Part"}
+LONG_FILES = {"engines.continuous.engine", "runs.ray.cluster", "runs.store"}
+
+HEAVY = {"torch", "transformers", "huggingface_hub", "safetensors", "psutil", "pyarrow"}
+# These load some of them at once, and are themselves imported where they are used.
+LATE = {
+    "model.footprint",
+    "engines.continuous.blocks",
+    "engines.continuous.engine",
+    "engines.continuous.kv_cache",
+    "engines.continuous.layer",
+    "engines.continuous.linear",
+    "engines.continuous.network",
+    "engines.continuous.slot_attention",
+    "engines.continuous.slot_model",
+    "engines.continuous.slots",
+    "engines.reference.engine",
+    "engines.reference.processors",
+    "engines.sampling.draws",
+    "engines.sampling.sampler",
+    "proof.inspector.attention",
+    "proof.inspector.watch",
+    "proof.inspector.whole",
+}
 
 
-def name_of(path: Path) -> str:
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+@dataclass(frozen=True)
+class Module:
+    name: str  # without `batchgen.`; of a folder, its own
+    path: Path
+    text: str
+    tree: ast.Module
+
+    @property
+    def room(self) -> str:
+        return self.name.split(".")[0]
+
+    def imports(self, *, only_at_import: bool = False) -> set[str]:
+        """Names that are imported anywhere, also for type checkers alone; or only those that importing it imports."""
+        nodes = _loaded_at_import(self.tree) if only_at_import else ast.walk(self.tree)
+        return {name for node in nodes for name in _imported(node)}
+
+    def inner_imports(self, *, only_at_import: bool = False) -> set[str]:
+        """Other modules of the package."""
+        names = {name.removeprefix("batchgen.") for name in self.imports(only_at_import=only_at_import)}
+        return {module for name in names if (module := _module_of(name))} - {self.name}
 
 
-def room_of(module: str) -> str:
-    """The room of a module, or of a name in it."""
-    two = ".".join(module.split(".")[:2])
-    return two if two in RANKS else module.split(".")[0]
+def _loaded_at_import(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        is_typing = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
+        if not is_typing and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield child
+            yield from _loaded_at_import(child)
 
 
-def imports(path: Path, *, only_at_import: bool = False) -> Iterator[str]:
-    """Names of modules imported anywhere in a file, or only by importing it; type-checking imports do not count."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    skipped = {
-        id(inner)
-        for node in ast.walk(tree)
-        if (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
-        or (only_at_import and isinstance(node, ast.FunctionDef))
-        for inner in ast.walk(node)
+def _imported(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _module_of(name: str) -> str | None:
+    """The module that `a.b.c` is, or that has the name c."""
+    return next((known for known in (name, name.rpartition(".")[0]) if known in modules()), None)
+
+
+@cache
+def modules() -> dict[str, Module]:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        text = path.read_text(encoding="utf-8")
+        if name not in ("", "__main__"):
+            found[name] = Module(name, path, text, ast.parse(text))
+    return found
+
+
+ROOMS = sorted({module.room for module in modules().values() if module.path.parent != PACKAGE})
+
+
+# Rooms and layers.
+
+
+def test_every_room_stands_on_a_layer() -> None:
+    assert {module.room for module in modules().values()} == set(RANKS)
+
+
+def test_sixteen_things_stand_at_the_top() -> None:
+    names = {path.name for path in PACKAGE.iterdir()} - {"__init__.py", "__main__.py", "__pycache__", "py.typed"}
+    assert len(names) <= 16, sorted(names)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_says_what_it_knows(room: str) -> None:
+    assert ast.get_docstring(modules()[room].tree)
+
+
+def test_imports_run_down_the_layers() -> None:
+    climbing = {
+        f"{module.name} imports {room}"
+        for module in modules().values()
+        for room in {name.split(".")[0] for name in module.inner_imports()} - {module.room}
+        if RANKS[room] >= RANKS[module.room]
     }
-    for node in ast.walk(tree):
-        if id(node) in skipped:
-            continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.module or ""
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    assert not climbing
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_imports_run_down_the_layers(path: Path) -> None:
-    room = room_of(name_of(path))
-    inner = {name.removeprefix("batchgen.") for name in imports(path) if name.startswith("batchgen.")}
-    others = {room_of(name) for name in inner} & set(RANKS) - {room}
-    assert {other for other in others if RANKS[other] >= RANKS[room]} == set()
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Whoever imports only what is taken away already is taken away, until nobody is left."""
+    left = {name: module.inner_imports() for name, module in modules().items()}
+    while done := {name for name, needed in left.items() if not needed & left.keys()}:
+        left = {name: needed for name, needed in left.items() if name not in done}
+    assert not left
 
 
-def test_every_module_stands_on_a_layer() -> None:
-    assert {room_of(name_of(path)) for path in MODULES} == set(RANKS)
-
-
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_typer_and_rich_stay_in_their_rooms(path: Path) -> None:
-    tops = {name.split(".")[0] for name in imports(path)}
-    room = name_of(path).split(".")[0]
-    assert "typer" not in tops or room == "cli"
-    assert "rich" not in tops or room in ("cli", "render")
-
-
-# Themselves imported late.
-LATE_ENGINES = ("continuous", "draws", "kv_cache", "linear", "reference", "sampling", "slot_attention", "slot_model")
-LATE_VIEWS = {f"inspector.{name}" for name in ("attention", "sides", "watch", "whole")}
-LATE = {f"engines.{name}" for name in LATE_ENGINES} | LATE_VIEWS | {"model.footprint"}
-
-
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_torch_and_transformers_load_where_they_are_used(path: Path) -> None:
-    tops = {name.split(".")[0] for name in imports(path, only_at_import=True)}
-    if name_of(path) not in LATE:
-        assert not tops & {"torch", "transformers", "huggingface_hub", "safetensors", "psutil"}
-
-
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_what_imports_torch_is_imported_late(path: Path) -> None:
-    names = {name.removeprefix("batchgen.") for name in imports(path, only_at_import=True)}
-    assert name_of(path) in LATE or not names & LATE
+def test_no_library_function_shares_a_modules_name() -> None:
+    assert not set(batchgen.__all__) & {module.room for module in modules().values()}
 
 
 def test_public_names_are_there() -> None:
@@ -105,5 +159,86 @@ def test_public_names_are_there() -> None:
         assert getattr(batchgen, name) is not None
 
 
-def test_no_library_function_shares_a_modules_name() -> None:
-    assert not set(batchgen.__all__) & {name_of(path).split(".")[0] for path in MODULES}
+# What is imported where.
+
+
+@pytest.mark.parametrize(("library", "rooms"), [("typer", {"cli"}), ("rich", {"cli", "render"})])
+def test_typer_and_rich_stay_in_their_rooms(library: str, rooms: set[str]) -> None:
+    importing = {
+        module.name for module in modules().values() if library in {name.split(".")[0] for name in module.imports()}
+    }
+    assert not {name for name in importing if name.split(".")[0] not in rooms}
+
+
+def test_heavy_libraries_load_where_they_are_used() -> None:
+    at_once = {
+        module.name
+        for module in modules().values()
+        if HEAVY & {name.split(".")[0] for name in module.imports(only_at_import=True)}
+    }
+    assert at_once == LATE
+
+
+def test_what_loads_heavy_libraries_is_imported_late() -> None:
+    at_once = {
+        f"{module.name} imports {name}"
+        for module in modules().values()
+        if module.name not in LATE
+        for name in module.inner_imports(only_at_import=True) & LATE
+    }
+    assert not at_once
+
+
+# Names and sizes.
+
+
+def test_no_two_classes_have_the_same_name() -> None:
+    names = Counter(
+        node.name for module in modules().values() for node in ast.walk(module.tree) if isinstance(node, ast.ClassDef)
+    )
+    assert {name for name, times in names.items() if times > 1} == SAME_NAME
+
+
+def test_no_file_is_long() -> None:
+    long = {module.name for module in modules().values() if module.text.count("\n") > MOST_FILE_LINES}
+    assert long == LONG_FILES
+
+
+def test_no_function_is_long() -> None:
+    long = {
+        f"{module.name}.{node.name}"
+        for module in modules().values()
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if _num_lines(node, only_body=module.room == "cli") > MOST_FUNCTION_LINES
+    }
+    assert not long
+
+
+def _num_lines(node: ast.FunctionDef | ast.AsyncFunctionDef, *, only_body: bool) -> int:
+    """The parameters of a command are its options, each with its help: there they do not count."""
+    first = node.body[0].lineno if only_body else node.lineno
+    return (node.end_lineno or first) - first + 1
+
+
+# The tests themselves.
+
+
+def test_no_test_imports_a_test() -> None:
+    """What several tests need stands in tests/support."""
+    folder = Path(__file__).parent
+    tests = [*folder.rglob("test_*.py"), *folder.rglob("conftest.py")]
+    names = {path.stem for path in tests}
+    importing = {
+        (path.name, name)
+        for path in folder.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for name in _imported(node)
+        if names & set(name.split("."))
+    }
+    assert not importing
+
+
+def test_no_two_test_files_have_the_same_name() -> None:
+    names = Counter(path.name for path in Path(__file__).parent.rglob("test_*.py"))
+    assert not {name for name, times in names.items() if times > 1}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from batchgen.bench.advice import find_bests, find_gain, recommend
-from batchgen.bench.facts import WORKLOADS, Ceiling, Point, Report, Task
+from batchgen.bench.facts import WORKLOADS, BenchReport, Ceiling, Point, Task
 from batchgen.bench.keep import keep
 from batchgen.bench.sweep import sweep
 from batchgen.bench.workload import differing_share
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from batchgen.bench.lab import Lab
     from batchgen.model import Checkpoint
 
-__all__ = ["Plan", "Report", "keep", "make_plan", "measure", "open_labs"]
+__all__ = ["BenchReport", "Plan", "keep", "make_plan", "measure", "open_labs"]
 
 OpenLab = Callable[[str, str], "Lab"]  # dtype, engine
 
@@ -131,7 +131,7 @@ def measure(
     *,
     clock: Callable[[], float] = time.perf_counter,
     on_task: Callable[[Task], None] = lambda task: None,
-) -> Report:
+) -> BenchReport:
     """Sweeps all of the plan within its time, as far as it goes; what fails is told, the rest goes on."""
     found = _Findings()
     end = clock() + plan.seconds
@@ -161,12 +161,12 @@ def _look_around(found: _Findings, lab: Lab, dtype: str, plan: Plan) -> None:
             found.answers[dtype] = lab.answer_words()
 
 
-def _report(plan: Plan, found: _Findings) -> Report:
+def _report(plan: Plan, found: _Findings) -> BenchReport:
     bests = find_bests(found.points, plan.most_rows)
     exact, coarse = found.answers.get("float32"), found.answers.get("bfloat16")
     differing = differing_share(exact, coarse) if exact and coarse else None
     gain = find_gain(bests, differing)
-    return Report(
+    return BenchReport(
         model=plan.model,
         device=plan.device,
         max_new_tokens=plan.max_new_tokens,

@@ -100,7 +100,7 @@ class Best:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class BenchReport:
     """All that a bench found on one model and device."""
 
     model: str

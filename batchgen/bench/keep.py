@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import date
 
-from batchgen.bench.facts import Best, Point, Report
+from batchgen.bench.facts import BenchReport, Best, Point
 from batchgen.machine.speeds import KeptGain, Settings, Speed, write_gain, write_settings, write_speed
 
 
-def keep(report: Report, environ: Mapping[str, str] = os.environ) -> Report:
+def keep(report: BenchReport, environ: Mapping[str, str] = os.environ) -> BenchReport:
     """Keeps the best rows of the engine that refills slots, for each dtype, where enough were tried; says whether."""
     today = date.today().isoformat()
     settled = [best for best in report.bests if best.engine == "continuous" and best.is_settled]

@@ -11,7 +11,7 @@ import typer
 
 from batchgen.bench import keep, make_plan, measure, open_labs
 from batchgen.bench.advice import where_it_stops
-from batchgen.bench.facts import Report, Task
+from batchgen.bench.facts import BenchReport, Task
 from batchgen.cli import options as opt
 from batchgen.errors import UsageError
 from batchgen.formats.writing import to_json
@@ -126,7 +126,7 @@ class Progress:
             update(f"{task.engine}, {task.dtype}, {plural(task.rows, 'row')}, {task.workload}")
 
 
-def _advice(report: Report) -> Iterator[str]:
+def _advice(report: BenchReport) -> Iterator[str]:
     if report.recommended:
         yield where_it_stops(report.recommended)
     yield report.advice

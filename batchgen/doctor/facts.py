@@ -64,7 +64,7 @@ class Accelerator:
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
+class MatmulSpeed:
     """A measured matrix product; None where the device cannot do it."""
 
     dtype: str
@@ -79,7 +79,7 @@ class Machine:
     accelerators: tuple[Accelerator, ...]
     auto_device: str | None
     device: str | None
-    speeds: tuple[Speed, ...]
+    speeds: tuple[MatmulSpeed, ...]
     ram_bytes: int | None
     held_bytes: int | None
     bounds: tuple[Bound, ...]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from batchgen.doctor.facts import Accelerator, Machine, Processor, Speed, or_else
+from batchgen.doctor.facts import Accelerator, Machine, MatmulSpeed, Processor, or_else
 from batchgen.machine.limits import Bound, cpu_name, memory_bounds
 from batchgen.machine.speeds import read_gain
 from batchgen.model.weights import choose_device
@@ -142,10 +142,10 @@ def _mps() -> Iterator[Accelerator]:
         yield Accelerator("mps", platform.processor(), total, total - int(torch.mps.driver_allocated_memory()))
 
 
-def _speeds(device: torch.device, measure: Measure) -> Iterator[Speed]:
+def _speeds(device: torch.device, measure: Measure) -> Iterator[MatmulSpeed]:
     names = ["float32", "bfloat16"] + (["float16"] if device.type != "cpu" else [])
     for name in names:
-        yield Speed(name, _speed(device, name, measure))
+        yield MatmulSpeed(name, _speed(device, name, measure))
 
 
 @or_else(None)

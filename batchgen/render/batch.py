@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -13,22 +13,8 @@ from batchgen.render.grid import LABEL_WIDTH, GridLine, column_widths, folds, gr
 from batchgen.render.screen import plural, print_line
 from batchgen.text import visible
 
-
-class InspectedRow(Protocol):
-    """A row of a padded batch: arrays of equal length, pads included."""
-
-    @property
-    def id(self) -> object: ...
-    @property
-    def labels(self) -> list[str]: ...
-    @property
-    def input_ids(self) -> list[int]: ...
-    @property
-    def attention_mask(self) -> list[int]: ...
-    @property
-    def position_ids(self) -> list[int]: ...
-    @property
-    def is_eos(self) -> list[bool]: ...
+if TYPE_CHECKING:
+    from batchgen.proof.inspector import InspectedRow
 
 
 def print_batch(console: Console, rows: Sequence[InspectedRow]) -> None:

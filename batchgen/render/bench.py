@@ -14,7 +14,7 @@ from rich.text import Text
 from batchgen.render.screen import plural, print_line, print_section
 
 if TYPE_CHECKING:
-    from batchgen.bench.facts import Ceiling, Point, Report
+    from batchgen.bench.facts import BenchReport, Ceiling, Point
 
 HEIGHT = 9
 WIDEST_STEP = 12
@@ -28,7 +28,7 @@ STYLES = {"fixed": "green", "ragged": "blue", "ceiling": "yellow"}
 SHORT_PROBLEMS = ("no time", "memory")
 
 
-def print_report(console: Console, report: Report, advice: Sequence[str]) -> None:
+def print_report(console: Console, report: BenchReport, advice: Sequence[str]) -> None:
     """Table, charts, advice; fits 80 columns."""
     parts = [f"model {report.model}", report.device, plural(report.max_new_tokens, "new token") + " a row"]
     print_line(console, ", ".join(parts))
@@ -41,7 +41,7 @@ def print_report(console: Console, report: Report, advice: Sequence[str]) -> Non
     print_section(console, "Advice", [("-", line) for line in advice], 1)
 
 
-def _table(report: Report) -> Table:
+def _table(report: BenchReport) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 1), show_edge=False, pad_edge=True, header_style="")
     engines = list(dict.fromkeys(point.task.engine for point in report.points))
     table.add_column("", style="cyan")
@@ -87,7 +87,7 @@ def _problems(points: Sequence[Point]) -> list[str]:
     return list(first.values())
 
 
-def _print_chart(console: Console, report: Report, ceiling: Ceiling) -> None:
+def _print_chart(console: Console, report: BenchReport, ceiling: Ceiling) -> None:
     engine = next((best.engine for best in report.bests if best.dtype == ceiling.dtype), None)
     mine = [p for p in report.points if (p.task.dtype, p.task.engine) == (ceiling.dtype, engine)]
     bars = {(point.task.rows, point.task.workload): point.rate for point in mine if point.rate}

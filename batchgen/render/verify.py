@@ -14,7 +14,7 @@ from batchgen.render.screen import MIN_WIDTH, plural, print_line, print_section
 from batchgen.text import short_number, visible
 
 if TYPE_CHECKING:
-    from batchgen.proof.verify.facts import Bin, Control, Controls, Report, RowCheck
+    from batchgen.proof.verify.facts import Control, Controls, DifferenceBin, RowCheck, VerifyReport
 
 LABEL_WIDTH = 12
 # Of more rows that differ only the number is told; `--json` has all.
@@ -26,7 +26,7 @@ POSITIONS = {
 }
 
 
-def print_report(console: Console, report: Report) -> None:
+def print_report(console: Console, report: VerifyReport) -> None:
     """Everything on one screen of 80 columns; the sentence to quote first."""
     verdict = "bug" if report.has_bug else "rounding" if report.count("rounding") else "identical"
     print_line(console, report.summary, style=STYLES[verdict])
@@ -41,7 +41,7 @@ def print_report(console: Console, report: Report) -> None:
         print_section(console, title, _rows(different), 1)
 
 
-def _print_histogram(console: Console, bins: list[Bin]) -> None:
+def _print_histogram(console: Console, bins: list[DifferenceBin]) -> None:
     console.print(Text("Largest logit difference of each step, in its batch against alone", style="bold"))
     most = max(bin.steps for bin in bins)
     for bin in bins:
@@ -51,7 +51,7 @@ def _print_histogram(console: Console, bins: list[Bin]) -> None:
         console.print(text, soft_wrap=True)
 
 
-def _range(bin: Bin) -> str:
+def _range(bin: DifferenceBin) -> str:
     if bin.low == bin.high:
         return "exactly 0" if bin.low == 0 else "not finite"
     return f"{_power(bin.low)} - {_power(bin.high)}"
@@ -61,7 +61,7 @@ def _power(number: float) -> str:
     return f"{number:.0e}".replace("e-0", "e-").replace("e+0", "e")
 
 
-def _bound(report: Report) -> str:
+def _bound(report: VerifyReport) -> str:
     measured, allowed = short_number(report.bound.measured), short_number(report.bound.allowed)
     return (
         "Rows alone, without any padding, but in other shapes (copies side by side, token by token) stray from the "

@@ -23,7 +23,7 @@ import batchgen.bench.ceilings
 from batchgen.bench import Plan, keep, make_plan, measure
 from batchgen.bench.advice import find_best, find_gain, recommend, where_it_stops
 from batchgen.bench.ceilings import linear_sizes, matmul_gflops
-from batchgen.bench.facts import Best, Ceiling, Gain, Point, Report, Sample, Task
+from batchgen.bench.facts import BenchReport, Best, Ceiling, Gain, Point, Sample, Task
 from batchgen.bench.sweep import MOST_RUNS, NoMemoryError, sweep
 from batchgen.bench.workload import differing_share, make_rows, ragged_lengths, word_rows
 from batchgen.cli import app
@@ -68,7 +68,7 @@ class FakeClock:
         return self.now
 
 
-def measured(**changes: Any) -> Report:
+def measured(**changes: Any) -> BenchReport:
     clock = FakeClock()
     return measure(replace(PLAN, **changes), lambda dtype, engine: FakeLab(clock, dtype, engine), clock=clock)
 
@@ -314,7 +314,7 @@ def test_auto_takes_the_kept_rows(bundled: Model, tmp_path: Path, monkeypatch: p
 # The screen.
 
 
-def drawn(report: Report, width: int = 80) -> list[str]:
+def drawn(report: BenchReport, width: int = 80) -> list[str]:
     console = Console(file=StringIO(), width=width)
     print_report(console, report, [report.advice])
     return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
@@ -393,7 +393,7 @@ def test_where_nothing_runs_it_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def test_ctrl_c_ends_it_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object, **__: object) -> Report:
+    def interrupted(*_: object, **__: object) -> BenchReport:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(COMMAND, "measure", interrupted)

@@ -25,10 +25,10 @@ from batchgen.doctor.facts import (
     Accelerator,
     Installation,
     Machine,
+    MatmulSpeed,
     ModelAtHand,
     Models,
     Processor,
-    Speed,
     Version,
     or_else,
 )
@@ -56,7 +56,7 @@ MACHINE = Machine(
     accelerators=(),
     auto_device="cpu",
     device="cpu",
-    speeds=(Speed("float32", 100.0), Speed("bfloat16", 100.0)),
+    speeds=(MatmulSpeed("float32", 100.0), MatmulSpeed("bfloat16", 100.0)),
     ram_bytes=32 * GIB,
     held_bytes=GIB // 4,
     bounds=(Bound("MemAvailable", 20 * GIB),),
@@ -121,20 +121,20 @@ def test_a_gpu_that_torch_uses_needs_no_advice() -> None:
 
 
 def test_a_slow_bfloat16_is_to_be_left_alone() -> None:
-    line = only_advice(on_machine(speeds=(Speed("float32", 100.0), Speed("bfloat16", 25.0))))
+    line = only_advice(on_machine(speeds=(MatmulSpeed("float32", 100.0), MatmulSpeed("bfloat16", 25.0))))
     assert line == "bfloat16 multiplies matrices at 0.25 of float32's rate here: keep to --dtype float32"
 
 
 def test_a_fast_bfloat16_is_worth_a_try() -> None:
-    line = only_advice(on_machine(speeds=(Speed("float32", 100.0), Speed("bfloat16", 310.0))))
+    line = only_advice(on_machine(speeds=(MatmulSpeed("float32", 100.0), MatmulSpeed("bfloat16", 310.0))))
     assert "3.1 times as fast as float32" in line
     assert "--dtype bfloat16 is quicker, but changes some tokens" in line
 
 
 @pytest.mark.parametrize(
-    "speeds", [(), (Speed("float32", 100.0), Speed("bfloat16", None))], ids=["none", "no bfloat16"]
+    "speeds", [(), (MatmulSpeed("float32", 100.0), MatmulSpeed("bfloat16", None))], ids=["none", "no bfloat16"]
 )
-def test_a_dtype_that_was_not_measured_is_not_judged(speeds: tuple[Speed, ...]) -> None:
+def test_a_dtype_that_was_not_measured_is_not_judged(speeds: tuple[MatmulSpeed, ...]) -> None:
     assert advise(on_machine(speeds=speeds)) == []
 
 
@@ -209,7 +209,7 @@ TROUBLED = Diagnosis(
             PROCESSOR, name="Intel(R) Xeon(R) Platinum 8480+ CPU @ 2.00GHz", threads_set_by="OMP_NUM_THREADS"
         ),
         accelerators=(GPU,),
-        speeds=(Speed("float32", 100.0), Speed("bfloat16", 310.0), Speed("float16", None)),
+        speeds=(MatmulSpeed("float32", 100.0), MatmulSpeed("bfloat16", 310.0), MatmulSpeed("float16", None)),
         bounds=tuple(Bound(f"cgroup /some/deeply/nested/group{n} (memory.max)", n * GIB + 5) for n in range(9)),
     ),
     replace(MODELS, has_gpt2=False, cached=tuple(ModelAtHand(f"some-owner/some-model-{n}", GIB) for n in range(30))),
@@ -238,7 +238,7 @@ def test_what_binds_is_said_first() -> None:
 
 
 def test_what_bench_found_of_bfloat16_is_one_line() -> None:
-    fast = (Speed("float32", 100.0), Speed("bfloat16", 310.0))
+    fast = (MatmulSpeed("float32", 100.0), MatmulSpeed("bfloat16", 310.0))
     assert "batchgen bench tells" in only_advice(on_machine(speeds=fast))
     measured = on_machine(speeds=fast, bfloat16_gain=KeptGain("gpt2", 1.83, 0.12, "2026-01-02"))
     assert "bench" not in only_advice(measured)
@@ -281,7 +281,7 @@ def test_this_machine_is_examined() -> None:
     assert machine.device == "cpu"
     assert machine.processor.name
     assert machine.processor.torch_threads == torch.get_num_threads()
-    assert machine.speeds == (Speed("float32", 100.0), Speed("bfloat16", 200.0))
+    assert machine.speeds == (MatmulSpeed("float32", 100.0), MatmulSpeed("bfloat16", 200.0))
     assert machine.ratio("bfloat16") == 2.0
     assert machine.bounds
     assert machine.ram_bytes
@@ -317,7 +317,10 @@ def test_a_dtype_that_the_device_cannot_do_has_no_rate() -> None:
     def refuse(device: torch.device, dtype: torch.dtype) -> float:
         raise RuntimeError("not implemented")
 
-    assert examine_machine("cpu", Path("/"), refuse).speeds == (Speed("float32", None), Speed("bfloat16", None))
+    assert examine_machine("cpu", Path("/"), refuse).speeds == (
+        MatmulSpeed("float32", None),
+        MatmulSpeed("bfloat16", None),
+    )
 
 
 def test_a_device_that_is_none_or_not_there_is_refused() -> None:

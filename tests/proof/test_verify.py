@@ -25,8 +25,8 @@ from batchgen.proof.verify import (
     ErrorBound,
     LogitRecorder,
     Oracle,
-    Report,
     RowCheck,
+    VerifyReport,
     check_engine,
     greedily,
     measure_error,
@@ -35,7 +35,7 @@ from batchgen.proof.verify import (
     spread,
     verify_rows,
 )
-from batchgen.proof.verify.facts import Bin, histogram
+from batchgen.proof.verify.facts import DifferenceBin, histogram
 from batchgen.proof.verify.rows import Departure, find_departure, verdict_of
 from batchgen.records import Sequence
 from batchgen.text import short_number
@@ -63,7 +63,7 @@ def oracle() -> Oracle:
     return Oracle(open_model("bundled", device="cpu"))
 
 
-def verify(model: Model, oracle: Oracle, **options: Any) -> tuple[Report, list[Sequence]]:
+def verify(model: Model, oracle: Oracle, **options: Any) -> tuple[VerifyReport, list[Sequence]]:
     """Verifies the prompts, five rows at a time."""
     requests = requests_of(PROMPTS, max_new_tokens=3)
     return verify_rows(
@@ -268,8 +268,8 @@ def test_samples_are_spread_over_the_input() -> None:
 # The report.
 
 
-def report_of(*rows: RowCheck, most_rows: int = 32, dtype: str = "float32") -> Report:
-    return Report("bundled", "continuous", "cpu", dtype, most_rows, BOUND, Controls(0, 0, "absolute", ()), rows)
+def report_of(*rows: RowCheck, most_rows: int = 32, dtype: str = "float32") -> VerifyReport:
+    return VerifyReport("bundled", "continuous", "cpu", dtype, most_rows, BOUND, Controls(0, 0, "absolute", ()), rows)
 
 
 def row_check(verdict: str, *differences: float, index: int = 0) -> RowCheck:
@@ -295,8 +295,8 @@ def test_a_report_is_json() -> None:
 
 def test_the_histogram_has_no_gaps() -> None:
     assert histogram([2e-6, 3e-5, float("inf")]) == [
-        Bin(1e-6, 3e-6, 1), Bin(3e-6, 1e-5, 0), Bin(1e-5, 3e-5, 0), Bin(3e-5, 1e-4, 1),
-        Bin(float("inf"), float("inf"), 1),
+        DifferenceBin(1e-6, 3e-6, 1), DifferenceBin(3e-6, 1e-5, 0), DifferenceBin(1e-5, 3e-5, 0),
+        DifferenceBin(3e-5, 1e-4, 1), DifferenceBin(float("inf"), float("inf"), 1),
     ]  # fmt: skip
 
 

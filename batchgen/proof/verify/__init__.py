@@ -14,7 +14,7 @@ from batchgen.model import Model
 from batchgen.model.padding import encode
 from batchgen.proof.verify.callables import check_padding
 from batchgen.proof.verify.controls import pick_rows, run_controls, spread
-from batchgen.proof.verify.facts import Control, Controls, ErrorBound, Report, RowCheck
+from batchgen.proof.verify.facts import Control, Controls, ErrorBound, RowCheck, VerifyReport
 from batchgen.proof.verify.oracle import ERROR_ROWS, Oracle, measure_error
 from batchgen.proof.verify.rows import LogitRecorder, check_engine
 from batchgen.records import Request, SamplingParams, Sequence
@@ -29,8 +29,8 @@ __all__ = [
     "ErrorBound",
     "LogitRecorder",
     "Oracle",
-    "Report",
     "RowCheck",
+    "VerifyReport",
     "check_engine",
     "check_padding",
     "greedily",
@@ -57,7 +57,7 @@ def verify_rows(
     make: Callable[[OnLogits], Engine],
     *,
     parse_special: bool = False,
-) -> tuple[Report, list[Sequence]]:
+) -> tuple[VerifyReport, list[Sequence]]:
     """Runs greedy requests through an engine and checks every row; also the rows that could not be run.
 
     `make` gives an engine for `model` that tells the logits it decides from. Raises `InputError` where no row can be
@@ -75,7 +75,7 @@ def verify_rows(
     engine = make(recorder.on_logits)
     checks = sorted(check_engine(engine, recorder, oracle, sequences, bound), key=lambda check: check.index)
     failed = [sequence for sequence in encoded if sequence.finish_reason == "error"]
-    report = Report(
+    report = VerifyReport(
         model=model.checkpoint.name,
         engine=engine.stats.engine,
         device=str(model.device),

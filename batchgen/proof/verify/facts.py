@@ -122,7 +122,7 @@ class Controls:
 
 
 @dataclass(frozen=True, slots=True)
-class Bin:
+class DifferenceBin:
     """Steps whose logit difference lies in [low, high)."""
 
     low: float
@@ -131,7 +131,7 @@ class Bin:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class VerifyReport:
     """Everything that `verify` found; `most_rows` is how many ran together at most."""
 
     model: str
@@ -156,7 +156,7 @@ class Report:
         return max((difference for row in self.rows for difference in row.differences), default=0.0)
 
     @property
-    def histogram(self) -> list[Bin]:
+    def histogram(self) -> list[DifferenceBin]:
         return histogram(difference for row in self.rows for difference in row.differences)
 
     @property
@@ -187,7 +187,7 @@ class Report:
         }
 
 
-def histogram(differences: Iterable[float]) -> list[Bin]:
+def histogram(differences: Iterable[float]) -> list[DifferenceBin]:
     """Differences by halves of powers of ten, without gaps; exactly 0 has a bin of its own.
 
     >>> [(bin.low, bin.high, bin.steps) for bin in histogram([0.0, 2e-6, 4e-6, 2e-5])]
@@ -203,11 +203,11 @@ def histogram(differences: Iterable[float]) -> list[Bin]:
         else:
             power = floor(log10(difference))
             halves[2 * power + (difference >= _border(2 * power + 1))] += 1
-    bins = [Bin(0.0, 0.0, zeros)] if zeros else []
+    bins = [DifferenceBin(0.0, 0.0, zeros)] if zeros else []
     if halves:
         range_ = range(min(halves), max(halves) + 1)
-        bins += [Bin(_border(half), _border(half + 1), halves[half]) for half in range_]
-    return bins + ([Bin(float("inf"), float("inf"), infinite)] if infinite else [])
+        bins += [DifferenceBin(_border(half), _border(half + 1), halves[half]) for half in range_]
+    return bins + ([DifferenceBin(float("inf"), float("inf"), infinite)] if infinite else [])
 
 
 def _border(half: int) -> float:
