@@ -14,6 +14,7 @@ from typing import Protocol
 from batchgen.engines import Engine
 from batchgen.errors import InputError
 from batchgen.model import Checkpoint
+from batchgen.model.chat import Chat, Reply, split_reply
 from batchgen.model.padding import decode_output, encode
 from batchgen.planning.windows import Windows
 from batchgen.records import Request, Result, RunStats, Sequence, TooLong
@@ -21,6 +22,7 @@ from batchgen.text import name_row
 
 # Where a truncated row says so: beside the row's own columns, under a name that no column will have.
 TRUNCATED = "batchgen_truncated_tokens"
+DROPPED = "batchgen_dropped_messages"
 
 
 class Keeper(Protocol):
@@ -59,8 +61,10 @@ class Pipeline:
         strict: bool = False,
         should_stop: Callable[[], bool] = lambda: False,
         on_step: Callable[[int], None] = lambda num_tokens: None,
+        chat: Chat | None = None,
     ) -> None:
         self.checkpoint = checkpoint
+        self.chat = chat or Chat(None, checkpoint.tokenizer)
         self.engine = engine
         self.strict = strict
         self.too_long = too_long
@@ -77,7 +81,7 @@ class Pipeline:
         for finished in self._drive(requests, order.waiting.extend):
             self._check(finished)
             for sequence in order.pop(finished):
-                yield self._count(to_result(sequence, self.checkpoint))
+                yield self._count(to_result(sequence, self.checkpoint, self.chat))
         assert not order.waiting, "an engine did not finish every row"
 
     def run_into(self, store: Keeper, requests: Iterable[Request]) -> Iterator[Result]:
@@ -88,7 +92,7 @@ class Pipeline:
             if self.strict and finished.error:
                 store.forget(finished.request.index)
             self._check(finished)
-            result = to_result(finished, self.checkpoint)
+            result = to_result(finished, self.checkpoint, self.chat)
             store.add(result)
             yield self._count(result)
         assert not waiting, "an engine did not finish every row"
@@ -135,6 +139,7 @@ class Pipeline:
             vocab_size=self.checkpoint.vocab_size,
             too_long=self.too_long,
             parse_special=self.parse_special,
+            chat=self.chat,
         )
         return [s for s in sequences if (s.request.index, s.sample_index) not in done]
 
@@ -194,17 +199,21 @@ class InOrder:
             yield self.waiting.popleft()
 
 
-def to_result(sequence: Sequence, checkpoint: Checkpoint) -> Result:
-    """The finished sequence as the user sees it."""
+def to_result(sequence: Sequence, checkpoint: Checkpoint, chat: Chat) -> Result:
+    """The finished sequence as the user sees it; an answer in a conversation in its parts."""
     request = sequence.request
-    failed = sequence.finish_reason == "error"
-    cut = {TRUNCATED: sequence.num_truncated_tokens} if sequence.num_truncated_tokens else {}
+    reply = Reply("")
+    if sequence.finish_reason != "error":
+        text = decode_output(checkpoint.tokenizer, sequence)
+        reply = split_reply(chat, sequence.output_ids, text, request)
+    counts = {TRUNCATED: sequence.num_truncated_tokens, DROPPED: sequence.num_dropped_messages}
+    cut = {name: count for name, count in counts.items() if count}
     return Result(
         index=request.index,
         id=request.id,
         sample_index=sequence.sample_index,
         prompt=request.prompt,
-        text="" if failed else decode_output(checkpoint.tokenizer, sequence),
+        text=reply.text,
         finish_reason=sequence.finish_reason or "error",
         num_prompt_tokens=sequence.num_prompt_tokens,
         num_output_tokens=sequence.num_output_tokens,
@@ -216,4 +225,7 @@ def to_result(sequence: Sequence, checkpoint: Checkpoint) -> Result:
         batch_index=sequence.batch_index,
         padded_length=sequence.padded_length,
         source=request.source,
+        messages=[message.to_dict() for message in request.messages] or None,
+        reasoning=reply.reasoning,
+        tool_calls=reply.tool_calls,
     )

@@ -18,6 +18,7 @@ from batchgen.formats.reading import Source, read_requests
 from batchgen.formats.whole import write_whole
 from batchgen.formats.writing import to_json
 from batchgen.model import Checkpoint, Model, open_checkpoint, open_model
+from batchgen.model.chat import make_chat
 from batchgen.proof.inspector import Heads, Inspection, Masks, inspect_batch, inspect_masks, parse_heads
 from batchgen.records import SamplingParams
 from batchgen.render.attention import print_attention
@@ -102,6 +103,7 @@ class DrawOptions:
 def inspect(
     context: typer.Context,
     prompts: Annotated[opt.PromptOptions, opt.Pick(limit=DEFAULT_LIMIT)],
+    chat: Annotated[opt.ChatFlags, opt.Pick(without=("split_reasoning",))],
     model: Annotated[opt.ModelOptions, opt.Pick(without=("dtype",))],
     views: ViewOptions,
     draw: DrawOptions,
@@ -117,7 +119,7 @@ def inspect(
     """
     heads = parse_heads(views.attention) if views.attention is not None else None
     screen = Screen(quiet=quiet)
-    reading = prompts.reading()
+    reading, chat_options = prompts.reading(), chat.options()
     sources = prompts.sources(context, reading)
     draw.check(sources)
     rows = islice(read_requests(sources, options=reading), prompts.limit)
@@ -125,7 +127,13 @@ def inspect(
     needs_weights = heads is not None or views.compare_sides or draw.html is not None
     checkpoint, loaded = _open(model, screen, needs_weights=needs_weights)
     n_positions = checkpoint.n_positions if loaded else None
-    inspection = inspect_batch(checkpoint, requests, n_positions=n_positions, parse_special=prompts.parse_special)
+    inspection = inspect_batch(
+        checkpoint,
+        requests,
+        n_positions=n_positions,
+        parse_special=prompts.parse_special,
+        chat=make_chat(checkpoint.tokenizer, chat_options, say=screen.say),
+    )
     with screen.waiting("looking"):
         seen = _look(checkpoint, loaded, inspection, heads, views)
         page = _page(loaded, inspection) if draw.html and loaded else None

@@ -15,6 +15,7 @@ from batchgen.formats.reading import read_requests
 from batchgen.formats.writing import to_json
 from batchgen.machine.speeds import read_speed
 from batchgen.model import open_checkpoint
+from batchgen.model.chat import make_chat
 from batchgen.planning.forecast import forecast
 from batchgen.planning.room import make_room
 from batchgen.records import EngineOptions, SamplingParams
@@ -26,6 +27,7 @@ from batchgen.render.screen import OutputConsole, Screen
 def plan(
     context: typer.Context,
     prompts: opt.PromptOptions,
+    chat: Annotated[opt.ChatFlags, opt.Pick(without=("split_reasoning",))],
     model: opt.ModelOptions,
     sampling: SamplingParams,
     engine: Annotated[EngineOptions, opt.Pick("engine", "batch_size", "memory")],
@@ -44,11 +46,12 @@ def plan(
     """
     screen = Screen(quiet=quiet)
     blank_lines = count()
-    reading = prompts.reading()
+    reading, chat_options = prompts.reading(), chat.options()
     sources = prompts.sources(context, reading)
     requests = read_requests(sources, sampling, reading, on_blank=partial(next, blank_lines))
     with screen.waiting("planning"):
         checkpoint = open_checkpoint(model.model, revision=model.revision, weights=False, say=screen.say)
+        talk = make_chat(checkpoint.tokenizer, chat_options, say=screen.say)
         look = partial(
             make_room, checkpoint, model.device, model.dtype, num_rows=engine.batch_size, memory=engine.memory
         )
@@ -64,6 +67,7 @@ def plan(
             KINDS[engine_name],
             too_long=too_long,
             parse_special=prompts.parse_special,
+            chat=talk,
         )
     if reason and sampling.num_beams == 1:
         screen.say(f"engine reference, the slower one: {reason}")

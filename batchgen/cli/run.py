@@ -26,6 +26,7 @@ from batchgen.runs.target import Target, check_notes, check_target
 def run(
     context: typer.Context,
     prompts: opt.PromptOptions,
+    chat: opt.ChatFlags,
     model: opt.ManyDevices,
     sampling: SamplingParams,
     engine: EngineOptions,
@@ -60,6 +61,7 @@ def run(
         sampling=sampling,
         model=ModelChoice(model.model, model.revision, model.device, model.dtype),
         engine=engine,
+        chat=chat.options(),
         layout=Layout(form.value, results.ids, results.csv_raw),
         target=target,
         too_long=too_long,

@@ -14,6 +14,7 @@ from batchgen.engines import make_engine
 from batchgen.formats.reading import read_requests
 from batchgen.formats.writing import to_json
 from batchgen.model import open_model
+from batchgen.model.chat import make_chat
 from batchgen.proof.verify import Oracle, greedily, spread, verify_rows
 from batchgen.records import EngineOptions, SamplingParams
 from batchgen.render.screen import OutputConsole, Screen, plural
@@ -27,6 +28,7 @@ BUG_FOUND = 4
 def verify(
     context: typer.Context,
     prompts: opt.PromptOptions,
+    chat: Annotated[opt.ChatFlags, opt.Pick(without=("split_reasoning",))],
     model: opt.ModelOptions,
     sampling: Annotated[SamplingParams, opt.Pick("max_new_tokens", max_new_tokens=16)],
     engine: Annotated[EngineOptions, opt.Pick(without=("workers",), batch_size=32)],
@@ -47,7 +49,7 @@ def verify(
     says that it can see nothing here. The exit code is 4 if there is a bug.
     """
     screen = Screen(quiet=quiet)
-    reading = prompts.reading()
+    reading, chat_options = prompts.reading(), chat.options()
     sources = prompts.sources(context, reading)
     requests = list(islice(read_requests(sources, sampling, reading), prompts.limit))
     requests, num_changed = greedily(spread(requests, sample) if sample else requests, sampling.max_new_tokens)
@@ -60,7 +62,12 @@ def verify(
     with screen.waiting("verifying"):
         make = partial(make_engine, runs, engine, say=screen.say)
         report, failed = verify_rows(
-            runs, oracle, requests, lambda on_logits: make(on_logits=on_logits), parse_special=prompts.parse_special
+            runs,
+            oracle,
+            requests,
+            lambda on_logits: make(on_logits=on_logits),
+            parse_special=prompts.parse_special,
+            chat=make_chat(runs.checkpoint.tokenizer, chat_options, say=screen.say),
         )
     if as_json:
         print(to_json(report.to_dict()))

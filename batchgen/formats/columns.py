@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import chain, count
 from typing import Any
 
-from batchgen.formats.fields import SOURCE, names_of_fields, to_json
+from batchgen.formats.fields import CHAT_FIELDS, SOURCE, names_of_fields, to_json
 from batchgen.records import Result
 
 REST = "metadata"
@@ -45,6 +45,8 @@ class Columns:
         """A row of the table. What has no column, or does not fit in it, is in the last one."""
         placed = {key: value for key in self.keys if fits(key, value := result.metadata.get(key))}
         rest = {key: value for key, value in result.metadata.items() if key not in placed}
+        if result.messages is not None:  # in a table that began with plain prompts
+            rest |= {name: getattr(result, name) for name in CHAT_FIELDS if name not in self.own}
         own = [getattr(result, name) for name in self.own]
         return [*own, *(placed.get(key) for key in self.keys), to_json(rest) if rest else None]
 
@@ -62,7 +64,8 @@ def choose_columns(results: Iterable[Result], *, ids: bool) -> tuple[Columns, It
         held.append(result)
         if result.error is None or len(held) == MOST_HELD:
             break
-    own = tuple(name for name in names_of_fields(ids=ids) if name != REST)
+    is_chat = any(result.messages is not None for result in held)
+    own = tuple(name for name in names_of_fields(ids=ids, is_chat=is_chat) if name != REST)
     return Columns(own, tuple(held[-1].metadata) if held else ()), chain(held, results)
 
 

@@ -19,6 +19,7 @@ PLAIN_FIELDS = (
     "id", "index", "sample_index", "prompt", "text", "finish_reason",
     "num_prompt_tokens", "num_output_tokens", "error", "metadata", "model",
 )  # fmt: skip
+CHAT_FIELDS = ("messages", "reasoning", "tool_calls")  # of conversations only
 ID_FIELDS = ("input_ids", "output_ids", "batch_index", "padded_length")
 SOURCE = "source"
 
@@ -46,12 +47,14 @@ class WriteOptions:
 
 def to_dict(result: Result, *, ids: bool = False) -> dict[str, Any]:
     """The result's fields in the order they are written; token ids and the batch only with `ids`."""
-    return {name: getattr(result, name) for name in names_of_fields(ids=ids)}
+    return {name: getattr(result, name) for name in names_of_fields(ids=ids, is_chat=result.messages is not None)}
 
 
-def names_of_fields(*, ids: bool) -> tuple[str, ...]:
-    """The fields in the order they are written; the source last."""
-    return (*PLAIN_FIELDS, *(ID_FIELDS if ids else ()), SOURCE)
+def names_of_fields(*, ids: bool, is_chat: bool = False) -> tuple[str, ...]:
+    """The fields in the order they are written, those of a conversation behind its text; the source last."""
+    place = PLAIN_FIELDS.index("text") + 1
+    told = CHAT_FIELDS if is_chat else ()
+    return (*PLAIN_FIELDS[:place], *told, *PLAIN_FIELDS[place:], *(ID_FIELDS if ids else ()), SOURCE)
 
 
 def to_json(value: object) -> str:

@@ -19,7 +19,7 @@ from batchgen.formats.jsonl import read_jsonl
 from batchgen.formats.openai_batch import is_openai_batch, read_openai_batch
 from batchgen.formats.parquet import count_parquet, read_parquet, read_parquet_groups
 from batchgen.formats.plain import read_text
-from batchgen.formats.rows import PROMPT_FIELDS, ReadOptions, Row, row_of_object, row_of_text, to_requests
+from batchgen.formats.rows import ReadOptions, Row, row_of_object, row_of_text, to_requests
 from batchgen.formats.sources import FORMATS_BY_SUFFIX, Source, find_sources, open_source
 from batchgen.records import Request, SamplingParams
 
@@ -84,7 +84,7 @@ def _sniff(value: object, options: ReadOptions) -> str:
     """The format of a stream without a suffix: JSON Lines if its first line is an object with a prompt."""
     if options.field is not None or options.id_field is not None:
         return "jsonl"
-    has_prompt = isinstance(value, dict) and (options.template or any(name in value for name in PROMPT_FIELDS))
+    has_prompt = isinstance(value, dict) and (options.template or options.find_field(value) is not None)
     return "jsonl" if has_prompt else "text"
 
 

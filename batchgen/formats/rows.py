@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from batchgen.errors import InputError
 from batchgen.formats.json_values import OBJECT_BYTES, is_deeper, parse_json
+from batchgen.formats.messages import BESIDE, CHAT_FIELDS, from_cells, looks_like_messages, read_conversation
 from batchgen.formats.row_options import override
-from batchgen.records import LONGEST_PROMPT, Request, RowId, SamplingParams
+from batchgen.records import LONGEST_PROMPT, Conversation, Request, RowId, SamplingParams
 
 if TYPE_CHECKING:
     from batchgen.formats.templates import Template
@@ -36,6 +37,15 @@ class ReadOptions:
             return ()
         return PROMPT_FIELDS if self.field is None else (self.field,)
 
+    def find_field(self, columns: Mapping[str, Any]) -> str | None:
+        """The column that has the row's messages or prompt. Messages come first, where there are any."""
+        if self.field is None and not self.template:
+            for name in CHAT_FIELDS:
+                is_only = name in columns and not any(field in columns for field in PROMPT_FIELDS)
+                if is_only or isinstance(columns.get(name), list) or looks_like_messages(columns.get(name)):
+                    return name
+        return next((name for name in self.prompt_fields if name in columns), None)
+
     @property
     def id_name(self) -> str:
         return "id" if self.id_field is None else self.id_field
@@ -59,6 +69,7 @@ class Row:
     option_names: Mapping[str, str] = field(default_factory=dict)
     num_bytes: int = 0
     place: str | None = None
+    conversation: Conversation | None = None
 
 
 def to_requests(rows: Iterable[Row], sampling: SamplingParams, first_index: int = 0) -> Iterator[Request]:
@@ -89,6 +100,7 @@ def _to_request(index: int, row: Row, sampling: SamplingParams) -> Request:
         error=f"{place}: {error}" if error else None,
         source=row.source,
         num_bytes=row.num_bytes,
+        conversation=row.conversation,
     )
 
 
@@ -126,16 +138,22 @@ def row_of_columns(
     columns: dict[str, Any], source: str | None, options: ReadOptions, *, problem: str | None = None, num_bytes: int = 0
 ) -> Row:
     """One row of named columns; with a `problem`, a bad one that keeps what of its id and columns could be read."""
-    name = next((name for name in options.prompt_fields if name in columns), None)
+    name = options.find_field(columns)
+    is_chat = name is not None and (name in CHAT_FIELDS or isinstance(columns[name], list)) and not options.template
     row_id, bad_id = _read_id(columns, options, is_whole=problem is None)
-    metadata = {key: item for key, item in columns.items() if key not in (name, options.id_name, "sampling")}
+    taken = (name, options.id_name, "sampling", *(BESIDE if is_chat else ()))
+    metadata = {key: item for key, item in columns.items() if key not in taken}
     problem = problem or bad_id
+    prompt, conversation = "", None
     try:
-        prompt = _prompt(columns, name, options)
+        if is_chat and name is not None:
+            conversation = read_conversation(columns, name)
+        else:
+            prompt = _prompt(columns, name, options)
     except ValueError as error:
-        prompt, problem = "", problem or str(error)
+        problem = problem or str(error)
     sampling = None if "sampling" in (name, options.id_name) else columns.get("sampling")
-    return Row(prompt, row_id, metadata, problem, source, sampling, num_bytes=num_bytes)
+    return Row(prompt, row_id, metadata, problem, source, sampling, num_bytes=num_bytes, conversation=conversation)
 
 
 def _read_id(columns: dict[str, Any], options: ReadOptions, *, is_whole: bool) -> tuple[RowId | None, str | None]:
@@ -164,7 +182,7 @@ def _prompt(columns: dict[str, Any], name: str | None, options: ReadOptions) -> 
 def row_of_cells(
     columns: dict[str, Any], source: str, options: ReadOptions, *, problem: str | None = None, num_bytes: int = 0
 ) -> Row:
-    """A row of a table. Its `sampling` may be JSON in a cell; an empty id is none."""
+    """A row of a table. Its messages and its `sampling` may be JSON in a cell; an empty id is none."""
     row_id, sampling = columns.get(options.id_name), columns.get("sampling")
     if row_id == "":
         columns = {**columns, options.id_name: None}
@@ -173,6 +191,12 @@ def row_of_cells(
             columns = {**columns, "sampling": parse_json(sampling) if sampling.strip() else None}
         except ValueError as error:
             problem = problem or f"the sampling is not valid JSON: {error}"
+    name = options.find_field(columns)
+    if name in CHAT_FIELDS or (name is not None and looks_like_messages(columns[name])):
+        try:
+            columns = from_cells(columns, name)
+        except ValueError as error:
+            problem = problem or str(error)
     return row_of_columns(columns, source, options, problem=problem, num_bytes=num_bytes)
 
 
@@ -186,7 +210,7 @@ def check_columns(columns: list[str], name: str, options: ReadOptions) -> None:
     if twice := next((column for column in columns if columns.count(column) > 1), None):
         raise InputError(f"{name} has two columns named {twice!r}: rename one")
     shown = ", ".join(columns[:MOST_COLUMNS_SHOWN]) + ("…" if len(columns) > MOST_COLUMNS_SHOWN else "")
-    if options.prompt_fields and not set(options.prompt_fields) & set(columns):
+    if options.prompt_fields and options.find_field(dict.fromkeys(columns)) is None:
         wanted = " or ".join(options.prompt_fields)
         raise InputError(f"{name} has no column {wanted}, but {shown}: name one with --field, or use --template")
     if options.id_field is not None and options.id_field not in columns:

@@ -6,14 +6,19 @@ Pads go on the left, because the right-most column predicts the next token. The 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Rows
+from functools import partial
 from typing import TYPE_CHECKING
 
+from batchgen.model.chat import Chat, Shorter, render_rows, shorten
 from batchgen.records import Batch, Request, Sequence, TooLong
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
+
+Shorten = Callable[[Request, int], Shorter]
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: list[str], *, parse_special: bool = False) -> list[list[int]]:
@@ -43,28 +48,40 @@ def encode(
     vocab_size: int | None = None,
     too_long: TooLong = "error",
     parse_special: bool = False,
+    chat: Chat | None = None,
 ) -> list[Sequence]:
     """Requests to sequences, `num_samples` for each, in order; a row that cannot be run comes back failed.
 
     `n_positions` is the model's limit: a prompt that leaves no room for `max_new_tokens` fails, or with
-    `too_long="truncate"` keeps its right end.
+    `too_long="truncate"` keeps its right end, and a conversation its last turns. `chat` makes prompts of conversations.
     """
-    runnable = [request for request in requests if not _unrunnable(request)]
-    token_ids = iter(tokenize(tokenizer, [request.prompt for request in runnable], parse_special=parse_special))
+    chat = chat or Chat(None, tokenizer)
     sequences: list[Sequence] = []
-    for request in requests:
+    for request, input_ids in _tokenize_rows(requests, chat, parse_special):
         if error := _unrunnable(request):
             failed = Sequence(request, 0, [])
             failed.fail(error)
             sequences.append(failed)
         else:
-            input_ids = next(token_ids)
-            samples = _samples(request, input_ids, n_positions, too_long)
+            drop_turns = partial(shorten, chat, parse_special=parse_special)
+            samples = _samples(request, input_ids, n_positions, too_long, drop_turns)
             if vocab_size is not None and max(input_ids, default=0) >= vocab_size:
                 samples = samples[:1]
                 samples[0].fail(f"the tokenizer gives token {max(input_ids)}, which the model does not have")
             sequences.extend(samples)
     return sequences
+
+
+def _tokenize_rows(requests: list[Request], chat: Chat, parse_special: bool) -> Iterator[tuple[Request, list[int]]]:
+    """Each row as it goes to the model, its prompt rendered where it is a conversation, and its token ids."""
+    rows = render_rows(chat, requests, parse_special=parse_special)
+    plain = [request.prompt for request, _ in rows if not request.conversation and not _unrunnable(request)]
+    token_ids = iter(tokenize(chat.tokenizer, plain, parse_special=parse_special))
+    for request, input_ids in rows:
+        if request.conversation or _unrunnable(request):
+            yield request, list(input_ids)
+        else:
+            yield request, next(token_ids)
 
 
 def _unrunnable(request: Request) -> str | None:
@@ -75,14 +92,23 @@ def _unrunnable(request: Request) -> str | None:
     return None
 
 
-def _samples(request: Request, input_ids: list[int], n_positions: int | None, too_long: TooLong) -> list[Sequence]:
+def _samples(
+    request: Request, input_ids: list[int], n_positions: int | None, too_long: TooLong, drop_turns: Shorten
+) -> list[Sequence]:
     error, cut = _check_length(len(input_ids), request.sampling.max_new_tokens, n_positions, too_long)
+    num_dropped = 0
+    if cut and request.conversation:
+        shorter, whole = drop_turns(request, len(input_ids) - cut), len(input_ids)
+        request, input_ids, error = shorter.request, list(shorter.input_ids), shorter.error
+        num_dropped, cut = shorter.num_dropped_messages, whole - len(input_ids)
+    else:
+        input_ids = input_ids[cut:]
     if error:
         failed = Sequence(request, 0, input_ids)
         failed.fail(request.located(error))
         return [failed]
     return [
-        Sequence(request, sample_index, input_ids[cut:], num_truncated_tokens=cut)
+        Sequence(request, sample_index, list(input_ids), num_truncated_tokens=cut, num_dropped_messages=num_dropped)
         for sample_index in range(request.sampling.num_samples)
     ]
 

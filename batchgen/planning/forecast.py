@@ -11,6 +11,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from batchgen.machine.speeds import Speed
+from batchgen.model.chat import Chat
 from batchgen.model.padding import encode
 from batchgen.planning.kinds import EngineKind, LargestBatch
 from batchgen.planning.memory import BatchLimits, largest_batch
@@ -95,6 +96,7 @@ def forecast(
     *,
     too_long: TooLong = "error",
     parse_special: bool = False,
+    chat: Chat | None = None,
 ) -> Forecast:
     """Plans requests as `run` does, window by window; memory stays flat however many there are."""
     tally = _Tally(limits, kind)
@@ -110,6 +112,7 @@ def forecast(
             vocab_size=checkpoint.vocab_size,
             too_long=too_long,
             parse_special=parse_special,
+            chat=chat,
         )
         tally.count_rows(sequences)
     return tally.forecast()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from batchgen.records.chat import ChatOptions, Conversation, Message
 from batchgen.records.engine import EngineOptions, EngineStats, MemoryLimit
 from batchgen.records.options import FieldError, options_of
 from batchgen.records.sampling import SamplingParams
@@ -17,12 +18,15 @@ __all__ = [
     "LONGEST_PROMPT",
     "LONGEST_ROW",
     "Batch",
+    "ChatOptions",
+    "Conversation",
     "EngineOptions",
     "EngineStats",
     "FieldError",
     "FinishReason",
     "MemoryEstimate",
     "MemoryLimit",
+    "Message",
     "Request",
     "Result",
     "RowId",
@@ -40,57 +44,6 @@ RowId = str | int | float
 LONGEST_ROW = 8 * 2**20
 LONGEST_PROMPT = 2 * 2**20
 SAMPLE_BYTES = 200  # of a Sequence, beside 8 for each token: a token is about four characters
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One message of a conversation as it was given; `more` are its other fields: tool_calls, tool_call_id, name, …"""
-
-    role: str
-    content: str | list[dict[str, Any]] | None = None
-    more: dict[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"role": self.role, "content": self.content, **self.more}
-
-    @property
-    def text(self) -> str:
-        """The content's text, that of its parts in one."""
-        if isinstance(self.content, list):
-            return "".join(part["text"] for part in self.content)
-        return self.content or ""
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """Messages, and what a row gives to the chat template beside them.
-
-    Where neither of the last two is said, a conversation that ends with the assistant is continued, and any other one
-    gets the generation prompt.
-    """
-
-    messages: tuple[Message, ...]
-    tools: list[dict[str, Any]] | None = None
-    documents: list[dict[str, Any]] | None = None
-    arguments: dict[str, Any] = field(default_factory=dict)
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-
-    @property
-    def continues(self) -> bool:
-        """Whether the answer goes on with the last message."""
-        if self.continue_final_message is None:
-            return not self.add_generation_prompt and self.messages[-1].role == "assistant"
-        return self.continue_final_message
-
-    @property
-    def prompts(self) -> bool:
-        """Whether the template is asked for the generation prompt."""
-        return not self.continues if self.add_generation_prompt is None else self.add_generation_prompt
-
-    @property
-    def num_characters(self) -> int:
-        return sum(len(message.text) for message in self.messages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +101,7 @@ class Sequence:
     finish_reason: FinishReason | None = None
     error: str | None = None
     num_truncated_tokens: int = 0
+    num_dropped_messages: int = 0
     batch_index: int | None = None
     padded_length: int | None = None
 
@@ -218,7 +172,11 @@ class MemoryEstimate:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One row of the output. `prompt + text` is the whole text; `num_output_tokens` counts the eos."""
+    """One row of the output. `prompt + text` is the whole text; `num_output_tokens` counts the eos.
+
+    Of a conversation, `prompt` is what the chat template made of `messages`, and what the model thought before it
+    answered is in `reasoning`.
+    """
 
     index: int
     id: RowId | None
@@ -236,6 +194,9 @@ class Result:
     batch_index: int | None = None
     padded_length: int | None = None
     source: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    reasoning: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
 
     @property
     def num_pads(self) -> int:

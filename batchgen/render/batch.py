@@ -16,10 +16,15 @@ from batchgen.text import visible
 if TYPE_CHECKING:
     from batchgen.proof.inspector import InspectedRow
 
+# Of a conversation: what the template writes, whose turn it is, what somebody said.
+PART_STYLES = {"template": "magenta", "role": "bold cyan", "content": "green"}
+
 
 def print_batch(console: Console, rows: Sequence[InspectedRow]) -> None:
     """Each row of the batch; its columns stand under those of the other rows."""
     grids = [_grid(row) for row in rows]
+    if any(part for row in rows for part in row.parts):
+        _print_legend(console, rows[0].num_shared)
     widths = column_widths(line for grid in grids for line in grid)
     for row, grid in zip(rows, grids, strict=True):
         console.print()
@@ -30,6 +35,16 @@ def print_batch(console: Console, rows: Sequence[InspectedRow]) -> None:
         for label, text in _lines(row, grid, widths, console.width - LABEL_WIDTH - 1):
             table.add_row(label, text)
         console.print(table)
+
+
+def _print_legend(console: Console, num_shared: int) -> None:
+    """What the colours of a conversation mean, and how much of it all rows share."""
+    names = {"template": "template", "role": "role", "content": "content"}
+    console.print(Text("  ").join(Text(name, style=PART_STYLES[part]) for part, name in names.items()))
+    if num_shared:
+        print_line(
+            console, f"the first {plural(num_shared, 'token')} are the same in all rows: a run computes them once"
+        )
 
 
 def _headline(row: InspectedRow) -> str:
@@ -61,10 +76,17 @@ def _range(start: int, end: int) -> Text:
 
 def _grid(row: InspectedRow) -> list[GridLine]:
     """Pads are dim and called pad; a genuine eos inside a prompt keeps its name and stands out."""
-    real_and_eos = list(zip(row.attention_mask, row.is_eos, strict=True))
-    styles = ["dim" if not real else "bold red" if eos else "" for real, eos in real_and_eos]
+    columns = zip(row.attention_mask, row.is_eos, row.parts, strict=True)
+    styles = ["dim" if not real else _style(part, eos) for real, eos, part in columns]
     numbers = {"input_ids": row.input_ids, "attention_mask": row.attention_mask, "position_ids": row.position_ids}
     return [
         GridLine("tokens", [visible(label) for label in row.labels], styles),
         *(GridLine(label, [str(n) for n in values], styles) for label, values in numbers.items()),
     ]
+
+
+def _style(part: str | None, is_eos: bool) -> str:
+    """An eos is nothing unusual in a template."""
+    if part:
+        return f"{PART_STYLES[part]} underline" if is_eos else PART_STYLES[part]
+    return "bold red" if is_eos else ""

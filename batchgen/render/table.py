@@ -105,8 +105,25 @@ def _counts(result: Result) -> str:
 
 
 def _continuation(result: Result, prompt_tail: int, marker: str) -> Text:
-    prompt = result.prompt
+    prompt = _last_turn(result)
     text = Text(escape(prompt if len(prompt) <= prompt_tail else "…" + prompt[-prompt_tail:]))
     if result.error is not None:
         return text.append("  " if prompt else "").append(escape(f"error: {result.error}"), style="bold red")
-    return text.append(marker, style="dim").append(escape(result.text), style="bold green")
+    text.append(marker, style="dim")
+    if result.reasoning:
+        text.append(escape(_shortened(result.reasoning, prompt_tail)) + " ", style="dim italic")
+    return text.append(escape(result.text), style="bold green")
+
+
+def _last_turn(result: Result) -> str:
+    """The prompt; of a conversation its last message, which is what the answer follows."""
+    if not result.messages:
+        return result.prompt
+    message = result.messages[-1]
+    content = message["content"]
+    text = "".join(part["text"] for part in content) if isinstance(content, list) else content or ""
+    return f"{message['role']}: {text} " if message["role"] != "assistant" else text
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"

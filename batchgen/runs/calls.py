@@ -147,7 +147,13 @@ def _make_job(prompts: Prompts, model: str | Model | None, keywords: Keywords, *
     else:
         chosen = ModelChoice(model, **choice)
     return Job(
-        prompts, keywords.sampling(), chosen, keywords.engine(), **keywords.of("too_long", "parse_special"), **more
+        prompts,
+        keywords.sampling(),
+        chosen,
+        keywords.engine(),
+        keywords.chat(),
+        **keywords.of("too_long", "parse_special"),
+        **more,
     )
 
 

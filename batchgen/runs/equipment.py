@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from batchgen.engines import Engine, make_engine
@@ -11,6 +11,7 @@ from batchgen.engines.pool.engine import make_pool
 from batchgen.errors import UsageError
 from batchgen.machine.process import reuse_blocks
 from batchgen.model import Checkpoint, Model, open_checkpoint
+from batchgen.model.chat import Chat, make_chat
 from batchgen.model.checks import check_weights
 from batchgen.model.weights import choose_dtype, load_model, name_of_dtype
 from batchgen.runs.job import Job
@@ -28,6 +29,7 @@ class Equipment:
     checkpoint: Checkpoint
     devices: tuple[torch.device, ...]
     dtype: str
+    chat: Chat
     model: Model | None = None
 
     @property
@@ -52,12 +54,12 @@ def load_equipment(job: Job, manifest: Manifest, observer: Observer) -> Equipmen
     found = _find(job, observer)
     if job.is_noted:
         check_weights(found.checkpoint.folder)  # before they are read for their hash
-        options = {**job.options, "--dtype": found.dtype}
+        options = {**job.options, "--dtype": found.dtype, "chat_template_sha256": found.chat.digest}
         manifest.begin(found.device, model=model_facts(found.checkpoint), options=options)
     if found.model or len(found.devices) > 1:
         return found
     model = load_model(found.checkpoint, str(found.devices[0]), found.dtype)
-    return Equipment(found.checkpoint, found.devices, found.dtype, model)
+    return replace(found, model=model)
 
 
 def _find(job: Job, observer: Observer) -> Equipment:
@@ -65,12 +67,13 @@ def _find(job: Job, observer: Observer) -> Equipment:
     if model := choice.loaded:
         if job.engine.workers not in (None, 1):
             raise UsageError("workers load the model themselves: give its name, not a Model")
-        return Equipment(model.checkpoint, (model.device,), model.dtype_name, model)
+        chat = make_chat(model.checkpoint.tokenizer, job.chat, say=observer.say)
+        return Equipment(model.checkpoint, (model.device,), model.dtype_name, chat, model)
     devices = choose_devices(choice.device, job.engine.workers)
     checkpoint = open_checkpoint(choice.name, revision=choice.revision, say=observer.say)
-    return Equipment(
-        checkpoint, tuple(devices), name_of_dtype(choose_dtype(choice.dtype, devices[0], checkpoint.config))
-    )
+    chat = make_chat(checkpoint.tokenizer, job.chat, say=observer.say)
+    dtype = name_of_dtype(choose_dtype(choice.dtype, devices[0], checkpoint.config))
+    return Equipment(checkpoint, tuple(devices), dtype, chat)
 
 
 def make_run_engine(job: Job, equipment: Equipment, observer: Observer) -> Engine:

@@ -95,6 +95,7 @@ class Run:
             strict=job.strict,
             should_stop=observer.should_stop,
             on_step=observer.on_step,
+            chat=equipment.chat,
         )
         self.digest = InputDigest()
         self.failures = Failures()

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from batchgen.formats.reading import ReadOptions, Row, Source, count_rows, read_requests, to_requests
 from batchgen.model import Model
-from batchgen.records import EngineOptions, Request, SamplingParams, TooLong
+from batchgen.records import ChatOptions, EngineOptions, Request, SamplingParams, TooLong
 from batchgen.runs.target import Target
 
 
@@ -89,6 +89,7 @@ class Job:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     model: ModelChoice = field(default_factory=ModelChoice)
     engine: EngineOptions = field(default_factory=EngineOptions)
+    chat: ChatOptions = field(default_factory=ChatOptions)
     layout: Layout = field(default_factory=Layout)
     target: Target | None = None
     too_long: TooLong = "error"
@@ -121,4 +122,9 @@ class Job:
             "--parse-special": self.parse_special,
             "--too-long": self.too_long,
             "--exact": self.engine.exact,
+            "--chat": self.chat.wraps_prompts,
+            "--system": self.chat.system,
+            "--chat-template": self.chat.template,
+            "--chat-template-arg": dict(self.chat.arguments),
+            "--split-reasoning": self.chat.split_reasoning,
         }

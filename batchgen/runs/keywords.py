@@ -9,7 +9,7 @@ from typing import Any, Literal, TypedDict
 
 from batchgen.errors import UsageError
 from batchgen.machine.limits import parse_memory
-from batchgen.records import EngineOptions, FieldError, SamplingParams, TooLong
+from batchgen.records import ChatOptions, EngineOptions, FieldError, SamplingParams, TooLong
 
 # What other libraries call it.
 ALIASES = {
@@ -51,6 +51,11 @@ class GenerateOptions(SamplingOptions, total=False):
     workers: int | None
     too_long: TooLong
     parse_special: bool
+    chat: bool | None
+    system: str | None
+    chat_template: str | None
+    chat_template_args: Mapping[str, Any]
+    split_reasoning: bool
 
 
 class FileOptions(GenerateOptions, total=False):
@@ -90,6 +95,15 @@ class Keywords:
             options["memory"] = parse_memory(memory)
         try:
             return EngineOptions(**options)
+        except FieldError as error:
+            raise UsageError(str(error)) from None
+
+    def chat(self) -> ChatOptions:
+        """Raises `UsageError` where they contradict each other."""
+        names = {"chat_template": "template", "chat_template_args": "arguments"}
+        given = self.of("chat", "system", "split_reasoning", *names)
+        try:
+            return ChatOptions(**{names.get(name, name): value for name, value in given.items()})
         except FieldError as error:
             raise UsageError(str(error)) from None
 

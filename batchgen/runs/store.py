@@ -33,11 +33,12 @@ CREATE TABLE results (
     row_index INTEGER NOT NULL, id, sample_index INTEGER NOT NULL, prompt TEXT, text TEXT, finish_reason TEXT,
     num_prompt_tokens INTEGER, num_output_tokens INTEGER, error TEXT, metadata TEXT, model TEXT,
     input_ids TEXT, output_ids TEXT, batch_index INTEGER, padded_length INTEGER, source TEXT,
+    messages TEXT, reasoning TEXT, tool_calls TEXT,
     PRIMARY KEY (row_index, sample_index)
 );
 """
 FIELDS = [field.name for field in fields(Result)]  # the columns of `results`, but that `index` is its row_index
-JSON_FIELDS = {"metadata", "input_ids", "output_ids"}
+JSON_FIELDS = {"metadata", "input_ids", "output_ids", "messages", "tool_calls"}
 INSERT = f"INSERT OR REPLACE INTO results (row_index, {', '.join(FIELDS[1:])}) VALUES ({', '.join('?' * len(FIELDS))})"
 FAILED_ROWS = "row_index IN (SELECT row_index FROM results WHERE finish_reason = 'error')"
 WHOLE_NUMBER = re.compile(rb"-?\d+")
@@ -237,6 +238,8 @@ def remove_store(path: Path) -> None:
 def digest_of(request: Request) -> bytes:
     """What tells whether a row of the input is still the same: 16 bytes of all that its results depend on."""
     content = [request.id, request.prompt, asdict(request.sampling), request.metadata, request.error]
+    if request.conversation:
+        content.append(asdict(request.conversation))
     return blake2b(json.dumps(content).encode(), digest_size=16).digest()
 
 

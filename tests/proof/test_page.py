@@ -98,7 +98,8 @@ def made_up(num_layers: int, num_heads: int) -> tuple[Inspection, WholeAttention
     from batchgen.proof.inspector import InspectedRow
 
     pieces = [f" token{i}" for i in range(64)]
-    row = InspectedRow("row", " ".join(pieces), pieces, pieces, [50000] * 64, [1] * 64, list(range(64)), [False] * 64)
+    ids, ones, places, no, nothing = [50000] * 64, [1] * 64, list(range(64)), [False] * 64, [None] * 64
+    row = InspectedRow("row", " ".join(pieces), pieces, pieces, ids, ones, places, no, nothing)
     causal = torch.ones(64, 64).tril().bool()
     layers = [torch.randn(16, num_heads, 64, 64).masked_fill(~causal, -torch.inf) for _ in range(num_layers)]
     tokens = [NextToken(i, " token", 0.1) for i in range(10)]

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from batchgen.cli.options.chat import ChatFlags
 from batchgen.cli.options.expand import Pick, with_groups
 from batchgen.cli.options.model import ManyDevices, ModelOptions
 from batchgen.cli.options.output import DurableOptions, Format, OutputOptions
@@ -22,6 +23,7 @@ __all__ = [
     "MODEL",
     "OUTPUT",
     "AsJson",
+    "ChatFlags",
     "ClusterOptions",
     "DurableOptions",
     "Format",

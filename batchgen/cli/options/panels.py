@@ -2,8 +2,9 @@
 
 from batchgen.records.sampling import CHOOSING, LENGTH
 
-INPUT, MODEL, BATCHES, CLUSTER, OUTPUT, DURABLE = (
+INPUT, CHAT, MODEL, BATCHES, CLUSTER, OUTPUT, DURABLE = (
     "Prompts",
+    "Conversations",
     "Model",
     "Batches",
     "On a Ray cluster",
@@ -11,4 +12,4 @@ INPUT, MODEL, BATCHES, CLUSTER, OUTPUT, DURABLE = (
     "Interrupted runs and bad rows",
 )
 
-__all__ = ["BATCHES", "CHOOSING", "CLUSTER", "DURABLE", "INPUT", "LENGTH", "MODEL", "OUTPUT"]
+__all__ = ["BATCHES", "CHAT", "CHOOSING", "CLUSTER", "DURABLE", "INPUT", "LENGTH", "MODEL", "OUTPUT"]

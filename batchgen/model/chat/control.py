@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from batchgen.records import Conversation, Message
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 FIRST_STAND_IN = 0x100000  # the last plane of Unicode, which is for private use
@@ -81,14 +81,21 @@ class ControlTokens:
 
     def encode(self, rendered: str) -> list[int]:
         """Token ids of a rendered conversation that was hidden: its own special tokens, and text."""
+        ids: list[int] = self._encode(rendered).ids
+        if not self.are_own(ids, rendered):
+            raise ValueError(f"the tokenizer makes a special token of text: {ONLY_TRUSTED}")
+        return ids
+
+    def offsets(self, rendered: str) -> list[tuple[int, int]]:
+        """Which characters of the shown text each of these tokens stands for."""
+        return list(self._encode(rendered).offsets)
+
+    def _encode(self, rendered: str) -> Encoding:
         backend = self._renamed = self._renamed or self._rename()
         named = self._either.sub(
             lambda match: match[1].translate(self._hide) if match[1] else self._show[match[0]], rendered
         )
-        ids: list[int] = backend.encode(named, add_special_tokens=False).ids
-        if not self.are_own(ids, rendered):
-            raise ValueError(f"the tokenizer makes a special token of text: {ONLY_TRUSTED}")
-        return ids
+        return backend.encode(named, add_special_tokens=False)
 
     def are_own(self, ids: list[int], rendered: str) -> bool:
         """Whether the special tokens among these are those that the template wrote."""

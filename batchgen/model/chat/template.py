@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchgen.errors import UsageError
+from batchgen.errors import UsageError, name_in_error
 from batchgen.records import Conversation
 
 if TYPE_CHECKING:
@@ -98,6 +99,26 @@ class ChatTemplate:
         place = rendered.rindex(tag)
         is_whole = rendered[place : place + len(CONTINUE_TAG)] == CONTINUE_TAG
         return rendered[:place] if is_whole else rendered[:place].rstrip()
+
+
+def choose_template(chosen: str, own: Mapping[str, str]) -> dict[str, str]:
+    """The model's own template of that name, else the one in that file. Raises `UsageError` where it is neither."""
+    if chosen in own:
+        return {"default": own[chosen]}
+    path = Path(chosen)
+    named = f"the model has {', '.join(sorted(own))}" if own else "the model has none of its own"
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(4 * LONGEST_TEMPLATE + 1)
+        return {"default": content.decode("utf-8").replace("\r\n", "\n")}
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--chat-template {chosen} is not UTF-8 at byte {error.start}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a name of a file"
+        raise UsageError(
+            f"--chat-template {name_in_error(chosen)} is neither a template's name ({named}) nor a file that can be "
+            f"read: {reason}"
+        ) from None
 
 
 def read_arguments(assignments: list[str]) -> dict[str, Any]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from batchgen.model import Checkpoint
+from batchgen.model.chat import Chat
+from batchgen.model.chat.spans import Part, token_parts
 from batchgen.model.padding import encode, pad
 from batchgen.records import Batch, Request, RowId, Sequence
 
@@ -17,7 +21,8 @@ HALF = "\ufffd"  # what decoding makes of bytes that are no whole character
 class InspectedRow:
     """One row of the padded batch; every list has one entry for each of its T columns.
 
-    `tokens` are the vocabulary's own names, `pieces` the text each token stands for.
+    `tokens` are the vocabulary's own names, `pieces` the text each token stands for. `parts` says of a conversation's
+    tokens whether they are the template's, a role or a content; `num_shared` of them begin every row of the batch.
     """
 
     id: RowId | None
@@ -28,6 +33,8 @@ class InspectedRow:
     attention_mask: list[int]
     position_ids: list[int]
     is_eos: list[bool]
+    parts: list[Part | None]
+    num_shared: int = 0
 
     @property
     def num_pads(self) -> int:
@@ -63,7 +70,9 @@ class Inspection:
         return sum(row.num_pads for row in self.rows) / columns if columns else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        names = ("id", "prompt", "tokens", "input_ids", "attention_mask", "position_ids")
+        names = ["id", "prompt", "tokens", "input_ids", "attention_mask", "position_ids"]
+        if any(part for row in self.rows for part in row.parts):
+            names += ["parts", "num_shared"]
         rows = [{name: getattr(row, name) for name in names} for row in self.rows]
         return {"model": self.model, "pad_token_id": self.pad_token_id, "rows": rows}
 
@@ -74,21 +83,25 @@ def inspect_batch(
     *,
     n_positions: int | None = None,
     parse_special: bool = False,
+    chat: Chat | None = None,
 ) -> Inspection:
     """Encodes and pads the requests as one batch, in their own order.
 
     With `n_positions`, for a batch that a model will run, rows that are too long for it fail.
     """
-    sequences = encode(list(requests), checkpoint.tokenizer, n_positions=n_positions, parse_special=parse_special)
+    sequences = encode(
+        list(requests), checkpoint.tokenizer, n_positions=n_positions, parse_special=parse_special, chat=chat
+    )
     failed = [sequence for sequence in sequences if sequence.is_finished]
     good = [sequence for sequence in sequences if not sequence.is_finished]
     batch = pad(good, checkpoint.pad_token_id) if good else None
-    rows = _rows(checkpoint, batch) if batch else []
+    rows = _rows(checkpoint, batch, chat) if batch else []
     return Inspection(checkpoint.name, checkpoint.pad_token_id, rows, failed, batch)
 
 
-def _rows(checkpoint: Checkpoint, batch: Batch) -> list[InspectedRow]:
+def _rows(checkpoint: Checkpoint, batch: Batch, chat: Chat | None) -> list[InspectedRow]:
     tokenizer = checkpoint.tokenizer
+    num_shared = _num_shared(batch.sequences)
     columns = zip(
         batch.sequences,
         batch.input_ids.tolist(),
@@ -106,6 +119,25 @@ def _rows(checkpoint: Checkpoint, batch: Batch) -> list[InspectedRow]:
             attention_mask=attention_mask,
             position_ids=position_ids,
             is_eos=[i in checkpoint.eos_token_ids for i in input_ids],
+            parts=_parts(sequence, len(input_ids), chat),
+            num_shared=num_shared,
         )
         for sequence, input_ids, attention_mask, position_ids in columns
     ]
+
+
+def _parts(sequence: Sequence, num_columns: int, chat: Chat | None) -> list[Part | None]:
+    """Of each column of a conversation, what it is a part of; None for pads and plain prompts."""
+    conversation = sequence.request.conversation
+    if not conversation or not chat:
+        return [None] * num_columns
+    parts = token_parts(chat, sequence.request.prompt, sequence.input_ids, conversation)
+    return [*[None] * (num_columns - len(parts)), *parts]
+
+
+def _num_shared(sequences: Rows[Sequence]) -> int:
+    """How many tokens all conversations begin with; 0 where there is one, or a plain prompt among them."""
+    if len(sequences) < 2 or not all(sequence.request.conversation for sequence in sequences):
+        return 0
+    same = takewhile(lambda ids: len(set(ids)) == 1, zip(*(sequence.input_ids for sequence in sequences), strict=False))
+    return sum(1 for _ in same)

@@ -44,6 +44,8 @@ def render_page(inspection: Inspection, attention: WholeAttention, predictions: 
         predictions=[_prediction(prediction) for prediction in predictions],
         data=_data(inspection, attention, packed),
         scores=Markup(packed.text),
+        is_chat=any(part for row in inspection.rows for part in row.parts),
+        num_shared=inspection.rows[0].num_shared,
         num_left_out=len(inspection.rows) - packed.num_rows,
         num_shown=inspection.num_columns - attention.first_column,
         first_column=attention.first_column,
@@ -63,8 +65,8 @@ def _source_hash(text: str) -> str:
 def _row(row: InspectedRow) -> dict[str, Any]:
     """What the grid shows of a row."""
     kinds = [
-        "pad" if not real else "eos" if eos else "real"
-        for real, eos in zip(row.attention_mask, row.is_eos, strict=True)
+        "pad" if not real else part or ("eos" if eos else "real")
+        for real, eos, part in zip(row.attention_mask, row.is_eos, row.parts, strict=True)
     ]
     labels = [visible(label) for label in row.labels]
     text = "".join(labels[row.num_pads :])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from batchgen.errors import InputError
 from batchgen.model import Model
+from batchgen.model.chat import Chat
 from batchgen.model.padding import encode
 from batchgen.proof.verify.callables import check_padding
 from batchgen.proof.verify.controls import pick_rows, run_controls, spread
@@ -57,13 +58,14 @@ def verify_rows(
     make: Callable[[OnLogits], Engine],
     *,
     parse_special: bool = False,
+    chat: Chat | None = None,
 ) -> tuple[VerifyReport, list[Sequence]]:
     """Runs greedy requests through an engine and checks every row; also the rows that could not be run.
 
     `make` gives an engine for `model` that tells the logits it decides from. Raises `InputError` where no row can be
     run.
     """
-    encoded = _encode(model, requests, parse_special)
+    encoded = _encode(model, requests, parse_special, chat)
     sequences = [sequence for sequence in encoded if not sequence.is_finished]
     if not sequences:
         reason = f", the first because {encoded[0].error}" if encoded else ""
@@ -89,7 +91,7 @@ def verify_rows(
     return report, failed
 
 
-def _encode(model: Model, requests: list[Request], parse_special: bool) -> list[Sequence]:
+def _encode(model: Model, requests: list[Request], parse_special: bool, chat: Chat | None) -> list[Sequence]:
     checkpoint = model.checkpoint
     return encode(
         requests,
@@ -97,4 +99,5 @@ def _encode(model: Model, requests: list[Request], parse_special: bool) -> list[
         n_positions=checkpoint.n_positions,
         vocab_size=checkpoint.vocab_size,
         parse_special=parse_special,
+        chat=chat,
     )

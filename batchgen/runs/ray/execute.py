@@ -10,6 +10,7 @@ from batchgen.engines.pool.worker import ModelRecipe
 from batchgen.errors import OutputError, UsageError
 from batchgen.formats.whole import write_json
 from batchgen.model import Checkpoint, open_checkpoint
+from batchgen.model.chat import make_chat
 from batchgen.model.weights import choose_dtype, name_of_dtype
 from batchgen.records import RunStats
 from batchgen.runs.ending import Ending, Failures, RanOn, stats_facts
@@ -103,6 +104,8 @@ class RayRun:
             job.parse_special,
             job.strict,
             job.layout.ids,
+            job.chat,
+            make_chat(checkpoint.tokenizer, job.chat).chosen_templates,
         )
         self.pieces = ClusterPieces(cluster, work, checkpoint, _recipe(job, checkpoint, self.dtype), size)
         self.manifest = Manifest(facts=folder.read_manifest(), where=f"{on.output}/{MANIFEST}")

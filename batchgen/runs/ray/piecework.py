@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from batchgen.engines import Engine
 from batchgen.engines.pool.worker import Recipe
 from batchgen.errors import BatchgenError
 from batchgen.formats.reading import ReadOptions
 from batchgen.model import Checkpoint
+from batchgen.model.chat import make_chat
+from batchgen.model.find import Say
 from batchgen.pipeline import Pipeline
-from batchgen.records import EngineStats, RowId, RunStats, SamplingParams, Sequence, TooLong
+from batchgen.records import ChatOptions, EngineStats, RowId, RunStats, SamplingParams, Sequence, TooLong
 from batchgen.runs.ray.cut import read_part
 from batchgen.runs.ray.folder import OutputFolder, Piece
 
@@ -27,14 +29,17 @@ class Work:
     parse_special: bool = False
     strict: bool = False
     ids: bool = False
+    chat: ChatOptions = field(default_factory=ChatOptions)
+    chat_templates: Mapping[str, str] | None = None  # in place of the model's own
 
-    def pipeline(self, checkpoint: Checkpoint, engine: Engine) -> Pipeline:
+    def pipeline(self, checkpoint: Checkpoint, engine: Engine, say: Say = lambda line: None) -> Pipeline:
         return Pipeline(
             checkpoint,
             engine,
             too_long=self.too_long,
             parse_special=self.parse_special,
             strict=self.strict,
+            chat=make_chat(checkpoint.tokenizer, self.chat, self.chat_templates, say=say),
         )
 
     def run(self, piece: Piece, pipeline: Pipeline) -> None:
@@ -69,7 +74,7 @@ class PieceWorker:
         self.name = name
         self.work = work
         self._said: list[str] = []
-        self.pipeline = work.pipeline(checkpoint, recipe.make(self._said.append))
+        self.pipeline = work.pipeline(checkpoint, recipe.make(self._said.append), self._said.append)
 
     def run(self, piece: Piece) -> Outcome:
         self.pipeline.first_error = None

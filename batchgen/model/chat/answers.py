@@ -1,0 +1,152 @@
+"""What a model said, in parts: what it thought, the text, its tool calls.
+
+The parts are told apart by the tokenizer's response template where it has one, else by the marks around a thought, or
+by gpt-oss's channels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from batchgen.model.chat.chat import Chat
+from batchgen.records import Conversation, Request
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHANNEL_MARKS = ("<|channel|>", "<|message|>")
+CHANNEL = re.compile(
+    r"(?:<\|start\|>assistant)?[^<]*<\|channel\|>(?P<name>\w+)[^<]*(?:<\|constrain\|>\w*)?<\|message\|>"
+    r"(?P<text>.*?)(?P<end><\|end\|>|<\|call\|>|<\|return\|>|\Z)",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """`reasoning` and `tool_calls` are None where there are none."""
+
+    text: str
+    reasoning: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+def split_thought(text: str, marks: tuple[str, str], *, is_open: bool = False) -> Reply:
+    """Reasoning and text of an answer. `is_open` says that the prompt ends inside the thought.
+
+    A thought that was cut short is all there is, and the text is empty.
+
+    >>> split_thought("<think>\\nhm\\n</think>\\n\\nYes.", ("<think>", "</think>"))
+    Reply(text='Yes.', reasoning='hm', tool_calls=None)
+    """
+    opening, closing = marks
+    begun = text.lstrip()
+    if begun.startswith(opening):
+        begun = begun[len(opening) :]
+    elif not is_open:
+        return Reply(text)
+    thought, _, rest = begun.partition(closing)
+    return Reply(rest.lstrip(), thought.strip())
+
+
+def split_channels(text: str) -> Reply:
+    """Reasoning (`analysis`) and text (`final`) of an answer in channels; what is in none of them is text.
+
+    >>> split_channels("<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes.")
+    Reply(text='Yes.', reasoning='Hm.', tool_calls=None)
+    """
+    thoughts, texts, end = [], [], 0
+    for match in CHANNEL.finditer(text):
+        texts.append(text[end : match.start()])
+        if match["name"] == "analysis":
+            thoughts.append(match["text"].strip())
+        elif match["name"] == "final":
+            texts.append(match["text"])
+        else:  # a call of a tool, or what leads to one: as it stands
+            texts.append(match[0])
+        end = match.end()
+    rest = text[end:]
+    texts.append("" if CHANNEL_MARKS[0] in rest or rest.strip() == "<|start|>assistant" else rest)
+    return Reply("".join(texts), "\n".join(thoughts) if thoughts else None)
+
+
+def speaks_in_channels(chat: Chat) -> bool:
+    """Whether answers are in channels, as gpt-oss's are."""
+    return all(mark in chat.control.ids for mark in CHANNEL_MARKS)
+
+
+def ends_in_thought(prompt: str, conversation: Conversation, marks: tuple[str, str]) -> bool:
+    """Whether an answer begins inside a thought: the generation prompt opened it, or the message that goes on has."""
+    opening, closing = marks
+    if prompt.rstrip().endswith(opening):
+        return True
+    last = conversation.messages[-1].text
+    return conversation.continues and last.rfind(opening) > last.rfind(closing)
+
+
+def parse_by_template(
+    tokenizer: PreTrainedTokenizerBase, text: str, prompt: str, conversation: Conversation
+) -> Reply | None:
+    """The parts by the tokenizer's own response template; None where it has none, or where it does not fit."""
+    if getattr(tokenizer, "response_template", None) is None:
+        return None
+    try:
+        parsed = tokenizer.parse_response(text, prefix=prompt, tools=conversation.tools)
+    except Exception:  # noqa: BLE001 - a model's own patterns may raise anything; the text is not lost for it
+        return None
+    names = ("reasoning_content", "thinking", "reasoning")
+    reasoning = next((parsed[name] for name in names if parsed.get(name) is not None), None)
+    content = parsed.get("content")
+    calls = parsed.get("tool_calls")
+    return Reply(
+        content if isinstance(content, str) else "",
+        reasoning if isinstance(reasoning, str) else None,
+        calls if isinstance(calls, list) and calls else None,
+    )
+
+
+def split_reply(chat: Chat, ids: list[int], text: str, request: Request) -> Reply:
+    """An answer in parts. `ids` are its tokens, `text` what they say without special tokens.
+
+    `request` has the conversation and its rendered prompt.
+    """
+    conversation, stops, tokenizer = request.conversation, request.sampling.stop, chat.tokenizer
+    if conversation is None or not chat.options.split_reasoning:
+        return Reply(text)
+    if getattr(tokenizer, "response_template", None) is not None:
+        raw = str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return parse_by_template(tokenizer, cut_at_stops(raw, stops), request.prompt, conversation) or Reply(text)
+    if speaks_in_channels(chat):
+        return split_channels(cut_at_stops(decode_with_marks(tokenizer, ids, chat.control.ids), stops))
+    if (marks := chat.reasoning_marks) is None:
+        return Reply(text)
+    if any(mark in chat.control.ids for mark in marks):
+        text = cut_at_stops(decode_with_marks(tokenizer, ids, marks), stops)
+    return split_thought(text, marks, is_open=ends_in_thought(request.prompt, conversation, marks))
+
+
+def cut_at_stops(text: str, stops: Collection[str]) -> str:
+    """The text up to the first stop in it."""
+    cuts = [text.find(stop) for stop in stops]
+    return text[: min((cut for cut in cuts if cut >= 0), default=len(text))]
+
+
+def decode_with_marks(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], marks: Collection[str]) -> str:
+    """Text of token ids without special tokens, but for these marks."""
+    shown = {tokenizer.convert_tokens_to_ids(mark): mark for mark in marks}
+    pieces: list[str] = []
+    piece: list[int] = []
+    for index in ids:
+        if index in shown:
+            pieces += [_decode(tokenizer, piece), shown[index]]
+            piece = []
+        else:
+            piece.append(index)
+    return "".join([*pieces, _decode(tokenizer, piece)])
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)) if ids else ""

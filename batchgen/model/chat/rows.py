@@ -1,0 +1,70 @@
+"""Requests through a chat template: each with its prompt rendered, and shortened where it is too long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from batchgen.model.chat.chat import Chat, Rendered
+from batchgen.records import Request
+
+WARNING = (
+    "warning: the model has a chat template, and plain prompts do not go through it: --chat asks the model as a user "
+    "would, --no-chat hides this line"
+)
+Row = tuple[Request, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Shorter:
+    """A row whose oldest turns were dropped, rendered again, or why that does not help."""
+
+    request: Request
+    input_ids: tuple[int, ...]
+    num_dropped_messages: int
+    error: str | None = None
+
+
+def render_rows(chat: Chat, requests: list[Request], *, parse_special: bool = False) -> list[Row]:
+    """The rows as they go to the model, conversations rendered, with their token ids; plain prompts as they are."""
+    rows = [_with_conversation(chat, request) for request in requests]
+    told = [row.conversation for row in rows if row.conversation and not row.error]
+    rendered = iter(chat.encode(told, parse_special=parse_special))
+    return [_rendered(row, next(rendered)) if row.conversation and not row.error else (row, ()) for row in rows]
+
+
+def shorten(chat: Chat, request: Request, room: int, *, parse_special: bool = False) -> Shorter:
+    """A row's conversation without its oldest turns, as few as leave it at most `room` tokens.
+
+    A turn is a user's message and what follows it. Messages before the first one stay, and so does the last turn.
+    """
+    assert request.conversation
+    whole = request.conversation.messages
+    starts = [place for place, message in enumerate(whole) if message.role == "user"]
+    shortest = None
+    low, high = 1, len(starts) - 1  # turns to drop
+    while low <= high:
+        drop = (low + high) // 2
+        left = replace(request.conversation, messages=whole[: starts[0]] + whole[starts[drop] :])
+        [row] = chat.encode([left], parse_special=parse_special)
+        if row.error or len(row.input_ids) > room:
+            low = drop + 1
+        else:
+            shortest = Shorter(replace(request, prompt=row.prompt), row.input_ids, starts[drop] - starts[0])
+            high = drop - 1
+    reason = f"the last turn alone has more than {room} tokens, and no turns are left to drop"
+    return shortest or Shorter(request, (), 0, reason)
+
+
+def _with_conversation(chat: Chat, request: Request) -> Request:
+    if request.error:
+        return request
+    if conversation := chat.conversation_of(request):
+        return replace(request, conversation=conversation)
+    if chat.has_template and chat.options.chat is None:
+        chat.say_once(WARNING)
+    return request
+
+
+def _rendered(request: Request, row: Rendered) -> Row:
+    error = request.located(row.error) if row.error else None
+    return replace(request, prompt=row.prompt, error=error), row.input_ids

@@ -1,0 +1,183 @@
+"""Runs of conversations: what is sent, what comes back, what is refused before weights are loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import batchgen
+from batchgen.model import Model, open_checkpoint
+from batchgen.model.chat import make_chat
+from batchgen.model.padding import encode
+from batchgen.records import ChatOptions, Conversation, Message, Request, SamplingParams
+from tests.support.command import failure, invoke, records, run
+
+HI = [{"role": "user", "content": "My dog is"}]
+TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+EOS = 50256
+
+
+@pytest.fixture
+def template(tmp_path: Path) -> Path:
+    path = tmp_path / "chat.jinja"
+    path.write_text(TEMPLATE, encoding="utf-8")
+    return path
+
+
+def test_a_plain_prompt_is_a_users_message(template: Path) -> None:
+    [record] = records(run("-p", "My dog is", "--chat", "--chat-template", template, "--ids"))
+    assert record["prompt"] == "[user]My dog is<|endoftext|>[assistant]"
+    assert record["messages"] == HI
+    assert record["input_ids"].count(EOS) == 1
+
+
+def test_a_system_message_goes_before_conversations_that_have_none(tmp_path: Path, template: Path) -> None:
+    own = [{"role": "system", "content": "s"}, *HI]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in (HI, own)))
+    (tmp_path / "system.txt").write_text("Be brief.\n")
+    options = ["--chat-template", template, "--system-file", tmp_path / "system.txt"]
+    first, second, third = records(run(rows, "-p", "a", *options))
+    assert first["prompt"].startswith("[system]Be brief.<|endoftext|>[user]My dog is")
+    assert second["prompt"].startswith("[system]s<|endoftext|>[user]My dog is")
+    assert third["prompt"].startswith("[system]Be brief.<|endoftext|>[user]a<")
+
+
+def test_the_template_sees_the_runs_arguments_and_a_rows_own(tmp_path: Path) -> None:
+    path = tmp_path / "t.jinja"
+    path.write_text("{{ a }} {{ b }} {{ messages[0].content }}")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"messages": HI, "chat_template_kwargs": {"b": "row"}}))
+    arguments = ["--chat-template-arg", "a=[1]", "--chat-template-arg", "b=run"]
+    [record] = records(run(rows, "--chat-template", path, *arguments))
+    assert record["prompt"] == "[1] row My dog is"
+
+
+def test_chat_without_a_template_is_refused_before_weights_load() -> None:
+    line = failure(run("-p", "a", "--chat"), 2)
+    assert "--chat needs a chat template, and the model has none: give one with --chat-template FILE" in line
+
+
+def test_messages_without_a_template_are_an_error_record(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"messages": HI}) + "\n" + json.dumps({"prompt": "My dog is"}))
+    bad, good = records(run(rows))
+    assert bad["error"] == (
+        "rows.jsonl:1: messages need a chat template, and the model has none: give one with --chat-template FILE"
+    ).replace("rows.jsonl", str(rows))
+    assert good["text"] == " a very nice dog."
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--no-chat", "--system", "a"], "--system makes prompts conversations, which --no-chat forbids: choose one"),
+        (["--system", "a", "--system-file", "b"], "--system and --system-file each say what the system message is"),
+        (["--chat-template-arg", "a"], "--chat-template-arg a: give KEY=VALUE"),
+        (["--chat-template", "nothing"], "--chat-template nothing is neither a template's name"),
+    ],
+)
+def test_options_that_make_no_sense_are_usage_errors(options: list[str], line: str) -> None:
+    assert line in failure(run("-p", "a", *options), 2)
+
+
+def test_plain_prompts_to_a_model_with_a_template_are_warned_of_once(template: Path) -> None:
+    warned = run("-p", "a", "-p", "b", "--chat-template", template).stderr
+    assert warned.count("the model has a chat template, and plain prompts do not go through it") == 1
+    assert "warning" not in run("-p", "a", "--no-chat", "--chat-template", template).stderr
+
+
+def test_python_takes_messages_and_a_system_message(template: Path) -> None:
+    options = {"model": "bundled", "chat_template": str(template), "max_new_tokens": 2}
+    told, plain = batchgen.generate([{"messages": HI}, "a"], system="s", **options)
+    assert told.prompt.startswith("[system]s<|endoftext|>[user]My dog is")
+    assert (told.messages, plain.messages) == (HI, [{"role": "user", "content": "a"}])
+    assert plain.prompt.startswith("[system]s<|endoftext|>[user]a<")
+    with pytest.raises(batchgen.BatchgenError, match="system makes prompts conversations"):
+        batchgen.generate(["a"], system="s", chat=False, **options)
+
+
+def test_a_run_goes_on_only_with_the_same_template(tmp_path: Path, template: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    command = ["-p", "My dog is", "--chat", "--chat-template", template, "-o", out, "--keep-store"]
+    assert run(*command).exit_code == 0
+    template.write_text(TEMPLATE.replace("[", "("), encoding="utf-8")
+    assert "chat_template_sha256" in failure(run(*command, "--resume"), 1)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet", "sqlite"])
+def test_conversations_are_written_in_every_format(tmp_path: Path, template: Path, form: str) -> None:
+    out = tmp_path / f"out.{form}"
+    assert run("-p", "My dog is", "--chat", "--chat-template", template, "-o", out).exit_code == 0
+    assert out.stat().st_size
+
+
+def test_plan_counts_the_templates_tokens(template: Path) -> None:
+    command = ["plan", "-p", "My dog is", "--model", "bundled", "--json"]
+    plain = json.loads(invoke(*command).stdout)
+    chat = json.loads(invoke(*command, "--chat", "--chat-template", template).stdout)
+    assert chat["prompt_tokens"] > plain["prompt_tokens"]
+
+
+def test_verify_takes_conversations(template: Path) -> None:
+    options = ["--chat", "--chat-template", template, "--max-new-tokens", 2]
+    result = invoke("verify", "-p", "My dog is", "-p", "The rain", "--model", "bundled", *options)
+    assert result.exit_code == 0, result.stderr
+
+
+def test_inspect_tells_template_roles_and_contents_apart(template: Path) -> None:
+    options = ["--chat", "--chat-template", template]
+    command = ["inspect", "-p", "My dog is", "-p", "My cat", "--model", "bundled", *options]
+    row, _ = json.loads(invoke(*command, "--json").stdout)["rows"]
+    parts = dict(zip(row["tokens"], row["parts"], strict=True))
+    assert {parts["My"], parts["Ġdog"]} == {"content"}
+    assert {parts["user"], parts["<|endoftext|>"]} == {"role", "template"}
+    shown = invoke(*command).stdout
+    assert "template  role  content" in shown
+    assert "are the same in all rows: a run computes them once" in shown
+
+
+# Too long.
+
+
+def truncated(num_turns: int, n_positions: int | None, template: Path) -> tuple[list[str], str | None]:
+    """The contents that are left of a conversation of so many turns, and the row's error."""
+    checkpoint = open_checkpoint("bundled", weights=False)
+    chat = make_chat(checkpoint.tokenizer, ChatOptions(template=str(template)))
+    messages = [Message("system", "sys")]
+    for turn in range(num_turns):
+        messages += [Message("user", f"q{turn}"), Message("assistant", f"a{turn}")]
+    row = Request(0, "0", "", SamplingParams(max_new_tokens=1), conversation=Conversation(tuple(messages[:-1])))
+    [sequence] = encode([row], checkpoint.tokenizer, n_positions=n_positions, too_long="truncate", chat=chat)
+    left = [message.text for message in messages if message.text in sequence.request.prompt]
+    assert n_positions is None or len(sequence.input_ids) < n_positions or sequence.error
+    return left, sequence.error
+
+
+def test_the_oldest_whole_turns_are_dropped_after_the_system_message(template: Path) -> None:
+    whole, _ = truncated(4, None, template)
+    assert whole == ["sys", "q0", "a0", "q1", "a1", "q2", "a2", "q3"]
+    left, error = truncated(4, 40, template)
+    assert (left[0], left[-1], error) == ("sys", "q3", None)
+    assert left[1].startswith("q")
+    assert 2 < len(left) < 8
+
+
+def test_a_last_turn_that_is_too_long_alone_is_an_error(template: Path) -> None:
+    _, error = truncated(4, 8, template)
+    assert error == "the last turn alone has more than 7 tokens, and no turns are left to drop"
+
+
+def test_a_row_says_how_many_messages_were_dropped(bundled: Model, template: Path) -> None:
+    long = {"role": "user", "content": "rain " * 1200}
+    messages = [long, {"role": "assistant", "content": "yes"}, *HI]
+    options = {"chat_template": str(template), "too_long": "truncate", "max_new_tokens": 2}
+    [result] = batchgen.generate([{"messages": messages}], model=bundled, **options)
+    assert result.metadata["batchgen_dropped_messages"] == 2
+    assert result.prompt == "[user]My dog is<|endoftext|>[assistant]"
+    assert result.messages == messages
