@@ -25,6 +25,7 @@ from unlikelihood import beginnings, continue_greedily, repeats, unlikelihood
 
 import batchgen
 from batchgen.model.find import BUNDLED_FOLDER
+from tests.support.processes import PATIENCE_S
 
 TOOL = Path(__file__).parent.parent / "tools" / "train_bundled.py"
 WORDS = re.findall(r"\w+", "the a king queen dog cat went saw said to and but home wood sea star small old one day")
@@ -237,7 +238,7 @@ def test_the_recipe_runs_stops_goes_on_and_ends_in_a_model(corpus: Path, tmp_pat
     while not (run / "checkpoint.pt").exists():
         time.sleep(0.1)
     stopped.send_signal(signal.SIGTERM)
-    assert stopped.wait(60) == 0
+    assert stopped.wait(PATIENCE_S) == 0
     subprocess.run([*train, "--minutes", "1"], check=True)
     subprocess.run(
         tool("unrepeat", corpus, "--run", run, "--to", tmp_path / "calm", "--steps", 3, "--device", "cpu"), check=True

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pexpect
 
-from torture.commands import ENVIRONMENT, FAKE, run, write_jsonl
+from torture.commands import ENVIRONMENT, FAKE, PATIENCE_S, run, write_jsonl
 from torture.lab import Check, Lab, Trial, Tried
 
 WIDTH = 200
@@ -154,7 +154,7 @@ def screen(command: list[str], folder: Path) -> tuple[str, int]:
     """What a dumb terminal gets, and the exit code."""
     environment = {**ENVIRONMENT, "TERM": "dumb", "NO_COLOR": "1", "COLUMNS": str(WIDTH)}
     child = pexpect.spawn(
-        command[0], command[1:], cwd=folder, env=environment, timeout=60, dimensions=(50, WIDTH), echo=False
+        command[0], command[1:], cwd=folder, env=environment, timeout=PATIENCE_S, dimensions=(50, WIDTH), echo=False
     )
     output: bytes = child.read()
     child.close()

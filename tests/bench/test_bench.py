@@ -33,6 +33,7 @@ from batchgen.errors import ModelError, UsageError
 from batchgen.machine.speeds import kept_rows, read_gain, read_speed
 from batchgen.model import Checkpoint, Model
 from batchgen.render.bench import print_report, round_up
+from tests.support.processes import PATIENCE_S
 
 CEILING = Ceiling("float32", gflops=100.0, gbytes_per_s=10.0, flops_per_token=20_000_000, bytes_per_step=40_000_000)
 PLAN = Plan("some/model", "cpu", ("float32",), ("continuous",), (1, 8, 32, 64, 128), 128, 32, 60.0)
@@ -411,7 +412,7 @@ def test_what_makes_no_sense_is_one_line(arguments: tuple[str, str]) -> None:
 def test_help_loads_no_torch(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was loaded')\n")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from batchgen.cli import app; app(['bench', '--help'])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S)
     assert (done.returncode, done.stderr) == (0, "")
     assert "Measure engines, dtypes and rows" in done.stdout
 

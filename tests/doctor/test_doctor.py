@@ -39,7 +39,7 @@ from batchgen.machine.limits import Bound
 from batchgen.machine.speeds import KeptGain
 from batchgen.render.doctor import print_diagnosis
 from tests.support.fake_hub import SHA, fake_hub, put_in_cache
-from tests.support.processes import run_python
+from tests.support.processes import PATIENCE_S, run_python
 
 GIB = 1 << 30
 INSTALLATION = Installation(
@@ -434,7 +434,7 @@ def test_a_hub_that_knows_gpt2_or_says_that_it_does_not_answers(
     tmp_path: Path, folders: dict[str, Path], repository: str
 ) -> None:
     with fake_hub(repository, folders["gpt2"]) as (address, requests):
-        code = HUB_CODE.format(10)
+        code = HUB_CODE.format(PATIENCE_S)
         assert printed_by(code, tmp_path, HF_ENDPOINT=address, HF_HUB_OFFLINE="0") == "True"
     assert requests == ["GET /api/models/openai-community/gpt2"]
 
@@ -448,7 +448,7 @@ def test_a_silent_hub_does_not_answer(tmp_path: Path) -> None:
 
 def test_offline_the_hub_is_not_asked(tmp_path: Path) -> None:
     with fake_hub() as (address, requests):
-        assert printed_by(HUB_CODE.format(10), tmp_path, HF_ENDPOINT=address) == "None"
+        assert printed_by(HUB_CODE.format(PATIENCE_S), tmp_path, HF_ENDPOINT=address) == "None"
     assert requests == []
 
 

@@ -19,8 +19,8 @@ from batchgen.records import Request, SamplingParams, Sequence
 from tests.support.engines import FOOTPRINT, limits_of
 from tests.support.rows import rows_of_lengths
 
-PATIENT = 60.0  # seconds: no window closes before it is full, however busy the machine is
-DEADLINE = 10.0  # seconds after which what never comes is a failure
+PATIENT = 600.0  # seconds: no window closes before it is full, however busy the machine is
+DEADLINE = 600.0  # seconds after which what never comes is a failure
 LENGTHS = st.lists(st.integers(1, 200), max_size=40)
 # From what holds not even one row to what holds them all.
 BUDGETS = st.integers(0, 40).map(lambda rows: rows * needed_bytes(1, 100, SamplingParams()))

@@ -30,6 +30,7 @@ from batchgen.runs.ray.inputs import find_files
 from batchgen.runs.ray.pieces import ClusterPieces
 from batchgen.runs.ray.piecework import Work
 from tests.support.command import failure, invoke, records, run
+from tests.support.processes import PATIENCE_S
 
 ray = pytest.importorskip("ray", reason="LOUDLY SKIPPED: the extra ray is not installed; `make test-ray` installs it")
 pytestmark = pytest.mark.ray
@@ -184,7 +185,7 @@ def test_an_interrupted_run_goes_on(address: str, tmp_path: Path) -> None:
     while not list(output.glob("part-*")):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     assert stderr.splitlines()[-1].endswith("the same command with --resume goes on")
     assert only_ours(stderr), stderr

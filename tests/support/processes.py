@@ -7,11 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+# After so many seconds what has not come never will: the machine may have much else to do.
+PATIENCE_S = 600.0
+
 
 def run_python(code: str, home: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Where `home` holds the Hub's cache: its client reads the environment when it is imported."""
     environment = os.environ | {"HF_HOME": str(home)} | variables
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=600)
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=PATIENCE_S
+    )
 
 
 COMMAND = """
@@ -31,6 +36,6 @@ def modules_of(*arguments: object) -> set[str]:
 def check_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Runs code that must end well."""
     words = [sys.executable, "-c", code, *map(str, arguments)]
-    ended = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    ended = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=PATIENCE_S)
     assert ended.returncode == 0, ended.stderr
     return ended
