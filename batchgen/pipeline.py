@@ -15,7 +15,8 @@ from batchgen.engines import Engine
 from batchgen.errors import InputError
 from batchgen.model import Checkpoint
 from batchgen.model.chat import Chat, Reply, split_reply
-from batchgen.model.padding import decode_output, encode
+from batchgen.model.padding import encode
+from batchgen.model.stops import decode_output
 from batchgen.planning.windows import Windows
 from batchgen.records import Request, Result, RunStats, Sequence, TooLong
 from batchgen.text import name_row

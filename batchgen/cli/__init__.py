@@ -14,9 +14,10 @@ from typer.core import TyperGroup
 
 from batchgen import __version__
 from batchgen.cli.lazy import SUMMARIES, LazyCommand, spare_markdown
-from batchgen.cli.settings import apply_settings, explain_setting
+from batchgen.cli.settings import apply_settings, explain_setting, flag_of
 from batchgen.cli.signals import Interrupts
 from batchgen.errors import BatchgenError, UsageError
+from batchgen.records import FieldError
 
 BROKEN_PIPE = 141
 OWN_PROCESS = "own process"  # the context's object in a process that runs one command and ends
@@ -58,6 +59,9 @@ class Commands(TyperGroup):
             except BatchgenError as error:
                 _say_error(str(error))
                 raise typer.Exit(error.exit_code) from None
+            except FieldError as error:
+                _say_error(error.named(flag_of))
+                raise typer.Exit(UsageError.exit_code) from None
             except MemoryError:
                 _say_error("out of memory: give this process more, or free some")
                 raise typer.Exit(BatchgenError.exit_code) from None

@@ -12,6 +12,16 @@ from batchgen.errors import UsageError
 
 ENVIRONMENT = "BATCHGEN"  # BATCHGEN_MAX_NEW_TOKENS is --max-new-tokens, of every command that has it
 SETTINGS = "batchgen.settings"  # where a context keeps what is in force, by command and option
+NOTES = "batchgen.notes"  # and lines about how options were read
+
+
+def flag_of(field: str) -> str:
+    """The flag of a field.
+
+    >>> flag_of("top_p")
+    '--top-p'
+    """
+    return "--" + field.replace("_", "-")
 
 
 def apply_settings(context: Any, commands: Mapping[str, Any]) -> None:
@@ -71,13 +81,19 @@ def explain_setting(error: typer.BadParameter) -> str | None:
     name = error.param.name
     setting = _settings(error.ctx).get(name)
     place = (
-        setting.place if setting else f"{ENVIRONMENT}_{name.upper()}" if _came(error.ctx, name, "ENVIRONMENT") else ""
+        setting.place
+        if setting
+        else f"{ENVIRONMENT}_{name.upper()}"
+        if came_from(error.ctx, name, "ENVIRONMENT")
+        else ""
     )
     return f"{place}: {error.message.removeprefix('Value error, ').rstrip('.')}" if place else None
 
 
 def tell_settings(context: typer.Context, quiet: bool) -> bool:
-    """Says on stderr what comes from files, unless the user asked for quiet; a file cannot hide itself.
+    """Says on stderr what comes from files and how options were read, unless the user asked for quiet.
+
+    A file cannot hide itself.
 
     `--quiet` is the last of a command's options, so all others are known.
     """
@@ -88,15 +104,22 @@ def tell_settings(context: typer.Context, quiet: bool) -> bool:
     for file in [] if quiet and "quiet" not in in_force else files:
         keys = ", ".join(setting.key for setting in in_force.values() if setting.file == file)
         Screen().say(f"settings from {file}: {keys}")
+    for line in [] if quiet else context.meta.get(NOTES, []):
+        Screen().say(line)
     return quiet
+
+
+def note(context: Any, line: str) -> None:
+    """Keeps a line to be said when all options are known."""
+    context.meta.setdefault(NOTES, []).append(line)
 
 
 def _settings(context: Any) -> dict[str, Setting]:
     """What a command takes from files."""
     settings: dict[str, Setting] = context.meta.get(SETTINGS, {}).get(context.command.name, {})
-    return {name: setting for name, setting in settings.items() if _came(context, name, "DEFAULT_MAP")}
+    return {name: setting for name, setting in settings.items() if came_from(context, name, "DEFAULT_MAP")}
 
 
-def _came(context: Any, name: str, source: str) -> bool:
-    """Whether an option has its value from there."""
+def came_from(context: Any, name: str, source: str) -> bool:
+    """Whether an option has its value from there: `COMMANDLINE`, `ENVIRONMENT` or `DEFAULT_MAP`."""
     return getattr(context.get_parameter_source(name), "name", None) == source

@@ -28,21 +28,22 @@ URL = "/v1/completions"
 CACHE_KIB = 65_536  # of the ids that came before; more of them go to a file
 KEYS = {"custom_id", "method", "url", "body"}
 # Options of a body that are called otherwise here; all others are called as a row's own are.
-RENAMED = {"max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens", "n": "num_samples"}
+RENAMED = {
+    "max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens", "min_tokens": "min_new_tokens",
+    "n": "num_samples",
+}  # fmt: skip
 OPTIONS = {key: key for key in row_keys() if key not in RENAMED.values()} | RENAMED
 # A greedy request may have these, without effect; not so a number of samples.
 UNUSED_WHEN_GREEDY = {key for key, item in options_of(SamplingParams).items() if item.option.only_sampled} - {
     "num_samples"
 }
-NAMES = {ours: f"body.{theirs}" for theirs, ours in OPTIONS.items()}
 # Who asks, where it is kept, how it is sent: the text stays the same.
 WITHOUT_EFFECT = {
     "model", "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options",
 }  # fmt: skip
 # Values of keys that cannot be honoured which ask for nothing.
 HARMLESS: dict[str, tuple[object, ...]] = {
-    "stream": (False,), "echo": (False,), "logprobs": (False,), "suffix": ("",), "best_of": (1,), "logit_bias": ({},),
-    "frequency_penalty": (0, 0.0), "presence_penalty": (0, 0.0),
+    "stream": (False,), "echo": (False,), "logprobs": (False,), "suffix": ("",), "best_of": (1,),
 }  # fmt: skip
 
 
@@ -101,7 +102,7 @@ def _row(line: JsonLine, seen: SeenIds) -> Row:
         prompt, sampling = _read_body(value)
     except ValueError as problem:
         return row(error=str(problem))
-    return row(prompt, sampling=sampling, option_names=NAMES)
+    return row(prompt, sampling=sampling, option_names=_names(value["body"]))
 
 
 def _read_body(request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -117,10 +118,23 @@ def _read_body(request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         raise ValueError("method is not POST")
     for key in sorted(body.keys() - OPTIONS.keys() - WITHOUT_EFFECT - {"prompt"}):
         _check_harmless(key, body)
-    options = {OPTIONS[key]: item for key, item in body.items() if key in OPTIONS}
-    if options.get("temperature") == 0:  # there, a greedy request may have a top_p; it has no effect
+    return _prompt(body), _options(body)
+
+
+def _options(body: dict[str, Any]) -> dict[str, Any]:
+    """What a body asks of sampling, under our names."""
+    given = {key: item for key, item in body.items() if key in OPTIONS and item is not None}
+    if len({str(given[key]) for key in ("max_tokens", "max_completion_tokens") if key in given}) > 1:
+        raise ValueError("body.max_tokens and body.max_completion_tokens differ: give one")
+    options = {OPTIONS[key]: item for key, item in given.items()}
+    if options.get("temperature") == 0:
         options = {key: item for key, item in options.items() if key not in UNUSED_WHEN_GREEDY}
-    return _prompt(body), options
+    return options
+
+
+def _names(body: dict[str, Any]) -> dict[str, str]:
+    """What the body calls our options, for errors."""
+    return {ours: f"body.{theirs}" for theirs, ours in OPTIONS.items() if body.get(theirs) is not None}
 
 
 def _check_harmless(key: str, body: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from batchgen.model.chat import Chat, Shorter, render_rows, shorten
-from batchgen.records import Batch, Request, Sequence, TooLong
+from batchgen.records import Batch, FieldError, Request, SamplingParams, Sequence, TooLong
 
 if TYPE_CHECKING:
     import torch
@@ -65,9 +65,9 @@ def encode(
         else:
             drop_turns = partial(shorten, chat, parse_special=parse_special)
             samples = _samples(request, input_ids, n_positions, too_long, drop_turns)
-            if vocab_size is not None and max(input_ids, default=0) >= vocab_size:
+            if vocab_size is not None and (error := _unknown_token(request.sampling, input_ids, vocab_size)):
                 samples = samples[:1]
-                samples[0].fail(f"the tokenizer gives token {max(input_ids)}, which the model does not have")
+                samples[0].fail(error)
             sequences.extend(samples)
     return sequences
 
@@ -89,6 +89,25 @@ def _unrunnable(request: Request) -> str | None:
         return request.error
     if not request.prompt:
         return request.located("the prompt is empty: there is no token to continue from")
+    return None
+
+
+def check_named_tokens(sampling: SamplingParams, vocab_size: int) -> None:
+    """Raises `FieldError` where an option names a token that the model does not have."""
+    named = {"stop_token_ids": sampling.stop_token_ids, "logit_bias": [token for token, _ in sampling.logit_bias]}
+    for name, tokens in named.items():
+        if max(tokens, default=0) >= vocab_size:
+            raise FieldError(f"{{{name}}} names token {max(tokens)}: the model has tokens 0 to {vocab_size - 1}")
+
+
+def _unknown_token(sampling: SamplingParams, input_ids: list[int], vocab_size: int) -> str | None:
+    """What is wrong where a row has or names a token that the model does not have."""
+    if max(input_ids, default=0) >= vocab_size:
+        return f"the tokenizer gives token {max(input_ids)}, which the model does not have"
+    try:
+        check_named_tokens(sampling, vocab_size)
+    except FieldError as error:
+        return str(error)
     return None
 
 
@@ -131,24 +150,6 @@ def _check_length(
         f"{n_positions} positions (shorten it to {room} tokens, or use --too-long truncate)",
         0,
     )
-
-
-def decode(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
-    """Text of token ids, without special tokens, spaces exactly as they stand."""
-    text = tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return str(text)
-
-
-def decode_output(tokenizer: PreTrainedTokenizerBase, sequence: Sequence) -> str:
-    """Text that was generated, up to the stop string.
-
-    Decoded behind its prompt, since some tokenizers drop the space before the first token of a text.
-    """
-    prompt = decode(tokenizer, sequence.input_ids)
-    whole = decode(tokenizer, sequence.input_ids + sequence.output_ids)
-    text = whole[len(prompt) :] if whole.startswith(prompt) else decode(tokenizer, sequence.output_ids)
-    cuts = [text.find(stop) for stop in sequence.sampling.stop]
-    return text[: min((cut for cut in cuts if cut >= 0), default=len(text))]
 
 
 def pad(sequences: Rows[Sequence], pad_token_id: int, *, skip: int = 0) -> Batch:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from batchgen.records.chat import ChatOptions, Conversation, Message
 from batchgen.records.engine import EngineOptions, EngineStats, MemoryLimit
-from batchgen.records.options import FieldError, options_of
+from batchgen.records.options import FieldError, options_of, values_of
 from batchgen.records.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ __all__ = [
     "Sequence",
     "TooLong",
     "options_of",
+    "values_of",
 ]
 
 FinishReason = Literal["stop", "length", "error"]

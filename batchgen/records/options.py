@@ -6,13 +6,15 @@ A command line, a row's `sampling` and the Python API are made from these facts.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from numbers import Integral, Real
 from typing import Any, get_type_hints
 
 MOST_INT = 2**63 - 1  # what a tensor holds
+MOST_BIAS = 100.0  # OpenAI's
+LogitBias = tuple[tuple[int, float], ...]  # token ids and what is added to their logits, by id
 FIELD = re.compile(r"\{([a-z_]+)\}")
 
 
@@ -39,7 +41,7 @@ class Option:
 
     `value` is what help calls the value (a switch has none), `panel` the heading that it stands under. `none` is the
     word for None. `above` is a lower bound that is itself left out. Where `only_sampled`, greedy decoding has no use
-    for it; where `of_run`, rows cannot have their own.
+    for it; where `of_run`, rows cannot have their own. With `escapes`, backslashes mean something on a command line.
     """
 
     help: str
@@ -52,6 +54,7 @@ class Option:
     none: str | None = None
     only_sampled: bool = False
     of_run: bool = False
+    escapes: bool = False
 
     @property
     def interval(self) -> str:
@@ -94,6 +97,17 @@ def _options_of(record: Any) -> dict[str, OptionField]:
         for item in fields(record)
         if "option" in item.metadata
     }
+
+
+def values_of(record: Any) -> dict[str, Any]:
+    """The options of a record as JSON has them, by name: what its results depend on, to be kept and compared."""
+    return {name: _as_json(item.kind, getattr(record, name)) for name, item in options_of(type(record)).items()}
+
+
+def _as_json(kind: Any, value: Any) -> Any:
+    if kind == LogitBias:
+        return {str(token): bias for token, bias in value}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def check_values(record: Any) -> None:
@@ -154,11 +168,41 @@ def read_texts(name: str, value: object) -> tuple[str, ...]:
     return tuple(texts)
 
 
+def read_token_ids(name: str, value: object) -> tuple[int, ...]:
+    """Token ids, each once; one alone is a list of one."""
+    ids = value if isinstance(value, list | tuple) else (value,)
+    if not all(_is_token_id(token) for token in ids):
+        raise FieldError(f"{{{name}}} must be a token id or a list of them, whole numbers from 0 up")
+    return tuple(dict.fromkeys(map(int, ids)))
+
+
+def _is_token_id(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Integral) and 0 <= int(value) <= MOST_INT
+
+
+def read_bias(name: str, value: object) -> LogitBias:
+    """What is added to logits, from token ids (as JSON has keys, too: texts of digits) to numbers."""
+    pairs: Iterable[Any] = value.items() if isinstance(value, Mapping) else value  # type: ignore[assignment]
+    if not isinstance(value, Mapping | tuple):
+        raise FieldError(f'{{{name}}} must be token ids and what is added to their logits, such as {{"50256": -100}}')
+    bias: dict[int, float] = {}
+    for key, amount in pairs:
+        token = int(key) if isinstance(key, str) and key.isascii() and key.isdigit() else key
+        if not _is_token_id(token):
+            raise FieldError(f"{{{name}}} names {str(key)[:40]!r}, which is no token id: give whole numbers from 0 up")
+        bias[int(token)] = number = read_number(name, amount)
+        if abs(number) > MOST_BIAS:
+            raise FieldError(f"{{{name}}} {number:g} of token {token} is not in [{-MOST_BIAS:g}, {MOST_BIAS:g}]")
+    return tuple(sorted(bias.items()))
+
+
 # How a value of each type is read. Types that are not here are taken as they come.
 READERS: dict[Any, Callable[[str, Any], Any]] = {
     int: read_whole,
     float: read_number,
     bool: read_switch,
     tuple[str, ...]: read_texts,
+    tuple[int, ...]: read_token_ids,
+    LogitBias: read_bias,
     int | None: lambda name, value: None if value is None else read_whole(name, value),
 }

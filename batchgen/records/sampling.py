@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from batchgen.records.options import FieldError, check_values, option, options_of
+from batchgen.records.options import FieldError, LogitBias, check_values, option, options_of
 
 LENGTH, CHOOSING = "Length and stopping", "Choosing tokens"
 # Logits times or over a factor within these bounds stay finite in float32.
@@ -17,7 +17,7 @@ MOST_SAMPLES = 16_384  # of a row: all of them are made at once
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How to choose tokens. `temperature` 0 is greedy; 0 turns `top_k`, `min_p` and n-gram bans off.
+    """How to choose tokens. `temperature` 0 is greedy; 0 turns `top_k` (as -1 does), `min_p` and n-gram bans off.
 
     Raises `FieldError`, a `ValueError`, where a value is out of range or two options contradict each other.
     """
@@ -25,7 +25,14 @@ class SamplingParams:
     max_new_tokens: int = option(50, "New tokens a row at most.", value="N", panel=LENGTH, least=1)
     min_new_tokens: int = option(0, "New tokens before a row may end itself.", value="N", panel=LENGTH, least=0)
     temperature: float = option(0.0, "0 is greedy; higher is more varied.", value="T", panel=CHOOSING, least=0)
-    top_k: int = option(0, "Sample from the K likeliest tokens.", value="K", panel=CHOOSING, least=0, only_sampled=True)
+    top_k: int = option(
+        0,
+        "Sample from the K likeliest tokens; 0 or -1: from all.",
+        value="K",
+        panel=CHOOSING,
+        least=-1,
+        only_sampled=True,
+    )
     top_p: float = option(
         1.0,
         "Sample from the fewest tokens whose probabilities reach P.",
@@ -47,18 +54,50 @@ class SamplingParams:
     repetition_penalty: float = option(
         1.0, "Above 1 makes tokens already there less likely.", value="R", panel=CHOOSING
     )
+    presence_penalty: float = option(
+        0.0,
+        "Above 0 makes new tokens that were generated before less likely, once (as OpenAI has it).",
+        value="P",
+        panel=CHOOSING,
+        least=-2,
+        most=2,
+    )
+    frequency_penalty: float = option(
+        0.0,
+        "The same, for each time that they were generated.",
+        value="F",
+        panel=CHOOSING,
+        least=-2,
+        most=2,
+    )
+    logit_bias: LogitBias = option(
+        (),
+        'Add BIAS, from -100 to 100, to the logit of token ID; repeat for more, or give JSON: {"50256": -100}.',
+        value="ID=BIAS",
+        panel=CHOOSING,
+    )
     no_repeat_ngram_size: int = option(0, "Never repeat N tokens in a row.", value="N", panel=CHOOSING, least=0)
     num_samples: int = option(
         1, "Continuations of each prompt.", value="N", panel=CHOOSING, least=1, most=MOST_SAMPLES, only_sampled=True
     )
     num_beams: int = option(1, "Search with N beams instead of one.", value="N", panel=CHOOSING, least=1, of_run=True)
     stop: tuple[str, ...] = option(
-        (), "End a row where this appears (it is not included); repeat for more.", value="TEXT", panel=LENGTH
+        (),
+        "End a row where this appears (it is not included); repeat for more. \\n, \\t, \\r, \\\\, \\uXXXX are escapes.",
+        value="TEXT",
+        panel=LENGTH,
+        escapes=True,
     )
+    stop_token_ids: tuple[int, ...] = option(
+        (), "End a row at this token too (it is not in the text); repeat for more.", value="ID", panel=LENGTH
+    )
+    ignore_eos: bool = option(False, "Do not end rows at the model's end token.", panel=LENGTH)
     seed: int = option(0, "Same seed, same row: same tokens, in any batch or order.", value="N", panel=CHOOSING)
 
     def __post_init__(self) -> None:
         check_values(self)
+        if self.top_k == -1:  # off, as vLLM has it
+            object.__setattr__(self, "top_k", 0)
         self._check_factors()
         self._check_contradictions()
 
@@ -86,6 +125,9 @@ class SamplingParams:
             raise FieldError(
                 f"{{num_beams}} {self.num_beams} searches, {{temperature}} {self.temperature:g} samples: choose one"
             )
+        for name in ("stop_token_ids", "ignore_eos"):
+            if self.num_beams > 1 and getattr(self, name):
+                raise FieldError(f"{{{name}}} is not supported with {{num_beams}} {self.num_beams}: remove one")
 
     @property
     def is_greedy(self) -> bool:

@@ -13,6 +13,7 @@ from batchgen.machine.process import reuse_blocks
 from batchgen.model import Checkpoint, Model, open_checkpoint
 from batchgen.model.chat import Chat, make_chat
 from batchgen.model.checks import check_weights
+from batchgen.model.padding import check_named_tokens
 from batchgen.model.weights import choose_dtype, load_model, name_of_dtype
 from batchgen.runs.job import Job
 from batchgen.runs.manifest import Manifest, model_facts
@@ -52,6 +53,7 @@ class Equipment:
 def load_equipment(job: Job, manifest: Manifest, observer: Observer) -> Equipment:
     """The model. A run that was begun with another one, or other options, is refused before weights are loaded."""
     found = _find(job, observer)
+    check_named_tokens(job.sampling, found.checkpoint.vocab_size)
     if job.is_noted:
         check_weights(found.checkpoint.folder)  # before they are read for their hash
         options = {**job.options, "--dtype": found.dtype, "chat_template_sha256": found.chat.digest}

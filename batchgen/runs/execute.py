@@ -14,6 +14,7 @@ from batchgen.formats.compression import damage, unpack
 from batchgen.formats.whole import write_json, write_whole
 from batchgen.formats.writing import WRITERS, Rows, WriteOptions, Writer
 from batchgen.machine.speeds import speed_of, write_speed
+from batchgen.model.stops import watch_stops
 from batchgen.pipeline import Pipeline
 from batchgen.records import Request, Result
 from batchgen.runs.ending import Ending, Failures, RanOn, stats_facts
@@ -118,6 +119,7 @@ class Run:
 
     def _requests(self) -> Iterator[Request]:
         requests = self.job.prompts.requests(self.job.sampling, self.pipeline.count_blank_line)
+        requests = watch_stops(requests, self.equipment.checkpoint, self.observer.say)
         return self.digest.watch(requests) if self.job.is_noted else requests
 
     def _count_left(self) -> int | None:

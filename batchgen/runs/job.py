@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 from batchgen.formats.reading import ReadOptions, Row, Source, count_rows, read_requests, to_requests
 from batchgen.model import Model
-from batchgen.records import ChatOptions, EngineOptions, Request, SamplingParams, TooLong
+from batchgen.records import ChatOptions, EngineOptions, Request, SamplingParams, TooLong, values_of
 from batchgen.runs.target import Target
 
 
@@ -112,8 +112,7 @@ class Job:
     def options(self) -> dict[str, Any]:
         """What rows' results depend on, by the names of the command line."""
         reading = self.prompts.reading
-        flags = {"--" + name.replace("_", "-"): value for name, value in asdict(self.sampling).items()}
-        flags["--stop"] = list(self.sampling.stop)
+        flags = {"--" + name.replace("_", "-"): value for name, value in values_of(self.sampling).items()}
         return flags | {
             "--field": reading.field,
             "--id-field": reading.id_field,

@@ -30,10 +30,15 @@ class SamplingOptions(TypedDict, total=False):
     top_p: float
     min_p: float
     repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float] | Mapping[str, float]
     no_repeat_ngram_size: int
     num_samples: int
     num_beams: int
     stop: str | Iterable[str]
+    stop_token_ids: int | Iterable[int]
+    ignore_eos: bool
     seed: int
 
 

@@ -12,8 +12,7 @@ from typer.testing import CliRunner
 
 from batchgen.cli import app
 from batchgen.cli import options as opt
-from batchgen.cli.options.values import flag_of
-from batchgen.errors import UsageError
+from batchgen.cli.settings import flag_of
 from batchgen.formats.row_options import override, row_keys
 from batchgen.records import EngineOptions, FieldError, SamplingParams
 from batchgen.records.options import option
@@ -77,8 +76,10 @@ def test_what_contradicts_itself_is_a_usage_error_that_names_flags() -> None:
         """Says nothing."""
 
     error = invoke(command, "--min-new-tokens", "9", "--max-new-tokens", "5").exception
-    assert isinstance(error, UsageError)
-    assert str(error) == "--min-new-tokens 9 is above --max-new-tokens 5"
+    assert isinstance(error, FieldError)
+    assert error.named(flag_of) == "--min-new-tokens 9 is above --max-new-tokens 5"
+    result = CliRunner().invoke(app, ["run", "-p", "x", "--min-new-tokens", "9", "--max-new-tokens", "5"])
+    assert (result.exit_code, str(error.named(flag_of)) in result.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("flag", ["--max-new-tokens", "--limit", "--temperature", "--seed"])

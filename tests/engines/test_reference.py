@@ -238,5 +238,5 @@ def test_near_ties_are_not_decided_again_in_sixteen_bits(
 
 
 def test_an_unknown_engine_is_refused(bundled: Model) -> None:
-    with pytest.raises(BatchgenError, match="--engine warp"):
+    with pytest.raises(BatchgenError, match="engine warp is not one of"):
         batchgen.generate(RAIN, bundled, engine="warp")

@@ -15,14 +15,8 @@ from transformers import (
 )
 
 from batchgen.engines.sampling.draws import DRAW_MARGIN, draw, num_levels, uniforms
-from batchgen.engines.sampling.sampler import (
-    GREEDY_MARGIN,
-    Sampler,
-    banned_tokens,
-    filter_logits,
-    penalize_repetition,
-    top_two,
-)
+from batchgen.engines.sampling.penalties import banned_tokens, penalize_repetition
+from batchgen.engines.sampling.sampler import GREEDY_MARGIN, Sampler, filter_logits, top_two
 from batchgen.records import Sequence
 from tests.support.rows import requests_of
 

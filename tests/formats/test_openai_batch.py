@@ -52,6 +52,39 @@ def test_a_request_has_its_id_prompt_and_options(tmp_path: Path) -> None:
     )
 
 
+def test_a_request_has_vllm_s_and_newer_options_too(tmp_path: Path) -> None:
+    [request] = read(
+        tmp_path,
+        line(
+            max_completion_tokens=7,
+            min_tokens=2,
+            presence_penalty=0.5,
+            frequency_penalty=-1,
+            logit_bias={"50256": -100, "13": 2},
+            stop_token_ids=[13],
+            ignore_eos=True,
+            temperature=1,
+            top_k=-1,
+        ),
+    )
+    assert request.error is None
+    assert request.sampling == SamplingParams(
+        max_new_tokens=7,
+        min_new_tokens=2,
+        presence_penalty=0.5,
+        frequency_penalty=-1,
+        logit_bias={50256: -100, 13: 2},
+        stop_token_ids=(13,),
+        ignore_eos=True,
+        temperature=1,
+    )
+
+
+def test_a_greedy_request_may_turn_top_k_off(tmp_path: Path) -> None:
+    [request] = read(tmp_path, line(temperature=0, top_k=-1, max_tokens=3, max_completion_tokens=3))
+    assert (request.error, request.sampling) == (None, SamplingParams(max_new_tokens=3))
+
+
 def test_what_a_request_does_not_say_is_the_run_s(tmp_path: Path) -> None:
     run = SamplingParams(temperature=0.7, max_new_tokens=9)
     [request] = read(tmp_path, line(max_tokens=None), run=run)
@@ -83,8 +116,11 @@ def test_what_asks_for_nothing_is_accepted(tmp_path: Path, harmless: dict[str, A
         ({"echo": True}, "body.echo cannot be honoured"),
         ({"suffix": "."}, "body.suffix cannot be honoured"),
         ({"best_of": 3}, "body.best_of cannot be honoured"),
-        ({"frequency_penalty": 0.5}, "body.frequency_penalty cannot be honoured"),
-        ({"logit_bias": {"50256": -100}}, "body.logit_bias cannot be honoured"),
+        ({"frequency_penalty": 2.5}, "body.frequency_penalty 2.5 is not in [-2, 2]"),
+        ({"logit_bias": {"50256": -101}}, "body.logit_bias -101 of token 50256 is not in [-100, 100]"),
+        ({"top_k": -2, "temperature": 1}, "body.top_k -2 is below -1"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, "body.max_tokens and body.max_completion_tokens differ"),
+        ({"max_completion_tokens": 0}, "body.max_completion_tokens 0 is below 1"),
         ({"stream": True}, "body.stream cannot be honoured"),
         ({"response_format": {}, "guided": 1}, "body.guided cannot be honoured"),
         ({"n": 2}, "body.n 2 needs the run's temperature above 0"),

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from transformers import AddedToken, PreTrainedTokenizerBase
 
 from batchgen.model import open_checkpoint
-from batchgen.model.padding import decode, decode_output, encode, pad, positions, tokenize
+from batchgen.model.padding import encode, pad, positions, tokenize
+from batchgen.model.stops import decode, decode_output
 from batchgen.records import Request, Sequence
 from tests.support.models import EOS
 from tests.support.rows import RAIN, requests_of

@@ -1,8 +1,7 @@
 """Records as parameters of commands: each field of a record becomes an option of its own.
 
-A command asks for `sampling: SamplingParams` and gets one made from its flags, or the user gets one line that names
-them. Records are those of `batchgen.records`, whose fields say how they are set, and dataclasses of the command line,
-whose fields are annotated as Typer has it.
+A command asks for `sampling: SamplingParams` and gets one made from its flags. Records are those of `batchgen.records`,
+whose fields say how they are set, and dataclasses of the command line, whose fields are annotated as Typer has it.
 """
 
 from __future__ import annotations
@@ -13,9 +12,8 @@ from functools import wraps
 from inspect import Parameter, Signature, signature
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from batchgen.cli.options.values import flag_of, to_parameter, with_numbers
-from batchgen.errors import UsageError
-from batchgen.records import FieldError, options_of
+from batchgen.cli.options.values import as_value, to_parameter, with_numbers
+from batchgen.records import options_of
 
 
 class Pick:
@@ -40,13 +38,14 @@ class Group:
     def make(self, given: dict[str, Any]) -> Any:
         """The record, of what Typer has read, which loses what belongs to it.
 
-        Raises `UsageError`, which names flags, where values make no sense.
+        Raises `FieldError` where values make no sense.
         """
         values = {parameter.name: given.pop(parameter.name) for parameter in self.parameters}
-        try:
-            return self.record(**{name: value for name, value in values.items() if value is not None})
-        except FieldError as error:
-            raise UsageError(error.named(flag_of)) from None
+        return self.record(**{name: self._read(name, value) for name, value in values.items() if value is not None})
+
+    def _read(self, name: str, value: Any) -> Any:
+        item = options_of(self.record).get(name)
+        return as_value(item, value) if item else value
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:

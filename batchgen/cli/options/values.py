@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from copy import copy
 from inspect import Parameter
@@ -10,20 +11,31 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from typer.models import ParameterInfo
 
+from batchgen.cli.options.escapes import read_escapes
+from batchgen.cli.settings import flag_of
 from batchgen.machine.limits import MemoryLimit, parse_memory
-from batchgen.records.options import Option, OptionField
+from batchgen.records.options import LogitBias, Option, OptionField
 
 # Types whose text has a form of its own.
 READERS: dict[Any, Callable[[str], Any]] = {MemoryLimit: parse_memory}
 
 
-def flag_of(field: str) -> str:
-    """The flag of a field.
+def read_bias(text: Any) -> dict[str, Any]:
+    """Token ids and biases of one text: `50256=-100`, or a JSON object of them.
 
-    >>> flag_of("top_p")
-    '--top-p'
+    >>> read_bias("13=2.5"), read_bias('{"13": 2.5, "7": -1}')
+    ({'13': 2.5}, {'13': 2.5, '7': -1})
     """
-    return "--" + field.replace("_", "-")
+    if isinstance(text, dict):
+        return text
+    token, is_pair, bias = str(text).partition("=")
+    try:
+        read = {token.strip(): float(bias)} if is_pair else json.loads(text)
+    except ValueError:
+        read = None
+    if not isinstance(read, dict):
+        raise typer.BadParameter(f'{text!r} is neither ID=BIAS nor a JSON object such as {{"50256": -100}}')
+    return read
 
 
 def to_parameter(item: OptionField) -> Parameter:
@@ -36,6 +48,8 @@ def to_parameter(item: OptionField) -> Parameter:
     elif get_origin(kind) is tuple:
         kind, default = list[int] | None if int in get_args(kind) else list[str] | None, list(default) or None
         facts["allow_from_autoenv"] = False  # a list would be cut at its spaces
+        facts["callback"] = read_escapes if option.escapes else None
+        facts["parser"] = read_bias if item.kind == LogitBias else None
     elif option.choices:
         kind = Literal[option.choices]
         del facts["metavar"]
@@ -54,6 +68,13 @@ def _alone(kind: Any) -> Any:
     """A type without its None."""
     others = [part for part in get_args(kind) if part is not type(None)]
     return others[0] if type(None) in get_args(kind) else kind
+
+
+def as_value(item: OptionField, given: Any) -> Any:
+    """What Typer has read, as the record takes it."""
+    if item.kind == LogitBias:
+        return {token: bias for part in given for token, bias in part.items()}
+    return given
 
 
 def with_numbers(parameter: Parameter) -> Parameter:

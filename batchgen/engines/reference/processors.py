@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from transformers import LogitsProcessor, StoppingCriteria
 
-from batchgen.engines.sampling.sampler import Sampler, forbidden_tokens, penalize_repetition
+from batchgen.engines.sampling.penalties import penalize
+from batchgen.engines.sampling.sampler import Sampler
 from batchgen.model import Model
 from batchgen.records import Batch
 
@@ -37,7 +39,7 @@ class Choice(LogitsProcessor):
 
 
 class BeamPenalties(LogitsProcessor):
-    """Repetition penalty, n-gram bans and minimum length for beams, on each beam's real tokens.
+    """Biases, penalties and bans for beams, on each beam's real tokens.
 
     A row whose scores are not numbers fails, and searches on among equals.
     """
@@ -50,20 +52,19 @@ class BeamPenalties(LogitsProcessor):
         self.padded_length = batch.input_ids.shape[1]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        num_new = input_ids.shape[1] - self.padded_length
-        broken = scores.amax(-1).isnan().tolist()
-        for row, ids in enumerate(input_ids):  # [B * beams, T]
-            sequence = self.batch.sequences[row // self.num_beams]
-            if broken[row]:
+        beams = [
+            sequence for sequence in self.batch.sequences for _ in range(self.num_beams)
+        ]  # rows of `[B * beams, V]`
+        new_ids = input_ids[:, self.padded_length :].tolist()
+        penalize(
+            scores,
+            [replace(beam, output_ids=ids) for beam, ids in zip(beams, new_ids, strict=True)],
+            self.eos_token_ids,
+        )
+        for row, is_broken in enumerate(scores.amax(-1).isnan().tolist()):
+            if is_broken:
                 scores[row] = 0
-                sequence.fail(self.model.nan_message)
-                continue
-            params = sequence.sampling
-            real = ids[self.padded_length - sequence.num_prompt_tokens :]
-            if params.repetition_penalty != 1:
-                penalty = torch.tensor([params.repetition_penalty], device=scores.device)
-                penalize_repetition(scores[row : row + 1], [real.tolist()], penalty)
-            scores[row, forbidden_tokens(params, real.tolist(), num_new, self.eos_token_ids)] = -torch.inf
+                beams[row].fail(self.model.nan_message)
         return scores
 
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from batchgen.engines.sampling.draws import DRAW_MARGIN, draw, num_levels, running_mass, uniforms
-from batchgen.model.padding import decode
-from batchgen.records import SamplingParams, Sequence
+from batchgen.engines.sampling.penalties import penalize
+from batchgen.model.stops import ends_in_stop
+from batchgen.records import Sequence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,45 +29,6 @@ TOP_BLOCK = 128  # logits; the blocks' maxima are then about as many as a block 
 RecomputeLogits = Callable[[Sequence], torch.Tensor]
 # Told the logits `[B, V]` of the rows that are about to get a token, before anything is done to them.
 OnLogits = Callable[[torch.Tensor, Rows[Sequence]], None]
-
-
-def penalize_repetition(logits: torch.Tensor, token_ids: list[list[int]], penalty: torch.Tensor) -> None:
-    """Divides positive and multiplies negative logits of tokens already seen (CTRL, arXiv:1909.05858), in place.
-
-    logits `[B, V]`, the rows' prompt and output tokens, penalty `[B]` (1 changes nothing).
-    """
-    longest = max(map(len, token_ids))
-    # A row that is shorter repeats its first token: every copy of it gets the same value.
-    padded = [ids + ids[:1] * (longest - len(ids)) for ids in token_ids]
-    seen = torch.tensor(padded, device=logits.device)  # [B, L]
-    values, penalty = logits.gather(-1, seen), penalty[:, None]
-    logits.scatter_(-1, seen, torch.where(values < 0, values * penalty, values / penalty))
-
-
-def banned_tokens(token_ids: list[int], ngram_size: int) -> list[int]:
-    """Tokens that would complete an n-gram that `token_ids` already hold.
-
-    >>> banned_tokens([1, 2, 3, 1, 2], 3)
-    [3]
-    """
-    if len(token_ids) + 1 < ngram_size:
-        return []
-    prefix = token_ids[len(token_ids) - ngram_size + 1 :]
-    width = ngram_size - 1
-    starts = range(len(token_ids) - width)
-    return sorted({token_ids[i + width] for i in starts if token_ids[i : i + width] == prefix})
-
-
-def forbidden_tokens(
-    params: SamplingParams, token_ids: list[int], num_output_tokens: int, eos_token_ids: Iterable[int]
-) -> list[int]:
-    """Tokens that n-gram bans and `min_new_tokens` rule out after `token_ids` (prompt and output, no pads)."""
-    tokens: list[int] = []
-    if params.no_repeat_ngram_size:
-        tokens += banned_tokens(token_ids, params.no_repeat_ngram_size)
-    if num_output_tokens < params.min_new_tokens:
-        tokens += eos_token_ids
-    return tokens
 
 
 def keep_top_k(logits: torch.Tensor, top_k: torch.Tensor) -> torch.Tensor:
@@ -129,22 +91,14 @@ def _near_the_cut(logits: torch.Tensor, kept: torch.Tensor, margin: torch.Tensor
 def append_token(
     sequence: Sequence, token_id: int, eos_token_ids: frozenset[int], tokenizer: PreTrainedTokenizerBase | None
 ) -> None:
-    """Adds a token to a sequence and finishes it at eos, at a stop string, or at `max_new_tokens`."""
+    """Adds a token to a sequence and finishes it at eos, at a stop, or at `max_new_tokens`."""
     sequence.output_ids.append(token_id)
-    if token_id in eos_token_ids or _ends_in_stop(sequence, tokenizer):
+    params = sequence.sampling
+    is_end = token_id in params.stop_token_ids or (token_id in eos_token_ids and not params.ignore_eos)
+    if is_end or (tokenizer is not None and ends_in_stop(tokenizer, sequence)):
         sequence.finish_reason = "stop"
-    elif sequence.num_output_tokens >= sequence.sampling.max_new_tokens:
+    elif sequence.num_output_tokens >= params.max_new_tokens:
         sequence.finish_reason = "length"
-
-
-def _ends_in_stop(sequence: Sequence, tokenizer: PreTrainedTokenizerBase | None) -> bool:
-    stop = sequence.sampling.stop
-    if not stop or tokenizer is None:
-        return False
-    # Each token stands for at least one byte, and some tokenizers drop a space before the first one decoded.
-    tail = sequence.output_ids[-1 - max(len(text.encode()) for text in stop) :]
-    text = decode(tokenizer, tail)
-    return any(s in text for s in stop)
 
 
 class Sampler:
@@ -185,7 +139,7 @@ class Sampler:
 
     def _decide(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> list[list[int]]:
         """Of each row the token, whether it was too close to call, and whether its logits are broken."""
-        self._penalize(logits, sequences)
+        penalize(logits, sequences, self.eos_token_ids)
         greedy = [sequence.sampling.is_greedy for sequence in sequences]
         if all(greedy):
             decided = _decide_greedy(logits)
@@ -197,17 +151,6 @@ class Sampler:
             decided[drawn] = _decide_sampled(logits[drawn], [sequences[row] for row in drawn])
         self.host_syncs += 1
         return decided.tolist()
-
-    def _penalize(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> None:
-        penalties = [sequence.sampling.repetition_penalty for sequence in sequences]
-        if any(penalty != 1 for penalty in penalties):
-            token_ids = [sequence.token_ids for sequence in sequences]
-            penalize_repetition(logits, token_ids, torch.tensor(penalties, device=logits.device))
-        for row, sequence in enumerate(sequences):
-            params = sequence.sampling
-            if params.no_repeat_ngram_size or params.min_new_tokens > sequence.num_output_tokens:
-                tokens = forbidden_tokens(params, sequence.token_ids, sequence.num_output_tokens, self.eos_token_ids)
-                logits[row, tokens] = -torch.inf
 
 
 def _decide_greedy(logits: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from batchgen.model import Model
-from batchgen.model.padding import decode_output
+from batchgen.model.stops import decode_output
 from batchgen.proof.inspector.batch import Inspection
 from batchgen.proof.mistakes import generate_as_is, logits_at, pad_right
 from batchgen.records import Batch, RowId

@@ -9,7 +9,8 @@ from typing import Any
 
 from batchgen.errors import InputError
 from batchgen.model import Model, open_model
-from batchgen.model.padding import decode_output, encode, pad
+from batchgen.model.padding import encode, pad
+from batchgen.model.stops import decode_output
 from batchgen.proof.mistakes import generate_as_is
 from batchgen.proof.verify.controls import pick_rows
 from batchgen.proof.verify.facts import ErrorBound, RowCheck

@@ -11,6 +11,7 @@ from batchgen.errors import OutputError, UsageError
 from batchgen.formats.whole import write_json
 from batchgen.model import Checkpoint, open_checkpoint
 from batchgen.model.chat import make_chat
+from batchgen.model.padding import check_named_tokens
 from batchgen.model.weights import choose_dtype, name_of_dtype
 from batchgen.records import RunStats
 from batchgen.runs.ending import Ending, Failures, RanOn, stats_facts
@@ -51,6 +52,7 @@ def execute_on_ray(job: Job, on: OnRay, observer: Observer) -> Ending | None:
     folder = OutputFolder(on.output, job.layout.form)
     _check_folder(folder, on)
     checkpoint = open_checkpoint(job.model.name, revision=job.model.revision, say=observer.say)
+    check_named_tokens(job.sampling, checkpoint.vocab_size)
     with connect(on.address) as cluster:
         size = cluster.choose_size(on.workers, on.cpus, on.gpus)
         folder.make()

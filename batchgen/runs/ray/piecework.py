@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from batchgen.engines import Engine
@@ -12,6 +12,7 @@ from batchgen.formats.reading import ReadOptions
 from batchgen.model import Checkpoint
 from batchgen.model.chat import make_chat
 from batchgen.model.find import Say
+from batchgen.model.stops import watch_stops
 from batchgen.pipeline import Pipeline
 from batchgen.records import ChatOptions, EngineStats, RowId, RunStats, SamplingParams, Sequence, TooLong
 from batchgen.runs.ray.cut import read_part
@@ -42,9 +43,10 @@ class Work:
             chat=make_chat(checkpoint.tokenizer, self.chat, self.chat_templates, say=say),
         )
 
-    def run(self, piece: Piece, pipeline: Pipeline) -> None:
+    def run(self, piece: Piece, pipeline: Pipeline, say: Callable[[str], None] = lambda line: None) -> None:
         """Every row of a piece, in order, into its file."""
         requests = read_part(piece.part, self.sampling, self.reading, piece.start, piece.stop)
+        requests = watch_stops(requests, pipeline.checkpoint, say)
         self.folder.write(piece, pipeline.run(requests), ids=self.ids)
 
     def fail(self, piece: Piece, checkpoint: Checkpoint, reason: str) -> Pipeline:
@@ -80,7 +82,7 @@ class PieceWorker:
         self.pipeline.first_error = None
         failure = None
         try:
-            self.work.run(piece, self.pipeline)
+            self.work.run(piece, self.pipeline, self._said.append)
         except BatchgenError as error:
             failure = error
         return self.outcome(piece, failure)
