@@ -14,11 +14,13 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)  # as `batchgen.__main__` does befo
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
+from types import ModuleType
+from typing import Any, ClassVar
 
 BATCH_ROWS = 64
 STEPS = 4  # of a batch; it may be stopped at each
@@ -34,7 +36,7 @@ sys.modules["torch"] = torch
 
 from batchgen import __main__
 from batchgen.model import Checkpoint, Model
-from batchgen.records import Result, Sequence
+from batchgen.records import EngineStats, Result, Sequence
 from batchgen.runs import equipment, store
 
 
@@ -44,6 +46,7 @@ class Characters:
     eos_token_id = EOS
     vocab_size = EOS + 1
     max_position_embeddings = 1_000_000
+    special_tokens_map: ClassVar[dict[str, str]] = {}
 
     def __call__(self, prompts: list[str], **_: object) -> dict[str, list[list[int]]]:
         return {"input_ids": [[ord(character) for character in prompt] for prompt in prompts]}
@@ -68,36 +71,39 @@ class Device:
 class FakeEngine:
     """Runs a window in batches, the longest rows first; a batch's rows finish from the last to the first."""
 
-    name = "fake"
-    is_busy = False
-    num_batches = decode_work = 0
-    prefill_s = decode_s = 0.0
-
-    def __init__(self, *, on_step: Any, should_stop: Any, num_rows: int | None, **_: object) -> None:
-        self.on_step = on_step
-        self.should_stop = should_stop
+    def __init__(self, num_rows: int | None) -> None:
         self.num_rows = num_rows or BATCH_ROWS
-        self.backoff = SimpleNamespace(
-            limits=SimpleNamespace(first_window=self.num_rows), peak_bytes=0, predicted_bytes=0, measured_bytes=None
-        )
+        self.stats = EngineStats("fake")
+        self._batches: deque[list[Sequence]] = deque()
+        self._steps_left = STEPS  # of the first batch
         self._log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if LOG else None
 
-    def generate(self, windows: Iterable[list[Sequence]]) -> Iterator[Sequence]:
-        for window in windows:
-            yield from (row for row in window if row.is_finished)
-            rows = sorted((row for row in window if not row.is_finished), key=lambda row: -row.num_prompt_tokens)
-            for start in range(0, len(rows), self.num_rows):
-                batch = rows[start : start + self.num_rows]
-                self._run_steps(len(batch))
-                yield from (self._finish(row) for row in reversed(batch))
+    @property
+    def wants_rows(self) -> int:
+        return self.num_rows if self.is_idle else 0
 
-    def _run_steps(self, num_rows: int) -> None:
-        for _ in range(STEPS):
-            if self.should_stop():
-                raise KeyboardInterrupt
-            time.sleep(BATCH_S / STEPS)
-            self.on_step(num_rows)
-        self.num_batches += 1
+    @property
+    def is_idle(self) -> bool:
+        return not self._batches
+
+    def add(self, sequences: Iterable[Sequence]) -> None:
+        rows = sorted(sequences, key=lambda row: -row.num_prompt_tokens)
+        self._batches.extend(rows[start : start + self.num_rows] for start in range(0, len(rows), self.num_rows))
+
+    def step(self) -> list[Sequence]:
+        if self.is_idle:
+            return []
+        time.sleep(BATCH_S / STEPS)
+        self.stats = replace(self.stats, new_tokens=self.stats.new_tokens + len(self._batches[0]))
+        self._steps_left -= 1
+        if self._steps_left:
+            return []
+        self._steps_left = STEPS
+        self.stats = replace(self.stats, batches=self.stats.batches + 1)
+        return [self._finish(row) for row in reversed(self._batches.popleft())]
+
+    def close(self) -> None:
+        self._batches.clear()
 
     def _finish(self, row: Sequence) -> Sequence:
         sampling = row.sampling
@@ -105,7 +111,7 @@ class FakeEngine:
         answer = f"{row.request.prompt} {blake2b(key, digest_size=8).hexdigest()}"
         row.output_ids = [ord(character) for character in answer[: sampling.max_new_tokens]]
         row.finish_reason = "length" if len(answer) > sampling.max_new_tokens else "stop"
-        row.batch_index, row.padded_length = self.num_batches, row.num_prompt_tokens
+        row.batch_index, row.padded_length = self.stats.batches, row.num_prompt_tokens
         if self._log is not None:
             os.write(self._log, f"{os.getpid()} {row.request.index} {time.time()}\n".encode())
         return row
@@ -138,7 +144,7 @@ def commit_by_rows(number: int) -> None:
 
 
 vars(equipment).update(
-    make_engine=lambda model, **options: FakeEngine(**options),
+    make_engine=lambda model, options, **_: FakeEngine(options.batch_size),
     open_checkpoint=open_checkpoint,
     load_model=load_model,
     check_weights=lambda folder: None,
