@@ -5,59 +5,27 @@ An engine knows nothing of files, windows or signals; the loop over it is the pi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from batchgen.engines.choice import KINDS, choose_engine
+from batchgen.engines.protocol import Engine, finish_all
 from batchgen.errors import ModelError
 from batchgen.machine.limits import Bound, PeakMeter, available_bytes, memory_bounds
 from batchgen.machine.speeds import kept_rows
 from batchgen.planning.backoff import Backoff
 from batchgen.planning.kinds import EngineKind
 from batchgen.planning.memory import BatchLimits, budget_bytes
-from batchgen.records import EngineOptions, EngineStats, Sequence
+from batchgen.records import EngineOptions, Sequence
 
 if TYPE_CHECKING:
-    from batchgen.engines.sampling.sampler import OnLogits
+    import torch
+
+    from batchgen.engines.reference.rules import BatchRule
+    from batchgen.engines.sampling.sampler import OnLogits, RecomputeLogits
     from batchgen.model import Model
 
 __all__ = ["Engine", "choose_engine", "finish_all", "make_engine"]
-
-
-class Engine(Protocol):
-    """What the pipeline needs of an engine; a fake one needs no model."""
-
-    def add(self, sequences: Iterable[Sequence]) -> None:
-        """Takes rows, none of them finished. They may come at any time; `wants_rows` says when it makes sense."""
-        ...
-
-    @property
-    def wants_rows(self) -> int:
-        """How many more rows it could use now."""
-        ...
-
-    def step(self) -> list[Sequence]:
-        """One forward, and the rows that it has finished."""
-        ...
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether there is nothing in hand: every row that was added has come out."""
-        ...
-
-    @property
-    def stats(self) -> EngineStats: ...
-
-    def close(self) -> None:
-        """Drops what is in hand."""
-        ...
-
-
-def finish_all(engine: Engine, sequences: Iterable[Sequence]) -> Iterator[Sequence]:
-    """Runs sequences through an engine that has nothing else to do; each comes out when it is finished."""
-    engine.add(sequences)
-    while not engine.is_idle:
-        yield from engine.step()
 
 
 def make_engine(
@@ -80,6 +48,7 @@ def make_engine(
     from batchgen.engines.continuous.slot_model import SlotModel
     from batchgen.engines.reference.engine import ReferenceEngine
     from batchgen.engines.sampling.sampler import Sampler
+    from batchgen.engines.trial.ladder import find_rule
 
     options = options or EngineOptions()
     own = _slots(model, options, num_beams, is_owned, say)
@@ -93,12 +62,28 @@ def make_engine(
         say=say,
     )
     is_exact = options.exact and model.dtype_name == "float32"
-    recompute = model.logits_alone if is_exact else None
     eos_token_ids, tokenizer = model.checkpoint.eos_token_ids, model.checkpoint.tokenizer
-    sampler = Sampler(eos_token_ids, tokenizer, recompute=recompute, on_logits=on_logits)
+
+    def sampler(recompute: RecomputeLogits) -> Sampler:
+        return Sampler(eos_token_ids, tokenizer, recompute=recompute if is_exact else None, on_logits=on_logits)
+
     if own is None:
-        return ReferenceEngine(model, limits, sampler, backoff=backoff)
-    return ContinuousEngine(SlotModel(own), limits, sampler, share=options.share_prefixes, backoff=backoff)
+        rule, reason = find_rule(model)
+        if reason:
+            say(f"{model.checkpoint.name} runs {reason}")
+        return ReferenceEngine(model, limits, sampler(_alone_by(rule, model)), rule=rule, backoff=backoff)
+    return ContinuousEngine(
+        SlotModel(own), limits, sampler(model.logits_alone), share=options.share_prefixes, backoff=backoff
+    )
+
+
+def _alone_by(rule: BatchRule, model: Model) -> RecomputeLogits:
+    """What decides near ties; nothing does for a row whose steps are not what a forward of it all would compute."""
+
+    def recompute(sequence: Sequence) -> torch.Tensor | None:
+        return None if rule.crosses(sequence) else model.logits_alone(sequence)
+
+    return recompute
 
 
 def _slots(

@@ -6,16 +6,16 @@ One small JSON file in the user's cache folder. Only runs that write a file anyw
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import date
-from pathlib import Path
 from typing import Any
 
+from batchgen.machine.kept import keep, read_kept
 from batchgen.records import RunStats
+
+FILE = "speeds"
 
 # A shorter run spends its time on what happens once.
 LEAST_TELLING_S = 2.0
@@ -69,7 +69,7 @@ def read_speed(
 ) -> Speed | None:
     """The last speed of this model on this device in this dtype, with this engine."""
     try:
-        speed = Speed(**_read(_path(environ))[_key(model, device, dtype, engine)])
+        speed = Speed(**read_kept(FILE, environ)[_key(model, device, dtype, engine)])
         return speed if min(speed.prefill_per_s, speed.decode_per_s) > 0 else None
     except (KeyError, TypeError):
         return None
@@ -79,7 +79,7 @@ def write_speed(
     speed: Speed, model: str, device: str, dtype: str, engine: str, environ: Mapping[str, str] = os.environ
 ) -> None:
     """Remembers a speed, in place of the last one of its kind."""
-    _write({_key(model, device, dtype, engine): asdict(speed)}, environ)
+    keep(FILE, {_key(model, device, dtype, engine): asdict(speed)}, environ)
 
 
 def kept_rows(model: str, device: str, dtype: str, environ: Mapping[str, str] = os.environ) -> int | None:
@@ -95,7 +95,7 @@ def write_settings(
     settings: Settings, model: str, device: str, dtype: str, environ: Mapping[str, str] = os.environ
 ) -> None:
     """Remembers settings, in place of the last ones of their kind."""
-    _write({SETTINGS: _part(SETTINGS, environ) | {_key(model, device, dtype): asdict(settings)}}, environ)
+    keep(FILE, {SETTINGS: _part(SETTINGS, environ) | {_key(model, device, dtype): asdict(settings)}}, environ)
 
 
 def read_gain(device: str, environ: Mapping[str, str] = os.environ) -> KeptGain | None:
@@ -109,37 +109,13 @@ def read_gain(device: str, environ: Mapping[str, str] = os.environ) -> KeptGain 
 
 def write_gain(gain: KeptGain, device: str, environ: Mapping[str, str] = os.environ) -> None:
     """Remembers bfloat16's gain, in place of the last one."""
-    _write({GAINS: _part(GAINS, environ) | {device: asdict(gain)}}, environ)
+    keep(FILE, {GAINS: _part(GAINS, environ) | {device: asdict(gain)}}, environ)
 
 
 def _part(name: str, environ: Mapping[str, str]) -> dict[str, Any]:
-    part = _read(_path(environ)).get(name)
+    part = read_kept(FILE, environ).get(name)
     return part if isinstance(part, dict) else {}
-
-
-def _write(entries: dict[str, Any], environ: Mapping[str, str]) -> None:
-    path = _path(environ)
-    speeds = _read(path) | entries
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}")
-        partial.write_text(json.dumps(speeds, indent=1), encoding="utf-8")
-        partial.replace(path)
-
-
-def _path(environ: Mapping[str, str]) -> Path:
-    """By the XDG base directory specification."""
-    folder = environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME", "~")).expanduser() / ".cache"
-    return Path(folder) / "batchgen" / "speeds.json"
 
 
 def _key(*words: str) -> str:
     return " ".join(words)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        speeds = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return speeds if isinstance(speeds, dict) else {}

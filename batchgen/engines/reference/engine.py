@@ -7,7 +7,7 @@ count and a row's tokens do not depend on its batch.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from batchgen.engines.reference.paused import PausedCall
 from batchgen.engines.reference.processors import BeamPenalties, Choice, Finished
 from batchgen.engines.reference.queue import BatchQueue
+from batchgen.engines.reference.rules import BatchRule, Mixing
 from batchgen.engines.reference.schedule import first_window
 from batchgen.engines.sampling.sampler import Sampler
 from batchgen.errors import failures_in_one_line, is_out_of_memory
@@ -40,8 +41,17 @@ class _Running:
 class ReferenceEngine:
     """Runs sequences in planned batches. A step is one forward; a batch that does not fit runs again in halves."""
 
-    def __init__(self, model: Model, limits: BatchLimits, sampler: Sampler, *, backoff: Backoff | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        limits: BatchLimits,
+        sampler: Sampler,
+        *,
+        rule: BatchRule | None = None,
+        backoff: Backoff | None = None,
+    ) -> None:
         self.model = model
+        self.rule = rule or BatchRule(Mixing.padded, model.checkpoint.pad_token_id)
         self.sampler = sampler
         self._backoff = backoff or Backoff(limits)
         self._first_window = first_window(limits)
@@ -77,11 +87,14 @@ class ReferenceEngine:
         )
 
     def add(self, sequences: Iterable[Sequence]) -> None:
-        """Queues rows in batches of those that may make equally many tokens: `generate` steps a finished row on."""
-        by_length: dict[int, list[Sequence]] = {}
+        """Queues rows in batches of those that the rule lets share one, and that may make equally many tokens.
+
+        `generate` steps a finished row on, to the last one's end.
+        """
+        groups: dict[Hashable, list[Sequence]] = {}
         for sequence in sequences:
-            by_length.setdefault(sequence.sampling.max_new_tokens, []).append(sequence)
-        for alike in by_length.values():
+            groups.setdefault((sequence.sampling.max_new_tokens, self.rule.key(sequence)), []).append(sequence)
+        for alike in groups.values():
             self._queue.add(plan_batches(alike, self._backoff.limits))
 
     def step(self) -> list[Sequence]:
@@ -133,7 +146,7 @@ class ReferenceEngine:
     # In the call's thread.
 
     def _generate(self, rows: list[Sequence], pause: Callable[[], None]) -> None:
-        batch = pad(rows, self.model.checkpoint.pad_token_id)
+        batch = pad(rows, self.rule.pad_token_id)
         for sequence in rows:
             sequence.batch_index, sequence.padded_length = self._batches, batch.input_ids.shape[1]
         rows_columns = "in a batch of {} rows of {} columns".format(*batch.input_ids.shape)

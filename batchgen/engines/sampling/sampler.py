@@ -26,7 +26,8 @@ GREEDY_MARGIN = 1e-3
 
 TOP_BLOCK = 128  # logits; the blocks' maxima are then about as many as a block has logits
 
-RecomputeLogits = Callable[[Sequence], torch.Tensor]
+# A row's logits `[V]` from a forward of its own; None where there is no such thing.
+RecomputeLogits = Callable[[Sequence], torch.Tensor | None]
 # Told the logits `[B, V]` of the rows that are about to get a token, before anything is done to them.
 OnLogits = Callable[[torch.Tensor, Rows[Sequence]], None]
 
@@ -128,8 +129,9 @@ class Sampler:
         tokens: list[int | None] = []
         for sequence, (token, is_close, is_broken) in zip(sequences, self._decide(logits, sequences), strict=True):
             if self.recompute and is_close and not is_broken and not sequence.is_finished:
-                alone = self.recompute(sequence)[None].float()  # [1, V]
-                [(token, _, is_broken)] = self._decide(alone, [sequence])
+                alone = self.recompute(sequence)
+                if alone is not None:
+                    [(token, _, is_broken)] = self._decide(alone[None].float(), [sequence])
             tokens.append(None if is_broken else token)
         return tokens
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # that is mostly the rounding of weights and activations, alike in any shape; in float32 it is the order of the sums,
 # which other kernels choose otherwise. A wrong mask or position moves logits a thousand times as far.
 SAFETY, SAFETY_16_BIT = 30.0, 4.0
+# In float32 never more than this part of the largest logit, whatever a batch of copies does to it.
+MOST_ROUNDING = 1e-3
 LEAST_ULPS = 4  # where less was measured than so many roundings of the largest logit
 ERROR_ROWS = 4  # on which the error is measured
 COPIES = 4  # of a row in a batch, so that its products have another shape
@@ -94,4 +96,5 @@ def measure_error(oracle: Oracle, model: Model, sequences: Rows[Sequence]) -> Er
         largest = max(largest, expected.abs().max().item())
     is_float32 = model.dtype == torch.float32
     floor = LEAST_ULPS * torch.finfo(model.dtype).eps * largest
-    return ErrorBound(measured, max((SAFETY if is_float32 else SAFETY_16_BIT) * measured, floor))
+    allowed = max((SAFETY if is_float32 else SAFETY_16_BIT) * measured, floor)
+    return ErrorBound(measured, min(allowed, MOST_ROUNDING * largest) if is_float32 else allowed)

@@ -1,0 +1,92 @@
+"""The ladder: from the fastest way to run a model that holds on it, down to one row at a time, which always does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from batchgen.engines.continuous.engine import ContinuousEngine
+from batchgen.engines.continuous.memory import SlotMemory
+from batchgen.engines.continuous.slot_model import SlotModel
+from batchgen.engines.reference.engine import ReferenceEngine
+from batchgen.engines.reference.memory import BatchMemory
+from batchgen.engines.reference.rules import BatchRule, Mixing, short_limit
+from batchgen.engines.sampling.sampler import Sampler
+from batchgen.engines.trial.rows import Watched, stray, trial_rows
+from batchgen.engines.trial.verdicts import keep_verdict, read_verdict
+from batchgen.model.footprint import footprint_of
+from batchgen.planning.memory import BatchLimits
+
+if TYPE_CHECKING:
+    from batchgen.engines.protocol import Engine
+    from batchgen.model import Model
+    from batchgen.records import Sequence
+
+RIGHT, WRONG = "right", "wrong"
+PLENTY_BYTES = 1 << 60
+
+
+def slots_hold(model: Model, own: Model) -> bool:
+    """Whether rows in slots on the network `own` get what the model gives them alone."""
+    verdict = read_verdict(model, "continuous")
+    if verdict is None:
+        verdict = RIGHT if _stray_of_slots(model, own) <= 1 else WRONG
+        keep_verdict(model, "continuous", verdict)
+    return verdict == RIGHT
+
+
+def find_rule(model: Model) -> tuple[BatchRule, str]:
+    """How rows may share a batch of `reference`; and in a few words what other ways do to them, if any is wrong."""
+    verdict = read_verdict(model, "reference")
+    if verdict not in set(Mixing):
+        verdict = next((rule.mixing for rule in _rungs(model) if _holds(model, rule)), Mixing.alone)
+        keep_verdict(model, "reference", verdict)
+    mixing = Mixing(verdict)
+    rule = next(rule for rule in _rungs(model) if rule.mixing is mixing)
+    if mixing is Mixing.padded:
+        return rule, ""
+    return rule, f"{mixing}: in other batches its rows get other logits than alone"
+
+
+def _rungs(model: Model) -> Iterator[BatchRule]:
+    checkpoint = model.checkpoint
+    pad, limit = checkpoint.pad_token_id, short_limit(checkpoint.config)
+    own = getattr(checkpoint.config.get_text_config(), "pad_token_id", None)
+    own_pad = own if isinstance(own, int) and 0 <= own < checkpoint.vocab_size else pad
+    yield BatchRule(Mixing.padded, pad, limit)
+    yield BatchRule(Mixing.own_pad, own_pad, limit)
+    yield BatchRule(Mixing.equal_lengths, pad, limit)
+    yield BatchRule(Mixing.alone, pad, limit)
+
+
+def _holds(model: Model, rule: BatchRule) -> bool:
+    if rule.mixing is Mixing.alone:
+        return True
+    if rule.mixing is Mixing.own_pad and rule.pad_token_id == model.checkpoint.pad_token_id:
+        return False  # the rung above
+    rows, watched = _rows_within(model, rule.short_limit), Watched()
+    limits = BatchLimits(BatchMemory(footprint_of(model.checkpoint.config, model.dtype)), PLENTY_BYTES, 64, len(rows))
+    sampler = Sampler([], on_logits=watched.on_logits)
+    return _stray(ReferenceEngine(model, limits, sampler, rule=rule), watched, rows, model) <= 1
+
+
+def _stray_of_slots(model: Model, own: Model) -> float:
+    rows, watched = _rows_within(model, None), Watched()
+    limits = BatchLimits(SlotMemory(footprint_of(model.checkpoint.config, model.dtype)), PLENTY_BYTES, 64, len(rows))
+    sampler = Sampler([], on_logits=watched.on_logits)
+    return _stray(ContinuousEngine(SlotModel(own), limits, sampler), watched, rows, model)
+
+
+def _rows_within(model: Model, limit: int | None) -> list[Sequence]:
+    """The trial's rows; of those that grow over a limit of the model what they do there is their family's affair."""
+    rows = trial_rows(model.checkpoint)
+    return [row for row in rows if limit is None or row.num_prompt_tokens + row.sampling.max_new_tokens <= limit]
+
+
+def _stray(engine: Engine, watched: Watched, rows: list[Sequence], model: Model) -> float:
+    """As `rows.stray`; infinite for an engine that an architecture trips over, or where there is nothing to try."""
+    if rows:
+        with suppress(Exception):
+            return stray(engine, watched, rows, model)
+    return float("inf")

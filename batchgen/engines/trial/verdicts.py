@@ -1,0 +1,48 @@
+"""What was found of a model on this machine, kept by all that it depends on."""
+
+from __future__ import annotations
+
+import json
+import platform
+from hashlib import blake2b
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from batchgen.machine.kept import keep, read_kept
+from batchgen.machine.limits import cpu_name
+
+if TYPE_CHECKING:
+    from batchgen.model import Model
+
+FILE = "trials"
+TRIALS = 1  # other texts, lengths or tolerances make other verdicts
+MOST_KEPT = 500
+
+
+def read_verdict(model: Model, engine: str) -> str | None:
+    """What the last trial of this engine said; None where there was none with the same files, versions and machine."""
+    verdict = read_kept(FILE).get(_key(model, engine))
+    return verdict if isinstance(verdict, str) else None
+
+
+def keep_verdict(model: Model, engine: str, verdict: str) -> None:
+    if len(read_kept(FILE)) < MOST_KEPT:
+        keep(FILE, {_key(model, engine): verdict})
+
+
+def _key(model: Model, engine: str) -> str:
+    import torch
+
+    folder = model.checkpoint.folder
+    files = [*folder.glob("*.safetensors"), folder / "config.json", *folder.glob("tokenizer*")]
+    status = [(file.name, *_size_and_time(file)) for file in sorted(files) if file.is_file()]
+    depends_on = [
+        TRIALS, engine, str(folder.resolve()), status, str(model.device), model.dtype_name, torch.get_num_threads(),
+        version("torch"), version("transformers"), cpu_name(), platform.machine(),
+    ]  # fmt: skip
+    return blake2b(json.dumps(depends_on).encode(), digest_size=16).hexdigest()
+
+
+def _size_and_time(file: object) -> tuple[int, int]:
+    status = file.stat()  # type: ignore[attr-defined]
+    return status.st_size, status.st_mtime_ns
