@@ -53,6 +53,8 @@ LATE = {
     "engines.sampling.draws",
     "engines.sampling.penalties",
     "engines.sampling.sampler",
+    "engines.trial.rows",
+    "engines.trial.widened",
     "proof.inspector.attention",
     "proof.inspector.watch",
     "proof.inspector.whole",

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
@@ -11,7 +11,7 @@ from batchgen import Model, Result
 from batchgen.model import Checkpoint
 from batchgen.model.padding import encode
 from batchgen.pipeline import InOrder, Pipeline
-from batchgen.records import Request, Sequence
+from batchgen.records import EngineStats, Request, Sequence
 from tests.support.engines import FakeEngine
 from tests.support.rows import RAIN, requests_of
 
@@ -37,33 +37,56 @@ def test_rows_in_are_rows_out(checkpoint: Checkpoint, fake_engine: FakeEngine) -
 def test_windows_double(checkpoint: Checkpoint) -> None:
     engine = FakeEngine(first_window=4)
     run(checkpoint, engine, ["a"] * 28)
-    assert engine.windows == [4, 8, 16]
+    assert [rows for rows in engine.windows if rows] == [4, 8, 16]
 
 
 def test_only_what_can_run_is_run(checkpoint: Checkpoint, fake_engine: FakeEngine) -> None:
     run(checkpoint, fake_engine, ["", "a", ""])
-    assert fake_engine.windows == [1]
+    assert sum(fake_engine.windows) == 1
 
 
-def test_an_engine_that_is_busy_gets_what_has_arrived(checkpoint: Checkpoint) -> None:
-    asked = threading.Event()
+def test_an_engine_that_is_busy_is_not_kept_waiting_for_input(checkpoint: Checkpoint) -> None:
+    came_empty = threading.Event()
 
     class BusyEngine(FakeEngine):
-        @property
-        def is_busy(self) -> bool:  # type: ignore[override]
-            if self.windows:
-                asked.set()
-            return len(self.windows) == 1
+        wants_rows = 1
+
+        def add(self, sequences: Iterable[Sequence]) -> None:
+            super().add(sequences)
+            if len(self.windows) == 2:
+                came_empty.set()
+
+        def step(self) -> list[Sequence]:
+            return super().step() if came_empty.is_set() else []
 
     def requests() -> Iterator[Request]:
         first, last = requests_of(["one", "two"])
         yield first
-        assert asked.wait(10)
+        assert came_empty.wait(10)
         yield last
 
-    engine = BusyEngine(first_window=1)
-    assert [r.text for r in Pipeline(checkpoint, engine).run(requests())] == ["one", "two"]
-    assert engine.windows == [1, 0, 1]
+    assert [r.text for r in Pipeline(checkpoint, BusyEngine()).run(requests())] == ["one", "two"]
+
+
+def test_every_step_is_told_with_its_tokens(checkpoint: Checkpoint) -> None:
+    told: list[int] = []
+    results = run(checkpoint, FakeEngine(first_window=1), [*RAIN, ""], on_step=told.append)
+    assert len(told) == 2  # windows of one row and of two
+    assert sum(told) == sum(r.num_output_tokens for r in results)
+
+
+def test_a_stop_comes_before_a_step_and_closes_the_engine(checkpoint: Checkpoint, fake_engine: FakeEngine) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint, fake_engine, RAIN, should_stop=lambda: True)
+    assert (fake_engine.stats.new_tokens, fake_engine.is_closed) == (0, True)
+
+
+def test_whoever_stops_taking_results_closes_the_engine(checkpoint: Checkpoint, fake_engine: FakeEngine) -> None:
+    results = Pipeline(checkpoint, fake_engine).run(requests_of(RAIN))
+    next(results)
+    assert not fake_engine.is_closed
+    results.close()  # type: ignore[attr-defined]
+    assert fake_engine.is_closed
 
 
 def test_rows_leave_in_order_however_they_finish() -> None:
@@ -97,7 +120,15 @@ def test_stats_add_up(checkpoint: Checkpoint, fake_engine: FakeEngine) -> None:
     stats = pipeline.stats()
     assert (stats.rows, stats.errors, stats.blank_lines, stats.batches) == (4, 1, 1, 1)
     assert (stats.prompt_tokens, stats.output_tokens, stats.pad_tokens) == (16, 16, 0)
-    assert stats.peak_bytes > 0
+
+
+def test_stats_of_the_engine_are_passed_on(checkpoint: Checkpoint) -> None:
+    class MeasuredEngine(FakeEngine):
+        stats = EngineStats("fake", 3, 40, 1.5, 2.5, 90, 5, peak_bytes=700, predicted_bytes=60, measured_bytes=50)
+
+    stats = Pipeline(checkpoint, MeasuredEngine()).stats()
+    assert (stats.batches, stats.prefill_s, stats.decode_s, stats.decode_work) == (3, 1.5, 2.5, 90)
+    assert (stats.peak_bytes, stats.predicted_batch_bytes, stats.measured_batch_bytes) == (700, 60, 50)
 
 
 def test_the_first_error_is_kept(checkpoint: Checkpoint, fake_engine: FakeEngine) -> None:

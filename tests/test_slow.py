@@ -14,13 +14,13 @@ import pytest
 
 import batchgen
 from batchgen import Model
-from batchgen.engines import ENGINES
-from batchgen.model import Checkpoint, open_model
+from batchgen.engines.choice import KINDS
+from batchgen.model import Checkpoint
 from batchgen.pipeline import Pipeline
 from batchgen.planning.forecast import forecast
-from batchgen.planning.memory import BatchLimits
+from batchgen.planning.kinds import EngineKind
 from batchgen.records import Request
-from tests.support.engines import FakeEngine
+from tests.support.engines import FOOTPRINT, FakeEngine
 from tests.support.models import generate_alone
 from tests.support.results import output_ids
 from tests.support.rows import ragged_prompts, requests_of
@@ -28,11 +28,10 @@ from tests.support.rows import ragged_prompts, requests_of
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("engine", ENGINES[1:])
+@pytest.mark.parametrize("engine", KINDS)
 def test_five_hundred_rows_equal_unpadded_generate_at_every_batch_size(bundled: Model, engine: str) -> None:
     prompts = ragged_prompts(500, seed=8, longest=120)
-    untouched = open_model("bundled", device="cpu")  # an engine may have changed the other's layers
-    alone = [generate_alone(untouched, prompt, max_new_tokens=20) for prompt in prompts]
+    alone = [generate_alone(bundled, prompt, max_new_tokens=20) for prompt in prompts]
     for batch_size in (1, 7, 32, "auto"):
         order = random.Random(0).sample(range(500), 500)
         shuffled = [prompts[i] for i in order]
@@ -40,7 +39,7 @@ def test_five_hundred_rows_equal_unpadded_generate_at_every_batch_size(bundled: 
         assert dict(zip(order, output_ids(results), strict=True)) == dict(enumerate(alone))
 
 
-@pytest.mark.parametrize("engine", ENGINES[1:])
+@pytest.mark.parametrize("engine", KINDS)
 @pytest.mark.parametrize("options", [{"top_k": 50}, {"top_p": 0.95}, {}, {"min_p": 0.02}], ids=str)
 def test_two_hundred_sampled_rows_are_the_same_at_every_batch_size(
     bundled: Model, options: dict[str, float], engine: str
@@ -69,8 +68,8 @@ def test_memory_is_flat_over_many_rows(checkpoint: Checkpoint) -> None:
     assert resident_bytes() - before < 50 << 20
 
 
-@pytest.mark.parametrize("has_slots", [False, True])
-def test_a_plan_s_memory_is_flat_over_many_rows(checkpoint: Checkpoint, has_slots: bool) -> None:
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_a_plan_s_memory_is_flat_over_many_rows(checkpoint: Checkpoint, kind: EngineKind) -> None:
     resident: list[int] = []
 
     def requests() -> Iterator[Request]:
@@ -79,8 +78,8 @@ def test_a_plan_s_memory_is_flat_over_many_rows(checkpoint: Checkpoint, has_slot
                 resident.append(psutil.Process().memory_info().rss)
             yield from requests_of(f"prompt {start} {i}" for i in range(2_000))
 
-    limits = BatchLimits(FakeEngine().backoff.limits.footprint, 1 << 40, 64, has_slots=has_slots)
-    assert forecast(checkpoint, requests(), limits).rows == 200_000
+    limits = kind.limits(FOOTPRINT, "cpu", 1 << 40)
+    assert forecast(checkpoint, requests(), limits, kind).rows == 200_000
     assert resident[1] - resident[0] < 50 << 20
 
 

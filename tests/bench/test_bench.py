@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import subprocess
 import sys
@@ -28,10 +27,11 @@ from batchgen.bench.sweep import MOST_RUNS, NoMemoryError, sweep
 from batchgen.bench.workload import differing_share, make_rows, ragged_lengths, word_rows
 from batchgen.cli import app
 from batchgen.cli.bench import parse_rows
-from batchgen.engines import make_engine
+from batchgen.engines import finish_all, make_engine
 from batchgen.errors import ModelError, UsageError
 from batchgen.machine.speeds import kept_rows, read_gain, read_speed
 from batchgen.model import Checkpoint, Model
+from batchgen.records import EngineOptions
 from batchgen.render.bench import print_report, round_up
 from tests.support.processes import PATIENCE_S
 
@@ -100,8 +100,8 @@ def test_ragged_lengths_have_the_same_spread_however_few(num_rows: int) -> None:
 def test_rows_end_where_the_workload_says_on_every_engine(bundled: Model, engine: str) -> None:
     rows = make_rows("ragged", 2, 3, bundled.checkpoint)
     endless = replace(bundled, checkpoint=replace(bundled.checkpoint, eos_token_ids=frozenset()))
-    model = endless if engine == "reference" else replace(endless, network=copy.deepcopy(bundled.network))
-    assert len(list(make_engine(model, name=engine, num_rows=2).generate(iter([rows])))) == len(rows)
+    runs = make_engine(endless, EngineOptions(engine, batch_size=2))
+    assert len(list(finish_all(runs, rows))) == len(rows)
     assert [row.num_output_tokens for row in rows] == [end for _, end in ragged_lengths(len(rows), 3)]
 
 
@@ -307,9 +307,8 @@ def test_a_sweep_cut_short_is_not_kept(tmp_path: Path) -> None:
 def test_auto_takes_the_kept_rows(bundled: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     keep(replace(measured(seconds=600.0), model="bundled"))
-    own = replace(bundled, network=copy.deepcopy(bundled.network))
-    assert make_engine(own, name="continuous").backoff.limits.most_rows == 64
-    assert make_engine(own, name="continuous", num_rows=5).backoff.limits.num_rows == 5
+    assert make_engine(bundled, EngineOptions("continuous")).wants_rows == 64
+    assert make_engine(bundled, EngineOptions("continuous", batch_size=5)).wants_rows == 5
 
 
 # The screen.

@@ -18,7 +18,7 @@ from batchgen.errors import InputError
 from batchgen.formats.reading import UTF8_BOM, ReadOptions, Source, count_rows, find_sources, read_requests
 from batchgen.formats.templates import Template
 from batchgen.formats.writing import to_json
-from batchgen.planning.batches import windows
+from batchgen.planning.windows import Windows
 from batchgen.records import Request, SamplingParams
 
 # Each of these ends a line for str.splitlines(), and none does here.
@@ -217,8 +217,8 @@ def test_the_error_of_a_lone_surrogate_names_file_and_line(tmp_path: Path) -> No
 def test_a_row_is_too_deep_to_read_or_can_be_written(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(nested(depth) + "\n" for depth in range(900, 1000)))
-    in_a_thread = windows(read_requests([Source("rows", path)]), first=100)
-    for request in chain.from_iterable(in_a_thread):
+    in_a_thread = Windows(read_requests([Source("rows", path)]), first=100)
+    for request in chain.from_iterable(iter(in_a_thread.take, None)):
         assert request.error or to_json({"metadata": request.metadata})
 
 

@@ -19,9 +19,9 @@ from batchgen.model import Checkpoint
 from batchgen.proof.inspector import Heads, Inspection, inspect_batch, inspect_masks, parse_heads
 from batchgen.proof.inspector.attention import inspect_attention
 from batchgen.proof.inspector.sides import compare_sides
-from batchgen.proof.inspector.watch import Seen, eager, watch_attention
+from batchgen.proof.inspector.watch import Seen, watch_attention
 from batchgen.proof.inspector.whole import fold_left, inspect_all
-from batchgen.records import Batch
+from batchgen.records import Batch, EngineOptions
 from tests.support.command import failure, invoke
 from tests.support.models import ARCHITECTURES, EOS, generate_alone
 from tests.support.rows import RAIN, requests_of
@@ -88,8 +88,9 @@ def test_infinity_would_reach_the_tokens(bundled: Model) -> None:
     batch = batch_of(bundled)
     visible = torch.tensor(inspect_masks(bundled.checkpoint.config, batch).visible)
     mask = torch.zeros(visible.shape).masked_fill(~visible, -torch.inf)[:, None]  # [B, 1, T, T]
-    with eager(bundled), torch.inference_mode():
-        logits = bundled.network(batch.input_ids, attention_mask=mask, position_ids=batch.position_ids).logits
+    network = bundled.on_same_weights("eager").network
+    with torch.inference_mode():
+        logits = network(batch.input_ids, attention_mask=mask, position_ids=batch.position_ids).logits
     assert logits[:, -1].isnan().any(-1).tolist() == [True, False, True]  # all but the row without pads
 
 
@@ -103,8 +104,9 @@ def test_weights_are_those_of_the_models_own_eager_attention(tiny_models: dict[s
     seen: list[Seen] = []
     watch_attention(model, batch, seen.append)
     inputs = model.inputs(batch.input_ids, batch.attention_mask, batch.position_ids)
-    with eager(model), torch.inference_mode():
-        attentions = model.network(**inputs, output_attentions=True).attentions
+    network = model.on_same_weights("eager").network
+    with torch.inference_mode():
+        attentions = network(**inputs, output_attentions=True).attentions
     assert len(seen) == len(attentions) == 2
     for layer, weights in zip(seen, attentions, strict=True):
         assert torch.allclose(layer.weights, weights, atol=1e-6)
@@ -150,23 +152,21 @@ def test_a_pads_own_query_weighs_every_column_alike(bundled: Model) -> None:
     assert row.weights == [1 / 8] * 8
 
 
-def test_the_model_keeps_its_own_attention(bundled: Model, tiny_models: dict[str, Model]) -> None:
+def test_the_model_keeps_its_own_attention(tiny_models: dict[str, Model]) -> None:
     model = tiny_models["gpt2"]
-    make_engine(model, name="continuous")
     before = model.network.config._attn_implementation
+    make_engine(model, EngineOptions("continuous"))
     watch_attention(model, batch_of(model), lambda seen: None)
-    assert model.network.config._attn_implementation == before
+    assert model.network.config._attn_implementation == before != "eager"
 
 
 def test_an_attention_that_adds_no_mask_is_refused(bundled: Model) -> None:
-    class Opaque:
+    class Opaque(torch.nn.Module):
         config = SimpleNamespace(_attn_implementation="own")
 
         def set_attn_implementation(self, name: str) -> None: ...
 
-        def forward(self, **inputs: Any) -> Any: ...
-
-        def __call__(self, **inputs: Any) -> Any:
+        def forward(self, **inputs: Any) -> Any:
             return SimpleNamespace(logits=torch.zeros(3, 1, 8))
 
     with pytest.raises(ModelError, match="cannot be watched: it adds no mask"):

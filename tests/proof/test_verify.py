@@ -37,7 +37,7 @@ from batchgen.proof.verify import (
 )
 from batchgen.proof.verify.facts import DifferenceBin, histogram
 from batchgen.proof.verify.rows import Departure, find_departure, verdict_of
-from batchgen.records import Sequence
+from batchgen.records import EngineOptions, Sequence
 from batchgen.text import short_number
 from tests.support.command import invoke
 from tests.support.engines import FakeEngine
@@ -50,7 +50,7 @@ BOUND = ErrorBound(1e-5, 1e-4)
 
 @pytest.fixture
 def model_named(folders: dict[str, Path], checkpoint: Checkpoint) -> Callable[[str], Model]:
-    """A fresh random model, since engines change theirs in place."""
+    """A random model of its own, so that no engine can touch the oracle's."""
 
     def make(name: str) -> Model:
         return open_model(str(folders[name]), device="cpu") if name in folders else model_of(QWEN2, checkpoint)
@@ -66,16 +66,15 @@ def oracle() -> Oracle:
 def verify(model: Model, oracle: Oracle, **options: Any) -> tuple[VerifyReport, list[Sequence]]:
     """Verifies the prompts, five rows at a time."""
     requests = requests_of(PROMPTS, max_new_tokens=3)
-    return verify_rows(
-        model, oracle, requests, lambda on_logits: make_engine(model, num_rows=5, on_logits=on_logits, **options)
-    )
+    chosen = EngineOptions(batch_size=5, **options)
+    return verify_rows(model, oracle, requests, lambda on_logits: make_engine(model, chosen, on_logits=on_logits))
 
 
 def check(model: Model, oracle: Oracle, plant: Callable[[Engine], None], **options: Any) -> list[RowCheck]:
     """Checks an engine that somebody has tampered with."""
     recorder, rows = LogitRecorder(), encoded(PROMPTS, model, max_new_tokens=3)
     bound = measure_error(oracle, oracle.model, pick_rows(rows, 4))
-    engine = make_engine(model, num_rows=4, on_logits=recorder.on_logits, **options)
+    engine = make_engine(model, EngineOptions(batch_size=4, **options), on_logits=recorder.on_logits)
     plant(engine)
     return list(check_engine(engine, recorder, oracle, rows, bound))
 
@@ -92,7 +91,7 @@ def check(model: Model, oracle: Oracle, plant: Callable[[Engine], None], **optio
 )
 def test_batches_change_nothing(model_named: Callable[[str], Model], architecture: str, engine: str) -> None:
     oracle = Oracle(model_named(architecture))
-    report, failed = verify(model_named(architecture), oracle, name=engine)
+    report, failed = verify(model_named(architecture), oracle, engine=engine)
     assert (report.engine, failed, report.most_rows) == (engine, [], 5)
     assert report.count("identical") == len(PROMPTS)
     assert 0 < report.max_difference < report.bound.allowed < 1e-2
@@ -149,7 +148,7 @@ def plant_in(kind: type[Model]) -> Callable[[Engine], None]:
 @pytest.mark.parametrize("engine", ["reference", "continuous"])
 def test_a_planted_mistake_is_a_bug_in_every_padded_row(oracle: Oracle, engine: str, mistake: type[Model]) -> None:
     model = open_model("bundled", device="cpu")
-    checks = check(model, oracle, plant_in(mistake), name=engine, exact=False)
+    checks = check(model, oracle, plant_in(mistake), engine=engine, exact=False)
     assert len(checks) == len(PROMPTS)
     for row in checks:
         if row.differences:  # not answered with another row's tokens
@@ -162,10 +161,10 @@ def test_a_mistake_that_changes_no_token_is_still_a_bug(oracle: Oracle) -> None:
 
     def plant(engine: Engine) -> None:
         assert isinstance(engine, ReferenceEngine)
-        record = engine.on_logits
-        engine.on_logits = lambda logits, rows: record(logits + 0.01, rows)
+        record = engine.sampler.on_logits
+        engine.sampler.on_logits = lambda logits, rows: record(logits + 0.01, rows)
 
-    checks = check(model, oracle, plant, name="reference")
+    checks = check(model, oracle, plant, engine="reference")
     assert all(row.tokens_equal and row.verdict == "bug" for row in checks)
 
 
