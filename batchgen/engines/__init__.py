@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from batchgen.engines.reference.rules import BatchRule
-    from batchgen.engines.sampling.sampler import OnLogits, RecomputeLogits
+    from batchgen.engines.sampling.sampler import OnLogits, RecomputeLogits, Sampler
     from batchgen.model import Model
 
 __all__ = ["Engine", "choose_engine", "finish_all", "make_engine"]
@@ -44,37 +44,42 @@ def make_engine(
     `is_owned` by this engine alone lets its weights go where the engine keeps them in another layout. `say` is told
     each time that memory ran out, `on_logits` the logits of each step before anything is decided.
     """
-    from batchgen.engines.continuous.engine import ContinuousEngine
-    from batchgen.engines.continuous.slot_model import SlotModel
-    from batchgen.engines.reference.engine import ReferenceEngine
     from batchgen.engines.sampling.sampler import Sampler
-    from batchgen.engines.trial.ladder import find_rule
 
     options = options or EngineOptions()
     own = _slots(model, options, num_beams, is_owned, say)
-    limits = _limits(model, options, KINDS["continuous" if own else "reference"])
     backoff = Backoff(
-        limits,
+        _limits(model, options, KINDS["continuous" if own else "reference"]),
         budget=lambda: _room_bytes(model, options),
         wall=lambda: _wall_bytes(memory_bounds(model.device, options.memory)),
         reuse_blocks=reuse_blocks,
         meter=PeakMeter(model.device),
         say=say,
     )
+    sampler = Sampler(model.checkpoint.eos_token_ids, model.checkpoint.tokenizer, on_logits=on_logits)
     is_exact = options.exact and model.dtype_name == "float32"
-    eos_token_ids, tokenizer = model.checkpoint.eos_token_ids, model.checkpoint.tokenizer
-
-    def sampler(recompute: RecomputeLogits) -> Sampler:
-        return Sampler(eos_token_ids, tokenizer, recompute=recompute if is_exact else None, on_logits=on_logits)
-
     if own is None:
-        rule, reason = find_rule(model)
-        if reason:
-            say(f"{model.checkpoint.name} runs {reason}")
-        return ReferenceEngine(model, limits, sampler(_alone_by(rule, model)), rule=rule, backoff=backoff)
-    return ContinuousEngine(
-        SlotModel(own), limits, sampler(model.logits_alone), share=options.share_prefixes, backoff=backoff
-    )
+        return _reference(model, sampler, backoff, is_exact, say)
+    sampler.recompute = model.logits_alone if is_exact else None
+    return _continuous(own, sampler, backoff, options)
+
+
+def _continuous(own: Model, sampler: Sampler, backoff: Backoff, options: EngineOptions) -> Engine:
+    from batchgen.engines.continuous.engine import ContinuousEngine
+    from batchgen.engines.continuous.slot_model import SlotModel
+
+    return ContinuousEngine(SlotModel(own), backoff.limits, sampler, share=options.share_prefixes, backoff=backoff)
+
+
+def _reference(model: Model, sampler: Sampler, backoff: Backoff, is_exact: bool, say: Callable[[str], None]) -> Engine:
+    from batchgen.engines.reference.engine import ReferenceEngine
+    from batchgen.engines.trial.ladder import find_rule
+
+    rule, reason = find_rule(model)
+    if reason:
+        say(f"{model.checkpoint.name} runs {reason}")
+    sampler.recompute = _alone_by(rule, model) if is_exact else None
+    return ReferenceEngine(model, backoff.limits, sampler, rule=rule, backoff=backoff)
 
 
 def _alone_by(rule: BatchRule, model: Model) -> RecomputeLogits:

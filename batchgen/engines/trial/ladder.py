@@ -6,20 +6,15 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from batchgen.engines.continuous.engine import ContinuousEngine
 from batchgen.engines.continuous.memory import SlotMemory
-from batchgen.engines.continuous.slot_model import SlotModel
-from batchgen.engines.reference.engine import ReferenceEngine
 from batchgen.engines.reference.memory import BatchMemory
 from batchgen.engines.reference.rules import BatchRule, Mixing, short_limit
-from batchgen.engines.sampling.sampler import Sampler
-from batchgen.engines.trial.rows import Watched, stray, trial_rows
 from batchgen.engines.trial.verdicts import keep_verdict, read_verdict
-from batchgen.model.footprint import footprint_of
 from batchgen.planning.memory import BatchLimits
 
 if TYPE_CHECKING:
     from batchgen.engines.protocol import Engine
+    from batchgen.engines.trial.rows import Watched
     from batchgen.model import Model
     from batchgen.records import Sequence
 
@@ -61,6 +56,11 @@ def _rungs(model: Model) -> Iterator[BatchRule]:
 
 
 def _holds(model: Model, rule: BatchRule) -> bool:
+    from batchgen.engines.reference.engine import ReferenceEngine
+    from batchgen.engines.sampling.sampler import Sampler
+    from batchgen.engines.trial.rows import Watched
+    from batchgen.model.footprint import footprint_of
+
     if rule.mixing is Mixing.alone:
         return True
     if rule.mixing is Mixing.own_pad and rule.pad_token_id == model.checkpoint.pad_token_id:
@@ -72,6 +72,12 @@ def _holds(model: Model, rule: BatchRule) -> bool:
 
 
 def _stray_of_slots(model: Model, own: Model) -> float:
+    from batchgen.engines.continuous.engine import ContinuousEngine
+    from batchgen.engines.continuous.slot_model import SlotModel
+    from batchgen.engines.sampling.sampler import Sampler
+    from batchgen.engines.trial.rows import Watched
+    from batchgen.model.footprint import footprint_of
+
     rows, watched = _rows_within(model, None), Watched()
     limits = BatchLimits(SlotMemory(footprint_of(model.checkpoint.config, model.dtype)), PLENTY_BYTES, 64, len(rows))
     sampler = Sampler([], on_logits=watched.on_logits)
@@ -80,12 +86,16 @@ def _stray_of_slots(model: Model, own: Model) -> float:
 
 def _rows_within(model: Model, limit: int | None) -> list[Sequence]:
     """The trial's rows; of those that grow over a limit of the model what they do there is their family's affair."""
+    from batchgen.engines.trial.rows import trial_rows
+
     rows = trial_rows(model.checkpoint)
     return [row for row in rows if limit is None or row.num_prompt_tokens + row.sampling.max_new_tokens <= limit]
 
 
 def _stray(engine: Engine, watched: Watched, rows: list[Sequence], model: Model) -> float:
     """As `rows.stray`; infinite for an engine that an architecture trips over, or where there is nothing to try."""
+    from batchgen.engines.trial.rows import stray
+
     if rows:
         with suppress(Exception):
             return stray(engine, watched, rows, model)
