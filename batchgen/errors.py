@@ -13,14 +13,41 @@ A single bad row is not an exception: it becomes a `Result` whose `error` says w
 Messages name what, where and how to mend it.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+
+def parameter(text: str) -> str:
+    """A parameter of the Python functions in a message, which a command line shows as its flag."""
+    return f"\0{text}\0"
+
+
+def with_parameters(message: str, name: Callable[[str], str] = str) -> str:
+    """A message as a person should see it: parameters as Python has them, or as `name` calls them.
+
+    >>> message = f"{parameter('overwrite=True')} replaces it"
+    >>> with_parameters(message), with_parameters(message, lambda text: "--overwrite")
+    ('overwrite=True replaces it', '--overwrite replaces it')
+    """
+    return PARAMETER.sub(lambda match: name(match[1]), message)
+
+
+PARAMETER = re.compile("\0([^\0]*)\0")
+OVERWRITE, RESUME = parameter("overwrite=True"), parameter("resume=True")
 
 
 class BatchgenError(Exception):
     """Base of every error that a user can mend."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return self.named(str)
+
+    def named(self, name: Callable[[str], str]) -> str:
+        """The message with other names for the parameters that it mentions."""
+        return with_parameters(super().__str__(), name)
 
 
 class UsageError(BatchgenError):

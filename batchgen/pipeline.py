@@ -174,7 +174,7 @@ class Pipeline:
             raise InputError(f"{row} failed, and --strict stops there: {finished.error}")
 
     def _count(self, result: Result) -> Result:
-        self._rows += 1
+        self._rows += result.sample_index == 0
         if result.finish_reason == "error":
             self._errors += 1
             self.first_error = self.first_error or result

@@ -57,7 +57,7 @@ class Commands(TyperGroup):
                 _say_error(line)
                 raise typer.Exit(UsageError.exit_code) from None
             except BatchgenError as error:
-                _say_error(str(error))
+                _say_error(_in_flags(error))
                 raise typer.Exit(error.exit_code) from None
             except FieldError as error:
                 _say_error(error.named(flag_of))
@@ -104,6 +104,13 @@ def _say_error(line: str) -> None:
     from batchgen.render.screen import Screen
 
     Screen().error(line)
+
+
+def _in_flags(error: BatchgenError) -> str:
+    """The message of an error, with flags for the parameters that it mentions."""
+    from batchgen.cli.options.values import flag_of_parameter
+
+    return error.named(flag_of_parameter)
 
 
 def _use_utf8() -> None:

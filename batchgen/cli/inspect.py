@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ from batchgen.cli import options as opt
 from batchgen.cli.watching import SOME_ROWS_FAILED
 from batchgen.errors import InputError
 from batchgen.formats.reading import Source, read_requests
-from batchgen.formats.whole import write_whole
+from batchgen.formats.whole import write_at
 from batchgen.formats.writing import to_json
 from batchgen.model import Checkpoint, Model, open_checkpoint, open_model
 from batchgen.model.chat import make_chat
@@ -27,7 +27,7 @@ from batchgen.render.masks import print_masks
 from batchgen.render.screen import OutputConsole, Screen, plural, print_line
 from batchgen.render.sides import print_sides
 from batchgen.render.svg import to_svg
-from batchgen.runs.target import check_file
+from batchgen.runs.checks import check_distinct, check_file
 from batchgen.text import name_row
 
 if TYPE_CHECKING:
@@ -95,8 +95,10 @@ class DrawOptions:
 
     def check(self, sources: list[Source]) -> None:
         """Refuses files that are there, are inputs, or have no folder."""
-        for flag, path in (("--svg", self.svg), ("--html", self.html)):
-            check_file(flag, path, sources, overwrite=self.overwrite)
+        named = [(name, path) for name, path in (("svg", self.svg), ("html", self.html)) if path]
+        for name, path in named:
+            check_file(name, path, sources, overwrite=self.overwrite)
+        check_distinct([], named)
 
 
 @opt.with_groups
@@ -137,7 +139,8 @@ def inspect(
     with screen.waiting("looking"):
         seen = _look(checkpoint, loaded, inspection, heads, views)
         page = _page(loaded, inspection) if draw.html and loaded else None
-    _show(seen, draw, page)
+    for file in _show(seen, draw, page):
+        screen.say(f"wrote {file}")
     for failed in inspection.failed:
         screen.error(f"{name_row(failed.request.id)} is not in the batch: {failed.error}")
     raise typer.Exit(SOME_ROWS_FAILED if inspection.failed else 0)
@@ -152,15 +155,16 @@ def _open(model: opt.ModelOptions, screen: Screen, *, needs_weights: bool) -> tu
     return loaded.checkpoint, loaded
 
 
-def _show(views: Views, draw: DrawOptions, page: str | None) -> None:
+def _show(views: Views, draw: DrawOptions, page: str | None) -> Iterator[Path]:
+    """Draws, and says which files that went to."""
     if draw.as_json:
         print(to_json(views.to_dict()))
     elif not (draw.svg or draw.html):
         views.draw(OutputConsole(file=sys.stdout, highlight=False))
     if draw.svg:
-        _write(draw.svg, to_svg(views.draw, "batchgen inspect"))
+        yield _write(draw.svg, to_svg(views.draw, "batchgen inspect"), draw)
     if draw.html and page:
-        _write(draw.html, page)
+        yield _write(draw.html, page, draw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,8 +229,9 @@ def _page(model: Model, inspection: Inspection) -> str:
     return render_page(inspection, *inspect_all(model, inspection))
 
 
-def _write(path: Path, text: str) -> None:
-    write_whole(Path(os.path.realpath(path)), lambda stream: stream.write(text.encode()))
+def _write(path: Path, text: str, draw: DrawOptions) -> Path:
+    write_at(path, text.encode(), overwrite=draw.overwrite)
+    return path
 
 
 def _title(inspection: Inspection) -> str:

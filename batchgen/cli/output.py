@@ -18,7 +18,8 @@ from batchgen.formats.writing import WRITERS, WriteOptions, Writer
 from batchgen.records import Result
 from batchgen.render.screen import OutputConsole
 from batchgen.render.table import ResultTable
-from batchgen.runs.target import form_of_output, is_read_from
+from batchgen.runs.checks import is_read_from
+from batchgen.runs.target import form_of_output
 
 
 def choose_format(asked: Format, output: Path | None, *, ids: bool = False, csv_raw: bool = False) -> Format:

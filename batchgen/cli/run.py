@@ -16,10 +16,11 @@ from batchgen.errors import UsageError
 from batchgen.formats.reading import Source
 from batchgen.records import EngineOptions, SamplingParams
 from batchgen.render.screen import Screen
+from batchgen.runs.checks import check_outputs
 from batchgen.runs.execute import execute
-from batchgen.runs.job import FilePrompts, Job, Layout, ModelChoice
+from batchgen.runs.job import FilePrompts, Job, ModelChoice, OutputForm
 from batchgen.runs.ray.execute import OnRay, execute_on_ray
-from batchgen.runs.target import Target, check_notes, check_target
+from batchgen.runs.target import Target
 
 
 @opt.with_groups
@@ -54,15 +55,16 @@ def run(
         form = choose_format(results.format, output, ids=results.ids, csv_raw=results.csv_raw)
         sources = prompts.sources(context, reading)
         target = _target(output, form, durable)
-        check_target(target, sources) if target else check_stdout(sources)
-    check_notes({"--manifest": results.manifest, "--stats": results.stats}, target, sources)
+        if target is None:
+            check_stdout(sources)
+    check_outputs(target, {"manifest": results.manifest, "stats": results.stats}, sources)
     job = Job(
         prompts=FilePrompts(tuple(sources), reading, prompts.limit),
         sampling=sampling,
         model=ModelChoice(model.model, model.revision, model.device, model.dtype),
         engine=engine,
         chat=chat.options(),
-        layout=Layout(form.value, results.ids, results.csv_raw),
+        output_form=OutputForm(form.value, results.ids, results.csv_raw),
         target=target,
         too_long=too_long,
         parse_special=prompts.parse_special,

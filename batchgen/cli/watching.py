@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import IO, Any
 
+from batchgen.cli.options.values import flag_of_parameter
 from batchgen.cli.output import is_abandoned
 from batchgen.cli.signals import Interrupts
+from batchgen.errors import with_parameters
 from batchgen.records import Result
 from batchgen.render.progress import ProgressReport
 from batchgen.render.screen import Screen, plural, summary
@@ -29,7 +31,7 @@ class Watcher(Observer):
         self.progress: ProgressReport | None = None
 
     def say(self, line: str) -> None:
-        self.screen.say(line)
+        self.screen.say(with_parameters(line, flag_of_parameter))
 
     def waiting(self, what: str) -> AbstractContextManager[object]:
         return self.screen.waiting(what)
@@ -41,9 +43,9 @@ class Watcher(Observer):
         self.interrupts.end_steps()
 
     @contextmanager
-    def generating(self, count_left: Callable[[], int | None], max_new_tokens: int) -> Iterator[None]:
-        total = None if self.screen.quiet else count_left()
-        self.progress = ProgressReport(self.screen, total, max_new_tokens)
+    def generating(self, count_left: Callable[[], int | None], num_kept: int, max_new_tokens: int) -> Iterator[None]:
+        left = None if self.screen.quiet else count_left()
+        self.progress = ProgressReport(self.screen, left, max_new_tokens, num_kept=num_kept)
         with self.progress:
             yield
 
@@ -61,9 +63,9 @@ class Watcher(Observer):
         return self.interrupts.stop_requested()
 
 
-def sum_up(ending: Ending | None, screen: Screen, interrupts: Interrupts) -> int:
+def sum_up(ending: Ending, screen: Screen, interrupts: Interrupts) -> int:
     """The closing lines on stderr; the exit code."""
-    if ending is None:
+    if ending.was_complete:
         return 0
     on = ending.ran_on
     dtype = on.dtype if on.is_exact else f"{on.dtype} (near ties not decided again)"
@@ -72,6 +74,8 @@ def sum_up(ending: Ending | None, screen: Screen, interrupts: Interrupts) -> int
         screen.say(f"interrupted: {line}{_how_to_go_on(ending)}")
         return interrupts.exit_code
     screen.say(line)
+    if ending.written:
+        screen.say(f"wrote {', '.join(map(str, ending.written))}")
     failures = ending.failures
     if failures.number:
         screen.error(

@@ -27,11 +27,14 @@ class ProgressReport:
         total_rows: int | None,
         max_new_tokens: int,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        num_kept: int = 0,
     ) -> None:
         self.screen = screen
         self.total_rows = total_rows
         self.max_new_tokens = max_new_tokens
         self.clock = clock
+        self.num_kept = num_kept
         self.num_rows = self.num_tokens = self._tokens_in_flight = 0
         self._started = self._last_line = clock()
         self._bar = Progress(
@@ -85,7 +88,8 @@ class ProgressReport:
     def _report(self) -> None:
         elapsed_s = max(self.clock() - self._started, 1e-9)
         done = self.num_rows * self.max_new_tokens + self._tokens_in_flight
-        rows = f"{self.num_rows:,} of {self.total_rows:,} rows" if self.total_rows else plural(self.num_rows, "row")
+        there = self.num_kept + self.num_rows
+        rows = f"{there:,} of {self.num_kept + self.total_rows:,} rows" if self.total_rows else plural(there, "row")
         detail = f"{rows}, {self.num_tokens / elapsed_s:,.0f} tokens/s"
         self._bar.update(self._task, completed=done, detail=detail)
         if not self.screen.console.is_terminal and self.clock() - self._last_line >= self.EVERY_S:

@@ -61,7 +61,7 @@ def print_line(console: Console, text: str, style: str = "") -> None:
 def summary(stats: RunStats, model: str, ran_on: str, dtype: str) -> str:
     """The one line that a run ends with; `ran_on` is engine, device and threads."""
     parts = [
-        plural(stats.rows, "row"),
+        plural(stats.rows, "row") + (f" ({stats.rows_kept:,} kept)" if stats.rows_kept else ""),
         *([plural(stats.errors, "error")] if stats.errors else []),
         *([plural(stats.blank_lines, "blank line") + " skipped"] if stats.blank_lines else []),
         f"{stats.prompt_tokens:,} prompt + {stats.output_tokens:,} new tokens",

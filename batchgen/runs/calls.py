@@ -9,18 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
-from batchgen.errors import UsageError
+from batchgen.errors import UsageError, with_parameters
 from batchgen.formats.reading import READERS, ReadOptions, Row, find_sources, row_of_object
 from batchgen.formats.writing import WRITERS
 from batchgen.model import Model
 from batchgen.records import Result, RunStats
+from batchgen.runs.checks import check_outputs
 from batchgen.runs.execute import execute, open_run
-from batchgen.runs.job import FilePrompts, GivenPrompts, Job, Layout, ModelChoice, Prompts
+from batchgen.runs.job import FilePrompts, GivenPrompts, Job, ModelChoice, OutputForm, Prompts
 from batchgen.runs.keywords import FileOptions, GenerateOptions, Keywords, read_keywords
 from batchgen.runs.observer import Observer
-from batchgen.runs.target import SQLITE, Target, check_notes, check_target, form_of_output
+from batchgen.runs.target import SQLITE, Target, form_of_output
 
-NOTHING_DONE = RunStats(0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0)
 Prompt = str | Mapping[str, Any]
 PathLike = str | os.PathLike[str]
 
@@ -29,7 +29,7 @@ class Warnings(Observer):
     """Says what a caller should know as Python warnings."""
 
     def say(self, line: str) -> None:
-        warnings.warn(line, stacklevel=2)
+        warnings.warn(with_parameters(line), stacklevel=2)
 
 
 def generate(
@@ -90,8 +90,7 @@ def run(
     sources = find_sources([os.fspath(name) for name in names], any_suffix=reading.input_format is not None)
     target = _target(Path(output), keywords, resume=resume, overwrite=overwrite)
     notes = {name: Path(path) for name, path in keywords.of("manifest", "stats").items() if path is not None}
-    check_target(target, sources)
-    check_notes(notes, target, sources)
+    check_outputs(target, notes, sources)
     limit = keywords.given.get("limit")
     ending = execute(
         _make_job(
@@ -99,13 +98,13 @@ def run(
             model,
             keywords,
             target=target,
-            layout=Layout(target.form, **keywords.of("ids", "csv_raw")),
+            output_form=OutputForm(target.form, **keywords.of("ids", "csv_raw")),
             **keywords.of("strict"),
             **notes,
         ),
         Warnings(),
     )
-    return ending.stats if ending else NOTHING_DONE
+    return ending.stats
 
 
 def _reading(keywords: Keywords) -> ReadOptions:

@@ -35,10 +35,10 @@ class RanOn:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What a run did, on what, and what it left behind.
+    """What a run did, on what, and which files it has `written`.
 
-    `kept` results are in the store at `store`, where a run with `resume` goes on from them. `was_complete` says that an
-    earlier run had done everything.
+    One that was stopped has `kept` results in `store`, where a run with `resume` goes on from them. `was_complete` says
+    that an earlier run had done everything.
     """
 
     stats: RunStats
@@ -46,7 +46,9 @@ class Ending:
     failures: Failures = Failures()
     store: Path | None = None
     kept: int = 0
+    written: tuple[Path, ...] = ()
     was_stopped: bool = False
+    was_complete: bool = False
 
 
 def stats_facts(stats: RunStats, on: RanOn, **more: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from batchgen.model.checks import check_weights
 from batchgen.model.padding import check_named_tokens
 from batchgen.model.weights import choose_dtype, load_model, name_of_dtype
 from batchgen.runs.job import Job
-from batchgen.runs.manifest import Manifest, model_facts
+from batchgen.runs.manifest import Facts, Manifest, model_facts
 from batchgen.runs.observer import Observer
 
 if TYPE_CHECKING:
@@ -50,21 +50,8 @@ class Equipment:
         return torch.get_num_threads()
 
 
-def load_equipment(job: Job, manifest: Manifest, observer: Observer) -> Equipment:
-    """The model. A run that was begun with another one, or other options, is refused before weights are loaded."""
-    found = _find(job, observer)
-    check_named_tokens(job.sampling, found.checkpoint.vocab_size)
-    if job.is_noted:
-        check_weights(found.checkpoint.folder)  # before they are read for their hash
-        options = {**job.options, "--dtype": found.dtype, "chat_template_sha256": found.chat.digest}
-        manifest.begin(found.device, model=model_facts(found.checkpoint), options=options)
-    if found.model or len(found.devices) > 1:
-        return found
-    model = load_model(found.checkpoint, str(found.devices[0]), found.dtype)
-    return replace(found, model=model)
-
-
-def _find(job: Job, observer: Observer) -> Equipment:
+def find_equipment(job: Job, observer: Observer) -> Equipment:
+    """Everything but the weights."""
     choice = job.model
     if model := choice.loaded:
         if job.engine.workers not in (None, 1):
@@ -76,6 +63,26 @@ def _find(job: Job, observer: Observer) -> Equipment:
     chat = make_chat(checkpoint.tokenizer, job.chat, say=observer.say)
     dtype = name_of_dtype(choose_dtype(choice.dtype, devices[0], checkpoint.config))
     return Equipment(checkpoint, tuple(devices), dtype, chat)
+
+
+def made_of(job: Job, found: Equipment) -> dict[str, Facts]:
+    """What the run's results depend on, beside its input. Refuses weights that must not be read."""
+    check_weights(found.checkpoint.folder)  # before they are read for their hash
+    options = {**job.options, "--dtype": found.dtype, "chat_template_sha256": found.chat.digest}
+    return {"model": model_facts(found.checkpoint), "options": options}
+
+
+def load_equipment(job: Job, manifest: Manifest, observer: Observer) -> Equipment:
+    """The model. A run that was begun with another one, or other options, is refused before weights are loaded."""
+    found = find_equipment(job, observer)
+    check_named_tokens(job.sampling, found.checkpoint.vocab_size)
+    if job.is_noted:
+        manifest.begin(found.device, observer.say, **made_of(job, found))
+        # Rows that are there already say where they come from by that name.
+        found = replace(found, checkpoint=replace(found.checkpoint, name=manifest.facts["model"]["model"]))
+    if found.model or len(found.devices) > 1:
+        return found
+    return replace(found, model=load_model(found.checkpoint, str(found.devices[0]), found.dtype))
 
 
 def make_run_engine(job: Job, equipment: Equipment, observer: Observer) -> Engine:

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from batchgen.errors import OutputError
-from batchgen.formats.compression import damage, unpack
-from batchgen.formats.whole import write_json, write_whole
+from batchgen.formats.extras import check_output_extras
+from batchgen.formats.whole import write_json
 from batchgen.formats.writing import WRITERS, Rows, WriteOptions, Writer
 from batchgen.machine.speeds import speed_of, write_speed
 from batchgen.model.stops import watch_stops
 from batchgen.pipeline import Pipeline
-from batchgen.records import Request, Result
+from batchgen.records import Request, Result, RunStats
 from batchgen.runs.ending import Ending, Failures, RanOn, stats_facts
 from batchgen.runs.equipment import Equipment, load_equipment, make_run_engine
 from batchgen.runs.job import Job
 from batchgen.runs.manifest import InputDigest, Manifest
+from batchgen.runs.nothing_left import find_finished
 from batchgen.runs.observer import Observer
+from batchgen.runs.output import OutputFiles, open_store, open_stream
 from batchgen.runs.store import Store
-from batchgen.runs.target import Target, open_store, open_stream
+from batchgen.runs.target import Target
 from batchgen.text import escape
 
 
@@ -33,15 +34,13 @@ def execute(
     *,
     stdout: BinaryIO | None = None,
     writers: Mapping[str, Writer] = WRITERS,
-) -> Ending | None:
-    """Runs a job into its target, else into `stdout`, and says how it ended; None where nothing was left to do.
+) -> Ending:
+    """Runs a job into its target, else into `stdout`, and says how it ended.
 
     A run that the observer stops ends early; without an observer that asked for it, `KeyboardInterrupt` passes.
     """
     if job.target and job.target.is_complete:
-        _check_complete(job, job.target)
-        observer.say(f"{job.target.path} is complete, there is nothing to go on with (--overwrite starts anew)")
-        return None
+        return find_finished(job, job.target, observer)
     with open_run(job, observer, writers) as run:
         with observer.steps():
             try:
@@ -57,12 +56,15 @@ def execute(
 
 @contextmanager
 def open_run(job: Job, observer: Observer, writers: Mapping[str, Writer] = WRITERS) -> Iterator[Run]:
-    """A run that is ready to generate: its store is open, its model is loaded."""
+    """A run that is ready to generate: what it needs is there, its store is open, its model is loaded."""
+    job.prompts.check_extras()
+    check_output_extras(job.output_form.form, job.target.path if job.target else None)
     with _open_store(job) as store:
+        files = OutputFiles(job.target, store) if job.target and store and not job.target.is_store else None
         manifest = Manifest(store)
         with observer.waiting("loading the model"):
             equipment = load_equipment(job, manifest, observer)
-        yield Run(job, observer, equipment, store, manifest, writers)
+        yield Run(job, observer, equipment, store, files, manifest, writers)
 
 
 def _open_store(job: Job) -> AbstractContextManager[Store | None]:
@@ -78,6 +80,7 @@ class Run:
         observer: Observer,
         equipment: Equipment,
         store: Store | None,
+        files: OutputFiles | None,
         manifest: Manifest,
         writers: Mapping[str, Writer],
     ) -> None:
@@ -85,9 +88,11 @@ class Run:
         self.observer = observer
         self.equipment = equipment
         self.store = store
+        self.files = files
         self.manifest = manifest
         self.writers = writers
         self.num_before = store.num_results if store else 0
+        self.rows_before = store.num_rows if store else 0
         self.pipeline = Pipeline(
             equipment.checkpoint,
             make_run_engine(job, equipment, observer),
@@ -100,13 +105,15 @@ class Run:
         )
         self.digest = InputDigest()
         self.failures = Failures()
+        self.written: list[Path] = []
         self.is_finished = False
+        self._last_stats: RunStats | None = None
 
     def generate(self, stdout: BinaryIO | None = None) -> None:
         """Runs every row that is not done, into the store or the stream."""
         if self.store and self.num_before:
             self.observer.say(f"going on with {self.store.path}: {results_text(self.num_before)} kept")
-        with self.observer.generating(self._count_left, self.job.sampling.max_new_tokens):
+        with self.observer.generating(self._count_left, self.num_before, self.job.sampling.max_new_tokens):
             if self.store:
                 deque(self.observer.track(self.pipeline.run_into(self.store, self._requests())), maxlen=0)
                 return
@@ -134,56 +141,45 @@ class Run:
         return nullcontext(stdout)
 
     def _write(self, results: Iterable[Result], stream: BinaryIO, rows: Rows = "all") -> None:
-        layout = self.job.layout
+        output_form = self.job.output_form
         options = WriteOptions(
-            ids=layout.ids,
-            csv_raw=layout.csv_raw,
+            ids=output_form.ids,
+            csv_raw=output_form.csv_raw,
             escape=escape if stream.isatty() else str,
             rows=rows,
             pad_token_id=self.equipment.checkpoint.pad_token_id,
         )
-        self.writers[layout.form](results, stream, options)
+        self.writers[output_form.form](results, stream, options)
 
     def finish(self) -> None:
         """After the last row: what was noted is complete, and the file is written."""
         self.failures = self._find_failures()
         if self.job.is_noted:
             self.manifest.end(self.digest, self._stats_facts())
-        if self.store and self.job.target and not self.job.target.is_store:
-            self._write_files(self.job.target, self.store)
+        if self.store and self.job.target:
+            self.written += self._write_target(self.job.target, self.store)
         self.is_finished = True
 
-    def _write_files(self, target: Target, store: Store) -> None:
-        if not (failures := target.failures_file):
-            self._write_file(target.file, store.results(), "all")
-            return
-        self._write_file(target.file, store.results(), "answered")
-        if store.num_errors:
-            self._write_file(failures, store.results(), "failed")
-        else:
-            failures.unlink(missing_ok=True)
-
-    def _write_file(self, file: Path, results: Iterable[Result], rows: Rows) -> None:
-        try:
-            write_whole(file, lambda stream: self._write(results, stream, rows))
-        except OSError as error:
-            mend = "mend that, then run the same command with --resume"
-            raise OutputError(f"{file} cannot be written: {error.strerror or error}: {mend}") from None
+    def _write_target(self, target: Target, store: Store) -> list[Path]:
+        """Every file of the output, by its name; a store is looked through, that nothing is lacking."""
+        if not self.files:
+            deque(store.complete_results(), maxlen=0)
+            return [target.path]
+        facts = {**self.manifest.facts, "output": self.job.output_form.options}
+        return self.files.write(lambda stream, rows: self._write(store.complete_results(), stream, rows), facts)
 
     def _find_failures(self) -> Failures:
-        if self.store:
-            number, of, first = self.store.num_errors, self.store.num_results, self.store.first_error()
-        else:
-            stats = self.pipeline.stats()
-            number, of, first = stats.errors, stats.rows, self.pipeline.first_error
-        return Failures(number, of, first.id, first.error or "") if first else Failures()
+        first = self.store.first_error() if self.store else self.pipeline.first_error
+        stats = self._stats()
+        return Failures(stats.errors, stats.rows, first.id, first.error or "") if first else Failures()
 
     def write_notes(self) -> None:
         """The files for the manifest and the counts, also of a run that was interrupted."""
-        if self.job.manifest:
-            write_json(self.job.manifest, self.manifest.facts)
-        if self.job.stats:
-            write_json(self.job.stats, self._stats_facts())
+        facts = {self.job.manifest: self.manifest.facts, self.job.stats: self._stats_facts()}
+        for path, value in facts.items():
+            if path:
+                write_json(path, value, self.files.temporary(path) if self.files else None)
+                self.written.append(path)
 
     def let_go(self) -> None:
         """Of the store, where nothing is left to be written from it."""
@@ -207,18 +203,28 @@ class Run:
             num_threads=on.num_threads,
         )
 
+    def _stats(self) -> RunStats:
+        """Rows of the whole output, those that were kept too; tokens and times of this run."""
+        stats = self.pipeline.stats()
+        if not self.store or self.store.is_closed:
+            return self._last_stats or stats
+        self._last_stats = replace(
+            stats, rows=self.store.num_rows, errors=self.store.num_failed_rows, rows_kept=self.rows_before
+        )
+        return self._last_stats
+
     def _stats_facts(self) -> dict[str, Any]:
-        return stats_facts(self.pipeline.stats(), self.ran_on, results_before=self.num_before)
+        return stats_facts(self._stats(), self.ran_on, results_before=self.num_before)
 
     def ending(self) -> Ending:
         """How the run ended; a speed that it showed is kept for `plan`."""
-        stats, on = self.pipeline.stats(), self.ran_on
+        stats, on = self._stats(), self.ran_on
         was_stopped = self.observer.should_stop()
         if self.store and not was_stopped and (speed := speed_of(stats)):
             write_speed(speed, on.model, on.device, on.dtype, on.engine)
-        if not self.store or self.store.is_closed:
-            return Ending(stats, on, self.failures, was_stopped=was_stopped)
-        return Ending(stats, on, self.failures, self.store.path, self.store.num_results, was_stopped)
+        store = self.store.path if self.store and not self.is_finished else None
+        kept = self.store.num_results if self.store and store else 0
+        return Ending(stats, on, self.failures, store, kept, tuple(self.written), was_stopped)
 
 
 class Nowhere:
@@ -238,26 +244,3 @@ class Nowhere:
 
 def results_text(number: int) -> str:
     return f"{number:,} result{'s' if number != 1 else ''}"
-
-
-def _check_complete(job: Job, target: Target) -> None:
-    """Refuses to take a finished file of JSON Lines for the answer to an input that has other rows by now."""
-    if job.layout.form != "jsonl":
-        return
-    num_rows = sum(1 for _ in job.prompts.requests(job.sampling, lambda: None))
-    if num_rows != (num_answered := _count_answered(target.file)):
-        rows = "1 row" if num_answered == 1 else f"{num_answered:,} rows"
-        raise OutputError(
-            f"{target.path} answers {rows}, the input has {num_rows:,}, and the store is gone: "
-            "run the others into another file, or start anew with --overwrite (--keep-store lets you add rows later)"
-        )
-
-
-def _count_answered(file: Path) -> int:
-    """How many rows of the input a file of JSON Lines answers, by its last line."""
-    try:
-        with file.open("rb") as stream:
-            last = deque(unpack(stream, str(file)), maxlen=1)
-        return int(json.loads(last[0])["index"]) + 1 if last else 0
-    except damage(ValueError, KeyError, TypeError):
-        raise OutputError(f"{file} is not batchgen's: name another output") from None

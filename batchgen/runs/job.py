@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+from batchgen.formats.extras import check_input_extras
 from batchgen.formats.reading import ReadOptions, Row, Source, count_rows, read_requests, to_requests
 from batchgen.model import Model
 from batchgen.records import ChatOptions, EngineOptions, Request, SamplingParams, TooLong, values_of
@@ -28,6 +29,10 @@ class Prompts(Protocol):
         """Rows to come; None where counting costs much, or they can be read only once."""
         ...
 
+    def check_extras(self) -> None:
+        """Raises `InputError` where reading them needs a package that is not installed."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class FilePrompts:
@@ -43,6 +48,9 @@ class FilePrompts:
     def count(self) -> int | None:
         return count_rows(self.sources, self.limit, self.reading)
 
+    def check_extras(self) -> None:
+        check_input_extras(self.sources, self.reading.input_format)
+
 
 @dataclass(frozen=True, slots=True)
 class GivenPrompts:
@@ -57,6 +65,9 @@ class GivenPrompts:
     def count(self) -> int | None:
         return None
 
+    def check_extras(self) -> None:
+        pass
+
 
 @dataclass(frozen=True, slots=True)
 class ModelChoice:
@@ -70,12 +81,17 @@ class ModelChoice:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class OutputForm:
     """How results are written: a format, token ids with `ids`, formulas in CSV as they are with `csv_raw`."""
 
     form: str = "jsonl"
     ids: bool = False
     csv_raw: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """By the names of the command line."""
+        return {"--format": self.form, "--ids": self.ids, "--csv-raw": self.csv_raw}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +106,7 @@ class Job:
     model: ModelChoice = field(default_factory=ModelChoice)
     engine: EngineOptions = field(default_factory=EngineOptions)
     chat: ChatOptions = field(default_factory=ChatOptions)
-    layout: Layout = field(default_factory=Layout)
+    output_form: OutputForm = field(default_factory=OutputForm)
     target: Target | None = None
     too_long: TooLong = "error"
     parse_special: bool = False

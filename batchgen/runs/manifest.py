@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from hashlib import blake2b, file_digest, sha256
 from importlib.metadata import version
@@ -13,17 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchgen import __version__
-from batchgen.errors import OutputError
+from batchgen.errors import OVERWRITE, OutputError, parameter
 from batchgen.machine.limits import cpu_name
 from batchgen.model.find import CONFIG_FILES, TOKENIZER_FILES
 from batchgen.records import Request
-from batchgen.runs.store import Store, digest_of
+from batchgen.runs.cells import digest_of
+from batchgen.runs.store import Store
 
 if TYPE_CHECKING:
     from batchgen.model import Checkpoint
 
 Facts = dict[str, Any]
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors")
+HASHES = ("weights_sha256", "config_sha256", "tokenizer_sha256")
+FILES_NOTE = "files"  # a store's own, of the files that it writes
 HASH_SHOWN = 12  # digits of a hash are enough to tell two apart
 
 
@@ -80,30 +83,32 @@ class Manifest:
         """Of a new run, or of one that was begun in a store, or with `facts` which stand in `where`."""
         self._store = store
         self._where = store.path if store else where
-        self.facts: Facts = store.manifest() if store else dict(facts or {})
+        noted = store.manifest() if store else dict(facts or {})
+        self.facts: Facts = {name: value for name, value in noted.items() if name != FILES_NOTE}
 
-    def begin(self, device: str, **made_of: Facts) -> None:
-        """Notes what the run is made of (`model`, `options`).
+    def begin(self, device: str, say: Callable[[str], object] = lambda line: None, **made_of: Facts) -> None:
+        """Notes what the run is made of (`model`, `options`); says which versions have changed.
 
         Raises `OutputError`, which names the first difference, where it was begun with something else.
         """
+        if self._where:
+            compare(self.facts, made_of, self._where, say)
         for part, facts in made_of.items():
-            if self._where:
-                _check_same(self.facts.get(part, {}), facts, self._where)
-            self._note(part, facts)
-        self._note("versions", version_facts())
-        self._note("machine", machine_facts(device))
-        self._note("started", self.facts.get("started") or _now())
+            self.note(part, self.facts.get(part, facts) if part == "model" else facts)
+        self.note("versions", version_facts())
+        self.note("machine", machine_facts(device))
+        self.note("started", self.facts.get("started") or _now())
 
     def end(self, input: InputDigest, stats: Facts) -> None:
-        self._note("input", {"rows": input.num_rows, "blake2b": input.hexdigest})
+        self.note("input", input.facts)
         self.finish(stats)
 
     def finish(self, stats: Facts) -> None:
-        self._note("stats", stats)
-        self._note("finished", _now())
+        self.note("stats", stats)
+        self.note("finished", _now())
 
-    def _note(self, name: str, value: object) -> None:
+    def note(self, name: str, value: object) -> None:
+        """Keeps a fact, in place of the last of that name."""
         self.facts[name] = value
         if self._store:
             self._store.note(name, value)
@@ -113,19 +118,53 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def compare(
+    begun: Mapping[str, Any],
+    now: Mapping[str, Facts],
+    where: object,
+    say: Callable[[str], object] = lambda line: None,
+) -> None:
+    """Raises `OutputError` for the first thing that a run is made of which is not what it was begun with.
+
+    A model may have another name, if its files are the same ones. Versions may differ, and `say` is told so.
+    """
+    for part, facts in now.items():
+        known = begun.get(part, {})
+        if part != "model" or not _is_same_model(known, facts):
+            _check_same(known, facts, where)
+    versions = begun.get("versions", {})
+    changed = [
+        f"{name} {versions[name]}, now {version}"
+        for name, version in version_facts().items()
+        if name in versions and versions[name] != version
+    ]
+    if changed:
+        say(f"{where} was begun with {'; '.join(changed)}: rows that are left may differ from what they gave")
+
+
+def _is_same_model(begun: Facts, now: Facts) -> bool:
+    return all(begun.get(name) == now[name] for name in HASHES)
+
+
 def _check_same(begun: Mapping[str, Any], now: Mapping[str, Any], where: object) -> None:
     for name, value in now.items():
         if name in begun and begun[name] != value:
+            shown = parameter(name[2:].replace("-", "_")) if name.startswith("--") else name
             raise OutputError(
-                f"{where} was begun with {name} {_shown(name, begun[name])}, and now it is {_shown(name, value)}: "
-                "give what was given then, or start anew with --overwrite"
+                f"{where} was begun with {shown} {_shown(name, begun[name])}, and now it is {_shown(name, value)}: "
+                f"give what was given then, or start anew with {OVERWRITE}"
             )
 
 
 def _shown(name: str, value: object) -> str:
     if name.endswith("sha256"):
-        return f"{str(value)[:HASH_SHOWN]}…"
+        return shown_hash(str(value))
     return "(none)" if value is None else json.dumps(value)
+
+
+def shown_hash(digest: str | None) -> str:
+    """As much of a hash as tells two apart."""
+    return f"{digest[:HASH_SHOWN]}…" if digest else "(none)"
 
 
 class InputDigest:
@@ -134,6 +173,10 @@ class InputDigest:
     def __init__(self) -> None:
         self.num_rows = 0
         self._hash = blake2b(digest_size=16)
+
+    @property
+    def facts(self) -> Facts:
+        return {"rows": self.num_rows, "blake2b": self.hexdigest}
 
     @property
     def hexdigest(self) -> str:

@@ -23,8 +23,12 @@ class Observer:
         """Around everything that `should_stop` can end soon."""
         return nullcontext()
 
-    def generating(self, count_left: Callable[[], int | None], max_new_tokens: int) -> AbstractContextManager[object]:
-        """Around the generation; `count_left` reads the input for the number of results to come, None if unknown."""
+    def generating(
+        self, count_left: Callable[[], int | None], num_kept: int, max_new_tokens: int
+    ) -> AbstractContextManager[object]:
+        """Around the generation. `count_left` reads the input for the number of results to come, None if unknown;
+        `num_kept` are there already.
+        """
         return nullcontext()
 
     def on_step(self, num_tokens: int) -> None:

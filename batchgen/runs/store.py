@@ -1,63 +1,46 @@
 """The run store: every finished Result, durable, in one SQLite file with one writer.
 
-What is committed survives a kill, a crash and a full disk. Knows nothing of models, engines and output formats.
+What is committed survives a kill, a crash and a full disk; what is damaged is never given out. Knows nothing of models,
+engines and output formats.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import sqlite3
 import threading
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, fields
-from hashlib import blake2b
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from batchgen.errors import InputError, InUseError, OutputError
+from batchgen.errors import OVERWRITE, InputError, OutputError
 from batchgen.formats.writing import to_json
 from batchgen.records import Request, Result
+from batchgen.runs.cells import FIELDS, digest_of, hash_of, to_cells, to_result
+from batchgen.runs.database import COLUMNS, DAMAGED, PRIVATE, connect, in_one_line, remove_store
 
 COMMIT_EVERY_S = 1.0
-LOCK_PATIENCE_S = 1.0  # of two that open a file at the same moment one has to wait for the other to step back
-IN_USE = "is in use by another run: wait for it, or name another output"
-APPLICATION_ID = 0x62617467  # "batg", in the file's header
-SCHEMA_VERSION = 2
-# docs/store.md says what stands where.
-TABLES = """
-CREATE TABLE manifest (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE inputs (row_index INTEGER PRIMARY KEY, digest BLOB);
-CREATE TABLE results (
-    row_index INTEGER NOT NULL, id, sample_index INTEGER NOT NULL, prompt TEXT, text TEXT, finish_reason TEXT,
-    num_prompt_tokens INTEGER, num_output_tokens INTEGER, error TEXT, metadata TEXT, model TEXT,
-    input_ids TEXT, output_ids TEXT, batch_index INTEGER, padded_length INTEGER, source TEXT,
-    messages TEXT, reasoning TEXT, tool_calls TEXT,
-    PRIMARY KEY (row_index, sample_index)
-);
-"""
-FIELDS = [field.name for field in fields(Result)]  # the columns of `results`, but that `index` is its row_index
-JSON_FIELDS = {"metadata", "input_ids", "output_ids", "messages", "tool_calls"}
-INSERT = f"INSERT OR REPLACE INTO results (row_index, {', '.join(FIELDS[1:])}) VALUES ({', '.join('?' * len(FIELDS))})"
+INSERT = f"INSERT OR REPLACE INTO results ({COLUMNS}) VALUES ({', '.join('?' * (len(FIELDS) + 1))})"
 FAILED_ROWS = "row_index IN (SELECT row_index FROM results WHERE finish_reason = 'error')"
-WHOLE_NUMBER = re.compile(rb"-?\d+")
 
 
 class Store:
     """An open store: only one process can have it. Results are committed at least once a second.
 
-    Raises `OutputError` where the file cannot be opened or written, is in use, or is not a store.
+    A new file has `mode`, where that is None the user's umask. Raises `OutputError` where the file cannot be opened or
+    written, is in use, is damaged, or is not a store.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, mode: int | None = PRIVATE) -> None:
         self.path = path
         self.done: set[tuple[int, int]] = set()  # (index, sample_index) already there, of rows that are not complete
         self._failure: sqlite3.Error | None = None
         self._lock = threading.RLock()
         self._closing = threading.Event()
-        with _in_one_line(path):
-            self._connection = _connect(path)
+        with in_one_line(path):
+            self._connection = connect(path, mode)
         threading.Thread(target=self._commit_often, daemon=True).start()
 
     # What is there.
@@ -76,8 +59,13 @@ class Store:
         return self._count("results")
 
     @property
-    def num_errors(self) -> int:
-        return self._count("results WHERE finish_reason = 'error'")
+    def num_rows(self) -> int:
+        """Rows that have a result; each has a first sample."""
+        return self._count("results WHERE sample_index = 0")
+
+    @property
+    def num_failed_rows(self) -> int:
+        return self._count("(SELECT DISTINCT row_index FROM results WHERE finish_reason = 'error')")
 
     def first_error(self) -> Result | None:
         return next(self._results("WHERE finish_reason = 'error'"), None)
@@ -86,21 +74,45 @@ class Store:
         """Every result, in input order."""
         return self._results("")
 
+    def complete_results(self) -> Iterator[Result]:
+        """Every result of a run that is done, in input order: of each row that was read all samples, or its failure.
+
+        Raises `OutputError` at the first that is not there, or is not what was put there.
+        """
+        groups = groupby(self.results(), key=lambda result: result.index)
+        for index, num_samples in self._read("SELECT row_index, num_samples FROM inputs ORDER BY row_index"):
+            found, samples = next(groups, (None, iter(())))
+            number, has_failed = 0, False
+            for number, result in enumerate(samples, 1):
+                has_failed = has_failed or (number == 1 and result.error is not None)
+                self._check(found == index and result.sample_index == number - 1)
+                yield result
+            self._check(number == num_samples or (number == 1 and has_failed))  # a row that cannot run fails once
+        self._check(next(groups, None) is None)
+
+    def _check(self, is_whole: bool) -> None:
+        if not is_whole:
+            raise OutputError(f"{self.path} {DAMAGED}")
+
     def manifest(self) -> dict[str, Any]:
         """What was noted of the run, by name."""
-        return {name: json.loads(value) for name, value in self._read("SELECT name, value FROM manifest")}
+        found = {}
+        for name, value, digest in self._read("SELECT name, value, hash FROM manifest"):
+            self._check(digest == hash_of((name, value)))
+            found[name] = json.loads(value)
+        return found
 
     def _results(self, condition: str) -> Iterator[Result]:
-        columns = ", ".join(["row_index", *FIELDS[1:]])
-        for row in self._read(f"SELECT {columns} FROM results {condition} ORDER BY row_index, sample_index"):
-            yield _to_result(row)
+        for *cells, digest in self._read(f"SELECT {COLUMNS} FROM results {condition} ORDER BY row_index, sample_index"):
+            self._check(digest == hash_of(cells))
+            yield to_result(cells)
 
     def _count(self, rows: str) -> int:
         [(number,)] = self._read(f"SELECT count(*) FROM {rows}")
         return int(number)
 
     def _read(self, query: str, *values: object) -> Generator[tuple[Any, ...], None, None]:
-        with _in_one_line(self.path):
+        with in_one_line(self.path):
             cursor = self._connection.execute(query, values)
             try:
                 yield from iter(cursor.fetchone, None)
@@ -128,7 +140,7 @@ class Store:
             "SELECT row_index, digest, count(sample_index) FROM inputs LEFT JOIN results USING (row_index) "
             "GROUP BY row_index ORDER BY row_index"
         )
-        mend = "restore the input, or start anew with --overwrite"
+        mend = f"restore the input, or start anew with {OVERWRITE}"
         with closing(self._read(query)) as read_before:  # a query that is still open would keep the file locked
             for index, digest, num_done in read_before:
                 request = next(source, None)
@@ -144,15 +156,18 @@ class Store:
                     yield request
 
     def _note(self, request: Request) -> None:
-        self._write("INSERT OR REPLACE INTO inputs VALUES (?, ?)", request.index, digest_of(request))
+        samples = request.sampling.num_samples
+        self._write("INSERT OR REPLACE INTO inputs VALUES (?, ?, ?)", request.index, digest_of(request), samples)
 
     def add(self, result: Result) -> None:
         """Keeps a finished result; it is on the disk within a second."""
-        self._write(INSERT, *(_to_cell(name, getattr(result, name)) for name in FIELDS))
+        cells = to_cells(result)
+        self._write(INSERT, *cells, hash_of(cells))
 
     def note(self, name: str, value: object) -> None:
         """Keeps a JSON value in the manifest, in place of the last of that name."""
-        self._write("INSERT OR REPLACE INTO manifest VALUES (?, ?)", name, to_json(value))
+        text = to_json(value)
+        self._write("INSERT OR REPLACE INTO manifest VALUES (?, ?, ?)", name, text, hash_of((name, text)))
 
     def forget(self, index: int) -> None:
         """The row of that index counts as never read: what the input says now will be run."""
@@ -185,7 +200,7 @@ class Store:
 
         SQLite has then undone what was not committed: rows that were noted now would stand behind a gap.
         """
-        with self._lock, _in_one_line(self.path):
+        with self._lock, in_one_line(self.path):
             if self._failure:
                 raise self._failure
             try:
@@ -208,7 +223,7 @@ class Store:
     def close(self, *, as_single_file: bool = False) -> None:
         """Commits and lets go of the file; `as_single_file` leaves no journal that a reader would need."""
         self._closing.set()
-        with self._lock, _in_one_line(self.path):
+        with self._lock, in_one_line(self.path):
             try:
                 self.commit()
                 if as_single_file:
@@ -219,7 +234,7 @@ class Store:
     def discard(self) -> None:
         """Removes the file, while it is locked: who waits for the lock must not get one that has no name any more."""
         self._closing.set()
-        with self._lock, _in_one_line(self.path):
+        with self._lock, in_one_line(self.path):
             try:
                 with suppress(sqlite3.Error):  # on a full disk the journal goes when the connection is closed
                     self._connection.rollback()
@@ -227,115 +242,3 @@ class Store:
                 remove_store(self.path)
             finally:
                 self._connection.close()
-
-
-def remove_store(path: Path) -> None:
-    """Removes a store's journal, and the file last: who is killed in between leaves none without the other."""
-    for ending in ("-wal", "-shm", "-journal", ""):
-        path.with_name(path.name + ending).unlink(missing_ok=True)
-
-
-def digest_of(request: Request) -> bytes:
-    """What tells whether a row of the input is still the same: 16 bytes of all that its results depend on."""
-    content = [request.id, request.prompt, asdict(request.sampling), request.metadata, request.error]
-    if request.conversation:
-        content.append(asdict(request.conversation))
-    return blake2b(json.dumps(content).encode(), digest_size=16).digest()
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=LOCK_PATIENCE_S, isolation_level=None, check_same_thread=False)
-    try:
-        opened = _identity(path)
-        connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # held until the connection is closed
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("BEGIN EXCLUSIVE")
-        if opened != _identity(path):  # whoever had it has removed it
-            raise InUseError(f"{path} {IN_USE}")
-        _check_schema(connection, path)
-        connection.execute("COMMIT")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Which file a name stands for."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
-    """Makes the tables of a new file; refuses another program's."""
-    found = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
-    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-    if found == [0, 0] and not tables:
-        for statement in TABLES.split(";"):
-            connection.execute(statement)
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    elif found[0] != APPLICATION_ID:
-        raise OutputError(f"{path} is another program's database: name another output")
-    elif found[1] != SCHEMA_VERSION:
-        raise OutputError(f"{path} was made by another version of batchgen: finish it with that, or --overwrite")
-
-
-@contextmanager
-def _in_one_line(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", 0)
-        # Whoever had the file may have removed it while this process waited for the lock.
-        if code & 0xFF == sqlite3.SQLITE_BUSY or code == sqlite3.SQLITE_READONLY_DBMOVED:
-            raise InUseError(f"{path} {IN_USE}") from error
-        raise OutputError(f"{path} {_reason(code, error)}") from error
-
-
-def _reason(code: int, error: sqlite3.Error) -> str:
-    go_on = "then run the same command with --resume"
-    reasons = {
-        sqlite3.SQLITE_FULL: f"cannot grow, the disk is full: free some space, {go_on}",
-        sqlite3.SQLITE_IOERR: f"cannot be written, disk I/O error: mend the disk or free some space, {go_on}",
-        sqlite3.SQLITE_CANTOPEN: "cannot be made: is its folder there, and can you write to it?",
-        sqlite3.SQLITE_NOTADB: "is not a store of batchgen: move it away",
-        sqlite3.SQLITE_CORRUPT: "is damaged: move it away, or start anew with --overwrite",
-    }
-    return reasons.get(code & 0xFF, f"cannot be opened or written: {error}")
-
-
-def _to_cell(name: str, value: object) -> object:
-    """What SQLite holds of a field: numbers and text as they are.
-
-    A blob where it has no such thing: whole numbers beyond 64 bits by their digits, text with lone surrogates.
-    """
-    if name in JSON_FIELDS:
-        return to_json(value)
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        return str(value).encode()
-    if isinstance(value, str):
-        with suppress(UnicodeEncodeError):
-            value.encode()
-            return value
-        return value.encode("utf-8", "surrogatepass")
-    return value
-
-
-def _to_result(row: tuple[Any, ...]) -> Result:
-    values = {name: _from_cell(name, cell) for name, cell in zip(FIELDS, row, strict=True)}
-    for name in ("input_ids", "output_ids"):
-        values[name] = tuple(values[name])
-    return Result(**values)
-
-
-def _from_cell(name: str, cell: Any) -> Any:
-    if name in JSON_FIELDS:
-        return json.loads(cell)
-    if isinstance(cell, bytes):
-        return int(cell) if WHOLE_NUMBER.fullmatch(cell) else cell.decode("utf-8", "surrogatepass")
-    return cell

@@ -23,7 +23,8 @@ from typer.testing import Result
 from batchgen.formats.reading import ReadOptions
 from batchgen.model import Checkpoint
 from batchgen.records import SamplingParams
-from batchgen.runs.ray.cluster import Size, connect
+from batchgen.runs.ray.cluster import Size
+from batchgen.runs.ray.connection import connect
 from batchgen.runs.ray.cut import cut_file, make_parts
 from batchgen.runs.ray.folder import OutputFolder
 from batchgen.runs.ray.inputs import find_files
@@ -299,7 +300,7 @@ def test_more_workers_than_the_machine_has_room_for_are_refused(prompts: Path, t
 def test_the_models_files_go_through_the_object_store_once(
     address: str, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    from batchgen.runs.ray.cluster import ModelFiles
+    from batchgen.runs.ray.model_files import ModelFiles
 
     with connect(address):
         content = (checkpoint.folder / "config.json").read_bytes()

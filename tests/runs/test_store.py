@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 from batchgen.errors import InputError, InUseError, OutputError
 from batchgen.records import Request, Result
-from batchgen.runs.store import FIELDS, Store, digest_of, remove_store
+from batchgen.runs.cells import FIELDS, digest_of
+from batchgen.runs.database import remove_store
+from batchgen.runs.store import Store
 from tests.support.rows import requests_of
 
 FINE = Result(0, "a", 0, "My dog", " is", "length", 2, 1, None, {}, "bundled", (3666, 3290), (318,), 0, 2)
@@ -50,7 +52,7 @@ def test_results_come_back_in_input_order(store: Store) -> None:
     for result in (second, sample, first):
         store.add(result)
     assert list(store.results()) == [first, sample, second]
-    assert (store.num_results, store.num_errors, store.first_error()) == (3, 0, None)
+    assert (store.num_results, store.num_failed_rows, store.first_error()) == (3, 0, None)
 
 
 def test_a_query_that_was_left_ends_quietly_with_the_store(store: Store) -> None:
@@ -65,7 +67,7 @@ def test_a_query_that_was_left_ends_quietly_with_the_store(store: Store) -> None
 def test_failed_rows_are_counted(store: Store) -> None:
     store.add(FINE)
     store.add(FAILED)
-    assert (store.num_results, store.num_errors, store.first_error()) == (2, 1, FAILED)
+    assert (store.num_results, store.num_failed_rows, store.first_error()) == (2, 1, FAILED)
 
 
 JSON = st.recursive(
@@ -98,7 +100,7 @@ def test_columns_are_the_fields_of_a_result(store: Store, path: Path) -> None:
     store.close(as_single_file=True)
     connection = sqlite3.connect(path)
     columns = [name for _, name, *_ in connection.execute("PRAGMA table_info(results)")]
-    assert set(columns) == {"row_index", *FIELDS[1:]}
+    assert set(columns) == {"row_index", *FIELDS[1:], "hash"}
     connection.close()
 
 
@@ -215,7 +217,7 @@ def test_a_row_that_has_changed_is_refused_before_anything_is_done(store: Store,
     requests = requests_of("abc")
     list(store.unfinished(requests))
     changed = replace(requests[2], source="rows.txt:3", **change)
-    with pytest.raises(InputError, match=r"^rows\.txt:3 has changed since .* start anew with --overwrite$"):
+    with pytest.raises(InputError, match=r"^rows\.txt:3 has changed since .* start anew with overwrite=True$"):
         next(store.unfinished([*requests[:2], changed]))
 
 
@@ -260,7 +262,9 @@ def test_clearing_forgets_everything(store: Store) -> None:
 def test_a_failed_commit_is_told_by_the_next_write(store: Store) -> None:
     store._failure = sqlite3.OperationalError("database or disk is full")
     store._failure.sqlite_errorcode = sqlite3.SQLITE_FULL
-    with pytest.raises(OutputError, match="the disk is full: free some space, then run the same command with --resume"):
+    with pytest.raises(
+        OutputError, match="the disk is full: free some space, then run the same command with resume=True"
+    ):
         store.add(FINE)
 
 

@@ -38,6 +38,16 @@ def read_bias(text: Any) -> dict[str, Any]:
     return read
 
 
+def flag_of_parameter(text: str) -> str:
+    """The flag of a parameter of the Python functions, as messages mention it.
+
+    >>> flag_of_parameter("overwrite=True"), flag_of_parameter("output")
+    ('--overwrite', '-o')
+    """
+    name = text.removesuffix("=True")
+    return "-o" if name == "output" else flag_of(name)
+
+
 def to_parameter(item: OptionField) -> Parameter:
     """The parameter of a command that a field of a record becomes."""
     option, default, names = item.option, item.default, []

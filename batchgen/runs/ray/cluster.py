@@ -1,45 +1,27 @@
-"""Ray: connects to a cluster, and runs pieces on an actor pool of Ray Data. Nothing else of batchgen knows Ray."""
+"""Runs pieces on an actor pool of Ray Data: split where workers die of them, down to single rows."""
 
 from __future__ import annotations
 
-import os
 import pickle
-import shutil
-import socket
-import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from hashlib import blake2b
-from importlib import import_module
-from io import FileIO, TextIOWrapper
-from pathlib import Path
-from typing import Any, TextIO
+from dataclasses import dataclass, replace
+from typing import Any
 from uuid import uuid4
 
 from batchgen.engines.pool.worker import ModelRecipe, Recipe
-from batchgen.errors import BatchgenError, ClusterError, UsageError
+from batchgen.errors import UsageError
 from batchgen.machine.limits import share_of
 from batchgen.model.checkpoint import Checkpoint, read_checkpoint
 from batchgen.model.quiet import no_logs
 from batchgen.runs.ray.folder import Piece
+from batchgen.runs.ray.model_files import ModelFiles
 from batchgen.runs.ray.piecework import Outcome, PieceWorker, Work
 
-LOCAL, AUTO = "local", "auto"
-CLIENT = "ray://"
-PROBE_S = 5.0
+LOCAL = "local"
 # A piece is begun so often, since workers may be killed from outside; if they died of it each time, it is split in so
 # many pieces.
 MOST_TRIES = 2
 PIECES_OF_ONE = 16
-LOCAL_STORE_BYTES = 128 * 2**20  # nothing large goes through it on one machine
-# Read when Ray is imported or started: nothing is sent home, and its own log lines stay out of stderr.
-QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,42 +35,6 @@ class Size:
     @property
     def device(self) -> str:
         return "cuda" if self.gpus else "cpu"
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFiles:
-    """A model's folder, and its files in Ray's object store, from which each machine that lacks them gets them once."""
-
-    name: str
-    folder: Path
-    sizes: dict[str, int]
-    files: dict[str, Any] = field(default_factory=dict)  # name -> ObjectRef; empty where all is one machine
-
-    def unpack(self) -> Path:
-        """A folder with the files on this machine."""
-        if not self.files or all(_has_size(self.folder / name, size) for name, size in self.sizes.items()):
-            return self.folder
-        import ray
-
-        references = "".join(sorted(map(str, self.files.values())))
-        key = blake2b(references.encode(), digest_size=8).hexdigest()
-        target = Path(tempfile.gettempdir()) / f"batchgen-{os.getuid()}-{key}"
-        if target.is_dir():
-            return target
-        partial = Path(tempfile.mkdtemp(prefix="batchgen-", dir=target.parent))
-        for name, ref in self.files.items():
-            (partial / name).write_bytes(ray.get(ref))
-        try:
-            partial.rename(target)
-        except OSError:  # another worker of this machine was quicker
-            shutil.rmtree(partial)
-        return target
-
-
-def _has_size(path: Path, size: int) -> bool:
-    with suppress(OSError):
-        return path.stat().st_size == size
-    return False
 
 
 class Cluster:
@@ -230,90 +176,3 @@ def _be_quiet() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-
-
-@contextmanager
-def _aside() -> Iterator[None]:
-    """Keeps what Ray writes by itself off standard output and standard error; ours goes where it did."""
-    stdout, stderr = sys.stdout, sys.stderr
-    with Path(os.devnull).open("w") as nowhere, _diverted(1, nowhere), _diverted(2, nowhere) as ours:
-        sys.stdout = nowhere
-        if _descriptor(stderr) == 2:
-            sys.stderr = TextIOWrapper(FileIO(ours, "wb", closefd=False), "utf-8", newline="\n", write_through=True)
-        try:
-            yield
-        finally:
-            sys.stdout, sys.stderr = stdout, stderr
-
-
-@contextmanager
-def _diverted(descriptor: int, target: TextIO) -> Iterator[int]:
-    """What is written to a descriptor goes to `target`; gives another one for where it went before."""
-    before = os.dup(descriptor)
-    os.dup2(target.fileno(), descriptor)
-    try:
-        yield before
-    finally:
-        os.dup2(before, descriptor)
-        os.close(before)
-
-
-def _descriptor(stream: TextIO) -> int | None:
-    with suppress(AttributeError, ValueError, OSError):  # closed, or an object in memory
-        return stream.fileno()
-    return None
-
-
-@contextmanager
-def connect(address: str) -> Iterator[Cluster]:
-    """Ray at an address, `local` for one that starts and ends here, `auto` for the one that this machine is in.
-
-    Raises `ClusterError` where it is not installed or does not answer.
-    """
-    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
-    try:
-        import_module("ray.data")
-    except ImportError:
-        raise ClusterError("--ray needs another package: pip install 'batchgen[ray]'") from None
-    _probe(address)
-    with _aside(), no_logs():
-        yield from _connected(address)
-
-
-def _connected(address: str) -> Iterator[Cluster]:
-    import ray
-
-    options = {"include_dashboard": False, "object_store_memory": LOCAL_STORE_BYTES} if address == LOCAL else {}
-    try:
-        ray.init(address, log_to_driver=False, logging_level="critical", **options)
-    except Exception as error:  # noqa: BLE001 - Ray raises nearly anything
-        raise _unreachable(address, (str(error).strip().splitlines() or [type(error).__name__])[0]) from None
-    try:
-        yield Cluster(address)
-    except BatchgenError:
-        raise
-    except (ray.exceptions.RayError, ray.exceptions.RayTaskError) as error:
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, BatchgenError):
-            raise cause from None
-        raise ClusterError(f"Ray failed: {(str(error).strip().splitlines() or [type(error).__name__])[-1]}") from None
-    finally:
-        ray.shutdown()
-
-
-def _probe(address: str) -> None:
-    """Asks whether anything listens at an address: Ray itself would try for a minute, and then end the process."""
-    if address in (LOCAL, AUTO):
-        return
-    host, _, port = address.removeprefix(CLIENT).rpartition(":")
-    if not host or not port.isdecimal():
-        raise UsageError(f"--ray {address} is not an address: give local, auto, HOST:PORT or ray://HOST:PORT")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_S).close()
-    except (OSError, OverflowError) as error:
-        raise _unreachable(address, str(error)) from None
-
-
-def _unreachable(address: str, reason: str) -> ClusterError:
-    mend = "start it (ray start --head), set RAY_AUTH_MODE=token where it wants one, or use local"
-    return ClusterError(f"--ray {address}: no Ray answers there ({reason}): {mend}")

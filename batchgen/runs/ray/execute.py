@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 from batchgen.engines.pool.worker import ModelRecipe
-from batchgen.errors import OutputError, UsageError
+from batchgen.errors import OVERWRITE, RESUME, ClusterError, OutputError, UsageError, parameter
+from batchgen.formats.extras import check_output_extras
 from batchgen.formats.whole import write_json
 from batchgen.model import Checkpoint, open_checkpoint
 from batchgen.model.chat import make_chat
 from batchgen.model.padding import check_named_tokens
 from batchgen.model.weights import choose_dtype, name_of_dtype
 from batchgen.records import RunStats
+from batchgen.runs.checks import is_same
 from batchgen.runs.ending import Ending, Failures, RanOn, stats_facts
 from batchgen.runs.job import Job
-from batchgen.runs.manifest import Manifest, model_facts
+from batchgen.runs.manifest import Manifest, model_facts, shown_hash
 from batchgen.runs.observer import Observer
-from batchgen.runs.ray.cluster import Cluster, Size, connect
+from batchgen.runs.ray.cluster import Cluster, Size
+from batchgen.runs.ray.connection import connect
 from batchgen.runs.ray.cut import GRAIN, CutFile, FilePart, choose_part_rows, cut_file, make_parts
 from batchgen.runs.ray.folder import MANIFEST, NAME, WRITING, OutputFolder, Piece
-from batchgen.runs.ray.inputs import InputFile, find_files
+from batchgen.runs.ray.inputs import InputFile, find_files, is_url
 from batchgen.runs.ray.pieces import ClusterPieces
 from batchgen.runs.ray.piecework import Outcome, Work
 
 SAY_EVERY_S = 5.0
+OUTPUT = parameter("output")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +51,16 @@ class OnRay:
     resume: bool = False
 
 
-def execute_on_ray(job: Job, on: OnRay, observer: Observer) -> Ending | None:
-    """Runs a job, and says how it ended; None where nothing was left to do."""
+def execute_on_ray(job: Job, on: OnRay, observer: Observer) -> Ending:
+    """Runs a job, and says how it ended."""
     if job.model.device != "auto":
         raise UsageError(f"--device {job.model.device} is not for --ray: --gpus-per-worker says what workers run on")
+    if find_spec("ray") is None:
+        raise ClusterError("--ray needs another package: pip install 'batchgen[ray]'")
+    check_output_extras(job.output_form.form)
     files = find_files(on.inputs, any_suffix=job.prompts.reading.input_format is not None)
-    folder = OutputFolder(on.output, job.layout.form)
+    _check_notes(job, on, files)
+    folder = OutputFolder(on.output, job.output_form.form)
     _check_folder(folder, on)
     checkpoint = open_checkpoint(job.model.name, revision=job.model.revision, say=observer.say)
     check_named_tokens(job.sampling, checkpoint.vocab_size)
@@ -61,7 +72,7 @@ def execute_on_ray(job: Job, on: OnRay, observer: Observer) -> Ending | None:
         run.prepare(files)
         if not (pieces := run.find_missing()):
             observer.say(f"{on.output} is complete, there is nothing to go on with")
-            return None
+            return replace(run.ending(), was_complete=True)
         try:
             run.generate(pieces)
         except KeyboardInterrupt:
@@ -71,13 +82,25 @@ def execute_on_ray(job: Job, on: OnRay, observer: Observer) -> Ending | None:
         return run.ending()
 
 
+def _check_notes(job: Job, on: OnRay, files: list[InputFile]) -> None:
+    """Refuses notes that are inputs, or would stand among the output's parts."""
+    for name, path in (("manifest", job.manifest), ("stats", job.stats)):
+        if path is None:
+            continue
+        shown = f"{parameter(name)} {path}"
+        if any(is_same(path, Path(file.place)) for file in files if not is_url(file.place)):
+            raise OutputError(f"{shown} is also an input: write to another file")
+        if not is_url(on.output) and Path(on.output).resolve() in path.resolve().parents:
+            raise OutputError(f"{shown} is in the output's folder: write to another file")
+
+
 def _check_folder(folder: OutputFolder, on: OnRay) -> None:
     names = folder.names()
     ours = [name for name in names if name == MANIFEST or NAME.fullmatch(name) or name.startswith(WRITING)]
     if names and not ours:
-        raise OutputError(f"-o {on.output} is a folder with other things in it: name a new one")
+        raise OutputError(f"{OUTPUT} {on.output} is a folder with other things in it: name a new one")
     if ours and not (on.resume or on.overwrite):
-        raise OutputError(f"-o {on.output} holds a run: go on with --resume, or start anew with --overwrite")
+        raise OutputError(f"{OUTPUT} {on.output} holds a run: go on with {RESUME}, or start anew with {OVERWRITE}")
 
 
 class RayRun:
@@ -105,7 +128,7 @@ class RayRun:
             job.too_long,
             job.parse_special,
             job.strict,
-            job.layout.ids,
+            job.output_form.ids,
             job.chat,
             make_chat(checkpoint.tokenizer, job.chat).chosen_templates,
         )
@@ -113,6 +136,7 @@ class RayRun:
         self.manifest = Manifest(facts=folder.read_manifest(), where=f"{on.output}/{MANIFEST}")
         self.parts: list[FilePart] = []
         self.num_blanks = 0
+        self.written: list[Path] = []
         self._has_said: set[str] = set()
         self._last_line = time.monotonic()
 
@@ -129,19 +153,28 @@ class RayRun:
         self.parts = make_parts(cuts, part_rows, self.on.limit)
 
     def _note(self, cuts: list[CutFile], part_rows: int) -> None:
-        layout = self.job.layout
-        options = {**self.job.options, "--dtype": self.dtype, "--format": layout.form, "--ids": layout.ids}
+        output_form = self.job.output_form
+        options = {**self.job.options, "--dtype": self.dtype, "--format": output_form.form, "--ids": output_form.ids}
         options |= {"--limit": self.on.limit, "--part-rows": part_rows}
-        files = {cut.file.name: cut.digest for cut in cuts}
-        names = {"files": list(files)}
-        self.manifest.begin(
-            self.pieces.size.device,
-            model=model_facts(self.pieces.checkpoint),
-            options=options,
-            input=files,
-            inputs=names,
-        )
+        names, digests = [cut.file.name for cut in cuts], [cut.digest for cut in cuts]
+        self._check_inputs(names, digests)
+        model = model_facts(self.pieces.checkpoint)
+        self.manifest.begin(self.pieces.size.device, self.observer.say, model=model, options=options)
+        self.manifest.note("inputs", {"files": names, "blake2b": digests})
         self.folder.write_manifest(self.manifest.facts)
+
+    def _check_inputs(self, names: list[str], digests: list[str]) -> None:
+        """Refuses other files than the run was begun with, whatever they were called then."""
+        begun = self.manifest.facts.get("inputs")
+        if begun is None:
+            return
+        for old_name, old, name, new in zip_longest(begun["files"], begun["blake2b"], names, digests):
+            if old != new:
+                where = f"{self.on.output}/{MANIFEST}"
+                raise OutputError(
+                    f"{where} was begun with {old_name or name} {shown_hash(old)}, and now it is {shown_hash(new)}: "
+                    f"give what was given then, or start anew with {OVERWRITE}"
+                )
 
     def find_missing(self) -> list[Piece]:
         """What is not in the folder yet."""
@@ -173,10 +206,10 @@ class RayRun:
 
     def write_notes(self) -> None:
         """The files for the manifest and the counts, also of a run that was interrupted."""
-        if self.job.manifest:
-            write_json(self.job.manifest, self.manifest.facts)
-        if self.job.stats:
-            write_json(self.job.stats, self._stats_facts())
+        for path, facts in ((self.job.manifest, self.manifest.facts), (self.job.stats, self._stats_facts())):
+            if path:
+                write_json(path, facts)
+                self.written.append(path)
 
     def _stats(self) -> RunStats:
         return replace(self.pieces.stats(), blank_lines=self.num_blanks)
@@ -203,7 +236,8 @@ class RayRun:
         if self.pieces.first_error:
             _index, row_id, error = self.pieces.first_error
             failures = Failures(stats.errors, stats.rows, row_id, error)
-        return Ending(stats, self.ran_on, failures, was_stopped=self.observer.should_stop())
+        written = (Path(self.on.output), *self.written)
+        return Ending(stats, self.ran_on, failures, written=written, was_stopped=self.observer.should_stop())
 
 
 def _dtype(job: Job, size: Size, checkpoint: Checkpoint) -> str:

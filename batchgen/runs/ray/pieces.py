@@ -9,8 +9,9 @@ from dataclasses import replace
 from batchgen.engines.pool.worker import Recipe
 from batchgen.model import Checkpoint
 from batchgen.records import RowId, RunStats
-from batchgen.runs.ray.cluster import Cluster, ModelFiles, Size
+from batchgen.runs.ray.cluster import Cluster, Size
 from batchgen.runs.ray.folder import Piece
+from batchgen.runs.ray.model_files import ModelFiles
 from batchgen.runs.ray.piecework import Outcome, Work, add_up
 
 ISOLATED = "worker processes died each time that they ran this row alone: leave it out"

@@ -1,0 +1,81 @@
+"""A Result as a row of the store's table, and back; a hash of each row, which damage does not pass."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, fields
+from hashlib import blake2b
+from typing import Any
+
+from batchgen.formats.writing import to_json
+from batchgen.records import Request, Result
+
+FIELDS = [field.name for field in fields(Result)]  # the columns of `results`, but that `index` is its row_index
+JSON_FIELDS = {"metadata", "input_ids", "output_ids", "messages", "tool_calls"}
+WHOLE_NUMBER = re.compile(rb"-?\d+")
+HASH_BYTES = 16
+
+
+def to_cells(result: Result) -> list[object]:
+    """What SQLite holds of a result, in the order of `FIELDS`."""
+    return [_to_cell(name, getattr(result, name)) for name in FIELDS]
+
+
+def _to_cell(name: str, value: object) -> object:
+    """Numbers and text as they are.
+
+    A blob where SQLite has no such thing: whole numbers beyond 64 bits by their digits, text with lone surrogates.
+    """
+    if name in JSON_FIELDS:
+        return to_json(value)
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return str(value).encode()
+    if isinstance(value, str):
+        with suppress(UnicodeEncodeError):
+            value.encode()
+            return value
+        return value.encode("utf-8", "surrogatepass")
+    return value
+
+
+def to_result(cells: Sequence[Any]) -> Result:
+    """The result that these cells hold."""
+    values = {name: _from_cell(name, cell) for name, cell in zip(FIELDS, cells, strict=True)}
+    for name in ("input_ids", "output_ids"):
+        values[name] = tuple(values[name])
+    return Result(**values)
+
+
+def _from_cell(name: str, cell: Any) -> Any:
+    if name in JSON_FIELDS:
+        return json.loads(cell)
+    if isinstance(cell, bytes):
+        return int(cell) if WHOLE_NUMBER.fullmatch(cell) else cell.decode("utf-8", "surrogatepass")
+    return cell
+
+
+def hash_of(cells: Iterable[object]) -> bytes:
+    """A hash of cells, their types and where each ends."""
+    whole = blake2b(digest_size=HASH_BYTES)
+    for cell in cells:
+        text = cell if isinstance(cell, bytes | str) else repr(cell)
+        content = text.encode() if isinstance(text, str) else text
+        whole.update(b"%s %d " % (type(cell).__name__.encode(), len(content)))
+        whole.update(content)
+    return whole.digest()
+
+
+def digest_of(request: Request) -> bytes:
+    """What tells whether a row of the input is still the same: 16 bytes of all that its results depend on.
+
+    How its file was named is not among that, in an error neither.
+    """
+    file = (request.source or "").rpartition(":")[0]
+    error = request.error.replace(file, "") if request.error and file else request.error
+    content = [request.id, request.prompt, asdict(request.sampling), request.metadata, error]
+    if request.conversation:
+        content.append(asdict(request.conversation))
+    return blake2b(json.dumps(content).encode(), digest_size=HASH_BYTES).digest()

@@ -1,0 +1,103 @@
+"""What is refused before anything is loaded: files that would be lost, or written over each other."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from itertools import combinations
+from pathlib import Path
+
+from batchgen.errors import OVERWRITE, RESUME, InUseError, OutputError, UsageError, parameter
+from batchgen.formats.reading import Source
+from batchgen.runs.database import IN_USE, is_in_use
+from batchgen.runs.target import Target
+
+OUTPUT = "output"
+Named = tuple[str, Path]  # a file, and the parameter that names it
+
+
+def check_outputs(target: Target | None, notes: Mapping[str, Path | None], sources: Sequence[Source]) -> None:
+    """Refuses an output and notes (by their parameters) that are there, inputs, each other, or in no folder."""
+    if target:
+        _check_target(target, sources)
+    named = [(name, path) for name, path in notes.items() if path]
+    for name, path in named:
+        check_file(name, path, sources, overwrite=True)
+    check_distinct([(OUTPUT, path) for path in (target.files if target else [])], named)
+
+
+def _check_target(target: Target, sources: Sequence[Source]) -> None:
+    output = target.path
+    shown = f"{parameter(OUTPUT)} {output}"
+    if any(is_read_from(source, path) for source in sources for path in target.files):
+        raise OutputError(f"{shown} is also an input: write to another file")
+    if output.is_dir():
+        raise OutputError(f"{shown} is a folder: name a file in it")
+    if not output.parent.is_dir():
+        raise OutputError(f"{shown}: there is no folder {output.parent}")
+    for path in target.files:
+        _check_link(path)
+    if target.is_stream and (target.resume or target.keep_store):
+        raise UsageError(f"{shown} is a pipe or a device, which keeps nothing to go on from")
+    if not (target.is_stream or target.overwrite or target.resume):
+        _check_is_new(target)
+
+
+def _check_is_new(target: Target) -> None:
+    if target.store.exists() and not target.is_store:
+        if is_in_use(target.store):
+            raise InUseError(f"{target.store} {IN_USE}")
+        raise OutputError(
+            f"{target.store} holds an interrupted run: go on with {RESUME}, or start anew with {OVERWRITE}"
+        )
+    if there := next((path for path in (target.path, target.failures_file) if path and path.exists()), None):
+        if target.is_store and is_in_use(target.store):
+            raise InUseError(f"{target.store} {IN_USE}")
+        go_on = f"{RESUME} goes on with it, " if target.is_store else ""
+        raise OutputError(f"{there} exists: {go_on}add {OVERWRITE} to replace it, or move it away")
+
+
+def check_file(name: str, path: Path, sources: Sequence[Source], *, overwrite: bool) -> None:
+    """Refuses the file of a parameter that is there, is an input, or has no folder."""
+    shown = f"{parameter(name)} {path}"
+    if any(is_read_from(source, path) for source in sources):
+        raise OutputError(f"{shown} is also an input: write to another file")
+    if path.is_dir() or not path.parent.is_dir():
+        raise OutputError(f"{shown}: name a file in a folder that is there")
+    _check_link(path)
+    if path.is_file() and not overwrite:
+        raise OutputError(f"{path} exists: add {OVERWRITE} to replace it, or move it away")
+
+
+def _check_link(path: Path) -> None:
+    if path.is_symlink() and not path.exists():
+        raise OutputError(f"{path} is a link that leads nowhere: remove it, or name another file")
+
+
+def check_distinct(outputs: Iterable[Named], others: Sequence[Named]) -> None:
+    """Refuses files (by their parameters) that are the same; those of one output may be what they like."""
+    pairs = [*((output, other) for output in outputs for other in others), *combinations(others, 2)]
+    for (first, path), (second, other) in pairs:
+        if is_same(path, other):
+            what = "the output" if first == OUTPUT else f"{parameter(first)} {path}"
+            raise OutputError(f"{parameter(second)} {other} is also {what}: write to another file")
+
+
+def is_same(first: Path, second: Path) -> bool:
+    """Whether two names lead to one file; a pipe or a device takes both."""
+    for path in (first, second):
+        if path.exists() and not path.is_file():
+            return False
+    with suppress(OSError):
+        return os.path.realpath(first) == os.path.realpath(second) or first.samefile(second)
+    return False
+
+
+def is_read_from(source: Source, file: Path | int) -> bool:
+    """Whether a source is the very file, under whatever name."""
+    with suppress(OSError):
+        status, other = source.status, os.stat(file)  # noqa: PTH116 - a descriptor too
+        return status is not None and stat.S_ISREG(other.st_mode) and os.path.samestat(status, other)
+    return False

@@ -1,0 +1,73 @@
+"""What a finished file was made of, in a small file beside it; and whether a run would make the same one again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from batchgen.errors import OVERWRITE, OutputError, parameter
+from batchgen.formats.whole import FileState, digest_of_file, write_whole
+from batchgen.runs.target import Target
+
+FORMAT_VERSION = 1
+FILES = "files"
+
+
+def facts_of_file(file: Path) -> dict[str, object]:
+    """What tells a file from every other: its size and a hash of its bytes."""
+    return {"bytes": file.stat().st_size, "blake2b": digest_of_file(file)}
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRecord:
+    """The record of a finished file: `facts` are those of the manifest, and `files` by their names."""
+
+    path: Path
+    facts: Mapping[str, Any]
+
+    def holds(self, file: Path) -> bool:
+        """Whether a file is the one that the run wrote."""
+        known = self.facts.get(FILES, {}).get(file.name)
+        return bool(known) and file.is_file() and facts_of_file(file) == known
+
+    def names(self, file: Path) -> bool:
+        return file.name in self.facts.get(FILES, {})
+
+
+def read_record(target: Target) -> FinishedRecord | None:
+    """The record beside a target; None where there is none that can be read."""
+    try:
+        facts = json.loads(target.record.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(facts, dict) or facts.get("version") != FORMAT_VERSION or not isinstance(facts.get(FILES), dict):
+        return None
+    return FinishedRecord(target.record, facts)
+
+
+def write_record(target: Target, facts: Mapping[str, Any], files: Mapping[str, object], temporary: Path) -> None:
+    """Replaces the record beside a target."""
+    text = json.dumps({"version": FORMAT_VERSION, **facts, FILES: dict(files)}, indent=1) + "\n"
+    state = FileState.of(target.record)
+    write_whole(
+        target.record, lambda stream: stream.write(text.encode()), replaces=state, temporary=temporary, like=target.file
+    )
+
+
+def check_finished_files(target: Target) -> FinishedRecord:
+    """The record of a finished target. Raises `OutputError` where it is not what a run wrote there."""
+    mend = f"start anew with {OVERWRITE}, or name another output"
+    record = read_record(target)
+    if record is None:
+        raise OutputError(f"{target.path} is not batchgen's, or {target.record.name} beside it is gone: {mend}")
+    for file in (target.file, target.failures_file):
+        if file and (record.names(file) or os.path.lexists(file)) and not record.holds(file):
+            raise OutputError(f"{file} is not as its run left it: {mend}")
+    if target.retry_errors and record.facts.get("stats", {}).get("errors"):
+        keep = parameter("keep_store=True")
+        raise OutputError(f"the store of {target.path} is gone, which failed rows need to run again ({keep} keeps it)")
+    return record

@@ -1,0 +1,166 @@
+"""The files of a run's output, while it goes on: its store, and what is written from it when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from batchgen.errors import RESUME, InUseError, OutputError
+from batchgen.formats.compression import packed, split_suffixes
+from batchgen.formats.fields import Rows
+from batchgen.formats.whole import FileState, mode_of, temporary_name, write_whole
+from batchgen.runs.database import PRIVATE, remove_store
+from batchgen.runs.finished import facts_of_file, read_record, write_record
+from batchgen.runs.manifest import FILES_NOTE
+from batchgen.runs.store import Store
+from batchgen.runs.target import Target
+
+
+@contextmanager
+def open_store(target: Target) -> Iterator[Store]:
+    """The store of a run, which no other run has.
+
+    One that no row was read into is removed at the end, but where an older output stands beside it: without the store
+    that would look like this run's.
+    """
+    store = _open_anew(target) if target.overwrite else _open(target)
+    try:
+        if not (target.overwrite or target.resume) and not (store.is_empty and _is_unwritten(target)):
+            raise InUseError(f"another run has just written {target.path}: name another output")
+        if target.retry_errors:
+            store.forget_errors()
+        yield store
+    finally:
+        if not store.is_closed:
+            store.discard() if store.is_empty and _is_unwritten(target) else store.close()
+
+
+def _is_unwritten(target: Target) -> bool:
+    return target.is_store or not target.path.exists()
+
+
+def _open(target: Target) -> Store:
+    """As private as the output that it stands for; without one, private unless it is itself the output."""
+    mode = mode_of(target.file)
+    return Store(target.store, None if target.is_store else PRIVATE if mode is None else mode)
+
+
+def _open_anew(target: Target) -> Store:
+    """An empty store in the place of whatever is there, unless another run uses it."""
+    try:
+        store = _open(target)
+    except InUseError:
+        raise
+    except OutputError:  # damaged, or something else
+        remove_store(target.store)
+        return _open(target)
+    store.clear()
+    store.commit()  # a run that is killed from here on is not taken for the old one
+    return store
+
+
+class OutputFiles:
+    """Writes a target's files from its store; each replaces what stood there when the run began, and nothing else.
+
+    Raises `OutputError` where another file stands there now.
+    """
+
+    def __init__(self, target: Target, store: Store) -> None:
+        self.target = target
+        self.store = store
+        noted = store.manifest().get(FILES_NOTE)
+        self._replaces = {name: FileState(*state) for name, state in noted["replaces"].items()} if noted else {}
+        self._temporaries: list[str] = noted["temporaries"] if noted else []
+        self._remove_temporaries()
+        for file in self._files:
+            state = FileState.of(file)
+            if noted and state not in (None, self._replaces.get(file.name)) and not self._is_ours(file):
+                raise self._foreign(file)
+            if state:
+                self._replaces[file.name] = state
+        self._note()
+
+    @property
+    def _files(self) -> list[Path]:
+        return [file for file in (self.target.file, self.target.failures_file) if file]
+
+    def _is_ours(self, file: Path) -> bool:
+        record = read_record(self.target)
+        return record is not None and record.holds(file)
+
+    def _note(self) -> None:
+        replaces = {name: [s.device, s.inode, s.size, s.changed_ns] for name, s in self._replaces.items()}
+        self.store.note(FILES_NOTE, {"replaces": replaces, "temporaries": self._temporaries})
+        self.store.commit()
+
+    def temporary(self, file: Path) -> Path:
+        """A name for a file that is being written; a run that is killed meanwhile removes it when it goes on."""
+        made = temporary_name(file)
+        self._temporaries.append(str(made))
+        self._note()
+        return made
+
+    def _remove_temporaries(self) -> None:
+        for name in self._temporaries:
+            with suppress(OSError):
+                Path(name).unlink()
+        self._temporaries = []
+
+    def write(self, write: Callable[[BinaryIO, Rows], object], facts: Mapping[str, Any]) -> list[Path]:
+        """All files, and before each gets its name the record of what it was made of; which files these are.
+
+        `write` fills a stream with `all` rows, the `answered` or the `failed` ones.
+        """
+        files: dict[str, object] = {}
+
+        def note(file: Path, temporary: Path) -> None:
+            files[file.name] = facts_of_file(temporary)
+            write_record(self.target, facts, files, self.temporary(self.target.record))
+
+        failures = self.target.failures_file
+        self._write(self.target.file, lambda stream: write(stream, "answered" if failures else "all"), note)
+        written = [self.target.path]
+        if failures and self.store.num_failed_rows:
+            self._write(failures, lambda stream: write(stream, "failed"), note)
+            written.append(failures)
+        elif failures:
+            self._remove(failures)
+        return written
+
+    def _write(self, file: Path, write: Callable[[BinaryIO], object], note: Callable[[Path, Path], object]) -> None:
+        try:
+            write_whole(
+                file,
+                write,
+                replaces=self._replaces.get(file.name),
+                temporary=self.temporary(file),
+                on_whole=lambda temporary: note(file, temporary),
+            )
+        except FileExistsError:
+            raise self._foreign(file) from None
+        except OSError as error:
+            mend = f"mend that, then run the same command with {RESUME}"
+            raise OutputError(f"{file} cannot be written: {error.strerror or error}: {mend}") from None
+
+    def _remove(self, file: Path) -> None:
+        state = FileState.of(file)
+        if state and state != self._replaces.get(file.name):
+            raise self._foreign(file)
+        file.unlink(missing_ok=True)
+
+    def _foreign(self, file: Path) -> OutputError:
+        mend = f"move it away, then run the same command with {RESUME}"
+        return OutputError(f"{file} has appeared or changed since the run began: {mend}")
+
+
+@contextmanager
+def open_stream(path: Path) -> Iterator[BinaryIO]:
+    """A pipe or device by its name."""
+    try:
+        with path.open("wb") as stream, packed(stream, split_suffixes(path)[1]) as packing:
+            yield packing
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full device does not say which it is
+        raise

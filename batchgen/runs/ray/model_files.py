@@ -1,0 +1,48 @@
+"""A model's files on every machine of a cluster, by way of Ray's object store."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A model's folder, and its files in Ray's object store, from which each machine that lacks them gets them once."""
+
+    name: str
+    folder: Path
+    sizes: dict[str, int]
+    files: dict[str, Any] = field(default_factory=dict)  # name -> ObjectRef; empty where all is one machine
+
+    def unpack(self) -> Path:
+        """A folder with the files on this machine."""
+        if not self.files or all(_has_size(self.folder / name, size) for name, size in self.sizes.items()):
+            return self.folder
+        import ray
+
+        references = "".join(sorted(map(str, self.files.values())))
+        key = blake2b(references.encode(), digest_size=8).hexdigest()
+        target = Path(tempfile.gettempdir()) / f"batchgen-{os.getuid()}-{key}"
+        if target.is_dir():
+            return target
+        partial = Path(tempfile.mkdtemp(prefix="batchgen-", dir=target.parent))
+        for name, ref in self.files.items():
+            (partial / name).write_bytes(ray.get(ref))
+        try:
+            partial.rename(target)
+        except OSError:  # another worker of this machine was quicker
+            shutil.rmtree(partial)
+        return target
+
+
+def _has_size(path: Path, size: int) -> bool:
+    with suppress(OSError):
+        return path.stat().st_size == size
+    return False
