@@ -33,6 +33,9 @@ class Watcher(Observer):
     def say(self, line: str) -> None:
         self.screen.say(with_parameters(line, flag_of_parameter))
 
+    def note(self, line: str) -> None:
+        self.say(line)
+
     def waiting(self, what: str) -> AbstractContextManager[object]:
         return self.screen.waiting(what)
 

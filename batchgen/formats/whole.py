@@ -59,11 +59,11 @@ def write_whole(
     """A file that is there whole and safe on the disk, or as it was: `write` gets the stream to fill.
 
     Where its suffix is one of a compression, it is packed. It replaces the file of `replaces` alone, and raises
-    `FileExistsError` where another one stands there by now. It takes the permissions of that file, or of `like`.
+    `FileExistsError` where another one stands there by now. It takes the permissions of `like`, else of that file.
     `on_whole` is told where it stands (`temporary`, a new name by default) before it gets its name.
     """
     temporary = temporary or temporary_name(file)
-    mode = next((mode for path in (file, like) if path and (mode := mode_of(path)) is not None), None)
+    mode = next((mode for path in (like, file) if path and (mode := mode_of(path)) is not None), None)
     stream = _open_new(temporary, 0o666 if mode is None else PRIVATE)
     try:
         with stream:
@@ -84,7 +84,7 @@ def write_whole(
 
 def temporary_name(file: Path) -> Path:
     """A name in the same folder that nobody can foresee."""
-    return file.with_name(f".{file.name[:200]}.{secrets.token_hex(8)}.tmp")
+    return file.with_name(f".batchgen-{secrets.token_hex(8)}.tmp")
 
 
 def _open_new(path: Path, mode: int) -> BinaryIO:

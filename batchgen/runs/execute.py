@@ -112,7 +112,7 @@ class Run:
     def generate(self, stdout: BinaryIO | None = None) -> None:
         """Runs every row that is not done, into the store or the stream."""
         if self.store and self.num_before:
-            self.observer.say(f"going on with {self.store.path}: {results_text(self.num_before)} kept")
+            self.observer.note(f"going on with {self.store.path}: {results_text(self.num_before)} kept")
         with self.observer.generating(self._count_left, self.num_before, self.job.sampling.max_new_tokens):
             if self.store:
                 deque(self.observer.track(self.pipeline.run_into(self.store, self._requests())), maxlen=0)

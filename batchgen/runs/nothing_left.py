@@ -28,7 +28,7 @@ def find_finished(job: Job, target: Target, observer: Observer) -> Ending:
     digest = InputDigest()
     deque(digest.watch(job.prompts.requests(job.sampling, lambda: None)), maxlen=0)
     _check_input(target, record.facts["input"], digest)
-    observer.say(f"{target.path} is complete, there is nothing to go on with ({OVERWRITE} starts anew)")
+    observer.note(f"{target.path} is complete, there is nothing to go on with ({OVERWRITE} starts anew)")
     rows, errors = (record.facts["stats"][name] for name in ("rows", "errors"))
     stats = RunStats(rows, errors, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0, rows_kept=rows)
     on = RanOn(found.checkpoint.name, "", found.device, found.dtype, job.engine.exact)

@@ -13,7 +13,10 @@ class Observer:
     """Watches a run and may stop it. This one is quiet; a caller overrides what it wants to know."""
 
     def say(self, line: str) -> None:
-        """A line for a person."""
+        """What a person should know who did not ask."""
+
+    def note(self, line: str) -> None:
+        """How the run goes on, for a person who watches."""
 
     def waiting(self, what: str) -> AbstractContextManager[object]:
         """Around something that takes time."""

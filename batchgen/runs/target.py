@@ -66,7 +66,7 @@ class Target:
     @property
     def record(self) -> Path:
         """Where it stands what the file was made of, once that is whole."""
-        return self.file.with_name(f".{self.file.name}.run.json")
+        return self.file.with_name(f".{self.file.name}.run")  # shorter than the store's name, which must fit too
 
     @property
     def files(self) -> list[Path]:

@@ -71,7 +71,7 @@ def execute_on_ray(job: Job, on: OnRay, observer: Observer) -> Ending:
         run = RayRun(job, on, observer, checkpoint, cluster, size, folder)
         run.prepare(files)
         if not (pieces := run.find_missing()):
-            observer.say(f"{on.output} is complete, there is nothing to go on with")
+            observer.note(f"{on.output} is complete, there is nothing to go on with")
             return replace(run.ending(), was_complete=True)
         try:
             run.generate(pieces)
@@ -182,7 +182,7 @@ class RayRun:
         missing = sum(piece.num_rows for piece in pieces)
         all_rows = sum(part.num_rows for part in self.parts)
         if 0 < missing < all_rows:
-            self.observer.say(f"going on with {self.on.output}: {all_rows - missing:,} of {all_rows:,} rows are there")
+            self.observer.note(f"going on with {self.on.output}: {all_rows - missing:,} of {all_rows:,} rows are there")
         return pieces
 
     def generate(self, pieces: list[Piece]) -> None:
@@ -202,7 +202,7 @@ class RayRun:
             self._last_line = time.monotonic()
             stats = self.pieces.stats()
             rate = stats.output_tokens / stats.wall_s
-            self.observer.say(f"{self.pieces.num_rows:,} of {num_rows:,} rows, {rate:,.0f} tokens/s")
+            self.observer.note(f"{self.pieces.num_rows:,} of {num_rows:,} rows, {rate:,.0f} tokens/s")
 
     def write_notes(self) -> None:
         """The files for the manifest and the counts, also of a run that was interrupted."""
