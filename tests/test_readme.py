@@ -50,8 +50,15 @@ def python(command: str) -> str:
     return stripped(output.getvalue())
 
 
-@pytest.mark.parametrize(("code", "num_lines"), zip(PYTHON, (2, 2), strict=True), ids=("generate", "check_padding"))
-def test_the_python_recipes_run(code: str, num_lines: int, capsys: pytest.CaptureFixture[str]) -> None:
+RECIPES = ("generate", "run", "check_padding")
+
+
+@pytest.mark.parametrize(("code", "num_lines"), zip(PYTHON, (2, 1, 2), strict=True), ids=RECIPES)
+def test_the_python_recipes_run(
+    code: str, num_lines: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(ROOT / "prompts", tmp_path / "prompts")
+    monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
     assert len(capsys.readouterr().out.splitlines()) == num_lines
 
