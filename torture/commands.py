@@ -130,9 +130,15 @@ def write_jsonl(path: Path, rows: Iterable[object]) -> Path:
 
 
 def left_over(folder: Path, *expected: str) -> str | None:
-    """A problem where a folder holds anything else than these files."""
-    names = sorted(path.name for path in folder.iterdir())
+    """A problem where a folder holds anything else than these files, and the records of what they were made of."""
+    records = {f".{name}.run" for name in expected}
+    names = sorted(path.name for path in folder.iterdir() if path.name not in records)
     return None if names == sorted(expected) else f"the folder has {names}, not {sorted(expected)}"
+
+
+def is_being_written(folder: Path) -> bool:
+    """Whether a run is writing a file that has not got its name yet."""
+    return any(folder.glob(".batchgen-*.tmp"))
 
 
 def difference(output: Path, whole: bytes) -> str | None:

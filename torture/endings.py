@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from batchgen.cli.options import Format
-from torture.commands import FAKE, REAL, Ended, Running, difference, left_over, run, start, write_rows
+from torture.commands import FAKE, REAL, Ended, Running, difference, is_being_written, left_over, run, start, write_rows
 from torture.lab import Check, Trial, Tried
 
 ROWS = 2000
@@ -109,7 +109,7 @@ def _signalled(trial: Trial, command: list[object], whole: bytes, longest_s: flo
     delay_s = trial.draw.choice([trial.draw.uniform(0, 0.6), trial.draw.uniform(0, longest_s)])
     running = start(command, environment={"TORTURE_BATCH_S": BATCH_S})
     if trial.draw.random() < 0.2:  # the final writing
-        while not (trial.folder / "out.jsonl.partial").exists() and not running.is_over:
+        while not is_being_written(trial.folder) and not running.is_over:
             time.sleep(0.001)
         delay_s = trial.draw.expovariate(50)
     running.sleep(delay_s)

@@ -35,9 +35,10 @@ torch.__dict__.update(get_num_threads=lambda: 1, OutOfMemoryError=MemoryError)
 sys.modules["torch"] = torch
 
 from batchgen import __main__
+from batchgen.formats import whole
 from batchgen.model import Checkpoint, Model
 from batchgen.records import EngineStats, Result, Sequence
-from batchgen.runs import equipment, store
+from batchgen.runs import equipment, output, store
 
 
 class Characters:
@@ -45,6 +46,9 @@ class Characters:
 
     eos_token_id = EOS
     vocab_size = EOS + 1
+    added_tokens_decoder: ClassVar[dict[int, object]] = {}
+    all_special_tokens: ClassVar[list[str]] = []
+    all_special_ids: ClassVar[list[int]] = []
     max_position_embeddings = 1_000_000
     special_tokens_map: ClassVar[dict[str, str]] = {}
 
@@ -151,6 +155,9 @@ vars(equipment).update(
     choose_devices=lambda name, num_workers=None: [Device()],
     choose_dtype=lambda name, *_: "float32" if name == "auto" else name,
 )
+# Names that a check of system calls can foresee.
+for module in (whole, output):
+    vars(module)["temporary_name"] = lambda file: file.with_name(f".batchgen-{file.name}.tmp")
 if COMMIT_ROWS:
     commit_by_rows(COMMIT_ROWS)
 

@@ -7,9 +7,10 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from torture.commands import FAKE, REAL, difference, left_over, run, start, wait_until, write_rows
+from torture.commands import FAKE, REAL, difference, is_being_written, left_over, run, start, wait_until, write_rows
 from torture.lab import Check, Trial, Tried
 
 KILLS = 10  # of one run, before it may end
@@ -64,7 +65,7 @@ def fake_session(trial: Trial) -> Iterator[Tried]:
     for number in range(KILLS):
         running = start(_resumed(command, output), environment=environment)
         if trial.draw.random() < LATE:
-            wait_until((trial.folder / "out.jsonl.partial").exists, running)
+            wait_until(partial(is_being_written, trial.folder), running)
             delay_s = trial.draw.expovariate(20)
         else:
             delay_s = trial.draw.uniform(0.05, 1.5)
@@ -100,7 +101,7 @@ def real_session(trial: Trial) -> Iterator[Tried]:
     for number in range(KILLS):
         running = start(_resumed(command, output))
         if trial.draw.random() < LATE:
-            wait_until((trial.folder / "out.jsonl.partial").exists, running)
+            wait_until(partial(is_being_written, trial.folder), running)
             delay_s = trial.draw.expovariate(20)
         else:
             delay_s = trial.draw.uniform(0.1, 6)

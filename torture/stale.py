@@ -52,8 +52,9 @@ def edit_model(name: str) -> Change:
     return lambda folder: (folder / "model" / name).write_bytes(MODEL[name] + b" ")
 
 
-def move_model(folder: Path) -> None:
+def other_model(folder: Path) -> None:
     shutil.copytree(folder / "model", folder / "model2")
+    (folder / "model2" / "model.safetensors").write_bytes(b"other weights")
 
 
 MUTATIONS = [
@@ -87,7 +88,7 @@ MUTATIONS = [
     Mutation("the eos tokens", "config_sha256", change=edit_model("generation_config.json")),
     Mutation("the tokenizer", "tokenizer_sha256", change=edit_model("tokenizer.json")),
     Mutation("the tokenizer's settings", "tokenizer_sha256", change=edit_model("tokenizer_config.json")),
-    Mutation("another model", 'model "model", and now it is "model2"', ("--model", "model2"), move_model),
+    Mutation("another model", 'model "model", and now it is "model2"', ("--model", "model2"), other_model),
 ]
 
 

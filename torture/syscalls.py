@@ -15,9 +15,9 @@ from pathlib import Path
 from torture.commands import ENVIRONMENT, FAKE, Ended, difference, left_over, run, write_jsonl
 from torture.lab import Check, Lab, Skipped, Trial, Tried
 
-CALLS = ("openat", "write", "pwrite64", "fsync", "fdatasync", "ftruncate", "rename", "unlink")
+CALLS = ("openat", "write", "pwrite64", "fsync", "fdatasync", "ftruncate", "linkat", "rename", "unlink")
 TRACED = f"trace={','.join(CALLS)}"
-ENDINGS = ("", ".partial", ".run.db", ".run.db-wal", ".run.db-journal", "-wal", "-journal")
+ENDINGS = ("", ".run.db", ".run.db-wal", ".run.db-journal", "-wal", "-journal")
 NOTES = ("manifest.json", "stats.json")
 FAILURES = "out.errors.jsonl"
 COMMITS = {"TORTURE_COMMIT_ROWS": "2"}
@@ -71,8 +71,9 @@ class Blow:
 def strace(folder: Path, output: str, *options: str) -> list[str]:
     """The start of a command line that traces what happens to the output and the files beside it."""
     # As SQLite and Python name them: in full.
-    paths = [folder.resolve(), *(folder.resolve() / f"{output}{ending}" for ending in ENDINGS)]
-    paths += [folder.resolve() / f"{note}{ending}" for note in (*NOTES, FAILURES) for ending in ("", ".partial")]
+    whole = [output, f".{output}.run", *NOTES, FAILURES]
+    names = [*(f"{output}{ending}" for ending in ENDINGS), *whole, *(f".batchgen-{name}.tmp" for name in whole)]
+    paths = [folder.resolve(), *(folder.resolve() / name for name in dict.fromkeys(names))]
     wanted = [part for path in paths for part in ("-P", str(path))]
     return ["strace", "-f", "-qq", "-o", str(folder.parent / f"{folder.name}.trace"), *wanted, *options]
 

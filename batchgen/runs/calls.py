@@ -17,7 +17,7 @@ from batchgen.records import Result, RunStats
 from batchgen.runs.checks import check_outputs
 from batchgen.runs.execute import execute, open_run
 from batchgen.runs.job import FilePrompts, GivenPrompts, Job, ModelChoice, OutputForm, Prompts
-from batchgen.runs.keywords import FileOptions, GenerateOptions, Keywords, read_keywords
+from batchgen.runs.keywords import FileOptions, GenerateOptions, Keywords, in_python_words, python_words, read_keywords
 from batchgen.runs.observer import Observer
 from batchgen.runs.target import SQLITE, Target, form_of_output
 
@@ -29,9 +29,10 @@ class Warnings(Observer):
     """Says what a caller should know as Python warnings."""
 
     def say(self, line: str) -> None:
-        warnings.warn(with_parameters(line), stacklevel=2)
+        warnings.warn(in_python_words(with_parameters(line)), stacklevel=2)
 
 
+@python_words()
 def generate(
     prompts: Prompt | Iterable[Prompt], model: str | Model | None = None, **options: Unpack[GenerateOptions]
 ) -> list[Result]:
@@ -49,6 +50,7 @@ def generate(
     return sorted(results, key=lambda result: (result.index, result.sample_index))
 
 
+@python_words()
 def stream(
     prompts: Prompt | Iterable[Prompt], model: str | Model | None = None, **options: Unpack[GenerateOptions]
 ) -> Iterator[Result]:
@@ -64,10 +66,11 @@ def stream(
 
 
 def _stream(job: Job) -> Iterator[Result]:
-    with open_run(job, Warnings()) as run:
+    with python_words(), open_run(job, Warnings()) as run:
         yield from run.results()
 
 
+@python_words()
 def run(
     inputs: PathLike | Iterable[PathLike],
     *,

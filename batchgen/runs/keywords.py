@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any, Literal, TypedDict
 
-from batchgen.errors import UsageError
+from batchgen.errors import BatchgenError, UsageError
 from batchgen.machine.limits import parse_memory
 from batchgen.records import ChatOptions, EngineOptions, FieldError, SamplingParams, TooLong
 
@@ -79,6 +81,34 @@ class FileOptions(GenerateOptions, total=False):
     strict: bool
     manifest: str | None
     stats: str | None
+
+
+NAMES = {"model", "output", "resume", "overwrite", *FileOptions.__annotations__}
+FLAG = re.compile(r"(?<![\w-])--([a-z]+(?:-[a-z]+)*)")
+
+
+@contextmanager
+def python_words() -> Iterator[None]:
+    """What is raised inside names parameters where it names flags of the command line."""
+    try:
+        yield
+    except BatchgenError as error:
+        error.args = (in_python_words(str(error)),)
+        raise
+
+
+def in_python_words(message: str) -> str:
+    """A message for the command line, in the words of Python.
+
+    >>> in_python_words("--dtype float7 is not one of float32; see --no-such-flag")
+    'dtype float7 is not one of float32; see --no-such-flag'
+    """
+
+    def name(flag: re.Match[str]) -> str:
+        known = flag[1].replace("-", "_")
+        return known if known in NAMES else flag[0]
+
+    return FLAG.sub(name, message)
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,16 @@ def test_a_wrong_name_says_the_near_one(name: str, hint: str) -> None:
         batchgen.generate("x", "bundled", **{name: 5})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"device": "nowhere"}, "^device nowhere is not a device"), ({"dtype": "float7"}, "^dtype float7 is not one of")],
+    ids=str,
+)
+def test_what_is_refused_on_the_way_is_named_as_in_python(options: dict[str, str], words: str) -> None:
+    with pytest.raises(batchgen.BatchgenError, match=words):
+        batchgen.generate("x", "bundled", **options)
+
+
 def test_what_only_files_have_is_no_option_of_generate() -> None:
     with pytest.raises(TypeError, match="keep_store"):
         batchgen.generate("x", "bundled", keep_store=True)  # type: ignore[call-arg]

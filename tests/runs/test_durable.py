@@ -186,7 +186,7 @@ def test_failed_rows_count_as_done(tmp_path: Path, output: Path) -> None:
     begin(source, output, num_rows=2)
     result = run(source, "-o", output, "--resume")
     assert (result.exit_code, rows(result)) == (3, 1)
-    assert "1 of 3 rows failed, the first with id 1" in result.stderr
+    assert f"1 of 3 rows failed, the first: {source}:2: not valid JSON" in result.stderr
 
 
 def test_failed_rows_are_run_again_when_asked(tmp_path: Path, output: Path) -> None:
