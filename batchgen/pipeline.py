@@ -229,4 +229,5 @@ def to_result(sequence: Sequence, checkpoint: Checkpoint, chat: Chat) -> Result:
         messages=[message.to_dict() for message in request.messages] or None,
         reasoning=reply.reasoning,
         tool_calls=reply.tool_calls,
+        endpoint=request.endpoint,
     )

@@ -48,13 +48,15 @@ def run(
     on_ray = make_on_ray(cluster, prompts, engine, output, durable)
     sources: list[Source] = []
     target = None
+    in_kind = False
     if on_ray:
         refuse_with_ray(prompts, durable)
         form = choose_ray_format(results.format)
     else:
         form = choose_format(results.format, output, ids=results.ids, csv_raw=results.csv_raw)
         sources = prompts.sources(context, reading)
-        target = _target(output, form, durable)
+        in_kind = results.format is opt.Format.auto and form is opt.Format.jsonl and not results.ids
+        target = _target(output, form, durable, in_kind=in_kind)
         if target is None:
             check_stdout(sources)
     check_outputs(target, {"manifest": results.manifest, "stats": results.stats}, sources)
@@ -64,7 +66,7 @@ def run(
         model=ModelChoice(model.model, model.revision, model.device, model.dtype),
         engine=engine,
         chat=chat.options(),
-        output_form=OutputForm(form.value, results.ids, results.csv_raw),
+        output_form=OutputForm(form.value, results.ids, results.csv_raw, in_kind),
         target=target,
         too_long=too_long,
         parse_special=prompts.parse_special,
@@ -85,7 +87,7 @@ def _run(job: Job, on_ray: OnRay | None, screen: Screen, interrupts: Interrupts)
     return sum_up(execute(job, watcher, stdout=stdout, writers=OUR_WRITERS), screen, interrupts)
 
 
-def _target(output: Path | None, form: opt.Format, durable: opt.DurableOptions) -> Target | None:
+def _target(output: Path | None, form: opt.Format, durable: opt.DurableOptions, *, in_kind: bool) -> Target | None:
     resume = durable.resume or durable.retry_errors
     if durable.overwrite and resume:
         raise UsageError("--overwrite starts anew, --resume goes on: choose one")
@@ -94,4 +96,4 @@ def _target(output: Path | None, form: opt.Format, durable: opt.DurableOptions) 
             flag = "--retry-errors" if durable.retry_errors else "--resume" if resume else "--keep-store"
             raise UsageError(f"{flag} needs a file: name it with -o")
         return None
-    return Target(output, form.value, durable.overwrite, resume, durable.retry_errors, durable.keep_store)
+    return Target(output, form.value, durable.overwrite, resume, durable.retry_errors, durable.keep_store, in_kind)

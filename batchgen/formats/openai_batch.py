@@ -1,30 +1,29 @@
-"""OpenAI Batch files for `/v1/completions`: a request a line, with `custom_id` and `body`.
+"""OpenAI Batch files for `/v1/completions` and `/v1/chat/completions`: a request a line, with `custom_id` and `body`.
 
 What a body asks for is done, or the row fails and says what cannot be; nothing is passed over that would change the
 answer.
-
-Answers are a line a request, with all its samples as `choices`; failed ones as an error file has them. No clock and no
-chance is in them: a run that is repeated or resumed writes the same bytes.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
-from itertools import groupby
-from typing import Any, BinaryIO
+from typing import Any
 
 from batchgen.errors import InputError
 from batchgen.formats.content import Content
-from batchgen.formats.fields import WriteOptions, to_bytes, to_json
+from batchgen.formats.json_values import parse_json
 from batchgen.formats.jsonl import JsonLine, read_values
+from batchgen.formats.messages import BESIDE, read_conversation
 from batchgen.formats.row_options import row_keys
 from batchgen.formats.rows import REPLACED, ReadOptions, Row
-from batchgen.records import Result, SamplingParams, options_of
+from batchgen.records import Conversation, Message, SamplingParams, options_of
 
-URL = "/v1/completions"
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 CACHE_KIB = 65_536  # of the ids that came before; more of them go to a file
 KEYS = {"custom_id", "method", "url", "body"}
 # Options of a body that are called otherwise here; all others are called as a row's own are.
@@ -40,10 +39,13 @@ UNUSED_WHEN_GREEDY = {key for key, item in options_of(SamplingParams).items() if
 # Who asks, where it is kept, how it is sent: the text stays the same.
 WITHOUT_EFFECT = {
     "model", "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options",
+    "prompt_cache_retention",
 }  # fmt: skip
 # Values of keys that cannot be honoured which ask for nothing.
 HARMLESS: dict[str, tuple[object, ...]] = {
     "stream": (False,), "echo": (False,), "logprobs": (False,), "suffix": ("",), "best_of": (1,),
+    "response_format": ({"type": "text"},), "modalities": (["text"],), "tool_choice": ("auto",),
+    "parallel_tool_calls": (True,), "functions": ([],),
 }  # fmt: skip
 
 
@@ -56,7 +58,8 @@ def read_openai_batch(content: Content, options: ReadOptions) -> Iterator[Row]:
         )
     seen = SeenIds()
     for line in read_values(content):
-        yield _row(line, seen)
+        row = _row(line, seen)
+        yield replace(row, endpoint=row.endpoint or COMPLETIONS)
 
 
 def is_openai_batch(value: object) -> bool:
@@ -98,27 +101,61 @@ def _row(line: JsonLine, seen: SeenIds) -> Row:
         return Row(id=custom_id, error=f"the custom_id is that of {place} too", source=source)
     metadata = {key: item for key, item in value.items() if key not in KEYS}
     row = partial(Row, id=custom_id, metadata=metadata, source=source, num_bytes=line.num_bytes)
+    endpoint = _endpoint(value)
     try:
-        prompt, sampling = _read_body(value)
+        body = _check_request(value, endpoint)
+        conversation = _conversation(body) if endpoint == CHAT else None
+        prompt = "" if conversation else _prompt(body)
+        sampling = _options(body)
     except ValueError as problem:
-        return row(error=str(problem))
-    return row(prompt, sampling=sampling, option_names=_names(value["body"]))
+        return row(error=str(problem), endpoint=endpoint)
+    return row(prompt, sampling=sampling, option_names=_names(body), conversation=conversation, endpoint=endpoint)
 
 
-def _read_body(request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The prompt and the options of a request, under our names. Raises `ValueError` for what cannot be done."""
-    body, url = request.get("body"), request.get("url", URL)
+def _endpoint(request: dict[str, Any]) -> str:
+    """Which API a request is for: the one that it names, else the one that its body fits."""
+    body = request.get("body")
+    natural = CHAT if isinstance(body, dict) and "messages" in body else COMPLETIONS
+    return CHAT if request.get("url", natural) == CHAT else COMPLETIONS
+
+
+def _check_request(request: dict[str, Any], endpoint: str) -> dict[str, Any]:
+    """The body of a request. Raises `ValueError` for what cannot be done."""
+    body = request.get("body")
     if not isinstance(body, dict):
         raise ValueError("the body is not an object")
-    if "messages" in body or url == "/v1/chat/completions":
-        raise ValueError(f"a chat request: only {URL} with a prompt can be run")
-    if url != URL:
-        raise ValueError(f"url is not {URL}")
+    if request.get("url", endpoint) != endpoint:
+        raise ValueError(f"url is neither {COMPLETIONS} nor {CHAT}")
     if request.get("method", "POST") != "POST":
         raise ValueError("method is not POST")
-    for key in sorted(body.keys() - OPTIONS.keys() - WITHOUT_EFFECT - {"prompt"}):
+    own = {"messages", *BESIDE} if endpoint == CHAT else {"prompt"}
+    for key in sorted(body.keys() - OPTIONS.keys() - WITHOUT_EFFECT - own):
         _check_harmless(key, body)
-    return _prompt(body), _options(body)
+    return body
+
+
+def _conversation(body: dict[str, Any]) -> Conversation:
+    """The messages of a chat request. Arguments of its tool calls are JSON in a string there, values in a template."""
+    if "messages" not in body:
+        raise ValueError(f"body.messages is missing, which {CHAT} asks for")
+    conversation = read_conversation(body, "messages", prefix="body.")
+    return replace(conversation, messages=tuple(map(_with_arguments, conversation.messages)))
+
+
+def _with_arguments(message: Message) -> Message:
+    calls = message.more.get("tool_calls")
+    if not isinstance(calls, list):
+        return message
+    return replace(message, more={**message.more, "tool_calls": [_parsed_call(call) for call in calls]})
+
+
+def _parsed_call(call: dict[str, Any]) -> dict[str, Any]:
+    function = call.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    with suppress(ValueError):  # a model may have written what is no JSON
+        return {**call, "function": {**function, "arguments": parse_json(function["arguments"])}}
+    return call
 
 
 def _options(body: dict[str, Any]) -> dict[str, Any]:
@@ -149,50 +186,8 @@ def _prompt(body: dict[str, Any]) -> str:
     prompt = body.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]
+    if "messages" in body:
+        raise ValueError(f"body.messages is for {CHAT}, and the url is {COMPLETIONS}")
     if not isinstance(prompt, str):
         raise ValueError("body.prompt must be a string: one prompt a line, and no token ids")
     return prompt
-
-
-def write_openai_batch(results: Iterable[Result], stream: BinaryIO, options: WriteOptions) -> None:
-    """A request is written when the next one's first result is there: only then its samples are complete."""
-    for _, samples in groupby(results, key=lambda result: result.index):
-        request = list(samples)
-        failed = next((result for result in request if result.error is not None), None)
-        if options.rows in ("all", "failed" if failed else "answered"):
-            stream.write(to_bytes(to_json(_failure(failed) if failed else _answer(request)) + "\n"))
-            stream.flush()
-
-
-def _answer(samples: list[Result]) -> dict[str, Any]:
-    first = samples[0]
-    new_tokens = sum(sample.num_output_tokens for sample in samples)
-    choices = [
-        {"index": sample.sample_index, "text": sample.text, "finish_reason": sample.finish_reason, "logprobs": None}
-        for sample in samples
-    ]
-    body = {
-        "id": f"cmpl-{first.index}",
-        "object": "text_completion",
-        "created": 0,
-        "model": first.model,
-        "choices": choices,
-        "usage": {
-            "prompt_tokens": first.num_prompt_tokens,
-            "completion_tokens": new_tokens,
-            "total_tokens": first.num_prompt_tokens + new_tokens,
-        },
-    }
-    response = {"status_code": 200, "request_id": f"req_{first.index}", "body": body}
-    return _request(first, response, None)
-
-
-def _failure(result: Result) -> dict[str, Any]:
-    return _request(result, None, {"code": "row_failed", "message": result.error})
-
-
-def _request(result: Result, response: object, error: object) -> dict[str, Any]:
-    """Metadata, which the format does not know, only where there is any."""
-    custom_id = None if result.id is None else str(result.id)
-    own = {"id": f"batch_req_{result.index}", "custom_id": custom_id, "response": response, "error": error}
-    return own | ({"metadata": result.metadata} if result.metadata else {})

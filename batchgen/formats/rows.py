@@ -70,6 +70,7 @@ class Row:
     num_bytes: int = 0
     place: str | None = None
     conversation: Conversation | None = None
+    endpoint: str | None = None
 
 
 def to_requests(rows: Iterable[Row], sampling: SamplingParams, first_index: int = 0) -> Iterator[Request]:
@@ -101,6 +102,7 @@ def _to_request(index: int, row: Row, sampling: SamplingParams) -> Request:
         source=row.source,
         num_bytes=row.num_bytes,
         conversation=row.conversation,
+        endpoint=row.endpoint,
     )
 
 

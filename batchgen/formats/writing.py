@@ -12,12 +12,12 @@ from typing import BinaryIO
 from batchgen.formats.delimited import write_csv, write_tsv
 from batchgen.formats.fields import Rows, WriteOptions, to_dict, to_json
 from batchgen.formats.jsonl import write_jsonl
-from batchgen.formats.openai_batch import write_openai_batch
+from batchgen.formats.openai_answers import write_in_kind, write_openai_batch
 from batchgen.formats.parquet import write_parquet
 from batchgen.formats.plain import write_text
 from batchgen.records import Result
 
-__all__ = ["WRITERS", "Rows", "WriteOptions", "Writer", "to_dict", "to_json"]
+__all__ = ["WRITERS", "Rows", "WriteOptions", "Writer", "to_dict", "to_json", "write_in_kind"]
 
 Writer = Callable[[Iterable[Result], BinaryIO, WriteOptions], None]
 WRITERS: dict[str, Writer] = {

@@ -64,6 +64,7 @@ class Request:
     error: str | None = None
     source: str | None = None
     conversation: Conversation | None = None
+    endpoint: str | None = None
     num_bytes: int = 0  # about what its columns take in memory, where a reader has counted them
 
     @property
@@ -198,6 +199,7 @@ class Result:
     messages: list[dict[str, Any]] | None = None
     reasoning: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
+    endpoint: str | None = None
 
     @property
     def num_pads(self) -> int:

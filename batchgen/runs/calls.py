@@ -101,7 +101,7 @@ def run(
             model,
             keywords,
             target=target,
-            output_form=OutputForm(target.form, **keywords.of("ids", "csv_raw")),
+            output_form=OutputForm(target.form, **keywords.of("ids", "csv_raw"), in_kind=target.in_kind),
             **keywords.of("strict"),
             **notes,
         ),
@@ -131,7 +131,8 @@ def _target(output: Path, keywords: Keywords, *, resume: bool, overwrite: bool) 
     if form not in (*WRITERS, SQLITE):
         raise UsageError(f"format {form!r} is not one of {', '.join((*WRITERS, SQLITE))}")
     keep = bool(keywords.given.get("keep_store"))
-    return Target(output, form, overwrite, resume or retry, retry_errors=retry, keep_store=keep)
+    in_kind = form == "jsonl" and not keywords.given.get("format") and not keywords.given.get("ids")
+    return Target(output, form, overwrite, resume or retry, retry_errors=retry, keep_store=keep, in_kind=in_kind)
 
 
 def _job(prompts: Prompt | Iterable[Prompt], model: str | Model | None, keywords: Keywords) -> Job:

@@ -52,7 +52,8 @@ def _check_is_new(target: Target) -> None:
         raise OutputError(
             f"{target.store} holds an interrupted run: go on with {RESUME}, or start anew with {OVERWRITE}"
         )
-    if there := next((path for path in (target.path, target.failures_file) if path and path.exists()), None):
+    files = [target.path, None if target.in_kind else target.failures_file]
+    if there := next((path for path in files if path and path.exists()), None):
         if target.is_store and is_in_use(target.store):
             raise InUseError(f"{target.store} {IN_USE}")
         go_on = f"{RESUME} goes on with it, " if target.is_store else ""

@@ -25,7 +25,7 @@ CREATE TABLE results (
     row_index INTEGER NOT NULL, id, sample_index INTEGER NOT NULL, prompt TEXT, text TEXT, finish_reason TEXT,
     num_prompt_tokens INTEGER, num_output_tokens INTEGER, error TEXT, metadata TEXT, model TEXT,
     input_ids TEXT, output_ids TEXT, batch_index INTEGER, padded_length INTEGER, source TEXT,
-    messages TEXT, reasoning TEXT, tool_calls TEXT, hash BLOB NOT NULL,
+    messages TEXT, reasoning TEXT, tool_calls TEXT, endpoint TEXT, hash BLOB NOT NULL,
     PRIMARY KEY (row_index, sample_index)
 );
 """

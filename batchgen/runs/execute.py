@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from batchgen.formats.extras import check_output_extras
 from batchgen.formats.whole import write_json
-from batchgen.formats.writing import WRITERS, Rows, WriteOptions, Writer
+from batchgen.formats.writing import WRITERS, Rows, WriteOptions, Writer, write_in_kind
 from batchgen.machine.speeds import speed_of, write_speed
 from batchgen.model.stops import watch_stops
 from batchgen.pipeline import Pipeline
@@ -24,7 +24,7 @@ from batchgen.runs.nothing_left import find_finished
 from batchgen.runs.observer import Observer
 from batchgen.runs.output import OutputFiles, open_store, open_stream
 from batchgen.runs.store import Store
-from batchgen.runs.target import Target
+from batchgen.runs.target import OPENAI_BATCH, Target
 from batchgen.text import escape
 
 
@@ -149,7 +149,8 @@ class Run:
             rows=rows,
             pad_token_id=self.equipment.checkpoint.pad_token_id,
         )
-        self.writers[output_form.form](results, stream, options)
+        write = write_in_kind if output_form.in_kind else self.writers[output_form.form]
+        write(results, stream, options)
 
     def finish(self) -> None:
         """After the last row: what was noted is complete, and the file is written."""
@@ -166,7 +167,11 @@ class Run:
             deque(store.complete_results(), maxlen=0)
             return [target.path]
         facts = {**self.manifest.facts, "output": self.job.output_form.options}
-        return self.files.write(lambda stream, rows: self._write(store.complete_results(), stream, rows), facts)
+        first = next(store.complete_results(), None)
+        is_batch = target.form == OPENAI_BATCH or (target.in_kind and first is not None and first.endpoint is not None)
+        return self.files.write(
+            lambda stream, rows: self._write(store.complete_results(), stream, rows), facts, is_batch=is_batch
+        )
 
     def _find_failures(self) -> Failures:
         first = self.store.first_error() if self.store else self.pipeline.first_error

@@ -65,6 +65,9 @@ def check_finished_files(target: Target) -> FinishedRecord:
     if record is None:
         raise OutputError(f"{target.path} is not batchgen's, or {target.record.name} beside it is gone: {mend}")
     for file in (target.file, target.failures_file):
+        is_foreign = file == target.failures_file and target.in_kind and file and not record.names(file)
+        if is_foreign:  # these were not requests of OpenAI, which would have failures of their own
+            continue
         if file and (record.names(file) or os.path.lexists(file)) and not record.holds(file):
             raise OutputError(f"{file} is not as its run left it: {mend}")
     if target.retry_errors and record.facts.get("stats", {}).get("errors"):

@@ -82,11 +82,15 @@ class ModelChoice:
 
 @dataclass(frozen=True, slots=True)
 class OutputForm:
-    """How results are written: a format, token ids with `ids`, formulas in CSV as they are with `csv_raw`."""
+    """How results are written: a format, token ids with `ids`, formulas in CSV as they are with `csv_raw`.
+
+    With `in_kind`, for JSON Lines that nobody asked for by name, OpenAI's requests are answered in OpenAI's form.
+    """
 
     form: str = "jsonl"
     ids: bool = False
     csv_raw: bool = False
+    in_kind: bool = False
 
     @property
     def options(self) -> dict[str, Any]:

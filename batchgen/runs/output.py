@@ -108,18 +108,22 @@ class OutputFiles:
                 Path(name).unlink()
         self._temporaries = []
 
-    def write(self, write: Callable[[BinaryIO, Rows], object], facts: Mapping[str, Any]) -> list[Path]:
+    def write(
+        self, write: Callable[[BinaryIO, Rows], object], facts: Mapping[str, Any], *, is_batch: bool
+    ) -> list[Path]:
         """All files, and before each gets its name the record of what it was made of; which files these are.
 
-        `write` fills a stream with `all` rows, the `answered` or the `failed` ones.
+        `write` fills a stream with `all` rows, or for an OpenAI Batch the `answered` and the `failed` ones.
         """
         files: dict[str, object] = {}
+        failures = self.target.failures_file if is_batch else None
+        if failures and self.target.in_kind and not (self.target.overwrite or self.target.resume):
+            self._replaces.pop(failures.name, None)  # nobody could know that it would be written
 
         def note(file: Path, temporary: Path) -> None:
             files[file.name] = facts_of_file(temporary)
             write_record(self.target, facts, files, self.temporary(self.target.record))
 
-        failures = self.target.failures_file
         self._write(self.target.file, lambda stream: write(stream, "answered" if failures else "all"), note)
         written = [self.target.path]
         if failures and self.store.num_failed_rows:

@@ -33,6 +33,7 @@ class Target:
     resume: bool = False
     retry_errors: bool = False
     keep_store: bool = False
+    in_kind: bool = False  # JSON Lines, or an OpenAI Batch where that is what is asked
 
     @property
     def is_stream(self) -> bool:
@@ -57,7 +58,7 @@ class Target:
     @property
     def failures_file(self) -> Path | None:
         """Where an OpenAI Batch has the requests that failed: `out.jsonl` has `out.errors.jsonl` beside it."""
-        if self.form != OPENAI_BATCH or self.is_stream:
+        if not (self.form == OPENAI_BATCH or self.in_kind) or self.is_stream:
             return None
         whole = self.file.name
         name = whole.removesuffix("".join(self.file.suffixes[-2 if split_suffixes(self.file)[1] else -1 :]))

@@ -133,7 +133,7 @@ def test_what_asks_for_nothing_is_accepted(tmp_path: Path, harmless: dict[str, A
         ({"prompt": [3666, 3290]}, "body.prompt must be a string"),
         ({"prompt": None}, "body.prompt must be a string"),
         ({"prompt": "\ud800"}, "a lone surrogate"),
-        ({"messages": []}, "a chat request: only /v1/completions"),
+        ({"messages": []}, "body.messages cannot be honoured here"),
     ],
     ids=str,
 )
@@ -144,8 +144,8 @@ def test_what_cannot_be_done_fails_its_row_and_says_so(tmp_path: Path, body: dic
 @pytest.mark.parametrize(
     ("item", "reason"),
     [
-        ({**line(), "url": "/v1/chat/completions"}, "a chat request"),
-        ({**line(), "url": "/v1/embeddings"}, "url is not /v1/completions"),
+        ({**line(), "url": "/v1/chat/completions"}, "body.prompt cannot be honoured here"),
+        ({**line(), "url": "/v1/embeddings"}, "url is neither /v1/completions nor /v1/chat/completions"),
         ({**line(), "method": "GET"}, "method is not POST"),
         ({**line(), "body": []}, "the body is not an object"),
         ({"custom_id": "a"}, "the body is not an object"),

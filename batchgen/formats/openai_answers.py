@@ -1,0 +1,97 @@
+"""Answers to OpenAI Batch requests: a line a request, with all its samples as `choices`; failed ones as an error file
+has them.
+
+No clock and no chance is in them: a run that is repeated or resumed writes the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain, groupby
+from typing import Any, BinaryIO
+
+from batchgen.formats.fields import WriteOptions, to_bytes, to_json
+from batchgen.formats.jsonl import write_jsonl
+from batchgen.formats.openai_batch import CHAT
+from batchgen.records import Result
+
+Json = dict[str, Any]
+
+
+def write_in_kind(results: Iterable[Result], stream: BinaryIO, options: WriteOptions) -> None:
+    """OpenAI's answers to OpenAI's requests, JSON Lines to all others; the first row decides."""
+    results = iter(results)
+    if (first := next(results, None)) is None:
+        return
+    write = write_openai_batch if first.endpoint else write_jsonl
+    write(chain([first], results), stream, options)
+
+
+def write_openai_batch(results: Iterable[Result], stream: BinaryIO, options: WriteOptions) -> None:
+    """A request is written when the next one's first result is there: only then its samples are complete."""
+    for _, samples in groupby(results, key=lambda result: result.index):
+        request = list(samples)
+        failed = next((result for result in request if result.error is not None), None)
+        if options.rows in ("all", "failed" if failed else "answered"):
+            stream.write(to_bytes(to_json(_failure(failed) if failed else _answer(request)) + "\n"))
+            stream.flush()
+
+
+def _answer(samples: list[Result]) -> Json:
+    first = samples[0]
+    is_chat = first.endpoint == CHAT
+    new_tokens = sum(sample.num_output_tokens for sample in samples)
+    choices = [{"index": sample.sample_index, **(_message(sample) if is_chat else _text(sample))} for sample in samples]
+    body = {
+        "id": f"chatcmpl-{first.index}" if is_chat else f"cmpl-{first.index}",
+        "object": "chat.completion" if is_chat else "text_completion",
+        "created": 0,
+        "model": first.model,
+        "choices": choices,
+        "usage": {
+            "prompt_tokens": first.num_prompt_tokens,
+            "completion_tokens": new_tokens,
+            "total_tokens": first.num_prompt_tokens + new_tokens,
+        },
+    }
+    response = {"status_code": 200, "request_id": f"req_{first.index}", "body": body}
+    return _request(first, response, None)
+
+
+def _text(sample: Result) -> Json:
+    return {"text": sample.text, "finish_reason": sample.finish_reason, "logprobs": None}
+
+
+def _message(sample: Result) -> Json:
+    """A choice of a chat. Its arguments of tools are JSON in a string, as they are in a request."""
+    message: Json = {"role": "assistant", "content": sample.text, "refusal": None}
+    if sample.reasoning is not None:
+        message["reasoning_content"] = sample.reasoning
+    finish_reason: str = sample.finish_reason
+    if sample.tool_calls:
+        message |= {"content": sample.text or None, "tool_calls": _tool_calls(sample)}
+        finish_reason = "tool_calls" if finish_reason == "stop" else finish_reason
+    return {"message": message, "finish_reason": finish_reason, "logprobs": None}
+
+
+def _tool_calls(sample: Result) -> list[Json]:
+    """Each with an id of its own, where the model gave none."""
+    calls = []
+    for number, call in enumerate(sample.tool_calls or []):
+        function = call.get("function", call)
+        arguments = function.get("arguments", {})
+        text = arguments if isinstance(arguments, str) else to_json(arguments)
+        name = call.get("id") or f"call_{sample.index}_{sample.sample_index}_{number}"
+        calls.append({"id": name, "type": "function", "function": {"name": function.get("name"), "arguments": text}})
+    return calls
+
+
+def _failure(result: Result) -> Json:
+    return _request(result, None, {"code": "row_failed", "message": result.error})
+
+
+def _request(result: Result, response: object, error: object) -> Json:
+    """Metadata, which the format does not know, only where there is any."""
+    custom_id = None if result.id is None else str(result.id)
+    own = {"id": f"batch_req_{result.index}", "custom_id": custom_id, "response": response, "error": error}
+    return own | ({"metadata": result.metadata} if result.metadata else {})
