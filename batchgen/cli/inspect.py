@@ -18,7 +18,7 @@ from batchgen.formats.reading import Source, read_requests
 from batchgen.formats.whole import write_at
 from batchgen.formats.writing import to_json
 from batchgen.model import Checkpoint, Model, open_checkpoint, open_model
-from batchgen.model.chat import make_chat
+from batchgen.model.chat import open_chat
 from batchgen.proof.inspector import Heads, Inspection, Masks, inspect_batch, inspect_masks, parse_heads
 from batchgen.records import SamplingParams
 from batchgen.render.attention import print_attention
@@ -134,7 +134,7 @@ def inspect(
         requests,
         n_positions=n_positions,
         parse_special=prompts.parse_special,
-        chat=make_chat(checkpoint.tokenizer, chat_options, say=screen.say),
+        chat=open_chat(checkpoint, chat_options, say=screen.say),
     )
     with screen.waiting("looking"):
         seen = _look(checkpoint, loaded, inspection, heads, views)

@@ -15,7 +15,7 @@ from batchgen.formats.reading import read_requests
 from batchgen.formats.writing import to_json
 from batchgen.machine.speeds import read_speed
 from batchgen.model import open_checkpoint
-from batchgen.model.chat import make_chat
+from batchgen.model.chat import open_chat
 from batchgen.planning.forecast import forecast
 from batchgen.planning.room import make_room
 from batchgen.records import EngineOptions, SamplingParams
@@ -51,7 +51,7 @@ def plan(
     requests = read_requests(sources, sampling, reading, on_blank=partial(next, blank_lines))
     with screen.waiting("planning"):
         checkpoint = open_checkpoint(model.model, revision=model.revision, weights=False, say=screen.say)
-        talk = make_chat(checkpoint.tokenizer, chat_options, say=screen.say)
+        talk = open_chat(checkpoint, chat_options, say=screen.say)
         look = partial(
             make_room, checkpoint, model.device, model.dtype, num_rows=engine.batch_size, memory=engine.memory
         )

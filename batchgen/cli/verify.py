@@ -14,7 +14,7 @@ from batchgen.engines import make_engine
 from batchgen.formats.reading import read_requests
 from batchgen.formats.writing import to_json
 from batchgen.model import open_model
-from batchgen.model.chat import make_chat
+from batchgen.model.chat import open_chat
 from batchgen.proof.verify import Oracle, greedily, spread, verify_rows
 from batchgen.records import EngineOptions, SamplingParams
 from batchgen.render.screen import OutputConsole, Screen, plural
@@ -67,7 +67,7 @@ def verify(
             requests,
             lambda on_logits: make(on_logits=on_logits),
             parse_special=prompts.parse_special,
-            chat=make_chat(runs.checkpoint.tokenizer, chat_options, say=screen.say),
+            chat=open_chat(runs.checkpoint, chat_options, say=screen.say),
         )
     if as_json:
         print(to_json(report.to_dict()))

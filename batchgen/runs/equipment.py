@@ -11,7 +11,7 @@ from batchgen.engines.pool.engine import make_pool
 from batchgen.errors import UsageError
 from batchgen.machine.process import reuse_blocks
 from batchgen.model import Checkpoint, Model, open_checkpoint
-from batchgen.model.chat import Chat, make_chat
+from batchgen.model.chat import Chat, open_chat
 from batchgen.model.checks import check_weights
 from batchgen.model.padding import check_named_tokens
 from batchgen.model.weights import choose_dtype, load_model, name_of_dtype
@@ -56,11 +56,11 @@ def find_equipment(job: Job, observer: Observer) -> Equipment:
     if model := choice.loaded:
         if job.engine.workers not in (None, 1):
             raise UsageError("workers load the model themselves: give its name, not a Model")
-        chat = make_chat(model.checkpoint.tokenizer, job.chat, say=observer.say)
+        chat = open_chat(model.checkpoint, job.chat, say=observer.say)
         return Equipment(model.checkpoint, (model.device,), model.dtype_name, chat, model)
     devices = choose_devices(choice.device, job.engine.workers)
     checkpoint = open_checkpoint(choice.name, revision=choice.revision, say=observer.say)
-    chat = make_chat(checkpoint.tokenizer, job.chat, say=observer.say)
+    chat = open_chat(checkpoint, job.chat, say=observer.say)
     dtype = name_of_dtype(choose_dtype(choice.dtype, devices[0], checkpoint.config))
     return Equipment(checkpoint, tuple(devices), dtype, chat)
 

@@ -149,7 +149,7 @@ def test_errors_of_another_run_are_not_written_over(tmp_path: Path, batch: Path)
     old.write_text("old")
     result = run(batch, "--chat-template", tmp_path / "t.jinja", "-o", tmp_path / "out.jsonl")
     assert result.exit_code == 1
-    assert "out.errors.jsonl exists: move it away" in result.stderr
+    assert "out.errors.jsonl has appeared or changed since the run began: move it away" in result.stderr
     assert old.read_text() == "old"
 
 

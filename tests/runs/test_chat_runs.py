@@ -9,7 +9,7 @@ import pytest
 
 import batchgen
 from batchgen.model import Model, open_checkpoint
-from batchgen.model.chat import make_chat
+from batchgen.model.chat import make_chat, render_rows
 from batchgen.model.padding import encode
 from batchgen.records import ChatOptions, Conversation, Message, Request, SamplingParams
 from tests.support.command import failure, invoke, records, run
@@ -181,3 +181,16 @@ def test_a_row_says_how_many_messages_were_dropped(bundled: Model, template: Pat
     assert result.metadata["batchgen_dropped_messages"] == 2
     assert result.prompt == "[user]My dog is<|endoftext|>[assistant]"
     assert result.messages == messages
+
+
+def test_the_token_that_closes_a_turn_ends_an_answer_though_the_model_does_not_name_it(template: Path) -> None:
+    checkpoint = open_checkpoint("bundled", weights=False)
+    said: list[str] = []
+    options = ChatOptions(chat=True, template=str(template))
+    chat = make_chat(checkpoint.tokenizer, options, say=said.append, eos_token_ids=frozenset({1}))
+    rows = [Request(i, str(i), "a", SamplingParams(ignore_eos=i == 2)) for i in range(3)]
+    first, second, ignoring = (row.sampling.stop_token_ids for row, _ in render_rows(chat, rows))
+    assert (first, second, ignoring) == ((EOS,), (EOS,), ())
+    assert said == [
+        "the chat template closes turns with <|endoftext|>, which the model does not name: it ends answers too"
+    ]

@@ -18,6 +18,8 @@ from batchgen.records import LONGEST_PROMPT, ChatOptions, Conversation, Message,
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from batchgen.model.checkpoint import Checkpoint
+
 NO_TEMPLATE = "and the model has none: give one with --chat-template FILE"
 NOTHING_SAID = ChatOptions()
 
@@ -40,7 +42,9 @@ class Chat:
         tokenizer: PreTrainedTokenizerBase,
         options: ChatOptions = NOTHING_SAID,
         say: Say = lambda line: None,
+        eos_token_ids: frozenset[int] | None = None,
     ) -> None:
+        self._eos_token_ids = eos_token_ids
         self._template = template
         self._say = say
         self._said: set[str] = set()
@@ -161,6 +165,12 @@ class Chat:
         pairs = zip(rows, texts, strict=True)
         return [ids if self.control.are_own(ids, text) else self.control.encode(text) for ids, text in pairs]
 
+    @cached_property
+    def unnamed_end(self) -> int | None:
+        """The token that the template closes a turn with, where it is none of the model's eos tokens."""
+        closing = self.closing_token_id
+        return None if self._eos_token_ids is None or closing in self._eos_token_ids else closing
+
     def offsets(self, prompt: str, ids: Sequence[int], conversation: Conversation) -> list[tuple[int, int]]:
         """Which characters of a rendered prompt each of its tokens stands for; of none where that cannot be known."""
         plain = self.tokenizer(
@@ -188,10 +198,12 @@ def make_chat(
     chosen: Mapping[str, str] | None = None,
     *,
     say: Say = lambda line: None,
+    eos_token_ids: frozenset[int] | None = None,
 ) -> Chat:
     """The chat template that a run asks for (or has `chosen`), else the model's own, with the run's arguments.
 
-    What a person should know of it is told through `say`, once.
+    What a person should know of it is told through `say`, once. An answer ends at the model's `eos_token_ids`, and at
+    the token that the template closes a turn with, which some models do not name.
     Raises `UsageError` where prompts are to go through a template and there is none.
     """
     sources = chosen or templates_of(tokenizer)
@@ -201,7 +213,18 @@ def make_chat(
         flag = "--chat" if options.system is None else "--system"
         raise UsageError(f"{flag} needs a chat template, {NO_TEMPLATE}")
     variables = {**tokenizer.special_tokens_map, **options.arguments}
-    return Chat(ChatTemplate(sources, variables=variables) if sources else None, tokenizer, options, say)
+    return Chat(ChatTemplate(sources, variables=variables) if sources else None, tokenizer, options, say, eos_token_ids)
+
+
+def open_chat(
+    checkpoint: Checkpoint,
+    options: ChatOptions = NOTHING_SAID,
+    chosen: Mapping[str, str] | None = None,
+    *,
+    say: Say = lambda line: None,
+) -> Chat:
+    """`make_chat` for a model, with its tokenizer and its eos tokens."""
+    return make_chat(checkpoint.tokenizer, options, chosen, say=say, eos_token_ids=checkpoint.eos_token_ids)
 
 
 def templates_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:

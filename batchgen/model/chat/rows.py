@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from batchgen.model.chat.chat import Chat, Rendered
-from batchgen.records import Request
+from batchgen.records import Request, SamplingParams
 
 WARNING = (
     "warning: the model has a chat template, and plain prompts do not go through it: --chat asks the model as a user "
@@ -29,7 +29,7 @@ def render_rows(chat: Chat, requests: list[Request], *, parse_special: bool = Fa
     rows = [_with_conversation(chat, request) for request in requests]
     told = [row.conversation for row in rows if row.conversation and not row.error]
     rendered = iter(chat.encode(told, parse_special=parse_special))
-    return [_rendered(row, next(rendered)) if row.conversation and not row.error else (row, ()) for row in rows]
+    return [_rendered(chat, row, next(rendered)) if row.conversation and not row.error else (row, ()) for row in rows]
 
 
 def shorten(chat: Chat, request: Request, room: int, *, parse_special: bool = False) -> Shorter:
@@ -65,6 +65,16 @@ def _with_conversation(chat: Chat, request: Request) -> Request:
     return request
 
 
-def _rendered(request: Request, row: Rendered) -> Row:
+def _rendered(chat: Chat, request: Request, row: Rendered) -> Row:
     error = request.located(row.error) if row.error else None
-    return replace(request, prompt=row.prompt, error=error), row.input_ids
+    return replace(request, prompt=row.prompt, error=error, sampling=_with_end(chat, request)), row.input_ids
+
+
+def _with_end(chat: Chat, request: Request) -> SamplingParams:
+    """The row's options, with the token that closes a turn as an end where the model does not name it."""
+    sampling, end = request.sampling, chat.unnamed_end
+    if end is None or sampling.ignore_eos or sampling.num_beams > 1 or end in sampling.stop_token_ids:
+        return sampling
+    token = chat.tokenizer.convert_ids_to_tokens(end)
+    chat.say_once(f"the chat template closes turns with {token}, which the model does not name: it ends answers too")
+    return replace(sampling, stop_token_ids=(*sampling.stop_token_ids, end))

@@ -14,7 +14,7 @@ from batchgen.errors import OVERWRITE, RESUME, ClusterError, OutputError, UsageE
 from batchgen.formats.extras import check_output_extras
 from batchgen.formats.whole import write_json
 from batchgen.model import Checkpoint, open_checkpoint
-from batchgen.model.chat import make_chat
+from batchgen.model.chat import open_chat
 from batchgen.model.padding import check_named_tokens
 from batchgen.model.weights import choose_dtype, name_of_dtype
 from batchgen.records import RunStats
@@ -130,7 +130,7 @@ class RayRun:
             job.strict,
             job.output_form.ids,
             job.chat,
-            make_chat(checkpoint.tokenizer, job.chat).chosen_templates,
+            open_chat(checkpoint, job.chat).chosen_templates,
         )
         self.pieces = ClusterPieces(cluster, work, checkpoint, _recipe(job, checkpoint, self.dtype), size)
         self.manifest = Manifest(facts=folder.read_manifest(), where=f"{on.output}/{MANIFEST}")

@@ -10,7 +10,7 @@ from batchgen.engines.pool.worker import Recipe
 from batchgen.errors import BatchgenError
 from batchgen.formats.reading import ReadOptions
 from batchgen.model import Checkpoint
-from batchgen.model.chat import make_chat
+from batchgen.model.chat import open_chat
 from batchgen.model.find import Say
 from batchgen.model.stops import watch_stops
 from batchgen.pipeline import Pipeline
@@ -40,7 +40,7 @@ class Work:
             too_long=self.too_long,
             parse_special=self.parse_special,
             strict=self.strict,
-            chat=make_chat(checkpoint.tokenizer, self.chat, self.chat_templates, say=say),
+            chat=open_chat(checkpoint, self.chat, self.chat_templates, say=say),
         )
 
     def run(self, piece: Piece, pipeline: Pipeline, say: Callable[[str], None] = lambda line: None) -> None:
