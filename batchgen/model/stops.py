@@ -7,7 +7,7 @@ text of a special token, in what the model wrote with them. Knows nothing of eng
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -36,59 +36,78 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     return {text: token for text, token in (named | added).items() if text}
 
 
+@dataclass(frozen=True, slots=True)
+class Stops:
+    """What a tokenizer makes of stops: `special` are ids that decoding leaves out, `marked` the stops that hold such a
+    token, each with the first one's id and what comes ahead of it. `reach` is how many tokens a stop has at most.
+    """
+
+    special: frozenset[int]
+    marked: tuple[tuple[str, int, str], ...]
+    reach: int
+
+    def last_real(self, token_ids: list[int], number: int) -> list[int]:
+        """The last tokens that decoding does not leave out, so many at most."""
+        return list(islice((token for token in reversed(token_ids) if token not in self.special), number))[::-1]
+
+
+@lru_cache(maxsize=1024)
+def stops_of(tokenizer: PreTrainedTokenizerBase, stops: tuple[str, ...]) -> Stops:
+    """How to look for stops. Each token stands for at least a byte."""
+    special, marked = special_tokens(tokenizer), []
+    for stop in stops:
+        held = [text for text in special if text in stop]
+        if held:
+            first = min(held, key=lambda text: (stop.find(text), -len(text)))
+            marked.append((stop, special[first], stop[: stop.find(first)]))
+    reach = max((len(stop.encode()) for stop in stops), default=0)
+    return Stops(frozenset(special.values()), tuple(marked), reach)
+
+
 def output_text(tokenizer: PreTrainedTokenizerBase, sequence: Sequence) -> str:
     """Text that was generated, with whatever ended it.
 
     Decoded behind its prompt, since some tokenizers drop the space before the first token of a text.
     """
-    special = set(special_tokens(tokenizer).values())
-    real = (token for token in reversed(sequence.input_ids) if token not in special)
-    prompt_ids = list(islice(real, CONTEXT))[::-1]
+    prompt_ids = stops_of(tokenizer, ()).last_real(sequence.input_ids, CONTEXT)
     prompt, whole = decode(tokenizer, prompt_ids), decode(tokenizer, prompt_ids + sequence.output_ids)
     return whole[len(prompt) :] if whole.startswith(prompt) else decode(tokenizer, sequence.output_ids)
 
 
 def decode_output(tokenizer: PreTrainedTokenizerBase, sequence: Sequence) -> str:
     """Text that was generated, up to the stop or the token that ended it."""
+    sampling, output_ids = sequence.sampling, sequence.output_ids
     text = output_text(tokenizer, sequence)
-    texts = [text, *(text[: text.find(stop)] for stop in sequence.sampling.stop if stop in text)]
-    last = sequence.output_ids[-1:]
-    if sequence.finish_reason == "stop" and last and last[0] in sequence.sampling.stop_token_ids:
-        texts.append(output_text(tokenizer, replace(sequence, output_ids=sequence.output_ids[:-1])))
-    befores = (_before(tokenizer, sequence, stop, 0) for stop in sequence.sampling.stop)
-    return min([*texts, *(before for before in befores if before is not None)], key=len)
+    texts = [text, *(text[: text.find(stop)] for stop in sampling.stop if stop in text)]
+    if sequence.finish_reason == "stop" and output_ids and output_ids[-1] in sampling.stop_token_ids:
+        texts.append(output_text(tokenizer, replace(sequence, output_ids=output_ids[:-1])))
+    texts += _ahead_of_marked(tokenizer, sequence, 0)
+    return min(texts, key=len)
 
 
 def ends_in_stop(tokenizer: PreTrainedTokenizerBase, sequence: Sequence) -> bool:
-    """Whether the last token completed a stop. Looks at the last tokens only, as each stands for at least a byte."""
-    stops = sequence.sampling.stop
-    if not stops:
+    """Whether the last token completed a stop. Looks at the last tokens only: others were looked at before."""
+    if not sequence.sampling.stop:
         return False
-    reach = max(len(stop.encode()) for stop in stops)
-    special = set(special_tokens(tokenizer).values())
-    real = [token for token in sequence.output_ids if token not in special]
-    if len(real) > reach + CONTEXT:
-        text = decode(tokenizer, real[-reach - CONTEXT :])
-    else:
-        text = output_text(tokenizer, sequence)
-    start = max(0, sequence.num_output_tokens - reach)
-    return any(stop in text or _before(tokenizer, sequence, stop, start) is not None for stop in stops)
+    stops = stops_of(tokenizer, sequence.sampling.stop)
+    tail = stops.last_real(sequence.output_ids, stops.reach + 1)  # some tokenizers drop the first one's space
+    text = decode(tokenizer, tail) if len(tail) > stops.reach else output_text(tokenizer, sequence)
+    if any(stop in text for stop in sequence.sampling.stop):
+        return True
+    start = max(0, sequence.num_output_tokens - stops.reach)
+    return next(_ahead_of_marked(tokenizer, sequence, start), None) is not None
 
 
-def _before(tokenizer: PreTrainedTokenizerBase, sequence: Sequence, stop: str, start: int) -> str | None:
-    """The text ahead of a stop that holds a special token; None where there is none from output token `start` on."""
-    held = {text: token for text, token in special_tokens(tokenizer).items() if text in stop}
-    if not held:
-        return None
-    first = min(held, key=lambda text: (stop.find(text), -len(text)))
-    place, token = stop.find(first), held[first]
+def _ahead_of_marked(tokenizer: PreTrainedTokenizerBase, sequence: Sequence, start: int) -> Iterator[str]:
+    """The text ahead of each stop that holds a special token, where that stands at output token `start` or later."""
     output_ids = sequence.output_ids
-    for at in (at for at in range(start, len(output_ids)) if output_ids[at] == token):
-        ahead = output_text(tokenizer, replace(sequence, output_ids=output_ids[:at]))
-        behind = decode(tokenizer, output_ids[at:], with_special=True)
-        if ahead.endswith(stop[:place]) and behind.startswith(stop[place:]):
-            return ahead.removesuffix(stop[:place])
-    return None
+    for stop, token, beginning in stops_of(tokenizer, sequence.sampling.stop).marked:
+        for at in (at for at in range(start, len(output_ids)) if output_ids[at] == token):
+            ahead = output_text(tokenizer, replace(sequence, output_ids=output_ids[:at]))
+            behind = decode(tokenizer, output_ids[at:], with_special=True)
+            if ahead.endswith(beginning) and behind.startswith(stop.removeprefix(beginning)):
+                yield ahead.removesuffix(beginning)
+                break
 
 
 def watch_stops(requests: Iterable[Request], checkpoint: Checkpoint, say: Callable[[str], None]) -> Iterator[Request]:
