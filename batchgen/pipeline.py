@@ -65,7 +65,7 @@ class Pipeline:
         chat: Chat | None = None,
     ) -> None:
         self.checkpoint = checkpoint
-        self.chat = chat or Chat(None, checkpoint.tokenizer)
+        self.chat = chat or Chat({}, lambda: checkpoint.tokenizer)
         self.engine = engine
         self.strict = strict
         self.too_long = too_long

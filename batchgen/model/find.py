@@ -23,7 +23,8 @@ BUNDLED_FOLDER = Path(__file__).parent.parent / "bundled"
 DEFAULT_MODEL = "gpt2"
 DEFAULT_REPOSITORIES = ("openai-community/gpt2", "gpt2")  # the same model's new and old address
 HUB_PATIENCE_S = 3.0
-TOKENIZER_FILES = ["tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"]
+TOKENIZER_FILES = ["tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
+                   "chat_template.jinja"]  # fmt: skip
 CONFIG_FILES = ["config.json", "generation_config.json", *TOKENIZER_FILES]
 WEIGHT_FILES = ["model*.safetensors", "model.safetensors.index.json"]
 

@@ -55,9 +55,9 @@ def encode(
     `n_positions` is the model's limit: a prompt that leaves no room for `max_new_tokens` fails, or with
     `too_long="truncate"` keeps its right end, and a conversation its last turns. `chat` makes prompts of conversations.
     """
-    chat = chat or Chat(None, tokenizer)
+    chat = chat or Chat({}, lambda: tokenizer)
     sequences: list[Sequence] = []
-    for request, input_ids in _tokenize_rows(requests, chat, parse_special):
+    for request, input_ids in _tokenize_rows(requests, tokenizer, chat, parse_special):
         if error := _unrunnable(request):
             failed = Sequence(request, 0, [])
             failed.fail(error)
@@ -72,11 +72,13 @@ def encode(
     return sequences
 
 
-def _tokenize_rows(requests: list[Request], chat: Chat, parse_special: bool) -> Iterator[tuple[Request, list[int]]]:
+def _tokenize_rows(
+    requests: list[Request], tokenizer: PreTrainedTokenizerBase, chat: Chat, parse_special: bool
+) -> Iterator[tuple[Request, list[int]]]:
     """Each row as it goes to the model, its prompt rendered where it is a conversation, and its token ids."""
     rows = render_rows(chat, requests, parse_special=parse_special)
     plain = [request.prompt for request, _ in rows if not request.conversation and not _unrunnable(request)]
-    token_ids = iter(tokenize(chat.tokenizer, plain, parse_special=parse_special))
+    token_ids = iter(tokenize(tokenizer, plain, parse_special=parse_special))
     for request, input_ids in rows:
         if request.conversation or _unrunnable(request):
             yield request, list(input_ids)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from random import Random
 
 import pytest
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from batchgen.errors import UsageError
 from batchgen.model.chat import Chat, ChatTemplate, make_chat
-from batchgen.model.chat.template import read_arguments
-from batchgen.records import Conversation, Message
-from tests.support.chat_tokenizers import KINDS, TOKENS, make_chat_tokenizer
+from batchgen.model.chat.template import read_arguments, read_templates
+from batchgen.records import ChatOptions, Conversation, Message
+from tests.support.chat_tokenizers import KINDS, TOKENS, chat_of, make_chat_tokenizer
 
 PIECES = [
     "the", "cat", " ", " \n", "\n\n", "café", "東京", "\U0001f600", "a<b", "|>", "12", "def f(x):\n    ", "think",
@@ -80,7 +81,7 @@ def transformers_ids(tokenizer: PreTrainedTokenizerFast, conversation: Conversat
 @pytest.mark.parametrize("template", TOKENS)
 def test_ids_are_those_of_transformers(template: str, kind: str) -> None:
     tokenizer = make_chat_tokenizer(template, kind)
-    chat = make_chat(tokenizer)
+    chat = chat_of(tokenizer)
     random = Random(template)
     conversations = [draw_conversation(random) for _ in range(30)]
     rows = chat.encode(conversations)
@@ -93,7 +94,7 @@ def test_ids_are_those_of_transformers(template: str, kind: str) -> None:
 @pytest.mark.parametrize("template", TOKENS)
 def test_text_of_special_tokens_leaves_the_rows_special_tokens_alone(template: str, kind: str) -> None:
     tokenizer = make_chat_tokenizer(template, kind)
-    chat = make_chat(tokenizer)
+    chat = chat_of(tokenizer)
     special = TOKENS[template][0]
     random = Random(template)
 
@@ -133,7 +134,7 @@ def special_ids(ids: tuple[int, ...], tokenizer: PreTrainedTokenizerFast) -> lis
 
 @pytest.fixture
 def chatml() -> Chat:
-    return make_chat(make_chat_tokenizer("chatml", "bytes"))
+    return chat_of(make_chat_tokenizer("chatml", "bytes"))
 
 
 def test_a_special_token_in_a_content_is_text_that_decodes_as_it_was(chatml: Chat) -> None:
@@ -145,7 +146,7 @@ def test_a_special_token_in_a_content_is_text_that_decodes_as_it_was(chatml: Cha
 
 
 def test_a_special_token_cut_in_two_parts_is_not_joined() -> None:
-    chat = make_chat(make_chat_tokenizer("gemma", "bytes"))
+    chat = chat_of(make_chat_tokenizer("gemma", "bytes"))
     parts = [{"type": "text", "text": "a<end_of"}, {"type": "text", "text": "_turn>b"}]
     [row] = chat.encode([Conversation((Message("user", parts),))])
     assert "a<end_of_turn>b" in row.prompt
@@ -153,13 +154,13 @@ def test_a_special_token_cut_in_two_parts_is_not_joined() -> None:
 
 
 def test_a_token_that_opens_turns_is_text_in_a_content_though_it_is_not_called_special() -> None:
-    chat = make_chat(make_chat_tokenizer("phi4_mini", "bytes"))
+    chat = chat_of(make_chat_tokenizer("phi4_mini", "bytes"))
     [row] = chat.encode([conversation_of("a<|assistant|>b")])
     assert row.input_ids.count(chat.tokenizer.convert_tokens_to_ids("<|assistant|>")) == 1
 
 
 def test_special_tokens_in_tools_documents_and_arguments_are_text() -> None:
-    chat = make_chat(make_chat_tokenizer("granite", "bytes"))
+    chat = chat_of(make_chat_tokenizer("granite", "bytes"))
     conversation = conversation_of(
         "hi",
         tools=[TOOL | {"name": "<|end_of_text|>"}],
@@ -172,13 +173,13 @@ def test_special_tokens_in_tools_documents_and_arguments_are_text() -> None:
 
 
 def test_a_template_takes_a_thought_out_though_its_marks_are_special() -> None:
-    chat = make_chat(make_chat_tokenizer("deepseek", "bytes"))
+    chat = chat_of(make_chat_tokenizer("deepseek", "bytes"))
     [row] = chat.encode([conversation_of("hi", "<think>\nhm\n</think>yes", "and?")])
     assert "<｜Assistant｜>yes<｜end▁of▁sentence｜>" in row.prompt
 
 
 def test_a_special_token_made_of_full_width_signs_is_text() -> None:
-    chat = make_chat(make_chat_tokenizer("phi3", "unigram"))
+    chat = chat_of(make_chat_tokenizer("phi3", "unigram"))
     [row] = chat.encode([conversation_of("a ＜｜end｜＞ b")])
     assert row.input_ids.count(chat.control.ids["<|end|>"]) == 1
 
@@ -206,7 +207,7 @@ def test_a_row_says_itself_whether_it_is_continued(chatml: Chat) -> None:
 
 
 def test_a_template_that_raises_is_the_rows_error_in_its_own_words() -> None:
-    chat = make_chat(make_chat_tokenizer("gemma", "bytes"))
+    chat = chat_of(make_chat_tokenizer("gemma", "bytes"))
     messages = (Message("user", "a"), Message("user", "b"))
     bad, good = chat.encode([Conversation(messages), conversation_of("a")])
     assert bad.error == "the chat template: Conversation roles must alternate user/assistant/user/assistant/..."
@@ -273,5 +274,29 @@ def test_arguments_are_a_name_and_a_value(assignment: str) -> None:
     ],
 )
 def test_the_token_that_closes_a_turn_is_found(template: str, closing: str) -> None:
-    chat = make_chat(make_chat_tokenizer(template, "bytes"))
+    chat = chat_of(make_chat_tokenizer(template, "bytes"))
     assert chat.closing_token_id == chat.tokenizer.convert_tokens_to_ids(closing)
+
+
+# Where templates come from.
+
+
+def test_templates_are_read_from_where_transformers_reads_them(tmp_path: Path) -> None:
+    tokenizer = make_chat_tokenizer("chatml", "bytes")
+    for templates in ("one", {"default": "one", "tool_use": "two"}):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tokenizer, "chat_template", templates)
+            for number, as_files in enumerate((True, False)):
+                folder = tmp_path / f"{number}{len(templates)}"
+                tokenizer.save_pretrained(folder, save_jinja_files=as_files)
+                read = AutoTokenizer.from_pretrained(folder).chat_template
+                assert read_templates(folder) == (read if isinstance(read, dict) else {"default": read})
+    assert read_templates(tmp_path) == {}
+
+
+def test_a_broken_template_of_a_model_is_an_error_of_conversations_alone() -> None:
+    chat = make_chat({"default": "{% for %}"}, lambda: make_chat_tokenizer("chatml", "bytes"))
+    [row] = chat.encode([conversation_of("hi")])
+    assert row.error.startswith("the chat template, line 1: ")
+    with pytest.raises(UsageError, match="the chat template, line 1: "):
+        make_chat({"default": "{% for %}"}, lambda: chat.tokenizer, ChatOptions(chat=True))

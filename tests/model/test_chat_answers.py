@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from batchgen.model.chat import Chat, Reply, make_chat, split_reply
+from batchgen.model.chat import Chat, Reply, split_reply
 from batchgen.model.chat.answers import split_thought
 from batchgen.records import Conversation, Message, Request, SamplingParams
-from tests.support.chat_tokenizers import make_chat_tokenizer
+from tests.support.chat_tokenizers import chat_of, make_chat_tokenizer
 
 MARKS = ("<think>", "</think>")
 ASKED = Conversation((Message("user", "hi"),))
@@ -24,30 +24,30 @@ def answer(chat: Chat, said: str, conversation: Conversation = ASKED, stops: tup
 
 @pytest.mark.parametrize("template", ["qwen3", "qwen3_special"])
 def test_a_thought_is_apart_from_the_text(template: str) -> None:
-    chat = make_chat(make_chat_tokenizer(template, "bytes"))
+    chat = chat_of(make_chat_tokenizer(template, "bytes"))
     assert answer(chat, "<think>\nhm, 12\n</think>\n\nIt is 42.<|im_end|>") == Reply("It is 42.", "hm, 12")
 
 
 @pytest.mark.parametrize("template", ["qwen3", "qwen3_special"])
 def test_a_thought_that_is_cut_short_is_all_there_is(template: str) -> None:
-    chat = make_chat(make_chat_tokenizer(template, "bytes"))
+    chat = chat_of(make_chat_tokenizer(template, "bytes"))
     assert answer(chat, "<think>\nhm, 12") == Reply("", "hm, 12")
 
 
 def test_a_thought_that_the_generation_prompt_opened_is_found() -> None:
-    chat = make_chat(make_chat_tokenizer("deepseek", "bytes"))
+    chat = chat_of(make_chat_tokenizer("deepseek", "bytes"))
     assert answer(chat, "hm</think>\nyes<｜end▁of▁sentence｜>") == Reply("yes", "hm")
     assert answer(chat, "hm") == Reply("", "hm")
 
 
 def test_a_thought_that_a_continued_message_opened_is_found() -> None:
-    chat = make_chat(make_chat_tokenizer("smollm3", "bytes"))
+    chat = chat_of(make_chat_tokenizer("smollm3", "bytes"))
     going_on = Conversation((*ASKED.messages, Message("assistant", "<think>\nWell")))
     assert answer(chat, ", hm</think>yes", going_on) == Reply("yes", ", hm")
 
 
 def test_an_answer_without_a_thought_is_text() -> None:
-    chat = make_chat(make_chat_tokenizer("qwen3", "bytes"))
+    chat = chat_of(make_chat_tokenizer("qwen3", "bytes"))
     assert answer(chat, "  It is 42.<|im_end|>") == Reply("  It is 42.")
 
 
@@ -56,14 +56,14 @@ def test_marks_that_the_model_only_talks_about_are_text() -> None:
 
 
 def test_channels_are_told_apart() -> None:
-    chat = make_chat(make_chat_tokenizer("harmony", "bytes"))
+    chat = chat_of(make_chat_tokenizer("harmony", "bytes"))
     said = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>It is 42.<|return|>"
     assert answer(chat, said) == Reply("It is 42.", "Hm.")
     assert answer(chat, "<|channel|>analysis<|message|>Hm") == Reply("", "Hm")
 
 
 def test_a_stop_ends_the_text_behind_a_thought() -> None:
-    chat = make_chat(make_chat_tokenizer("qwen3_special", "bytes"))
+    chat = chat_of(make_chat_tokenizer("qwen3_special", "bytes"))
     assert answer(chat, "<think>a</think>b\nUser: c", stops=("\nUser",)) == Reply("b", "a")
 
 
@@ -85,7 +85,7 @@ RESPONSE = {
 
 
 def test_a_response_template_finds_tool_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = make_chat(make_chat_tokenizer("qwen3", "bytes"))
+    chat = chat_of(make_chat_tokenizer("qwen3", "bytes"))
     monkeypatch.setattr(chat.tokenizer, "response_template", RESPONSE)
     said = '<think>hm</think>Yes.<tool_call>{"name": "add", "arguments": {"x": 1}}</tool_call><|im_end|>'
     calls = [{"type": "function", "function": {"name": "add", "arguments": {"x": 1}}}]
@@ -93,6 +93,6 @@ def test_a_response_template_finds_tool_calls(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_response_template_that_does_not_fit_leaves_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = make_chat(make_chat_tokenizer("qwen3", "bytes"))
+    chat = chat_of(make_chat_tokenizer("qwen3", "bytes"))
     monkeypatch.setattr(chat.tokenizer, "response_template", RESPONSE)
     assert answer(chat, "a<tool_call>{broken</tool_call><|im_end|>").text == "a<tool_call>{broken</tool_call>"

@@ -9,7 +9,7 @@ import pytest
 
 import batchgen
 from batchgen.model import Model, open_checkpoint
-from batchgen.model.chat import make_chat, render_rows
+from batchgen.model.chat import make_chat, open_chat, render_rows
 from batchgen.model.padding import encode
 from batchgen.records import ChatOptions, Conversation, Message, Request, SamplingParams
 from tests.support.command import failure, invoke, records, run
@@ -148,7 +148,7 @@ def test_inspect_tells_template_roles_and_contents_apart(template: Path) -> None
 def truncated(num_turns: int, n_positions: int | None, template: Path) -> tuple[list[str], str | None]:
     """The contents that are left of a conversation of so many turns, and the row's error."""
     checkpoint = open_checkpoint("bundled", weights=False)
-    chat = make_chat(checkpoint.tokenizer, ChatOptions(template=str(template)))
+    chat = open_chat(checkpoint, ChatOptions(template=str(template)))
     messages = [Message("system", "sys")]
     for turn in range(num_turns):
         messages += [Message("user", f"q{turn}"), Message("assistant", f"a{turn}")]
@@ -187,7 +187,7 @@ def test_the_token_that_closes_a_turn_ends_an_answer_though_the_model_does_not_n
     checkpoint = open_checkpoint("bundled", weights=False)
     said: list[str] = []
     options = ChatOptions(chat=True, template=str(template))
-    chat = make_chat(checkpoint.tokenizer, options, say=said.append, eos_token_ids=frozenset({1}))
+    chat = make_chat({}, lambda: checkpoint.tokenizer, options, say=said.append, eos_token_ids=frozenset({1}))
     rows = [Request(i, str(i), "a", SamplingParams(ignore_eos=i == 2)) for i in range(3)]
     first, second, ignoring = (row.sampling.stop_token_ids for row, _ in render_rows(chat, rows))
     assert (first, second, ignoring) == ((EOS,), (EOS,), ())

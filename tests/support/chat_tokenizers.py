@@ -10,6 +10,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from tokenizers.tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
+from batchgen.model.chat import Chat, make_chat
+
 TEMPLATES = Path(__file__).parent.parent / "model" / "chat_templates"
 CHATML = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 # Of each template: special tokens, the first and last of which are bos and eos; added tokens that are not special.
@@ -38,6 +40,11 @@ CORPUS = [
     "What is 12 + 30? It is 42: im_start im_end end_of_turn INST assistant user system think start end",
     "def f(x):\n    return x  # naïve café, 東京 \U0001f600",
 ] * 4
+
+
+def chat_of(tokenizer: PreTrainedTokenizerFast) -> Chat:
+    """The tokenizer's chat template at work."""
+    return make_chat({"default": tokenizer.chat_template}, lambda: tokenizer)
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from batchgen.errors import UsageError
 from batchgen.model.chat.control import ControlTokens
-from batchgen.model.chat.template import ChatTemplate, choose_template
+from batchgen.model.chat.template import ChatTemplate, choose_template, read_templates
 from batchgen.model.chat.turns import Turns, find_marks, find_turns
 from batchgen.model.find import Say
 from batchgen.records import LONGEST_PROMPT, ChatOptions, Conversation, Message, Request
@@ -38,23 +38,29 @@ class Chat:
 
     def __init__(
         self,
-        template: ChatTemplate | None,
-        tokenizer: PreTrainedTokenizerBase,
+        templates: Mapping[str, str],
+        make_tokenizer: Callable[[], PreTrainedTokenizerBase],
         options: ChatOptions = NOTHING_SAID,
+        *,
         say: Say = lambda line: None,
         eos_token_ids: frozenset[int] | None = None,
     ) -> None:
+        """`templates` are sources by name. The tokenizer is made for the first conversation."""
         self._eos_token_ids = eos_token_ids
-        self._template = template
+        self._templates = templates
+        self._make_tokenizer = make_tokenizer
         self._say = say
         self._said: set[str] = set()
-        self.tokenizer = tokenizer
         self.options = options
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self._make_tokenizer()
 
     @property
     def chosen_templates(self) -> Mapping[str, str] | None:
         """The template that the run asks for; None for the model's own."""
-        return self._template.sources if self._template and self.options.template is not None else None
+        return self._templates if self.options.template is not None else None
 
     @property
     def digest(self) -> str | None:
@@ -64,15 +70,18 @@ class Chat:
 
     @property
     def has_template(self) -> bool:
-        return self._template is not None
+        return bool(self._templates)
 
-    @property
+    @cached_property
     def template(self) -> ChatTemplate:
-        if self._template is None:
-            raise ValueError(
-                "messages need a chat template, and the model has none: give one with --chat-template FILE"
-            )
-        return self._template
+        """Raises `ValueError` where there is none, or one that is not a template."""
+        if not self._templates:
+            raise ValueError(f"messages need a chat template, {NO_TEMPLATE}")
+        variables = {**self.tokenizer.special_tokens_map, **self.options.arguments}
+        try:
+            return ChatTemplate(self._templates, variables=variables)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
 
     def conversation_of(self, request: Request) -> Conversation | None:
         """A row's messages, or with `--chat` its prompt as a user's message; None for a plain prompt."""
@@ -94,12 +103,15 @@ class Chat:
 
     @cached_property
     def turns(self) -> Turns | None:
-        return find_turns(self._template) if self._template else None
+        try:
+            return find_turns(self.template)
+        except ValueError:
+            return None
 
     @cached_property
     def reasoning_marks(self) -> tuple[str, str] | None:
         """What opens and closes a thought, where the template or the tokenizer has marks for it."""
-        source = "\0".join(self._template.sources.values()) if self._template else ""
+        source = "\0".join(self._templates.values())
         return find_marks(source, {token.content for token in self.tokenizer.added_tokens_decoder.values()})
 
     @cached_property
@@ -193,27 +205,29 @@ class Chat:
 
 
 def make_chat(
-    tokenizer: PreTrainedTokenizerBase,
+    own: Mapping[str, str],
+    make_tokenizer: Callable[[], PreTrainedTokenizerBase],
     options: ChatOptions = NOTHING_SAID,
     chosen: Mapping[str, str] | None = None,
     *,
     say: Say = lambda line: None,
     eos_token_ids: frozenset[int] | None = None,
 ) -> Chat:
-    """The chat template that a run asks for (or has `chosen`), else the model's own, with the run's arguments.
+    """The chat template that a run asks for (or has `chosen`), else the model's `own`, with the run's arguments.
 
     What a person should know of it is told through `say`, once. An answer ends at the model's `eos_token_ids`, and at
     the token that the template closes a turn with, which some models do not name.
-    Raises `UsageError` where prompts are to go through a template and there is none.
+    Raises `UsageError` where prompts are to go through a template and there is none, or one that is not a template.
     """
-    sources = chosen or templates_of(tokenizer)
+    templates = chosen or own
     if options.template is not None and not chosen:
-        sources = choose_template(options.template, sources)
-    if not sources and options.wraps_prompts:
+        templates = choose_template(options.template, own)
+    if not templates and options.wraps_prompts:
         flag = "--chat" if options.system is None else "--system"
         raise UsageError(f"{flag} needs a chat template, {NO_TEMPLATE}")
-    variables = {**tokenizer.special_tokens_map, **options.arguments}
-    return Chat(ChatTemplate(sources, variables=variables) if sources else None, tokenizer, options, say, eos_token_ids)
+    if options.template is not None or options.wraps_prompts:
+        ChatTemplate(templates)
+    return Chat(templates, make_tokenizer, options, say=say, eos_token_ids=eos_token_ids)
 
 
 def open_chat(
@@ -223,16 +237,11 @@ def open_chat(
     *,
     say: Say = lambda line: None,
 ) -> Chat:
-    """`make_chat` for a model, with its tokenizer and its eos tokens."""
-    return make_chat(checkpoint.tokenizer, options, chosen, say=say, eos_token_ids=checkpoint.eos_token_ids)
-
-
-def templates_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """A tokenizer's chat templates by name; the only one of most is `default`."""
-    own = getattr(tokenizer, "chat_template", None)
-    if isinstance(own, Mapping):
-        return dict(own)
-    return {"default": own} if own else {}
+    """`make_chat` for a model, with the templates in its folder, its tokenizer and its eos tokens."""
+    own = read_templates(checkpoint.folder)
+    return make_chat(
+        own, lambda: checkpoint.tokenizer, options, chosen, say=say, eos_token_ids=checkpoint.eos_token_ids
+    )
 
 
 def _bounded(prompt: str) -> Rendered:

@@ -5,7 +5,9 @@ What goes in and comes out is as in transformers' `apply_chat_template`, which t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
@@ -99,6 +101,30 @@ class ChatTemplate:
         place = rendered.rindex(tag)
         is_whole = rendered[place : place + len(CONTINUE_TAG)] == CONTINUE_TAG
         return rendered[:place] if is_whole else rendered[:place].rstrip()
+
+
+def read_templates(folder: Path) -> dict[str, str]:
+    """A model's own chat templates by name, from where transformers reads them; none where they cannot be read."""
+    own = folder / "chat_template.jinja"
+    more = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    files = {"default": own} if own.is_file() else {}
+    files |= {path.stem: path for path in more}
+    with suppress(OSError, ValueError, RecursionError):
+        if files:
+            return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        return _named(config.get("chat_template") if isinstance(config, dict) else None)
+    return {}
+
+
+def _named(templates: object) -> dict[str, str]:
+    """One template, or a list of objects with `name` and `template`."""
+    if isinstance(templates, str):
+        return {"default": templates}
+    if isinstance(templates, list) and all(isinstance(item, dict) for item in templates):
+        pairs = ((item.get("name"), item.get("template")) for item in templates)
+        return {name: text for name, text in pairs if isinstance(name, str) and isinstance(text, str)}
+    return {}
 
 
 def choose_template(chosen: str, own: Mapping[str, str]) -> dict[str, str]:
