@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from batchgen.errors import OVERWRITE, RESUME, InUseError, OutputError
@@ -32,13 +32,13 @@ CREATE TABLE results (
 COLUMNS = ", ".join(["row_index", *FIELDS[1:], "hash"])
 
 
-def connect(path: Path, mode: int | None = PRIVATE, *, patience_s: float = LOCK_PATIENCE_S) -> sqlite3.Connection:
+def connect(path: Path, mode: int | None = PRIVATE) -> sqlite3.Connection:
     """The store at a path, locked until the connection is closed; a new one has `mode`, by default the user's umask.
 
     Raises `OutputError` where there is something else, `InUseError` where another process has it, `sqlite3.Error`.
     """
     _make_file(path, mode)
-    connection = sqlite3.connect(path, timeout=patience_s, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(path, timeout=LOCK_PATIENCE_S, isolation_level=None, check_same_thread=False)
     try:
         opened = _identity(path)
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # held until the connection is closed
@@ -70,14 +70,12 @@ def _make_file(path: Path, mode: int | None) -> None:
 
 
 def is_in_use(path: Path) -> bool:
-    """Whether another process has the store at a path."""
+    """Whether another process has the store at a path. Writes nothing."""
     try:
-        with in_one_line(path):
-            connect(path, patience_s=0).close()
-    except InUseError:
-        return True
-    except OutputError:  # whatever it is, nobody runs with it
-        return False
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", timeout=0, uri=True)) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.Error as error:
+        return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
     return False
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from batchgen.errors import InputError, InUseError, OutputError
 from batchgen.records import Request, Result
 from batchgen.runs.cells import FIELDS, digest_of
-from batchgen.runs.database import remove_store
+from batchgen.runs.database import is_in_use, remove_store
 from batchgen.runs.store import Store
 from tests.support.rows import requests_of
 
@@ -322,3 +322,85 @@ def test_who_waits_for_a_store_that_is_removed_gets_none_without_a_name(path: Pa
         with pytest.raises(InUseError):
             second.result()
     assert list(path.parent.iterdir()) == []
+
+
+def test_asking_whether_a_store_is_in_use_changes_nothing(store: Store, path: Path, tmp_path: Path) -> None:
+    assert is_in_use(path)
+    store.close()
+    (empty := tmp_path / "empty").touch()
+    assert (is_in_use(path), is_in_use(empty), is_in_use(tmp_path / "nowhere")) == (False, False, False)
+    assert (empty.read_bytes(), (tmp_path / "nowhere").exists()) == (b"", False)
+
+
+# Damage.
+
+
+def edit(path: Path, statement: str) -> None:
+    """What damage or another program does to a closed store."""
+    connection = sqlite3.connect(path)
+    connection.execute(statement)
+    connection.commit()
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE results SET text = ' was' WHERE row_index = 0",
+        "UPDATE results SET text = X'FF' WHERE row_index = 0",
+        "UPDATE results SET metadata = '{' WHERE row_index = 0",
+        "UPDATE results SET output_ids = NULL WHERE row_index = 0",
+        "UPDATE results SET hash = X'00' WHERE row_index = 0",
+        "UPDATE results SET row_index = 9 WHERE row_index = 1",
+        "DELETE FROM results WHERE row_index = 1",
+        "DELETE FROM inputs WHERE row_index = 1",
+        "UPDATE inputs SET num_samples = 2 WHERE row_index = 0",
+        "UPDATE inputs SET num_samples = 'x' WHERE row_index = 0",
+    ],
+    ids=str,
+)
+def test_no_damaged_row_is_given_out(store: Store, path: Path, damage: str) -> None:
+    list(store.unfinished(requests_of(["My dog", ""])))
+    store.add(FINE)
+    store.add(FAILED)
+    assert list(store.complete_results()) == [FINE, FAILED]
+    store.close(as_single_file=True)
+    edit(path, damage)
+    again = Store(path)
+    with pytest.raises(OutputError, match="is damaged: move it away, or start anew with overwrite=True"):
+        list(again.complete_results())
+    again.close()
+
+
+def test_samples_must_all_be_there(store: Store) -> None:
+    list(store.unfinished(requests_of("a", temperature=1.0, num_samples=2)))
+    store.add(FINE)
+    with pytest.raises(OutputError, match="is damaged"):
+        list(store.complete_results())
+    store.add(replace(FINE, sample_index=1))
+    assert len(list(store.complete_results())) == 2
+
+
+def test_a_sample_that_failed_does_not_stand_for_the_others(store: Store) -> None:
+    list(store.unfinished(requests_of("a", temperature=1.0, num_samples=2)))
+    store.add(replace(FINE, finish_reason="error", error="not a number"))
+    store.add(replace(FINE, sample_index=1))
+    assert len(list(store.complete_results())) == 2
+
+
+def test_a_damaged_note_is_not_taken_for_what_was_noted(store: Store, path: Path) -> None:
+    store.note("options", {"--seed": 1})
+    store.close(as_single_file=True)
+    edit(path, "UPDATE manifest SET value = replace(value, '1', '2')")
+    again = Store(path)
+    with pytest.raises(OutputError, match="is damaged"):
+        again.manifest()
+    again.close()
+
+
+def test_the_digest_of_a_bad_row_does_not_depend_on_how_its_file_was_named() -> None:
+    [request] = requests_of("a")
+    here = replace(request, error="rows.jsonl:2: not valid JSON", source="rows.jsonl:2")
+    there = replace(request, error="/data/rows.jsonl:2: not valid JSON", source="/data/rows.jsonl:2")
+    other = replace(request, error="rows.jsonl:2: not UTF-8", source="rows.jsonl:2")
+    assert digest_of(here) == digest_of(there) != digest_of(other)

@@ -55,13 +55,13 @@ def execute_on_ray(job: Job, on: OnRay, observer: Observer) -> Ending:
     """Runs a job, and says how it ended."""
     if job.model.device != "auto":
         raise UsageError(f"--device {job.model.device} is not for --ray: --gpus-per-worker says what workers run on")
-    if find_spec("ray") is None:
-        raise ClusterError("--ray needs another package: pip install 'batchgen[ray]'")
-    check_output_extras(job.output_form.form)
     files = find_files(on.inputs, any_suffix=job.prompts.reading.input_format is not None)
     _check_notes(job, on, files)
     folder = OutputFolder(on.output, job.output_form.form)
     _check_folder(folder, on)
+    if find_spec("ray") is None:
+        raise ClusterError("--ray needs another package: pip install 'batchgen[ray]'")
+    check_output_extras(job.output_form.form)
     checkpoint = open_checkpoint(job.model.name, revision=job.model.revision, say=observer.say)
     check_named_tokens(job.sampling, checkpoint.vocab_size)
     with connect(on.address) as cluster:
