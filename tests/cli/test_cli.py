@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import batchgen
-import batchgen.model.padding
+import batchgen.model.stops
 from batchgen.model import Model
 from batchgen.text import UNSAFE
 from tests.support.command import failure, invoke, records, run
@@ -150,14 +150,14 @@ def test_quiet_is_silent(rain: Path) -> None:
 
 
 def test_what_libraries_log_or_warn_does_not_appear(rain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decode = batchgen.model.padding.decode
+    decode = batchgen.model.stops.decode
 
     def noisy(*arguments: Any) -> str:
         logging.getLogger("transformers").error("a line of their own")
         warnings.warn("another", stacklevel=1)
         return decode(*arguments)
 
-    monkeypatch.setattr(batchgen.model.padding, "decode", noisy)
+    monkeypatch.setattr(batchgen.model.stops, "decode", noisy)
     result = run(rain, "--quiet")
     assert (result.exit_code, result.stderr) == (0, "")
 
