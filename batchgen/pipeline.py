@@ -65,7 +65,7 @@ class Pipeline:
         chat: Chat | None = None,
     ) -> None:
         self.checkpoint = checkpoint
-        self.chat = chat or Chat({}, lambda: checkpoint.tokenizer)
+        self.chat = chat or Chat({}, lambda: checkpoint.codec)
         self.engine = engine
         self.strict = strict
         self.too_long = too_long
@@ -135,7 +135,7 @@ class Pipeline:
         """The sequences of a window's requests that are not done yet."""
         sequences = encode(
             window,
-            self.checkpoint.tokenizer,
+            self.checkpoint.codec,
             n_positions=self.checkpoint.n_positions,
             vocab_size=self.checkpoint.vocab_size,
             too_long=self.too_long,
@@ -205,7 +205,7 @@ def to_result(sequence: Sequence, checkpoint: Checkpoint, chat: Chat) -> Result:
     request = sequence.request
     reply = Reply("")
     if sequence.finish_reason != "error":
-        text = decode_output(checkpoint.tokenizer, sequence)
+        text = decode_output(checkpoint.codec, sequence)
         reply = split_reply(chat, sequence.output_ids, text, request)
     counts = {TRUNCATED: sequence.num_truncated_tokens, DROPPED: sequence.num_dropped_messages}
     cut = {name: count for name, count in counts.items() if count}

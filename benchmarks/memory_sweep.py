@@ -84,7 +84,7 @@ def measure(point: Point) -> dict[str, float]:
     from batchgen.engines.reference.engine import ReferenceEngine
     from batchgen.machine.limits import PeakMeter
     from batchgen.model import Checkpoint, Model, open_checkpoint
-    from batchgen.model.footprint import footprint_of
+    from batchgen.model.probe import probe_footprint
     from batchgen.planning.memory import BatchLimits, batch_bytes
     from batchgen.records import Request, SamplingParams, Sequence
 
@@ -95,7 +95,7 @@ def measure(point: Point) -> dict[str, float]:
     bundled = open_checkpoint("bundled", weights=False)
     checkpoint = Checkpoint(point.model, bundled.folder, config, bundled.tokenizer, frozenset([0]))
     model = Model(checkpoint, network, torch.device("cpu"), dtype)
-    footprint = footprint_of(config, dtype)
+    footprint = probe_footprint(config, dtype)
     sampling = SamplingParams(max_new_tokens=point.new_tokens, **(TOP_P if point.top_p else {}))
 
     def rows(num_rows: int, columns: int) -> list[Sequence]:

@@ -38,7 +38,7 @@ LONG_FILES = {"engines.continuous.engine"}
 HEAVY = {"torch", "transformers", "huggingface_hub", "safetensors", "psutil", "pyarrow"}
 # These load some of them at once, and are themselves imported where they are used.
 LATE = {
-    "model.footprint",
+    "model.probe",
     "engines.continuous.blocks",
     "engines.continuous.engine",
     "engines.continuous.kv_cache",

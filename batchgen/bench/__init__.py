@@ -79,7 +79,7 @@ def make_plan(
 
     on = str(choose_device(device))
     most_rows = CONTINUOUS.most_rows.get(on, MOST_ROWS_ACCELERATOR)
-    chosen = choose_engine(engine, checkpoint.config)[0]
+    chosen = choose_engine(engine, checkpoint.outline)[0]
     engines = (chosen, "reference") if engine == "auto" else (chosen,)
     make_rows("ragged", 1, max_new_tokens, checkpoint)  # refuses what leaves no room
     auto, ratio = _auto_dtypes(checkpoint, on) if "auto" in dtypes else ((), None)

@@ -47,7 +47,7 @@ class ModelLab:
         self.dtype = dtype
         self.engine = engine
         self.max_new_tokens = max_new_tokens
-        self.model = load_model(replace(checkpoint, config=copy.deepcopy(checkpoint.config)), device, dtype)
+        self.model = load_model(replace(checkpoint, outline=copy.deepcopy(checkpoint.outline)), device, dtype)
         self.endless = replace(self.model, checkpoint=without_eos(self.model.checkpoint))
         self._sizes = linear_sizes(self.model.network)
         self._generate(self.endless, make_rows("fixed", 2, WARM_UP_TOKENS, checkpoint), 2)

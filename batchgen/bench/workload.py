@@ -86,7 +86,7 @@ def word_rows(max_new_tokens: int, checkpoint: Checkpoint) -> list[Sequence]:
     requests = [
         Request(i, i, prompt, sampling) for i, prompt in enumerate(f"{who} {what}" for who in WHO for what in WHAT)
     ]
-    return encode(requests, checkpoint.tokenizer, n_positions=checkpoint.n_positions, vocab_size=checkpoint.vocab_size)
+    return encode(requests, checkpoint.codec, n_positions=checkpoint.n_positions, vocab_size=checkpoint.vocab_size)
 
 
 def differing_share(outputs: list[list[int]], others: list[list[int]]) -> float:

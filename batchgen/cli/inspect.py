@@ -204,10 +204,9 @@ class Views:
 def _look(
     checkpoint: Checkpoint, model: Model | None, inspection: Inspection, heads: Heads | None, wanted: ViewOptions
 ) -> Views:
-    batch = inspection.batch
-    if batch is None:
+    if not inspection.rows:
         return Views(inspection, heads)
-    masks = inspect_masks(checkpoint.config, batch) if wanted.mask else None
+    masks = inspect_masks(checkpoint.config, inspection.batch) if wanted.mask and inspection.batch else None
     attention = sides = None
     if model and heads:
         from batchgen.proof.inspector.attention import inspect_attention

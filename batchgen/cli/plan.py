@@ -57,7 +57,7 @@ def plan(
         )
         room = look(kind=KINDS["reference"])
         engine_name, reason = choose_engine(
-            engine.engine, checkpoint.config, sampling.num_beams, room.limits.budget_bytes
+            engine.engine, checkpoint.outline, sampling.num_beams, room.limits.budget_bytes
         )
         room = look(kind=KINDS[engine_name])
         plan = forecast(

@@ -56,7 +56,7 @@ def make_engine(
         meter=PeakMeter(model.device),
         say=say,
     )
-    sampler = Sampler(model.checkpoint.eos_token_ids, model.checkpoint.tokenizer, on_logits=on_logits)
+    sampler = Sampler(model.checkpoint.eos_token_ids, model.checkpoint.codec, on_logits=on_logits)
     is_exact = options.exact and model.dtype_name == "float32"
     if own is None:
         return _reference(model, sampler, backoff, is_exact, say)
@@ -100,7 +100,7 @@ def _slots(
     def has_room(num_bytes: int) -> bool:
         return num_bytes <= _room_bytes(model, options)
 
-    name, reason = choose_engine(options.engine, model.checkpoint.config, num_beams, _room_bytes(model, options))
+    name, reason = choose_engine(options.engine, model.checkpoint.outline, num_beams, _room_bytes(model, options))
     own: Model | None = None
     if name == "continuous":
         own, reason = slot_network(model, is_owned=is_owned, has_room=has_room)
@@ -115,7 +115,7 @@ def _limits(model: Model, options: EngineOptions, kind: EngineKind) -> BatchLimi
     from batchgen.model.footprint import footprint_of
 
     best_rows = kept_rows(model.checkpoint.name, str(model.device), model.dtype_name) if kind.takes_best_rows else None
-    footprint = footprint_of(model.checkpoint.config, model.dtype)
+    footprint = footprint_of(model.checkpoint, model.dtype_name)
     available = available_bytes(model.device, options.memory)
     return kind.limits(footprint, model.device.type, available, options.batch_size, best_rows)
 

@@ -15,6 +15,8 @@ from batchgen.text import size_text
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from batchgen.model.config_view import ConfigView
+
 ENGINES = ("auto", "continuous", "reference")
 # On a CPU `generate` gains little beyond 64 rows, and every row waits for the slowest one longer. Slots refill, so
 # nobody waits, and more of them cost only memory.
@@ -34,13 +36,13 @@ KINDS = {kind.name: kind for kind in (CONTINUOUS, REFERENCE)}
 
 
 def choose_engine(
-    name: str, config: PretrainedConfig, num_beams: int = 1, room_bytes: int | None = None
+    name: str, config: ConfigView | PretrainedConfig, num_beams: int = 1, room_bytes: int | None = None
 ) -> tuple[str, str]:
     """`continuous` or `reference`, and why not the former; needs no weights. Raises `UsageError`.
 
     `auto` takes `continuous` where it applies and `room_bytes`, what rows may take, are enough for it.
     """
-    from batchgen.engines.continuous.network import why_no_slots
+    from batchgen.engines.continuous.requirements import why_no_slots
 
     if name not in ENGINES:
         raise UsageError(f"--engine {name} is not one of {', '.join(ENGINES)}")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from batchgen.errors import UsageError
 from batchgen.machine import cgroups
 from batchgen.machine.cgroups import read_lines
+from batchgen.machine.devices import Device
 from batchgen.records import MemoryLimit as MemoryLimit
 
 if TYPE_CHECKING:
@@ -89,14 +90,14 @@ def share_of(memory: MemoryLimit | None, num_workers: int, num_beside: int) -> M
 
 
 def available_bytes(
-    device: torch.device, memory: MemoryLimit | None = None, root: Path = ROOT, *, accelerator: Any = None
+    device: Device, memory: MemoryLimit | None = None, root: Path = ROOT, *, accelerator: Any = None
 ) -> int:
     """Bytes that a new batch may take on `device` without swapping or being killed: the tightest bound's."""
     return memory_bounds(device, memory, root, accelerator=accelerator)[0].available_bytes
 
 
 def memory_bounds(
-    device: torch.device, memory: MemoryLimit | None = None, root: Path = ROOT, *, accelerator: Any = None
+    device: Device, memory: MemoryLimit | None = None, root: Path = ROOT, *, accelerator: Any = None
 ) -> list[Bound]:
     """All limits in force for what a batch takes on `device`, the tightest first; at least one."""
     accelerator = accelerator or _accelerator(device)
@@ -198,13 +199,16 @@ class _CudaGauge:
         return True
 
 
-def _accelerator(device: torch.device) -> Any:
+def _accelerator(device: Device) -> Any:
+    """torch's module for a device's memory; None for the CPU."""
+    if device.type == "cpu":
+        return None
     import torch
 
     return torch.mps if device.type == "mps" else torch.cuda
 
 
-def _headrooms(device: torch.device, root: Path, accelerator: Any) -> dict[str, int]:
+def _headrooms(device: Device, root: Path, accelerator: Any) -> dict[str, int]:
     """Bytes left under each limit, by the limit's name; negative where more is held than allowed."""
     if device.type == "cuda":
         return _cuda_headroom(device, accelerator)
@@ -214,7 +218,7 @@ def _headrooms(device: torch.device, root: Path, accelerator: Any) -> dict[str, 
     return bounds
 
 
-def _cuda_headroom(device: torch.device, cuda: Any) -> dict[str, int]:
+def _cuda_headroom(device: Device, cuda: Any) -> dict[str, int]:
     """What is free on the device, and what torch's allocator keeps for reuse."""
     free, _total = cuda.mem_get_info(device)
     cached = cuda.memory_reserved(device) - cuda.memory_allocated(device)
@@ -243,7 +247,7 @@ def _address_space_headroom(root: Path) -> dict[str, int]:
     return {"RLIMIT_AS (ulimit -v)": int(soft[1]) - size}
 
 
-def _held_bytes(device: torch.device, root: Path, accelerator: Any) -> int:
+def _held_bytes(device: Device, root: Path, accelerator: Any) -> int:
     """What this process holds now where `device` has its memory; Metal's buffers are not in the resident set."""
     if device.type == "cuda":
         return int(accelerator.memory_allocated(device))

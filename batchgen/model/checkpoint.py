@@ -1,4 +1,7 @@
-"""All of a model but its weights: config, tokenizer, eos and pad; refuses what is not a decoder-only model."""
+"""All of a model but its weights: config, tokenizer, eos and pad; refuses what is not a decoder-only model.
+
+Reads a folder by `tokenizers` alone where that is certain to give what transformers gives, else by transformers.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from batchgen.errors import ModelError
 from batchgen.model.checks import check_config, check_files
+from batchgen.model.config_view import ConfigView, read_config_view
 from batchgen.model.find import has_tokenizer
 from batchgen.model.private import supports_sdpa
 from batchgen.model.quiet import one_line, quiet
+from batchgen.model.tokenizer import LightTokenizer, Tokenizer
+from batchgen.model.tokenizer_files import read_light_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -20,24 +26,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that can be known of a model without its weights."""
+    """All that can be known of a model without its weights.
+
+    `outline` is as much of its config as planning needs, `codec` encodes and decodes; neither may need transformers.
+    """
 
     name: str
     folder: Path
-    config: PretrainedConfig
-    tokenizer: PreTrainedTokenizerBase
+    outline: ConfigView | PretrainedConfig
+    codec: Tokenizer
     eos_token_ids: frozenset[int]
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        """The whole config, for making networks."""
+        return _read_config(self.name, self.folder) if isinstance(self.outline, ConfigView) else self.outline
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer as transformers has it, for chat templates and for code of one's own."""
+        return _read_tokenizer(self.name, self.folder) if isinstance(self.codec, LightTokenizer) else self.codec
 
     @cached_property
     def pad_token_id(self) -> int:
         """eos serves as pad: it is masked, so any token would do (0 where a model has no eos)."""
-        own = self.tokenizer.eos_token_id
+        own = self.codec.eos_token_id
         return own if own in self.eos_token_ids else min(self.eos_token_ids, default=0)
 
     @cached_property
     def n_positions(self) -> int | None:
         """The most tokens a row may have, prompt and new ones; None where the architecture sets no limit."""
-        text = self.config.get_text_config()
+        text = self.outline.get_text_config()
         limit = getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)
         return int(limit) if limit else None
 
@@ -47,7 +66,7 @@ class Checkpoint:
 
         The last two are relative: counting all of a row's positions from another number changes nothing.
         """
-        text = self.config.get_text_config()
+        text = self.outline.get_text_config()
         if text.model_type in ("bloom", "mpt") or getattr(text, "alibi", False):
             return "alibi"
         is_rotary = any(getattr(text, name, None) for name in ("rope_parameters", "rope_theta", "rotary_dim"))
@@ -56,38 +75,47 @@ class Checkpoint:
     @property
     def vocab_size(self) -> int:
         """How many tokens the model has an embedding for."""
-        return int(self.config.get_text_config().vocab_size)
+        return int(self.outline.get_text_config().vocab_size)
 
 
 def read_checkpoint(name: str, folder: Path) -> Checkpoint:
     """Config, tokenizer and eos tokens of a found model; refuses what is not a decoder-only language model."""
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no config.json: it is not a model folder")
-    with quiet(), one_line(name, folder):
-        check_files(folder)
-        check_config(folder)
-        return _read(name, folder)
-
-
-def _read(name: str, folder: Path) -> Checkpoint:
-    from transformers import AutoConfig, AutoTokenizer
-
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    _check_architecture(name, config)
+    check_files(folder)
+    check_config(folder)
+    outline = read_config_view(folder) or _read_config(name, folder)
     if not has_tokenizer(folder):
         raise ModelError(f"{folder} has no tokenizer (tokenizer.json): save the tokenizer beside the model")
-    tokenizer = AutoTokenizer.from_pretrained(
-        folder, trust_remote_code=False, local_files_only=True, padding_side="left"
-    )
-    checkpoint = Checkpoint(name, folder, config, tokenizer, _eos_token_ids(folder, config, tokenizer))
-    if tokenizer.vocab_size > checkpoint.vocab_size:
+    light = read_light_tokenizer(folder, outline) if isinstance(outline, ConfigView) else None
+    codec = light or _read_tokenizer(name, folder)
+    checkpoint = Checkpoint(name, folder, outline, codec, _eos_token_ids(folder, outline, codec))
+    if codec.vocab_size > checkpoint.vocab_size:
         raise ModelError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {checkpoint.vocab_size}: "
+            f"{folder}: the tokenizer has {codec.vocab_size} tokens, the model {checkpoint.vocab_size}: "
             "they do not belong together"
         )
     if checkpoint.n_positions is not None and checkpoint.n_positions < 1:
         raise ModelError(f"{folder}: the model has {checkpoint.n_positions} positions, which hold no prompt")
     return checkpoint
+
+
+def _read_config(name: str, folder: Path) -> PretrainedConfig:
+    with quiet(), one_line(name, folder):
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        _check_architecture(name, config)
+        return config
+
+
+def _read_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
+    with quiet(), one_line(name, folder):
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True, padding_side="left"
+        )
 
 
 def _check_architecture(name: str, config: PretrainedConfig) -> None:
@@ -105,16 +133,16 @@ def _flatten(names: Any) -> set[str]:
     return {name for entry in names for name in ((entry,) if isinstance(entry, str) else entry)}
 
 
-def _eos_token_ids(folder: Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def _eos_token_ids(folder: Path, outline: ConfigView | PretrainedConfig, codec: Tokenizer) -> frozenset[int]:
     """The union of what tokenizer, config and generation_config name; nothing else is read from the latter."""
-    named: list[object] = [tokenizer.eos_token_id, getattr(config.get_text_config(), "eos_token_id", None)]
+    named: list[object] = [codec.eos_token_id, getattr(outline.get_text_config(), "eos_token_id", None)]
     try:
         generation_config = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
         named.append(generation_config.get("eos_token_id"))
     except (OSError, ValueError, AttributeError, RecursionError):
         pass
     ids = [i for entry in named for i in (entry if isinstance(entry, list) else [entry])]
-    return frozenset(i for i in ids if isinstance(i, int) and 0 <= i < config.get_text_config().vocab_size)
+    return frozenset(i for i in ids if isinstance(i, int) and 0 <= i < outline.get_text_config().vocab_size)
 
 
 def attention_kernel(config: PretrainedConfig) -> str:

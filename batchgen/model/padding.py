@@ -16,12 +16,13 @@ from batchgen.records import Batch, FieldError, Request, SamplingParams, Sequenc
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
+
+    from batchgen.model.tokenizer import Tokenizer
 
 Shorten = Callable[[Request, int], Shorter]
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: list[str], *, parse_special: bool = False) -> list[list[int]]:
+def tokenize(tokenizer: Tokenizer, prompts: list[str], *, parse_special: bool = False) -> list[list[int]]:
     """Token ids of each prompt, unpadded.
 
     `<|endoftext|>` in a prompt stays text unless `parse_special` turns such marks into their special tokens.
@@ -42,7 +43,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: list[str], *, parse_sp
 
 def encode(
     requests: list[Request],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     *,
     n_positions: int | None = None,
     vocab_size: int | None = None,
@@ -73,7 +74,7 @@ def encode(
 
 
 def _tokenize_rows(
-    requests: list[Request], tokenizer: PreTrainedTokenizerBase, chat: Chat, parse_special: bool
+    requests: list[Request], tokenizer: Tokenizer, chat: Chat, parse_special: bool
 ) -> Iterator[tuple[Request, list[int]]]:
     """Each row as it goes to the model, its prompt rendered where it is a conversation, and its token ids."""
     rows = render_rows(chat, requests, parse_special=parse_special)

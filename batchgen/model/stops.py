@@ -119,7 +119,7 @@ def watch_stops(requests: Iterable[Request], checkpoint: Checkpoint, say: Callab
             if (stop, ignores_eos) not in seen:
                 seen.add((stop, ignores_eos))
                 ends = frozenset() if ignores_eos else checkpoint.eos_token_ids
-                if why := why_never(checkpoint.tokenizer, stop, ends):
+                if why := why_never(checkpoint.codec, stop, ends):
                     say(f"stop {stop!r} can never match: {why}")
         yield request
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from batchgen.errors import ModelError, UsageError
+from batchgen.machine.devices import Device
 from batchgen.machine.limits import memory_bounds
 from batchgen.model.checkpoint import Checkpoint, attention_kernel
 from batchgen.model.checks import check_weights
+from batchgen.model.config_view import ConfigView
+from batchgen.model.footprint import footprint_of
 from batchgen.model.loaded import Model
 from batchgen.model.private import set_attention
 from batchgen.model.quiet import one_line, quiet
@@ -22,14 +25,16 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 def load_model(checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto") -> Model:
     """The checkpoint with its weights on `device`; missing or misshaped weights are refused."""
+    import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     on = choose_device(device)
-    as_dtype = choose_dtype(dtype, on, checkpoint.config)
+    dtype = choose_dtype(dtype, on.type, checkpoint.outline)
+    as_dtype: torch.dtype = getattr(torch, dtype)
     folder = checkpoint.folder
     check_weights(folder)
     with quiet(), one_line(checkpoint.name, folder):
-        check_room(checkpoint, on, name_of_dtype(as_dtype))
+        check_room(checkpoint, on, dtype)
         # Named in both places: a config may ask for a kernel from the Hub, which is code.
         attention = attention_kernel(checkpoint.config)
         set_attention(checkpoint.config, attention)
@@ -53,18 +58,13 @@ def load_model(checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto"
     return Model(checkpoint, network.eval().to(on), on, as_dtype)
 
 
-def check_room(checkpoint: Checkpoint, device: torch.device, dtype: str, *, num_copies: int = 1) -> None:
+def check_room(checkpoint: Checkpoint, device: Device, dtype: str, *, num_copies: int = 1) -> None:
     """Refuses weights that cannot fit: beyond its memory a process is not told, but killed."""
-    import torch
-
-    from batchgen.model.footprint import footprint_of
-
-    as_dtype: torch.dtype = getattr(torch, dtype)
-    needed = num_copies * footprint_of(checkpoint.config, as_dtype).weights
+    needed = num_copies * footprint_of(checkpoint, dtype).weights
     bound = memory_bounds(device)[0]
     if needed > bound.available_bytes:
         copies = f"in {num_copies} workers " if num_copies > 1 else ""
-        mend = "a smaller model" if as_dtype.itemsize == 2 else "--dtype bfloat16 (half of it) or a smaller model"
+        mend = "a smaller model" if dtype != "float32" else "--dtype bfloat16 (half of it) or a smaller model"
         raise ModelError(
             f"the weights of {checkpoint.name} need {size_text(needed)} {copies}in {dtype}, "
             f"and {size_text(bound.available_bytes)} are left by {bound.name}: "
@@ -89,20 +89,11 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_dtype(name: str, device: torch.device, config: PretrainedConfig) -> torch.dtype:
+def choose_dtype(name: str, device_type: str, config: ConfigView | PretrainedConfig) -> str:
     """`auto` is float32 on the CPU whatever the file stores, the checkpoint's own dtype on an accelerator."""
-    import torch
-
     if name not in DTYPES:
         raise UsageError(f"--dtype {name} is not one of {', '.join(DTYPES)}")
     if name != "auto":
-        return getattr(torch, name)  # type: ignore[no-any-return]
-    if device.type == "cpu":
-        return torch.float32
-    stored = getattr(config.get_text_config(), "dtype", None)
-    return stored if isinstance(stored, torch.dtype) else torch.float32
-
-
-def name_of_dtype(dtype: torch.dtype) -> str:
-    """float32, bfloat16, float16: as `--dtype` takes it."""
-    return str(dtype).removeprefix("torch.")
+        return name
+    stored = str(getattr(config.get_text_config(), "dtype", None)).removeprefix("torch.")
+    return stored if device_type != "cpu" and stored in DTYPES else "float32"

@@ -107,7 +107,7 @@ def forecast(
     for window in iter(windows.take, None):
         sequences = encode(
             window,
-            checkpoint.tokenizer,
+            checkpoint.codec,
             n_positions=checkpoint.n_positions,
             vocab_size=checkpoint.vocab_size,
             too_long=too_long,

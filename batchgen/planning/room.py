@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from batchgen.machine.devices import certain_cpu
 from batchgen.machine.limits import Bound, memory_bounds
 from batchgen.machine.speeds import kept_rows
+from batchgen.model.footprint import footprint_of
 from batchgen.model.shape import ModelShape
+from batchgen.model.weights import choose_device, choose_dtype
 from batchgen.planning.kinds import EngineKind
 from batchgen.planning.memory import BatchLimits
 from batchgen.records import MemoryLimit
@@ -51,17 +54,14 @@ def make_room(
     memory: MemoryLimit | None = None,
 ) -> Room:
     """What `run` would find with these options, before it loads the weights."""
-    from batchgen.model.footprint import footprint_of
-    from batchgen.model.weights import choose_device, choose_dtype, name_of_dtype
-
-    on = choose_device(device)
-    as_dtype = choose_dtype(dtype, on, checkpoint.config)
-    footprint = footprint_of(checkpoint.config, as_dtype)
-    shape = ModelShape.from_config(checkpoint.config)
-    packed_bytes = kind.copied_bytes(shape, as_dtype.itemsize, on.type)
+    on = certain_cpu(device) or choose_device(device)
+    dtype = choose_dtype(dtype, on.type, checkpoint.outline)
+    footprint = footprint_of(checkpoint, dtype)
+    shape = ModelShape.from_config(checkpoint.outline)
+    packed_bytes = kind.copied_bytes(shape, footprint.element_bytes, on.type)
     bounds = tuple(memory_bounds(on, memory))
     available_bytes = max(0, bounds[0].available_bytes - footprint.weights - packed_bytes)
-    names = (checkpoint.name, str(on), name_of_dtype(as_dtype))
+    names = (checkpoint.name, str(on), dtype)
     best_rows = kept_rows(*names) if kind.takes_best_rows else None
     limits = kind.limits(footprint, on.type, available_bytes, num_rows, best_rows)
     return Room(*names, kind.name, footprint.weights, packed_bytes, bounds, limits)

@@ -14,7 +14,7 @@ from batchgen.model import Checkpoint, Model, open_checkpoint
 from batchgen.model.chat import Chat, open_chat
 from batchgen.model.checks import check_weights
 from batchgen.model.padding import check_named_tokens
-from batchgen.model.weights import choose_dtype, load_model, name_of_dtype
+from batchgen.model.weights import choose_dtype, load_model
 from batchgen.runs.job import Job
 from batchgen.runs.manifest import Facts, Manifest, model_facts
 from batchgen.runs.observer import Observer
@@ -61,7 +61,7 @@ def find_equipment(job: Job, observer: Observer) -> Equipment:
     devices = choose_devices(choice.device, job.engine.workers)
     checkpoint = open_checkpoint(choice.name, revision=choice.revision, say=observer.say)
     chat = open_chat(checkpoint, job.chat, say=observer.say)
-    dtype = name_of_dtype(choose_dtype(choice.dtype, devices[0], checkpoint.config))
+    dtype = choose_dtype(choice.dtype, devices[0].type, checkpoint.outline)
     return Equipment(checkpoint, tuple(devices), dtype, chat)
 
 

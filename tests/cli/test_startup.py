@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import typer
@@ -38,3 +39,15 @@ def test_every_command_knows_its_options_before_it_runs() -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     assert set(commands) == set(SUMMARIES)
     assert all(command.params for command in commands.values())
+
+
+# Of other families trial forwards show what rows take in memory, so a plan needs torch there.
+WITHOUT_TORCH = [("bundled", "inspect"), ("llama", "inspect", "--json"), ("bundled", "plan", "--device", "cpu")]
+
+
+@pytest.mark.parametrize("words", WITHOUT_TORCH, ids=" ".join)
+def test_a_batch_and_its_plan_need_no_torch(words: tuple[str, ...], folders: dict[str, Path]) -> None:
+    name, *command = words
+    modules = modules_of(*command, "--model", folders.get(name, name), "-p", "My dog is", "-p", "It will rain in the")
+    assert "tokenizers" in modules
+    assert not modules & {"torch", "transformers", "numpy"}

@@ -14,9 +14,9 @@ from transformers import (
     Qwen3Config,
 )
 
-import batchgen.model.footprint
-from batchgen.model.footprint import _fit, _Trial, footprint_of
-from batchgen.planning.memory import Footprint, ModelShape
+import batchgen.model.probe
+from batchgen.model.probe import _fit, _Trial, probe_footprint
+from batchgen.model.shape import Footprint, ModelShape
 from tests.support.models import ARCHITECTURES
 
 GROUPED = LlamaConfig(
@@ -49,7 +49,7 @@ def live_bytes(config: PretrainedConfig, rows: int, columns: int) -> int:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_fitting_gpt2_gives_its_formulas(dtype: torch.dtype) -> None:
     config = GPT2Config(n_layer=3)
-    fitted, formula = fit(config, dtype), footprint_of(config, dtype)
+    fitted, formula = fit(config, dtype), probe_footprint(config, dtype)
     assert fitted.weights == formula.weights
     assert fitted.cache_column == formula.cache_column
     for columns in (64, 300, 1024):
@@ -71,7 +71,7 @@ def test_fitting_gpt2_gives_its_formulas(dtype: torch.dtype) -> None:
 )  # fmt: skip
 @pytest.mark.parametrize(("rows", "columns"), [(1, 400), (8, 200), (32, 64)])
 def test_a_forward_takes_what_was_fitted(config: PretrainedConfig, rows: int, columns: int) -> None:
-    footprint = footprint_of(config, torch.float32)
+    footprint = probe_footprint(config, torch.float32)
     mask = rows * columns**2
     predicted = footprint.cache_bytes(rows, columns) + footprint.prefill_bytes(rows, columns) + mask
     live = live_bytes(config, rows, columns)
@@ -81,13 +81,15 @@ def test_a_forward_takes_what_was_fitted(config: PretrainedConfig, rows: int, co
 
 
 def test_grouped_heads_cache_less() -> None:
-    assert footprint_of(GROUPED, torch.float32).cache_column == 2 * 5 * 2 * 16 * 4
+    assert probe_footprint(GROUPED, torch.float32).cache_column == 2 * 5 * 2 * 16 * 4
 
 
 def test_weights_are_counted_exactly() -> None:
     network = AutoModelForCausalLM.from_config(GROUPED)
-    assert footprint_of(GROUPED, torch.float32).weights == sum(weight.nbytes for weight in network.parameters())
-    assert footprint_of(GROUPED, torch.bfloat16).weights == sum(weight.nbytes for weight in network.parameters()) // 2
+    assert probe_footprint(GROUPED, torch.float32).weights == sum(weight.nbytes for weight in network.parameters())
+    assert (
+        probe_footprint(GROUPED, torch.bfloat16).weights == sum(weight.nbytes for weight in network.parameters()) // 2
+    )
 
 
 def test_eager_attention_takes_its_scores() -> None:
@@ -99,14 +101,14 @@ def test_eager_attention_takes_its_scores() -> None:
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 def test_every_architecture_has_a_footprint(name: str) -> None:
-    footprint = footprint_of(ARCHITECTURES[name], torch.float32)
+    footprint = probe_footprint(ARCHITECTURES[name], torch.float32)
     assert footprint.weights > 0
     assert footprint.cache_bytes(1, 10) > 0
     assert footprint.prefill_bytes(1, 10) > 0
 
 
 def test_a_model_that_cannot_be_tried_has_the_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batchgen.model.footprint, "LONG", 128)  # Mamba's scan goes token by token
+    monkeypatch.setattr(batchgen.model.probe, "LONG", 128)  # Mamba's scan goes token by token
     config = MambaConfig(hidden_size=64, num_hidden_layers=2)
     formula = Footprint.of_shape(ModelShape.from_config(config), 4, "eager")
-    assert footprint_of(config, torch.float32) == formula
+    assert probe_footprint(config, torch.float32) == formula

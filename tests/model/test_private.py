@@ -16,15 +16,6 @@ from tests.support.processes import check_python
 
 PACKAGE = Path(batchgen.__file__).parent
 SOURCES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")}
-# What each still touches by itself.
-NOT_YET = {
-    "engines/continuous/linear.py": {"_reorder_linear_weight", "_linear_pointwise"},
-    "engines/continuous/slot_model.py": {"_supports_attention_backend", "_attn_implementation"},
-    "model/footprint.py": {"_python_dispatch", "_pytree", "_cdata", "_local_scalar_dense"},
-    "proof/inspector/watch.py": {"_attn_implementation"},
-}
-
-
 PYTHONS = {"_exit"}  # os._exit
 
 
@@ -59,7 +50,7 @@ def foreign_names(tree: ast.AST) -> Iterator[str]:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_private_names_of_libraries_stand_in_one_file(path: Path) -> None:
     if path.name != "private.py":
-        assert set(foreign_names(SOURCES[path])) == NOT_YET.get(str(path.relative_to(PACKAGE)), set())
+        assert set(foreign_names(SOURCES[path])) == set()
 
 
 def test_the_installed_libraries_have_every_name() -> None:

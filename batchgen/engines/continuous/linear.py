@@ -18,6 +18,8 @@ from transformers.activations import NewGELUActivation
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.pytorch_utils import Conv1D
 
+from batchgen.model.private import pack_weight, packed_linear
+
 PACKED_ROWS = 64  # that a packed layer is laid out for: those of a decode step in full swing
 
 Layer: TypeAlias = nn.Linear | Conv1D
@@ -32,12 +34,12 @@ class PackedLinear(nn.Module):
         """weight `[O, I]`, bias `[O]`."""
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.weight_packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), PACKED_ROWS)
+        self.weight_packed = pack_weight(weight.detach().contiguous(), PACKED_ROWS)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         activation, form = ("gelu", "tanh") if self.has_gelu else ("none", "")
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight_packed, self.bias, activation, [], form)  # type: ignore[no-any-return]
+        return packed_linear(x, self.weight_packed, self.bias, activation, form)
 
 
 class UnpackedLinear(nn.Module):

@@ -7,48 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from batchgen.engines.continuous.layer import ATTENTION
 from batchgen.engines.continuous.linear import speed_up
-from batchgen.engines.reference.rules import short_limit
+from batchgen.engines.continuous.requirements import why_no_slots
 from batchgen.engines.trial.ladder import slots_hold
 from batchgen.model import Model
 
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
-# What kinds of layers are, for people.
-LAYERS = {
-    "sliding_attention": "a sliding window",
-    "chunked_attention": "chunked attention",
-    "conv": "convolutions",
-    "linear_attention": "linear attention",
-    "mamba": "a Mamba state",
-}
 # What was found for each loaded network that is still in use: the slots' own, or why there is none.
 _found: WeakKeyDictionary[nn.Module, Model | str] = WeakKeyDictionary()
-
-
-def why_no_slots(config: PretrainedConfig) -> str | None:
-    """What in a config rules slots out, in a few words; None where nothing does."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    text = config.get_text_config()
-    if not MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_attention_backend:
-        return "its attention cannot be replaced"
-    if short_limit(config):
-        return "its rotary positions depend on the longest row beside a row (LongRoPE)"
-    layer_types = getattr(text, "layer_types", None) or ["full_attention"]
-    if kinds := sorted(set(layer_types) - {"full_attention", "attention"}):
-        return f"some of its layers have {' and '.join(LAYERS.get(kind, kind.replace('_', ' ')) for kind in kinds)}"
-    has_window = getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)
-    if has_window and not getattr(text, "layer_types", None):
-        return f"its layers have {LAYERS['sliding_attention']}"
-    return None
 
 
 def slot_network(
@@ -66,7 +36,7 @@ def slot_network(
 
 
 def _make(model: Model, is_owned: bool, has_room: Callable[[int], bool]) -> Model | str:
-    if reason := why_no_slots(model.checkpoint.config):
+    if reason := why_no_slots(model.checkpoint.outline):
         return reason
     own = model.on_same_weights(ATTENTION)
     _see_last_column_only(own.network, model.checkpoint.config.get_text_config().num_hidden_layers)

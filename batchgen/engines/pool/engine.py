@@ -39,7 +39,7 @@ def make_pool(
     say: Callable[[str], None] = lambda line: None,
 ) -> PoolEngine:
     """A worker on each of `devices`, with the options of `make_engine`."""
-    choose_engine(options.engine, checkpoint.config, num_beams)  # refuses what every worker would refuse
+    choose_engine(options.engine, checkpoint.outline, num_beams)  # refuses what every worker would refuse
     recipes = share_out(ModelRecipe(checkpoint.name, checkpoint.folder, "cpu", dtype, options, num_beams), devices)
     for device in set(devices):
         check_room(checkpoint, device, dtype, num_copies=devices.count(device))

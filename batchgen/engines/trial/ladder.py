@@ -66,7 +66,7 @@ def _holds(model: Model, rule: BatchRule) -> bool:
     if rule.mixing is Mixing.own_pad and rule.pad_token_id == model.checkpoint.pad_token_id:
         return False  # the rung above
     rows, watched = _rows_within(model, rule.short_limit), Watched()
-    limits = BatchLimits(BatchMemory(footprint_of(model.checkpoint.config, model.dtype)), PLENTY_BYTES, 64, len(rows))
+    limits = BatchLimits(BatchMemory(footprint_of(model.checkpoint, model.dtype_name)), PLENTY_BYTES, 64, len(rows))
     sampler = Sampler([], on_logits=watched.on_logits)
     return _stray(ReferenceEngine(model, limits, sampler, rule=rule), watched, rows, model) <= 1
 
@@ -79,7 +79,7 @@ def _stray_of_slots(model: Model, own: Model) -> float:
     from batchgen.model.footprint import footprint_of
 
     rows, watched = _rows_within(model, None), Watched()
-    limits = BatchLimits(SlotMemory(footprint_of(model.checkpoint.config, model.dtype)), PLENTY_BYTES, 64, len(rows))
+    limits = BatchLimits(SlotMemory(footprint_of(model.checkpoint, model.dtype_name)), PLENTY_BYTES, 64, len(rows))
     sampler = Sampler([], on_logits=watched.on_logits)
     return _stray(ContinuousEngine(SlotModel(own), limits, sampler), watched, rows, model)
 

@@ -49,7 +49,7 @@ def trial_rows(checkpoint: Checkpoint) -> list[Sequence]:
     wanted = [length for length in lengths for _ in range(LENGTHS.count(length) or 1) if length > 0]
     texts = [" ".join(words[7 * i :]) for i in range(len(wanted))]
     requests = [Request(i, str(i), text, params) for i, text in enumerate(texts)]
-    rows = encode(requests, checkpoint.tokenizer, vocab_size=checkpoint.vocab_size)
+    rows = encode(requests, checkpoint.codec, vocab_size=checkpoint.vocab_size)
     return [
         Sequence(row.request, 0, row.input_ids[:length])
         for row, length in zip(rows, wanted, strict=True)

@@ -239,9 +239,7 @@ def open_chat(
 ) -> Chat:
     """`make_chat` for a model, with the templates in its folder, its tokenizer and its eos tokens."""
     own = read_templates(checkpoint.folder)
-    return make_chat(
-        own, lambda: checkpoint.tokenizer, options, chosen, say=say, eos_token_ids=checkpoint.eos_token_ids
-    )
+    return make_chat(own, lambda: checkpoint.codec, options, chosen, say=say, eos_token_ids=checkpoint.eos_token_ids)
 
 
 def _bounded(prompt: str) -> Rendered:

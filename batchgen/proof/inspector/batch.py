@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import takewhile
 from typing import Any
 
@@ -47,18 +48,20 @@ class InspectedRow:
         return [name if real else "pad" for name, real in zip(names, self.attention_mask, strict=True)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Inspection:
-    """Rows in input order as one left-padded batch, and the rows that cannot be in it.
-
-    `batch` holds the same rows as tensors; None where there are none.
-    """
+    """Rows in input order as one left-padded batch, and the rows that cannot be in it."""
 
     model: str
     pad_token_id: int
     rows: list[InspectedRow]
     failed: list[Sequence]
-    batch: Batch | None
+    sequences: list[Sequence]
+
+    @cached_property
+    def batch(self) -> Batch | None:
+        """The same rows as tensors; None where there are none."""
+        return pad(self.sequences, self.pad_token_id) if self.sequences else None
 
     @property
     def num_columns(self) -> int:
@@ -90,40 +93,36 @@ def inspect_batch(
     With `n_positions`, for a batch that a model will run, rows that are too long for it fail.
     """
     sequences = encode(
-        list(requests), checkpoint.tokenizer, n_positions=n_positions, parse_special=parse_special, chat=chat
+        list(requests), checkpoint.codec, n_positions=n_positions, parse_special=parse_special, chat=chat
     )
     failed = [sequence for sequence in sequences if sequence.is_finished]
     good = [sequence for sequence in sequences if not sequence.is_finished]
-    batch = pad(good, checkpoint.pad_token_id) if good else None
-    rows = _rows(checkpoint, batch, chat) if batch else []
-    return Inspection(checkpoint.name, checkpoint.pad_token_id, rows, failed, batch)
+    return Inspection(checkpoint.name, checkpoint.pad_token_id, _rows(checkpoint, good, chat), failed, good)
 
 
-def _rows(checkpoint: Checkpoint, batch: Batch, chat: Chat | None) -> list[InspectedRow]:
-    tokenizer = checkpoint.tokenizer
-    num_shared = _num_shared(batch.sequences)
-    columns = zip(
-        batch.sequences,
-        batch.input_ids.tolist(),
-        batch.attention_mask.tolist(),
-        batch.position_ids.tolist(),
-        strict=True,
+def _rows(checkpoint: Checkpoint, sequences: list[Sequence], chat: Chat | None) -> list[InspectedRow]:
+    width = max((sequence.num_prompt_tokens for sequence in sequences), default=0)
+    num_shared = _num_shared(sequences)
+    return [_row(checkpoint, sequence, width, chat, num_shared) for sequence in sequences]
+
+
+def _row(checkpoint: Checkpoint, sequence: Sequence, width: int, chat: Chat | None, num_shared: int) -> InspectedRow:
+    """What `pad` makes of a row, without tensors."""
+    length = sequence.num_prompt_tokens
+    num_pads = width - length
+    input_ids = [checkpoint.pad_token_id] * num_pads + sequence.input_ids
+    return InspectedRow(
+        id=sequence.request.id,
+        prompt=sequence.request.prompt,
+        tokens=checkpoint.codec.convert_ids_to_tokens(input_ids),
+        pieces=[checkpoint.codec.decode([i], clean_up_tokenization_spaces=False) for i in input_ids],
+        input_ids=input_ids,
+        attention_mask=[0] * num_pads + [1] * length,
+        position_ids=[0] * num_pads + list(range(length)),
+        is_eos=[i in checkpoint.eos_token_ids for i in input_ids],
+        parts=_parts(sequence, width, chat),
+        num_shared=num_shared,
     )
-    return [
-        InspectedRow(
-            id=sequence.request.id,
-            prompt=sequence.request.prompt,
-            tokens=tokenizer.convert_ids_to_tokens(input_ids),
-            pieces=[tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in input_ids],
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            is_eos=[i in checkpoint.eos_token_ids for i in input_ids],
-            parts=_parts(sequence, len(input_ids), chat),
-            num_shared=num_shared,
-        )
-        for sequence, input_ids, attention_mask, position_ids in columns
-    ]
 
 
 def _parts(sequence: Sequence, num_columns: int, chat: Chat | None) -> list[Part | None]:

@@ -83,11 +83,11 @@ def _sides(model: Model, batch: Batch, next_tokens: list[int], max_new_tokens: i
             reads="pad" if is_pad[row] else _piece(model, int(batch.input_ids[row, last])),
             is_pad=is_pad[row],
             next_token=_piece(model, next_tokens[row]),
-            text=decode_output(model.checkpoint.tokenizer, replace(sequence, output_ids=generated[row])),
+            text=decode_output(model.checkpoint.codec, replace(sequence, output_ids=generated[row])),
         )
         for row, sequence in enumerate(batch.sequences)
     ]
 
 
 def _piece(model: Model, token_id: int) -> str:
-    return str(model.checkpoint.tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
+    return str(model.checkpoint.codec.decode([token_id], clean_up_tokenization_spaces=False))

@@ -88,7 +88,7 @@ def fold_left(scores: torch.Tensor, is_pad: torch.Tensor, first: int) -> torch.T
 def _next_tokens(model: Model, logits: torch.Tensor) -> list[list[NextToken]]:
     """The likeliest tokens of each row of `[B, V]`."""
     probabilities, token_ids = logits.softmax(-1).topk(min(NUM_NEXT, logits.shape[-1]))
-    tokenizer = model.checkpoint.tokenizer
+    tokenizer = model.checkpoint.codec
     return [
         [
             NextToken(token_id, str(tokenizer.decode([token_id], clean_up_tokenization_spaces=False)), probability)

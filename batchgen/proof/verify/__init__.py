@@ -95,7 +95,7 @@ def _encode(model: Model, requests: list[Request], parse_special: bool, chat: Ch
     checkpoint = model.checkpoint
     return encode(
         requests,
-        checkpoint.tokenizer,
+        checkpoint.codec,
         n_positions=checkpoint.n_positions,
         vocab_size=checkpoint.vocab_size,
         parse_special=parse_special,

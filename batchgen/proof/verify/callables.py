@@ -62,7 +62,7 @@ def _encode(oracle: Oracle, prompts: list[str], max_new_tokens: int) -> list[Seq
     checkpoint = oracle.model.checkpoint
     params = SamplingParams(max_new_tokens=max_new_tokens)
     requests = [Request(index, index, prompt, params) for index, prompt in enumerate(prompts)]
-    sequences = encode(requests, checkpoint.tokenizer, n_positions=checkpoint.n_positions)
+    sequences = encode(requests, checkpoint.codec, n_positions=checkpoint.n_positions)
     for sequence in sequences:
         if sequence.error:
             raise InputError(f"prompts[{sequence.request.index}]: {sequence.error}")
@@ -124,7 +124,7 @@ def _check_text(oracle: Oracle, sequence: Sequence, text: str, bound: ErrorBound
 
 def _parting_step(oracle: Oracle, row: Sequence, text: str) -> int | None:
     """The first step whose token is not in `text`; a text may be longer, if the row was only cut off."""
-    tokenizer = oracle.model.checkpoint.tokenizer
+    tokenizer = oracle.model.checkpoint.codec
     for step in range(row.num_output_tokens):
         so_far = decode_output(tokenizer, replace(row, output_ids=row.output_ids[: step + 1]))
         if not text.startswith(so_far.rstrip("\ufffd")):  # half a character, which the next token completes

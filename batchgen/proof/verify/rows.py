@@ -75,7 +75,7 @@ def to_check(
     given: Rows[int] = (),
 ) -> RowCheck:
     """What was found of a row, with its verdict; `given` are its tokens, where it came as tokens."""
-    tokenizer = oracle.model.checkpoint.tokenizer
+    tokenizer = oracle.model.checkpoint.codec
     row = RowCheck(
         id=sequence.request.id,
         index=sequence.request.index,

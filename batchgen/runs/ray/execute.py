@@ -16,7 +16,7 @@ from batchgen.formats.whole import write_json
 from batchgen.model import Checkpoint, open_checkpoint
 from batchgen.model.chat import open_chat
 from batchgen.model.padding import check_named_tokens
-from batchgen.model.weights import choose_dtype, name_of_dtype
+from batchgen.model.weights import choose_dtype
 from batchgen.records import RunStats
 from batchgen.runs.checks import is_same
 from batchgen.runs.ending import Ending, Failures, RanOn, stats_facts
@@ -120,7 +120,7 @@ class RayRun:
         self.on = on
         self.observer = observer
         self.folder = folder
-        self.dtype = _dtype(job, size, checkpoint)
+        self.dtype = choose_dtype(job.model.dtype, size.device, checkpoint.outline)
         work = Work(
             folder,
             job.sampling,
@@ -238,12 +238,6 @@ class RayRun:
             failures = Failures(stats.errors, stats.rows, row_id, error)
         written = (Path(self.on.output), *self.written)
         return Ending(stats, self.ran_on, failures, written=written, was_stopped=self.observer.should_stop())
-
-
-def _dtype(job: Job, size: Size, checkpoint: Checkpoint) -> str:
-    import torch
-
-    return name_of_dtype(choose_dtype(job.model.dtype, torch.device(size.device), checkpoint.config))
 
 
 def _recipe(job: Job, checkpoint: Checkpoint, dtype: str) -> ModelRecipe:

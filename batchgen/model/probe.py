@@ -1,0 +1,167 @@
+"""What a model's rows take in memory: GPT-2's formulas, or, for other families, forwards on torch's meta device.
+
+The meta device has shapes but no numbers: a forward there costs milliseconds and no memory, needs no weights, and
+makes the same tensors as a real one. Their bytes are counted as they come and go.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import weakref
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from torch.overrides import TorchFunctionMode
+
+from batchgen.model.checkpoint import attention_kernel
+from batchgen.model.private import dispatch_mode, reads_number, storage_key, tensors_in
+from batchgen.model.quiet import quiet
+from batchgen.model.shape import Footprint, ModelShape
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+SHORT, LONG = 64, 2048  # columns of the two trial forwards
+
+
+_known: dict[tuple[str, torch.dtype], Footprint] = {}  # by a config's text: a probe takes half a second
+
+
+def probe_footprint(config: PretrainedConfig, dtype: torch.dtype) -> Footprint:
+    """Bytes that a model of this config takes, in `dtype`; needs no weights."""
+    key = config.to_json_string(use_diff=False), dtype
+    if key not in _known:
+        _known[key] = _probe(config, dtype)
+    return _known[key]
+
+
+def _probe(config: PretrainedConfig, dtype: torch.dtype) -> Footprint:
+    attention = attention_kernel(config)
+    formula = Footprint.of_shape(ModelShape.from_config(config), dtype.itemsize, attention)
+    if config.model_type == "gpt2":
+        return formula
+    try:
+        with quiet():
+            return _fit(_Trial(config, dtype, attention), formula)
+    except Exception:  # noqa: BLE001 - some forwards ask for numbers, which meta tensors do not have
+        return formula
+
+
+def _fit(trial: _Trial, formula: Footprint) -> Footprint:
+    """The constants that explain the peaks of two prefills and a step, of one row each.
+
+    A peak is the highest of several curves a * S + b * S², so between the two lengths the one through both points is
+    an upper bound.
+    """
+    (short_peak, short_cache), (long_peak, long_cache) = trial.prefill(SHORT), trial.prefill(trial.long)
+    cache_column = (long_cache - short_cache) / (trial.long - SHORT)
+    low, high = (short_peak - short_cache) / SHORT, (long_peak - long_cache) / trial.long
+    pair = max(0.0, (high - low) / (trial.long - SHORT))
+    return Footprint(
+        weights=trial.weights_bytes,
+        vocab_size=formula.vocab_size,
+        element_bytes=formula.element_bytes,
+        cache_column=cache_column,
+        prefill=((max(low - pair * SHORT, 0.0), max(0.0, pair - 1)),),  # the mask's byte a pair counts elsewhere
+        decode_column=trial.step(trial.long) / trial.long,
+        cache_row=max(0.0, short_cache - cache_column * SHORT),
+    )
+
+
+class _Trial:
+    """A model without numbers, and how many bytes its forwards have alive."""
+
+    def __init__(self, config: PretrainedConfig, dtype: torch.dtype, attention: str) -> None:
+        from transformers import AutoModelForCausalLM
+
+        with torch.device("meta"):
+            self.network = AutoModelForCausalLM.from_config(
+                copy.deepcopy(config), dtype=dtype, attn_implementation=attention, trust_remote_code=False
+            ).eval()
+        self.long = min(LONG, getattr(config.get_text_config(), "max_position_embeddings", None) or LONG)
+
+    @property
+    def weights_bytes(self) -> int:
+        return sum(weight.nbytes for weight in self.network.parameters())
+
+    def prefill(self, columns: int) -> tuple[int, int]:
+        """Bytes of one row of `columns` tokens: at the forward's peak, and what its cache keeps."""
+        with torch.no_grad(), _FusedAttention(), _LiveBytes(self._weights()) as live:
+            output = self._forward(columns)
+            logits: torch.Tensor = output.logits  # [1, 1 or S, V]
+            return live.peak, int(live.total - logits.nbytes)
+
+    def step(self, columns: int) -> int:
+        """Bytes that one step takes above a cache of `columns` columns, but for its logits."""
+        with torch.no_grad(), _FusedAttention(), _LiveBytes(self._weights()) as live:
+            output = self._forward(columns)
+            live.peak = held = live.total
+            logits: torch.Tensor = self._forward(1, columns, output.past_key_values).logits  # [1, 1, V]
+            return max(0, int(live.peak - held - logits.nbytes))
+
+    def _weights(self) -> Iterable[torch.Tensor]:
+        yield from self.network.parameters()
+        yield from self.network.buffers()
+
+    def _forward(self, columns: int, before: int = 0, past_key_values: Any = None) -> Any:
+        ids = torch.ones(1, columns, dtype=torch.int64, device="meta")  # [1, S]
+        mask = torch.ones(1, before + columns, dtype=torch.int64, device="meta")  # [1, C]
+        options = {"position_ids": ids, "logits_to_keep": 1}
+        taken = inspect.signature(self.network.forward).parameters
+        return self.network(
+            input_ids=ids,
+            attention_mask=mask,
+            use_cache=True,
+            **({"past_key_values": past_key_values} if past_key_values is not None else {}),
+            **{name: value for name, value in options.items() if name in taken},
+        )
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Scaled dot product attention as one kernel, which has no scores in memory; the meta device knows only the other.
+
+    Like the kernel it makes numbers of a boolean mask.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is not F.scaled_dot_product_attention:
+            return function(*args, **kwargs)
+        query, mask = args[0], kwargs.get("attn_mask")
+        numbers = None if mask is None else mask.to(query.dtype)
+        output = torch.empty_like(query)
+        del numbers
+        return output
+
+
+class _LiveBytes(dispatch_mode()):  # type: ignore[misc]
+    """Counts the bytes of tensors that exist, `known` ones aside: `total` now, `peak` at most."""
+
+    def __init__(self, known: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self.total = self.peak = 0
+        self._known = {storage_key(tensor.untyped_storage()) for tensor in known}
+        self._alive: dict[int, int] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if reads_number(function):
+            return False  # `mask.all()`: there are pads
+        output = function(*args, **(kwargs or {}))
+        for tensor in tensors_in(output):
+            self._count(tensor.untyped_storage())
+        return output
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage_key(storage)
+        if key in self._known or key in self._alive:
+            return
+        self._alive[key] = storage.nbytes()
+        self.total += storage.nbytes()
+        self.peak = max(self.peak, self.total)
+        weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.total -= self._alive.pop(key)
