@@ -16,7 +16,7 @@ from batchgen.render.screen import OutputConsole, Screen
 
 @opt.with_groups
 def doctor(
-    model: Annotated[opt.ModelOptions, opt.Pick("device")],
+    model: Annotated[opt.ModelOptions, opt.Pick("model", "revision", "device")],
     as_json: Annotated[
         bool, typer.Option("--json", metavar="", help="Print all facts as JSON.", rich_help_panel=opt.OUTPUT)
     ] = False,
@@ -25,11 +25,14 @@ def doctor(
 
     [bold]batchgen doctor[/]
     [bold]batchgen doctor --device cpu --json[/]
+    [bold]batchgen doctor --model HuggingFaceTB/SmolLM2-135M-Instruct[/]
+
+    With --model it also says what the model's chat template does.
 
     Where something is off it says how to mend it.
     """
     with Screen(quiet=as_json).waiting("examining this machine"):
-        diagnosis = diagnose(model.device)
+        diagnosis = diagnose(model.device, model.model, model.revision)
     advice = advise(diagnosis)
     if as_json:
         print(to_json(diagnosis.to_dict() | {"advice": advice}))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchgen.doctor.advice import advise
+from batchgen.doctor.conversation import examine_chat
 from batchgen.doctor.facts import Diagnosis
 from batchgen.doctor.installation import examine_installation, examine_models
 from batchgen.doctor.machine import examine_machine, measure_gflops
@@ -21,14 +22,24 @@ if TYPE_CHECKING:
 __all__ = ["Diagnosis", "advise", "diagnose"]
 
 
-def diagnose(device: str = "auto", *, root: Path = Path("/"), measure: Measure = measure_gflops) -> Diagnosis:
-    """Examines all there is, `device` most closely; `root` stands for `/`.
+def diagnose(
+    device: str = "auto",
+    model: str | None = None,
+    revision: str | None = None,
+    *,
+    root: Path = Path("/"),
+    measure: Measure = measure_gflops,
+) -> Diagnosis:
+    """Examines all there is, `device` most closely, and what `model` does with conversations; `root` stands for `/`.
 
-    Raises `UsageError` for what is no device, `ModelError` for one that is not there.
+    Raises `UsageError` for what is no device, `ModelError` for one that is not there, or a model that is not.
     """
+    chat = examine_chat(model, revision) if model is not None else None
     with ThreadPoolExecutor(1) as waiting:  # the Hub may take its time, as the import of torch does
         hub = waiting.submit(hub_answers)
         installation = examine_installation(root)
         machine = examine_machine(device, root, measure)
         models = examine_models()
-        return Diagnosis(installation, machine, models, hub_answers=False if hub.exception() else hub.result())
+        return Diagnosis(
+            installation, machine, models, hub_answers=False if hub.exception() else hub.result(), chat=chat
+        )

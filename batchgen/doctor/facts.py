@@ -112,13 +112,33 @@ class Models:
 
 
 @dataclass(frozen=True, slots=True)
+class ChatFacts:
+    """What a model does with conversations; no `templates` where it has none.
+
+    `opens` is the text ahead of the first user's message, `closes` the text behind the assistant's last one; None where
+    the template refuses so plain a conversation. `closing_is_eos` is None where a turn is closed by plain text.
+    """
+
+    model: str
+    templates: tuple[str, ...] = ()
+    opens: str | None = None
+    closes: str | None = None
+    generation_prompt: str | None = None
+    closing_is_eos: bool | None = None
+    reasoning_marks: tuple[str, str] | None = None
+    bos: str | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """All that was found; `hub_answers` is None where it was not asked."""
+    """All that was found; `hub_answers` is None where it was not asked, `chat` where no model was named."""
 
     installation: Installation
     machine: Machine
     models: Models
     hub_answers: bool | None
+    chat: ChatFacts | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

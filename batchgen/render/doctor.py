@@ -8,10 +8,19 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from batchgen.render.screen import plural, print_section
-from batchgen.text import size_text
+from batchgen.text import escape, size_text, visible
 
 if TYPE_CHECKING:
-    from batchgen.doctor.facts import Accelerator, Diagnosis, Installation, Machine, ModelAtHand, Models, Processor
+    from batchgen.doctor.facts import (
+        Accelerator,
+        ChatFacts,
+        Diagnosis,
+        Installation,
+        Machine,
+        ModelAtHand,
+        Models,
+        Processor,
+    )
     from batchgen.machine.speeds import KeptGain
 
 Line = tuple[str, str]  # label, text
@@ -32,6 +41,8 @@ def print_diagnosis(console: Console, diagnosis: Diagnosis, advice: Sequence[str
     }
     for title, lines in sections.items():
         print_section(console, title, lines, LABEL_WIDTH)
+    if diagnosis.chat:
+        print_chat(console, diagnosis.chat)
     print_section(console, "Advice", [("-", line) for line in advice or ["nothing is off"]], 1)
 
 
@@ -95,6 +106,36 @@ def _models(models: Models, hub_answers: bool | None) -> Iterator[Line]:
     yield "HF_HOME", models.hf_home or UNKNOWN
     answers = {True: "answers", False: "does not answer", None: "not asked: HF_HUB_OFFLINE is set"}
     yield "the Hub", answers[hub_answers]
+
+
+def print_chat(console: Console, chat: ChatFacts) -> None:
+    """The section on a model's conversations."""
+    print_section(console, "Conversations", _chat(chat), LABEL_WIDTH)
+
+
+def _chat(chat: ChatFacts) -> Iterator[Line]:
+    yield "model", chat.model
+    if chat.problem:
+        yield "template", f"broken: {chat.problem}"
+        return
+    if not chat.templates:
+        yield "template", "none: --chat needs --chat-template FILE"
+    else:
+        yield "template", ", ".join(chat.templates)
+        yield from _turns(chat)
+    yield "BOS", escape(chat.bos or UNKNOWN)
+
+
+def _turns(chat: ChatFacts) -> Iterator[Line]:
+    if chat.opens is None or chat.closes is None or chat.generation_prompt is None:
+        yield "turns", "it refuses a question and an answer, so what opens and closes turns is unknown"
+        return
+    ends = {True: "", False: "; the model does not name it as its end, so batchgen adds it", None: "; no single token"}
+    yield "opens", visible(chat.opens)
+    yield "closes", f"{visible(chat.closes)}{ends[chat.closing_is_eos]}"
+    yield "asks", visible(chat.generation_prompt) or "nothing"
+    if chat.reasoning_marks:
+        yield "thinks", " … ".join(chat.reasoning_marks)
 
 
 def _model(model: ModelAtHand) -> str:
