@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -13,18 +14,20 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as `batchgen.__main__` does,
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and several processes share the cores
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 from hypothesis import settings
-from transformers import (
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from batchgen.engines import Engine
 from batchgen.model import Checkpoint, Model, open_checkpoint, open_model
 from batchgen.model.find import BUNDLED_FOLDER
+from batchgen.records import EngineOptions
+from batchgen.runs import equipment
 from tests.support.engines import FakeEngine
 from tests.support.models import ARCHITECTURES, decide_alone, make_network
 
@@ -35,6 +38,14 @@ settings.load_profile("batchgen")
 
 def pytest_configure() -> None:
     gc.set_threshold(50_000)  # as `batchgen.machine.process` does
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
+
+
+def pytest_report_header() -> str:
+    return "`make test` takes about 5 minutes on 2 quiet cores; JOBS=N shares it among N processes"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -51,6 +62,27 @@ def bundled_tokenizer_is_read_once() -> Iterator[None]:
         return kept[repr(options)]
 
     with mock.patch.object(AutoTokenizer, "from_pretrained", read_once):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def bundled_weights_are_read_once() -> Iterator[None]:
+    """Commands that run in this process share them, and what the slots make of them; none of them owns the model."""
+    load, make = equipment.load_model, equipment.make_engine
+    kept: dict[str, Model] = {}
+
+    def load_once(checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto") -> Model:
+        if checkpoint.folder != BUNDLED_FOLDER:
+            return load(checkpoint, device, dtype)
+        if dtype not in kept:
+            kept[dtype] = load(checkpoint, device, dtype)
+            make(kept[dtype], EngineOptions("continuous")).close()
+        return replace(kept[dtype], checkpoint=checkpoint)
+
+    def make_on_shared(model: Model, options: EngineOptions, *, is_owned: bool, **more: Any) -> Engine:
+        return make(model, options, is_owned=is_owned and model.checkpoint.folder != BUNDLED_FOLDER, **more)
+
+    with mock.patch.multiple(equipment, load_model=load_once, make_engine=make_on_shared):
         yield
 
 
