@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import random
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
@@ -12,7 +14,7 @@ from batchgen.model import Checkpoint
 from batchgen.model.padding import encode
 from batchgen.pipeline import InOrder, Pipeline
 from batchgen.records import EngineStats, Request, Sequence
-from tests.support.engines import FakeEngine
+from tests.support.engines import FakeEngine, slots_of
 from tests.support.rows import RAIN, requests_of
 
 
@@ -32,6 +34,19 @@ def test_rows_in_are_rows_out(checkpoint: Checkpoint, fake_engine: FakeEngine) -
     results = run(checkpoint, fake_engine, prompts)
     assert [r.prompt for r in results] == prompts
     assert [r.finish_reason == "error" for r in results] == [p != "My dog is" for p in prompts]
+
+
+def test_a_run_that_is_dropped_in_a_circle_ends_without_a_word(bundled: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The garbage collector ends it, when weak references are dead already."""
+    complaints: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    pipeline = Pipeline(bundled.checkpoint, slots_of(bundled))
+    circle: list[object] = [pipeline.run([*requests_of(["The"], max_new_tokens=1), *requests_of(RAIN)])]
+    next(circle[0])  # type: ignore[call-overload]
+    circle.append(circle)
+    del pipeline, circle
+    gc.collect()
+    assert not complaints
 
 
 def test_windows_double(checkpoint: Checkpoint) -> None:

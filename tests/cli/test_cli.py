@@ -205,7 +205,7 @@ def test_an_output_file_is_written_whole(rain: Path, tmp_path: Path) -> None:
     result = run(rain, "-o", output)
     assert (result.exit_code, result.stdout) == (0, "")
     assert len(output.read_text().splitlines()) == 3
-    assert sorted(tmp_path.iterdir()) == [output, rain]
+    assert sorted(tmp_path.iterdir()) == [tmp_path / ".out.jsonl.run", output, rain]
 
 
 def test_an_existing_output_is_kept(rain: Path, tmp_path: Path, said: Callable[[str, int], str]) -> None:

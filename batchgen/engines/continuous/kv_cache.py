@@ -61,7 +61,7 @@ class SlotCache(Cache):  # type: ignore[misc]
             return
         num_pages += int(SPARE_PAGES * num_pages) if self._grows_freely else 0
         for layer in self.layers:
-            layer.resize(num_pages)
+            layer.resize(num_pages, self.num_used)
         empty = torch.full((num_pages - self.num_pages, PAGE), HIDDEN, device=self.device)
         self.mask = torch.cat([self.mask, empty])
         self.num_pages, self.num_touched = num_pages, self.num_used
@@ -132,7 +132,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         self.num_pages = self.num_touched = self._num_asked = self.num_used
         self.mask = self.mask[: self.num_used].clone()
         for layer in self.layers:
-            layer.resize(self.num_used)
+            layer.resize(self.num_used, self.num_used)
 
     def compact(self, slots: Rows[Slot], most_holes: float = MOST_HOLES) -> None:
         """Moves the last pages into the holes once these are more than a share of all: steps read holes as well."""

@@ -52,10 +52,9 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         self.values = zeros((num_pages, value_states.shape[1], PAGE, value_states.shape[3]), value_states)
         self.is_initialized = True
 
-    def resize(self, num_pages: int) -> None:
-        """Gets room for so many pages; those in use are copied."""
+    def resize(self, num_pages: int, used: int) -> None:
+        """Gets room for so many pages; those in use are copied. The cache may be gone already, with what owns it."""
         if self.is_initialized:
-            used = self.cache.num_used
             for name in ("keys", "values"):
                 old: torch.Tensor = getattr(self, name)
                 new = zeros((num_pages, *old.shape[1:]), old)
