@@ -1,4 +1,4 @@
-"""Resident memory of `plan` and of a run with an engine that does nothing, over millions of one-line prompts.
+"""Resident memory of each engine's `plan`, and of a run with an engine that does nothing, over millions of prompts.
 
     python benchmarks/flat_memory.py [--rows 5000000]
 
@@ -13,30 +13,43 @@ from collections.abc import Iterable, Iterator
 
 import psutil
 
+from batchgen.engines.choice import KINDS
 from batchgen.model import open_checkpoint
+from batchgen.model.shape import Footprint, ModelShape
 from batchgen.pipeline import Pipeline
-from batchgen.planning.backoff import Backoff
 from batchgen.planning.forecast import forecast
-from batchgen.planning.memory import BatchLimits, Footprint, ModelShape
-from batchgen.records import Request, SamplingParams, Sequence
+from batchgen.records import EngineStats, Request, SamplingParams, Sequence
 
 
 class IdleEngine:
-    """Finishes each row with one token, at once."""
+    """Finishes each row with one token, all that it has in one step."""
 
-    name = "idle"
-    is_busy = False
-    num_batches = decode_work = 0
-    prefill_s = decode_s = 0.0
+    wants_rows = 64
 
-    def __init__(self, limits: BatchLimits) -> None:
-        self.backoff = Backoff(limits)
+    def __init__(self) -> None:
+        self._rows: list[Sequence] = []
+        self._new_tokens = 0
 
-    def generate(self, windows: Iterable[list[Sequence]]) -> Iterator[Sequence]:
-        for window in windows:
-            for sequence in window:
-                sequence.output_ids, sequence.finish_reason = [11], "length"
-                yield sequence
+    @property
+    def is_idle(self) -> bool:
+        return not self._rows
+
+    @property
+    def stats(self) -> EngineStats:
+        return EngineStats("idle", new_tokens=self._new_tokens)
+
+    def add(self, sequences: Iterable[Sequence]) -> None:
+        self._rows += sequences
+
+    def step(self) -> list[Sequence]:
+        rows, self._rows = self._rows, []
+        for row in rows:
+            row.output_ids, row.finish_reason = [11], "length"
+        self._new_tokens += len(rows)
+        return rows
+
+    def close(self) -> None:
+        self._rows = []
 
 
 def requests(num_rows: int, resident: list[int]) -> Iterator[Request]:
@@ -54,18 +67,21 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=5_000_000)
     num_rows = parser.parse_args().rows
     checkpoint = open_checkpoint("bundled", weights=False)
-    limits = BatchLimits(Footprint.of_shape(ModelShape.from_config(checkpoint.config), 4), 1 << 32, most_rows=64)
-    for name in ("plan", "run"):
+    footprint = Footprint.of_shape(ModelShape.from_config(checkpoint.config), element_bytes=4)
+    for name in ("plan continuous", "plan reference", "run"):
         resident: list[int] = []
         started = time.perf_counter()
-        if name == "plan":
-            done = forecast(checkpoint, requests(num_rows, resident), limits).rows
+        if name != "run":
+            kind = KINDS[name.removeprefix("plan ")]
+            limits = kind.limits(footprint, "cpu", 1 << 32)
+            done = forecast(checkpoint, requests(num_rows, resident), limits, kind).rows
         else:
-            done = sum(1 for _ in Pipeline(checkpoint, IdleEngine(limits)).run(requests(num_rows, resident)))
+            done = sum(1 for _ in Pipeline(checkpoint, IdleEngine()).run(requests(num_rows, resident)))
         assert done == num_rows
         grown = (resident[1] - resident[0]) / 2**20
         print(
-            f"{name}: {num_rows:,} rows in {time.perf_counter() - started:.0f} s, grew by {grown:.1f} MiB", flush=True
+            f"{name}: {num_rows:,} rows in {time.perf_counter() - started:.0f} s, grew by {grown:.1f} MiB",
+            flush=True,
         )
 
 

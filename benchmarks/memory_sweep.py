@@ -81,7 +81,10 @@ def measure(point: Point) -> dict[str, float]:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from batchgen.engines import finish_all
     from batchgen.engines.reference.engine import ReferenceEngine
+    from batchgen.engines.reference.memory import BatchMemory
+    from batchgen.engines.sampling.sampler import Sampler
     from batchgen.machine.limits import PeakMeter
     from batchgen.model import Checkpoint, Model, open_checkpoint
     from batchgen.model.probe import probe_footprint
@@ -104,12 +107,12 @@ def measure(point: Point) -> dict[str, float]:
         return [Sequence(Request(i, str(i), "", sampling), 0, input_ids) for i, input_ids in enumerate(ids)]
 
     def limits_of(batch: list[Sequence]) -> BatchLimits:
-        return BatchLimits(footprint, 1 << 50, 1 << 20, num_rows=len(batch))
+        return BatchLimits(BatchMemory(footprint), 1 << 50, 1 << 20, num_rows=len(batch))
 
     def run(batch: list[Sequence]) -> None:
         # Random weights are so flat that every top-p draw would be decided again, at great length.
-        engine = ReferenceEngine(model, limits_of(batch), exact=not point.top_p)
-        for _ in engine.generate([batch]):
+        sampler = Sampler(checkpoint.eos_token_ids, recompute=None if point.top_p else model.logits_alone)
+        for _ in finish_all(ReferenceEngine(model, limits_of(batch), sampler), batch):
             pass
 
     # What libraries allocate once, such as scratch of their matrix kernels for prefills and steps of this size.

@@ -15,48 +15,61 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from workloads import make_model, make_rows
 
-from batchgen.engines.pool.engine import PoolEngine, PoolLimits, PoolMemory
+from batchgen.engines import finish_all
+from batchgen.engines.pool.engine import PoolEngine
 from batchgen.formats.reading import find_sources, read_requests
 from batchgen.model import open_checkpoint
 from batchgen.model.padding import encode
 from batchgen.pipeline import to_result
-from batchgen.records import Request, Result, SamplingParams, Sequence
+from batchgen.records import EngineStats, Request, Result, SamplingParams, Sequence
 from batchgen.runs.store import Store
 
 ROWS = 10_000  # of the main process's own work
 
 
-@dataclass
 class IdleEngine:
-    """Gives every row as many tokens as asked for, at once."""
+    """Gives every row as many tokens as asked for, all that it has in one step."""
 
-    on_step: Callable[[int], None]
-    name = "idle"
-    is_busy = False
-    num_batches = decode_work = 0
-    prefill_s = decode_s = 0.0
-    backoff = PoolMemory(PoolLimits(16))
+    wants_rows = 16
 
-    def generate(self, windows: Iterable[list[Sequence]]) -> Iterator[Sequence]:
-        for window in windows:
-            for row in window:
-                row.output_ids, row.finish_reason = [262] * row.sampling.max_new_tokens, "length"
-                yield row
-            self.on_step(len(window))
+    def __init__(self) -> None:
+        self._rows: list[Sequence] = []
+        self._new_tokens = 0
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._rows
+
+    @property
+    def stats(self) -> EngineStats:
+        return EngineStats("idle", new_tokens=self._new_tokens)
+
+    def add(self, sequences: Iterable[Sequence]) -> None:
+        self._rows += sequences
+
+    def step(self) -> list[Sequence]:
+        rows, self._rows = self._rows, []
+        for row in rows:
+            row.output_ids, row.finish_reason = [262] * row.sampling.max_new_tokens, "length"
+            self._new_tokens += len(row.output_ids)
+        return rows
+
+    def close(self) -> None:
+        self._rows = []
 
 
 @dataclass(frozen=True)
 class IdleRecipe:
     """Makes one in a worker's process."""
 
-    def make(self, on_step: Callable[[int], None], say: Callable[[str], None]) -> IdleEngine:
-        return IdleEngine(on_step)
+    def make(self, say: Callable[[str], None]) -> IdleEngine:
+        return IdleEngine()
 
 
 def run(prompts: Path, folder: Path, model: str, new_tokens: int, *options: str) -> float:
@@ -103,10 +116,10 @@ def measure_main_process(folder: Path) -> None:
     rate("read", ROWS, lambda: requests.extend(read_requests(find_sources([str(file)]), params)))
     rows: list[Sequence] = []
     rate("tokenize", ROWS, lambda: rows.extend(encode(requests, checkpoint.tokenizer)))
-    windows = [rows[start : start + 4096] for start in range(0, ROWS, 4096)]
-    finished = PoolEngine([IdleRecipe()] * 2, 64).generate(iter(windows))
-    done = [next(finished)]  # the workers have started
-    rate("hand out and take in", ROWS, lambda: done.extend(finished))
+    pool = PoolEngine([IdleRecipe()] * 2, 64)
+    done = list(finish_all(pool, rows[:64]))  # a worker has started
+    rate("hand out and take in", ROWS - 64, lambda: done.extend(finish_all(pool, rows[64:])))
+    pool.close()
     results: list[Result] = []
     rate("decode", ROWS, lambda: results.extend(to_result(row, checkpoint) for row in done))
 

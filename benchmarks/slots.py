@@ -18,8 +18,8 @@ from pathlib import Path
 from workloads import make_model
 
 from batchgen import Model, open_model
-from batchgen.engines import make_engine
-from batchgen.records import Request, SamplingParams, Sequence
+from batchgen.engines import finish_all, make_engine
+from batchgen.records import EngineOptions, Request, SamplingParams, Sequence
 
 LAST_WORD = 50_000  # tokens below it are words and parts of words
 
@@ -35,9 +35,9 @@ def rows_of(lengths: list[int], new_tokens: int, prefix: list[int]) -> list[Sequ
 
 def rate(model: Model, rows: list[Sequence], *, share: bool = True, exact: bool = True) -> float:
     """New tokens a second."""
-    engine = make_engine(model, share=share, exact=exact)
+    engine = make_engine(model, EngineOptions(exact=exact, share_prefixes=share), is_owned=True)
     started = time.perf_counter()
-    done = list(engine.generate([rows]))
+    done = list(finish_all(engine, rows))
     return sum(row.num_output_tokens for row in done) / (time.perf_counter() - started)
 
 

@@ -211,7 +211,7 @@ class RunStats:
     """What a run did. Seconds are wall clock; `peak_bytes` is the process's (or the device's) high-water mark.
 
     `rows` are those of the input, whatever their samples; `rows_kept` of them an earlier run had done.
-    `decode_work` is the sum over all steps of the step's cost as the planner counts it (`planner.step_work`).
+    `decode_work` is the sum over all steps of the step's cost as the planner counts it (`planning.batches.step_work`).
     `predicted_batch_bytes` is what the largest batch was expected to add to what the process held before it,
     `measured_batch_bytes` what the one that added most did add (None where it cannot be measured).
     """
