@@ -12,9 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchgen.engines.continuous import kv_cache
-from batchgen.engines.continuous.kv_cache import HIDDEN, TOUCHED_AHEAD, Prefix, Slot, SlotCache
-from batchgen.planning.memory import PAGE
+from batchgen.engines.continuous import blocks, kv_cache
+from batchgen.engines.continuous.kv_cache import HIDDEN, TOUCHED_AHEAD, SlotCache
+from batchgen.engines.continuous.memory import PAGE
+from batchgen.engines.continuous.slots import Prefix, Slot
 
 LAYERS, KV_HEADS, GROUP, SIZE = 2, 2, 3, 4
 SCALING = SIZE**-0.5
@@ -278,7 +279,7 @@ def is_touched(block: torch.Tensor) -> torch.Tensor:
 @pytest.fixture
 def small_system_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """As small as a page of these tests' cache, which then is touched at its beginning."""
-    monkeypatch.setattr(kv_cache.mmap, "PAGESIZE", KV_HEADS * PAGE * SIZE * 4)
+    monkeypatch.setattr(blocks.mmap, "PAGESIZE", KV_HEADS * PAGE * SIZE * 4)
 
 
 @pytest.mark.usefixtures("small_system_pages")
@@ -353,3 +354,25 @@ def test_many_rows_in_random_order_stay_apart() -> None:
         for _ in range(3):
             rows.close(source.randrange(8))
     rows.check()
+
+
+def test_a_step_that_succeeded_is_not_taken_back() -> None:
+    rows = Rows()
+    rows.prefill([3, PAGE, 5])
+    rows.step()
+    rows.cache.end_step()
+    rows.cache.undo_step()
+    rows.check()
+    rows.step(2)
+
+
+def test_pages_of_a_broken_row_are_zeroed_and_spoil_no_other_row() -> None:
+    rows = Rows()
+    broken, *_ = rows.prefill([PAGE, 5])
+    pages = list(broken.slot.pages)
+    for layer in rows.cache.layers:
+        layer.keys[pages] = layer.values[pages] = float("nan")
+    rows.open.remove(broken)
+    rows.cache.close(broken.slot, is_broken=True)
+    assert all(not layer.keys[pages].any() and not layer.values[pages].any() for layer in rows.cache.layers)
+    rows.step(2)

@@ -14,7 +14,7 @@ from transformers.activations import ACT2FN, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 from batchgen.engines.continuous import linear
-from batchgen.engines.continuous.linear import PackedLinear, speed_up, weight_of
+from batchgen.engines.continuous.linear import PackedLinear, UnpackedLinear, can_pack, speed_up, weight_of
 from tests.support.models import make_network
 
 
@@ -44,12 +44,6 @@ def test_a_packed_layer_takes_a_tensor_that_does_not_lie_in_order() -> None:
         torch.testing.assert_close(PackedLinear(layer.weight, layer.bias)(x), layer(x), atol=1e-4, rtol=1e-4)
 
 
-@pytest.fixture
-def packs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packing always wins the trial."""
-    monkeypatch.setattr(linear, "LEAST_GAIN", 0.0)
-
-
 IDS = torch.arange(12).view(2, 6) * 7
 
 
@@ -58,7 +52,6 @@ def logits_of(network: Any) -> torch.Tensor:
         return network(IDS).logits  # type: ignore[no-any-return]
 
 
-@pytest.mark.usefixtures("packs")
 @pytest.mark.parametrize("name", ["gpt2", "llama", "opt", "gpt_neox"])
 def test_a_network_sped_up_gives_the_same_logits(name: str) -> None:
     network = make_network(name).eval()
@@ -69,7 +62,7 @@ def test_a_network_sped_up_gives_the_same_logits(name: str) -> None:
 
 
 def test_gelu_becomes_one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "LEAST_GAIN", float("inf"))  # no layer is packed, which would take it in
+    monkeypatch.setattr(linear, "can_pack", lambda device, dtype: False)  # a packed layer would take it in
     network = make_network("gpt2").eval()
     speed_up(network)
     assert isinstance(network.transformer.h[0].mlp.act, nn.GELU)
@@ -77,7 +70,6 @@ def test_gelu_becomes_one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(network.transformer.h[0].mlp.act(x), NewGELUActivation()(x), atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.usefixtures("packs")
 @pytest.mark.parametrize(("activation", "is_fused"), [("gelu_new", True), ("gelu", False), ("relu", False)])
 def test_a_packed_layer_applies_the_gelu_behind_it_and_nothing_else(activation: str, is_fused: bool) -> None:
     network = make_network("gpt2").eval()
@@ -92,7 +84,11 @@ def test_a_packed_layer_applies_the_gelu_behind_it_and_nothing_else(activation: 
     torch.testing.assert_close(logits_of(network), wanted, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.usefixtures("packs")
+def sharing(network: Any) -> Any:
+    """Another network on the same tensors."""
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
+
+
 def test_without_room_nothing_is_packed() -> None:
     network = make_network("gpt2").eval()
     kept = network.lm_head, network.transformer.h[0].attn.c_attn
@@ -100,47 +96,55 @@ def test_without_room_nothing_is_packed() -> None:
     assert (network.lm_head, network.transformer.h[0].attn.c_attn) == kept
 
 
-@pytest.mark.usefixtures("packs")
-def test_without_room_for_its_copy_the_tied_output_layer_stays() -> None:
+def test_a_network_that_is_used_by_others_needs_room_for_all_of_its_weights() -> None:
     network = make_network("gpt2").eval()
-    output_bytes = network.lm_head.weight.nbytes
-    wanted = logits_of(network)
-    assert speed_up(network, has_room=lambda num_bytes: num_bytes < output_bytes)
-    assert network.lm_head.weight is network.transformer.wte.weight
+    asked: list[int] = []
+    speed_up(network, has_room=lambda num_bytes: bool(asked.append(num_bytes)))
+    assert asked == [sum(place.layer.weight.nbytes for place in linear._places(network))]
+
+
+def test_without_room_for_its_copy_the_tied_output_layer_stays() -> None:
+    loaded = make_network("gpt2").eval()
+    network, wanted = sharing(loaded), logits_of(loaded)
+    asked: list[int] = []
+    assert speed_up(network, loaded, has_room=lambda num_bytes: bool(asked.append(num_bytes)))
+    assert asked == [loaded.transformer.wte.weight.nbytes]
+    assert network.lm_head.weight is loaded.transformer.wte.weight
     assert isinstance(network.transformer.h[0].attn.c_attn, PackedLinear)
     torch.testing.assert_close(logits_of(network), wanted, atol=1e-4, rtol=1e-4)
 
 
-def test_where_packing_does_not_pay_the_layers_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "LEAST_GAIN", float("inf"))
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_network_that_handed_its_weights_over_gives_the_same_bits(name: str) -> None:
+    loaded = make_network(name).eval()
+    wanted = logits_of(loaded)
+    own = {id(parameter) for parameter in loaded.get_input_embeddings().parameters()}
+    weights = [weakref.ref(p) for p in loaded.parameters() if p.dim() == 2 and id(p) not in own]
+    network = sharing(loaded)
+    assert speed_up(network, loaded)
+    assert sum(isinstance(module, UnpackedLinear) for module in loaded.modules()) >= 8
+    assert torch.equal(logits_of(loaded), wanted)
+    gone = [weight() is None for weight in weights]
+    assert sum(gone) >= 8  # all but position embeddings
+
+
+def test_a_machine_without_packed_layers_keeps_its_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "can_pack", lambda device, dtype: False)
     network = make_network("llama").eval()
-    kept = copy.copy(network.model.layers[0].mlp.up_proj)
     assert not speed_up(network)
-    assert type(network.model.layers[0].mlp.up_proj) is type(kept) is nn.Linear
+    assert type(network.model.layers[0].mlp.up_proj) is nn.Linear
 
 
-@pytest.mark.parametrize(
-    ("inner", "output", "is_packed"),
-    [((1.0, 1.0), (2.0, 1.0), True), ((1.2, 1.0), (1.0, 2.0), False), ((1.0, 1.2), (1.0, 1.0), False)],
-)
-def test_the_time_of_all_layers_decides(
-    monkeypatch: pytest.MonkeyPatch, inner: tuple[float, float], output: tuple[float, float], is_packed: bool
-) -> None:
-    """As one layer alone cannot: how much the output layer gains differs from what the inner ones gain."""
-    network = make_network("gpt2").eval()
-    num_inner, num_outputs = sum(1 for _ in linear._linears(network)) - 1, len(network.lm_head.weight)
-
-    def race(weight: torch.Tensor) -> list[float]:
-        is_output = weight.data_ptr() == network.lm_head.weight.data_ptr()
-        share = len(weight) / num_outputs if is_output else 1 / num_inner  # one second for all inner ones, one for it
-        return [share * seconds for seconds in (output if is_output else inner)]
-
-    monkeypatch.setattr(linear, "TRIAL_OUTPUTS", num_outputs // 2)
-    monkeypatch.setattr(linear, "_race", race)
-    assert speed_up(network) is is_packed
+@pytest.mark.parametrize("device", ["cuda", "mps", "meta"])
+def test_only_a_cpu_packs(device: str) -> None:
+    assert not can_pack(torch.device(device), torch.float32)
 
 
-@pytest.mark.usefixtures("packs")
+def test_what_is_packed_depends_on_no_clock() -> None:
+    assert can_pack(torch.device("cpu"), torch.float32)
+    assert "time" not in vars(linear)
+
+
 def test_16_bit_floats_that_cannot_be_packed_stay() -> None:
     assert not speed_up(make_network("llama").half().eval())
 
@@ -167,7 +171,6 @@ class Counting(nn.Module):
             self.alive.append(sum(layer() is not None for layer in self.watched))
 
 
-@pytest.mark.usefixtures("packs")
 def test_weights_that_were_packed_are_let_go_one_by_one() -> None:
     network = Counting(6)
     assert speed_up(network)

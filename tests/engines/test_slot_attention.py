@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from batchgen.engines.continuous import kv_cache
-from batchgen.engines.continuous.kv_cache import HIDDEN, attention
+from batchgen.engines.continuous import layer
+from batchgen.engines.continuous.kv_cache import HIDDEN
+from batchgen.engines.continuous.layer import attention
 from batchgen.engines.continuous.slot_attention import attend_pages, attend_prompts
 
 ROWS, SIZE = 3, 16
@@ -79,7 +80,7 @@ def test_scores_are_computed_at_once_where_that_is_quicker_and_they_are_few(
         fused.append(True)
         return sdpa_attention_forward(*args, **kwargs)
 
-    monkeypatch.setattr(kv_cache, "sdpa_attention_forward", sdpa)
+    monkeypatch.setattr(layer, "sdpa_attention_forward", sdpa)
     query, keys, values = (numbers(ROWS, 2, num_columns, SIZE, seed=seed).to(dtype) for seed in range(3))
     mask = causal_mask(num_columns)
     module = torch.nn.Module()

@@ -12,13 +12,15 @@ from typer.testing import CliRunner, Result
 
 from batchgen.cli import app
 from batchgen.engines import make_engine
+from batchgen.engines.choice import KINDS
 from batchgen.machine.speeds import Settings, Speed, write_settings
 from batchgen.model import Checkpoint, Model, open_model
 from batchgen.pipeline import Pipeline
 from batchgen.planning.forecast import MOST_LISTED, Forecast, Padding, forecast, in_input_order
+from batchgen.planning.kinds import EngineKind
 from batchgen.planning.memory import batch_bytes
-from batchgen.records import Request, SamplingParams, Sequence
-from tests.support.engines import FakeEngine, limits_of
+from batchgen.records import EngineOptions, Request, SamplingParams, Sequence
+from tests.support.engines import limits_of
 from tests.support.rows import requests_of
 
 # One token each in GPT-2's vocabulary.
@@ -33,7 +35,11 @@ def forecast_of(
     checkpoint: Checkpoint, lengths: list[int], num_rows: int | None = None, *, has_slots: bool = False, **sampling: Any
 ) -> Forecast:
     limits = limits_of(num_rows=num_rows, has_slots=has_slots)
-    return forecast(checkpoint, requests_of(map(of_length, lengths), **sampling), limits)
+    return forecast(checkpoint, requests_of(map(of_length, lengths), **sampling), limits, kind_of(has_slots))
+
+
+def kind_of(has_slots: bool) -> EngineKind:
+    return KINDS["continuous" if has_slots else "reference"]
 
 
 def test_columns_and_pads_are_counted(checkpoint: Checkpoint) -> None:
@@ -55,11 +61,11 @@ def test_lengths_are_counted_in_bins_that_double(checkpoint: Checkpoint) -> None
 @pytest.mark.parametrize(("engine", "num_rows"), [("reference", 50), ("continuous", 16)])
 def test_the_plan_is_what_a_run_does(bundled: Model, engine: str, num_rows: int) -> None:
     requests = requests_of([of_length(1 + i * 7 % 40) for i in range(num_rows)], max_new_tokens=2)
-    runner = make_engine(bundled, name=engine, share=False)
-    limits = runner.backoff.limits
+    runner = make_engine(bundled, EngineOptions(engine, share_prefixes=False))
+    limits = runner._backoff.limits  # type: ignore[attr-defined]
     pipeline = Pipeline(bundled.checkpoint, runner)
     list(pipeline.run(requests))
-    stats, plan = pipeline.stats(), forecast(bundled.checkpoint, requests, limits)
+    stats, plan = pipeline.stats(), forecast(bundled.checkpoint, requests, limits, KINDS[engine])
     assert plan.planned == Padding(stats.batches, stats.prompt_tokens + stats.pad_tokens, stats.pad_tokens)
     assert plan.decode_work == stats.decode_work
     assert plan.largest is not None
@@ -78,7 +84,7 @@ def test_over_long_rows_are_named(checkpoint: Checkpoint) -> None:
         Request(0, "a", of_length(3), params, source="f.txt:1"),
         Request(1, "b", of_length(1000), params, source="f.txt:3"),
     ]
-    plan = forecast(checkpoint, rows, FakeEngine().backoff.limits)
+    plan = forecast(checkpoint, rows, limits_of(num_rows=16), kind_of(False))
     assert plan.num_bad_rows == 1
     bad = plan.bad_rows[0]
     assert (bad.id, bad.source, bad.num_prompt_tokens) == ("b", "f.txt:3", 1000)
@@ -88,12 +94,12 @@ def test_over_long_rows_are_named(checkpoint: Checkpoint) -> None:
 
 def test_truncated_rows_run(checkpoint: Checkpoint) -> None:
     requests = requests_of([of_length(1000)], max_new_tokens=50)
-    plan = forecast(checkpoint, requests, FakeEngine().backoff.limits, too_long="truncate")
+    plan = forecast(checkpoint, requests, limits_of(num_rows=16), kind_of(False), too_long="truncate")
     assert (plan.num_bad_rows, plan.planned.columns, plan.prompt_tokens) == (0, 974, 1000)
 
 
 def test_of_many_bad_rows_only_the_number_is_kept(checkpoint: Checkpoint) -> None:
-    plan = forecast(checkpoint, requests_of([""] * (MOST_LISTED + 5)), FakeEngine().backoff.limits)
+    plan = forecast(checkpoint, requests_of([""] * (MOST_LISTED + 5)), limits_of(num_rows=16), kind_of(False))
     assert (len(plan.bad_rows), plan.num_bad_rows) == (MOST_LISTED, MOST_LISTED + 5)
     assert plan.largest is None
 
@@ -133,7 +139,7 @@ def test_slots_are_filled_by_the_first_windows_together(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "batchgen.planning.batches.HEAVIEST_WINDOW", 16 * len(of_length(9))
+        "batchgen.planning.windows.HEAVIEST_WINDOW", 16 * len(of_length(9))
     )  # windows of at most 17 rows
     plan = forecast_of(checkpoint, [9] * 40, has_slots=True)
     assert plan.largest is not None
@@ -147,8 +153,8 @@ def test_no_more_slots_are_filled_than_there_are(checkpoint: Checkpoint) -> None
 
 
 def test_no_more_slots_are_filled_than_memory_allows(checkpoint: Checkpoint) -> None:
-    limits = limits_of(limits_of(has_slots=True).estimate(5, 9, SamplingParams()).total, has_slots=True)
-    plan = forecast(checkpoint, requests_of([of_length(9)] * 40), limits)
+    limits = limits_of(limits_of(has_slots=True).memory.estimate(5, 9, SamplingParams()).total, has_slots=True)
+    plan = forecast(checkpoint, requests_of([of_length(9)] * 40), limits, kind_of(True))
     assert plan.largest is not None
     assert (plan.largest.rows, plan.largest.memory.total) == (5, limits.budget_bytes)
 
@@ -162,7 +168,7 @@ def test_no_row_ends_before_its_own_steps(checkpoint: Checkpoint) -> None:
     requests = [
         replace(r, sampling=SamplingParams(max_new_tokens=n)) for r, n in zip(requests_of("ab"), (2, 41), strict=True)
     ]
-    plan = forecast(checkpoint, requests, limits_of(has_slots=True))
+    plan = forecast(checkpoint, requests, limits_of(has_slots=True), kind_of(True))
     assert plan.decode_work == 41 + 40 * 48
 
 
@@ -264,7 +270,7 @@ def test_a_time_is_known_after_a_run(prompts: Path, tmp_path: Path, monkeypatch:
     env = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     command = ["run", "-p", "My dog is", "--model", "bundled", "--max-new-tokens", "3", "--quiet"]
     CliRunner().invoke(app, command, env=env)
-    assert not (tmp_path / "cache").exists()  # without -o nothing touches the disk
+    assert not (tmp_path / "cache" / "batchgen" / "speeds.json").exists()  # without -o no speed is kept
     CliRunner().invoke(app, [*command, "-o", str(tmp_path / "out.jsonl")], env=env)
     assert json.loads(plan(prompts, "--json", env=env).stdout)["seconds"] > 0
     assert "at most" in plan(prompts, env=env).stdout

@@ -9,21 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MambaConfig, OPTConfig, PretrainedConfig
 
-from batchgen.planning.memory import (
-    PAGE,
-    PREFILL_TOKENS,
-    BatchLimits,
-    Footprint,
-    ModelShape,
-    batch_bytes,
-    estimate,
-    filled_slots_estimate,
-    largest_batch,
-    logits_factor,
-    num_parameters,
-    prefill_rows,
-    slots_estimate,
-)
+from batchgen.engines.continuous.memory import PAGE, PREFILL_TOKENS, SlotMemory, prefill_rows
+from batchgen.engines.reference.memory import BatchMemory
+from batchgen.model.shape import Footprint, ModelShape, num_parameters
+from batchgen.planning.memory import BatchLimits, batch_bytes, largest_batch, logits_factor
 from batchgen.records import SamplingParams
 from tests.support.models import ARCHITECTURES
 from tests.support.rows import rows_of_lengths
@@ -35,7 +24,7 @@ GPT2, HALF = Footprint.of_shape(SHAPE, 4), Footprint.of_shape(SHAPE, 2)
 GREEDY = SamplingParams(max_new_tokens=6)
 KIB, MIB = 1024, 1024**2
 LOGITS = 50257 * 4
-LIMITS, SLOTS = BatchLimits(GPT2, 1 << 50, 64), BatchLimits(GPT2, 1 << 50, 64, has_slots=True)
+LIMITS, SLOTS = BatchLimits(BatchMemory(GPT2), 1 << 50, 64), BatchLimits(SlotMemory(GPT2), 1 << 50, 64)
 
 
 def sampling_of(**changes: Any) -> SamplingParams:
@@ -43,7 +32,7 @@ def sampling_of(**changes: Any) -> SamplingParams:
 
 
 def tensor_bytes(rows: int, columns: int) -> int:
-    needed = estimate(GPT2, rows, columns, GREEDY)
+    needed = BatchMemory(GPT2).estimate(rows, columns, GREEDY)
     return needed.total - needed.workspace
 
 
@@ -62,7 +51,7 @@ def test_prefill_of_4096_tokens_peaks_where_it_was_measured() -> None:
 
 
 def test_the_parts_of_a_prefill_are_those_of_its_peak() -> None:
-    needed = estimate(GPT2, 8, 512, GREEDY)
+    needed = BatchMemory(GPT2).estimate(8, 512, GREEDY)
     assert needed.kv_cache == 8 * 512 * 72 * KIB
     assert needed.activations == 8 * 512 * 768 * 4 * 22
     assert needed.attention_mask == 8 * 512**2
@@ -70,7 +59,7 @@ def test_the_parts_of_a_prefill_are_those_of_its_peak() -> None:
 
 
 def test_the_last_step_peaks_where_it_was_measured() -> None:
-    needed = estimate(GPT2, 64, 16, sampling_of(max_new_tokens=48))
+    needed = BatchMemory(GPT2).estimate(64, 16, sampling_of(max_new_tokens=48))
     assert needed.kv_cache == 64 * 63 * 72 * KIB  # the 48th token is never fed
     assert needed.logits == 3 * 64 * LOGITS
     assert needed.activations == 63 * 768 * 4 * 22  # one row alone, decided again
@@ -78,11 +67,13 @@ def test_the_last_step_peaks_where_it_was_measured() -> None:
 
 def test_the_cache_grows_with_one_layer_s_keys_or_values_at_a_time() -> None:
     few_logits = Footprint.of_shape(ModelShape(2, 2, 2, 32, 64, 256, vocab_size=10), 2)
-    assert estimate(few_logits, 4, 10, sampling_of(max_new_tokens=91)).kv_cache == 4 * 100 * 512 * (1 + 1 / 4)
+    assert BatchMemory(few_logits).estimate(4, 10, sampling_of(max_new_tokens=91)).kv_cache == 4 * 100 * 512 * (
+        1 + 1 / 4
+    )
 
 
 def test_exact_mode_has_room_to_decide_a_row_again() -> None:
-    needed = estimate(GPT2, 1, 8, sampling_of(max_new_tokens=500))
+    needed = BatchMemory(GPT2).estimate(1, 8, sampling_of(max_new_tokens=500))
     assert needed.activations == 507 * 768 * 4 * 22
 
 
@@ -110,12 +101,15 @@ def test_beams_keep_their_log_probabilities() -> None:
 
 
 def test_beams_are_rows() -> None:
-    beams, rows = estimate(GPT2, 2, 300, sampling_of(num_beams=3)), estimate(GPT2, 6, 300, GREEDY)
+    beams, rows = (
+        BatchMemory(GPT2).estimate(2, 300, sampling_of(num_beams=3)),
+        BatchMemory(GPT2).estimate(6, 300, GREEDY),
+    )
     assert beams == rows
 
 
 def test_the_total_is_the_sum_of_the_parts() -> None:
-    needed = estimate(GPT2, 2, 10, GREEDY)
+    needed = BatchMemory(GPT2).estimate(2, 10, GREEDY)
     tensors = needed.kv_cache + needed.attention_mask + needed.logits + needed.activations
     assert needed.total == tensors + needed.workspace
 
@@ -144,7 +138,9 @@ def test_more_never_takes_less(
     rows: int, columns: int, max_new_tokens: int, footprint: Footprint, options: dict[str, Any]
 ) -> None:
     def total(rows: int, columns: int, max_new_tokens: int) -> int:
-        return estimate(footprint, rows, columns, sampling_of(max_new_tokens=max_new_tokens, **options)).total
+        return (
+            BatchMemory(footprint).estimate(rows, columns, sampling_of(max_new_tokens=max_new_tokens, **options)).total
+        )
 
     least = total(rows, columns, max_new_tokens)
     assert least < total(rows + 1, columns, max_new_tokens)
@@ -154,14 +150,17 @@ def test_more_never_takes_less(
 
 def test_a_batch_needs_what_its_longest_row_and_its_greediest_kind_need() -> None:
     greedy, sampled = sampling_of(), sampling_of(temperature=1.0, top_p=0.9)
-    assert batch_bytes(LIMITS, rows_of_lengths([3, 9, 5], GREEDY)) == estimate(GPT2, 3, 9, GREEDY).total
-    assert batch_bytes(LIMITS, rows_of_lengths([3, 9, 5], greedy, sampled)) == estimate(GPT2, 3, 9, sampled).total
+    assert batch_bytes(LIMITS, rows_of_lengths([3, 9, 5], GREEDY)) == BatchMemory(GPT2).estimate(3, 9, GREEDY).total
+    assert (
+        batch_bytes(LIMITS, rows_of_lengths([3, 9, 5], greedy, sampled))
+        == BatchMemory(GPT2).estimate(3, 9, sampled).total
+    )
 
 
 @pytest.mark.parametrize("limits", [LIMITS, SLOTS], ids=["batches", "slots"])
 @pytest.mark.parametrize("rows", [1, 2, 7, 63, 64])
 def test_the_largest_batch_just_fits(rows: int, limits: BatchLimits) -> None:
-    budget = limits.estimate(rows, 100, GREEDY).total
+    budget = limits.memory.estimate(rows, 100, GREEDY).total
     assert largest_batch(replace(limits, budget_bytes=budget), 100, [GREEDY], 64) == rows
     assert largest_batch(replace(limits, budget_bytes=budget - 1), 100, [GREEDY], 64) == max(1, rows - 1)
 
@@ -170,16 +169,16 @@ def test_the_largest_batch_just_fits(rows: int, limits: BatchLimits) -> None:
 
 
 def test_slots_hold_whole_pages() -> None:
-    needed = slots_estimate(GPT2, 64, 60, sampling_of(max_new_tokens=6))  # 65 columns: three pages of 32
+    needed = SlotMemory(GPT2).estimate(64, 60, sampling_of(max_new_tokens=6))  # 65 columns: three pages of 32
     assert needed.kv_cache == 64 * 3 * PAGE * 72 * KIB
 
 
 def test_the_logits_of_slots_leave_a_hole_as_large_as_themselves() -> None:
-    assert slots_estimate(GPT2, 64, 8, GREEDY).logits == 2 * 64 * LOGITS
+    assert SlotMemory(GPT2).estimate(64, 8, GREEDY).logits == 2 * 64 * LOGITS
 
 
 def test_a_prefill_of_slots_is_bounded() -> None:
-    needed = slots_estimate(GPT2, 64, 100, GREEDY)
+    needed = SlotMemory(GPT2).estimate(64, 100, GREEDY)
     assert prefill_rows(100) == PREFILL_TOKENS // 100 == 10
     assert needed.activations == GPT2.prefill_bytes(10, 100)
 
@@ -189,17 +188,17 @@ def test_a_prompt_longer_than_a_prefill_comes_alone() -> None:
 
 
 def test_rows_of_many_lengths_take_the_pages_of_each() -> None:
-    needed = filled_slots_estimate(GPT2, [(8, GREEDY), (300, GREEDY), (90, sampling_of(max_new_tokens=40))])
+    needed = SlotMemory(GPT2).of_rows([(8, GREEDY), (300, GREEDY), (90, sampling_of(max_new_tokens=40))])
     assert needed.kv_cache == (1 + 10 + 5) * PAGE * 72 * KIB
 
 
 def test_rows_of_one_length_are_a_filling_like_any_other() -> None:
-    assert filled_slots_estimate(GPT2, [(100, GREEDY)] * 40) == slots_estimate(GPT2, 40, 100, GREEDY)
+    assert SlotMemory(GPT2).of_rows([(100, GREEDY)] * 40) == SlotMemory(GPT2).estimate(40, 100, GREEDY)
 
 
 def test_a_shared_prefix_is_kept_once() -> None:
-    alone = filled_slots_estimate(GPT2, [(8, GREEDY)] * 40)
-    shared = filled_slots_estimate(GPT2, [(8, GREEDY)] * 40, prefix_tokens=100)
+    alone = SlotMemory(GPT2).of_rows([(8, GREEDY)] * 40)
+    shared = SlotMemory(GPT2).of_rows([(8, GREEDY)] * 40, prefix_tokens=100)
     assert shared.kv_cache - alone.kv_cache == 100 * 72 * KIB
 
 
@@ -211,7 +210,7 @@ def test_a_shared_prefix_is_kept_once() -> None:
 def test_one_row_more_never_takes_less(lengths: list[int], max_new_tokens: int, options: dict[str, Any]) -> None:
     sampling = sampling_of(max_new_tokens=max_new_tokens, **options)
     rows = [(length, sampling) for length in sorted(lengths, reverse=True)]
-    needs = [filled_slots_estimate(GPT2, rows[: number + 1]).total for number in range(len(rows))]
+    needs = [SlotMemory(GPT2).of_rows(rows[: number + 1]).total for number in range(len(rows))]
     assert needs == sorted(needs)
 
 

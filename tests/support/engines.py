@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from batchgen.engines import make_engine
+from batchgen.engines import Engine, make_engine
 from batchgen.engines.continuous.engine import ContinuousEngine
 from batchgen.engines.continuous.memory import SlotMemory
 from batchgen.engines.reference.memory import BatchMemory
@@ -30,6 +30,19 @@ def slots_of(model: Model, num_rows: int | None = None, *, share: bool = True, *
     engine = make_engine(model, chosen, **options)
     assert isinstance(engine, ContinuousEngine)
     return engine
+
+
+def drive(engine: Engine, windows: Iterable[Iterable[Sequence]]) -> Iterator[Sequence]:
+    """Windows of rows through an engine, as the pipeline does it; rows that are finished already come straight out."""
+    source = iter(windows)
+    has_more = True
+    while has_more or not engine.is_idle:
+        if has_more and engine.wants_rows:
+            window = next(source, None)
+            has_more, rows = window is not None, list(window or ())
+            yield from (row for row in rows if row.is_finished)
+            engine.add([row for row in rows if not row.is_finished])
+        yield from engine.step()
 
 
 class FakeEngine:

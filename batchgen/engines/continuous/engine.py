@@ -140,11 +140,15 @@ class ContinuousEngine:
         return finished
 
     def close(self) -> None:
-        """Lets go of the cache."""
+        """Lets go of rows and cache."""
+        with torch.inference_mode():
+            for row in self._running:
+                if row.slot:
+                    self.slot_model.cache.close(row.slot)
+            self.slot_model.cache.shrink([])
         self._waiting.clear()
         self._running.clear()
-        with torch.inference_mode():
-            self.slot_model.cache.shrink([])
+        self._prefills.clear()
 
     # Rows that wait.
 

@@ -37,9 +37,19 @@ def _key(model: Model, engine: str) -> str:
     files = [*folder.glob("*.safetensors"), folder / "config.json", *folder.glob("tokenizer*")]
     status = [(file.name, *_size_and_time(file)) for file in sorted(files) if file.is_file()]
     depends_on = [
-        TRIALS, engine, str(folder.resolve()), status, str(model.device), model.dtype_name, torch.get_num_threads(),
-        version("torch"), version("transformers"), cpu_name(), platform.machine(),
-    ]  # fmt: skip
+        TRIALS,
+        engine,
+        str(folder.resolve()),
+        status,
+        model.checkpoint.config.to_json_string(use_diff=False),
+        str(model.device),
+        model.dtype_name,
+        torch.get_num_threads(),
+        version("torch"),
+        version("transformers"),
+        cpu_name(),
+        platform.machine(),
+    ]
     return blake2b(json.dumps(depends_on).encode(), digest_size=16).hexdigest()
 
 
