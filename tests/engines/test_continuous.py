@@ -28,7 +28,7 @@ from batchgen.engines.continuous.slot_model import SlotModel
 from batchgen.engines.continuous.slots import PrefillView, Slot, StepView
 from batchgen.engines.sampling.sampler import Sampler
 from batchgen.errors import ModelError, UsageError
-from batchgen.model import Checkpoint, footprint, open_model
+from batchgen.model import Checkpoint, open_model, probe
 from batchgen.model.footprint import footprint_of
 from batchgen.planning.backoff import Backoff
 from batchgen.planning.memory import BatchLimits
@@ -107,7 +107,7 @@ def slot_model_of(model: Model) -> SlotModel:
 
 
 def limits_for(model: Model, num_rows: int | None = None) -> BatchLimits:
-    footprint = footprint_of(model.checkpoint.config, model.dtype)
+    footprint = footprint_of(model.checkpoint, model.dtype_name)
     return CONTINUOUS.limits(footprint, "cpu", 1 << 34, num_rows)
 
 
@@ -293,7 +293,7 @@ def test_a_second_engine_makes_tries_and_probes_nothing_again(bundled: Model, mo
     first = slots_of(bundled).slot_model.model.network
     monkeypatch.setattr(network, "speed_up", lambda *args, **options: pytest.fail("packed again"))
     monkeypatch.setattr(network, "slots_hold", lambda *args: pytest.fail("tried again"))
-    monkeypatch.setattr(footprint, "_probe", lambda *args: pytest.fail("probed again"))
+    monkeypatch.setattr(probe, "_probe", lambda *args: pytest.fail("probed again"))
     assert slots_of(bundled).slot_model.model.network is first
 
 
