@@ -18,6 +18,7 @@ from decimal import Decimal
 from typing import Any
 
 MOST_ROWS = 40
+FIRST_BYTES = 8192  # in which a NUL makes a file binary
 MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -39,12 +40,16 @@ def text_file(draw: random.Random) -> Drawn:
     """Lines of all kinds, split at \\n alone."""
     ending = draw.choice([b"\n", b"\r\n"])
     content = ending.join(_text_line(draw) for _ in range(draw.randrange(MOST_ROWS))) + draw.choice([b"", ending])
+    if draw.random() < 0.9:
+        content = content.replace(b"\0", b"")
     rows = [line.removesuffix(b"\r") for line in content.split(b"\n")]
     rows = [row for row in rows if row.strip()]
     prompts = {}
     for i, row in enumerate(rows):
         with suppress(UnicodeDecodeError):
             prompts[i] = row.decode()
+    if b"\0" in content[:FIRST_BYTES]:
+        return Drawn(content, 0, {}, says="binary")
     return _as_file(draw, content, len(rows), prompts)
 
 
@@ -53,7 +58,7 @@ def _text_line(draw: random.Random) -> bytes:
     if kind == 0:
         return draw.choice([b"", b" ", b"\t \t", b"\x0b\x0c"])
     if kind == 1:
-        return b"bytes " + draw.randbytes(draw.randrange(1, 60)).replace(b"\n", b"")
+        return b"bytes " + draw.randbytes(draw.randrange(1, 60)).translate(None, bytes(range(32)))
     if kind == 2:
         return ("a" * draw.choice([1, 1000, 200_000])).encode()
     return _text(draw).replace("\n", " ").encode("utf-8", "surrogatepass")
@@ -158,8 +163,10 @@ def table_file(delimiter: str) -> Callable[[random.Random], Drawn]:
         # Where not all cells are quoted, Python's writer leaves a lone carriage return bare, which is no CSV.
         quoting, odd = draw.choice([(csv.QUOTE_ALL, "\ud800"), (csv.QUOTE_MINIMAL, "\ud800\r")])
         ending = draw.choice(["\n", "\r\n"])
-        writer = csv.writer(text, delimiter=delimiter, lineterminator=ending, quoting=quoting)
-        writer.writerow(["id", "prompt", "topic"])
+        write = csv.writer(text, delimiter=delimiter, lineterminator=ending, quoting=quoting).writerow
+        if delimiter == "\t":  # where a quote is text
+            odd, write = "\ud800\t\r\n", lambda cells: text.write(delimiter.join(cells) + ending)
+        write(["id", "prompt", "topic"])
         prompts = {}
         num_rows = draw.randrange(MOST_ROWS)
         for i in range(num_rows):
@@ -168,7 +175,7 @@ def table_file(delimiter: str) -> Callable[[random.Random], Drawn]:
                 cells = cells[: draw.randrange(1, 3)] if draw.random() < 0.5 else [*cells, "more"]
             else:
                 prompts[i] = cells[1]
-            writer.writerow(cells)
+            write(cells)
         content = text.getvalue().encode()
         if draw.random() < 0.6:
             return Drawn(content, num_rows, prompts)

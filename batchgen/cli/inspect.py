@@ -122,9 +122,9 @@ def inspect(
     heads = parse_heads(views.attention) if views.attention is not None else None
     screen = Screen(quiet=quiet)
     reading, chat_options = prompts.reading(), chat.options()
-    sources = prompts.sources(context, reading)
+    sources = prompts.sources(context, reading, screen.say)
     draw.check(sources)
-    rows = islice(read_requests(sources, options=reading), prompts.limit)
+    rows = islice(read_requests(sources, options=reading, say=screen.say), prompts.limit)
     requests = (replace(request, sampling=views.sampling) for request in rows)
     needs_weights = heads is not None or views.compare_sides or draw.html is not None
     checkpoint, loaded = _open(model, screen, needs_weights=needs_weights)

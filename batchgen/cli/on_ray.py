@@ -38,6 +38,7 @@ def make_on_ray(
         cpus=cpus,
         gpus=gpus,
         part_rows=part_rows,
+        recursive=prompts.recursive,
         overwrite=durable.overwrite,
         resume=durable.resume,
     )

@@ -47,8 +47,8 @@ def plan(
     screen = Screen(quiet=quiet)
     blank_lines = count()
     reading, chat_options = prompts.reading(), chat.options()
-    sources = prompts.sources(context, reading)
-    requests = read_requests(sources, sampling, reading, on_blank=partial(next, blank_lines))
+    sources = prompts.sources(context, reading, screen.say)
+    requests = read_requests(sources, sampling, reading, on_blank=partial(next, blank_lines), say=screen.say)
     with screen.waiting("planning"):
         checkpoint = open_checkpoint(model.model, revision=model.revision, weights=False, say=screen.say)
         talk = open_chat(checkpoint, chat_options, say=screen.say)

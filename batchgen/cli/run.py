@@ -43,6 +43,7 @@ def run(
     [bold]batchgen run prompts.jsonl -o out.jsonl[/]       a file
     [bold]echo My dog is | batchgen run | jq .text[/]      a pipe
     """
+    screen = Screen(quiet=quiet)
     output = None if results.output == Path("-") else results.output
     reading = prompts.reading()
     on_ray = make_on_ray(cluster, prompts, engine, output, durable)
@@ -54,14 +55,14 @@ def run(
         form = choose_ray_format(results.format)
     else:
         form = choose_format(results.format, output, ids=results.ids, csv_raw=results.csv_raw)
-        sources = prompts.sources(context, reading)
+        sources = prompts.sources(context, reading, screen.say)
         in_kind = results.format is opt.Format.auto and form is opt.Format.jsonl and not results.ids
         target = _target(output, form, durable, in_kind=in_kind)
         if target is None:
             check_stdout(sources)
     check_outputs(target, {"manifest": results.manifest, "stats": results.stats}, sources)
     job = Job(
-        prompts=FilePrompts(tuple(sources), reading, prompts.limit),
+        prompts=FilePrompts(tuple(sources), reading, prompts.limit, screen.say),
         sampling=sampling,
         model=ModelChoice(model.model, model.revision, model.device, model.dtype),
         engine=engine,
@@ -75,7 +76,7 @@ def run(
         stats=results.stats,
         owns_process=True,
     )
-    raise typer.Exit(_run(job, on_ray, Screen(quiet=quiet), context.obj))
+    raise typer.Exit(_run(job, on_ray, screen, context.obj))
 
 
 def _run(job: Job, on_ray: OnRay | None, screen: Screen, interrupts: Interrupts) -> int:

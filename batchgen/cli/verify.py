@@ -50,8 +50,8 @@ def verify(
     """
     screen = Screen(quiet=quiet)
     reading, chat_options = prompts.reading(), chat.options()
-    sources = prompts.sources(context, reading)
-    requests = list(islice(read_requests(sources, sampling, reading), prompts.limit))
+    sources = prompts.sources(context, reading, screen.say)
+    requests = list(islice(read_requests(sources, sampling, reading, say=screen.say), prompts.limit))
     requests, num_changed = greedily(spread(requests, sample) if sample else requests, sampling.max_new_tokens)
     if num_changed:
         screen.say(f"{plural(num_changed, 'row')} with options of their own are verified greedily, without them")

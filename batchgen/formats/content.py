@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 from batchgen.errors import InputError
 from batchgen.formats.compression import damage
@@ -20,12 +21,13 @@ Line = tuple[int, bytes | None]  # its number from 1; None where it is too long 
 
 @dataclass(slots=True)
 class Content:
-    """An open source, as a reader gets it. `lines` have their newlines still."""
+    """An open source, as a reader gets it. `lines` have their newlines still; `say` tells a person what was guessed."""
 
     name: str
     stream: io.BufferedReader
     on_blank: Callable[[], None] = lambda: None
     first_line: int = 1
+    say: Callable[[str], None] = lambda line: None
     lines: Iterator[Line] = field(init=False)
     TOO_LONG: ClassVar[str] = f"the line is longer than {LONGEST_ROW // 2**20} MiB"
 
@@ -48,16 +50,76 @@ class Content:
         self.lines = chain([first], self.lines)
         return first[1]
 
-    def starts_with(self, magic: bytes) -> bool:
-        """Whether these are its first bytes. What is damaged is told by its reader."""
+    def peek_lines(self, most: int) -> list[bytes]:
+        """The first lines as they stand, 8 MiB of them at most; they will be read again."""
+        taken: list[bytes] = []
+        room = LONGEST_ROW
+        while len(taken) < most and room and (line := self.read_line(room)):
+            taken.append(line)
+            room -= len(line)
+        self.put_back(b"".join(taken))
+        return [taken[0].removeprefix(UTF8_BOM), *taken[1:]] if taken else []
+
+    def peek_line(self) -> bytes:
+        """The first line that is not blank, as it stands; it will be read again."""
+        taken: list[bytes] = []
+        room = LONGEST_ROW
+        while room and (line := self.read_line(room)):
+            taken.append(line)
+            room -= len(line)
+            if not line.removeprefix(UTF8_BOM).isspace():
+                break
+        self.put_back(b"".join(taken))
+        return taken[-1].removeprefix(UTF8_BOM) if taken else b""
+
+    def start(self) -> bytes:
+        """The first few bytes. What is damaged is told by its reader."""
         try:
-            return self.stream.peek(len(magic)).startswith(magic)
+            return self.stream.peek(1)
         except damage(OSError):
-            return False
+            return b""
+
+    def read_line(self, most: int) -> bytes:
+        """The next line of the stream, or its beginning. Raises `InputError`."""
+        return _read(self.stream, most, self.name, self.first_line - 1)
+
+    def read(self, most: int) -> bytes:
+        """The next bytes of the stream, fewer only at its end. Raises `InputError`."""
+        with _in_one_line(self.name, self.first_line - 1):
+            return self.stream.read(most)
+
+    def put_back(self, taken: bytes) -> None:
+        """What was taken from the beginning of the stream will be read again."""
+        if type(self.stream) is io.BufferedReader and self.stream.seekable():
+            self.stream.seek(-len(taken), io.SEEK_CUR)
+        else:
+            self.stream = io.BufferedReader(cast(io.RawIOBase, _Again(taken, self.stream)))
+        self.lines = read_lines(self.stream, self.name, self.first_line)
 
     def at(self, number: int) -> str:
         """A line's place, for a person."""
         return f"{self.name}:{number}"
+
+
+class _Again(io.RawIOBase):
+    """Bytes that were read already, then the stream that they were read from."""
+
+    def __init__(self, taken: bytes, stream: io.BufferedReader) -> None:
+        self._taken = taken
+        self._place = 0
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        piece = self._taken[self._place : self._place + len(buffer)]
+        self._place += len(piece)
+        if not piece:
+            self._taken, self._place = b"", 0
+            piece = self._stream.read1(len(buffer))
+        buffer[: len(piece)] = piece
+        return len(piece)
 
 
 def read_lines(stream: io.BufferedReader, name: str, first_line: int = 1) -> Iterator[Line]:
@@ -67,8 +129,7 @@ def read_lines(stream: io.BufferedReader, name: str, first_line: int = 1) -> Ite
         number += 1
         is_whole = len(line) < LONGEST_ROW or line.endswith(b"\n")
         if number == 1:
-            if line.startswith(UTF16_BOMS):
-                raise InputError(f"{name} is UTF-16: convert it with `iconv -f UTF-16 -t UTF-8`")
+            refuse_utf16(line, name)
             line = line.removeprefix(UTF8_BOM)
         yield number, line if is_whole else None
         while line and not is_whole:
@@ -76,10 +137,21 @@ def read_lines(stream: io.BufferedReader, name: str, first_line: int = 1) -> Ite
             is_whole = line.endswith(b"\n")
 
 
+def refuse_utf16(start: bytes, name: str) -> None:
+    if start.startswith(UTF16_BOMS):
+        raise InputError(f"{name} is UTF-16: convert it with `iconv -f UTF-16 -t UTF-8`")
+
+
 def _read(stream: io.BufferedReader, most: int, name: str, number: int) -> bytes:
     """The next line or its beginning. What is damaged fails here, behind the rows that are whole."""
-    try:
+    with _in_one_line(name, number):
         return stream.readline(most)
+
+
+@contextmanager
+def _in_one_line(name: str, number: int) -> Iterator[None]:
+    try:
+        yield
     except damage() as error:
         reason = "it ends too early" if isinstance(error, EOFError) else str(error)
         raise InputError(f"{name} is damaged after line {number}: {reason}; fetch or pack it again") from None

@@ -1,7 +1,8 @@
-"""CSV and TSV: a header, then a row a record; parsed strictly by the csv module, written safe for a spreadsheet.
+"""CSV and TSV: a header, then a row a record; written safe for a spreadsheet.
 
-A record that is broken costs itself only: reading goes on with the line behind its first, so that a quote which is
-never closed does not swallow the rows below it.
+CSV is parsed strictly by the csv module. In TSV a line is a record, and a quote is text. A CSV record that
+is broken costs itself only: reading goes on with the line behind its first, so that a quote which is never closed does
+not swallow the rows below it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import csv
 import io
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO
@@ -43,34 +44,60 @@ class Record:
 
 
 DELIMITERS = {"csv": ",", "tsv": "\t"}
+NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
 def read_csv(content: Content, options: ReadOptions) -> Iterator[Row]:
-    """Comma-separated, cells quoted as RFC 4180 has it."""
-    return _read(content, options, DELIMITERS["csv"])
+    """Comma-separated, or by `--delimiter`; cells quoted as RFC 4180 has it."""
+    return _read(content, options, "csv")
 
 
 def read_tsv(content: Content, options: ReadOptions) -> Iterator[Row]:
-    """Tab-separated, quoted like CSV."""
-    return _read(content, options, DELIMITERS["tsv"])
+    """Tab-separated, or by `--delimiter`; a line is a record, and a quote is text."""
+    return _read(content, options, "tsv")
 
 
-def _read(content: Content, options: ReadOptions, delimiter: str) -> Iterator[Row]:
-    for header, record in data_records(content, options, delimiter):
+def _read(content: Content, options: ReadOptions, form: str) -> Iterator[Row]:
+    for header, record in data_records(content, options, form):
         yield _row(record, header, content.at(record.number), options)
 
 
-def data_records(content: Content, options: ReadOptions, delimiter: str) -> Iterator[tuple[list[str], Record]]:
+def data_records(content: Content, options: ReadOptions, form: str) -> Iterator[tuple[list[str], Record]]:
     """The records below the header, each with it. Who begins at one of them finds the same ones from there."""
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST_ROW))  # the module knows one limit for all its readers
+    delimiter = options.delimiter or DELIMITERS[form]
     header: list[str] | None = None
-    for record in _records(_Lines(content), delimiter):
+    records = _lines_as_records(content, delimiter) if form == "tsv" else _records(_Lines(content), delimiter)
+    for record in records:
         if _is_blank(record, header):
             content.on_blank()
         elif header is None:
-            header = _header(record, content, options)
+            header = _header(record, content, options, delimiter)
         else:
             yield header, record
+
+
+def _lines_as_records(content: Content, delimiter: str) -> Iterator[Record]:
+    for number, line in content.lines:
+        if line is None:
+            yield Record(number, [], content.TOO_LONG)
+            continue
+        problem = None
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            text, problem = line.decode("utf-8", "replace"), f"not UTF-8 at byte {error.start} of the line"
+        cells = split_tsv(text, delimiter)
+        yield Record(number, [] if cells == [""] else cells, problem)
+
+
+def split_tsv(line: str, delimiter: str = "\t") -> list[str]:
+    r"""The cells of a line.
+
+    >>> split_tsv('a\t"b\n')
+    ['a', '"b']
+    """
+    return line.removesuffix("\n").removesuffix("\r").split(delimiter)
 
 
 def _records(lines: _Lines, delimiter: str) -> Iterator[Record]:
@@ -98,11 +125,39 @@ def _is_blank(record: Record, header: list[str] | None) -> bool:
     return not record.cells or (not record.cells[0].strip() and (header is None or len(header) > 1))
 
 
-def _header(record: Record, content: Content, options: ReadOptions) -> list[str]:
+def _header(record: Record, content: Content, options: ReadOptions, delimiter: str) -> list[str]:
     if record.problem:
         raise InputError(f"{content.at(record.number)}: the header cannot be read: {record.problem}")
-    check_columns(record.cells, content.name, options)
-    return record.cells
+    columns = name_columns(record.cells)
+    check_columns(columns, content.name, options, _other_delimiter(record.cells, delimiter, options))
+    return columns
+
+
+def name_columns(cells: list[str]) -> list[str]:
+    """A header's names; a column without one is named by its place.
+
+    >>> name_columns(["", "prompt", " "])
+    ['column_1', 'prompt', 'column_3']
+    """
+    taken = set(cells)
+    return [cell if cell.strip() else _free(f"column_{place}", taken) for place, cell in enumerate(cells, 1)]
+
+
+def _free(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    return name
+
+
+def _other_delimiter(cells: list[str], delimiter: str, options: ReadOptions) -> str:
+    """What to do about a header that another delimiter would cut into the columns that are missing."""
+    line = delimiter.join(cells)
+    for other, name in NAMES.items():
+        columns = [column.strip().strip('"') for column in line.split(other)]
+        if other != delimiter and len(columns) > 1 and options.finds_prompt(columns):
+            typed = "'\\t'" if other == "\t" else f"'{other}'"
+            return f"; it looks separated by {name}: say --delimiter {typed}"
+    return ""
 
 
 def _row(record: Record, header: list[str], source: str, options: ReadOptions) -> Row:
@@ -157,23 +212,30 @@ class _Lines:
             return line.decode("utf-8", "replace")
 
 
-# Text that a spreadsheet would run; a plain number is none.
-FORMULA = re.compile(r"(?![+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\Z)[=+\-@\t\r]", re.IGNORECASE)
+# What spreadsheets take for a formula, as OWASP lists it: these signs, in full width too; a tab or a line break first,
+# and the signs behind anything that a spreadsheet may drop. A plain number is none.
+DROPPED = "\x00-\x20\x7f-\xa0\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u2064\u3000\ufeff"
+SIGNS = "=+\\-@\uff1d\uff0b\uff0d\uff20"
+NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\Z"
+FORMULA = re.compile(f"(?!{NUMBER}| +[{SIGNS}])(?:[{DROPPED}]*[{SIGNS}]|[\t\r\n])", re.ASCII | re.IGNORECASE)
+TSV_ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
 def write_csv(results: Iterable[Result], stream: BinaryIO, options: WriteOptions) -> None:
     r"""A header, then a record a row: quoted as RFC 4180 has it, but with \n at its end."""
-    _write(results, stream, options, ",")
+    _write(results, stream, options, _csv_line)
 
 
 def write_tsv(results: Iterable[Result], stream: BinaryIO, options: WriteOptions) -> None:
-    """The same with tabs, quoted alike."""
-    _write(results, stream, options, "\t")
+    r"""The same with tabs, and without quotes: a tab or a line break in a cell is written \t, \n or \r."""
+    _write(results, stream, options, _tsv_line)
 
 
-def _write(results: Iterable[Result], stream: BinaryIO, options: WriteOptions, delimiter: str) -> None:
+def _write(
+    results: Iterable[Result], stream: BinaryIO, options: WriteOptions, make_line: Callable[[list[str]], str]
+) -> None:
     columns, results = choose_columns(results, ids=options.ids)
-    line = partial(_line, options=options, delimiter=delimiter)
+    line = partial(_line, options=options, make_line=make_line)
     stream.write(line(columns.names))
     stream.flush()
     for result in results:
@@ -181,12 +243,19 @@ def _write(results: Iterable[Result], stream: BinaryIO, options: WriteOptions, d
         stream.flush()
 
 
-def _line(cells: list[str], options: WriteOptions, delimiter: str) -> bytes:
+def _line(cells: list[str], options: WriteOptions, make_line: Callable[[list[str]], str]) -> bytes:
+    return to_bytes(make_line([options.escape(cell if options.csv_raw else neutral(cell)) for cell in cells]) + "\n")
+
+
+def _csv_line(cells: list[str]) -> str:
     buffer = io.StringIO(newline="")
     # Cells with a newline of either kind are quoted for the sake of this terminator.
-    writer = csv.writer(buffer, delimiter=delimiter, lineterminator="\r\n")
-    writer.writerow([options.escape(cell if options.csv_raw else neutral(cell)) for cell in cells])
-    return to_bytes(buffer.getvalue().removesuffix("\r\n") + "\n")
+    csv.writer(buffer, lineterminator="\r\n").writerow(cells)
+    return buffer.getvalue().removesuffix("\r\n")
+
+
+def _tsv_line(cells: list[str]) -> str:
+    return "\t".join(cell.translate(TSV_ESCAPES) for cell in cells)
 
 
 def neutral(cell: str) -> str:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
+from batchgen.records import LONGEST_ROW
+
 WHITESPACE = " \t\n\r"
-OBJECT_BYTES = 56  # of Python's smallest object in a list or a dictionary
+SPACE = re.compile(f"[{WHITESPACE}]*")
+MOST_DIGITS = 4300  # of a whole number, which is Python's own bound
+OBJECT_BYTES = 56  # of an empty list, or of a text without its characters
+ITEM_BYTES = 16  # of one more value in a list or an object
+HEAVIEST_ROW = 8 * LONGEST_ROW  # bytes, once it is Python objects
+STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
 def parse_json(text: str) -> Any:
@@ -45,6 +53,7 @@ STRICT = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
 # For a look, and for what is left of a broken object: numbers that JSON does not have are null.
 LENIENT = json.JSONDecoder(
     parse_constant=lambda name: None,
+    parse_int=lambda digits: int(digits) if len(digits) <= MOST_DIGITS else None,
     parse_float=lambda digits: value if math.isfinite(value := float(digits)) else None,
 )
 
@@ -55,9 +64,8 @@ def skip_whitespace(text: str, start: int) -> int:
     >>> skip_whitespace("a \\n b", 1)
     4
     """
-    while start < len(text) and text[start] in WHITESPACE:
-        start += 1
-    return start
+    space = SPACE.match(text, start)
+    return space.end() if space else start
 
 
 def read_members(text: str) -> dict[str, Any]:
@@ -101,11 +109,28 @@ def weigh_json(text: str | bytes) -> int:
     """About how many bytes a JSON text takes as Python objects; nested values take far more than their text.
 
     >>> weigh_json('{"prompt": "My dog is"}'), weigh_json("[[],[],[]]")
-    (79, 346)
+    (79, 266)
     """
+    weight = _weigh(text)
+    if weight <= HEAVIEST_ROW:
+        return weight
+    whole = text if isinstance(text, str) else text.decode("utf-8", "replace")  # its strings may be full of commas
+    return len(text) + _weigh(STRING.sub("", whole))
+
+
+def _weigh(text: str | bytes) -> int:
     if isinstance(text, str):
-        return len(text) + OBJECT_BYTES * (text.count("[") + text.count("{") + text.count(","))
-    return len(text) + OBJECT_BYTES * (text.count(b"[") + text.count(b"{") + text.count(b","))
+        containers, items = text.count("[") + text.count("{"), text.count(",")
+    else:
+        containers, items = text.count(b"[") + text.count(b"{"), text.count(b",")
+    return len(text) + OBJECT_BYTES * containers + ITEM_BYTES * items
+
+
+def too_heavy(num_bytes: int) -> str | None:
+    """What is wrong with a row that takes so many bytes."""
+    if num_bytes <= HEAVIEST_ROW:
+        return None
+    return f"its nested values take {num_bytes // 2**20:,} MiB of memory, more than {HEAVIEST_ROW // 2**20}"
 
 
 def is_deeper(value: object, levels: int) -> bool:

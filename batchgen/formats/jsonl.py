@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 from batchgen.formats.content import Content
 from batchgen.formats.fields import WriteOptions, to_bytes, to_dict, to_json
-from batchgen.formats.json_values import parse_json, read_members, weigh_json
+from batchgen.formats.json_values import parse_json, read_members, too_heavy, weigh_json
 from batchgen.formats.rows import ReadOptions, Row, row_of_columns, row_of_object
 from batchgen.records import Result
 
@@ -44,13 +44,15 @@ def _read_value(line: bytes | None, source: str) -> JsonLine:
     if line is None:
         return JsonLine(source, {}, 0, Content.TOO_LONG)
     num_bytes = weigh_json(line)
+    if problem := too_heavy(num_bytes):
+        return JsonLine(source, {}, 0, problem)
     try:
         return JsonLine(source, parse_json(line.decode("utf-8")), num_bytes)
     except UnicodeDecodeError as error:
         members = read_members(line.decode("utf-8", "replace"))
         return JsonLine(source, members, num_bytes, f"not UTF-8 at byte {error.start} of the line")
-    except ValueError as problem:
-        return JsonLine(source, read_members(line.decode("utf-8")), num_bytes, f"not valid JSON: {problem}")
+    except ValueError as error:
+        return JsonLine(source, read_members(line.decode("utf-8")), num_bytes, f"not valid JSON: {error}")
 
 
 def write_jsonl(results: Iterable[Result], stream: BinaryIO, options: WriteOptions) -> None:

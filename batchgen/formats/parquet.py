@@ -12,17 +12,20 @@ from datetime import date, datetime, time
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from batchgen.errors import InputError, OutputError
+from batchgen.formats.arrow_weights import NUMBER_BYTES, cut_by_weight, weigh_batch
 from batchgen.formats.columns import Columns, cell_text, choose_columns
 from batchgen.formats.compression import damage
 from batchgen.formats.content import Content
 from batchgen.formats.fields import WriteOptions, whole_characters
 from batchgen.formats.rows import ReadOptions, Row, check_columns, row_of_cells
-from batchgen.records import Result
+from batchgen.records import LONGEST_ROW, Result
 
 if TYPE_CHECKING:
     import pyarrow
 
-ROWS_AT_ONCE = 256
+ROWS_AT_ONCE, BYTES_AT_ONCE = 256, LONGEST_ROW
+LARGE_GROUP, FEW_ROWS = 2**29, 16  # bytes of a row group in which some rows may be far larger than most
+TOO_LONG = f"the row is longer than {LONGEST_ROW // 2**20} MiB"
 BUFFER = 2**20
 MOST_IN_MEMORY = 2**26
 
@@ -37,16 +40,66 @@ def read_parquet_groups(content: Content, options: ReadOptions, first_group: int
     pa = _pyarrow(content.name)
     try:
         with _seekable(content.stream) as stream:
-            file = pa.parquet.ParquetFile(stream, pre_buffer=False, buffer_size=BUFFER)
+            metadata = pa.parquet.read_metadata(stream)
+            texts = _dictionary_columns(metadata)
+            file = pa.parquet.ParquetFile(
+                stream, metadata=metadata, pre_buffer=False, buffer_size=BUFFER, read_dictionary=texts
+            )
             check_columns(file.schema_arrow.names, content.name, options)
-            groups = range(first_group, file.num_row_groups)
-            for batch in file.iter_batches(ROWS_AT_ONCE, groups, use_threads=False):
-                for columns in _rows(_without_nanoseconds(batch, pa)):
+            for group in range(first_group, file.num_row_groups):
+                for columns, num_bytes in _rows_of_group(file, group, pa):
                     number += 1
-                    yield _row(columns, content.at(number), options)
+                    yield _row(columns, content.at(number), options, num_bytes)
     except damage(pa.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or ["it ends too early"])[0]
         raise InputError(f"{content.name} is not Parquet, or damaged after row {number}: {reason}") from None
+
+
+def _dictionary_columns(metadata: Any) -> list[str]:
+    """Columns of text that the file keeps as a dictionary: read so, a text that many rows have is there once."""
+    groups = (metadata.row_group(group) for group in range(metadata.num_row_groups))
+    columns = (group.column(place) for group in groups for place in range(metadata.num_columns))
+    return sorted(
+        {
+            column.path_in_schema
+            for column in columns
+            if column.physical_type == "BYTE_ARRAY" and any("DICTIONARY" in encoding for encoding in column.encodings)
+        }
+    )
+
+
+def _rows_of_group(file: Any, group: int, pa: Any) -> Iterator[tuple[dict[str, Any] | ValueError, int]]:
+    """The rows of a row group, each with its weight in bytes, a bounded number of bytes at a time."""
+    metadata = file.metadata.row_group(group)
+    size = _size_of_group(metadata, file.metadata.schema)
+    row_bytes = size // max(1, metadata.num_rows)
+    if row_bytes > LONGEST_ROW:
+        problem = ValueError(f"rows of {row_bytes // 2**20:,} MiB, where {LONGEST_ROW // 2**20} are the most")
+        yield from ((problem, 0) for _ in range(metadata.num_rows))
+        return
+    most_rows = ROWS_AT_ONCE if size <= LARGE_GROUP else FEW_ROWS
+    at_once = max(1, min(most_rows, BYTES_AT_ONCE // max(1, row_bytes)))
+    for batch in file.iter_batches(at_once, [group], use_threads=False):
+        yield from _rows_of_batch(_without_nanoseconds(batch, pa), pa)
+
+
+def _size_of_group(group: Any, schema: Any) -> int:
+    """About how many bytes a row group becomes, texts of a dictionary aside; encodings may make much of little."""
+    size = 0
+    for place in range(group.num_columns):
+        column = group.column(place)
+        width = max(NUMBER_BYTES, schema.column(place).length)  # which fixed-size values have
+        size += max(column.total_uncompressed_size, column.num_values * width)
+    return size
+
+
+def _rows_of_batch(batch: pyarrow.RecordBatch, pa: Any) -> Iterator[tuple[dict[str, Any] | ValueError, int]]:
+    weights = weigh_batch(batch, pa)
+    for start, number in cut_by_weight(weights, BYTES_AT_ONCE):
+        if weights[start] > LONGEST_ROW:  # which is alone then, or with others as heavy
+            yield from ((ValueError(TOO_LONG), 0) for _ in range(number))
+        else:
+            yield from zip(_rows(batch.slice(start, number)), weights[start : start + number], strict=True)
 
 
 def count_parquet(content: Content) -> int:
@@ -67,6 +120,7 @@ def row_groups(content: Content) -> list[int]:
 
 def _pyarrow(name: str) -> Any:
     try:
+        import pyarrow.compute
         import pyarrow.parquet
     except ImportError:
         raise InputError(f"{name}: Parquet needs another package: pip install 'batchgen[parquet]'") from None
@@ -103,16 +157,16 @@ def _rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | ValueError]:
         for number in range(batch.num_rows):
             try:
                 yield batch.slice(number, 1).to_pylist()[0]
+            except UnicodeDecodeError as error:
+                yield ValueError(f"a text is not UTF-8 at byte {error.start}")
             except ValueError as error:
-                yield error
+                yield ValueError(f"a value that cannot be read: {error}")
 
 
-def _row(columns: dict[str, Any] | ValueError, source: str, options: ReadOptions) -> Row:
-    if isinstance(columns, UnicodeDecodeError):
-        return Row(error=f"a text is not UTF-8 at byte {columns.start}", source=source)
+def _row(columns: dict[str, Any] | ValueError, source: str, options: ReadOptions, num_bytes: int) -> Row:
     if isinstance(columns, ValueError):
-        return Row(error=f"a value that cannot be read: {columns}", source=source)
-    return row_of_cells({name: _plain(value) for name, value in columns.items()}, source, options)
+        return Row(error=str(columns), source=source)
+    return row_of_cells({name: _plain(value) for name, value in columns.items()}, source, options, num_bytes=num_bytes)
 
 
 def _plain(value: Any) -> Any:
@@ -171,6 +225,7 @@ def write_parquet(results: Iterable[Result], stream: BinaryIO, options: WriteOpt
 
 def _pyarrow_for_output() -> Any:
     try:
+        import pyarrow.compute
         import pyarrow.parquet
     except ImportError:
         raise OutputError("Parquet needs another package: pip install 'batchgen[parquet]'") from None

@@ -1,18 +1,22 @@
-"""Plain text: one prompt a line."""
+"""Plain text: one prompt a line, or a file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
-from batchgen.formats.content import Content
+from batchgen.formats.binary import binary_kind
+from batchgen.formats.content import UTF8_BOM, Content
 from batchgen.formats.fields import WriteOptions, to_bytes
-from batchgen.formats.rows import ReadOptions, Row, row_of_text
-from batchgen.records import Result
+from batchgen.formats.rows import ReadOptions, Row, check_template, row_of_text
+from batchgen.records import LONGEST_ROW, Result
+
+FIRST_BYTES = 8192  # that show whether a file is text
 
 
 def read_text(content: Content, options: ReadOptions) -> Iterator[Row]:
     """One prompt a line. A line that is not UTF-8 is a bad row."""
+    check_template(content.name, options)
     for number, line in content.rows():
         source = content.at(number)
         if line is None:
@@ -25,6 +29,25 @@ def read_text(content: Content, options: ReadOptions) -> Iterator[Row]:
             yield Row(line.decode("utf-8", "replace"), error=problem, source=source)
         else:
             yield row_of_text(text, source, options)
+
+
+def read_whole(content: Content, options: ReadOptions) -> Iterator[Row]:
+    """The whole file as one prompt, but for the line break at its end, which editors put there."""
+    check_template(content.name, options)
+    source = content.at(content.first_line)
+    data = content.read(LONGEST_ROW + 1).removeprefix(UTF8_BOM)
+    if len(data) > LONGEST_ROW:
+        yield Row(error=f"the file is longer than {LONGEST_ROW // 2**20} MiB", source=source)
+        return
+    if kind := binary_kind(data[:FIRST_BYTES]):
+        yield Row(error=f"the file is {kind}, not text", source=source)
+        return
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        yield Row(data.decode("utf-8", "replace"), error=f"not UTF-8 at byte {error.start} of the file", source=source)
+    else:
+        yield row_of_text(text.removesuffix("\n").removesuffix("\r"), source, options)
 
 
 def write_text(results: Iterable[Result], stream: BinaryIO, options: WriteOptions) -> None:

@@ -1,4 +1,4 @@
-"""Prompt files to Requests: text, JSON Lines, CSV, TSV, Parquet, OpenAI Batch; a file, a pipe, standard input.
+"""Prompt files to Requests: text, JSON, CSV, TSV, Parquet, OpenAI Batch; a file, a pipe, standard input.
 
 Reading is streaming. A bad row becomes a Request with an `error` that names its file and line; the rest go on.
 Knows nothing of tokens or models.
@@ -8,36 +8,50 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 
 from batchgen.errors import InputError
 from batchgen.formats.compression import unpack
 from batchgen.formats.content import UTF8_BOM, Content
 from batchgen.formats.delimited import read_csv, read_tsv
-from batchgen.formats.json_values import parse_json
+from batchgen.formats.json_document import read_json
 from batchgen.formats.jsonl import read_jsonl
-from batchgen.formats.openai_batch import is_openai_batch, read_openai_batch
+from batchgen.formats.openai_batch import read_openai_batch
+from batchgen.formats.option_columns import warn_of_option_columns
 from batchgen.formats.parquet import count_parquet, read_parquet, read_parquet_groups
-from batchgen.formats.plain import read_text
-from batchgen.formats.rows import ReadOptions, Row, row_of_object, row_of_text, to_requests
+from batchgen.formats.plain import read_text, read_whole
+from batchgen.formats.rows import (
+    ReadOptions,
+    Row,
+    check_read_options,
+    check_template,
+    read_delimiter,
+    row_of_object,
+    row_of_text,
+    to_requests,
+)
+from batchgen.formats.sniff import WHOLE, choose_format
 from batchgen.formats.sources import FORMATS_BY_SUFFIX, Source, find_sources, open_source
 from batchgen.records import Request, SamplingParams
 
 __all__ = [
-    "FORMATS_BY_SUFFIX", "READERS", "UTF8_BOM", "ReadOptions", "Row", "Source", "choose_format", "count_rows",
-    "find_sources", "read_parquet_groups", "read_requests", "row_of_object", "to_requests",
+    "FORMATS_BY_SUFFIX", "READERS", "UTF8_BOM", "ReadOptions", "Row", "Source", "check_beginnings",
+    "check_read_options", "choose_format", "count_rows", "find_sources", "read_content", "read_delimiter",
+    "read_parquet_groups", "read_requests", "row_of_object", "to_requests", "warn_of_option_columns",
 ]  # fmt: skip
 
 Reader = Callable[[Content, ReadOptions], Iterator[Row]]
 READERS: dict[str, Reader] = {
     "text": read_text,
     "jsonl": read_jsonl,
+    "json": read_json,
     "csv": read_csv,
     "tsv": read_tsv,
     "parquet": read_parquet,
     "openai-batch": read_openai_batch,
 }
-PARQUET_MAGIC = b"PAR1"
+MOST_CHECKED = 64  # files whose beginning is looked at before a run starts
 
 
 def read_requests(
@@ -46,46 +60,49 @@ def read_requests(
     options: ReadOptions | None = None,
     *,
     on_blank: Callable[[], None] = lambda: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Request]:
     """Every row of every source as a Request; indices run on over all of them.
 
-    Blank lines are skipped and told to `on_blank`.
+    Blank lines are skipped and told to `on_blank`. What was guessed of a source, that one is empty, and columns that
+    look like options are told to `say`.
     """
     options = options or ReadOptions()
-    rows = (row for source in sources for row in _read(source, options, on_blank))
-    return to_requests(rows, sampling or SamplingParams())
+    rows = (row for source in sources for row in _read(source, options, on_blank, say))
+    return to_requests(warn_of_option_columns(rows, options, say), sampling or SamplingParams())
 
 
-def _read(source: Source, options: ReadOptions, on_blank: Callable[[], None]) -> Iterator[Row]:
+def _read(
+    source: Source, options: ReadOptions, on_blank: Callable[[], None], say: Callable[[str], None]
+) -> Iterator[Row]:
     if source.texts:
+        check_template(source.name, options)
         yield from (row_of_text(text, None, options) for text in source.texts)
         return
+    is_empty = True
     with open_source(source) as stream:
-        content = Content(source.name, unpack(stream, source.name, source.packing), on_blank)
-        yield from READERS[choose_format(content, source.form, options)](content, options)
+        content = Content(source.name, unpack(stream, source.name, source.packing), on_blank, say=say)
+        for row in read_content(content, choose_format(content, source.form, options), options):
+            is_empty = False
+            yield row
+    if is_empty:
+        say(f"{source.name} is empty: there are no prompts in it")
 
 
-def choose_format(content: Content, form: str | None, options: ReadOptions) -> str:
-    """The format that was said, else the one its name promises, else what its beginning looks like."""
-    if options.input_format is not None:
-        return options.input_format
-    if form not in (None, "jsonl"):
-        return str(form)
-    if form is None and content.starts_with(PARQUET_MAGIC):
-        return "parquet"
-    try:
-        value = parse_json((content.peek_row() or b"").decode("utf-8"))
-    except ValueError:
-        value = None
-    return "openai-batch" if is_openai_batch(value) else form or _sniff(value, options)
+def read_content(content: Content, form: str, options: ReadOptions) -> Iterator[Row]:
+    """The rows of an open source in that format."""
+    return read_whole(content, options) if form == WHOLE else READERS[form](content, options)
 
 
-def _sniff(value: object, options: ReadOptions) -> str:
-    """The format of a stream without a suffix: JSON Lines if its first line is an object with a prompt."""
-    if options.field is not None or options.id_field is not None:
-        return "jsonl"
-    has_prompt = isinstance(value, dict) and (options.template or options.find_field(value) is not None)
-    return "jsonl" if has_prompt else "text"
+def check_beginnings(sources: Iterable[Source], options: ReadOptions) -> None:
+    """Reads the first row of each file, before a model is loaded for nothing.
+
+    Raises `InputError` for a file that cannot be prompts: binary, or without the columns that are asked for.
+    """
+    for source in islice(sources, MOST_CHECKED):
+        with suppress(OSError):  # told by the reader
+            if source.path is not None and stat.S_ISREG(source.path.stat().st_mode):
+                next(_read(source, options, lambda: None, lambda line: None), None)
 
 
 def count_rows(sources: Iterable[Source], limit: int | None = None, options: ReadOptions | None = None) -> int | None:
@@ -107,6 +124,8 @@ def count_rows(sources: Iterable[Source], limit: int | None = None, options: Rea
 def _count(source: Source, options: ReadOptions, limit: int | None) -> int | None:
     if source.texts:
         return len(source.texts)
+    if options.whole_files:
+        return 1
     if source.path is None or source.packing or not stat.S_ISREG(source.path.stat().st_mode):
         return None
     with open_source(source) as stream:
@@ -116,5 +135,7 @@ def _count(source: Source, options: ReadOptions, limit: int | None) -> int | Non
         form = choose_format(content, source.form, options)
         if form == "parquet":
             return count_parquet(content)
+        if form == "json":
+            return None
         rows = READERS[form](content, options) if form in ("csv", "tsv") else content.rows()
         return sum(1 for _ in islice(rows, limit))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from batchgen.errors import InputError
+from batchgen.errors import InputError, UsageError
 from batchgen.formats.json_values import OBJECT_BYTES, is_deeper, parse_json
 from batchgen.formats.messages import BESIDE, CHAT_FIELDS, from_cells, looks_like_messages, read_conversation
 from batchgen.formats.row_options import override
@@ -23,12 +23,23 @@ REPLACED = "\ufffd"  # what stands for bytes that are not UTF-8
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """How rows are read: the columns of prompt and id, a template in place of the first, and the files' format."""
+    """How rows are read: the columns of prompt and id, a template in place of the first, the files' format, what
+    separates the cells of CSV and TSV, and whether a file is a prompt as a whole.
+    """
 
     field: str | None = None
     id_field: str | None = None
     template: Template | None = None
     input_format: str | None = None
+    delimiter: str | None = None
+    whole_files: bool = False
+
+    def finds_prompt(self, columns: Iterable[str]) -> bool:
+        """Whether a table with these columns is surely one of prompts."""
+        if self.template:
+            return bool(self.template.columns) and self.template.columns <= set(columns)
+        named = (*PROMPT_FIELDS, *CHAT_FIELDS) if self.field is None else (self.field,)
+        return not set(named).isdisjoint(columns)
 
     @property
     def prompt_fields(self) -> tuple[str, ...]:
@@ -49,6 +60,31 @@ class ReadOptions:
     @property
     def id_name(self) -> str:
         return "id" if self.id_field is None else self.id_field
+
+
+def read_delimiter(given: str | None) -> str | None:
+    r"""What separates cells, as a person writes it.
+
+    >>> read_delimiter(";"), read_delimiter(r"\t")
+    (';', '\t')
+    """
+    return {r"\t": "\t", "tab": "\t"}.get(given, given) if given is not None else None
+
+
+def check_read_options(options: ReadOptions, name: Callable[[str], str]) -> None:
+    """Raises `UsageError` for options that contradict each other; `name` says what a field is called."""
+    delimiter = options.delimiter
+    if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n\0'):
+        raise UsageError(f"{name('delimiter')} {delimiter!r} is not one character that may separate cells, such as ;")
+    if delimiter is not None and options.input_format not in (None, "csv", "tsv"):
+        raise UsageError(f"{name('delimiter')} is for CSV and TSV, not for {options.input_format}")
+    if not options.whole_files:
+        return
+    columns = {"field": options.field, "id_field": options.id_field, "delimiter": delimiter}
+    if given := next((field for field, value in columns.items() if value is not None), None):
+        raise UsageError(f"{name(given)} is for columns, and with {name('whole_files')} a file has none")
+    if options.input_format not in (None, "text"):
+        raise UsageError(f"{name('whole_files')} reads text, not {options.input_format}: choose one")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +163,13 @@ def row_of_text(text: str, source: str | None, options: ReadOptions) -> Row:
         return Row(text, error=str(problem), source=source)
 
 
+def check_template(name: str, options: ReadOptions) -> None:
+    """Raises `InputError` where a template needs a column that text does not have."""
+    if options.template and (missing := sorted(options.template.columns - {"text", "prompt"})):
+        used = f"{options.template.name} uses {' and '.join(missing)}"
+        raise InputError(f"{name} is plain text, with the columns text and prompt only, and {used}")
+
+
 def row_of_object(
     value: object, source: str | None = None, options: ReadOptions | None = None, num_bytes: int = 0
 ) -> Row:
@@ -141,7 +184,7 @@ def row_of_columns(
 ) -> Row:
     """One row of named columns; with a `problem`, a bad one that keeps what of its id and columns could be read."""
     name = options.find_field(columns)
-    is_chat = name is not None and (name in CHAT_FIELDS or isinstance(columns[name], list)) and not options.template
+    is_chat = name is not None and not options.template and (name in CHAT_FIELDS or _has_objects(columns[name]))
     row_id, bad_id = _read_id(columns, options, is_whole=problem is None)
     taken = (name, options.id_name, "sampling", *(BESIDE if is_chat else ()))
     metadata = {key: item for key, item in columns.items() if key not in taken}
@@ -156,6 +199,10 @@ def row_of_columns(
         problem = problem or str(error)
     sampling = None if "sampling" in (name, options.id_name) else columns.get("sampling")
     return Row(prompt, row_id, metadata, problem, source, sampling, num_bytes=num_bytes, conversation=conversation)
+
+
+def _has_objects(value: object) -> bool:
+    return isinstance(value, list) and any(isinstance(item, dict) for item in value)
 
 
 def _read_id(columns: dict[str, Any], options: ReadOptions, *, is_whole: bool) -> tuple[RowId | None, str | None]:
@@ -207,13 +254,19 @@ def weigh_cells(cells: Iterable[str]) -> int:
     return sum(len(cell) + OBJECT_BYTES for cell in cells)
 
 
-def check_columns(columns: list[str], name: str, options: ReadOptions) -> None:
-    """Raises `InputError` where no row of a table can have a prompt, an id, or one value for each name."""
+def check_columns(columns: list[str], name: str, options: ReadOptions, hint: str = "") -> None:
+    """Raises `InputError` where no row of a table can have a prompt, an id, or one value for each name.
+
+    `hint` is what may be wrong with the columns themselves.
+    """
     if twice := next((column for column in columns if columns.count(column) > 1), None):
         raise InputError(f"{name} has two columns named {twice!r}: rename one")
-    shown = ", ".join(columns[:MOST_COLUMNS_SHOWN]) + ("…" if len(columns) > MOST_COLUMNS_SHOWN else "")
+    but = ", but " + ", ".join(columns[:MOST_COLUMNS_SHOWN]) + ("…" if len(columns) > MOST_COLUMNS_SHOWN else "")
+    if options.template and (missing := sorted(options.template.columns.difference(columns))):
+        used = f"which {options.template.name} uses"
+        raise InputError(f"{name} has no column {' and '.join(missing)}, {used}{but}{hint}")
     if options.prompt_fields and options.find_field(dict.fromkeys(columns)) is None:
         wanted = " or ".join(options.prompt_fields)
-        raise InputError(f"{name} has no column {wanted}, but {shown}: name one with --field, or use --template")
+        raise InputError(f"{name} has no column {wanted}{but}{hint or ': name one with --field, or use --template'}")
     if options.id_field is not None and options.id_field not in columns:
-        raise InputError(f"{name} has no column {options.id_field}, but {shown} (see --id-field)")
+        raise InputError(f"{name} has no column {options.id_field}{but}{hint or ' (see --id-field)'}")

@@ -5,24 +5,32 @@ from __future__ import annotations
 import glob
 import io
 import os
+import re
 import stat
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from io import BufferedReader
 from pathlib import Path
 from typing import cast
 
 from batchgen.errors import InputError, name_in_error
+from batchgen.formats.binary import PACKING_SUFFIXES, UNPACK
 from batchgen.formats.compression import split_suffixes
+from batchgen.formats.folders import FolderOptions, look_into
+from batchgen.formats.nearby import how_to_prompt, suggest
+from batchgen.formats.rows import ReadOptions
 
 FORMATS_BY_SUFFIX = {
-    ".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet",
+    ".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv",
+    ".parquet": "parquet",
 }  # fmt: skip
 # Files that would be read as nonsense if taken for lines of text.
-NOT_TEXT = {".json", ".zip", ".tar", ".tgz", ".xz", ".bz2", ".7z", ".xls", ".xlsx", ".ods", ".db", ".sqlite", ".arrow",
-            ".feather", ".avro", ".orc", ".pdf", ".docx"}  # fmt: skip
+NOT_TEXT = {".xls", ".xlsx", ".ods", ".db", ".sqlite", ".sqlite3", ".arrow", ".feather", ".avro", ".orc", ".pdf",
+            ".doc", ".docx", ".odt", ".gguf", ".safetensors"}  # fmt: skip
+URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +69,24 @@ def form_of(path: Path) -> str | None:
 
 
 def find_sources(
-    inputs: Iterable[str], texts: Iterable[str] = (), *, use_stdin: bool = False, any_suffix: bool = False
+    inputs: Iterable[str],
+    texts: Iterable[str] = (),
+    options: ReadOptions | None = None,
+    *,
+    use_stdin: bool = False,
+    recursive: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[Source]:
-    """INPUTS as sources, in order: files, globs, `-`, FIFOs, directories (known suffixes, by name); then texts.
+    """INPUTS as sources, in order: files, globs, `-`, FIFOs, directories; then texts.
 
-    `any_suffix` is for inputs whose format is said. Raises `InputError` at once where something does not exist or
-    cannot be prompts.
+    Of a directory these are the files with known suffixes by name, or all where whole files are prompts; `recursive`
+    goes into those in it. What of it is left out is told to `say`. A file whose format is said may have any suffix.
+    Raises `InputError` at once where something does not exist or cannot be prompts.
     """
-    sources = [source for given in inputs for source in _find(given, any_suffix)]
+    options = options or ReadOptions()
+    any_suffix = options.input_format is not None or options.whole_files
+    find = partial(_find, any_suffix=any_suffix, folders=FolderOptions(options.whole_files, recursive, say))
+    sources = [source for given in inputs for source in find(given)]
     if texts := tuple(texts):
         sources.append(Source("--prompt", texts=texts))
     if not sources and use_stdin:
@@ -78,37 +96,45 @@ def find_sources(
     return sources
 
 
-def _find(given: str, any_suffix: bool) -> list[Source]:
+def _find(given: str, *, any_suffix: bool, folders: FolderOptions) -> list[Source]:
     if given == "-":
         return [Source("-")]
     if not given:
         raise InputError("an input has an empty name: is a shell variable unset?")
     try:
-        return [_check_file(path, any_suffix) for path in _expand(given)]
+        return [_check_file(path, any_suffix=any_suffix) for path in _expand(given, folders)]
     except OSError as error:
         name = name_in_error(str(error.filename or given))
         raise InputError(f"{name} cannot be read: {error.strerror} (a prompt itself goes behind -p)") from None
 
 
-def _expand(given: str) -> list[Path]:
+def _expand(given: str, folders: FolderOptions) -> list[Path]:
     """The files that a name stands for: its own, a directory's prompt files, a glob's matches."""
     path = Path(given)
     if path.is_dir():
-        files = [file for file in path.iterdir() if form_of(file) and not file.name.startswith(".")]
-        reason = f"{given} holds no prompt files ({', '.join(FORMATS_BY_SUFFIX)})"
-    elif path.exists():
+        return _look_into(path, folders)
+    if path.exists():
         return [path]
-    elif path.is_symlink():
-        files, reason = [], f"{given} is a link that leads nowhere"
-    elif glob.has_magic(given):
-        files = _glob(given)
-        reason = f"no file matches {given}"
-    else:
-        files, reason = [], f"there is no file {given}"
-    files = sorted(file for file in files if not file.is_dir())
+    if path.is_symlink():
+        raise InputError(f"{given} is a link that leads nowhere")
+    if URL.match(given):
+        raise InputError(f"{given} is a URL, which only --ray reads: download it first, or pipe it into batchgen")
+    if not glob.has_magic(given):
+        raise InputError(f"there is no file {given}{suggest(given)}")
+    files = sorted(file for file in _glob(given) if not file.is_dir())
     if not files:
-        raise InputError(reason)
+        raise InputError(f"no file matches {given}{how_to_prompt(given)}")
     return files
+
+
+def _look_into(folder: Path, options: FolderOptions) -> list[Path]:
+    found, left_out = look_into(folder, options, lambda file: form_of(file) is not None)
+    if not found:
+        known = f" ({', '.join(FORMATS_BY_SUFFIX)})"
+        raise InputError(f"{folder} holds no prompt files{known}{f': {left_out}' if left_out else ''}")
+    if left_out:
+        options.say(f"{folder}: {left_out}")
+    return found
 
 
 def _glob(pattern: str) -> list[Path]:
@@ -125,8 +151,10 @@ def _glob(pattern: str) -> list[Path]:
     ]
 
 
-def _check_file(path: Path, any_suffix: bool) -> Source:
+def _check_file(path: Path, *, any_suffix: bool) -> Source:
     suffix = split_suffixes(path)[0]
+    if packing := PACKING_SUFFIXES.get(suffix):
+        raise InputError(f"{path}: cannot read {suffix} files ({packing}): {UNPACK}")
     if suffix in NOT_TEXT and not any_suffix:
         known = ", ".join(FORMATS_BY_SUFFIX)
         raise InputError(f"{path}: cannot read {suffix} files; give {known}, or say --input-format")

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from batchgen.errors import UsageError, with_parameters
-from batchgen.formats.reading import READERS, ReadOptions, Row, find_sources, row_of_object
+from batchgen.formats.reading import (
+    READERS,
+    ReadOptions,
+    Row,
+    check_beginnings,
+    check_read_options,
+    find_sources,
+    row_of_object,
+)
 from batchgen.formats.writing import WRITERS
 from batchgen.model import Model
 from batchgen.records import Result, RunStats
@@ -29,7 +37,12 @@ class Warnings(Observer):
     """Says what a caller should know as Python warnings."""
 
     def say(self, line: str) -> None:
-        warnings.warn(in_python_words(with_parameters(line)), stacklevel=2)
+        warn(line)
+
+
+def warn(line: str) -> None:
+    """What a caller should know, with the names of parameters in it."""
+    warnings.warn(in_python_words(with_parameters(line)), stacklevel=3)
 
 
 @python_words()
@@ -83,21 +96,24 @@ def run(
     """Continues every prompt of files into a file, durably, as `batchgen run INPUTS -o FILE` does.
 
     `inputs` are paths, globs or folders. A run that ends early keeps its finished rows, and `resume` goes on from them.
-    `options` are those of `generate`, and field, id_field, template, input_format, limit, format, ids, csv_raw,
-    retry_errors, keep_store, strict, manifest, stats. Returns the counts; failed rows are in the file and counted.
+    `options` are those of `generate`, and field, id_field, template, input_format, delimiter, whole_files, recursive,
+    limit, format, ids, csv_raw, retry_errors, keep_store, strict, manifest, stats. Returns the counts; failed rows are
+    in the file and counted.
     Raises `BatchgenError`: `OutputError` where `output` exists and neither `resume` nor `overwrite` is said.
     """
     keywords = read_keywords("run", options, FileOptions)
     reading = _reading(keywords)
     names = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
-    sources = find_sources([os.fspath(name) for name in names], any_suffix=reading.input_format is not None)
+    recursive = bool(keywords.given.get("recursive"))
+    sources = find_sources([os.fspath(name) for name in names], options=reading, recursive=recursive, say=warn)
+    check_beginnings(sources, reading)
     target = _target(Path(output), keywords, resume=resume, overwrite=overwrite)
     notes = {name: Path(path) for name, path in keywords.of("manifest", "stats").items() if path is not None}
     check_outputs(target, notes, sources)
     limit = keywords.given.get("limit")
     ending = execute(
         _make_job(
-            FilePrompts(tuple(sources), reading, limit),
+            FilePrompts(tuple(sources), reading, limit, warn),
             model,
             keywords,
             target=target,
@@ -111,7 +127,7 @@ def run(
 
 
 def _reading(keywords: Keywords) -> ReadOptions:
-    options = keywords.of("field", "id_field", "input_format", "template")
+    options = keywords.of("field", "id_field", "input_format", "template", "delimiter", "whole_files")
     if (form := options.get("input_format")) not in (None, *READERS):
         raise UsageError(f"input_format {form!r} is not one of {', '.join(READERS)}")
     if (template := options.get("template")) is not None:
@@ -120,7 +136,9 @@ def _reading(keywords: Keywords) -> ReadOptions:
         if options.get("field") is not None:
             raise UsageError("field and template each say what the prompt is: choose one")
         options["template"] = Template(template)
-    return ReadOptions(**options)
+    reading = ReadOptions(**options)
+    check_read_options(reading, str)
+    return reading
 
 
 def _target(output: Path, keywords: Keywords, *, resume: bool, overwrite: bool) -> Target:
@@ -138,7 +156,7 @@ def _target(output: Path, keywords: Keywords, *, resume: bool, overwrite: bool) 
 def _job(prompts: Prompt | Iterable[Prompt], model: str | Model | None, keywords: Keywords) -> Job:
     items = [prompts] if isinstance(prompts, str | Mapping) else prompts
     rows = (_to_row(item, number) for number, item in enumerate(items))
-    return _make_job(GivenPrompts(rows), model, keywords)
+    return _make_job(GivenPrompts(rows, say=warn), model, keywords)
 
 
 def _make_job(prompts: Prompts, model: str | Model | None, keywords: Keywords, **more: Any) -> Job:

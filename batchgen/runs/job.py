@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from batchgen.formats.extras import check_input_extras
-from batchgen.formats.reading import ReadOptions, Row, Source, count_rows, read_requests, to_requests
+from batchgen.formats.reading import (
+    ReadOptions,
+    Row,
+    Source,
+    count_rows,
+    read_requests,
+    to_requests,
+    warn_of_option_columns,
+)
 from batchgen.model import Model
 from batchgen.records import ChatOptions, EngineOptions, Request, SamplingParams, TooLong, values_of
 from batchgen.runs.target import Target
@@ -36,14 +44,16 @@ class Prompts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FilePrompts:
-    """The first `limit` rows of files, pipes, standard input, texts."""
+    """The first `limit` rows of files, pipes, standard input, texts. What is odd about them is told to `say`."""
 
     sources: tuple[Source, ...]
     reading: ReadOptions = field(default_factory=ReadOptions)
     limit: int | None = None
+    say: Callable[[str], None] = lambda line: None
 
     def requests(self, sampling: SamplingParams, on_blank: Callable[[], None] = lambda: None) -> Iterator[Request]:
-        return islice(read_requests(self.sources, sampling, self.reading, on_blank=on_blank), self.limit)
+        requests = read_requests(self.sources, sampling, self.reading, on_blank=on_blank, say=self.say)
+        return islice(requests, self.limit)
 
     def count(self) -> int | None:
         return count_rows(self.sources, self.limit, self.reading)
@@ -58,9 +68,10 @@ class GivenPrompts:
 
     rows: Iterable[Row]
     reading: ReadOptions = field(default_factory=ReadOptions)
+    say: Callable[[str], None] = lambda line: None
 
     def requests(self, sampling: SamplingParams, on_blank: Callable[[], None] = lambda: None) -> Iterator[Request]:
-        return to_requests(self.rows, sampling)
+        return to_requests(warn_of_option_columns(self.rows, self.reading, self.say), sampling)
 
     def count(self) -> int | None:
         return None
@@ -138,6 +149,8 @@ class Job:
             "--id-field": reading.id_field,
             "--template": reading.template and reading.template.source,
             "--input-format": reading.input_format,
+            "--delimiter": reading.delimiter,
+            "--whole-files": reading.whole_files,
             "--parse-special": self.parse_special,
             "--too-long": self.too_long,
             "--exact": self.engine.exact,

@@ -72,6 +72,9 @@ class FileOptions(GenerateOptions, total=False):
     id_field: str | None
     template: str | None
     input_format: str | None
+    delimiter: str | None
+    whole_files: bool
+    recursive: bool
     limit: int | None
     format: str | None
     ids: bool

@@ -166,7 +166,7 @@ def test_a_table_has_a_column_for_each_field_and_each_of_the_first_row_s_columns
 
 def test_tabs_separate_a_tsv() -> None:
     [row] = table(write(result_of("a\tb"), form="tsv"), "\t")
-    assert (row["text"], row["topic"]) == ("a\tb", "dogs")
+    assert (row["text"], row["topic"]) == (r"a\tb", "dogs")
 
 
 def test_a_column_called_source_keeps_its_name() -> None:
@@ -236,5 +236,77 @@ def test_cells_come_back(tmp_path_factory: pytest.TempPathFactory, rows: list[tu
     results = [result_of(text, prompt=prompt, index=i, metadata={"q": text}) for i, (prompt, text) in enumerate(rows)]
     path = tmp_path_factory.getbasetemp() / f"cells.{form}"
     requests = read(path, write(*results, form=form, csv_raw=True).encode())
+    if form == "tsv":  # which has no way to write these
+        escaped = str.maketrans({"\t": r"\t", "\n": r"\n", "\r": r"\r"})
+        rows = [(prompt.translate(escaped), text.translate(escaped)) for prompt, text in rows]
     assert [(r.prompt, r.metadata["text"], r.metadata["q"]) for r in requests] == [(p, t, t) for p, t in rows]
     assert all(request.error is None for request in requests)
+
+
+# Names, separators, quotes.
+
+
+def test_columns_without_a_name_are_named_by_place(tmp_path: Path) -> None:
+    [request] = read(tmp_path / "a.csv", b",prompt, ,column_4,\nleft,It,mid,x,right\n")
+    assert request.metadata == {"column_1": "left", "column_3": "mid", "column_4": "x", "column_5": "right"}
+    [request] = read(tmp_path / "b.csv", b",prompt,column_1\nleft,It,x\n")
+    assert request.metadata == {"column_1_": "left", "column_1": "x"}
+
+
+@pytest.mark.parametrize(
+    ("name", "sign"), [("a.csv", ";"), ("a.csv", "|"), ("a.csv", "\t"), ("a.tsv", ","), ("a", ";")]
+)
+def test_cells_may_be_separated_otherwise(tmp_path: Path, name: str, sign: str) -> None:
+    [request] = read(tmp_path / name, f"id{sign}prompt\n7{sign}It is\n".encode(), delimiter=sign)
+    assert (request.id, request.prompt) == ("7", "It is")
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "hint"),
+    [
+        ("a.csv", "a;prompt", "semicolons: say --delimiter ';'"),
+        ("a.csv", "a\tprompt", r"tabs: say --delimiter '\t'"),
+        ("a.csv", 'a|"prompt"', "vertical bars: say --delimiter '|'"),
+        ("a.tsv", "a,prompt", "commas: say --delimiter ','"),
+    ],
+)
+def test_another_separator_is_hinted_at(tmp_path: Path, name: str, header: str, hint: str) -> None:
+    with pytest.raises(InputError) as error:
+        read(tmp_path / name, f"{header}\n1;2\n".encode())
+    assert f"it looks separated by {hint}" in str(error.value)
+
+
+def test_a_quote_in_a_tsv_is_text(tmp_path: Path) -> None:
+    content = b'id\tprompt\r\na\t"Come in, he said\r\n\r\nb\tand sit down"\nc\t""\n'
+    requests = read(tmp_path / "a.tsv", content)
+    assert [(r.id, r.prompt, r.source) for r in requests] == [
+        ("a", '"Come in, he said', "a.tsv:2"), ("b", 'and sit down"', "a.tsv:4"), ("c", '""', "a.tsv:5"),
+    ]  # fmt: skip
+
+
+@given(rows=st.lists(st.lists(CELL, min_size=2, max_size=2), min_size=1))
+def test_lines_of_a_tsv_are_what_cut_makes_of_them(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[list[str]]
+) -> None:
+    cells = [[cell.translate(dict.fromkeys(map(ord, "\t\n\r"), " ")) for cell in row] for row in rows]
+    content = "prompt\tb\n" + "".join("\t".join(row) + "\n" for row in cells)
+    requests = read(tmp_path_factory.getbasetemp() / "cut.tsv", content.encode())
+    assert [[request.prompt, request.metadata["b"]] for request in requests] == cells
+
+
+def test_a_quote_is_written_as_it_is_in_a_tsv() -> None:
+    text = write(result_of('He said "hi"'), form="tsv")
+    assert '\tHe said "hi"\t' in text
+
+
+@pytest.mark.parametrize("prefix", ["\n", "\r\n", "\t", "\ufeff", "\xa0", "\v", "\f", "\u200b", " \n ", "\ufeff\xa0"])
+@pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20"])
+@pytest.mark.parametrize("form", ["csv", "tsv"])
+def test_a_formula_behind_what_a_spreadsheet_drops_is_made_text(prefix: str, sign: str, form: str) -> None:
+    text = f"{prefix}{sign}1+A1"
+    header, line, *_ = write(result_of("x", prompt=text, metadata={text: text}), form=form).split("\nd1", 1)
+    assert f"'{prefix}{sign}".translate(ESCAPES if form == "tsv" else {}) in line
+    assert f"'{prefix}{sign}".translate(ESCAPES if form == "tsv" else {}) in header
+
+
+ESCAPES = str.maketrans({"\t": r"\t", "\n": r"\n", "\r": r"\r"})

@@ -24,7 +24,7 @@ from batchgen.records import Request, SamplingParams
 # Each of these ends a line for str.splitlines(), and none does here.
 NOT_NEWLINES = ["\u2028", "\u2029", "\x85", "\v", "\f", "\x1c", "\x1d", "\x1e", "\r"]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
-LINE = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r\ufeff")).filter(
+LINE = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\n\r\ufeff")).filter(
     lambda text: text.encode() and not text.encode().isspace()
 )
 JSON_VALUE = st.recursive(
@@ -250,7 +250,9 @@ def test_json_in_a_text_file_is_a_prompt(tmp_path: Path, name: str) -> None:
     assert prompts_of(read_file(tmp_path / name, b'{"prompt": "x"}\n')) == ['{"prompt": "x"}']
 
 
-@pytest.mark.parametrize("line", ["My dog is", "7", "[1]", '"prompt"', '{"question": "x"}', '{"prompt": ', "{x}"])
+@pytest.mark.parametrize(
+    "line", ["My dog is", "7", "[INST] Hi [/INST]", "[1] is a note", '"prompt"', '{"prompt": ', "{x}", "[", "{"]
+)
 def test_other_lines_without_a_suffix_are_text(tmp_path: Path, line: str) -> None:
     assert prompts_of(read_file(tmp_path / "a", f"{line}\n".encode())) == [line]
 
@@ -439,14 +441,12 @@ def test_an_empty_name_is_not_the_working_directory(tmp_path: Path, monkeypatch:
         find_sources([""])
 
 
-@pytest.mark.parametrize(
-    ("name", "suffix"), [("a.json", ".json"), ("a.XLSX", ".xlsx"), ("a.json.gz", ".json"), ("a.tar.zst", ".tar")]
-)
+@pytest.mark.parametrize(("name", "suffix"), [("a.XLSX", ".xlsx"), ("a.docx.gz", ".docx")])
 def test_a_format_that_cannot_be_read_is_refused_unless_it_is_said(tmp_path: Path, name: str, suffix: str) -> None:
     make_files(tmp_path, name)
     with pytest.raises(InputError, match=rf"{name}: cannot read {suffix} files; give .*, or say --input-format"):
         find_sources([str(tmp_path / name)])
-    assert names_of(find_sources([str(tmp_path / name)], any_suffix=True)) == [name]
+    assert names_of(find_sources([str(tmp_path / name)], options=ReadOptions(input_format="text"))) == [name]
 
 
 def test_a_glob_with_an_unreadable_format_is_refused(tmp_path: Path) -> None:
@@ -565,7 +565,7 @@ def test_a_long_line_is_not_held(tmp_path: Path) -> None:
         stream.seek(0, os.SEEK_END)
         stream.write(b"\nMy dog is\n")
     tracemalloc.start()
-    bad, good = read_requests([Source("a", path)])
+    bad, good = read_requests([Source("a", path)], options=ReadOptions(input_format="text"))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert (bad.error, good.prompt) == ("a:1: the line is longer than 8 MiB", "My dog is")
@@ -579,8 +579,11 @@ def test_a_prompt_longer_than_a_row_fails(monkeypatch: pytest.MonkeyPatch) -> No
     assert good.error is None
 
 
-def test_nul_is_ordinary_text(tmp_path: Path) -> None:
-    assert prompts_of(read_file(tmp_path / "a.txt", b"a\0b\n")) == ["a\0b"]
+def test_nul_is_ordinary_text_where_text_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"a\0b\n")
+    requests = read_requests([Source("a", path)], options=ReadOptions(input_format="text"))
+    assert prompts_of(list(requests)) == ["a\0b"]
     assert read_line(tmp_path, r'{"prompt": "a\u0000b"}').prompt == "a\0b"
 
 

@@ -145,6 +145,16 @@ def test_nested_values_weigh_more_than_their_text(tmp_path: Path) -> None:
     assert min(flat.weight, nested.weight) > 56 * 999
 
 
+def test_a_row_of_too_many_values_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batchgen.formats.json_values.HEAVIEST_ROW", 2**20)
+    nested = '{"prompt": "a", "x": [' + "[]," * 15_000 + "0]}"
+    text = json.dumps({"prompt": "a", "x": ',[{\\"' * 15_000})
+    for name, content in (("a.jsonl", f"{nested}\n{text}\n"), ("a.json", f"[{nested},\n{text}]")):
+        bad, good = read(tmp_path / name, content.encode())
+        assert bad.error == f"{name}:1: its nested values take 1 MiB of memory, more than 1"
+        assert good.error is None
+
+
 def test_samples_weigh_too() -> None:
     one, many = (Request(0, "0", "a" * 100, SamplingParams(temperature=1, num_samples=n)) for n in (1, 1000))
     assert one.weight == 100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,13 +11,21 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from batchgen.cli.options.panels import INPUT
+from batchgen.cli.settings import flag_of
 from batchgen.errors import UsageError
-from batchgen.formats.reading import ReadOptions, Source, find_sources
+from batchgen.formats.reading import (
+    ReadOptions,
+    Source,
+    check_beginnings,
+    check_read_options,
+    find_sources,
+    read_delimiter,
+)
 
 if TYPE_CHECKING:
     from batchgen.formats.templates import Template
 
-InputFormat = Literal["auto", "text", "jsonl", "csv", "tsv", "parquet", "openai-batch"]
+InputFormat = Literal["auto", "text", "jsonl", "json", "csv", "tsv", "parquet", "openai-batch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +36,7 @@ class PromptOptions:
         list[str] | None,
         typer.Argument(
             metavar="INPUTS",
-            help="Files (.txt, .jsonl, .csv, .tsv, .parquet, OpenAI Batch; .gz, .zst), directories, globs, or - for "
+            help="Files (.txt, .jsonl, .json, .csv, .tsv, .parquet, OpenAI Batch; .gz, .zst), folders, globs, or - for "
             "standard input.",
             show_default=False,
         ),
@@ -66,8 +75,23 @@ class PromptOptions:
         typer.Option(metavar="FILE", help="The same from a file (less the newline at its end).", rich_help_panel=INPUT),
     ] = None
     input_format: Annotated[
-        InputFormat, typer.Option(help="auto: by suffix, else by the first line.", rich_help_panel=INPUT)
+        InputFormat, typer.Option(help="auto: by suffix, else by what it looks like.", rich_help_panel=INPUT)
     ] = "auto"
+    delimiter: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHAR", help="What separates the cells of CSV or TSV: ';' or '\\t'.", rich_help_panel=INPUT
+        ),
+    ] = None
+    recursive: Annotated[
+        bool, typer.Option("--recursive", metavar="", help="Read the folders in a folder too.", rich_help_panel=INPUT)
+    ] = False
+    whole_files: Annotated[
+        bool,
+        typer.Option(
+            "--whole-files", metavar="", help="Make each file one prompt, not each line.", rich_help_panel=INPUT
+        ),
+    ] = False
     limit: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Stop after the first N rows.", rich_help_panel=INPUT)
     ] = None
@@ -93,7 +117,11 @@ class PromptOptions:
                 f"{flag} has no place with OpenAI Batch files, which say themselves where prompt and id are"
             )
         form = None if self.input_format == "auto" else self.input_format
-        return ReadOptions(self.field, self.id_field, self._read_template(), form)
+        options = ReadOptions(
+            self.field, self.id_field, self._read_template(), form, read_delimiter(self.delimiter), self.whole_files
+        )
+        check_read_options(options, flag_of)
+        return options
 
     def _read_template(self) -> Template | None:
         if self.template is None and self.template_file is None:
@@ -102,10 +130,13 @@ class PromptOptions:
 
         return read_template(self.template_file) if self.template_file is not None else Template(self.template or "")
 
-    def sources(self, context: typer.Context, reading: ReadOptions) -> list[Source]:
+    def sources(
+        self, context: typer.Context, reading: ReadOptions, say: Callable[[str], None] = lambda line: None
+    ) -> list[Source]:
         """What the command line names; standard input if it names nothing and there is one.
 
-        Raises `UsageError` with a short usage where there is nothing to read, or no columns for `--field`.
+        What of a folder is left out is told to `say`. Raises `UsageError` with a short usage where there is nothing to
+        read, or no columns for `--field`, and `InputError` for files that cannot be prompts.
         """
         has_stdin = sys.stdin is not None and not sys.stdin.isatty()
         if not self.inputs and not self.prompt and not has_stdin:
@@ -113,10 +144,16 @@ class PromptOptions:
             raise UsageError(
                 f"no prompts. Usage: {path} [OPTIONS] [INPUTS]..., such as {path} prompts.txt, or {path} --help"
             )
-        is_said = reading.input_format is not None
-        sources = find_sources(self.inputs or [], self.prompt or [], use_stdin=has_stdin, any_suffix=is_said)
+        if self.recursive and not any(Path(given).is_dir() for given in self.inputs or []):
+            raise UsageError("--recursive is for folders, and none is given")
+        sources = find_sources(
+            self.inputs or [], self.prompt or [], reading, use_stdin=has_stdin, recursive=self.recursive, say=say
+        )
         forms = {source.form if source.texts else reading.input_format or source.form for source in sources}
         for flag, column in (("--field", reading.field), ("--id-field", reading.id_field)):
             if column is not None and forms == {"text"}:
                 raise UsageError(f"{flag} {column} is for JSON Lines and tables, and all prompts are plain text")
+        if reading.delimiter is not None and forms.isdisjoint({"csv", "tsv", None}):
+            raise UsageError("--delimiter is for CSV and TSV, and no input is one (--input-format csv)")
+        check_beginnings(sources, reading)
         return sources

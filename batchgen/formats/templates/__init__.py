@@ -31,6 +31,13 @@ class Template:
         """Raises `UsageError`, which names the line, for what is not a template."""
         object.__setattr__(self, "_compiled", _compile(self.source, self.name))
 
+    @property
+    def columns(self) -> frozenset[str]:
+        """The columns that no row can do without."""
+        from batchgen.formats.templates.columns import needed_columns
+
+        return needed_columns(self.source)
+
     def render(self, columns: Mapping[str, Any]) -> str:
         """The prompt of one row; the template sees its columns by name, and all of them as `row`.
 

@@ -6,7 +6,7 @@ The files are read once, to the end: to find where rows begin, and to tell later
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import chain, islice
@@ -16,8 +16,16 @@ from batchgen.formats.compression import unpack
 from batchgen.formats.content import Content, Line
 from batchgen.formats.delimited import DELIMITERS, data_records
 from batchgen.formats.parquet import row_groups
-from batchgen.formats.reading import READERS, ReadOptions, choose_format, read_parquet_groups, to_requests
+from batchgen.formats.reading import (
+    ReadOptions,
+    choose_format,
+    read_content,
+    read_parquet_groups,
+    to_requests,
+    warn_of_option_columns,
+)
 from batchgen.formats.rows import Row
+from batchgen.formats.sniff import WHOLE
 from batchgen.records import Request, SamplingParams
 from batchgen.runs.ray.inputs import InputFile
 
@@ -26,6 +34,8 @@ GRAIN = 64
 MOST_ROWS = 4096
 PARTS_A_WORKER = 16
 BUFFER = 2**20
+NOT_LINES = {"json", WHOLE}
+UNCUT = {*NOT_LINES, "openai-batch"}  # whose ids must differ all through the file
 
 
 Header = tuple[tuple[int, bytes], ...]  # numbered lines
@@ -72,18 +82,20 @@ class CutFile:
     digest: str
 
 
-def cut_file(file: InputFile, options: ReadOptions, every: int = GRAIN) -> CutFile:
+def cut_file(
+    file: InputFile, options: ReadOptions, every: int = GRAIN, say: Callable[[str], None] = lambda line: None
+) -> CutFile:
     """Reads a file through, and notes where every `every`-th row begins; a packed one has one beginning.
 
-    Raises `InputError` for what no row could be read of.
+    What was guessed of it is told to `say`. Raises `InputError` for what no row could be read of.
     """
     raw = _Hashed(file.open())
     blanks: list[None] = []
     with cast(io.BufferedReader, io.BufferedReader(raw, BUFFER)) as stream:
         unpacked = unpack(stream, file.name, file.packing)
-        content = Content(file.name, unpacked, lambda: blanks.append(None))
+        content = Content(file.name, unpacked, lambda: blanks.append(None), say=say)
         form = choose_format(content, file.form, options)
-        is_whole = unpacked is not stream or form == "openai-batch"  # whose ids must differ all through the file
+        is_whole = unpacked is not stream or form in UNCUT
         if form == "parquet":
             marks, num_rows, header = _mark_groups(content)
         else:
@@ -104,6 +116,8 @@ def _mark_groups(content: Content) -> tuple[list[_Mark], int, Header]:
 
 
 def _mark_rows(content: Content, form: str, options: ReadOptions, every: int) -> tuple[list[_Mark], int, Header]:
+    if form in NOT_LINES:
+        return [_Mark(0)], sum(1 for _ in read_content(content, form, options)), ()
     places = _Places(content)
     marks: list[_Mark] = []
     header: Header = ()
@@ -121,7 +135,7 @@ def _mark_rows(content: Content, form: str, options: ReadOptions, every: int) ->
 def _first_lines(content: Content, form: str, options: ReadOptions) -> Iterator[int]:
     """The line that each row begins with."""
     if form in DELIMITERS:
-        return (record.number for _header, record in data_records(content, options, DELIMITERS[form]))
+        return (record.number for _header, record in data_records(content, options, form))
     return (number for number, _line in content.rows())
 
 
@@ -233,11 +247,17 @@ def _spaced(marks: tuple[_Mark, ...], part_rows: int) -> list[_Mark]:
 
 
 def read_part(
-    part: FilePart, sampling: SamplingParams, options: ReadOptions, start: int = 0, stop: int | None = None
+    part: FilePart,
+    sampling: SamplingParams,
+    options: ReadOptions,
+    start: int = 0,
+    stop: int | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Request]:
     """The part's requests from its row `start` to before its row `stop`, with their indices over all inputs."""
     with part.file.open() as stream:
-        requests = to_requests(_read(part, stream, options), sampling, part.first_index)
+        rows = warn_of_option_columns(_read(part, stream, options), options, say)
+        requests = to_requests(rows, sampling, part.first_index)
         yield from islice(requests, start, part.num_rows if stop is None else stop)
 
 
@@ -251,4 +271,4 @@ def _read(part: FilePart, stream: io.BufferedReader, options: ReadOptions) -> It
         content.lines = chain(part.header, content.lines)
     else:
         content = Content(part.file.name, unpack(stream, part.file.name, part.file.packing))
-    return READERS[part.form](content, options)
+    return read_content(content, part.form, options)

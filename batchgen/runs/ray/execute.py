@@ -47,6 +47,7 @@ class OnRay:
     cpus: float | None = None
     gpus: float | None = None
     part_rows: int | None = None
+    recursive: bool = False
     overwrite: bool = False
     resume: bool = False
 
@@ -55,7 +56,7 @@ def execute_on_ray(job: Job, on: OnRay, observer: Observer) -> Ending:
     """Runs a job, and says how it ended."""
     if job.model.device != "auto":
         raise UsageError(f"--device {job.model.device} is not for --ray: --gpus-per-worker says what workers run on")
-    files = find_files(on.inputs, any_suffix=job.prompts.reading.input_format is not None)
+    files = find_files(on.inputs, job.prompts.reading, recursive=on.recursive, say=observer.say)
     _check_notes(job, on, files)
     folder = OutputFolder(on.output, job.output_form.form)
     _check_folder(folder, on)
@@ -145,7 +146,7 @@ class RayRun:
         begun = self.manifest.facts.get("options", {}).get("--part-rows")
         every = self.on.part_rows or begun or GRAIN
         with self.observer.waiting("reading the input"):
-            cuts = [cut_file(file, self.job.prompts.reading, every) for file in files]
+            cuts = [cut_file(file, self.job.prompts.reading, every, self.observer.say) for file in files]
         num_rows = sum(cut.num_rows for cut in cuts)
         part_rows = self.on.part_rows or begun or choose_part_rows(num_rows, self.pieces.size.workers)
         self._note(cuts, part_rows)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from batchgen.errors import InputError, UsageError
 from batchgen.formats.compression import split_suffixes
-from batchgen.formats.reading import FORMATS_BY_SUFFIX, Source, find_sources
+from batchgen.formats.reading import FORMATS_BY_SUFFIX, ReadOptions, Source, find_sources
 
 BUFFER = 2**20
 
@@ -69,17 +69,25 @@ def reason_of(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def find_files(inputs: Iterable[str], *, any_suffix: bool = False) -> list[InputFile]:
+def find_files(
+    inputs: Iterable[str],
+    options: ReadOptions | None = None,
+    *,
+    recursive: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[InputFile]:
     """INPUTS as files that every worker can open, in order; folders' and globs' by name.
 
-    Raises `InputError` where there is nothing, and for what only this process could read.
+    `recursive` goes into the folders of a folder. What of it is left out is told to `say`. Raises `InputError` where
+    there is nothing, and for what only this process could read.
     """
     files: list[InputFile] = []
     for given in inputs:
         if is_url(given):
-            files += _find_at(given, any_suffix)
+            files += _find_at(given, options or ReadOptions(), recursive=recursive)
         else:
-            files += [_local(source) for source in find_sources([given], any_suffix=any_suffix)]
+            sources = find_sources([given], options=options, recursive=recursive, say=say)
+            files += [_local(source) for source in sources]
     if not files:
         raise UsageError("--ray reads files: name some, on a path or URL that every machine can open")
     return files
@@ -91,14 +99,15 @@ def _local(source: Source) -> InputFile:
     return InputFile(source.name, str(source.path.resolve()))
 
 
-def _find_at(url: str, any_suffix: bool) -> list[InputFile]:
+def _find_at(url: str, options: ReadOptions, *, recursive: bool) -> list[InputFile]:
     """The files that a URL stands for: its own, a folder's prompt files, a glob's matches."""
+    any_suffix = options.input_format is not None or options.whole_files
     filesystem, path = filesystem_of(url)
     try:
         if any(sign in path for sign in "*?["):
             paths = filesystem.glob(path)
         elif filesystem.isdir(path):
-            paths = filesystem.ls(path, detail=False)
+            paths = filesystem.find(path) if recursive else filesystem.ls(path, detail=False)
         else:
             return [InputFile(url, url)] if filesystem.exists(path) else _nothing(url)
         files = [InputFile(place, place) for place in map(filesystem.unstrip_protocol, sorted(paths))]

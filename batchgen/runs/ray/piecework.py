@@ -45,7 +45,7 @@ class Work:
 
     def run(self, piece: Piece, pipeline: Pipeline, say: Callable[[str], None] = lambda line: None) -> None:
         """Every row of a piece, in order, into its file."""
-        requests = read_part(piece.part, self.sampling, self.reading, piece.start, piece.stop)
+        requests = read_part(piece.part, self.sampling, self.reading, piece.start, piece.stop, say)
         requests = watch_stops(requests, pipeline.checkpoint, say)
         self.folder.write(piece, pipeline.run(requests), ids=self.ids)
 

@@ -1,0 +1,58 @@
+"""The prompt files of a folder, and what of it is left out. Knows nothing of formats."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+MOST_NAMED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class FolderOptions:
+    """Whether all files of a folder are taken, and those of the folders in it; `say` is told what is left out."""
+
+    all_files: bool = False
+    recursive: bool = False
+    say: Callable[[str], None] = lambda line: None
+
+
+def look_into(folder: Path, options: FolderOptions, is_known: Callable[[Path], bool]) -> tuple[list[Path], str]:
+    """The files of a folder that `is_known` takes, by path, and what is left out, in one line.
+
+    Hidden files and linked folders are never taken. Raises `OSError` for a folder that cannot be read.
+    """
+    found: list[Path] = []
+    skipped: list[Path] = []
+    subfolders: list[Path] = []
+    for file in _walk(folder, options, subfolders):
+        (found if options.all_files or is_known(file) else skipped).append(file)
+    parts = []
+    if skipped:
+        parts.append(f"{_named(skipped, 'file')} not read, for want of a known suffix (name them, or use a glob)")
+    if subfolders:
+        mend = "links are not followed" if all(path.is_symlink() for path in subfolders) else "add --recursive"
+        parts.append(f"{_named(subfolders, 'sub-folder')} not read ({mend})")
+    return sorted(found), "; ".join(parts)
+
+
+def _walk(folder: Path, options: FolderOptions, subfolders: list[Path]) -> Iterator[Path]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            path = folder / entry.name
+            if not path.is_dir():
+                yield path
+            elif options.recursive and not path.is_symlink():
+                yield from _walk(path, options, subfolders)
+            else:
+                subfolders.append(path)
+
+
+def _named(paths: list[Path], noun: str) -> str:
+    names = ", ".join(path.name for path in sorted(paths)[:MOST_NAMED])
+    more = f" and {len(paths) - MOST_NAMED:,} more" if len(paths) > MOST_NAMED else ""
+    return f"{len(paths):,} {noun}{'s' if len(paths) > 1 else ''} ({names}{more})"

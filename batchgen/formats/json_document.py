@@ -1,0 +1,133 @@
+"""JSON that is not a line a row: an array of rows, or objects written over several lines, one after the other.
+
+A value at a time is read, whatever the size of the whole. What is broken ends the run, after the rows before it: nobody
+can tell where the next row begins.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterator
+
+from batchgen.errors import InputError
+from batchgen.formats.content import UTF8_BOM, Content
+from batchgen.formats.json_values import LENIENT, explain, parse_json, skip_whitespace, too_heavy, weigh_json
+from batchgen.formats.rows import ReadOptions, Row, row_of_columns, row_of_object, row_of_text
+from batchgen.records import LONGEST_ROW
+
+CHUNK = 2**16
+
+
+def read_json(content: Content, options: ReadOptions) -> Iterator[Row]:
+    """A row an object, as in JSON Lines; a text in an array is a prompt."""
+    for line, text in _values(_Reader(content)):
+        yield _row(text, content.at(line), options)
+
+
+def _row(text: str, source: str, options: ReadOptions) -> Row:
+    num_bytes = weigh_json(text)
+    if problem := too_heavy(num_bytes):
+        return Row(error=problem, source=source)
+    try:
+        value, problem = parse_json(text), None
+    except ValueError as error:  # NaN, say: nothing that hides where the value ends
+        value, problem = LENIENT.decode(text), f"not valid JSON: {error}"
+    if problem:
+        columns = value if isinstance(value, dict) else {}
+        return row_of_columns(columns, source, options, problem=problem, num_bytes=num_bytes)
+    if isinstance(value, str):
+        return row_of_text(value, source, options)
+    return row_of_object(value, source, options, num_bytes)
+
+
+def _values(reader: _Reader) -> Iterator[tuple[int, str]]:
+    """The line that each value begins on, and its text."""
+    if reader.next_sign() != "[":
+        while reader.next_sign():
+            yield reader.take_value()
+        return
+    reader.skip("[")
+    if reader.next_sign() != "]":
+        yield reader.take_value()
+        while reader.next_sign() != "]":
+            reader.skip(",")
+            yield reader.take_value()
+    reader.skip("]")
+    if reader.next_sign():
+        raise InputError(f"{reader.place}: text behind the end of the JSON array")
+
+
+class _Reader:
+    """Takes one value after the other from a stream, and knows on which line it is."""
+
+    def __init__(self, content: Content) -> None:
+        self._content = content
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._text = ""
+        self._start = 0
+        self._line = content.first_line
+        self._is_first = True
+        self._at_end = False
+
+    @property
+    def place(self) -> str:
+        return self._content.at(self._line)
+
+    def next_sign(self) -> str:
+        """The next character that is not space, which comes again; nothing at the end."""
+        while True:
+            self._go_on(skip_whitespace(self._text, self._start))
+            if self._start < len(self._text) or not self._read_on():
+                return self._text[self._start : self._start + 1]
+
+    def skip(self, sign: str) -> None:
+        if (found := self.next_sign()) != sign:
+            there = f"here is {found!r}" if found else "the file ends"
+            raise InputError(f"{self.place}: not valid JSON: expecting {sign!r}, but {there}")
+        self._go_on(self._start + 1)
+
+    def take_value(self) -> tuple[int, str]:
+        """The line that the next value begins on, and its text. Raises `InputError` for what is none."""
+        self.next_sign()
+        line, end = self._line, self._end_of_value()
+        text = self._text[self._start : end]
+        self._go_on(end)
+        return line, text
+
+    def _end_of_value(self) -> int:
+        while True:
+            problem: json.JSONDecodeError | None = None
+            try:
+                _, end = LENIENT.raw_decode(self._text, self._start)
+                if end < len(self._text) or self._at_end:  # else a number may go on
+                    return end
+            except json.JSONDecodeError as error:
+                problem = error
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{self.place}: not valid JSON: {explain(error)}") from None
+            size = len(self._text) - self._start
+            if size > LONGEST_ROW:
+                raise InputError(f"{self.place}: a JSON value longer than {LONGEST_ROW // 2**20} MiB, or broken")
+            if not self._read_on(max(CHUNK, size)) and problem:
+                line = self._line + self._text.count("\n", self._start, problem.pos)
+                raise InputError(f"{self._content.at(line)}: not valid JSON: {problem.msg}")
+
+    def _go_on(self, start: int) -> None:
+        self._line += self._text.count("\n", self._start, start)
+        self._start = start
+
+    def _read_on(self, size: int = CHUNK) -> bool:
+        """Reads more of the stream, and forgets what was taken; False at its end."""
+        if self._at_end:
+            return False
+        data = self._content.read(size)
+        self._at_end = len(data) < size
+        if self._is_first:
+            data, self._is_first = data.removeprefix(UTF8_BOM), False
+        try:
+            more = self._decoder.decode(data, self._at_end)
+        except UnicodeDecodeError:
+            raise InputError(f"{self._content.name} is not UTF-8 after line {self._line}") from None
+        self._text, self._start = self._text[self._start :] + more, 0
+        return True

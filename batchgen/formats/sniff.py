@@ -1,0 +1,201 @@
+"""Which format a source has: what was said, else what its name promises, else what it looks like, and that is said.
+
+Nothing that parses as JSON, looks like a table or is binary is taken for lines of text.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from batchgen.errors import InputError
+from batchgen.formats.binary import refuse_binary, refuse_packing
+from batchgen.formats.content import UTF8_BOM, Content
+from batchgen.formats.delimited import DELIMITERS, name_columns, split_tsv
+from batchgen.formats.json_values import LENIENT, WHITESPACE, parse_json
+from batchgen.formats.openai_batch import is_openai_batch
+from batchgen.formats.rows import MOST_COLUMNS_SHOWN, ReadOptions
+from batchgen.records import LONGEST_ROW
+
+WHOLE = "whole"  # a file is a prompt
+PARQUET_MAGIC = b"PAR1"
+OTHERWISE = "(--input-format says otherwise)"
+EACH_LINE = 64  # lines that are each looked at; then whenever there is twice as much
+SAMPLED_LINES = 20
+TABLES = {",": ("csv", "CSV"), "\t": ("tsv", "TSV"), ";": ("csv", "CSV separated by semicolons")}
+Look = Literal["jsonl", "openai-batch", "json", "array and more", "text", "more"]
+
+
+def choose_format(content: Content, form: str | None, options: ReadOptions) -> str:
+    """The format that was said, else the one its name promises (`form`), else what its beginning looks like.
+
+    Raises `InputError`, one line, for what cannot be prompts.
+    """
+    if options.whole_files:
+        return WHOLE
+    if options.input_format is not None:
+        return options.input_format
+    if form == "parquet" or (form is None and content.start().startswith(PARQUET_MAGIC)):
+        return "parquet"
+    refuse_packing(content)
+    refuse_binary(content, is_table=form not in (None, "text"))
+    if form == "jsonl":
+        return _jsonl_or_batch(content)
+    if form not in (None, "json"):
+        return str(form)
+    if form is None and options.delimiter is not None:
+        return "csv"
+    return _guess(content, form, options)
+
+
+def _jsonl_or_batch(content: Content) -> str:
+    """By the first line: requests of an OpenAI Batch, or ordinary rows."""
+    try:
+        value = parse_json((content.peek_row() or b"").decode("utf-8"))
+    except ValueError:
+        value = None
+    return "openai-batch" if is_openai_batch(value) else "jsonl"
+
+
+def _guess(content: Content, form: str | None, options: ReadOptions) -> str:
+    look = look_at_json(content)
+    if look in ("jsonl", "openai-batch"):
+        return look
+    if look == "json" or form == "json":
+        return "json"
+    if look == "array and more":
+        raise InputError(
+            f"{content.name} begins with a JSON array and goes on behind it: say --input-format text, json or jsonl"
+        )
+    if table := _table(content, options):
+        return table
+    return "jsonl" if options.field is not None or options.id_field is not None else "text"
+
+
+# JSON.
+
+
+def look_at_json(content: Content) -> Look:
+    """Whether a source is JSON, and of which kind: by its first line, or by all of it, up to 8 MiB."""
+    taken = bytearray()
+    num_lines = next_look = 0
+    look: Look = "more"
+    while look == "more":
+        line = content.read_line(LONGEST_ROW - len(taken))
+        taken += line
+        num_lines += 1
+        is_all = not line or len(taken) == LONGEST_ROW
+        if is_all or num_lines <= EACH_LINE or len(taken) >= next_look:
+            next_look = 2 * len(taken)
+            look = _look(bytes(taken), at_end=not line, is_all=is_all)
+    content.put_back(bytes(taken))
+    return look
+
+
+def _look(taken: bytes, *, at_end: bool, is_all: bool) -> Look:
+    """What the beginning of a source shows; `at_end` it is the whole of it, with `is_all` there is no more to see."""
+    text = taken.removeprefix(UTF8_BOM).decode("utf-8", "replace").lstrip(WHITESPACE)
+    if not text.startswith(("{", "[")):
+        return "text" if text or is_all else "more"
+    try:
+        value, end = LENIENT.raw_decode(text)
+    except json.JSONDecodeError as error:
+        return _look_at_break(text, error, at_end=at_end, is_all=is_all)
+    except (ValueError, RecursionError):  # a number or a nesting beyond Python: the row will say so
+        return "jsonl" if text.startswith("{") else "text"
+    behind = text[end:]
+    if isinstance(value, dict):
+        return _look_behind_object(value, "\n" in text[:end], behind, at_end=at_end, is_all=is_all)
+    if not behind.strip(WHITESPACE):
+        return "json" if is_all else "more"
+    has_line = "\n" in behind and not behind.split("\n", 1)[0].strip(WHITESPACE)
+    return "array and more" if value and has_line else "text"
+
+
+def _look_behind_object(value: dict[str, Any], is_tall: bool, behind: str, *, at_end: bool, is_all: bool) -> Look:
+    line, _, _ = behind.partition("\n")
+    rest = behind.lstrip(WHITESPACE)
+    if not is_tall and (not line.strip(WHITESPACE) or line.lstrip(WHITESPACE).startswith("{")):
+        return "openai-batch" if is_openai_batch(value) else "jsonl"
+    if not rest:
+        return "json" if is_all else "more"
+    return "json" if is_tall and rest.startswith("{") else "text"
+
+
+def _look_at_break(text: str, error: json.JSONDecodeError, *, at_end: bool, is_all: bool) -> Look:
+    """JSON's tokens do not go over lines: more lines mend only what breaks off at the end."""
+    is_cut = not text[error.pos :].strip(WHITESPACE)
+    if not is_all:
+        return "more" if is_cut else "text"
+    if at_end:
+        return "text"
+    if "\n" not in text:  # a line that is longer than a row
+        return "jsonl" if text.startswith("{") else "json"
+    return "json" if is_cut or error.msg.startswith("Unterminated") else "text"
+
+
+# Tables.
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """The first rows of a source, as cells of a table with that delimiter."""
+
+    delimiter: str
+    columns: list[str]
+    rows: list[list[str]]
+
+    @property
+    def fits(self) -> bool:
+        """Whether every row has as many cells as the header. One of one cell is CSV, where rows are below it."""
+        fits = all(len(row) == len(self.columns) for row in self.rows)
+        return fits and (len(self.columns) > 1 or (self.delimiter == "," and bool(self.rows)))
+
+
+def _table(content: Content, options: ReadOptions) -> str | None:
+    """The format of a table, where the header has the column of the prompt and all rows have as many cells."""
+    header = _read_samples(content.peek_line())
+    if not any(options.finds_prompt(sample.columns) for sample in header):  # so a slow pipe of text need not wait
+        return None
+    lines = content.peek_lines(SAMPLED_LINES)
+    for sample in _read_samples(*lines, is_cut=len(lines) == SAMPLED_LINES):
+        if not options.finds_prompt(sample.columns):
+            continue
+        form, called = TABLES[sample.delimiter]
+        columns = ", ".join(sample.columns[:MOST_COLUMNS_SHOWN])
+        if not sample.fits:
+            if len(sample.columns) > 1 and all(map(_is_name, sample.columns)):
+                content.say(
+                    f"{content.name} is read as text, though it begins like {called} (columns {columns}): "
+                    f"not all lines have as many cells; --input-format {form} reads it so"
+                )
+            continue
+        if sample.delimiter not in DELIMITERS.values():
+            raise InputError(f"{content.name} looks like {called}: say --delimiter '{sample.delimiter}'")
+        content.say(f"{content.name} is read as {called}, with the columns {columns} {OTHERWISE}")
+        return form
+    return None
+
+
+def _read_samples(*lines: bytes, is_cut: bool = False) -> list[_Sample]:
+    """The lines as tables with each of the delimiters; nothing for what is no text."""
+    try:
+        texts = [line.decode("utf-8") for line in lines]
+    except UnicodeDecodeError:
+        return []
+    samples = []
+    for delimiter in TABLES:
+        records = [cells for text in texts if (cells := split_tsv(text, delimiter)) != [""]]
+        if delimiter != "\t":
+            records = [cells for cells in csv.reader(texts, delimiter=delimiter) if cells]
+            if is_cut and records:  # the last one may go on
+                records.pop()
+        if records:
+            samples.append(_Sample(delimiter, name_columns(records[0]), records[1:]))
+    return samples
+
+
+def _is_name(column: str) -> bool:
+    return column == column.strip() and 0 < len(column) < 64
