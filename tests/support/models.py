@@ -62,7 +62,7 @@ def model_of(config: PretrainedConfig, checkpoint: Checkpoint, attention: str = 
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_(0, 0.3)
-    return Model(replace(checkpoint, name="tiny", config=config), network, torch.device("cpu"), torch.float32)
+    return Model(replace(checkpoint, name="tiny", outline=config), network, torch.device("cpu"), torch.float32)
 
 
 def decide_alone(model: Model, prompt: str, max_new_tokens: int) -> list[int]:
