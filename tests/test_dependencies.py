@@ -1,0 +1,59 @@
+"""What is imported is declared, and the lowest versions that are allowed are older than those that are pinned."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import lowest
+import pytest
+from packaging.version import Version
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+ALONG = {"fsspec": "ray", "backports": "backports.zstd"}  # modules of other libraries, or of other names
+
+
+def name_of(requirement: str) -> str:
+    return re.split(r"[\[>;]", requirement)[0].replace("_", "-").lower()
+
+
+def imported() -> set[str]:
+    modules = set()
+    for path in (ROOT / "batchgen").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                modules.add(str(node.module).split(".")[0])
+            elif isinstance(node, ast.Import):
+                modules |= {alias.name.split(".")[0] for alias in node.names}
+    return modules - set(sys.stdlib_module_names) - {"batchgen"}
+
+
+def test_what_is_imported_is_declared() -> None:
+    declared = {
+        name_of(line) for line in [*PROJECT["dependencies"], *EXTRAS["parquet"], *EXTRAS["zstd"], *EXTRAS["ray"]]
+    }
+    assert {ALONG.get(module, module).replace("_", "-").lower() for module in imported()} <= declared
+
+
+def test_what_is_declared_is_imported() -> None:
+    assert {name_of(line) for line in PROJECT["dependencies"]} <= {module.replace("_", "-") for module in imported()}
+
+
+@pytest.mark.parametrize("line", lowest.lowest(PROJECT, [*EXTRAS]))
+def test_a_floor_is_not_above_what_is_pinned(line: str) -> None:
+    name, _, floor = line.partition(";")[0].partition("==")
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {name_of(pin.partition("==")[0]): pin.partition("==")[2] for pin in pins if "==" in pin}
+    if name_of(name) in pinned:  # the peers of the benchmarks are not
+        assert Version(floor) <= Version(pinned[name_of(name)])
+
+
+def test_machines_with_a_gpu_of_this_year_are_allowed() -> None:
+    floors = dict(line.split("==") for line in lowest.lowest(PROJECT, []))
+    assert Version(floors["torch"]) <= Version("2.11")
+    assert Version(floors["transformers"]) <= Version("5.17")
