@@ -8,7 +8,7 @@ LOWEST := .venv-lowest
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-lowest test-slow test-browser test-ray torture train-check docs lint types fmt check dist clean
+.PHONY: help run test test-lowest test-slow test-browser test-ray torture train-check gpu-check docs lint types fmt check dist clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,12 @@ docs: $(READY)  ## rerun the commands in README.md and docs/masks.md, and write 
 
 train-check: $(READY)  ## the recipe of the bundled model, for a minute, on a made-up corpus
 	$(BIN)/python -m pytest tests/test_train_bundled.py
+
+# Its own torch is a GPU box's best: no environment is made for a Python that imports torch and transformers.
+HAS_TORCH = $(shell $(PYTHON) -c 'import torch, transformers' >/dev/null 2>&1 && echo yes)
+gpu-check:  ## parity, speed, memory, back-off on a GPU, in 8 minutes; PYTHON=… with torch and transformers
+	@if [ "$(HAS_TORCH)" = yes ]; then $(PYTHON) -m benchmarks.gpu_check $(GPU_CHECK); \
+	else $(MAKE) --no-print-directory $(READY) && $(BIN)/python -m benchmarks.gpu_check $(GPU_CHECK); fi
 
 lint: $(READY)  ## style and formatting
 	$(BIN)/ruff check .
