@@ -146,9 +146,9 @@ class ContinuousEngine:
                 if row.slot:
                     self.slot_model.cache.close(row.slot)
             self.slot_model.cache.shrink([])
-        self._waiting.clear()
-        self._running.clear()
-        self._prefills.clear()
+        for queue in (self._waiting, self._running, self._finished, self._prefills):
+            queue.clear()
+        self._owes_step = False
 
     # Rows that wait.
 
@@ -215,7 +215,7 @@ class ContinuousEngine:
             choices = self.sampler.choose(logits, [row.sequence for row in rows])
         except BaseException:
             for slot in slots:
-                self.slot_model.cache.close(slot)
+                self.slot_model.cache.close(slot, is_broken=True)  # for all that is known
             raise
         longest = max(len(row.sequence.token_ids) for row in rows)
         for row, slot in zip(rows, slots, strict=True):
@@ -224,8 +224,8 @@ class ContinuousEngine:
             row.sequence.batch_index, row.sequence.padded_length = self._batches, longest
         self._running += rows
         self._batches += 1
-        self._owes_step = True
         self._append(rows, choices)
+        self._owes_step = bool(self._running)
         self._has_finished = bool(self._finished)
         if self._has_finished:
             self._prefills.clear()

@@ -109,6 +109,8 @@ class SlotCache(Cache):  # type: ignore[misc]
         for slot in begun:
             slot.num_columns -= 1
             self.mask[slot.pages[-1], slot.num_columns % PAGE] = HIDDEN
+            for layer in self.layers:  # what a failed forward wrote may be no number
+                layer.zero([slot.pages[-1]], slot.num_columns % PAGE)
             if slot.num_columns % PAGE == 0:
                 heapq.heappush(self._free, slot.pages.pop())
 

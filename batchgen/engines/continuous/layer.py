@@ -61,12 +61,15 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
                 new[:used] = old[:used]
                 setattr(self, name, new)
 
-    def zero(self, pages: Iterable[int]) -> None:
-        """Forgets what is in pages: what is not a number there would spoil other rows' sums, through 0 * NaN."""
+    def zero(self, pages: Iterable[int], column: int | slice = slice(None)) -> None:
+        """Forgets what is in pages, or in one column of them: what is not a number would spoil other rows' sums.
+
+        A hidden column has a weight of 0, and 0 * NaN is NaN.
+        """
         if self.is_initialized:
             index = list(pages)
-            self.keys[index] = 0
-            self.values[index] = 0
+            self.keys[index, :, column] = 0
+            self.values[index, :, column] = 0
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> tuple[Any, Any]:
         """Writes keys and values `[B, Hkv, T, D]` where the forward's view says.
