@@ -36,7 +36,10 @@ def live_bytes(config: PretrainedConfig, rows: int, columns: int) -> int:
     ids = torch.ones(rows, columns, dtype=torch.int64)
     mask = ids.clone()
     mask[0, 0] = 0
-    with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record:
+    with (
+        torch.inference_mode(),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record,
+    ):
         network(input_ids=ids, attention_mask=mask, position_ids=ids, use_cache=True, logits_to_keep=1)
     events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
     total = peak = 0

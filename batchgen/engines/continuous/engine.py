@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import accumulate, islice, takewhile
 
 import torch
@@ -18,41 +17,18 @@ import torch
 from batchgen.engines.continuous.memory import pages_of, prefill_rows
 from batchgen.engines.continuous.prefixes import shared_prefixes, twins
 from batchgen.engines.continuous.room import SlotRoom
+from batchgen.engines.continuous.rows import Opening, SlotRow
 from batchgen.engines.continuous.slot_model import SlotModel
-from batchgen.engines.continuous.slots import Prefix, Slot
+from batchgen.engines.continuous.slots import Slot
 from batchgen.engines.sampling.sampler import Sampler
 from batchgen.errors import failures_in_one_line, is_out_of_memory
 from batchgen.planning.backoff import Backoff, release
 from batchgen.planning.batches import longest_first, plan_prefills, step_work
 from batchgen.planning.memory import BatchLimits
-from batchgen.records import EngineStats, SamplingParams, Sequence
+from batchgen.records import EngineStats, Sequence
 
 # A prefill of one row reads all weights, as a step does: rows wait until so large a part of the slots is free.
 REFILL_SHARE = 16
-
-
-@dataclass(slots=True, eq=False)
-class _Opening:
-    """Tokens that several rows begin with; their keys and values are computed when the first row is prefilled."""
-
-    token_ids: list[int]
-    prefix: Prefix | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Row:
-    """A sequence, and its slot while it has one."""
-
-    sequence: Sequence
-    twins: list[Sequence]
-    opening: _Opening | None = None
-    slot: Slot | None = None
-
-    @property
-    def length(self) -> tuple[int, SamplingParams]:
-        """Prompt tokens behind the opening, and options: what its memory depends on."""
-        shared = len(self.opening.token_ids) if self.opening else 0
-        return self.sequence.num_prompt_tokens - shared, self.sequence.sampling
 
 
 class ContinuousEngine:
@@ -79,8 +55,8 @@ class ContinuousEngine:
         self._first_window = self.most_slots
         self._batches = self._decode_work = self._new_tokens = 0
         self._prefill_s = self._decode_s = 0.0
-        self._waiting: deque[_Row] = deque()
-        self._running: list[_Row] = []
+        self._waiting: deque[SlotRow] = deque()
+        self._running: list[SlotRow] = []
         self._finished: list[Sequence] = []
         self._prefills: deque[int] = deque()  # rows of each that is planned
         self._owes_step = False  # rows were prefilled, and those that run have not made a step since
@@ -152,13 +128,13 @@ class ContinuousEngine:
 
     # Rows that wait.
 
-    def _group(self, sequences: list[Sequence]) -> list[list[_Row]]:
+    def _group(self, sequences: list[Sequence]) -> list[list[SlotRow]]:
         others = {id(lead): rest for lead, *rest in twins(sequences)} if self.share else {id(s): [] for s in sequences}
         leads = [sequence for sequence in sequences if id(sequence) in others]
         groups = []
         for num_tokens, group in shared_prefixes(leads) if self.share else [(0, leads)]:
-            opening = _Opening(group[0].input_ids[:num_tokens]) if num_tokens else None
-            groups.append([_Row(sequence, others[id(sequence)], opening) for sequence in longest_first(group)])
+            opening = Opening(group[0].input_ids[:num_tokens]) if num_tokens else None
+            groups.append([SlotRow(sequence, others[id(sequence)], opening) for sequence in longest_first(group)])
         return [group for group in groups if group]
 
     def _has_room(self) -> bool:
@@ -176,7 +152,7 @@ class ContinuousEngine:
             self._prefill_s += time.perf_counter() - started
         return bool(self._prefills)
 
-    def _next_rows(self) -> list[_Row]:
+    def _next_rows(self) -> list[SlotRow]:
         """Waiting rows with the first one's opening, as many as there are slots and bytes for."""
         head = self._waiting[0].opening
         alike = takewhile(lambda row: row.opening is head, self._waiting)
@@ -203,7 +179,7 @@ class ContinuousEngine:
 
     # One forward.
 
-    def _prefill(self, rows: list[_Row]) -> None:
+    def _prefill(self, rows: list[SlotRow]) -> None:
         """Fills slots for the first waiting rows, and chooses each one's next token; if that fails they still wait."""
         started = time.perf_counter()
         opening = rows[0].opening
@@ -250,7 +226,7 @@ class ContinuousEngine:
         self._decode_s += time.perf_counter() - started
         self._decode_work += step_work(len(rows))
 
-    def _append(self, rows: list[_Row], tokens: list[int | None]) -> None:
+    def _append(self, rows: list[SlotRow], tokens: list[int | None]) -> None:
         """Gives rows their tokens, and retires those that are finished; None is a row that is broken."""
         for row, token in zip(rows, tokens, strict=True):
             if token is None:
@@ -266,7 +242,7 @@ class ContinuousEngine:
             if not self._waiting:
                 self.slot_model.cache.compact([row.slot for row in self._running if row.slot])
 
-    def _leave(self, row: _Row) -> None:
+    def _leave(self, row: SlotRow) -> None:
         """A finished row goes out with its twins, and its slot is free."""
         if row.slot:
             self.slot_model.cache.close(row.slot, is_broken=row.sequence.error is not None)

@@ -16,7 +16,7 @@ LOG2_E = math.log2(math.e)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Part:
+class Share:
     """Attention of some rows to some of their columns: the highest score, the sum of exp(score - it), the weighted sum.
 
     rows `[U]` says whose each is; peak and total `[U, Hkv, G, 1]`, sums `[U, Hkv, G, D]`, all float32.
@@ -30,7 +30,7 @@ class Part:
 
 def attend_pages(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, row_of_page: torch.Tensor, mask: torch.Tensor
-) -> Part:
+) -> Share:
     """One product over all pages of all rows.
 
     query `[B, Hkv, G, D]`, keys and values `[U, Hkv, PAGE, D]`, row_of_page `[U]`; mask `[U, PAGE]` is added to the
@@ -44,10 +44,10 @@ def attend_pages(
     weights = _exp_(scores.sub_(peak))
     total = weights.sum(-1, keepdim=True)
     sums = torch.bmm(weights.to(values.dtype).flatten(0, 1), values.flatten(0, 1))  # [U * Hkv, G, D]
-    return Part(row_of_page, peak, total, sums.unflatten(0, (used, kv_heads)).float())  # type: ignore[no-untyped-call]
+    return Share(row_of_page, peak, total, sums.unflatten(0, (used, kv_heads)).float())  # type: ignore[no-untyped-call]
 
 
-def attend_prefix(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, sharing: list[int]) -> Part:
+def attend_prefix(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, sharing: list[int]) -> Share:
     """One product for all rows that share a prefix: query `[B, Hkv, G, D]`, keys and values `[Hkv, P, D]`."""
     rows = torch.tensor(sharing, device=query.device)
     kv_heads, group = query.shape[1:3]
@@ -61,14 +61,14 @@ def attend_prefix(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
     def by_row(part: torch.Tensor) -> torch.Tensor:
         return part.view(kv_heads, len(sharing), group, -1).transpose(0, 1)
 
-    return Part(rows, by_row(peak), by_row(total), by_row(sums))
+    return Share(rows, by_row(peak), by_row(total), by_row(sums))
 
 
-def merge(parts: list[Part], rows: int) -> torch.Tensor:
+def merge(parts: list[Share], rows: int) -> torch.Tensor:
     """The rows' attention `[B, Hkv, G, D]`, from parts that were each scaled by a peak of their own."""
     part = parts[0]
     if len(parts) > 1:
-        part = Part(*(torch.cat([getattr(p, name) for p in parts]) for name in ("rows", "peak", "total", "sums")))
+        part = Share(*(torch.cat([getattr(p, name) for p in parts]) for name in ("rows", "peak", "total", "sums")))
     shape = (rows, *part.peak.shape[1:])
     index = part.rows.view(-1, 1, 1, 1).expand_as(part.peak)
     peak = part.peak.new_full(shape, -torch.inf).scatter_reduce_(0, index, part.peak, "amax")  # [B, Hkv, G, 1]
