@@ -193,8 +193,8 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_screen_names_everything(prompts: Path) -> None:
-    result = plan(prompts, env={"COLUMNS": "80"})
+def test_the_screen_names_everything(prompts: Path, tmp_path: Path) -> None:
+    result = plan(prompts, env={"COLUMNS": "80", "XDG_CACHE_HOME": str(tmp_path)})
     assert result.exit_code == 0
     assert result.stderr == ""
     lines = result.stdout.splitlines()
@@ -239,8 +239,8 @@ def test_a_tied_output_layer_counts_again_where_it_may_be_packed() -> None:
     assert 0 < slots["packed_bytes"] < slots["weights_bytes"]
 
 
-def test_json_has_every_fact(prompts: Path) -> None:
-    facts = json.loads(plan(prompts, "--json").stdout)
+def test_json_has_every_fact(prompts: Path, tmp_path: Path) -> None:
+    facts = json.loads(plan(prompts, "--json", env={"XDG_CACHE_HOME": str(tmp_path)}).stdout)
     assert (facts["rows"], facts["blank_lines"], facts["num_bad_rows"]) == (3, 1, 1)
     assert facts["planned"] == {"batches": 1, "columns": 10, "pads": 2, "share": 0.2}
     assert facts["largest"]["memory"]["total"] > facts["largest"]["memory"]["kv_cache"] > 0

@@ -8,6 +8,8 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from batchgen.runs import equipment, output
@@ -283,7 +285,7 @@ def test_what_a_format_needs_is_asked_for_before_a_model_is_loaded(
 def test_what_an_input_needs_is_asked_for_before_a_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "rows.parquet").write_bytes(b"PAR1")
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["My dog is"]}), tmp_path / "rows.parquet")
     monkeypatch.setattr("batchgen.formats.extras.MODULES", {"parquet": ("nowhere",), "zstd": ("nowhere",)})
     line = failure(invoke("run", tmp_path / "rows.parquet", "--model", "no-such-model"), 1)
     assert "rows.parquet: Parquet needs another package" in line
