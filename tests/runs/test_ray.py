@@ -136,7 +136,7 @@ def test_a_local_cluster_gives_the_rows_of_the_plain_run(prompts: Path, tmp_path
     assert only_ours(result.stderr), result.stderr
     assert lines_of(output) == plain.read_text().splitlines()
     assert "in 2 workers on Ray (cpu)" in result.stderr
-    assert "rows failed, the first with id 30" in result.stderr
+    assert f"rows failed, the first: {prompts}/a.jsonl:31: not valid JSON" in result.stderr
 
 
 def test_samples_are_the_same_too(address: str, prompts: Path, tmp_path: Path) -> None:
