@@ -6,12 +6,10 @@ answer.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from hashlib import blake2b
 from typing import Any
 
 from batchgen.errors import InputError
@@ -21,10 +19,10 @@ from batchgen.formats.jsonl import JsonLine, read_values
 from batchgen.formats.messages import BESIDE, read_conversation
 from batchgen.formats.row_options import row_keys
 from batchgen.formats.rows import REPLACED, ReadOptions, Row
+from batchgen.formats.seen_ids import SeenIds
 from batchgen.records import Conversation, Message, SamplingParams, options_of
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-CACHE_KIB = 65_536  # of the ids that came before; more of them go to a file
 KEYS = {"custom_id", "method", "url", "body"}
 # Options of a body that are called otherwise here; all others are called as a row's own are.
 RENAMED = {
@@ -65,28 +63,6 @@ def read_openai_batch(content: Content, options: ReadOptions) -> Iterator[Row]:
 def is_openai_batch(value: object) -> bool:
     """Whether a file's first JSON value begins such a file."""
     return isinstance(value, dict) and "custom_id" in value and "body" in value
-
-
-class SeenIds:
-    """Which ids came before, and where; 8 bytes of each, in a database that leaves memory where it grows large."""
-
-    def __init__(self) -> None:
-        # Without a name it is private, in a file that nobody sees. Rows are read in one thread, but not always this.
-        self._places = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-        self._places.execute("PRAGMA journal_mode = OFF")
-        self._places.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-        self._places.execute("BEGIN")  # and no end: nothing of it is to last
-        self._places.execute("CREATE TABLE seen (hash INTEGER PRIMARY KEY, place BLOB)")
-
-    def place_of(self, custom_id: str, source: str) -> str | None:
-        """Where an id came before; if it did not, it now has."""
-        digest = blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        key = int.from_bytes(digest, "big", signed=True)
-        place = source.encode("utf-8", "surrogatepass")
-        if self._places.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (key, place)).rowcount:
-            return None
-        [found] = self._places.execute("SELECT place FROM seen WHERE hash = ?", (key,)).fetchone()
-        return bytes(found).decode("utf-8", "surrogatepass")
 
 
 def _row(line: JsonLine, seen: SeenIds) -> Row:

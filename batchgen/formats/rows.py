@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from batchgen.errors import InputError, UsageError
 from batchgen.formats.json_values import OBJECT_BYTES, is_deeper, parse_json
 from batchgen.formats.messages import BESIDE, CHAT_FIELDS, from_cells, looks_like_messages, read_conversation
 from batchgen.formats.row_options import override
+from batchgen.formats.seen_ids import Occurrences
 from batchgen.records import LONGEST_PROMPT, Conversation, Request, RowId, SamplingParams
 
 if TYPE_CHECKING:
@@ -109,16 +110,25 @@ class Row:
     endpoint: str | None = None
 
 
-def to_requests(rows: Iterable[Row], sampling: SamplingParams, first_index: int = 0) -> Iterator[Request]:
+def to_requests(
+    rows: Iterable[Row], sampling: SamplingParams, first_index: int = 0, occurrences: Sequence[int] | None = None
+) -> Iterator[Request]:
     """Rows to Requests: numbers them, gives each its sampling, and marks those that cannot be run.
 
     A row without an id gets its index as text. One that failed gets none: it may have had an id that nobody could read,
-    and its index may be the id of another.
+    and its index may be the id of another. `occurrences` says how often each row's id came before, where these rows are
+    a part of a run; an empty one that none did.
     """
-    return (_to_request(index, row, sampling) for index, row in enumerate(rows, first_index))
+    counts = Occurrences()
+    for place, row in enumerate(rows):
+        index = first_index + place
+        if occurrences is None:
+            yield _to_request(index, row, sampling, counts.next(index, row.id))
+        else:
+            yield _to_request(index, row, sampling, occurrences[place] if occurrences else 0)
 
 
-def _to_request(index: int, row: Row, sampling: SamplingParams) -> Request:
+def _to_request(index: int, row: Row, sampling: SamplingParams, occurrence: int) -> Request:
     error, metadata = row.error or _unfit(row.prompt), row.metadata
     if is_deeper(metadata, MOST_LEVELS):  # too deep to be written again
         metadata, error = {}, error or f"nested deeper than {MOST_LEVELS} levels"
@@ -139,6 +149,7 @@ def _to_request(index: int, row: Row, sampling: SamplingParams) -> Request:
         num_bytes=row.num_bytes,
         conversation=row.conversation,
         endpoint=row.endpoint,
+        occurrence=occurrence,
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence as Rows
 from functools import partial
 from typing import TYPE_CHECKING
 
+from batchgen.model.added_ids import AddedIds, added_ids, say_left_out
 from batchgen.model.chat import Chat, Shorter, render_rows, shorten
 from batchgen.records import Batch, FieldError, Request, SamplingParams, Sequence, TooLong
 
@@ -23,7 +24,7 @@ Shorten = Callable[[Request, int], Shorter]
 
 
 def tokenize(tokenizer: Tokenizer, prompts: list[str], *, parse_special: bool = False) -> list[list[int]]:
-    """Token ids of each prompt, unpadded.
+    """Token ids of each prompt, unpadded: with what the tokenizer puts in front of every text, not what it puts behind.
 
     `<|endoftext|>` in a prompt stays text unless `parse_special` turns such marks into their special tokens.
     """
@@ -37,8 +38,8 @@ def tokenize(tokenizer: Tokenizer, prompts: list[str], *, parse_special: bool = 
         split_special_tokens=not parse_special,
         verbose=False,
     )
-    ids: list[list[int]] = encoded["input_ids"]
-    return ids
+    added = added_ids(tokenizer)
+    return [added.trim(ids, parse_special=parse_special) for ids in encoded["input_ids"]]
 
 
 def encode(
@@ -54,7 +55,8 @@ def encode(
     """Requests to sequences, `num_samples` for each, in order; a row that cannot be run comes back failed.
 
     `n_positions` is the model's limit: a prompt that leaves no room for `max_new_tokens` fails, or with
-    `too_long="truncate"` keeps its right end, and a conversation its last turns. `chat` makes prompts of conversations.
+    `too_long="truncate"` keeps its right end behind the tokenizer's own mark, and a conversation its last turns. `chat`
+    makes prompts of conversations, and says what a person should know of plain ones.
     """
     chat = chat or Chat({}, lambda: tokenizer)
     sequences: list[Sequence] = []
@@ -65,7 +67,8 @@ def encode(
             sequences.append(failed)
         else:
             drop_turns = partial(shorten, chat, parse_special=parse_special)
-            samples = _samples(request, input_ids, n_positions, too_long, drop_turns)
+            added = AddedIds() if request.conversation else added_ids(tokenizer)
+            samples = _samples(request, input_ids, added, n_positions, too_long, drop_turns)
             if vocab_size is not None and (error := _unknown_token(request.sampling, input_ids, vocab_size)):
                 samples = samples[:1]
                 samples[0].fail(error)
@@ -79,6 +82,8 @@ def _tokenize_rows(
     """Each row as it goes to the model, its prompt rendered where it is a conversation, and its token ids."""
     rows = render_rows(chat, requests, parse_special=parse_special)
     plain = [request.prompt for request, _ in rows if not request.conversation and not _unrunnable(request)]
+    if plain:
+        say_left_out(tokenizer, chat.say_once)
     token_ids = iter(tokenize(tokenizer, plain, parse_special=parse_special))
     for request, input_ids in rows:
         if request.conversation or _unrunnable(request):
@@ -115,16 +120,22 @@ def _unknown_token(sampling: SamplingParams, input_ids: list[int], vocab_size: i
 
 
 def _samples(
-    request: Request, input_ids: list[int], n_positions: int | None, too_long: TooLong, drop_turns: Shorten
+    request: Request,
+    input_ids: list[int],
+    added: AddedIds,
+    n_positions: int | None,
+    too_long: TooLong,
+    drop_turns: Shorten,
 ) -> list[Sequence]:
-    error, cut = _check_length(len(input_ids), request.sampling.max_new_tokens, n_positions, too_long)
+    num_fixed = added.num_in_front(input_ids)
+    error, cut = _check_length(len(input_ids), num_fixed, request.sampling.max_new_tokens, n_positions, too_long)
     num_dropped = 0
     if cut and request.conversation:
         shorter, whole = drop_turns(request, len(input_ids) - cut), len(input_ids)
         request, input_ids, error = shorter.request, list(shorter.input_ids), shorter.error
         num_dropped, cut = shorter.num_dropped_messages, whole - len(input_ids)
     else:
-        input_ids = input_ids[cut:]
+        input_ids = added.cut(input_ids, cut)
     if error:
         failed = Sequence(request, 0, input_ids)
         failed.fail(request.located(error))
@@ -136,15 +147,15 @@ def _samples(
 
 
 def _check_length(
-    num_tokens: int, max_new_tokens: int, n_positions: int | None, too_long: TooLong
+    num_tokens: int, num_fixed: int, max_new_tokens: int, n_positions: int | None, too_long: TooLong
 ) -> tuple[str | None, int]:
-    """What is wrong with the row's length, and how many tokens to cut off its left end."""
+    """What is wrong with the row's length, and how many tokens to cut off its left end, behind `num_fixed` ones."""
     if not num_tokens:
         return "the prompt has no tokens", 0
     if n_positions is None or num_tokens + max_new_tokens <= n_positions:
         return None, 0
     room = n_positions - max_new_tokens
-    if room < 1:
+    if room < 1 + num_fixed:
         return f"{max_new_tokens} new tokens leave no room for a prompt: the model holds {n_positions} positions", 0
     if too_long == "truncate":
         return None, num_tokens - room

@@ -53,7 +53,8 @@ class Request:
 
     A row is a `prompt`, or a `conversation`, whose prompt is what the chat template makes of it.
     `id` is None for a row that could not be read far enough to know it. `source` is its file and line,
-    `prompts.txt:12`; None for what was given without a file.
+    `prompts.txt:12`; None for what was given without a file. `occurrence` says how often its id came before in the run:
+    such rows have the same id, and samples of their own.
     """
 
     index: int
@@ -66,6 +67,7 @@ class Request:
     conversation: Conversation | None = None
     endpoint: str | None = None
     num_bytes: int = 0  # about what its columns take in memory, where a reader has counted them
+    occurrence: int = 0
 
     @property
     def messages(self) -> tuple[Message, ...]:

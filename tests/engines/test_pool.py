@@ -221,9 +221,9 @@ def test_two_workers_give_the_bytes_of_one_process(tmp_path: Path) -> None:
     prompts = tmp_path / "rows.jsonl"
     samplings = [{}, {"temperature": 0.9, "top_k": 20}, {"temperature": 1.2, "min_p": 0.05}, {"max_new_tokens": 3}]
     rows = [
-        {"id": i, "prompt": f"Once upon a time {'there was ' * (i % 5)}a", "sampling": samplings[i % 4]}
+        {"id": i % 50, "prompt": f"Once upon a time {'there was ' * (i % 5)}a", "sampling": samplings[i % 4]}
         for i in range(60)
-    ]
+    ]  # ids that come again draw other numbers, in whichever worker
     prompts.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"id": "bad"}, {"id": "last", "prompt": "A"}]))
     one, two, stats = tmp_path / "one.jsonl", tmp_path / "two.jsonl", tmp_path / "stats.json"
     assert run(prompts, "-o", one).exit_code == 3

@@ -172,6 +172,14 @@ def test_uniforms_are_spread_and_differ_by_every_part_of_the_key() -> None:
     assert mean == pytest.approx(0.5, abs=0.03)
 
 
+def test_the_first_row_of_an_id_has_the_numbers_that_it_has_alone_and_later_ones_have_others() -> None:
+    first = uniforms(3, "a", 1, 5, 4)
+    assert first == [0.7657192657934502, 0.1875844943569973, 0.14630111341830343, 0.07902570173610002]
+    assert uniforms(3, "a", 1, 5, 4, occurrence=0) == first
+    later = [uniforms(3, "a", 1, 5, 4, occurrence=number) for number in range(1, 12)]
+    assert len({tuple(numbers) for numbers in [first, *later]}) == 12
+
+
 def short_rows(*prompts: str, **sampling: object) -> list[Sequence]:
     return [Sequence(request, 0, [1, 2, 3]) for request in requests_of(prompts, **sampling)]
 

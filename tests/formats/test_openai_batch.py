@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from batchgen.errors import InputError
-from batchgen.formats.openai_batch import SeenIds
 from batchgen.formats.reading import ReadOptions, Source, find_sources, read_requests
 from batchgen.formats.templates import Template
 from batchgen.formats.writing import WRITERS, WriteOptions
@@ -167,13 +166,6 @@ def test_an_id_that_came_before_fails_and_names_the_first(tmp_path: Path) -> Non
         "batch.jsonl:3: the custom_id is that of batch.jsonl:1 too",
         "batch.jsonl:4: the custom_id is that of batch.jsonl:1 too",
     ]  # fmt: skip
-
-
-def test_ids_are_compared_also_where_they_are_odd() -> None:
-    seen = SeenIds()
-    ids = ["", "\0", "a", "a ", "\ud800", "\udfff", "é", "e\u0301"]
-    assert [seen.place_of(custom_id, f"x:{n}") for n, custom_id in enumerate(ids)] == [None] * len(ids)
-    assert [seen.place_of(custom_id, "later") for custom_id in ids] == [f"x:{n}" for n in range(len(ids))]
 
 
 def test_other_keys_of_a_request_are_metadata(tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from batchgen.errors import InputError, UsageError
 from batchgen.formats.reading import ReadOptions, find_sources, read_requests
+from batchgen.formats.templates import Template
 from batchgen.records import Request, SamplingParams
-from batchgen.runs.ray.cut import choose_part_rows, cut_file, make_parts, read_part
+from batchgen.runs.ray.cut import choose_part_rows, cut_file, make_parts
+from batchgen.runs.ray.file_parts import number_ids, read_part
 from batchgen.runs.ray.inputs import InputFile, find_files
 
 PARAMS, OPTIONS = SamplingParams(), ReadOptions()
@@ -35,7 +37,8 @@ def whole(files: Iterable[Path]) -> list[Request]:
 
 def in_parts(files: Iterable[Path], every: int = 1, part_rows: int = 1, limit: int | None = None) -> list[Request]:
     cuts = [cut_file(file, OPTIONS, every) for file in find_files([str(file) for file in files])]
-    return [row for part in make_parts(cuts, part_rows, limit) for row in read_part(part, PARAMS, OPTIONS)]
+    parts = number_ids(make_parts(cuts, part_rows, limit), OPTIONS)
+    return [row for part in parts for row in read_part(part, PARAMS, OPTIONS)]
 
 
 @given(lines=st.lists(st.sampled_from(LINES), max_size=30), bom=st.booleans(), part_rows=st.integers(1, 9))
@@ -97,6 +100,24 @@ def test_a_limit_ends_the_last_part(tmp_path: Path) -> None:
     file = tmp_path / "rows.txt"
     file.write_text("row\n" * 20)
     assert in_parts([file], 4, 4, limit=10) == whole([file])[:10]
+
+
+def test_an_id_that_came_in_an_earlier_part_or_file_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("no ids here\n" * 3)
+    (tmp_path / "b.jsonl").write_text('{"prompt": "x", "id": "same"}\n' * 3 + '{"prompt": "x", "id": 1}\n')
+    (tmp_path / "c.csv").write_text("prompt,id\nx,same\nx,\nx,1\n")
+    files = [tmp_path / name for name in ("a.txt", "b.jsonl", "c.csv")]
+    rows = in_parts(files)
+    assert [row.occurrence for row in rows] == [0, 0, 0, 0, 1, 2, 1, 3, 0, 2]
+    assert rows == whole(files)
+
+
+def test_counting_ids_needs_no_text_of_a_template(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("question,id\nwhy?,a\nhow?,a\n")
+    options = ReadOptions(template=Template("{{ question }} {{ 1 / 0 }}"))
+    parts = number_ids(make_parts([cut_file(*find_files([str(file)]), options, 1)], 1), options)
+    assert [part.occurrences for part in parts] == [(), (1,)]
 
 
 def test_rows_of_a_part_can_be_read_apart(tmp_path: Path) -> None:

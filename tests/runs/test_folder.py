@@ -10,7 +10,7 @@ import pytest
 
 from batchgen.errors import OutputError
 from batchgen.records import Result
-from batchgen.runs.ray.cut import FilePart
+from batchgen.runs.ray.file_parts import FilePart
 from batchgen.runs.ray.folder import OutputFolder, Piece
 from batchgen.runs.ray.inputs import InputFile
 

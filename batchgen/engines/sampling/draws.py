@@ -28,13 +28,20 @@ def num_levels(vocab_size: int) -> int:
     return max(1, (vocab_size - 1).bit_length())
 
 
-def uniforms(seed: int, row_id: RowId | None, sample_index: int, step: int, count: int) -> list[float]:
+def uniforms(
+    seed: int, row_id: RowId | None, sample_index: int, step: int, count: int, *, occurrence: int = 0
+) -> list[float]:
     """The random numbers in (0, 1) of this row, sample and step: a keyed hash, not a stream.
+
+    `occurrence` tells rows with one id apart: the first, 0, has what it would have alone.
 
     >>> uniforms(0, "a", 0, 0, 2) == uniforms(0, "a", 0, 0, 3)[:2] != uniforms(1, "a", 0, 0, 2)
     True
+    >>> uniforms(0, "a", 0, 0, 2) == uniforms(0, "a", 0, 0, 2, occurrence=1)
+    False
     """
-    key = "\0".join((str(seed), str(sample_index), str(step), str(row_id)))
+    keyed = f"{seed}#{occurrence}" if occurrence else str(seed)
+    key = "\0".join((keyed, str(sample_index), str(step), str(row_id)))
     digest = shake_128(key.encode("utf-8", "surrogatepass")).digest(4 * count)
     return [(number + 0.5) * 2.0**-32 for number in unpack(f">{count}I", digest)]
 

@@ -205,6 +205,12 @@ def _decide_sampled(logits: torch.Tensor, sequences: Rows[Sequence]) -> torch.Te
 
 
 def _uniforms(sequences: Rows[Sequence], vocab_size: int) -> torch.Tensor:
-    count = num_levels(vocab_size)
-    numbers = [uniforms(s.sampling.seed, s.request.id, s.sample_index, s.num_output_tokens, count) for s in sequences]
+    numbers = [_numbers(sequence, num_levels(vocab_size)) for sequence in sequences]
     return torch.tensor(numbers, dtype=torch.float64)  # [B, levels]
+
+
+def _numbers(sequence: Sequence, count: int) -> list[float]:
+    """The random numbers for a row's next token."""
+    request, seed = sequence.request, sequence.sampling.seed
+    step = sequence.num_output_tokens
+    return uniforms(seed, request.id, sequence.sample_index, step, count, occurrence=request.occurrence)

@@ -9,24 +9,15 @@ import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import chain, islice
 from typing import Any, cast
 
 from batchgen.formats.compression import unpack
 from batchgen.formats.content import Content, Line
 from batchgen.formats.delimited import DELIMITERS, data_records
 from batchgen.formats.parquet import row_groups
-from batchgen.formats.reading import (
-    ReadOptions,
-    choose_format,
-    read_content,
-    read_parquet_groups,
-    to_requests,
-    warn_of_option_columns,
-)
-from batchgen.formats.rows import Row
+from batchgen.formats.reading import ReadOptions, choose_format, read_content
 from batchgen.formats.sniff import WHOLE
-from batchgen.records import Request, SamplingParams
+from batchgen.runs.ray.file_parts import FilePart, Header
 from batchgen.runs.ray.inputs import InputFile
 
 # Where a part may begin: every so many rows. Parts have a multiple of that, so that each worker gets about as many.
@@ -36,27 +27,6 @@ PARTS_A_WORKER = 16
 BUFFER = 2**20
 NOT_LINES = {"json", WHOLE}
 UNCUT = {*NOT_LINES, "openai-batch"}  # whose ids must differ all through the file
-
-
-Header = tuple[tuple[int, bytes], ...]  # numbered lines
-
-
-@dataclass(frozen=True, slots=True)
-class FilePart:
-    """Consecutive rows of one file. `offset` bytes and `first_line` say where the first begins, in Parquet its `group`.
-
-    `header` are a table's first lines, which its rows need.
-    """
-
-    number: int
-    file: InputFile
-    form: str
-    first_index: int
-    num_rows: int
-    offset: int = 0
-    first_line: int = 1
-    header: Header = ()
-    group: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,31 +214,3 @@ def _spaced(marks: tuple[_Mark, ...], part_rows: int) -> list[_Mark]:
         if mark.row - spaced[-1].row >= part_rows:
             spaced.append(mark)
     return spaced
-
-
-def read_part(
-    part: FilePart,
-    sampling: SamplingParams,
-    options: ReadOptions,
-    start: int = 0,
-    stop: int | None = None,
-    say: Callable[[str], None] = lambda line: None,
-) -> Iterator[Request]:
-    """The part's requests from its row `start` to before its row `stop`, with their indices over all inputs."""
-    with part.file.open() as stream:
-        rows = warn_of_option_columns(_read(part, stream, options), options, say)
-        requests = to_requests(rows, sampling, part.first_index)
-        yield from islice(requests, start, part.num_rows if stop is None else stop)
-
-
-def _read(part: FilePart, stream: io.BufferedReader, options: ReadOptions) -> Iterator[Row]:
-    if part.form == "parquet":
-        unpacked = unpack(stream, part.file.name, part.file.packing)
-        return read_parquet_groups(Content(part.file.name, unpacked), options, part.group, part.first_line - 1)
-    if part.offset:
-        stream.seek(part.offset)
-        content = Content(part.file.name, stream, first_line=part.first_line)
-        content.lines = chain(part.header, content.lines)
-    else:
-        content = Content(part.file.name, unpack(stream, part.file.name, part.file.packing))
-    return read_content(content, part.form, options)

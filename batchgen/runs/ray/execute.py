@@ -25,7 +25,8 @@ from batchgen.runs.manifest import Manifest, model_facts, shown_hash
 from batchgen.runs.observer import Observer
 from batchgen.runs.ray.cluster import Cluster, Size
 from batchgen.runs.ray.connection import connect
-from batchgen.runs.ray.cut import GRAIN, CutFile, FilePart, choose_part_rows, cut_file, make_parts
+from batchgen.runs.ray.cut import GRAIN, CutFile, choose_part_rows, cut_file, make_parts
+from batchgen.runs.ray.file_parts import FilePart, number_ids
 from batchgen.runs.ray.folder import MANIFEST, NAME, WRITING, OutputFolder, Piece
 from batchgen.runs.ray.inputs import InputFile, find_files, is_url
 from batchgen.runs.ray.pieces import ClusterPieces
@@ -151,7 +152,8 @@ class RayRun:
         part_rows = self.on.part_rows or begun or choose_part_rows(num_rows, self.pieces.size.workers)
         self._note(cuts, part_rows)
         self.num_blanks = sum(cut.num_blanks for cut in cuts)
-        self.parts = make_parts(cuts, part_rows, self.on.limit)
+        with self.observer.waiting("counting ids"):
+            self.parts = list(number_ids(make_parts(cuts, part_rows, self.on.limit), self.job.prompts.reading))
 
     def _note(self, cuts: list[CutFile], part_rows: int) -> None:
         output_form = self.job.output_form

@@ -19,7 +19,7 @@ from uuid import uuid4
 from batchgen.errors import OutputError
 from batchgen.formats.writing import WRITERS, WriteOptions
 from batchgen.records import Result
-from batchgen.runs.ray.cut import FilePart
+from batchgen.runs.ray.file_parts import FilePart
 from batchgen.runs.ray.inputs import filesystem_of, is_url, reason_of
 
 MANIFEST = "_batchgen.json"

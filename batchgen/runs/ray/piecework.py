@@ -15,7 +15,7 @@ from batchgen.model.find import Say
 from batchgen.model.stops import watch_stops
 from batchgen.pipeline import Pipeline
 from batchgen.records import ChatOptions, EngineStats, RowId, RunStats, SamplingParams, Sequence, TooLong
-from batchgen.runs.ray.cut import read_part
+from batchgen.runs.ray.file_parts import read_part
 from batchgen.runs.ray.folder import OutputFolder, Piece
 
 

@@ -1,0 +1,78 @@
+"""Ids that a tokenizer's post-processor adds to each text: those in front are kept, those behind are left out.
+
+A mark in front (bos) is what the model expects of every prompt. A mark behind (eos, sep) says that the text is over: a
+model that is to go on with it must not see that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from batchgen.model.tokenizer import Tokenizer
+
+PROBES = ("a", "1 b")  # two texts, so that no piece of either is taken for a mark
+
+
+@dataclass(frozen=True, slots=True)
+class AddedIds:
+    """What stands in front of the tokens of each text, and behind them."""
+
+    front: tuple[int, ...] = ()
+    behind: tuple[int, ...] = ()
+
+    def trim(self, input_ids: list[int], *, parse_special: bool = False) -> list[int]:
+        """A text's ids without those behind; what is in front is there once.
+
+        With `parse_special` a text may begin with the mark itself, and so has it already.
+
+        >>> AddedIds((1,), (2,)).trim([1, 1, 7, 2], parse_special=True)
+        [1, 7]
+        """
+        end = len(input_ids) - len(self.behind)
+        ids = input_ids[:end] if self.behind and tuple(input_ids[end:]) == self.behind else input_ids
+        twice = self._num_written(ids) if parse_special else 0
+        return ids[twice:]
+
+    def _num_written(self, ids: list[int]) -> int:
+        """How many of the ids in front the text has itself, right behind those that were added."""
+        size = len(self.front)
+        if tuple(ids[:size]) != self.front:
+            return 0
+        return size if size and tuple(ids[size : 2 * size]) == self.front else 0
+
+    def cut(self, input_ids: list[int], num_tokens: int) -> list[int]:
+        """A text's ids without `num_tokens` of its first ones; those in front stay."""
+        size = self.num_in_front(input_ids)
+        return input_ids[:size] + input_ids[size + num_tokens :]
+
+    def num_in_front(self, input_ids: list[int]) -> int:
+        size = len(self.front)
+        return size if tuple(input_ids[:size]) == self.front else 0
+
+
+@lru_cache(maxsize=8)
+def added_ids(tokenizer: Tokenizer) -> AddedIds:
+    """What a tokenizer adds to every text; nothing where that differs from text to text."""
+    found = {_around(tokenizer, probe) for probe in PROBES}
+    return found.pop() or AddedIds() if len(found) == 1 else AddedIds()
+
+
+def _around(tokenizer: Tokenizer, text: str) -> AddedIds | None:
+    bare = list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    whole = list(tokenizer(text, split_special_tokens=True)["input_ids"])
+    num_more = len(whole) - len(bare)
+    for start in range(num_more + 1):
+        if bare and whole[start : start + len(bare)] == bare:
+            return AddedIds(tuple(whole[:start]), tuple(whole[start + len(bare) :]))
+    return None
+
+
+def say_left_out(tokenizer: Tokenizer, say: Callable[[str], object]) -> None:
+    """Says which tokens behind every prompt are left out, where there are any."""
+    if behind := added_ids(tokenizer).behind:
+        names = " ".join(tokenizer.convert_ids_to_tokens(list(behind)))
+        say(f"the tokenizer adds {names} behind every text: left out of prompts, so that the model continues them")
