@@ -18,7 +18,7 @@ if sys.platform != "win32":
 # Of the cases of a check, the share that takes a few seconds.
 SHARES = {
     "fault-ulimit": 0.1, "signal-fake": 0.03, "race-start": 0.04, "race-end": 0.05, "stale": 0.07, "malformed": 0.02,
-    "terminal-fake": 0.015,
+    "terminal-fake": 0.015, "folder-modules": 0.25, "folder-settings": 1.0,
 }  # fmt: skip
 PATIENCE = 100.0  # times the limits of `make torture`, which wants a machine that has nothing else to do
 SLOW = {"kill-calls": 0.0025, "fault-calls": 0.005, "pipe": 0.02}

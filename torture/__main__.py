@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from torture import disks, endings, hostile, kills, malformed, races, stale, syscalls, terminals
+from torture import disks, endings, folders, hostile, kills, malformed, races, stale, syscalls, terminals
 from torture.lab import Check, Lab, Tally, perform
 
 CHECKS: list[Check] = [
     check
-    for module in (kills, syscalls, disks, endings, races, stale, malformed, terminals, hostile)
+    for module in (kills, syscalls, disks, endings, races, stale, malformed, terminals, hostile, folders)
     for check in module.CHECKS
 ]
 

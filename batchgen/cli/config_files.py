@@ -1,7 +1,8 @@
 """Settings from files: `batchgen.toml` in the working directory, then in the user's config folder.
 
 Knows keys and values, not what they mean; the command line checks them against its options. What a run reads and
-writes, and what lowers a guard, is never taken from a file: a folder that was downloaded may have one.
+writes, what starts processes and what lowers a guard is never taken from a file: a folder that was downloaded may have
+one.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from batchgen.errors import UsageError
 
 FILE_NAME = "batchgen.toml"
 LARGEST = 2**20  # bytes
-# What is read and how much of it, what is written or goes on, what trusts the input.
+# What is read and how much of it, what processes run, what is written or goes on, what trusts the input.
 NOT_FROM_FILES = {
-    "prompt", "template-file", "limit",
+    "prompt", "template-file", "system-file", "recursive", "limit", "workers",
     "output", "manifest", "stats", "svg", "html", "ray", "overwrite", "resume", "retry-errors", "keep-store",
     "parse-special", "csv-raw",
 }  # fmt: skip

@@ -268,3 +268,33 @@ def test_a_run_whose_workers_are_killed_and_which_is_interrupted_ends_with_the_s
     assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
     assert run(prompts, "-o", plain, "--max-new-tokens", 30, "--temperature", 0.8, "--top-k", 40).exit_code == 0
     assert output.read_bytes() == plain.read_bytes()
+
+
+def test_workers_import_nothing_from_the_working_folder(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "downloaded", tmp_path / "bin"
+    folder.mkdir()
+    elsewhere.mkdir()
+    for name in ("socket", "pickle", "signal", "runpy", "torch"):
+        (folder / f"{name}.py").write_text("open('canary', 'w')\n")
+    (elsewhere / "command.py").write_text(RUN_FAKE_WORKERS)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, elsewhere / "command.py"]
+    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert (ended.stdout, ended.returncode) == ("20 rows, PYTHONSAFEPATH None\n", 0), ended.stderr
+    assert not (folder / "canary").exists()
+
+
+RUN_FAKE_WORKERS = """
+import os
+from contextlib import closing
+from batchgen.engines import finish_all
+from batchgen.engines.pool.engine import PoolEngine
+from tests.support.fake_worker import FakeRecipe
+from tests.support.rows import rows_of
+
+if __name__ == "__main__":
+    os.environ.pop("PYTHONSAFEPATH", None)
+    with closing(PoolEngine([FakeRecipe(0.0)] * 2, 4)) as engine:
+        rows = list(finish_all(engine, rows_of([[5]] * 20)))
+    print(len(rows), "rows, PYTHONSAFEPATH", os.environ.get("PYTHONSAFEPATH"))
+"""

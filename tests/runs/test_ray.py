@@ -310,3 +310,18 @@ def test_the_models_files_go_through_the_object_store_once(
         assert (first / "config.json").read_bytes() == content
         assert files.unpack() == first
         assert ModelFiles("m", checkpoint.folder, sizes, files.files).unpack() == checkpoint.folder
+
+
+def test_workers_on_ray_import_nothing_from_the_working_folder(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "queue_of_mine.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+
+    def found() -> bool:
+        from importlib.util import find_spec
+
+        return find_spec("queue_of_mine") is not None
+
+    with connect(address):
+        assert not ray.get(ray.remote(found).remote())

@@ -11,6 +11,7 @@ from multiprocessing.process import BaseProcess
 
 from batchgen.engines.pool.parts import Part
 from batchgen.engines.pool.worker import Answer, Key, Recipe, WorkReport, key_of, work
+from batchgen.machine.children import safe_children
 from batchgen.records import EngineStats, Sequence
 
 PATIENCE_S = 2.0  # for a worker that is told to end
@@ -43,7 +44,7 @@ class Seat:
         context = get_context("spawn")  # a fork would copy this process's threads and locks, and cannot use CUDA
         self.connection, other_end = context.Pipe()
         self._process = context.Process(target=work, args=(other_end, self.recipe), daemon=True)
-        with _without_interrupts():
+        with _without_interrupts(), safe_children():  # the first start starts multiprocessing's own helper too
             self._process.start()
         other_end.close()  # so that the pipe ends with the worker
         self.is_running = self.wants = True  # what it is given waits in the pipe while it loads

@@ -72,7 +72,9 @@ class Cluster:
 
         paths = sorted(path for path in checkpoint.folder.iterdir() if path.is_file())
         files = {path.name: ray.put(path.read_bytes()) for path in paths} if self.num_machines > 1 else {}
-        return ModelFiles(checkpoint.name, checkpoint.folder, {path.name: path.stat().st_size for path in paths}, files)
+        return ModelFiles(
+            checkpoint.name, checkpoint.folder.resolve(), {path.name: path.stat().st_size for path in paths}, files
+        )
 
     def run(self, pieces: list[Piece], work: Work, model: ModelFiles, recipe: Recipe, size: Size) -> Iterator[Outcome]:
         """Runs pieces in rounds: those that workers die of are split for the next one, down to single rows.

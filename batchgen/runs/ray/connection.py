@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from batchgen.errors import BatchgenError, ClusterError, UsageError
+from batchgen.machine.children import safe_cluster
 from batchgen.model.quiet import no_logs
 from batchgen.runs.ray.cluster import LOCAL, Cluster
 
@@ -81,7 +82,8 @@ def _connected(address: str) -> Iterator[Cluster]:
 
     options = {"include_dashboard": False, "object_store_memory": LOCAL_STORE_BYTES} if address == LOCAL else {}
     try:
-        ray.init(address, log_to_driver=False, logging_level="critical", **options)
+        with safe_cluster():
+            ray.init(address, log_to_driver=False, logging_level="critical", **options)
     except Exception as error:  # noqa: BLE001 - Ray raises nearly anything
         raise _unreachable(address, (str(error).strip().splitlines() or [type(error).__name__])[0]) from None
     try:

@@ -59,7 +59,7 @@ def execute_on_ray(job: Job, on: OnRay, observer: Observer) -> Ending:
         raise UsageError(f"--device {job.model.device} is not for --ray: --gpus-per-worker says what workers run on")
     files = find_files(on.inputs, job.prompts.reading, recursive=on.recursive, say=observer.say)
     _check_notes(job, on, files)
-    folder = OutputFolder(on.output, job.output_form.form)
+    folder = OutputFolder(_absolute(on.output), job.output_form.form)
     _check_folder(folder, on)
     if find_spec("ray") is None:
         raise ClusterError("--ray needs another package: pip install 'batchgen[ray]'")
@@ -94,6 +94,11 @@ def _check_notes(job: Job, on: OnRay, files: list[InputFile]) -> None:
             raise OutputError(f"{shown} is also an input: write to another file")
         if not is_url(on.output) and Path(on.output).resolve() in path.resolve().parents:
             raise OutputError(f"{shown} is in the output's folder: write to another file")
+
+
+def _absolute(output: str) -> str:
+    """Where workers find it, which are in other folders."""
+    return output if is_url(output) else str(Path(output).resolve())
 
 
 def _check_folder(folder: OutputFolder, on: OnRay) -> None:
