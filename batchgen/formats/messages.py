@@ -61,6 +61,15 @@ def read_conversation(columns: Mapping[str, Any], name: str, prefix: str = "") -
     return conversation
 
 
+def conversation_of_prompt(prompt: str, beside: Mapping[str, Any]) -> Conversation:
+    """A plain prompt as a user's message, with the columns beside it, which may be JSON in cells.
+
+    Raises `ValueError`, one line.
+    """
+    columns = {**beside, "prompt": [{"role": "user", "content": prompt}]}
+    return read_conversation(from_cells(columns, "prompt"), "prompt")
+
+
 def from_cells(columns: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The columns of a table's row with its messages, and the fields beside them, out of the JSON in their cells."""
     parsed = dict(columns)

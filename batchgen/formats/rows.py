@@ -108,6 +108,7 @@ class Row:
     place: str | None = None
     conversation: Conversation | None = None
     endpoint: str | None = None
+    beside: dict[str, Any] = field(default_factory=dict)
 
 
 def to_requests(
@@ -150,6 +151,7 @@ def _to_request(index: int, row: Row, sampling: SamplingParams, occurrence: int)
         conversation=row.conversation,
         endpoint=row.endpoint,
         occurrence=occurrence,
+        beside=row.beside,
     )
 
 
@@ -209,7 +211,16 @@ def row_of_columns(
     except ValueError as error:
         problem = problem or str(error)
     sampling = None if "sampling" in (name, options.id_name) else columns.get("sampling")
-    return Row(prompt, row_id, metadata, problem, source, sampling, num_bytes=num_bytes, conversation=conversation)
+    return Row(
+        prompt, row_id, metadata, problem, source, sampling, num_bytes=num_bytes, conversation=conversation,
+        beside={} if is_chat else _beside(metadata, options),
+    )  # fmt: skip
+
+
+def _beside(metadata: dict[str, Any], options: ReadOptions) -> dict[str, Any]:
+    """The columns that a chat template takes; those that the prompt's own template has used are not among them."""
+    used = options.template.columns if options.template else frozenset()
+    return {key: metadata[key] for key in BESIDE if metadata.get(key) is not None and key not in used}
 
 
 def _has_objects(value: object) -> bool:

@@ -51,7 +51,8 @@ SAMPLE_BYTES = 200  # of a Sequence, beside 8 for each token: a token is about f
 class Request:
     """One row of the input. `error` says why it cannot be run, where reading already showed that.
 
-    A row is a `prompt`, or a `conversation`, whose prompt is what the chat template makes of it.
+    A row is a `prompt`, or a `conversation`, whose prompt is what the chat template makes of it. `beside` are the
+    columns of a plain prompt that a chat template takes, where it goes through one: tools, documents, …
     `id` is None for a row that could not be read far enough to know it. `source` is its file and line,
     `prompts.txt:12`; None for what was given without a file. `occurrence` says how often its id came before in the run:
     such rows have the same id, and samples of their own.
@@ -66,6 +67,7 @@ class Request:
     source: str | None = None
     conversation: Conversation | None = None
     endpoint: str | None = None
+    beside: dict[str, Any] = field(default_factory=dict)
     num_bytes: int = 0  # about what its columns take in memory, where a reader has counted them
     occurrence: int = 0
 

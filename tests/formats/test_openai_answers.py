@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openai.types import Completion
+from openai.types.chat import ChatCompletion
 
 from batchgen.formats.openai_batch import CHAT, COMPLETIONS
 from batchgen.formats.reading import Source, read_requests
@@ -154,9 +156,6 @@ def test_errors_of_another_run_are_not_written_over(tmp_path: Path, batch: Path)
 
 
 def test_openais_own_types_read_the_answers(tmp_path: Path, batch: Path) -> None:
-    types = pytest.importorskip("openai.types", reason="needs the package openai (pip install '.[dev]')")
-    from openai.types.chat import ChatCompletion
-
     out = tmp_path / "out.jsonl"
     run(batch, "--chat-template", tmp_path / "t.jinja", "-o", out)
     first, second, third = (json.loads(line)["response"]["body"] for line in out.read_text().splitlines())
@@ -164,5 +163,5 @@ def test_openais_own_types_read_the_answers(tmp_path: Path, batch: Path) -> None
     assert (chat.choices[0].message.content, chat.choices[0].finish_reason) == (" a very nice dog.", "length")
     assert chat.usage is not None
     assert chat.usage.total_tokens == chat.usage.prompt_tokens + chat.usage.completion_tokens
-    assert len(types.Completion.model_validate(second, strict=True).choices) == 2
+    assert len(Completion.model_validate(second, strict=True).choices) == 2
     assert len(ChatCompletion.model_validate(third, strict=True).choices) == 2

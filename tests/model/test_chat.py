@@ -2,134 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from random import Random
 
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 from batchgen.errors import UsageError
 from batchgen.model.chat import Chat, ChatTemplate, make_chat
 from batchgen.model.chat.template import read_arguments, read_templates
 from batchgen.records import ChatOptions, Conversation, Message
-from tests.support.chat_tokenizers import KINDS, TOKENS, chat_of, make_chat_tokenizer
-
-PIECES = [
-    "the", "cat", " ", " \n", "\n\n", "café", "東京", "\U0001f600", "a<b", "|>", "12", "def f(x):\n    ", "think",
-    "  lead", "trail  ", "'s", "{'a': 1}", '"q"', "\\n", "> quoted", "{{ x }}", "{% if %}", "</b>", "x = [1]",
-]  # fmt: skip
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": "add",
-        "description": "Adds numbers.",
-        "parameters": {
-            "type": "object",
-            "properties": {"x": {"type": "integer"}, "ys": {"type": "array", "items": {"type": "string"}}},
-        },
-    },
-}
-CALL = [{"type": "function", "id": "abcdefghi", "function": {"name": "add", "arguments": {"x": 1}}}]
+from tests.support.chat_tokenizers import chat_of, make_chat_tokenizer
+from tests.support.conversations import TOOL, transformers_ids
 
 
 def conversation_of(*contents: str, **options: object) -> Conversation:
     """A user's and the assistant's messages in turn."""
     roles = ("user", "assistant")
     return Conversation(tuple(Message(roles[i % 2], text) for i, text in enumerate(contents)), **options)
-
-
-def write(random: Random) -> str:
-    return "".join(random.choice(PIECES) + random.choice(["", " "]) for _ in range(random.randint(1, 8)))
-
-
-def draw_conversation(random: Random, write: Callable[[Random], str] = write) -> Conversation:
-    messages = [Message("system", write(random))] if random.random() < 0.4 else []
-    for turn in reversed(range(random.randint(1, 3))):
-        messages.append(Message("user", write(random)))
-        if turn or random.random() < 0.3:
-            more = {"reasoning_content": write(random)} if random.random() < 0.2 else {}
-            messages.append(Message("assistant", write(random), more))
-    if messages[-1].role == "user" and random.random() < 0.1:
-        messages += [
-            Message("assistant", None, {"tool_calls": CALL}),
-            Message("tool", "3", {"tool_call_id": "abcdefghi"}),
-        ]
-    tools = [TOOL] if random.random() < 0.2 else None
-    documents = [{"title": "a", "text": write(random)}] if random.random() < 0.1 else None
-    return Conversation(tuple(messages), tools, documents)
-
-
-def transformers_ids(tokenizer: PreTrainedTokenizerFast, conversation: Conversation) -> list[int] | None:
-    """What `apply_chat_template` gives; None where the template refuses the conversation."""
-    try:
-        ids: list[int] = tokenizer.apply_chat_template(
-            [message.to_dict() for message in conversation.messages],
-            tools=conversation.tools,
-            documents=conversation.documents,
-            add_generation_prompt=conversation.prompts,
-            continue_final_message=conversation.continues,
-            tokenize=True,
-            return_dict=False,
-        )
-    except Exception:  # noqa: BLE001 - a template can raise anything
-        return None
-    return ids
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("template", TOKENS)
-def test_ids_are_those_of_transformers(template: str, kind: str) -> None:
-    tokenizer = make_chat_tokenizer(template, kind)
-    chat = chat_of(tokenizer)
-    random = Random(template)
-    conversations = [draw_conversation(random) for _ in range(30)]
-    rows = chat.encode(conversations)
-    wanted = [transformers_ids(tokenizer, conversation) for conversation in conversations]
-    assert [None if row.error else list(row.input_ids) for row in rows] == wanted
-    assert sum(row.error is None for row in rows) > 15
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("template", TOKENS)
-def test_text_of_special_tokens_leaves_the_rows_special_tokens_alone(template: str, kind: str) -> None:
-    tokenizer = make_chat_tokenizer(template, kind)
-    chat = chat_of(tokenizer)
-    special = TOKENS[template][0]
-    random = Random(template)
-
-    def marked(random: Random) -> str:
-        return " ".join(random.choice([*special, "cat", "a"]) for _ in range(4))
-
-    for _ in range(15):
-        conversation = draw_conversation(random, marked)
-        hostile, plain = chat.encode([conversation, in_plain_words(conversation, special)])
-        assert special_ids(hostile.input_ids, tokenizer) == special_ids(plain.input_ids, tokenizer)
-        assert hostile.error == plain.error
-
-
-def in_plain_words(conversation: Conversation, special: tuple[str, ...]) -> Conversation:
-    def plain(text: str) -> str:
-        for place, token in enumerate(special):
-            text = text.replace(token, f"w{place}")
-        return text
-
-    return Conversation(
-        tuple(
-            Message(message.role, plain(message.text), {
-                key: plain(value) if isinstance(value, str) else value for key, value in message.more.items()
-            })
-            if message.content is not None else message
-            for message in conversation.messages
-        ),
-        conversation.tools,
-        [{key: plain(value) for key, value in document.items()} for document in conversation.documents or []] or None,
-    )  # fmt: skip
-
-
-def special_ids(ids: tuple[int, ...], tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special and token.content != "<unk>"}
-    return [index for index in ids if index in special]
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from batchgen.model.chat import Chat, Reply, split_reply
+from batchgen.model.chat import Chat, Reply, make_chat, responses, split_reply
 from batchgen.model.chat.answers import split_thought
 from batchgen.records import Conversation, Message, Request, SamplingParams
 from tests.support.chat_tokenizers import chat_of, make_chat_tokenizer
@@ -96,3 +96,29 @@ def test_a_response_template_that_does_not_fit_leaves_the_text(monkeypatch: pyte
     chat = chat_of(make_chat_tokenizer("qwen3", "bytes"))
     monkeypatch.setattr(chat.tokenizer, "response_template", RESPONSE)
     assert answer(chat, "a<tool_call>{broken</tool_call><|im_end|>").text == "a<tool_call>{broken</tool_call>"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"content": {"close_pattern": "(a|aa)+$"}},
+        {"content": {"open_pattern": "(a|aa)+$"}},
+        {"content": {"content": "xml-inline", "content_args": {"tag_pattern": "(?<key>(a|aa)+)$"}}},
+        {"content": {"open_pattern": "(?=a)", "close_pattern": "(?=a)"}},
+    ],
+    ids=["close", "open", "content", "nothing"],
+)
+def test_a_response_template_without_end_leaves_the_text_and_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, fields: dict[str, object]
+) -> None:
+    said: list[str] = []
+    tokenizer = make_chat_tokenizer("qwen3", "bytes")
+    chat = make_chat({"default": tokenizer.chat_template}, lambda: tokenizer, say=said.append)
+    monkeypatch.setattr(tokenizer, "response_template", {**RESPONSE, "fields": fields})
+    monkeypatch.setattr(responses, "MOST_SECONDS", 0.1)
+    text = "a" * 60 + "b"
+    assert [answer(chat, text), answer(chat, text)] == [Reply(text), Reply(text)]
+    assert said == [
+        "warning: the model's response template does not come to an end on the answer to row 0: such answers stay whole"
+    ]
+    assert answer(chat, "") == Reply("")

@@ -58,6 +58,51 @@ def test_the_template_sees_the_runs_arguments_and_a_rows_own(tmp_path: Path) -> 
     assert record["prompt"] == "[1] row My dog is"
 
 
+def rows_of(folder: Path, *rows: object) -> Path:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+BESIDE = {"tools": [{"type": "function", "function": {"name": "add"}}], "chat_template_kwargs": {"b": "row"}}
+
+
+def test_what_stands_beside_a_plain_prompt_goes_to_the_template_as_with_messages(tmp_path: Path) -> None:
+    path = tmp_path / "t.jinja"
+    path.write_text("{{ tools[0].function.name }} {{ b }} {{ messages[0].content }}")
+    rows = rows_of(tmp_path, {"prompt": "My dog is", **BESIDE}, {"messages": HI, **BESIDE, "label": 1})
+    plain, told = records(run(rows, "--chat", "--chat-template", path))
+    assert plain["prompt"] == told["prompt"] == "add row My dog is"
+    assert (plain["metadata"], told["metadata"]) == ({}, {"label": 1})
+    cells = tmp_path / "rows.csv"
+    cells.write_text(
+        'prompt,tools,chat_template_kwargs\nMy dog is,"[{""function"": {""name"": ""f""}}]","{""b"": 1}"\n'
+    )
+    [record] = records(run(cells, "--chat", "--chat-template", path))
+    assert record["prompt"] == "f 1 My dog is"
+
+
+def test_what_cannot_go_to_the_template_beside_a_prompt_is_named(tmp_path: Path, template: Path) -> None:
+    rows = rows_of(tmp_path, {"prompt": "a", "tools": 1}, {"prompt": "My dog is"})
+    bad, good = records(run(rows, "--chat", "--chat-template", template))
+    assert bad["error"] == f"{rows}:1: tools is not a list of objects"
+    assert good["error"] is None
+
+
+def test_a_column_that_the_prompts_own_template_uses_is_not_the_chat_templates(tmp_path: Path, template: Path) -> None:
+    rows = rows_of(tmp_path, {"documents": "My dog"})
+    [record] = records(run(rows, "--template", "{{ documents }} is", "--chat", "--chat-template", template))
+    assert record["messages"] == HI
+    assert record["metadata"] == {"documents": "My dog"}
+
+
+def test_what_stands_beside_a_plain_prompt_without_chat_is_warned_of_once(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, {"prompt": "My dog is", **BESIDE}, {"prompt": "My dog is", **BESIDE})
+    line = "warning: tools and chat_template_kwargs beside a plain prompt: no effect without --chat"
+    assert run(rows).stderr.count(line) == 1
+    assert "warning" not in run(rows_of(tmp_path, {"prompt": "My dog is", "documents": "a.pdf"})).stderr
+
+
 def test_chat_without_a_template_is_refused_before_weights_load() -> None:
     line = failure(run("-p", "a", "--chat"), 2)
     assert "--chat needs a chat template, and the model has none: give one with --chat-template FILE" in line

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from batchgen.model.chat.chat import Chat
+from batchgen.model.chat.responses import parse_in_time
+from batchgen.model.chat.template import REASONING_FIELDS
 from batchgen.records import Conversation, Request
+from batchgen.text import name_row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,18 +90,21 @@ def ends_in_thought(prompt: str, conversation: Conversation, marks: tuple[str, s
     return conversation.continues and last.rfind(opening) > last.rfind(closing)
 
 
-def parse_by_template(
-    tokenizer: PreTrainedTokenizerBase, text: str, prompt: str, conversation: Conversation
-) -> Reply | None:
-    """The parts by the tokenizer's own response template; None where it has none, or where it does not fit."""
-    if getattr(tokenizer, "response_template", None) is None:
-        return None
+def parse_by_template(chat: Chat, text: str, request: Request) -> Reply | None:
+    """The parts by the tokenizer's own response template; None where that does not fit, or does not come to an end."""
+    assert request.conversation
+    tools = request.conversation.tools
     try:
-        parsed = tokenizer.parse_response(text, prefix=prompt, tools=conversation.tools)
+        parsed = parse_in_time(chat.tokenizer.response_template, text, request.prompt, tools)
+    except TimeoutError:
+        chat.say_once(
+            f"warning: the model's response template does not come to an end on the answer to {name_row(request.id)}: "
+            "such answers stay whole"
+        )
+        return None
     except Exception:  # noqa: BLE001 - a model's own patterns may raise anything; the text is not lost for it
         return None
-    names = ("reasoning_content", "thinking", "reasoning")
-    reasoning = next((parsed[name] for name in names if parsed.get(name) is not None), None)
+    reasoning = next((parsed[name] for name in REASONING_FIELDS if parsed.get(name) is not None), None)
     content = parsed.get("content")
     calls = parsed.get("tool_calls")
     return Reply(
@@ -118,7 +124,7 @@ def split_reply(chat: Chat, ids: list[int], text: str, request: Request) -> Repl
         return Reply(text)
     if getattr(tokenizer, "response_template", None) is not None:
         raw = str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-        return parse_by_template(tokenizer, cut_at_stops(raw, stops), request.prompt, conversation) or Reply(text)
+        return parse_by_template(chat, cut_at_stops(raw, stops), request) or Reply(text)
     if speaks_in_channels(chat):
         return split_channels(cut_at_stops(decode_with_marks(tokenizer, ids, chat.control.ids), stops))
     if (marks := chat.reasoning_marks) is None:

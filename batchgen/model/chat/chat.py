@@ -9,6 +9,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from batchgen.errors import UsageError
+from batchgen.formats.messages import conversation_of_prompt
 from batchgen.model.chat.control import ControlTokens
 from batchgen.model.chat.template import ChatTemplate, choose_template, read_templates
 from batchgen.model.chat.turns import Turns, find_marks, find_turns
@@ -84,9 +85,12 @@ class Chat:
             raise ValueError(str(error)) from None
 
     def conversation_of(self, request: Request) -> Conversation | None:
-        """A row's messages, or with `--chat` its prompt as a user's message; None for a plain prompt."""
+        """A row's messages, or with `--chat` its prompt as a user's message; None for a plain prompt.
+
+        Raises `ValueError` for a column beside the prompt that no template can take.
+        """
         if request.conversation is None and self.options.wraps_prompts:
-            return Conversation((Message("user", request.prompt),))
+            return conversation_of_prompt(request.prompt, request.beside)
         return request.conversation
 
     def with_system(self, conversation: Conversation) -> Conversation:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from batchgen.formats.messages import conversation_of_prompt
 from batchgen.model.chat.chat import Chat, Rendered
 from batchgen.records import Request, SamplingParams
 
@@ -58,11 +60,26 @@ def shorten(chat: Chat, request: Request, room: int, *, parse_special: bool = Fa
 def _with_conversation(chat: Chat, request: Request) -> Request:
     if request.error:
         return request
-    if conversation := chat.conversation_of(request):
-        return replace(request, conversation=conversation)
+    try:
+        conversation = chat.conversation_of(request)
+    except ValueError as problem:
+        return replace(request, error=request.located(str(problem)))
+    if conversation:
+        metadata = {key: value for key, value in request.metadata.items() if key not in request.beside}
+        return replace(request, conversation=conversation, metadata=metadata)
     if chat.has_template and chat.options.chat is None:
         chat.say_once(WARNING)
+    if request.beside:
+        _warn_of_columns(chat, request)
     return request
+
+
+def _warn_of_columns(chat: Chat, request: Request) -> None:
+    """Says that columns which are meant for a chat template have no effect."""
+    with suppress(ValueError):  # then they are something else
+        conversation_of_prompt(request.prompt, request.beside)
+        names = " and ".join(request.beside)
+        chat.say_once(f"warning: {names} beside a plain prompt: no effect without --chat, which renders both together")
 
 
 def _rendered(chat: Chat, request: Request, row: Rendered) -> Row:
