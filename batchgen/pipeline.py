@@ -17,6 +17,7 @@ from batchgen.model import Checkpoint
 from batchgen.model.chat import Chat, Reply, split_reply
 from batchgen.model.padding import encode
 from batchgen.model.stops import decode_output
+from batchgen.model.token_texts import told_logprobs
 from batchgen.planning.windows import Windows
 from batchgen.records import Request, Result, RunStats, Sequence, TooLong
 from batchgen.text import name_row
@@ -207,6 +208,10 @@ def to_result(sequence: Sequence, checkpoint: Checkpoint, chat: Chat) -> Result:
     if sequence.finish_reason != "error":
         text = decode_output(checkpoint.codec, sequence)
         reply = split_reply(chat, sequence.output_ids, text, request)
+    logprobs = None
+    if request.sampling.logprobs is not None and sequence.finish_reason != "error":
+        with_texts = request.endpoint is not None  # OpenAI's form names alternatives by their texts
+        logprobs = told_logprobs(checkpoint.codec, sequence.output_ids, sequence.logprobs, with_texts=with_texts)
     counts = {TRUNCATED: sequence.num_truncated_tokens, DROPPED: sequence.num_dropped_messages}
     cut = {name: count for name, count in counts.items() if count}
     return Result(
@@ -230,4 +235,6 @@ def to_result(sequence: Sequence, checkpoint: Checkpoint, chat: Chat) -> Result:
         reasoning=reply.reasoning,
         tool_calls=reply.tool_calls,
         endpoint=request.endpoint,
+        cumulative_logprob=logprobs.total if logprobs else None,
+        logprobs=logprobs,
     )

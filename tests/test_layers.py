@@ -51,6 +51,7 @@ LATE = {
     "engines.reference.engine",
     "engines.reference.processors",
     "engines.sampling.draws",
+    "engines.sampling.logprobs",
     "engines.sampling.penalties",
     "engines.sampling.sampler",
     "engines.trial.rows",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import chain, count
 from typing import Any
 
-from batchgen.formats.fields import CHAT_FIELDS, SOURCE, names_of_fields, to_json
+from batchgen.formats.fields import CHAT_FIELDS, LOGPROBS, SOURCE, SUM, names_of_fields, to_json, value_of
 from batchgen.records import Result
 
 REST = "metadata"
@@ -20,10 +20,11 @@ MOST_HELD = 100  # failed rows that wait for the first good one
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """`own` are fields of a Result, `keys` those of its metadata."""
+    """`own` are fields of a Result, `keys` those of its metadata; in a `nested` table cells hold lists too."""
 
     own: tuple[str, ...]
     keys: tuple[str, ...]
+    nested: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -45,9 +46,12 @@ class Columns:
         """A row of the table. What has no column, or does not fit in it, is in the last one."""
         placed = {key: value for key in self.keys if fits(key, value := result.metadata.get(key))}
         rest = {key: value for key, value in result.metadata.items() if key not in placed}
-        if result.messages is not None:  # in a table that began with plain prompts
-            rest |= {name: getattr(result, name) for name in CHAT_FIELDS if name not in self.own}
-        own = [getattr(result, name) for name in self.own]
+        later: tuple[str, ...] = (
+            CHAT_FIELDS if result.messages is not None else ()
+        )  # in a table that began with plain prompts
+        later += () if result.logprobs is None else (SUM, LOGPROBS) if self.nested else (SUM,)
+        rest |= {name: value_of(result, name) for name in later if name not in self.own}
+        own = [value_of(result, name) for name in self.own]
         return [*own, *(placed.get(key) for key in self.keys), to_json(rest) if rest else None]
 
 
@@ -56,8 +60,8 @@ def _prefixed(name: str) -> Iterator[str]:
     return (f"{'batchgen.' * number}{name}" for number in count())
 
 
-def choose_columns(results: Iterable[Result], *, ids: bool) -> tuple[Columns, Iterator[Result]]:
-    """The columns of a table, and all of its results."""
+def choose_columns(results: Iterable[Result], *, ids: bool, nested: bool = False) -> tuple[Columns, Iterator[Result]]:
+    """The columns of a table, and all of its results. One whose cells may be `nested` has each token's logprob too."""
     results = iter(results)
     held: list[Result] = []
     for result in results:
@@ -65,8 +69,10 @@ def choose_columns(results: Iterable[Result], *, ids: bool) -> tuple[Columns, It
         if result.error is None or len(held) == MOST_HELD:
             break
     is_chat = any(result.messages is not None for result in held)
-    own = tuple(name for name in names_of_fields(ids=ids, is_chat=is_chat) if name != REST)
-    return Columns(own, tuple(held[-1].metadata) if held else ()), chain(held, results)
+    has_logprobs = any(result.logprobs is not None for result in held)
+    names = names_of_fields(ids=ids, is_chat=is_chat, has_logprobs=has_logprobs)
+    own = tuple(name for name in names if name != REST and (nested or name != LOGPROBS))
+    return Columns(own, tuple(held[-1].metadata) if held else (), nested), chain(held, results)
 
 
 def cell_text(value: Any) -> str:

@@ -8,17 +8,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from batchgen.records import Result
+from batchgen.records import Logprobs, Result
 
 # DEL, C1 and bidirectional controls and line separators: JSON may leave them raw, a terminal must not see them, and
 # some readers split lines on them. An escape is the same string to every JSON parser.
 UNSAFE_IN_JSON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 SURROGATES = re.compile("[\ud800-\udfff]")
+REPLACEMENT = "\ufffd"  # in place of what is no character
 
 PLAIN_FIELDS = (
     "id", "index", "sample_index", "prompt", "text", "finish_reason",
     "num_prompt_tokens", "num_output_tokens", "error", "metadata", "model",
 )  # fmt: skip
+SUM, LOGPROBS = "cumulative_logprob", "logprobs"  # of rows that ask for them only
 CHAT_FIELDS = ("messages", "reasoning", "tool_calls")  # of conversations only
 ID_FIELDS = ("input_ids", "output_ids", "batch_index", "padded_length")
 SOURCE = "source"
@@ -47,14 +49,24 @@ class WriteOptions:
 
 def to_dict(result: Result, *, ids: bool = False) -> dict[str, Any]:
     """The result's fields in the order they are written; token ids and the batch only with `ids`."""
-    return {name: getattr(result, name) for name in names_of_fields(ids=ids, is_chat=result.messages is not None)}
+    has_logprobs = result.logprobs is not None
+    names = names_of_fields(ids=ids, is_chat=result.messages is not None, has_logprobs=has_logprobs)
+    return {name: value_of(result, name) for name in names}
 
 
-def names_of_fields(*, ids: bool, is_chat: bool = False) -> tuple[str, ...]:
+def value_of(result: Result, name: str) -> Any:
+    """A field of a result, as JSON has it."""
+    value = getattr(result, name)
+    return value.to_dict() if isinstance(value, Logprobs) else value
+
+
+def names_of_fields(*, ids: bool, is_chat: bool = False, has_logprobs: bool = False) -> tuple[str, ...]:
     """The fields in the order they are written, those of a conversation behind its text; the source last."""
-    place = PLAIN_FIELDS.index("text") + 1
+    text, tokens = PLAIN_FIELDS.index("text") + 1, PLAIN_FIELDS.index("num_output_tokens") + 1
     told = CHAT_FIELDS if is_chat else ()
-    return (*PLAIN_FIELDS[:place], *told, *PLAIN_FIELDS[place:], *(ID_FIELDS if ids else ()), SOURCE)
+    likely = (SUM, LOGPROBS) if has_logprobs else ()
+    more = ID_FIELDS if ids else ()
+    return (*PLAIN_FIELDS[:text], *told, *PLAIN_FIELDS[text:tokens], *likely, *PLAIN_FIELDS[tokens:], *more, SOURCE)
 
 
 def to_json(value: object) -> str:

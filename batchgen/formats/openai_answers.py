@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 from batchgen.formats.fields import WriteOptions, to_bytes, to_json
 from batchgen.formats.jsonl import write_jsonl
 from batchgen.formats.openai_batch import CHAT
+from batchgen.formats.openai_logprobs import chat_logprobs, text_logprobs
 from batchgen.records import Result
 
 Json = dict[str, Any]
@@ -59,7 +60,7 @@ def _answer(samples: list[Result]) -> Json:
 
 
 def _text(sample: Result) -> Json:
-    return {"text": sample.text, "finish_reason": sample.finish_reason, "logprobs": None}
+    return {"text": sample.text, "finish_reason": sample.finish_reason, "logprobs": text_logprobs(sample)}
 
 
 def _message(sample: Result) -> Json:
@@ -71,7 +72,7 @@ def _message(sample: Result) -> Json:
     if sample.tool_calls:
         message |= {"content": sample.text or None, "tool_calls": _tool_calls(sample)}
         finish_reason = "tool_calls" if finish_reason == "stop" else finish_reason
-    return {"message": message, "finish_reason": finish_reason, "logprobs": None}
+    return {"message": message, "finish_reason": finish_reason, "logprobs": chat_logprobs(sample)}
 
 
 def _tool_calls(sample: Result) -> list[Json]:

@@ -23,6 +23,7 @@ from batchgen.formats.seen_ids import SeenIds
 from batchgen.records import Conversation, Message, SamplingParams, options_of
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+TOP_LOGPROBS = "top_logprobs"
 KEYS = {"custom_id", "method", "url", "body"}
 # Options of a body that are called otherwise here; all others are called as a row's own are.
 RENAMED = {
@@ -41,7 +42,7 @@ WITHOUT_EFFECT = {
 }  # fmt: skip
 # Values of keys that cannot be honoured which ask for nothing.
 HARMLESS: dict[str, tuple[object, ...]] = {
-    "stream": (False,), "echo": (False,), "logprobs": (False,), "suffix": ("",), "best_of": (1,),
+    "stream": (False,), "echo": (False,), "suffix": ("",), "best_of": (1,),
     "response_format": ({"type": "text"},), "modalities": (["text"],), "tool_choice": ("auto",),
     "parallel_tool_calls": (True,), "functions": ([],),
 }  # fmt: skip
@@ -82,7 +83,7 @@ def _row(line: JsonLine, seen: SeenIds) -> Row:
         body = _check_request(value, endpoint)
         conversation = _conversation(body) if endpoint == CHAT else None
         prompt = "" if conversation else _prompt(body)
-        sampling = _options(body)
+        sampling = _options(body, endpoint)
     except ValueError as problem:
         return row(error=str(problem), endpoint=endpoint)
     return row(prompt, sampling=sampling, option_names=_names(body), conversation=conversation, endpoint=endpoint)
@@ -104,7 +105,7 @@ def _check_request(request: dict[str, Any], endpoint: str) -> dict[str, Any]:
         raise ValueError(f"url is neither {COMPLETIONS} nor {CHAT}")
     if request.get("method", "POST") != "POST":
         raise ValueError("method is not POST")
-    own = {"messages", *BESIDE} if endpoint == CHAT else {"prompt"}
+    own = {"messages", TOP_LOGPROBS, *BESIDE} if endpoint == CHAT else {"prompt"}
     for key in sorted(body.keys() - OPTIONS.keys() - WITHOUT_EFFECT - own):
         _check_harmless(key, body)
     return body
@@ -134,20 +135,34 @@ def _parsed_call(call: dict[str, Any]) -> dict[str, Any]:
     return call
 
 
-def _options(body: dict[str, Any]) -> dict[str, Any]:
+def _options(body: dict[str, Any], endpoint: str) -> dict[str, Any]:
     """What a body asks of sampling, under our names."""
     given = {key: item for key, item in body.items() if key in OPTIONS and item is not None}
+    given["logprobs"] = _num_alternatives(body, endpoint)
     if len({str(given[key]) for key in ("max_tokens", "max_completion_tokens") if key in given}) > 1:
         raise ValueError("body.max_tokens and body.max_completion_tokens differ: give one")
-    options = {OPTIONS[key]: item for key, item in given.items()}
+    options = {OPTIONS[key]: item for key, item in given.items() if item is not None}
     if options.get("temperature") == 0:
         options = {key: item for key, item in options.items() if key not in UNUSED_WHEN_GREEDY}
     return options
 
 
+def _num_alternatives(body: dict[str, Any], endpoint: str) -> Any:
+    """How many alternatives of each token are asked for: in a chat beside a switch, else in the switch's place."""
+    wanted, number = body.get("logprobs"), body.get(TOP_LOGPROBS)
+    if endpoint != CHAT:
+        return None if wanted is False else wanted
+    if not isinstance(wanted, bool | None):
+        raise ValueError(f"body.logprobs must be true or false: how many alternatives is body.{TOP_LOGPROBS}")
+    if number and not wanted:
+        raise ValueError(f"body.{TOP_LOGPROBS} needs body.logprobs true")
+    return (number or 0) if wanted else None
+
+
 def _names(body: dict[str, Any]) -> dict[str, str]:
     """What the body calls our options, for errors."""
-    return {ours: f"body.{theirs}" for theirs, ours in OPTIONS.items() if body.get(theirs) is not None}
+    names = {ours: f"body.{theirs}" for theirs, ours in OPTIONS.items() if body.get(theirs) is not None}
+    return names | ({"logprobs": f"body.{TOP_LOGPROBS}"} if body.get(TOP_LOGPROBS) is not None else {})
 
 
 def _check_harmless(key: str, body: dict[str, Any]) -> None:

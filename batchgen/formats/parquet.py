@@ -12,8 +12,9 @@ from datetime import date, datetime, time
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from batchgen.errors import InputError, OutputError
+from batchgen.formats.arrow_types import to_cell, type_of
 from batchgen.formats.arrow_weights import NUMBER_BYTES, cut_by_weight, weigh_batch
-from batchgen.formats.columns import Columns, cell_text, choose_columns
+from batchgen.formats.columns import Columns, choose_columns
 from batchgen.formats.compression import damage
 from batchgen.formats.content import Content
 from batchgen.formats.fields import WriteOptions, whole_characters
@@ -194,8 +195,6 @@ def _plain(value: Any) -> Any:
 # What a row group holds at most. The first one decides the types of the metadata columns.
 GROUP_ROWS = 1024
 GROUP_CHARACTERS = 2**24
-COUNTS = {"index", "sample_index", "num_prompt_tokens", "num_output_tokens", "batch_index", "padded_length"}
-TOKENS = {"input_ids", "output_ids"}
 EXACT = 2**53  # whole numbers up to this are the same as float64
 MOST = 2**63 - 1
 
@@ -205,7 +204,7 @@ def write_parquet(results: Iterable[Result], stream: BinaryIO, options: WriteOpt
     nested); later values of another type are in the column `metadata`, as JSON.
     """
     pa = _pyarrow_for_output()
-    columns, results = choose_columns(results, ids=options.ids)
+    columns, results = choose_columns(results, ids=options.ids, nested=True)
     groups = _groups(results)
     first = next(groups, [])
     kinds = {key: _kind([result.metadata.get(key) for result in first]) for key in columns.keys}
@@ -215,7 +214,7 @@ def write_parquet(results: Iterable[Result], stream: BinaryIO, options: WriteOpt
         while group:
             rows = [columns.values(result, lambda key, value: _fits(value, kinds[key])) for result in group]
             arrays = [
-                pa.array([_cell(row[place], field.type, pa) for row in rows], field.type)
+                pa.array([to_cell(row[place], field.type, pa) for row in rows], field.type)
                 for place, field in enumerate(schema)
             ]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
@@ -266,13 +265,7 @@ def _fields(columns: Columns, kinds: dict[str, str], pa: Any) -> Iterator[tuple[
     metadata = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64()}
     names = (whole_characters(name) for name in columns.names)
     for own in columns.own:
-        yield next(names), pa.int64() if own in COUNTS else pa.list_(pa.int64()) if own in TOKENS else pa.string()
+        yield next(names), type_of(own, pa)
     for key in columns.keys:
         yield next(names), metadata.get(kinds[key], pa.string())
     yield next(names), pa.string()
-
-
-def _cell(value: Any, kind: Any, pa: Any) -> Any:
-    if value is None or kind != pa.string():
-        return value
-    return whole_characters(cell_text(value))

@@ -7,7 +7,7 @@ Each engine brings the rest as a `RowMemory`. Every factor was measured as live 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import Protocol
@@ -51,8 +51,12 @@ class BatchLimits:
 def kinds_of(samplings: Iterable[SamplingParams]) -> list[SamplingParams]:
     """One of each kind of sampling that takes its own amount of memory: rows may differ in their seeds alone."""
     different = {id(sampling): sampling for sampling in samplings}.values()
-    kinds = {(s.max_new_tokens, s.num_beams, s.is_greedy, s.top_k > 0, s.top_p < 1, s.min_p > 0): s for s in different}
-    return list(kinds.values())
+
+    def kind_of(s: SamplingParams) -> Hashable:
+        cuts = s.is_greedy, s.top_k > 0, s.top_p < 1, s.min_p > 0
+        return s.max_new_tokens, s.num_beams, cuts, _keeps_logits(s)
+
+    return list({kind_of(sampling): sampling for sampling in different}.values())
 
 
 def logits_factor(sampling: SamplingParams, element_bytes: int, *, copies: bool = True) -> float:
@@ -69,7 +73,13 @@ def logits_factor(sampling: SamplingParams, element_bytes: int, *, copies: bool 
         held = element_bytes / FLOAT32_BYTES + 2
     else:  # the model's logits, the hole that those of the last step left, and a float32 copy where they are not that
         held = 2 * element_bytes / FLOAT32_BYTES + (element_bytes != FLOAT32_BYTES)
-    return held + (1 if sampling.num_beams > 1 else _sampling_factor(sampling))  # beams: log-probabilities
+    chooses = 1 if sampling.num_beams > 1 else _sampling_factor(sampling)  # beams: log-probabilities
+    return held + _keeps_logits(sampling) + chooses
+
+
+def _keeps_logits(sampling: SamplingParams) -> bool:
+    """Whether logits are copied before they are moved, for the log-probability of the token that is chosen."""
+    return sampling.logprobs is not None and sampling.moves_logits
 
 
 def _sampling_factor(sampling: SamplingParams) -> float:

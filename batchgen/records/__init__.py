@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from batchgen.records.chat import ChatOptions, Conversation, Message
 from batchgen.records.engine import EngineOptions, EngineStats, MemoryLimit
+from batchgen.records.logprobs import Logprobs, TokenLogprob
 from batchgen.records.options import FieldError, options_of, values_of
 from batchgen.records.sampling import SamplingParams
 
@@ -24,6 +25,7 @@ __all__ = [
     "EngineStats",
     "FieldError",
     "FinishReason",
+    "Logprobs",
     "MemoryEstimate",
     "MemoryLimit",
     "Message",
@@ -33,6 +35,7 @@ __all__ = [
     "RunStats",
     "SamplingParams",
     "Sequence",
+    "TokenLogprob",
     "TooLong",
     "options_of",
     "values_of",
@@ -97,13 +100,15 @@ class Sequence:
     """One prompt on its way to one continuation; the only record that changes.
 
     `input_ids` are the prompt's real tokens, `output_ids` the generated ones with the eos, neither has pads.
-    `batch_index` and `padded_length` say where the engine ran it.
+    `logprobs` has an entry for each of the latter, where the row asks for them. `batch_index` and `padded_length` say
+    where the engine ran it.
     """
 
     request: Request
     sample_index: int
     input_ids: list[int]
     output_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     error: str | None = None
     num_truncated_tokens: int = 0
@@ -132,9 +137,13 @@ class Sequence:
     def num_output_tokens(self) -> int:
         return len(self.output_ids)
 
+    def note_logprob(self, logprob: TokenLogprob) -> None:
+        """Of the token that comes next; one that was noted for it before gives way, since a step may be done again."""
+        self.logprobs[self.num_output_tokens :] = [logprob]
+
     def copy_answer(self, other: Sequence) -> None:
         """Takes over what another sequence with the same tokens and options was given."""
-        self.output_ids = list(other.output_ids)
+        self.output_ids, self.logprobs = list(other.output_ids), list(other.logprobs)
         self.finish_reason, self.error = other.finish_reason, other.error
         self.batch_index, self.padded_length = other.batch_index, other.padded_length
 
@@ -181,7 +190,7 @@ class Result:
     """One row of the output. `prompt + text` is the whole text; `num_output_tokens` counts the eos.
 
     Of a conversation, `prompt` is what the chat template made of `messages`, and what the model thought before it
-    answered is in `reasoning`.
+    answered is in `reasoning`. `logprobs` of the `output_ids`, and their sum, are there where the row asks for them.
     """
 
     index: int
@@ -204,6 +213,8 @@ class Result:
     reasoning: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     endpoint: str | None = None
+    cumulative_logprob: float | None = None
+    logprobs: Logprobs | None = None
 
     @property
     def num_pads(self) -> int:

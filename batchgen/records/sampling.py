@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from batchgen.records.logprobs import MOST_ALTERNATIVES
 from batchgen.records.options import FieldError, LogitBias, check_values, option, options_of
 
 LENGTH, CHOOSING = "Length and stopping", "Choosing tokens"
@@ -92,6 +93,15 @@ class SamplingParams:
         (), "End a row at this token too (it is not in the text); repeat for more.", value="ID", panel=LENGTH
     )
     ignore_eos: bool = option(False, "Do not end rows at the model's end token.", panel=LENGTH)
+    logprobs: int | None = option(
+        None,
+        "Add the log-probability of each token, and the K likeliest in its place (0 to 20).",
+        value="K|off",
+        panel=CHOOSING,
+        least=0,
+        most=MOST_ALTERNATIVES,
+        none="off",
+    )
     seed: int = option(0, "Same seed, same row: same tokens, in any batch or order.", value="N", panel=CHOOSING)
 
     def __post_init__(self) -> None:
@@ -125,9 +135,14 @@ class SamplingParams:
             raise FieldError(
                 f"{{num_beams}} {self.num_beams} searches, {{temperature}} {self.temperature:g} samples: choose one"
             )
-        for name in ("stop_token_ids", "ignore_eos"):
-            if self.num_beams > 1 and getattr(self, name):
+        for name, default in (("stop_token_ids", ()), ("ignore_eos", False), ("logprobs", None)):
+            if self.num_beams > 1 and getattr(self, name) != default:
                 raise FieldError(f"{{{name}}} is not supported with {{num_beams}} {self.num_beams}: remove one")
+
+    @property
+    def moves_logits(self) -> bool:
+        """Whether the logit of a token that is chosen may not be the model's own."""
+        return bool(self.logit_bias or self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty)
 
     @property
     def is_greedy(self) -> bool:

@@ -101,7 +101,8 @@ def _counts(result: Result) -> str:
     sample = f", sample {result.sample_index}" if result.sample_index else ""
     prompt = f"{plural(result.num_pads, 'pad')} + {plural(result.num_prompt_tokens, 'token')}"
     columns = plural(result.padded_length, "column")
-    return f"{prompt} = {columns}; {result.num_output_tokens} new ({result.finish_reason}){sample}"
+    likely = "" if result.cumulative_logprob is None else f", logprob {result.cumulative_logprob:.3f}"
+    return f"{prompt} = {columns}; {result.num_output_tokens} new ({result.finish_reason}){likely}{sample}"
 
 
 def _continuation(result: Result, prompt_tail: int, marker: str) -> Text:

@@ -11,7 +11,7 @@ from hashlib import blake2b
 from typing import Any
 
 from batchgen.formats.writing import to_json
-from batchgen.records import Request, Result
+from batchgen.records import Logprobs, Request, Result
 
 FIELDS = [field.name for field in fields(Result)]  # the columns of `results`, but that `index` is its row_index
 JSON_FIELDS = {"metadata", "input_ids", "output_ids", "messages", "tool_calls"}
@@ -31,6 +31,8 @@ def _to_cell(name: str, value: object) -> object:
     """
     if name in JSON_FIELDS:
         return to_json(value)
+    if isinstance(value, Logprobs):
+        return to_json(asdict(value))
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return str(value).encode()
     if isinstance(value, str):
@@ -46,6 +48,8 @@ def to_result(cells: Sequence[Any]) -> Result:
     values = {name: _from_cell(name, cell) for name, cell in zip(FIELDS, cells, strict=True)}
     for name in ("input_ids", "output_ids"):
         values[name] = tuple(values[name])
+    if values["logprobs"] is not None:
+        values["logprobs"] = Logprobs.from_dict(json.loads(values["logprobs"]))
     return Result(**values)
 
 

@@ -14,7 +14,7 @@ from batchgen.runs.cells import FIELDS
 LOCK_PATIENCE_S = 1.0  # of two that open a file at the same moment one has to wait for the other to step back
 IN_USE = "is in use by another run: wait for it, or name another output"
 APPLICATION_ID = 0x62617467  # "batg", in the file's header
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 DAMAGED = f"is damaged: move it away, or start anew with {OVERWRITE}"
 PRIVATE = 0o600
 # docs/store.md says what stands where.
@@ -25,7 +25,8 @@ CREATE TABLE results (
     row_index INTEGER NOT NULL, id, sample_index INTEGER NOT NULL, prompt TEXT, text TEXT, finish_reason TEXT,
     num_prompt_tokens INTEGER, num_output_tokens INTEGER, error TEXT, metadata TEXT, model TEXT,
     input_ids TEXT, output_ids TEXT, batch_index INTEGER, padded_length INTEGER, source TEXT,
-    messages TEXT, reasoning TEXT, tool_calls TEXT, endpoint TEXT, hash BLOB NOT NULL,
+    messages TEXT, reasoning TEXT, tool_calls TEXT, endpoint TEXT, cumulative_logprob REAL, logprobs TEXT,
+    hash BLOB NOT NULL,
     PRIMARY KEY (row_index, sample_index)
 );
 """

@@ -41,6 +41,7 @@ class SamplingOptions(TypedDict, total=False):
     stop: str | Iterable[str]
     stop_token_ids: int | Iterable[int]
     ignore_eos: bool
+    logprobs: int | None
     seed: int
 
 

@@ -30,6 +30,7 @@ OTHER_VALUES: dict[str, Any] = {
     "stop": ["a", "b"],
     "stop_token_ids": [5, 6],
     "ignore_eos": True,
+    "logprobs": 2,
     "seed": -3,
 }
 

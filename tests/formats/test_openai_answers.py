@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from openai.types.chat import ChatCompletion
 from batchgen.formats.openai_batch import CHAT, COMPLETIONS
 from batchgen.formats.reading import Source, read_requests
 from batchgen.formats.writing import WRITERS, WriteOptions
-from batchgen.records import Request, Result
+from batchgen.records import Logprobs, Request, Result
 from tests.support.command import records, run
 from tests.support.results import result_of
 
@@ -165,3 +166,81 @@ def test_openais_own_types_read_the_answers(tmp_path: Path, batch: Path) -> None
     assert chat.usage.total_tokens == chat.usage.prompt_tokens + chat.usage.completion_tokens
     assert len(Completion.model_validate(second, strict=True).choices) == 2
     assert len(ChatCompletion.model_validate(third, strict=True).choices) == 2
+
+
+# Log-probabilities.
+
+LIKELY = Logprobs(
+    (845, 447), (" very", "\ufffd"), (-0.5, -1.5), (((845, -0.5), (257, -1.25)), ((1, -0.25), (2, -0.75))),
+    ((" very", " a"), ("\ufffd", "\ufffd")),
+)  # fmt: skip
+
+
+def test_a_text_request_names_a_number_of_alternatives(tmp_path: Path) -> None:
+    rows = read(tmp_path, request("a", COMPLETIONS, logprobs=3), request("b", COMPLETIONS, logprobs=False))
+    assert [(row.error, row.sampling.logprobs) for row in rows] == [(None, 3), (None, None)]
+
+
+@pytest.mark.parametrize(
+    ("body", "number"),
+    [({"logprobs": True}, 0), ({"logprobs": True, "top_logprobs": 4}, 4), ({"logprobs": False}, None), ({}, None)],
+    ids=str,
+)
+def test_a_chat_request_has_a_switch_and_a_number(tmp_path: Path, body: dict[str, Any], number: int | None) -> None:
+    [row] = read(tmp_path, request("a", **body))
+    assert (row.error, row.sampling.logprobs) == (None, number)
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ({"top_logprobs": 4}, "body.top_logprobs needs body.logprobs true"),
+        ({"logprobs": 3}, "body.logprobs must be true or false"),
+        ({"logprobs": True, "top_logprobs": 30}, "body.top_logprobs 30 is not in [0, 20]"),
+    ],
+    ids=str,
+)
+def test_a_chat_request_that_asks_otherwise_fails_by_name(tmp_path: Path, body: dict[str, Any], problem: str) -> None:
+    [row] = read(tmp_path, request("a", **body))
+    assert row.error is not None
+    assert problem in row.error
+
+
+def test_logprobs_of_a_text_stand_side_by_side() -> None:
+    [answer] = write(result_of(endpoint=COMPLETIONS, logprobs=LIKELY))
+    [choice] = answer["response"]["body"]["choices"]
+    assert choice["logprobs"] == {
+        "tokens": [" very", "\ufffd"],
+        "token_logprobs": [-0.5, -1.5],
+        "top_logprobs": [{" very": -0.5, " a": -1.25}, {"\ufffd": -0.25}],
+        "text_offset": [9, 14],
+    }
+
+
+def test_the_token_itself_is_among_its_alternatives() -> None:
+    likely = replace(LIKELY, top=(((257, -0.25),), ((1, -0.25),)), top_tokens=((" a",), ("!",)))
+    [answer] = write(result_of(endpoint=COMPLETIONS, logprobs=likely))
+    [choice] = answer["response"]["body"]["choices"]
+    assert choice["logprobs"]["top_logprobs"] == [{" a": -0.25, " very": -0.5}, {"!": -0.25, "\ufffd": -1.5}]
+
+
+def test_logprobs_of_a_chat_are_an_object_a_token() -> None:
+    [answer] = write(result_of(endpoint=CHAT, logprobs=LIKELY))
+    [choice] = answer["response"]["body"]["choices"]
+    first, second = choice["logprobs"]["content"]
+    assert first == {
+        "token": " very", "logprob": -0.5, "bytes": [32, 118, 101, 114, 121],
+        "top_logprobs": [
+            {"token": " very", "logprob": -0.5, "bytes": [32, 118, 101, 114, 121]},
+            {"token": " a", "logprob": -1.25, "bytes": [32, 97]},
+        ],
+    }  # fmt: skip
+    assert (second["token"], second["bytes"], len(second["top_logprobs"])) == ("\ufffd", None, 2)
+
+
+def test_a_run_answers_with_logprobs_in_kind(tmp_path: Path) -> None:
+    body = {"prompt": "My dog is", "logprobs": 2, "max_tokens": 3}
+    [answer] = records(run(stdin=json.dumps({"custom_id": "a", "body": body}) + "\n"))
+    found = answer["response"]["body"]["choices"][0]["logprobs"]
+    assert found["tokens"] == [" a", " very", " nice"]
+    assert [len(best) for best in found["top_logprobs"]] == [2, 2, 2]

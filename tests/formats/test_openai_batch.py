@@ -111,7 +111,9 @@ def test_what_asks_for_nothing_is_accepted(tmp_path: Path, harmless: dict[str, A
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ({"logprobs": 0}, "body.logprobs cannot be honoured here"),
+        ({"logprobs": 21}, "body.logprobs 21 is not in [0, 20]"),
+        ({"logprobs": True}, "body.logprobs must be a whole number"),
+        ({"top_logprobs": 2}, "body.top_logprobs cannot be honoured here"),
         ({"echo": True}, "body.echo cannot be honoured"),
         ({"suffix": "."}, "body.suffix cannot be honoured"),
         ({"best_of": 3}, "body.best_of cannot be honoured"),

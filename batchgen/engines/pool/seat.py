@@ -71,7 +71,7 @@ class Seat:
     def finish(self, answer: Answer) -> Sequence:
         row = self.rows.pop(answer.key)
         row.output_ids, row.finish_reason, row.error = answer.output_ids, answer.finish_reason, answer.error
-        row.padded_length = answer.padded_length
+        row.padded_length, row.logprobs = answer.padded_length, answer.logprobs
         row.batch_index = None if answer.batch_index is None else self._first_batch + answer.batch_index
         self._tokens_in_hand -= len(answer.output_ids)
         return row

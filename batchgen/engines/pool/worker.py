@@ -23,7 +23,7 @@ from batchgen.machine.process import reuse_blocks, settle
 from batchgen.model.checkpoint import read_checkpoint
 from batchgen.model.quiet import no_logs
 from batchgen.model.weights import load_model
-from batchgen.records import EngineOptions, EngineStats, FinishReason, Sequence
+from batchgen.records import EngineOptions, EngineStats, FinishReason, Sequence, TokenLogprob
 
 REPORT_EVERY_S = 0.1
 # The same row of the same run, on both ends of the pipe: its index, and the sample's.
@@ -76,10 +76,12 @@ class Answer:
     error: str | None
     batch_index: int | None
     padded_length: int | None
+    logprobs: list[TokenLogprob]
 
     @classmethod
     def of(cls, row: Sequence) -> Answer:
-        return cls(key_of(row), row.output_ids, row.finish_reason, row.error, row.batch_index, row.padded_length)
+        place = row.batch_index, row.padded_length
+        return cls(key_of(row), row.output_ids, row.finish_reason, row.error, *place, row.logprobs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from batchgen.engines.sampling.draws import DRAW_MARGIN, draw, num_levels, running_mass, uniforms
+from batchgen.engines.sampling.logprobs import Reading
 from batchgen.engines.sampling.penalties import penalize
 from batchgen.model.stops import ends_in_stop
 from batchgen.records import Sequence
@@ -127,17 +128,26 @@ class Sampler:
         """Next token of each row from float32 logits `[B, V]`, which are overwritten; None where they are NaN."""
         self.on_logits(logits, sequences)
         tokens: list[int | None] = []
-        for sequence, (token, is_close, is_broken) in zip(sequences, self._decide(logits, sequences), strict=True):
+        for sequence, (token, is_close, is_broken) in zip(sequences, self._read(logits, sequences), strict=True):
             if self.recompute and is_close and not is_broken and not sequence.is_finished:
                 alone = self.recompute(sequence)
                 if alone is not None:
-                    [(token, _, is_broken)] = self._decide(alone[None].float(), [sequence])
+                    [(token, _, is_broken)] = self._read(alone[None].float(), [sequence])
             tokens.append(None if is_broken else token)
         return tokens
 
     def append(self, sequence: Sequence, token_id: int) -> None:
         """Adds a token to a sequence, and finishes it where that ends it."""
         append_token(sequence, token_id, self.eos_token_ids, self.tokenizer)
+
+    def _read(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> list[list[int]]:
+        """As `_decide`; rows that ask for log-probabilities get that of their token, of the logits as they came."""
+        reading = Reading(logits, sequences)
+        decided = self._decide(logits, sequences)
+        if reading:
+            reading.note(logits, [token for token, _, _ in decided])
+            self.host_syncs += 1
+        return decided
 
     def _decide(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> list[list[int]]:
         """Of each row the token, whether it was too close to call, and whether its logits are broken."""

@@ -1,0 +1,60 @@
+"""Log-probabilities as OpenAI's two APIs have them: lists side by side of a text, an object a token of a chat."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import Any
+
+from batchgen.formats.fields import REPLACEMENT
+from batchgen.records import Logprobs, Result
+
+Json = dict[str, Any]
+
+
+def text_logprobs(sample: Result) -> Json | None:
+    """Of `/v1/completions`: `top_logprobs` by text, with the token itself where it is not among the best.
+
+    Where alternatives have one text, as parts of characters may, it stands for the likeliest. Offsets count characters
+    from the start of the prompt.
+    """
+    found = sample.logprobs
+    if found is None:
+        return None
+    lengths = [len(token) for token in found.tokens]
+    return {
+        "tokens": list(found.tokens),
+        "token_logprobs": list(found.token_logprobs),
+        "top_logprobs": _by_text(found) if any(found.top) else None,
+        "text_offset": list(accumulate(lengths[:-1], initial=len(sample.prompt)))[: len(lengths)],
+    }
+
+
+def _by_text(found: Logprobs) -> list[dict[str, float]]:
+    places = []
+    for token, logprob, texts, pairs in zip(
+        found.tokens, found.token_logprobs, found.top_tokens, found.top, strict=True
+    ):
+        best: dict[str, float] = {}
+        for text, (_, other) in zip(texts, pairs, strict=True):
+            best.setdefault(text, other)
+        best.setdefault(token, logprob)
+        places.append(best)
+    return places
+
+
+def chat_logprobs(sample: Result) -> Json | None:
+    """Of `/v1/chat/completions`: each token with its bytes and its alternatives."""
+    found = sample.logprobs
+    if found is None:
+        return None
+    content = []
+    for place, (token, logprob) in enumerate(zip(found.tokens, found.token_logprobs, strict=True)):
+        texts = found.top_tokens[place] if found.top_tokens else ()
+        top = [_entry(text, other) for text, (_, other) in zip(texts, found.top[place], strict=True)]
+        content.append({**_entry(token, logprob), "top_logprobs": top})
+    return {"content": content, "refusal": None}
+
+
+def _entry(token: str, logprob: float) -> Json:
+    """Bytes are null where the token is a part of a character."""
+    return {"token": token, "logprob": logprob, "bytes": None if REPLACEMENT in token else list(token.encode())}
