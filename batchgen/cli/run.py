@@ -49,15 +49,13 @@ def run(
     on_ray = make_on_ray(cluster, prompts, engine, output, durable)
     sources: list[Source] = []
     target = None
-    in_kind = False
     if on_ray:
         refuse_with_ray(prompts, durable)
         form = choose_ray_format(results.format)
     else:
         form = choose_format(results.format, output, ids=results.ids, csv_raw=results.csv_raw)
         sources = prompts.sources(context, reading, screen.say)
-        in_kind = results.format is opt.Format.auto and form is opt.Format.jsonl and not results.ids
-        target = _target(output, form, durable, in_kind=in_kind)
+        target = _target(output, form, durable, in_kind=results.are_in_kind(form))
         if target is None:
             check_stdout(sources)
     check_outputs(target, {"manifest": results.manifest, "stats": results.stats}, sources)
@@ -67,7 +65,7 @@ def run(
         model=ModelChoice(model.model, model.revision, model.device, model.dtype),
         engine=engine,
         chat=chat.options(),
-        output_form=OutputForm(form.value, results.ids, results.csv_raw, in_kind),
+        output_form=OutputForm(form.value, results.ids, results.csv_raw, results.are_in_kind(form)),
         target=target,
         too_long=too_long,
         parse_special=prompts.parse_special,

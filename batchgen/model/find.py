@@ -6,6 +6,8 @@ import json
 import os
 import threading
 from collections.abc import Callable
+from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ from batchgen.model.quiet import first_line, quiet
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
+    from huggingface_hub.hf_api import RepoSibling
 
 # The Hub's client sends and fetches some by itself; it reads this when it is first imported.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -23,8 +26,9 @@ BUNDLED_FOLDER = Path(__file__).parent.parent / "bundled"
 DEFAULT_MODEL = "gpt2"
 DEFAULT_REPOSITORIES = ("openai-community/gpt2", "gpt2")  # the same model's new and old address
 HUB_PATIENCE_S = 3.0
+MORE_TEMPLATES = "additional_chat_templates/*.jinja"  # the only files in a folder of their own
 TOKENIZER_FILES = ["tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
-                   "chat_template.jinja"]  # fmt: skip
+                   "chat_template.jinja", MORE_TEMPLATES]  # fmt: skip
 CONFIG_FILES = ["config.json", "generation_config.json", *TOKENIZER_FILES]
 WEIGHT_FILES = ["model*.safetensors", "model.safetensors.index.json"]
 
@@ -147,23 +151,26 @@ def _download(repository: str, revision: str | None, weights: bool, say: Say) ->
 
     info = _ask_hub(repository, revision)
     patterns = CONFIG_FILES + (WEIGHT_FILES if weights else [])
-    size_bytes = _download_bytes(info, patterns)
+    wanted = _wanted(info, patterns)
+    size_bytes = sum(file.size or 0 for file in wanted)
     if weights:  # the rest is a few kilobytes
         say(f"downloading {repository} ({size_bytes / 1e6:,.0f} MB) to the local cache; --model bundled needs nothing")
     with quiet():
         try:
-            folder = snapshot_download(repository, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"])
+            names = [escape(file.rfilename) for file in wanted]
+            folder = snapshot_download(repository, revision=revision, allow_patterns=names)
         except Exception as error:  # noqa: BLE001 - any failure of the download is the same news to the user
             raise ModelError(f"the download of {repository} failed: {first_line(error)}; run again to go on") from None
     return Path(folder)
 
 
-def _download_bytes(info: ModelInfo, patterns: list[str]) -> int:
-    from huggingface_hub.utils import filter_repo_objects
+def _wanted(info: ModelInfo, patterns: list[str]) -> list[RepoSibling]:
+    """The files of a repository that match, none in a folder but more chat templates."""
+    return [file for file in info.siblings or [] if any(_is_at(file.rfilename, pattern) for pattern in patterns)]
 
-    files = info.siblings or []
-    wanted = filter_repo_objects(files, allow_patterns=patterns, ignore_patterns=["*/*"], key=lambda f: f.rfilename)
-    return sum(file.size or 0 for file in wanted)
+
+def _is_at(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) and name.count("/") == pattern.count("/")
 
 
 def _ask_hub(repository: str, revision: str | None) -> ModelInfo:

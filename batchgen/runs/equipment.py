@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from batchgen.engines import Engine, make_engine
@@ -12,6 +13,7 @@ from batchgen.errors import UsageError
 from batchgen.machine.process import reuse_blocks
 from batchgen.model import Checkpoint, Model, open_checkpoint
 from batchgen.model.chat import Chat, open_chat
+from batchgen.model.chat.template import START
 from batchgen.model.checks import check_weights
 from batchgen.model.padding import check_named_tokens
 from batchgen.model.weights import choose_dtype, load_model
@@ -50,17 +52,17 @@ class Equipment:
         return torch.get_num_threads()
 
 
-def find_equipment(job: Job, observer: Observer) -> Equipment:
+def find_equipment(job: Job, observer: Observer, started: datetime = START) -> Equipment:
     """Everything but the weights."""
     choice = job.model
     if model := choice.loaded:
         if job.engine.workers not in (None, 1):
             raise UsageError("workers load the model themselves: give its name, not a Model")
-        chat = open_chat(model.checkpoint, job.chat, say=observer.say)
+        chat = open_chat(model.checkpoint, job.chat, say=observer.say, now=started)
         return Equipment(model.checkpoint, (model.device,), model.dtype_name, chat, model)
     devices = choose_devices(choice.device, job.engine.workers)
     checkpoint = open_checkpoint(choice.name, revision=choice.revision, say=observer.say)
-    chat = open_chat(checkpoint, job.chat, say=observer.say)
+    chat = open_chat(checkpoint, job.chat, say=observer.say, now=started)
     dtype = choose_dtype(choice.dtype, devices[0].type, checkpoint.outline)
     return Equipment(checkpoint, tuple(devices), dtype, chat)
 
@@ -74,7 +76,7 @@ def made_of(job: Job, found: Equipment) -> dict[str, Facts]:
 
 def load_equipment(job: Job, manifest: Manifest, observer: Observer) -> Equipment:
     """The model. A run that was begun with another one, or other options, is refused before weights are loaded."""
-    found = find_equipment(job, observer)
+    found = find_equipment(job, observer, manifest.started)
     check_named_tokens(job.sampling, found.checkpoint.vocab_size)
     if job.is_noted:
         manifest.begin(found.device, observer.say, **made_of(job, found))

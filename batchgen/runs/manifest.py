@@ -27,6 +27,7 @@ Facts = dict[str, Any]
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors")
 HASHES = ("weights_sha256", "config_sha256", "tokenizer_sha256")
 FILES_NOTE = "files"  # a store's own, of the files that it writes
+TOLD_BY_HASH = {"--chat-template"}  # a file may have been moved
 HASH_SHOWN = 12  # digits of a hash are enough to tell two apart
 
 
@@ -85,6 +86,12 @@ class Manifest:
         self._where = store.path if store else where
         noted = store.manifest() if store else dict(facts or {})
         self.facts: Facts = {name: value for name, value in noted.items() if name != FILES_NOTE}
+        self._started: str = self.facts.get("started") or _now()
+
+    @property
+    def started(self) -> datetime:
+        """When the run was begun, by this machine's clock; also of one that goes on."""
+        return datetime.fromisoformat(self._started).astimezone().replace(tzinfo=None)
 
     def begin(self, device: str, say: Callable[[str], object] = lambda line: None, **made_of: Facts) -> None:
         """Notes what the run is made of (`model`, `options`); says which versions have changed.
@@ -97,7 +104,7 @@ class Manifest:
             self.note(part, self.facts.get(part, facts) if part == "model" else facts)
         self.note("versions", version_facts())
         self.note("machine", machine_facts(device))
-        self.note("started", self.facts.get("started") or _now())
+        self.note("started", self._started)
 
     def end(self, input: InputDigest, stats: Facts) -> None:
         self.note("input", input.facts)
@@ -148,7 +155,7 @@ def _is_same_model(begun: Facts, now: Facts) -> bool:
 
 def _check_same(begun: Mapping[str, Any], now: Mapping[str, Any], where: object) -> None:
     for name, value in now.items():
-        if name in begun and begun[name] != value:
+        if name in begun and begun[name] != value and name not in TOLD_BY_HASH:
             shown = parameter(name[2:].replace("-", "_")) if name.startswith("--") else name
             raise OutputError(
                 f"{where} was begun with {shown} {_shown(name, begun[name])}, and now it is {_shown(name, value)}: "

@@ -14,8 +14,10 @@ from transformers import BertConfig, GPT2Config, T5Config
 from batchgen import Model, open_model
 from batchgen.errors import ModelError, NotCachedError, UsageError
 from batchgen.model import open_checkpoint
+from batchgen.model.chat.template import read_templates
 from batchgen.model.find import BUNDLED_FOLDER, find_model
 from batchgen.model.weights import choose_device, choose_dtype
+from batchgen.runs.manifest import model_facts
 from tests.support.fake_hub import SHA, fake_hub, put_in_cache
 from tests.support.models import ARCHITECTURES
 from tests.support.processes import run_python
@@ -312,6 +314,22 @@ def test_a_model_is_downloaded_from_the_hub_once(tmp_path: Path, folders: dict[s
         assert requests == []
         model = open_model(second.stdout.split()[1], device="cpu")
     assert model.checkpoint.config.n_embd == 32
+
+
+def test_all_chat_templates_of_a_repository_are_downloaded_and_hashed(folder: Path, tmp_path: Path) -> None:
+    (folder / "chat_template.jinja").write_text("own")
+    (more := folder / "additional_chat_templates").mkdir()
+    (more / "tool_use.jinja").write_text("tools")
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "tokenizer.json").write_text("{}")
+    with fake_hub("some/model", folder) as (address, _):
+        result = run_python(FIND.format("'some/model'"), tmp_path, HF_ENDPOINT=address, HF_HUB_OFFLINE="0")
+    downloaded = Path(result.stdout.split()[-1])
+    assert read_templates(downloaded) == {"default": "own", "tool_use": "tools"}
+    assert not (downloaded / "onnx").exists()
+    before = model_facts(open_checkpoint(str(folder), weights=False))["tokenizer_sha256"]
+    (more / "tool_use.jinja").write_text("other tools")
+    assert model_facts(open_checkpoint(str(folder), weights=False))["tokenizer_sha256"] != before
 
 
 def test_an_unknown_hub_id_is_refused(tmp_path: Path) -> None:

@@ -148,6 +148,20 @@ def test_samples_are_the_same_too(address: str, prompts: Path, tmp_path: Path) -
     assert lines_of(output) == plain.read_text().splitlines()
 
 
+def test_conversations_are_the_same_too(address: str, tmp_path: Path) -> None:
+    template, rows, output = tmp_path / "t.jinja", tmp_path / "rows.jsonl", tmp_path / "out"
+    template.write_text("{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}")
+    messages = [[{"role": "user", "content": f"Once upon a time, number {i}"}] for i in range(30)]
+    rows.write_text("".join(json.dumps({"messages": told}) + "\n" for told in messages))
+    options = ["--chat-template", template, "--system", "Be brief.", "--num-samples", 2, "--temperature", 1]
+    result = run(rows, "-o", output, "--ray", address, "--part-rows", 7, *options)
+    assert result.exit_code == 0, result.stderr
+    template = template.rename(tmp_path / "moved.jinja")  # it went to the workers with the work
+    assert [json.loads(line) for line in lines_of(output)] == records(
+        run(rows, "--chat-template", template, *options[2:])
+    )
+
+
 def test_parquet_has_the_same_rows(address: str, prompts: Path, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     result = of(prompts / "c.txt", tmp_path / "out", "--format", "parquet")

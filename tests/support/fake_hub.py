@@ -32,11 +32,13 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, *, with_body: bool) -> None:
         path = self.path.split("?")[0]
         self.requests.append(f"{self.command} {path}")
-        files = [file.name for file in sorted(self.folder.iterdir())] if self.folder.is_dir() else []
+        found = [file for file in sorted(self.folder.rglob("*")) if file.is_file()]
+        files = [file.relative_to(self.folder).as_posix() for file in found]
         if path.startswith(f"/api/models/{self.repository}"):
             return self.send_info(path, files, with_body)
-        name = path.rsplit("/", 1)[-1]
-        if path.startswith(f"/{self.repository}/resolve/") and name in files:
+        begin, _, name = path.partition("/resolve/")
+        name = name.partition("/")[2]  # behind the revision
+        if begin == f"/{self.repository}" and name in files:
             return self.send_body((self.folder / name).read_bytes(), with_body)
         return self.send_body(b"{}", with_body, status=404, error="RepoNotFound")
 

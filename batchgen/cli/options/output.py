@@ -67,6 +67,10 @@ class OutputOptions:
         ),
     ] = None
 
+    def are_in_kind(self, form: Format) -> bool:
+        """Whether OpenAI's requests are answered in OpenAI's form: in JSON Lines that nobody asked for by name."""
+        return self.format is Format.auto and form is Format.jsonl and not self.ids
+
 
 @dataclass(frozen=True, slots=True)
 class DurableOptions:

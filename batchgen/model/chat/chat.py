@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from batchgen.errors import UsageError
 from batchgen.formats.messages import conversation_of_prompt
 from batchgen.model.chat.control import ControlTokens
-from batchgen.model.chat.template import ChatTemplate, choose_template, read_templates
+from batchgen.model.chat.template import START, ChatTemplate, choose_template, read_templates
 from batchgen.model.chat.turns import Turns, find_marks, find_turns
 from batchgen.model.find import Say
 from batchgen.records import LONGEST_PROMPT, ChatOptions, Conversation, Message, Request
@@ -45,9 +46,11 @@ class Chat:
         *,
         say: Say = lambda line: None,
         eos_token_ids: frozenset[int] | None = None,
+        now: datetime = START,
     ) -> None:
         """`templates` are sources by name. The tokenizer is made for the first conversation."""
         self._eos_token_ids = eos_token_ids
+        self._now = now
         self._templates = templates
         self._make_tokenizer = make_tokenizer
         self._say = say
@@ -80,7 +83,7 @@ class Chat:
             raise ValueError(f"messages need a chat template, {NO_TEMPLATE}")
         variables = {**self.tokenizer.special_tokens_map, **self.options.arguments}
         try:
-            return ChatTemplate(self._templates, variables=variables)
+            return ChatTemplate(self._templates, variables=variables, now=self._now)
         except UsageError as error:
             raise ValueError(str(error)) from None
 
@@ -216,11 +219,13 @@ def make_chat(
     *,
     say: Say = lambda line: None,
     eos_token_ids: frozenset[int] | None = None,
+    now: datetime = START,
 ) -> Chat:
     """The chat template that a run asks for (or has `chosen`), else the model's `own`, with the run's arguments.
 
     What a person should know of it is told through `say`, once. An answer ends at the model's `eos_token_ids`, and at
-    the token that the template closes a turn with, which some models do not name.
+    the token that the template closes a turn with, which some models do not name. `now` is the time that templates
+    show, the same in a run that goes on another day.
     Raises `UsageError` where prompts are to go through a template and there is none, or one that is not a template.
     """
     templates = chosen or own
@@ -231,7 +236,7 @@ def make_chat(
         raise UsageError(f"{flag} needs a chat template, {NO_TEMPLATE}")
     if options.template is not None or options.wraps_prompts:
         ChatTemplate(templates)
-    return Chat(templates, make_tokenizer, options, say=say, eos_token_ids=eos_token_ids)
+    return Chat(templates, make_tokenizer, options, say=say, eos_token_ids=eos_token_ids, now=now)
 
 
 def open_chat(
@@ -240,10 +245,12 @@ def open_chat(
     chosen: Mapping[str, str] | None = None,
     *,
     say: Say = lambda line: None,
+    now: datetime = START,
 ) -> Chat:
     """`make_chat` for a model, with the templates in its folder, its tokenizer and its eos tokens."""
     own = read_templates(checkpoint.folder)
-    return make_chat(own, lambda: checkpoint.codec, options, chosen, say=say, eos_token_ids=checkpoint.eos_token_ids)
+    ends = checkpoint.eos_token_ids
+    return make_chat(own, lambda: checkpoint.codec, options, chosen, say=say, eos_token_ids=ends, now=now)
 
 
 def _bounded(prompt: str) -> Rendered:

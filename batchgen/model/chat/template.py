@@ -27,22 +27,24 @@ OWN_NAMES = {"messages", "tools", "documents", "add_generation_prompt"}
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
 Messages = list[dict[str, Any]]
+START = datetime.now()  # of the process
 
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
     """One or several named templates. `name` is what errors call it; `variables` are the tokenizer's special tokens
-    and the run's arguments, over which a row's own win.
+    and the run's arguments, over which a row's own win. `now` is the time that `strftime_now` shows in every row.
     """
 
     sources: Mapping[str, str]
     name: str = "the chat template"
     variables: Mapping[str, Any] = field(default_factory=dict)
+    now: datetime = START
 
     def __post_init__(self) -> None:
         """Raises `UsageError`, which names the line, for what is not a template."""
         for source in self.sources.values():
-            _check(source, self.name)
+            _check(source, self.name, self.now)
 
     def source_for(self, conversation: Conversation) -> str:
         """With tools `tool_use` where there is one, else `default`, else the only one there is."""
@@ -73,7 +75,7 @@ class ChatTemplate:
     def _render(self, source: str, messages: Messages, conversation: Conversation) -> str:
         variables = {**self.variables, **conversation.arguments}
         try:
-            return _compiled(source).render(
+            return _compiled(source, self.now).render(
                 messages=messages,
                 tools=conversation.tools,
                 documents=conversation.documents,
@@ -194,25 +196,19 @@ def _tagged(content: str | list[dict[str, Any]]) -> tuple[str, str | list[dict[s
 
 
 @cache
-def _clock() -> datetime:
-    """When the first template was compiled: a run that goes on over midnight shows one date in all of its rows."""
-    return datetime.now()
-
-
-@cache
-def _compiled(source: str) -> jinja2.Template:
+def _compiled(source: str, now: datetime) -> jinja2.Template:
     from batchgen.model.chat.environment import compile_chat_template
 
-    return compile_chat_template(source, _clock())
+    return compile_chat_template(source, now)
 
 
-def _check(source: str, name: str) -> None:
+def _check(source: str, name: str, now: datetime) -> None:
     import jinja2
 
     if len(source) > LONGEST_TEMPLATE:
         raise UsageError(f"{name}: longer than {LONGEST_TEMPLATE:,} characters")
     try:
-        _compiled(source)
+        _compiled(source, now)
     except jinja2.TemplateSyntaxError as error:
         line = f", line {error.lineno}" if error.lineno else ""
         raise UsageError(f"{name}{line}: {_reason(error)}") from None

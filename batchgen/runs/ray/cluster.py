@@ -14,7 +14,7 @@ from batchgen.machine.limits import share_of
 from batchgen.model.checkpoint import Checkpoint, read_checkpoint
 from batchgen.model.quiet import no_logs
 from batchgen.runs.ray.folder import Piece
-from batchgen.runs.ray.model_files import ModelFiles
+from batchgen.runs.ray.model_files import ModelFiles, model_paths
 from batchgen.runs.ray.piecework import Outcome, PieceWorker, Work
 
 LOCAL = "local"
@@ -70,11 +70,10 @@ class Cluster:
         """The checkpoint's files, in the object store where other machines may need them."""
         import ray
 
-        paths = sorted(path for path in checkpoint.folder.iterdir() if path.is_file())
-        files = {path.name: ray.put(path.read_bytes()) for path in paths} if self.num_machines > 1 else {}
-        return ModelFiles(
-            checkpoint.name, checkpoint.folder.resolve(), {path.name: path.stat().st_size for path in paths}, files
-        )
+        paths = model_paths(checkpoint.folder)
+        files = {name: ray.put(path.read_bytes()) for name, path in paths.items()} if self.num_machines > 1 else {}
+        sizes = {name: path.stat().st_size for name, path in paths.items()}
+        return ModelFiles(checkpoint.name, checkpoint.folder.resolve(), sizes, files)
 
     def run(self, pieces: list[Piece], work: Work, model: ModelFiles, recipe: Recipe, size: Size) -> Iterator[Outcome]:
         """Runs pieces in rounds: those that workers die of are split for the next one, down to single rows.

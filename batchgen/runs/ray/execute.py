@@ -128,6 +128,8 @@ class RayRun:
         self.observer = observer
         self.folder = folder
         self.dtype = choose_dtype(job.model.dtype, size.device, checkpoint.outline)
+        self.manifest = Manifest(facts=folder.read_manifest(), where=f"{on.output}/{MANIFEST}")
+        self.chat = open_chat(checkpoint, job.chat)
         work = Work(
             folder,
             job.sampling,
@@ -137,10 +139,11 @@ class RayRun:
             job.strict,
             job.output_form.ids,
             job.chat,
-            open_chat(checkpoint, job.chat).chosen_templates,
+            self.chat.chosen_templates,
+            self.manifest.started,
+            job.output_form.in_kind,
         )
         self.pieces = ClusterPieces(cluster, work, checkpoint, _recipe(job, checkpoint, self.dtype), size)
-        self.manifest = Manifest(facts=folder.read_manifest(), where=f"{on.output}/{MANIFEST}")
         self.parts: list[FilePart] = []
         self.num_blanks = 0
         self.written: list[Path] = []
@@ -163,7 +166,7 @@ class RayRun:
     def _note(self, cuts: list[CutFile], part_rows: int) -> None:
         output_form = self.job.output_form
         options = {**self.job.options, "--dtype": self.dtype, "--format": output_form.form, "--ids": output_form.ids}
-        options |= {"--limit": self.on.limit, "--part-rows": part_rows}
+        options |= {"--limit": self.on.limit, "--part-rows": part_rows, "chat_template_sha256": self.chat.digest}
         names, digests = [cut.file.name for cut in cuts], [cut.digest for cut in cuts]
         self._check_inputs(names, digests)
         model = model_facts(self.pieces.checkpoint)

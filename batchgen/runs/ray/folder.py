@@ -17,7 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 from batchgen.errors import OutputError
-from batchgen.formats.writing import WRITERS, WriteOptions
+from batchgen.formats.writing import WRITERS, WriteOptions, write_in_kind
 from batchgen.records import Result
 from batchgen.runs.ray.file_parts import FilePart
 from batchgen.runs.ray.inputs import filesystem_of, is_url, reason_of
@@ -111,10 +111,13 @@ class OutputFolder:
         self.filesystem.invalidate_cache()
         return bool(self.filesystem.exists(f"{self.path}/{piece.stem}.{self.form}"))
 
-    def write(self, piece: Piece, results: Iterable[Result], *, ids: bool = False) -> None:
-        """All results of a piece, to a file that gets its name when it is complete."""
-        name = f"{piece.stem}.{self.form}"
-        self._commit(name, lambda stream: WRITERS[self.form](results, stream, WriteOptions(ids=ids)))
+    def write(self, piece: Piece, results: Iterable[Result], *, ids: bool = False, in_kind: bool = False) -> None:
+        """All results of a piece, to a file that gets its name when it is complete.
+
+        With `in_kind` OpenAI's requests are answered in OpenAI's form, those that failed among the others.
+        """
+        write = write_in_kind if in_kind else WRITERS[self.form]
+        self._commit(f"{piece.stem}.{self.form}", lambda stream: write(results, stream, WriteOptions(ids=ids)))
 
     def read_manifest(self) -> dict[str, Any]:
         """What a run that began here was made of; nothing where none did."""

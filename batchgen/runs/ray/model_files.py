@@ -11,6 +11,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from batchgen.model.find import MORE_TEMPLATES
+
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
@@ -34,12 +36,19 @@ class ModelFiles:
             return target
         partial = Path(tempfile.mkdtemp(prefix="batchgen-", dir=target.parent))
         for name, ref in self.files.items():
+            (partial / name).parent.mkdir(exist_ok=True)
             (partial / name).write_bytes(ray.get(ref))
         try:
             partial.rename(target)
         except OSError:  # another worker of this machine was quicker
             shutil.rmtree(partial)
         return target
+
+
+def model_paths(folder: Path) -> dict[str, Path]:
+    """The files of a model's folder by their names in it; of folders in it only that of chat templates."""
+    paths = sorted([*folder.iterdir(), *folder.glob(MORE_TEMPLATES)])
+    return {path.relative_to(folder).as_posix(): path for path in paths if path.is_file()}
 
 
 def _has_size(path: Path, size: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from batchgen.engines import Engine
 from batchgen.engines.pool.worker import Recipe
@@ -11,6 +12,7 @@ from batchgen.errors import BatchgenError
 from batchgen.formats.reading import ReadOptions
 from batchgen.model import Checkpoint
 from batchgen.model.chat import open_chat
+from batchgen.model.chat.template import START
 from batchgen.model.find import Say
 from batchgen.model.stops import watch_stops
 from batchgen.pipeline import Pipeline
@@ -32,6 +34,8 @@ class Work:
     ids: bool = False
     chat: ChatOptions = field(default_factory=ChatOptions)
     chat_templates: Mapping[str, str] | None = None  # in place of the model's own
+    started: datetime = START
+    in_kind: bool = False
 
     def pipeline(self, checkpoint: Checkpoint, engine: Engine, say: Say = lambda line: None) -> Pipeline:
         return Pipeline(
@@ -40,14 +44,14 @@ class Work:
             too_long=self.too_long,
             parse_special=self.parse_special,
             strict=self.strict,
-            chat=open_chat(checkpoint, self.chat, self.chat_templates, say=say),
+            chat=open_chat(checkpoint, self.chat, self.chat_templates, say=say, now=self.started),
         )
 
     def run(self, piece: Piece, pipeline: Pipeline, say: Callable[[str], None] = lambda line: None) -> None:
         """Every row of a piece, in order, into its file."""
         requests = read_part(piece.part, self.sampling, self.reading, piece.start, piece.stop, say)
         requests = watch_stops(requests, pipeline.checkpoint, say)
-        self.folder.write(piece, pipeline.run(requests), ids=self.ids)
+        self.folder.write(piece, pipeline.run(requests), ids=self.ids, in_kind=self.in_kind)
 
     def fail(self, piece: Piece, checkpoint: Checkpoint, reason: str) -> Pipeline:
         """Error records for the rows of a piece, without running them."""

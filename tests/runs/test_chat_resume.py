@@ -1,0 +1,149 @@
+"""Runs of conversations that are stopped or killed and go on: the bytes are those of a run that nothing disturbed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from batchgen.formats.reading import find_sources
+from batchgen.records import ChatOptions, EngineOptions, Result, SamplingParams
+from batchgen.runs.execute import execute
+from batchgen.runs.job import FilePrompts, Job, ModelChoice, OutputForm
+from batchgen.runs.observer import Observer
+from batchgen.runs.target import Target
+from tests.support.command import run
+from tests.support.processes import PATIENCE_S
+
+TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}{{ eos_token }}{% endfor %}"
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+FORMS = ["jsonl", "parquet", "openai"]
+NUM_RESULTS = 13
+DIES = """
+import os, signal, sys
+from batchgen.cli import app
+from batchgen.runs.store import Store
+add, num_results = Store.add, []
+
+def add_and_die(self, result):
+    add(self, result)
+    num_results.append(result)
+    if len(num_results) == 7:
+        self.commit()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Store.add = add_and_die
+app(sys.argv[1:])
+"""
+
+
+class StopsAfter(Observer):
+    """Stops a run after so many results."""
+
+    def __init__(self, num_results: int) -> None:
+        self.num_left = num_results
+
+    def track(self, results: Iterable[Result], stream: IO[Any] | None = None) -> Iterator[Result]:
+        for result in results:
+            self.num_left -= 1
+            yield result
+
+    def should_stop(self) -> bool:
+        return self.num_left <= 0
+
+
+def told(*contents: str) -> list[dict[str, Any]]:
+    roles = ("system", "user", "assistant")
+    return [{"role": roles[place % 3], "content": text} for place, text in enumerate(contents)]
+
+
+BODIES = [
+    {"messages": told("Be brief.", "My dog is")},
+    {"messages": told("Be brief.", "The king <|endoftext|>"), "n": 3, "temperature": 1.0},
+    {"messages": []},
+    {"messages": told("", "Once upon", "a time"), "n": 2, "temperature": 0.7, "seed": 3},
+    {"messages": told("Be brief.", "My dog is"), "tools": [{"type": "function", "function": {"name": "f"}}]},
+    {"messages": told("Be brief.", "My cat"), "n": 4, "temperature": 1.3},
+    {"messages": told("", "The rain")},
+]  # fmt: skip
+
+
+def write_input(path: Path, form: str) -> Path:
+    """Seven rows: some with samples, one that fails, one with a tool."""
+    lines = []
+    for place, body in enumerate(BODIES):
+        if form == "openai":
+            lines.append({"custom_id": f"r{place}", "url": "/v1/chat/completions", "body": body})
+        else:
+            names = {"n": "num_samples", "temperature": "temperature", "seed": "seed"}
+            sampling = {names[key]: value for key, value in body.items() if key in names}
+            lines.append({key: value for key, value in body.items() if key not in names} | {"sampling": sampling})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def template(tmp_path: Path) -> Path:
+    (path := tmp_path / "chat.jinja").write_text(TEMPLATE)
+    return path
+
+
+def output_of(folder: Path, form: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    return folder / ("out.parquet" if form == "parquet" else "out.jsonl")
+
+
+def contents(output: Path) -> dict[str, bytes]:
+    """The finished files of a run."""
+    return {path.name: path.read_bytes() for path in output.parent.iterdir() if not path.name.startswith(".")}
+
+
+def job(source: Path, output: Path, template: Path, form: str, *, resume: bool = False) -> Job:
+    file_form = "parquet" if form == "parquet" else "jsonl"
+    return Job(
+        FilePrompts(tuple(find_sources([str(source)]))),
+        SamplingParams(max_new_tokens=5),
+        ModelChoice("bundled"),
+        EngineOptions(batch_size=3),
+        ChatOptions(template=str(template)),
+        OutputForm(file_form, in_kind=form == "openai"),
+        Target(output, file_form, resume=resume, in_kind=form == "openai"),
+    )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_run_that_is_stopped_anywhere_ends_with_the_same_bytes(tmp_path: Path, template: Path, form: str) -> None:
+    source = write_input(tmp_path / "rows.jsonl", form)
+    whole = output_of(tmp_path / "whole", form)
+    assert execute(job(source, whole, template, form), Observer()).stats.rows == len(BODIES)
+    for num_results in (1, 4, 7, 11):
+        output = output_of(tmp_path / f"stopped{num_results}", form)
+        stopped = execute(job(source, output, template, form), StopsAfter(num_results))
+        assert num_results <= stopped.kept < NUM_RESULTS
+        assert not output.exists()
+        execute(job(source, output, template, form, resume=True), Observer())
+        assert contents(output) == contents(whole)
+    assert len(contents(whole)) == (2 if form == "openai" else 1)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_run_that_is_killed_ends_with_the_same_bytes(tmp_path: Path, template: Path, form: str) -> None:
+    source = write_input(tmp_path / "rows.jsonl", form)
+    options = ["--chat-template", template, "--batch-size", 3]
+    whole, output = output_of(tmp_path / "whole", form), output_of(tmp_path / "killed", form)
+    run(source, "-o", whole, *options)
+    words = ["run", source, "-o", output, "--model", "bundled", "--max-new-tokens", 5, *options]
+    killed = subprocess.run([sys.executable, "-c", DIES, *map(str, words)], capture_output=True, timeout=PATIENCE_S)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not output.exists()
+    resumed = run(source, "-o", output, *options, "--resume")
+    assert "7 results kept" in resumed.stderr
+    assert contents(output) == contents(whole)
