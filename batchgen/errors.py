@@ -95,14 +95,36 @@ OUT_OF_MEMORY = (
 
 @contextmanager
 def failures_in_one_line(where: str) -> Iterator[None]:
-    """What a forward of the model raises, as a `ModelError` that says where; out of memory passes."""
+    """Whatever a forward of the model raises, as a `ModelError` that says where; out of memory passes.
+
+    A config whose sizes do not fit each other shows here first, as nearly any exception.
+    """
     try:
         yield
-    except (RuntimeError, IndexError) as error:
+    except BatchgenError:
+        raise
+    except Exception as error:
         if is_out_of_memory(error):
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"the model failed {where}: {reason}") from error
+        reason = first_line(error).removeprefix("RuntimeError: ")
+        raise ModelError(
+            f"the model failed {where} (do its config.json and weights belong together?): {reason}"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception of a library says, in one line, with its class: the text alone may say nothing.
+
+    >>> first_line(RuntimeError("shape mismatch\\nat 0")), first_line(StopIteration())
+    ('RuntimeError: shape mismatch', 'StopIteration')
+    """
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether it is a panic of a library that is written in Rust, which is no `Exception`."""
+    return type(error).__name__ == "PanicException"
 
 
 def name_in_error(name: str) -> str:

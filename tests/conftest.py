@@ -26,7 +26,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from batchgen.engines import Engine
 from batchgen.model import Checkpoint, Model, open_checkpoint, open_model
 from batchgen.model.find import BUNDLED_FOLDER
-from batchgen.records import EngineOptions
+from batchgen.records import EngineOptions, MemoryLimit
 from batchgen.runs import equipment
 from tests.support.engines import FakeEngine
 from tests.support.models import ARCHITECTURES, decide_alone, make_network
@@ -71,9 +71,11 @@ def bundled_weights_are_read_once() -> Iterator[None]:
     load, make = equipment.load_model, equipment.make_engine
     kept: dict[str, Model] = {}
 
-    def load_once(checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto") -> Model:
-        if checkpoint.folder != BUNDLED_FOLDER:
-            return load(checkpoint, device, dtype)
+    def load_once(
+        checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto", memory: MemoryLimit | None = None
+    ) -> Model:
+        if checkpoint.folder != BUNDLED_FOLDER or memory:
+            return load(checkpoint, device, dtype, memory)
         if dtype not in kept:
             kept[dtype] = load(checkpoint, device, dtype)
             make(kept[dtype], EngineOptions("continuous")).close()

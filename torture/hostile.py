@@ -275,6 +275,7 @@ KINDS = [
     Hostile("vocabulary of 10^12", edit("config.json", vocab_size=10**12)),
     Hostile("vocabulary of -1", edit("config.json", vocab_size=-1)),
     Hostile("10^12 positions", edit("config.json", n_positions=10**12)),
+    Hostile("heads that do not divide", config(LLAMA, num_key_value_heads=3)),
     Hostile("no heads", edit("config.json", n_head=0)),
     Hostile("negative width", edit("config.json", n_embd=-192)),
     Hostile("width that is text", edit("config.json", n_embd="192")),

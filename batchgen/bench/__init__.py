@@ -16,8 +16,7 @@ from batchgen.bench.keep import keep
 from batchgen.bench.sweep import sweep
 from batchgen.bench.workload import differing_share
 from batchgen.engines.choice import CONTINUOUS
-from batchgen.errors import is_out_of_memory
-from batchgen.model.quiet import first_line
+from batchgen.errors import first_line, is_out_of_memory
 from batchgen.planning.kinds import MOST_ROWS_ACCELERATOR
 
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from batchgen.bench.facts import Point, Sample, Task
-from batchgen.errors import BatchgenError, is_out_of_memory
-from batchgen.model.quiet import first_line
+from batchgen.errors import BatchgenError, first_line, is_out_of_memory
 from batchgen.planning.batches import step_work
 
 MOST_RUNS = 5

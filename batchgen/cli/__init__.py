@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,10 +17,12 @@ from batchgen import __version__
 from batchgen.cli.lazy import SUMMARIES, LazyCommand, spare_markdown
 from batchgen.cli.settings import apply_settings, explain_setting, flag_of
 from batchgen.cli.signals import Interrupts
-from batchgen.errors import BatchgenError, UsageError
+from batchgen.errors import BatchgenError, UsageError, first_line, is_panic
 from batchgen.records import FieldError
 
 BROKEN_PIPE = 141
+TRACEBACK = "BATCHGEN_TRACEBACK"  # in the environment, unforeseen errors show where they came from
+PACKAGE = f"{os.sep}batchgen{os.sep}"
 OWN_PROCESS = "own process"  # the context's object in a process that runs one command and ends
 REFUSED: Any = typer.BadParameter.__mro__[1]  # the base of all that typer refuses, which it does not name
 
@@ -74,6 +77,11 @@ class Commands(TyperGroup):
                 _forget_stdout()
                 _say_error(_describe(error))
                 raise typer.Exit(BatchgenError.exit_code) from None
+            except BaseException as error:
+                if not _is_unforeseen(error):
+                    raise
+                _say_error(_unforeseen(error))
+                raise typer.Exit(BatchgenError.exit_code) from None
 
 
 @contextmanager
@@ -111,6 +119,21 @@ def _in_flags(error: BatchgenError) -> str:
     from batchgen.cli.options.values import flag_of_parameter
 
     return error.named(flag_of_parameter)
+
+
+def _is_unforeseen(error: BaseException) -> bool:
+    """Whether nobody has said what an error means; typer ends commands by exceptions, too."""
+    is_error = isinstance(error, Exception) and not isinstance(error, REFUSED | typer.Exit | typer.Abort)
+    return (is_error or is_panic(error)) and TRACEBACK not in os.environ
+
+
+def _unforeseen(error: BaseException) -> str:
+    """An odd model, or a mistake of ours: what happened, and where in this package."""
+    import traceback  # here, because few commands need it
+
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if PACKAGE in frame.filename]
+    place = f" in {frames[-1].name}, {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"unforeseen {first_line(error)}{place}: please report it, with what {TRACEBACK}=1 shows"
 
 
 def _use_utf8() -> None:

@@ -42,10 +42,10 @@ class Setting:
 
 
 def config_files(environ: Mapping[str, str] = os.environ) -> list[Path]:
-    """Where settings may be, the weaker file first. By the XDG base directory specification."""
-    home = Path(environ.get("HOME", "~")).expanduser()
-    folder = Path(environ.get("XDG_CONFIG_HOME") or home / ".config")
-    return [folder / "batchgen" / FILE_NAME, Path(FILE_NAME)]
+    """Where settings may be, the weaker file first. By the XDG base directory specification; a home may be lacking."""
+    home = environ.get("HOME") or os.path.expanduser("~")  # noqa: PTH111 - stays "~" for a user whom the system lacks
+    folder = environ.get("XDG_CONFIG_HOME") or (f"{home}/.config" if home != "~" else None)
+    return [*([Path(folder) / "batchgen" / FILE_NAME] if folder else []), Path(FILE_NAME)]
 
 
 def read_settings(files: list[Path], commands: set[str]) -> list[Setting]:

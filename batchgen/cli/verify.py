@@ -13,7 +13,7 @@ from batchgen.cli import options as opt
 from batchgen.engines import make_engine
 from batchgen.formats.reading import read_requests
 from batchgen.formats.writing import to_json
-from batchgen.model import open_model
+from batchgen.model import load_model, open_checkpoint
 from batchgen.model.chat import open_chat
 from batchgen.proof.verify import Oracle, greedily, spread, verify_rows
 from batchgen.records import EngineOptions, SamplingParams
@@ -55,10 +55,10 @@ def verify(
     requests, num_changed = greedily(spread(requests, sample) if sample else requests, sampling.max_new_tokens)
     if num_changed:
         screen.say(f"{plural(num_changed, 'row')} with options of their own are verified greedily, without them")
-    open_as = partial(open_model, model.model, revision=model.revision, device=model.device, say=screen.say)
     with screen.waiting("loading the model"):
-        runs = open_as(dtype=model.dtype)
-        oracle = Oracle(runs if runs.dtype_name == "float32" else open_as(dtype="float32"))
+        checkpoint = open_checkpoint(model.model, revision=model.revision, say=screen.say)
+        runs = load_model(checkpoint, model.device, model.dtype, engine.memory)
+        oracle = Oracle(runs if runs.dtype_name == "float32" else load_model(checkpoint, model.device, "float32"))
     with screen.waiting("verifying"):
         make = partial(make_engine, runs, engine, say=screen.say)
         report, failed = verify_rows(

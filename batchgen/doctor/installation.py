@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchgen.doctor.facts import Installation, ModelAtHand, Models, Version, or_else
+from batchgen.errors import first_line
 from batchgen.model.find import BUNDLED, BUNDLED_FOLDER, DEFAULT_REPOSITORIES, find_in_cache
 from batchgen.model.private import missing_names
-from batchgen.model.quiet import first_line
 
 if TYPE_CHECKING:
     from huggingface_hub import CachedRepoInfo

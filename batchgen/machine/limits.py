@@ -247,6 +247,11 @@ def _address_space_headroom(root: Path) -> dict[str, int]:
     return {"RLIMIT_AS (ulimit -v)": int(soft[1]) - size}
 
 
+def held_bytes(device: Device) -> int:
+    """What this process holds now where `device` has its memory."""
+    return _held_bytes(device, ROOT, _accelerator(device))
+
+
 def _held_bytes(device: Device, root: Path, accelerator: Any) -> int:
     """What this process holds now where `device` has its memory; Metal's buffers are not in the resident set."""
     if device.type == "cuda":

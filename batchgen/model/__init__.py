@@ -11,7 +11,7 @@ from batchgen.model.find import Say, find_model
 from batchgen.model.loaded import Model
 from batchgen.model.weights import load_model
 
-__all__ = ["Checkpoint", "Model", "open_checkpoint", "open_model"]
+__all__ = ["Checkpoint", "Model", "load_model", "open_checkpoint", "open_model"]
 
 
 def open_model(

@@ -23,6 +23,7 @@ MOST_PARTS = {
     "experts": (re.compile(r"experts$"), 10_000),
     "labels": (re.compile(r"^num_labels$"), 100_000),
 }
+HEADS = ("num_attention_heads", "num_key_value_heads")
 INDEX = "model.safetensors.index.json"
 
 
@@ -43,17 +44,32 @@ def _check_size(path: Path) -> None:
 
 
 def check_config(folder: Path) -> None:
-    """Refuses more layers, experts or labels than any model has. What is no JSON is left to the library."""
+    """Refuses more layers, experts or labels than any model has, and heads that do not divide.
+
+    What is no JSON is left to the library.
+    """
     path = folder / "config.json"
     try:
-        numbers = list(_numbers(json.loads(path.read_text(encoding="utf-8"))))
+        config = json.loads(path.read_text(encoding="utf-8"))
+        numbers = list(_numbers(config))
     except (ValueError, RecursionError):
         return
+    _check_heads(path, config)
     for key, number in numbers:
         for parts, (names, most) in MOST_PARTS.items():
             if number > most and names.search(key):
                 shown = f"{number:,}" if number < 10**15 else "more than 10^15"
                 raise ModelError(f"{path} asks for {shown} {parts} ({key}): no model has more than {most:,}")
+
+
+def _check_heads(path: Path, config: object) -> None:
+    """Refuses groups of heads that are not of one size: no forward of such a model can work."""
+    for part in (config, config.get("text_config")) if isinstance(config, dict) else ():
+        sizes = [part.get(name) for name in HEADS] if isinstance(part, dict) else []
+        heads, groups = (size if type(size) is int and size > 0 else 1 for size in sizes or (1, 1))
+        if heads % groups:
+            given = f"{HEADS[0]} {heads} is no multiple of {HEADS[1]} {groups}"
+            raise ModelError(f"{path}: {given}, as it is in every model: fetch it again")
 
 
 def _numbers(value: object, key: str = "") -> Iterator[tuple[str, float]]:

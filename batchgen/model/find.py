@@ -11,8 +11,8 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from batchgen.errors import ModelError, NotCachedError, UsageError, name_in_error
-from batchgen.model.quiet import first_line, quiet
+from batchgen.errors import ModelError, NotCachedError, UsageError, first_line, name_in_error
+from batchgen.model.quiet import quiet
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo

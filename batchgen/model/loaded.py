@@ -40,6 +40,16 @@ class Model:
         logits: torch.Tensor = self.network(**inputs, **last, **cache, use_cache=has_cache).logits  # [B, keep or T, V]
         return logits[:, -keep:]
 
+    def step(self, batch: Batch, past_key_values: Cache | None = None) -> tuple[torch.Tensor, Cache | None]:
+        """Logits `[B, V]` of the last column, and the cache, which the network makes in its own way at first.
+
+        None for a network whose state is no such cache.
+        """
+        inputs = self.inputs(batch.input_ids, batch.attention_mask, batch.position_ids)
+        cache = {} if past_key_values is None else {"past_key_values": past_key_values}
+        output = self.network(**inputs, **cache, use_cache=True)
+        return output.logits[:, -1], getattr(output, "past_key_values", None)
+
     def logits_alone(self, sequence: Sequence) -> torch.Tensor:
         """Logits `[V]` after the sequence so far, from one forward of this row alone: no pads, no cache."""
         return self.forward(pad([sequence], self.checkpoint.pad_token_id))[0, -1]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from batchgen.errors import BatchgenError, ModelError, is_out_of_memory
+from batchgen.errors import BatchgenError, ModelError, first_line, is_out_of_memory
 
 
 @contextmanager
@@ -24,11 +24,6 @@ def one_line(name: str, folder: Path) -> Iterator[None]:
         if is_out_of_memory(error):
             raise ModelError(f"model {name} does not fit into memory: try a smaller one, or --dtype bfloat16") from None
         raise ModelError(f"model {name} cannot be loaded from {folder}: {first_line(error)}") from None
-
-
-def first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from batchgen.errors import ModelError, UsageError
 from batchgen.machine.devices import Device
-from batchgen.machine.limits import memory_bounds
+from batchgen.machine.limits import held_bytes, memory_bounds
 from batchgen.model.checkpoint import Checkpoint, attention_kernel
 from batchgen.model.checks import check_weights
 from batchgen.model.config_view import ConfigView
@@ -14,6 +14,7 @@ from batchgen.model.footprint import footprint_of
 from batchgen.model.loaded import Model
 from batchgen.model.private import set_attention
 from batchgen.model.quiet import one_line, quiet
+from batchgen.records import MemoryLimit
 from batchgen.text import size_text
 
 if TYPE_CHECKING:
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def load_model(checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto") -> Model:
-    """The checkpoint with its weights on `device`; missing or misshaped weights are refused."""
+def load_model(
+    checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto", memory: MemoryLimit | None = None
+) -> Model:
+    """The checkpoint with its weights on `device`; missing, misshaped or too many weights are refused."""
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -34,7 +37,7 @@ def load_model(checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto"
     folder = checkpoint.folder
     check_weights(folder)
     with quiet(), one_line(checkpoint.name, folder):
-        check_room(checkpoint, on, dtype)
+        check_room(checkpoint, on, dtype, memory)
         # Named in both places: a config may ask for a kernel from the Hub, which is code.
         attention = attention_kernel(checkpoint.config)
         set_attention(checkpoint.config, attention)
@@ -58,11 +61,18 @@ def load_model(checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto"
     return Model(checkpoint, network.eval().to(on), on, as_dtype)
 
 
-def check_room(checkpoint: Checkpoint, device: Device, dtype: str, *, num_copies: int = 1) -> None:
+def check_room(
+    checkpoint: Checkpoint, device: Device, dtype: str, memory: MemoryLimit | None = None, *, num_copies: int = 1
+) -> None:
     """Refuses weights that cannot fit: beyond its memory a process is not told, but killed."""
     needed = num_copies * footprint_of(checkpoint, dtype).weights
-    bound = memory_bounds(device)[0]
+    bound = memory_bounds(device, memory)[0]
     if needed > bound.available_bytes:
+        if memory and bound.name.startswith("--memory"):
+            raise ModelError(
+                f"--memory {memory.text} is too little for {checkpoint.name}: its weights need {size_text(needed)} in "
+                f"{dtype}, beside {size_text(held_bytes(device))} of this process without them: give more"
+            )
         copies = f"in {num_copies} workers " if num_copies > 1 else ""
         mend = "a smaller model" if dtype != "float32" else "--dtype bfloat16 (half of it) or a smaller model"
         raise ModelError(

@@ -84,7 +84,7 @@ def load_equipment(job: Job, manifest: Manifest, observer: Observer) -> Equipmen
         found = replace(found, checkpoint=replace(found.checkpoint, name=manifest.facts["model"]["model"]))
     if found.model or len(found.devices) > 1:
         return found
-    return replace(found, model=load_model(found.checkpoint, str(found.devices[0]), found.dtype))
+    return replace(found, model=load_model(found.checkpoint, str(found.devices[0]), found.dtype, job.engine.memory))
 
 
 def make_run_engine(job: Job, equipment: Equipment, observer: Observer) -> Engine:

@@ -131,6 +131,11 @@ def test_what_files_may_not_set_are_options() -> None:
     assert NOT_FROM_FILES <= OPTIONS
 
 
+def test_who_has_no_home_has_no_settings_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for a user whom the system does not know
+    assert config_files({}) == [Path("batchgen.toml")]
+
+
 def test_a_list_is_given_as_a_list(here: Path) -> None:
     Path("batchgen.toml").write_text('stop = ["END OF", "\\n"]\n')
     assert "END OF" in default_of("stop")

@@ -741,9 +741,10 @@ def test_prefills_stay_small_where_rows_wait_again_in_another_order(tiny_models:
     assert max(rows * columns for rows, columns in slot_model.shapes("prefill")) <= PREFILL_TOKENS
 
 
-def test_other_errors_are_one_line(model: Model) -> None:
-    slot_model = Watched(model, lambda kind, rows, number: True, lambda: RuntimeError("shape mismatch\nmore"))
-    with pytest.raises(ModelError, match=r"the model failed with 0 rows in its slots: shape mismatch$"):
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError, AttributeError, AssertionError, OverflowError])
+def test_other_errors_are_one_line(model: Model, kind: type[Exception]) -> None:
+    slot_model = Watched(model, lambda *_: True, lambda: kind("shape mismatch\nmore"))
+    with pytest.raises(ModelError, match=r"^the model failed with 0 rows in its slots .*shape mismatch$"):
         list(drive(engine_of(slot_model, 2), [encoded(RAIN, model)]))
 
 

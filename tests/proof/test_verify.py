@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import MiniMaxConfig
 
 from batchgen import Model, check_padding, open_model
 from batchgen.engines import Engine, make_engine
@@ -41,11 +42,16 @@ from batchgen.records import EngineOptions, Sequence
 from batchgen.text import short_number
 from tests.support.command import invoke
 from tests.support.engines import FakeEngine
-from tests.support.models import ARCHITECTURES, EOS, QWEN2, WITH_SLOTS, decide_alone, model_of
+from tests.support.models import ARCHITECTURES, EOS, QWEN2, SMALL, WITH_SLOTS, decide_alone, model_of
 from tests.support.rows import RAIN, encoded, ragged_prompts, requests_of
 
 PROMPTS = [*ragged_prompts(4, seed=3, longest=12), "the", "the a", "the"]
 BOUND = ErrorBound(1e-5, 1e-4)
+MINIMAX = MiniMaxConfig(
+    hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+    head_dim=16, num_local_experts=2, num_experts_per_tok=1, block_size=8, max_position_embeddings=512,
+    layer_types=["linear_attention", "full_attention"], **SMALL,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -219,6 +225,12 @@ def test_the_error_is_measured_without_padding(oracle: Oracle) -> None:
     bound = measure_error(oracle, oracle.model, encoded(PROMPTS, oracle.model, max_new_tokens=3))
     assert 0 < bound.measured < 1e-4
     assert 10 * bound.measured < bound.allowed < 1e-2
+
+
+def test_the_error_is_measured_with_a_cache_of_the_models_own(checkpoint: Checkpoint) -> None:
+    model = model_of(MINIMAX, checkpoint, "eager")
+    bound = measure_error(Oracle(model), model, encoded(PROMPTS, model, max_new_tokens=3))
+    assert 0 < bound.measured < 1e-3
 
 
 def test_a_row_that_starts_again_is_recorded_from_its_step(oracle: Oracle) -> None:

@@ -60,7 +60,7 @@ class ModelRecipe:
 
         if self.num_threads:
             torch.set_num_threads(self.num_threads)
-        model = load_model(read_checkpoint(self.name, self.folder), self.device, self.dtype)
+        model = load_model(read_checkpoint(self.name, self.folder), self.device, self.dtype, self.options.memory)
         return make_engine(
             model, self.options, num_beams=self.num_beams, is_owned=True, reuse_blocks=reuse_blocks, say=say
         )

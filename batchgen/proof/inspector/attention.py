@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from batchgen.errors import UsageError
+from batchgen.errors import ModelError, UsageError
 from batchgen.model import Model
 from batchgen.proof.inspector.batch import Inspection
 from batchgen.proof.inspector.heads import Heads, check_heads
@@ -77,11 +77,20 @@ def inspect_attention(model: Model, inspection: Inspection, heads: Heads, query:
     if not -columns <= query < columns:
         raise UsageError(f"--query {query}: the batch has columns 0 to {columns - 1} (or -1 to {-columns})")
     config = model.checkpoint.config.get_text_config()
-    check_heads(heads, config.num_hidden_layers, config.num_attention_heads)
+    num_heads = getattr(config, "num_attention_heads", None)
+    if not isinstance(num_heads, int):  # a recurrent model, or a number for each layer
+        raise ModelError(
+            f"the attention of {model.checkpoint.name} cannot be watched: a {config.model_type} has no heads"
+        )
+    check_heads(heads, config.num_hidden_layers, num_heads)
     sums = _Sums()
     is_pad = inspection.batch.attention_mask == 0  # [B, T]
     place = query % columns
     watch_attention(model, inspection.batch, lambda seen: _add(sums, seen, heads, place, is_pad.to(seen.scores.device)))
+    if not sums.number:
+        raise UsageError(
+            f"--attention: {heads} cannot be watched, it adds no mask to scores: try mean, or another layer"
+        )
     return [_query_attention(inspection, row, place, sums) for row in range(len(inspection.rows))]
 
 

@@ -1,0 +1,85 @@
+"""What goes wrong where nobody could foresee it: one line, and nothing lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from batchgen import generate
+from batchgen.errors import ModelError
+from batchgen.model.find import BUNDLED_FOLDER
+from tests.support.command import failure, invoke
+
+COMMANDS = ("run", "plan", "inspect", "verify")
+
+
+class PanicException(BaseException):
+    """What a library in Rust raises where it gives up."""
+
+
+def raising(error: BaseException) -> Callable[..., NoReturn]:
+    def fail(*_: Any, **__: Any) -> NoReturn:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+@pytest.mark.parametrize("error", [KeyError("n_heads"), PanicException("index out of bounds\nmore")])
+def test_an_error_that_nobody_foresaw_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, command: str, error: BaseException
+) -> None:
+    monkeypatch.setattr("batchgen.model.checkpoint.check_files", raising(error))
+    line = failure(invoke(command, "-p", "My dog is", "--model", "bundled"), 1)
+    assert type(error).__name__ in line
+    assert "in read_checkpoint, checkpoint.py:" in line
+
+
+def test_a_traceback_is_there_for_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batchgen.model.checkpoint.check_files", raising(KeyError("n_heads")))
+    monkeypatch.setenv("BATCHGEN_TRACEBACK", "1")
+    assert isinstance(invoke("plan", "-p", "x", "--model", "bundled").exception, KeyError)
+
+
+@pytest.fixture
+def spoiled(tmp_path: Path) -> Callable[..., Path]:
+    """The bundled model with other values in its config."""
+
+    def spoil(**values: object) -> Path:
+        folder = Path(shutil.copytree(BUNDLED_FOLDER, tmp_path / "model"))
+        config = folder / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | values))
+        return folder
+
+    return spoil
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_heads_that_do_not_divide_are_refused_by_name(spoiled: Callable[..., Path], command: str) -> None:
+    folder = spoiled(num_attention_heads=4, num_key_value_heads=3)
+    line = failure(invoke(command, "-p", "My dog is", "--model", folder), 1)
+    assert f"{folder}/config.json: num_attention_heads 4 is no multiple of num_key_value_heads 3" in line
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", raising(AssertionError("the weights were loaded")))
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("command", ["run", "verify"])
+def test_too_little_memory_is_said_before_the_weights_are_loaded(command: str) -> None:
+    line = failure(invoke(command, "-p", "My dog is", "--model", "bundled", "--memory", "10M"), 1)
+    assert "--memory 10M is too little for bundled: its weights need " in line
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_so_it_is_in_python() -> None:
+    with pytest.raises(ModelError, match=r"^memory 10M is too little for bundled"):
+        generate("My dog is", "bundled", memory="10M")
