@@ -63,3 +63,15 @@ def size_text(num_bytes: int) -> str:
     units = ("B", "KiB", "MiB", "GiB", "TiB")
     power = min(max(0, num_bytes.bit_length() - 1) // 10, len(units) - 1)
     return f"{num_bytes / 1024**power:.1f}".removesuffix(".0") + f" {units[power]}"
+
+
+def duration_text(seconds: float) -> str:
+    """Hours, minutes and seconds; of what takes more than two days, days and hours.
+
+    >>> duration_text(75.4), duration_text(12307), duration_text(200_000)
+    ('0:01:15', '3:25:07', '2 d 7 h')
+    """
+    minutes, whole = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, rest = divmod(hours, 24)
+    return f"{days} d {rest} h" if days >= 2 else f"{hours}:{minutes:02}:{whole:02}"

@@ -17,6 +17,7 @@ from batchgen import __version__
 from batchgen.cli.lazy import SUMMARIES, LazyCommand, spare_markdown
 from batchgen.cli.settings import apply_settings, explain_setting, flag_of
 from batchgen.cli.signals import Interrupts
+from batchgen.cli.typed import TYPED
 from batchgen.errors import BatchgenError, UsageError, first_line, is_panic
 from batchgen.records import FieldError
 
@@ -33,9 +34,12 @@ class Commands(TyperGroup):
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**{**attributes, "commands": {name: LazyCommand(name) for name in SUMMARIES}})
 
-    def make_context(self, *args: Any, **options: Any) -> Any:
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        typed = ("batchgen", *args)
         with _usage_in_one_line():
-            return super().make_context(*args, **options)
+            context = super().make_context(info_name, args, parent, **extra)
+        context.meta[TYPED] = typed
+        return context
 
     def format_help(self, *args: Any) -> None:
         spare_markdown()

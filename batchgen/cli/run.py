@@ -11,6 +11,7 @@ from batchgen.cli import options as opt
 from batchgen.cli.on_ray import choose_ray_format, make_on_ray, refuse_with_ray
 from batchgen.cli.output import OUR_WRITERS, check_stdout, choose_format
 from batchgen.cli.signals import Interrupts
+from batchgen.cli.typed import typed_command
 from batchgen.cli.watching import Watcher, sum_up
 from batchgen.errors import UsageError
 from batchgen.formats.reading import Source
@@ -73,6 +74,7 @@ def run(
         manifest=results.manifest,
         stats=results.stats,
         owns_process=True,
+        command=typed_command(context),
     )
     raise typer.Exit(_run(job, on_ray, screen, context.obj))
 

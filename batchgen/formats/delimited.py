@@ -219,6 +219,8 @@ SIGNS = "=+\\-@\uff1d\uff0b\uff0d\uff20"
 NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\Z"
 FORMULA = re.compile(f"(?!{NUMBER}| +[{SIGNS}])(?:[{DROPPED}]*[{SIGNS}]|[\t\r\n])", re.ASCII | re.IGNORECASE)
 TSV_ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
+TSV_PLAIN = {"t": "\t", "n": "\n", "r": "\r"}
+TSV_ESCAPED = re.compile(r"\\([tnr])")
 
 
 def write_csv(results: Iterable[Result], stream: BinaryIO, options: WriteOptions) -> None:
@@ -265,3 +267,19 @@ def neutral(cell: str) -> str:
     ["'=1+1", '-1.5', "'- one", 'a=b']
     """
     return f"'{cell}" if FORMULA.match(cell) else cell
+
+
+def plain_cell(cell: str) -> str:
+    """What a cell held before `neutral`.
+
+    >>> [plain_cell(cell) for cell in ("'=1+1", "'tis", "-1.5")]
+    ['=1+1', "'tis", '-1.5']
+    """
+    return cell[1:] if cell.startswith("'") and FORMULA.match(cell, 1) else cell
+
+
+def plain_tsv_cell(cell: str) -> str:
+    r"""The same of a cell in TSV, with the tabs and line breaks that it had; a backslash that was there is taken for
+    one of theirs.
+    """
+    return plain_cell(TSV_ESCAPED.sub(lambda match: TSV_PLAIN[match[1]], cell))

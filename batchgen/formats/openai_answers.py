@@ -6,7 +6,7 @@ No clock and no chance is in them: a run that is repeated or resumed writes the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import chain, groupby
 from typing import Any, BinaryIO
 
@@ -36,6 +36,38 @@ def write_openai_batch(results: Iterable[Result], stream: BinaryIO, options: Wri
         if options.rows in ("all", "failed" if failed else "answered"):
             stream.write(to_bytes(to_json(_failure(failed) if failed else _answer(request)) + "\n"))
             stream.flush()
+
+
+def results_of_answer(line: Json, number: int) -> Iterator[Result]:
+    """What a line of a Batch's answers says of each sample: the prompt and the tokens are not in it."""
+    index = int(str(line.get("id", "")).rpartition("_")[2] or number) if line.get("id") else number
+    common = {"index": index, "id": line.get("custom_id"), "metadata": line.get("metadata") or {}, "prompt": ""}
+    body = (line.get("response") or {}).get("body") or {}
+    usage = body.get("usage") or {}
+    if not (choices := body.get("choices")):
+        error = str((line.get("error") or body.get("error") or {}).get("message") or "failed")
+        yield _read_back(common, text="", finish_reason="error", error=error)
+        return
+    for choice in choices:
+        message = choice.get("message") or {}
+        reason = choice.get("finish_reason")
+        calls = message.get("tool_calls")
+        yield _read_back(
+            common,
+            sample_index=choice.get("index", 0),
+            text=choice.get("text", message.get("content")) or "",
+            finish_reason="stop" if reason == "tool_calls" else reason,
+            model=body.get("model", ""),
+            num_prompt_tokens=usage.get("prompt_tokens", 0),
+            num_output_tokens=usage.get("completion_tokens", 0) if len(choices) == 1 else 0,
+            reasoning=message.get("reasoning_content"),
+            tool_calls=[call["function"] for call in calls] if calls else None,
+        )
+
+
+def _read_back(common: Json, **values: Any) -> Result:
+    blank = {"sample_index": 0, "num_prompt_tokens": 0, "num_output_tokens": 0, "error": None, "model": ""}
+    return Result(**{**blank, **common, **values})
 
 
 def _answer(samples: list[Result]) -> Json:

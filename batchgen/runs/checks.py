@@ -11,7 +11,8 @@ from pathlib import Path
 
 from batchgen.errors import OVERWRITE, RESUME, InUseError, OutputError, UsageError, parameter
 from batchgen.formats.reading import Source
-from batchgen.runs.database import IN_USE, is_in_use
+from batchgen.runs.database import is_in_use
+from batchgen.runs.locks import IN_USE
 from batchgen.runs.target import Target
 
 OUTPUT = "output"

@@ -1,4 +1,4 @@
-"""The file of a run store: opened by one process at a time, made with nobody else's right to read it; its tables."""
+"""The file of a run store: one process at a time writes it, others may read it; its tables."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from batchgen.errors import OVERWRITE, RESUME, InUseError, OutputError
+from batchgen.errors import OVERWRITE, RESUME, InputError, InUseError, OutputError
 from batchgen.runs.cells import FIELDS
+from batchgen.runs.locks import HELD, IN_USE, FileLock, allows_readers, identity, is_locked
 
 LOCK_PATIENCE_S = 1.0  # of two that open a file at the same moment one has to wait for the other to step back
-IN_USE = "is in use by another run: wait for it, or name another output"
 APPLICATION_ID = 0x62617467  # "batg", in the file's header
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 DAMAGED = f"is damaged: move it away, or start anew with {OVERWRITE}"
 PRIVATE = 0o600
+STATUS = "-status"  # behind the store's name: what a run says of itself where its store cannot be read
 # docs/store.md says what stands where.
 TABLES = """
 CREATE TABLE manifest (name TEXT PRIMARY KEY, value TEXT NOT NULL, hash BLOB NOT NULL);
@@ -29,31 +31,104 @@ CREATE TABLE results (
     hash BLOB NOT NULL,
     PRIMARY KEY (row_index, sample_index)
 );
+CREATE INDEX failed ON results (row_index) WHERE finish_reason = 'error';
 """
 COLUMNS = ", ".join(["row_index", *FIELDS[1:], "hash"])
 
 
-def connect(path: Path, mode: int | None = PRIVATE) -> sqlite3.Connection:
+class Connection(sqlite3.Connection):
+    """A connection to a store, with the lock on its file. `is_shared` says whether others can read meanwhile."""
+
+    lock: FileLock | None = None
+    is_shared = False
+    file: tuple[int, int] | None = None
+
+    def close(self) -> None:
+        super().close()  # first: to close any descriptor of the file drops SQLite's locks
+        if self.file:
+            HELD.discard(self.file)
+        if self.lock:
+            self.lock.close()
+
+
+def connect(path: Path, mode: int | None = PRIVATE) -> Connection:
     """The store at a path, locked until the connection is closed; a new one has `mode`, by default the user's umask.
 
     Raises `OutputError` where there is something else, `InUseError` where another process has it, `sqlite3.Error`.
     """
     _make_file(path, mode)
-    connection = sqlite3.connect(path, timeout=LOCK_PATIENCE_S, isolation_level=None, check_same_thread=False)
+    lock = _lock(path)
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=rw",
+        timeout=LOCK_PATIENCE_S,
+        isolation_level=None,
+        check_same_thread=False,
+        factory=Connection,
+        uri=True,
+    )
+    connection.lock, connection.is_shared = lock, lock is not None
     try:
-        opened = _identity(path)
-        connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # held until the connection is closed
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("BEGIN EXCLUSIVE")
-        if opened != _identity(path):  # whoever had it has removed it
+        opened = identity(path)
+        _begin(connection)
+        if opened != identity(path):  # whoever had it has removed it
             raise InUseError(f"{path} {IN_USE}")
         _check_schema(connection, path)
         connection.execute("COMMIT")
+        if opened:
+            connection.file = opened
+            HELD.add(opened)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _lock(path: Path) -> FileLock | None:
+    """The lock that lets others read; None where SQLite's own has to do, which does not."""
+    if not allows_readers(path):
+        return None
+    try:
+        return FileLock(path, LOCK_PATIENCE_S)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and os.access(path.parent, os.W_OK):  # another run has removed it
+            raise InUseError(f"{path} {IN_USE}") from None
+        return None  # SQLite says why it cannot be opened
+
+
+def _begin(connection: Connection) -> None:
+    """A transaction in a database with a write-ahead log."""
+    if connection.is_shared:
+        try:
+            _execute(connection, "journal_mode = WAL", "synchronous = FULL")
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN):
+                raise
+            connection.is_shared = False  # the file system has no memory to share
+        else:
+            return
+    _execute(connection, "locking_mode = EXCLUSIVE", "journal_mode = WAL", "synchronous = FULL")
+    connection.execute("BEGIN EXCLUSIVE")
+
+
+def _execute(connection: sqlite3.Connection, *pragmas: str) -> None:
+    for pragma in pragmas:
+        connection.execute(f"PRAGMA {pragma}")
+
+
+@contextmanager
+def open_for_reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """The store at a path, of a run that may be alive: nothing is changed, and the run waits for nothing.
+
+    Raises `OutputError` where there is no store that can be read, `InUseError` where a run keeps it to itself.
+    """
+    with in_one_line(path):
+        address = f"{path.absolute().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(address, timeout=LOCK_PATIENCE_S, uri=True, isolation_level=None)) as connection:
+            if (found := _numbers(connection)) != [APPLICATION_ID, SCHEMA_VERSION]:
+                another = "of another version of batchgen" if found[0] == APPLICATION_ID else "not batchgen's"
+                raise InputError(f"{path} is a database {another}: name the output of a run")
+            yield connection
 
 
 def _make_file(path: Path, mode: int | None) -> None:
@@ -70,8 +145,19 @@ def _make_file(path: Path, mode: int | None) -> None:
             os.close(descriptor)
 
 
+def is_database(path: Path) -> bool:
+    """Whether a file is SQLite's, by its first bytes."""
+    with suppress(OSError), path.open("rb") as stream:
+        return stream.read(16) == b"SQLite format 3\0"
+    return False
+
+
 def is_in_use(path: Path) -> bool:
     """Whether another process has the store at a path. Writes nothing."""
+    if is_locked(path):
+        return True
+    if identity(path) is None or allows_readers(path):
+        return False
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", timeout=0, uri=True)) as connection:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -80,29 +166,28 @@ def is_in_use(path: Path) -> bool:
     return False
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Which file a name stands for."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
 def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
     """Makes the tables of a new file; refuses another program's."""
-    found = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
+    found = _numbers(connection)
     tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     if found == [0, 0] and not tables:
         for statement in TABLES.split(";"):
             connection.execute(statement)
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        _execute(connection, f"application_id = {APPLICATION_ID}", f"user_version = {SCHEMA_VERSION}")
     elif found[0] != APPLICATION_ID:
         raise OutputError(f"{path} is another program's database: name another output")
     elif found[1] != SCHEMA_VERSION:
         mend = f"finish it with that, or start anew with {OVERWRITE}"
         raise OutputError(f"{path} was made by another version of batchgen: {mend}")
+
+
+def _numbers(connection: sqlite3.Connection) -> list[Any]:
+    return [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
+
+
+def file_beside(store: Path) -> Path:
+    """Where a run says how far it is, if others cannot read its store."""
+    return store.with_name(store.name + STATUS)
 
 
 @contextmanager
@@ -133,5 +218,5 @@ def _reason(code: int, error: sqlite3.Error) -> str:
 
 def remove_store(path: Path) -> None:
     """Removes a store's journal, and the file last: who is killed in between leaves none without the other."""
-    for ending in ("-wal", "-shm", "-journal", ""):
+    for ending in ("-wal", "-shm", "-journal", STATUS, "", "-wal", "-shm"):  # a reader may have made the last ones anew
         path.with_name(path.name + ending).unlink(missing_ok=True)

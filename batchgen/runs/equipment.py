@@ -79,7 +79,7 @@ def load_equipment(job: Job, manifest: Manifest, observer: Observer) -> Equipmen
     found = find_equipment(job, observer, manifest.started)
     check_named_tokens(job.sampling, found.checkpoint.vocab_size)
     if job.is_noted:
-        manifest.begin(found.device, observer.say, **made_of(job, found))
+        manifest.begin(found.device, observer.say, command=job.command, **made_of(job, found))
         # Rows that are there already say where they come from by that name.
         found = replace(found, checkpoint=replace(found.checkpoint, name=manifest.facts["model"]["model"]))
     if found.model or len(found.devices) > 1:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +24,8 @@ from batchgen.runs.manifest import InputDigest, Manifest
 from batchgen.runs.nothing_left import find_finished
 from batchgen.runs.observer import Observer
 from batchgen.runs.output import OutputFiles, open_store, open_stream
+from batchgen.runs.pace import Pace
+from batchgen.runs.progress import GENERATING, MOST_REASONS, WRITING, ProgressNote, Reporter
 from batchgen.runs.store import Store
 from batchgen.runs.target import OPENAI_BATCH, Target
 from batchgen.text import escape
@@ -61,10 +64,11 @@ def open_run(job: Job, observer: Observer, writers: Mapping[str, Writer] = WRITE
     check_output_extras(job.output_form.form, job.target.path if job.target else None)
     with _open_store(job) as store:
         files = OutputFiles(job.target, store) if job.target and store and not job.target.is_store else None
+        reporter = Reporter(store) if store else None
         manifest = Manifest(store)
         with observer.waiting("loading the model"):
             equipment = load_equipment(job, manifest, observer)
-        yield Run(job, observer, equipment, store, files, manifest, writers)
+        yield Run(job, observer, equipment, store, files, manifest, writers, reporter)
 
 
 def _open_store(job: Job) -> AbstractContextManager[Store | None]:
@@ -83,6 +87,7 @@ class Run:
         files: OutputFiles | None,
         manifest: Manifest,
         writers: Mapping[str, Writer],
+        reporter: Reporter | None = None,
     ) -> None:
         self.job = job
         self.observer = observer
@@ -91,6 +96,8 @@ class Run:
         self.files = files
         self.manifest = manifest
         self.writers = writers
+        self.reporter = reporter
+        self.pace = Pace(job.sampling.max_new_tokens)
         self.num_before = store.num_results if store else 0
         self.rows_before = store.num_rows if store else 0
         self.pipeline = Pipeline(
@@ -100,7 +107,7 @@ class Run:
             parse_special=job.parse_special,
             strict=job.strict,
             should_stop=observer.should_stop,
-            on_step=observer.on_step,
+            on_step=self._on_step,
             chat=equipment.chat,
         )
         self.digest = InputDigest()
@@ -113,12 +120,47 @@ class Run:
         """Runs every row that is not done, into the store or the stream."""
         if self.store and self.num_before:
             self.observer.note(f"going on with {self.store.path}: {results_text(self.num_before)} kept")
+        self._begin()
         with self.observer.generating(self._count_left, self.num_before, self.job.sampling.max_new_tokens):
             if self.store:
-                deque(self.observer.track(self.pipeline.run_into(self.store, self._requests())), maxlen=0)
+                results = self.pace.track(self.pipeline.run_into(self.store, self._requests()))
+                deque(self.observer.track(results), maxlen=0)
                 return
             with self._open_stream(stdout) as stream:
                 self._write(self.observer.track(self.pipeline.run(self._requests()), stream), stream)
+
+    def _begin(self) -> None:
+        """From here on it is told how far the run is."""
+        if not (self.store and self.reporter):
+            return
+        tokens_before = self.store.count_tokens() if self.num_before else (0, 0)
+        self.pace.begin(self._count_left(), self.num_before)
+        self.reporter.measure = lambda progress: self._measure(progress, *tokens_before)
+        self.reporter.begin(GENERATING)
+
+    def _measure(self, progress: ProgressNote, prompt_tokens: int, output_tokens: int) -> ProgressNote:
+        on, engine, pace = self.ran_on, self.pipeline.engine.stats, self.pace
+        return replace(
+            progress,
+            rows_total=self.digest.num_rows if progress.phase == WRITING else self._num_rows,
+            prompt_tokens=prompt_tokens + pace.prompt_tokens,
+            output_tokens=output_tokens + pace.output_tokens,
+            new_tokens=pace.num_tokens,
+            tokens_per_s=pace.tokens_per_s,
+            recent_tokens_per_s=pace.recent_tokens_per_s,
+            seconds_left=pace.seconds_left,
+            model=on.model,
+            engine=on.engine,
+            device=on.device,
+            dtype=on.dtype,
+            peak_bytes=engine.peak_bytes,
+            predicted_bytes=engine.predicted_bytes,
+            measured_bytes=engine.measured_bytes,
+        )
+
+    def _on_step(self, num_tokens: int) -> None:
+        self.pace.on_step(num_tokens)
+        self.observer.on_step(num_tokens)
 
     def results(self) -> Iterator[Result]:
         """Every row, as it finishes; nothing is kept."""
@@ -131,8 +173,12 @@ class Run:
 
     def _count_left(self) -> int | None:
         """Results to come, where that can be known."""
-        rows = self.job.prompts.count()
+        rows = self._num_rows
         return rows and max(0, rows * self.job.sampling.num_samples - self.num_before)
+
+    @cached_property
+    def _num_rows(self) -> int | None:
+        return self.job.prompts.count()
 
     def _open_stream(self, stdout: BinaryIO | None) -> AbstractContextManager[BinaryIO]:
         if self.job.target:
@@ -154,6 +200,8 @@ class Run:
 
     def finish(self) -> None:
         """After the last row: what was noted is complete, and the file is written."""
+        if self.reporter:
+            self.reporter.begin(WRITING)
         self.failures = self._find_failures()
         if self.job.is_noted:
             self.manifest.end(self.digest, self._stats_facts())
@@ -166,7 +214,7 @@ class Run:
         if not self.files:
             deque(store.complete_results(), maxlen=0)
             return [target.path]
-        facts = {**self.manifest.facts, "output": self.job.output_form.options}
+        facts = {**self.manifest.facts, "output": self.job.output_form.options, "reasons": store.reasons(MOST_REASONS)}
         first = next(store.complete_results(), None)
         is_batch = target.form == OPENAI_BATCH or (target.in_kind and first is not None and first.endpoint is not None)
         return self.files.write(

@@ -114,6 +114,7 @@ class Job:
     """What a run is to do. Without a `target` its rows go to the caller.
 
     `manifest` and `stats` are files to write beside it. With `owns_process` it may set how the process allocates.
+    `command` is what was typed, where a command line asks for it.
     """
 
     prompts: Prompts
@@ -129,6 +130,7 @@ class Job:
     manifest: Path | None = None
     stats: Path | None = None
     owns_process: bool = False
+    command: tuple[str, ...] = ()
 
     @property
     def is_durable(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import blake2b, file_digest, sha256
 from importlib.metadata import version
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 Facts = dict[str, Any]
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors")
 HASHES = ("weights_sha256", "config_sha256", "tokenizer_sha256")
-FILES_NOTE = "files"  # a store's own, of the files that it writes
+FILES_NOTE = "files"  # of the files that a store's run writes
+OWN_NOTES = {FILES_NOTE, "progress"}  # a store's own, of the run and not of what it was made of
 TOLD_BY_HASH = {"--chat-template"}  # a file may have been moved
 HASH_SHOWN = 12  # digits of a hash are enough to tell two apart
 
@@ -85,7 +86,7 @@ class Manifest:
         self._store = store
         self._where = store.path if store else where
         noted = store.manifest() if store else dict(facts or {})
-        self.facts: Facts = {name: value for name, value in noted.items() if name != FILES_NOTE}
+        self.facts: Facts = {name: value for name, value in noted.items() if name not in OWN_NOTES}
         self._started: str = self.facts.get("started") or _now()
 
     @property
@@ -93,8 +94,15 @@ class Manifest:
         """When the run was begun, by this machine's clock; also of one that goes on."""
         return datetime.fromisoformat(self._started).astimezone().replace(tzinfo=None)
 
-    def begin(self, device: str, say: Callable[[str], object] = lambda line: None, **made_of: Facts) -> None:
-        """Notes what the run is made of (`model`, `options`); says which versions have changed.
+    def begin(
+        self,
+        device: str,
+        say: Callable[[str], object] = lambda line: None,
+        *,
+        command: Sequence[str] = (),
+        **made_of: Facts,
+    ) -> None:
+        """Notes what the run is made of (`model`, `options`), and what was typed; says which versions have changed.
 
         Raises `OutputError`, which names the first difference, where it was begun with something else.
         """
@@ -104,7 +112,11 @@ class Manifest:
             self.note(part, self.facts.get(part, facts) if part == "model" else facts)
         self.note("versions", version_facts())
         self.note("machine", machine_facts(device))
+        if command:
+            self.note("command", {"words": list(command), "folder": str(Path.cwd())})
         self.note("started", self._started)
+        for name in ("stats", "finished"):  # of a run that goes on with more rows
+            self._forget(name)
 
     def end(self, input: InputDigest, stats: Facts) -> None:
         self.note("input", input.facts)
@@ -119,6 +131,10 @@ class Manifest:
         self.facts[name] = value
         if self._store:
             self._store.note(name, value)
+
+    def _forget(self, name: str) -> None:
+        if self.facts.pop(name, None) is not None and self._store:
+            self._store.forget_note(name)
 
 
 def _now() -> str:

@@ -6,119 +6,60 @@ engines and output formats.
 
 from __future__ import annotations
 
-import json
+import os
 import sqlite3
+import stat
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
-from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from batchgen.errors import OVERWRITE, InputError, OutputError
+from batchgen.formats.whole import temporary_name
 from batchgen.formats.writing import to_json
 from batchgen.records import Request, Result
-from batchgen.runs.cells import FIELDS, digest_of, hash_of, to_cells, to_result
-from batchgen.runs.database import COLUMNS, DAMAGED, PRIVATE, connect, in_one_line, remove_store
+from batchgen.runs.cells import FIELDS, digest_of, hash_of, to_cells
+from batchgen.runs.database import COLUMNS, PRIVATE, Connection, connect, file_beside, in_one_line, remove_store
+from batchgen.runs.stored import StoredRun
 
 COMMIT_EVERY_S = 1.0
 INSERT = f"INSERT OR REPLACE INTO results ({COLUMNS}) VALUES ({', '.join('?' * (len(FIELDS) + 1))})"
 FAILED_ROWS = "row_index IN (SELECT row_index FROM results WHERE finish_reason = 'error')"
 
 
-class Store:
-    """An open store: only one process can have it. Results are committed at least once a second.
+class Store(StoredRun):
+    """A store that is being written: only one process can have it. Results are committed at least once a second.
 
+    `on_second` is called as often, before what it notes is committed with the rest.
     A new file has `mode`, where that is None the user's umask. Raises `OutputError` where the file cannot be opened or
     written, is in use, is damaged, or is not a store.
     """
 
     def __init__(self, path: Path, mode: int | None = PRIVATE) -> None:
-        self.path = path
         self.done: set[tuple[int, int]] = set()  # (index, sample_index) already there, of rows that are not complete
         self._failure: sqlite3.Error | None = None
         self._lock = threading.RLock()
         self._closing = threading.Event()
+        self.on_second: Callable[[], object] = lambda: None
+        self._connection: Connection
         with in_one_line(path):
-            self._connection = connect(path, mode)
+            super().__init__(path, connect(path, mode))
         threading.Thread(target=self._commit_often, daemon=True).start()
-
-    # What is there.
 
     @property
     def is_closed(self) -> bool:
         return self._closing.is_set()
 
     @property
-    def is_empty(self) -> bool:
-        """Whether no run has read a row into it."""
-        return not self._count("inputs")
+    def allows_readers(self) -> bool:
+        """Whether other processes can read it meanwhile."""
+        return self._connection.is_shared
 
-    @property
-    def num_results(self) -> int:
-        return self._count("results")
-
-    @property
-    def num_rows(self) -> int:
-        """Rows that have a result; each has a first sample."""
-        return self._count("results WHERE sample_index = 0")
-
-    @property
-    def num_failed_rows(self) -> int:
-        return self._count("(SELECT DISTINCT row_index FROM results WHERE finish_reason = 'error')")
-
-    def first_error(self) -> Result | None:
-        return next(self._results("WHERE finish_reason = 'error'"), None)
-
-    def results(self) -> Iterator[Result]:
-        """Every result, in input order."""
-        return self._results("")
-
-    def complete_results(self) -> Iterator[Result]:
-        """Every result of a run that is done, in input order: of each row that was read all samples, or its failure.
-
-        Raises `OutputError` at the first that is not there, or is not what was put there.
-        """
-        groups = groupby(self.results(), key=lambda result: result.index)
-        for index, num_samples in self._read("SELECT row_index, num_samples FROM inputs ORDER BY row_index"):
-            found, samples = next(groups, (None, iter(())))
-            number, has_failed = 0, False
-            for number, result in enumerate(samples, 1):
-                has_failed = has_failed or (number == 1 and result.error is not None)
-                self._check(found == index and result.sample_index == number - 1)
-                yield result
-            self._check(number == num_samples or (number == 1 and has_failed))  # a row that cannot run fails once
-        self._check(next(groups, None) is None)
-
-    def _check(self, is_whole: bool) -> None:
-        if not is_whole:
-            raise OutputError(f"{self.path} {DAMAGED}")
-
-    def manifest(self) -> dict[str, Any]:
-        """What was noted of the run, by name."""
-        found = {}
-        for name, value, digest in self._read("SELECT name, value, hash FROM manifest"):
-            self._check(digest == hash_of((name, value)))
-            found[name] = json.loads(value)
-        return found
-
-    def _results(self, condition: str) -> Iterator[Result]:
-        for *cells, digest in self._read(f"SELECT {COLUMNS} FROM results {condition} ORDER BY row_index, sample_index"):
-            self._check(digest == hash_of(cells))
-            yield to_result(cells)
-
-    def _count(self, rows: str) -> int:
-        [(number,)] = self._read(f"SELECT count(*) FROM {rows}")
-        return int(number)
-
-    def _read(self, query: str, *values: object) -> Generator[tuple[Any, ...], None, None]:
-        with in_one_line(self.path):
-            cursor = self._connection.execute(query, values)
-            try:
-                yield from iter(cursor.fetchone, None)
-            finally:
-                if not self.is_closed:  # else it went with the connection, and may not be asked any more
-                    cursor.close()
+    def count_tokens(self) -> tuple[int, int]:
+        """Of prompts and of answers, over all results."""
+        query = "SELECT coalesce(sum(num_prompt_tokens), 0), coalesce(sum(num_output_tokens), 0) FROM results"
+        [(prompt_tokens, output_tokens)] = self._read(query)
+        return int(prompt_tokens), int(output_tokens)
 
     # What a run adds.
 
@@ -169,6 +110,20 @@ class Store:
         text = to_json(value)
         self._write("INSERT OR REPLACE INTO manifest VALUES (?, ?, ?)", name, text, hash_of((name, text)))
 
+    def put_beside(self, text: str) -> None:
+        """Replaces the small file beside it, for those who cannot read the store; that it cannot be ends no run."""
+        file = file_beside(self.path)
+        with self._lock, suppress(OSError):
+            if not self.is_closed:
+                temporary = temporary_name(file)
+                mode = stat.S_IMODE(self.path.stat().st_mode)
+                with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as stream:
+                    stream.write(text)
+                temporary.replace(file)
+
+    def forget_note(self, name: str) -> None:
+        self._write("DELETE FROM manifest WHERE name = ?", name)
+
     def forget(self, index: int) -> None:
         """The row of that index counts as never read: what the input says now will be run."""
         self._write("UPDATE inputs SET digest = NULL WHERE row_index = ?", index)
@@ -214,6 +169,7 @@ class Store:
     def _commit_often(self) -> None:
         while not self._closing.wait(COMMIT_EVERY_S):
             try:
+                self.on_second()
                 self.commit()
             except OutputError:  # raised again by the next write
                 return
@@ -227,8 +183,11 @@ class Store:
             try:
                 self.commit()
                 if as_single_file:
-                    self._connection.execute("PRAGMA journal_mode = DELETE")
+                    self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                    with suppress(sqlite3.OperationalError):  # who still reads it needs the journal, empty as it is
+                        self._connection.execute("PRAGMA journal_mode = DELETE")
             finally:
+                file_beside(self.path).unlink(missing_ok=True)
                 self._connection.close()
 
     def discard(self) -> None:
@@ -238,6 +197,7 @@ class Store:
             try:
                 with suppress(sqlite3.Error):  # on a full disk the journal goes when the connection is closed
                     self._connection.rollback()
+                    self._connection.execute("PRAGMA busy_timeout = 0")  # whoever reads it goes on with what it has
                     self._connection.execute("PRAGMA journal_mode = DELETE")
                 remove_store(self.path)
             finally:

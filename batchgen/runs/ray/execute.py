@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -23,6 +25,7 @@ from batchgen.runs.ending import Ending, Failures, RanOn, stats_facts
 from batchgen.runs.job import Job
 from batchgen.runs.manifest import Manifest, model_facts, shown_hash
 from batchgen.runs.observer import Observer
+from batchgen.runs.progress import GENERATING, ProgressNote
 from batchgen.runs.ray.cluster import Cluster, Size
 from batchgen.runs.ray.connection import connect
 from batchgen.runs.ray.cut import GRAIN, CutFile, choose_part_rows, cut_file, make_parts
@@ -149,6 +152,7 @@ class RayRun:
         self.written: list[Path] = []
         self._has_said: set[str] = set()
         self._last_line = time.monotonic()
+        self._started_s = time.time()
 
     def prepare(self, files: list[InputFile]) -> None:
         """Cuts the input, and notes what the run is made of; one that was begun with something else is refused."""
@@ -158,10 +162,11 @@ class RayRun:
             cuts = [cut_file(file, self.job.prompts.reading, every, self.observer.say) for file in files]
         num_rows = sum(cut.num_rows for cut in cuts)
         part_rows = self.on.part_rows or begun or choose_part_rows(num_rows, self.pieces.size.workers)
-        self._note(cuts, part_rows)
         self.num_blanks = sum(cut.num_blanks for cut in cuts)
+        self.parts = make_parts(cuts, part_rows, self.on.limit)
+        self._note(cuts, part_rows)
         with self.observer.waiting("counting ids"):
-            self.parts = list(number_ids(make_parts(cuts, part_rows, self.on.limit), self.job.prompts.reading))
+            self.parts = list(number_ids(self.parts, self.job.prompts.reading))
 
     def _note(self, cuts: list[CutFile], part_rows: int) -> None:
         output_form = self.job.output_form
@@ -170,8 +175,11 @@ class RayRun:
         names, digests = [cut.file.name for cut in cuts], [cut.digest for cut in cuts]
         self._check_inputs(names, digests)
         model = model_facts(self.pieces.checkpoint)
-        self.manifest.begin(self.pieces.size.device, self.observer.say, model=model, options=options)
-        self.manifest.note("inputs", {"files": names, "blake2b": digests})
+        self.manifest.begin(
+            self.pieces.size.device, self.observer.say, command=self.job.command, model=model, options=options
+        )
+        rows = {part.number: part.num_rows for part in self.parts}
+        self.manifest.note("inputs", {"files": names, "blake2b": digests, "part_rows": rows})
         self.folder.write_manifest(self.manifest.facts)
 
     def _check_inputs(self, names: list[str], digests: list[str]) -> None:
@@ -199,6 +207,7 @@ class RayRun:
     def generate(self, pieces: list[Piece]) -> None:
         """Runs what is missing, and completes the manifest."""
         num_rows = sum(piece.num_rows for piece in pieces)
+        self._note_progress()
         for outcome in self.pieces.run(pieces):
             self._report(outcome, num_rows)
         self.manifest.finish(self._stats_facts())
@@ -214,6 +223,32 @@ class RayRun:
             stats = self.pieces.stats()
             rate = stats.output_tokens / stats.wall_s
             self.observer.note(f"{self.pieces.num_rows:,} of {num_rows:,} rows, {rate:,.0f} tokens/s")
+            self._note_progress()
+
+    def _note_progress(self) -> None:
+        """For whoever asks how far it is: counts of this run so far."""
+        stats, on = self.pieces.stats(), self.ran_on
+        passed_s = time.time() - self._started_s
+        rate = stats.output_tokens / max(passed_s, 1e-9)
+        self.folder.write_progress(
+            ProgressNote(
+                GENERATING,
+                time.time(),
+                self._started_s,
+                socket.gethostname(),
+                os.getpid(),
+                rows_total=sum(part.num_rows for part in self.parts),
+                prompt_tokens=stats.prompt_tokens,
+                output_tokens=stats.output_tokens,
+                new_tokens=stats.output_tokens,
+                tokens_per_s=rate,
+                recent_tokens_per_s=rate,
+                model=on.model,
+                engine=on.engine,
+                device=on.device,
+                dtype=on.dtype,
+            )
+        )
 
     def write_notes(self) -> None:
         """The files for the manifest and the counts, also of a run that was interrupted."""

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,10 +19,11 @@ from uuid import uuid4
 from batchgen.errors import OutputError
 from batchgen.formats.writing import WRITERS, WriteOptions, write_in_kind
 from batchgen.records import Result
+from batchgen.runs.progress import ProgressNote, read_progress
 from batchgen.runs.ray.file_parts import FilePart
 from batchgen.runs.ray.inputs import filesystem_of, is_url, reason_of
 
-MANIFEST = "_batchgen.json"
+MANIFEST, PROGRESS = "_batchgen.json", "_progress.json"
 WRITING = "_writing-"
 NAME = re.compile(r"part-(\d{5,})(?:\.(\d{6,})-(\d{6,}))?\.(jsonl|parquet)")
 
@@ -88,7 +89,7 @@ class OutputFolder:
     def clean(self, *, all_of_ours: bool = False) -> None:
         """Removes what workers had not finished when they ended; with `all_of_ours` whatever a run left."""
         for name in self.names():
-            if name.startswith(WRITING) or (all_of_ours and (name == MANIFEST or NAME.fullmatch(name))):
+            if name.startswith(WRITING) or (all_of_ours and (name in (MANIFEST, PROGRESS) or NAME.fullmatch(name))):
                 self.filesystem.rm(f"{self.path}/{name}")
 
     def missing(self, parts: Iterable[FilePart]) -> Iterator[Piece]:
@@ -121,14 +122,24 @@ class OutputFolder:
 
     def read_manifest(self) -> dict[str, Any]:
         """What a run that began here was made of; nothing where none did."""
-        if MANIFEST not in self.names():
+        return self._read_json(MANIFEST)
+
+    def read_progress(self) -> ProgressNote | None:
+        """How far it was when it noted that last."""
+        return read_progress(self._read_json(PROGRESS))
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        if name not in self.names():
             return {}
         try:
-            with self.filesystem.open(f"{self.path}/{MANIFEST}", "rb") as stream:
+            with self.filesystem.open(f"{self.path}/{name}", "rb") as stream:
                 facts = json.loads(stream.read())
         except (OSError, ValueError) as error:
-            raise OutputError(f"{self.place}/{MANIFEST} cannot be read: {reason_of(error)}") from None
+            raise OutputError(f"{self.place}/{name} cannot be read: {reason_of(error)}") from None
         return facts if isinstance(facts, dict) else {}
+
+    def write_progress(self, progress: ProgressNote) -> None:
+        self._commit(PROGRESS, lambda stream: stream.write(f"{json.dumps(asdict(progress))}\n".encode()))
 
     def write_manifest(self, facts: dict[str, Any]) -> None:
         self._commit(MANIFEST, lambda stream: stream.write(f"{json.dumps(facts, indent=2)}\n".encode()))

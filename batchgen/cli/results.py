@@ -1,0 +1,46 @@
+"""`batchgen results`: the rows of a run that are finished."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from batchgen.cli import options as opt
+from batchgen.cli.output import OUR_WRITERS, choose_format
+from batchgen.errors import UsageError
+from batchgen.formats.writing import WriteOptions
+from batchgen.runs.results import follow_results, read_results
+from batchgen.text import escape
+
+
+def results(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What the run writes: its -o.", show_default=False)],
+    follow: Annotated[
+        bool,
+        typer.Option("--follow", metavar="", help="Go on as rows finish, in input order, until the run has ended."),
+    ] = False,
+    form: Annotated[
+        opt.Format,
+        typer.Option("--format", help="auto: a table on a terminal, else JSON Lines.", rich_help_panel=opt.OUTPUT),
+    ] = opt.Format.auto,
+    ids: Annotated[
+        bool, typer.Option("--ids", metavar="", help="Add token ids and the batch.", rich_help_panel=opt.OUTPUT)
+    ] = False,
+) -> None:
+    """Print the finished rows of a run that goes on, was interrupted, or is done.
+
+    [bold]batchgen results out.jsonl | head[/]
+    [bold]batchgen results out.jsonl --follow | jq -r .text[/]
+
+    In input order. The run is not disturbed.
+    """
+    chosen = choose_format(form, None, ids=ids)
+    if follow and chosen is opt.Format.parquet:
+        raise UsageError("--format parquet is whole or nothing: leave --follow out")
+    stdout = sys.stdout.buffer
+    options = WriteOptions(ids=ids, escape=escape if stdout.isatty() else str)
+    rows = follow_results(file) if follow else read_results(file)
+    OUR_WRITERS[chosen.value](rows, stdout, options)

@@ -1,0 +1,107 @@
+"""`batchgen status`: how far a run is, from another terminal."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from batchgen.cli import options as opt
+from batchgen.cli.typed import again
+from batchgen.cli.watching import SOME_ROWS_FAILED
+from batchgen.formats.writing import to_json
+from batchgen.render.screen import OutputConsole
+from batchgen.render.status import draw_status, print_status, status_lines
+from batchgen.runs.ray.status import FolderStatus
+from batchgen.runs.status import RunStatus, read_status
+
+EVERY_S = 1.0
+
+
+def status(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What the run writes: its -o.", show_default=False)],
+    watch: Annotated[
+        bool, typer.Option("--watch", metavar="", help="Look again each second, until the run has ended.")
+    ] = False,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Say how far a run is, or was.
+
+    [bold]batchgen status out.jsonl[/]            from another terminal, while it runs or later
+    [bold]batchgen status out.jsonl --watch[/]    until it has ended
+
+    Rows that are done and that failed, tokens, time left, memory, and what to type
+    next. The run is not disturbed. The exit code is 3 if a complete run has failed
+    rows, and 1 if there is no such run.
+    """
+    read = FolderStatus(str(file)).read if file.is_dir() else partial(read_status, file)
+    looks = _looks(read) if watch else iter([read()])
+    last = _print_json(looks) if as_json else _draw(looks)
+    raise typer.Exit(SOME_ROWS_FAILED if last.has_failed else 0)
+
+
+def _looks(read: Callable[[], RunStatus]) -> Iterator[RunStatus]:
+    """Each second, until the run has ended."""
+    while True:
+        status = read()
+        yield status
+        if status.state != "running":
+            return
+        time.sleep(EVERY_S)
+
+
+def _print_json(looks: Iterator[RunStatus]) -> RunStatus:
+    for last in looks:
+        print(to_json(to_dict(last)), flush=True)
+    return last
+
+
+def _draw(looks: Iterator[RunStatus]) -> RunStatus:
+    """On a terminal in one place; elsewhere one below the other."""
+    console = OutputConsole(file=sys.stdout, highlight=False)
+    if not console.is_terminal:
+        for last in looks:
+            print_status(console, _lines(last))
+        return last
+    from rich.live import Live
+
+    with Live(console=console, auto_refresh=False) as live:
+        for last in looks:
+            live.update(draw_status(_lines(last)), refresh=True)
+    return last
+
+
+def _lines(status: RunStatus) -> Iterator[tuple[str, str]]:
+    return status_lines(status, next_command(status), time.time())
+
+
+def to_dict(status: RunStatus) -> dict[str, Any]:
+    """Its fields, and what to type next."""
+    facts = asdict(status)
+    reasons = [{"error": text, "rows": number} for text, number in status.reasons]
+    return facts | {"reasons": reasons, "next": next_command(status)}
+
+
+def next_command(status: RunStatus) -> str:
+    """What to type next."""
+    file = shlex.quote(status.path)
+    if status.state == "running":
+        return f"batchgen results {file} --follow"
+    if status.state == "interrupted":
+        return _again(status, "--resume", f"batchgen.run(…, output={status.path!r}, resume=True)")
+    if status.has_failed:
+        failed = f"batchgen results {file} --format jsonl | jq -c 'select(.error != null)'"
+        return _again(status, "--retry-errors", failed) if status.has_store else failed
+    return f"batchgen results {file} | head"
+
+
+def _again(status: RunStatus, flag: str, otherwise: str) -> str:
+    """The run's command with a flag; what a run from Python has in its place."""
+    return again(status.command, flag, status.folder) if len(status.command) > 1 else otherwise

@@ -1,0 +1,91 @@
+"""How fast a run goes, and how long it still takes. Knows neither the run nor who is told."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+
+from batchgen.records import Result
+
+RECENT_S = 15.0  # what `recent` tokens a second are of
+SAMPLE_S = 1.0
+
+
+class Pace:
+    """Counts a run's steps and results. It is counted in tokens, so that it moves at each step.
+
+    `total` is how many results are to come, None where that is unknown; `num_kept` were there when it began.
+    """
+
+    def __init__(self, max_new_tokens: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.max_new_tokens = max_new_tokens
+        self.total: int | None = None
+        self.num_kept = 0
+        self.num_results = self.num_failed = self.num_tokens = 0
+        self.prompt_tokens = self.output_tokens = 0  # of results
+        self._in_flight = 0
+        self._clock = clock
+        self._started = clock()
+        self._samples = deque([(self._started, 0)])
+
+    def begin(self, total: int | None, num_kept: int) -> None:
+        """The clock starts here: what came before was loading."""
+        self.total, self.num_kept = total, num_kept
+        self._started = self._clock()
+        self._samples = deque([(self._started, 0)])
+
+    def on_step(self, num_tokens: int) -> None:
+        """The engine made one token for each of `num_tokens` rows; below 0 they are taken back."""
+        self.num_tokens += num_tokens
+        self._in_flight += num_tokens
+        now = self._clock()
+        if now - self._samples[-1][0] >= SAMPLE_S:
+            self._samples.append((now, self.num_tokens))
+            while len(self._samples) > 2 and now - self._samples[1][0] >= RECENT_S:
+                self._samples.popleft()
+
+    def on_result(self, result: Result) -> None:
+        self.num_results += 1
+        self.num_failed += result.error is not None
+        self.prompt_tokens += result.num_prompt_tokens
+        self.output_tokens += result.num_output_tokens
+        self._in_flight = max(0, self._in_flight - result.num_output_tokens)
+
+    def track(self, results: Iterable[Result]) -> Iterator[Result]:
+        """Passes results on, and counts them."""
+        for result in results:
+            self.on_result(result)
+            yield result
+
+    @property
+    def elapsed_s(self) -> float:
+        return max(self._clock() - self._started, 1e-9)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Over all of it."""
+        return self.num_tokens / self.elapsed_s
+
+    @property
+    def recent_tokens_per_s(self) -> float:
+        """Over the last seconds."""
+        since, tokens = self._samples[0]
+        passed_s = self._clock() - since
+        return max(0, self.num_tokens - tokens) / passed_s if passed_s > 0 else 0.0
+
+    @property
+    def done_tokens(self) -> int:
+        """As if each result had as many tokens as it may have: what a bar shows."""
+        return self.num_results * self.max_new_tokens + self._in_flight
+
+    @property
+    def total_tokens(self) -> int | None:
+        return None if self.total is None else self.total * self.max_new_tokens
+
+    @property
+    def seconds_left(self) -> float | None:
+        """None where that cannot be said yet."""
+        if not self.total_tokens or not self.done_tokens:
+            return None
+        return max(0.0, (self.total_tokens - self.done_tokens) / self.done_tokens * self.elapsed_s)

@@ -1,0 +1,100 @@
+"""The results of a run that goes on, was interrupted, or is done: from its store while it has one, else its file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from batchgen.errors import InputError, UsageError
+from batchgen.formats.answers import read_answers
+from batchgen.records import Result
+from batchgen.runs.database import is_database, is_in_use
+from batchgen.runs.finished import read_record
+from batchgen.runs.status import target_of
+from batchgen.runs.stored import StoredRun, open_stored
+from batchgen.runs.target import OPENAI_BATCH, Target, form_of_output
+
+LOOK_AGAIN_S = 0.5
+
+
+def read_results(path: Path) -> Iterator[Result]:
+    """Every finished result, in input order.
+
+    Raises `InputError` where there is no output of a run, `InUseError` where a live run keeps its store to itself.
+    """
+    target = target_of(path)
+    if is_database(target.store):
+        with open_stored(target.store) as stored:
+            yield from stored.results()
+    else:
+        yield from _of_file(path, target)
+
+
+def follow_results(path: Path, wait: Callable[[], object] = lambda: time.sleep(LOOK_AGAIN_S)) -> Iterator[Result]:
+    """Every result in input order, each as soon as it and all before it are finished, until the run has ended.
+
+    `wait` is called where there is nothing new.
+    """
+    target = target_of(path)
+    if not is_database(target.store):
+        yield from _of_file(path, target)
+        return
+    with open_stored(target.store) as stored:
+        follower = Follower(stored)
+        while is_in_use(target.store):
+            yield from follower.ready()
+            wait()
+        yield from follower.rest()
+
+
+class Follower:
+    """Results of a store in input order, as rows become complete."""
+
+    def __init__(self, stored: StoredRun) -> None:
+        self._stored = stored
+        self._last = (-1, -1)
+        self._next_index = 0
+
+    def ready(self) -> Iterator[Result]:
+        """Those that nothing is lacking before."""
+        held: list[Result] = []
+        expected = self._stored.num_samples_after(self._next_index - 1)
+        index, num_samples = next(expected, (-1, 0))
+        for result in self._stored.results_after(self._last):
+            if result.index != index:
+                return
+            held.append(result)
+            if len(held) == num_samples or held[0].error is not None:
+                yield from held
+                self._last, self._next_index, held = (result.index, result.sample_index), index + 1, []
+                index, num_samples = next(expected, (-1, 0))
+
+    def rest(self) -> Iterator[Result]:
+        """All that are left."""
+        return self._stored.results_after(self._last)
+
+
+def _of_file(path: Path, target: Target) -> Iterator[Result]:
+    if not target.file.is_file():
+        raise InputError(f"{path}: no run has written this: name the output of a run, as its -o was")
+    form = form_of_file(target)
+    failures = Target(target.path, form, in_kind=True).failures_file if form in ("jsonl", OPENAI_BATCH) else None
+    return read_answers(target.file, form, failures if failures and _belongs(target, failures) else None)
+
+
+def form_of_file(target: Target) -> str:
+    """The format of a finished file: as its record says, else by its suffix."""
+    record = read_record(target)
+    if record and (form := record.facts.get("output", {}).get("--format")):
+        return str(form)
+    try:
+        return form_of_output(target.file)
+    except UsageError as error:
+        raise InputError(str(error)) from None
+
+
+def _belongs(target: Target, failures: Path) -> bool:
+    """Whether a file of failures is of the same run."""
+    record = read_record(target)
+    return record is not None and record.names(failures)
