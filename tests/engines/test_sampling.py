@@ -29,8 +29,7 @@ def logits(seed: int = 0) -> torch.Tensor:
 
 
 def filtered(scores: torch.Tensor, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> torch.Tensor:
-    columns = torch.tensor([top_k] * ROWS), torch.tensor([top_p] * ROWS), torch.tensor([min_p] * ROWS)
-    return filter_logits(scores, *columns, MARGIN)[0]
+    return filter_logits(scores, [top_k] * ROWS, [top_p] * ROWS, [min_p] * ROWS, MARGIN)[0]
 
 
 def theirs(scores: torch.Tensor, *processors: LogitsProcessor) -> torch.Tensor:
@@ -63,13 +62,14 @@ def test_filters_follow_each_other_as_in_transformers() -> None:
 
 
 def test_each_row_has_its_own_filters() -> None:
-    top_k = torch.tensor([1, 0, 3, 0, 300])
-    top_p = torch.tensor([1.0, 0.5, 1.0, 1.0, 0.1])
-    min_p = torch.tensor([0.0, 0.0, 0.0, 0.5, 0.0])
+    top_k = [1, 0, 3, 0, 300]
+    top_p = [1.0, 0.5, 1.0, 1.0, 0.1]
+    min_p = [0.0, 0.0, 0.0, 0.5, 0.0]
     together = filter_logits(logits(4), top_k, top_p, min_p, MARGIN)[0]
     for row in range(ROWS):
-        alone = [value[row : row + 1] for value in (logits(4), top_k, top_p, min_p, MARGIN)]
-        assert torch.equal(together[row], filter_logits(*alone)[0][0])
+        one = slice(row, row + 1)
+        alone = filter_logits(logits(4)[one], top_k[one], top_p[one], min_p[one], MARGIN[one])[0]
+        assert torch.equal(together[row], alone[0])
 
 
 @pytest.mark.parametrize("penalty", [0.5, 1.0, 1.3])

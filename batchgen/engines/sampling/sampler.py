@@ -33,13 +33,12 @@ RecomputeLogits = Callable[[Sequence], torch.Tensor | None]
 OnLogits = Callable[[torch.Tensor, Rows[Sequence]], None]
 
 
-def keep_top_k(logits: torch.Tensor, top_k: torch.Tensor) -> torch.Tensor:
-    """Keep mask `[B, V]` of the `top_k` `[B]` largest logits of each row; 0 keeps all. Ties are kept."""
-    vocab_size = logits.shape[-1]
-    wanted = top_k.clamp(max=vocab_size)
-    values = logits.topk(max(int(wanted.max()), 1)).values  # [B, K]
-    least = values.gather(-1, (wanted[:, None] - 1).clamp(min=0))  # [B, 1]
-    return (logits >= least) | (top_k == 0)[:, None]
+def keep_top_k(logits: torch.Tensor, top_k: Rows[int]) -> torch.Tensor:
+    """Keep mask `[B, V]` of the `top_k` largest logits of each of B rows; 0 keeps all. Ties are kept."""
+    values = logits.topk(min(max(1, *top_k), logits.shape[-1])).values  # [B, K]
+    wanted = _column(top_k, logits)[:, None]  # [B, 1]
+    least = values.gather(-1, (wanted - 1).clamp(0, values.shape[-1] - 1))  # [B, 1]
+    return (logits >= least) | (wanted == 0)
 
 
 def keep_top_p(logits: torch.Tensor, top_p: torch.Tensor, margin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,21 +64,29 @@ def keep_min_p(logits: torch.Tensor, min_p: torch.Tensor, margin: torch.Tensor) 
 
 
 def filter_logits(
-    logits: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor, margin: torch.Tensor
+    logits: torch.Tensor, top_k: Rows[int], top_p: Rows[float], min_p: Rows[float], margin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits `[B, V]` with -inf where top-k, top-p and min-p (each `[B]`) cut; and the mask of unsure tokens."""
+    """Logits `[B, V]` with -inf where top-k, top-p and min-p of the B rows cut; and the mask of unsure tokens.
+
+    What no row asks for is told on the host: asking the device would wait for it.
+    """
     kept, unsure = logits, torch.zeros_like(logits, dtype=torch.bool)
-    if bool((top_k > 0).any()):
+    if any(k > 0 for k in top_k):
         kept = kept.masked_fill(~keep_top_k(kept, top_k), -torch.inf)
-    if bool((top_p < 1).any()):
-        keep, close = keep_top_p(kept, top_p, margin)
+    if any(p < 1 for p in top_p):
+        keep, close = keep_top_p(kept, _column(top_p, kept), margin)
         kept, unsure = kept.masked_fill(~keep, -torch.inf), unsure | close
-    if bool((min_p > 0).any()):
-        keep, close = keep_min_p(kept, min_p, margin)
+    if any(p > 0 for p in min_p):
+        keep, close = keep_min_p(kept, _column(min_p, kept), margin)
         kept, unsure = kept.masked_fill(~keep, -torch.inf), unsure | close
     if kept is not logits:
         unsure |= _near_the_cut(logits, kept, margin)
     return kept, unsure
+
+
+def _column(values: Rows[float], like: torch.Tensor) -> torch.Tensor:
+    """A number for each row, `[B]`, where `like` is."""
+    return torch.tensor(values, device=like.device)
 
 
 def _near_the_cut(logits: torch.Tensor, kept: torch.Tensor, margin: torch.Tensor) -> torch.Tensor:
@@ -198,16 +205,12 @@ def top_two(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
 
 def _decide_sampled(logits: torch.Tensor, sequences: Rows[Sequence]) -> torch.Tensor:
     """As `_decide_greedy`: `[B, 3]` int64."""
-
-    def column(values: Iterable[float]) -> torch.Tensor:
-        return torch.tensor(list(values), device=logits.device)  # [B]
-
     params = [sequence.sampling for sequence in sequences]
-    temperature = column(p.temperature for p in params)
+    temperature = _column([p.temperature for p in params], logits)
     scaled = logits / temperature[:, None]
     margin = DRAW_MARGIN / temperature.clamp(max=1.0)
-    cuts = column(p.top_k for p in params), column(p.top_p for p in params), column(p.min_p for p in params)
-    kept, unsure = filter_logits(scaled, *cuts, margin)
+    top_k, top_p, min_p = zip(*((p.top_k, p.top_p, p.min_p) for p in params), strict=True)
+    kept, unsure = filter_logits(scaled, top_k, top_p, min_p, margin)
     numbers = _uniforms(sequences, logits.shape[-1]).to(logits.device)
     tokens, close = draw(kept, numbers, margin, scaled, unsure)
     is_broken = ~logits.amax(-1).isfinite()  # NaN is the largest of all, and a filter would hide it
