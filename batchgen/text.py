@@ -54,6 +54,16 @@ def short_number(number: float) -> str:
     return f"{number:.2g}" if -2 <= int(exponent) < 3 else f"{mantissa.removesuffix('.0')}e{int(exponent)}"
 
 
+def clock_text(seconds: float) -> str:
+    """A time as hours, minutes and seconds.
+
+    >>> clock_text(7.4), clock_text(11_107)
+    ('0:00:07', '3:05:07')
+    """
+    minutes, left = divmod(round(max(0.0, seconds)), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{left:02}"
+
+
 def size_text(num_bytes: int) -> str:
     """Bytes as a person reads them.
 

@@ -76,9 +76,17 @@ def recommend(bests: Sequence[Best], gain: Gain | None, bfloat16_ratio: float | 
     if not bests:
         return "nothing could be measured: give it more --seconds, or look at what failed"
     best = bests[0]
+    if not best.is_known:
+        return (
+            f"no advice: there was time for {best.most_tried:,} {_rows(best.most_tried)} at most: give more --seconds"
+        )
     options = f"--engine {best.engine} --dtype {best.dtype} --batch-size {best.rows}"
     more = "" if best.had_time else " (more rows need more --seconds)"
     return f"use {options}, for about {best.rate:,.0f} tokens/s{more}{_on_bfloat16(gain, bfloat16_ratio)}"
+
+
+def _rows(number: int) -> str:
+    return "row" if number == 1 else "rows"
 
 
 def _on_bfloat16(gain: Gain | None, ratio: float | None) -> str:

@@ -94,6 +94,11 @@ class Best:
     had_time: bool = True
 
     @property
+    def is_known(self) -> bool:
+        """Whether it can be recommended: time did not end before the best was found."""
+        return self.is_settled or self.had_time
+
+    @property
     def times(self) -> float | None:
         """How many times the rate of one at a time."""
         return self.rate / self.alone if self.alone else None
@@ -115,7 +120,8 @@ class BenchReport:
 
     @property
     def recommended(self) -> Best | None:
-        return self.bests[0] if self.bests else None
+        """The first of the bests; None where there was no time to find it."""
+        return self.bests[0] if self.bests and self.bests[0].is_known else None
 
     def rate(self, task: Task) -> float | None:
         return next((point.rate for point in self.points if point.task == task), None)

@@ -14,7 +14,8 @@ import typer
 from typer.core import TyperGroup
 
 from batchgen import __version__
-from batchgen.cli.lazy import SUMMARIES, LazyCommand, spare_markdown
+from batchgen.cli.hints import command_hint, option_hint
+from batchgen.cli.lazy import SUMMARIES, LazyCommand
 from batchgen.cli.settings import apply_settings, explain_setting, flag_of
 from batchgen.cli.signals import Interrupts
 from batchgen.cli.typed import TYPED
@@ -24,6 +25,7 @@ from batchgen.records import FieldError
 BROKEN_PIPE = 141
 TRACEBACK = "BATCHGEN_TRACEBACK"  # in the environment, unforeseen errors show where they came from
 PACKAGE = f"{os.sep}batchgen{os.sep}"
+HELP = ("-h", "--help")
 OWN_PROCESS = "own process"  # the context's object in a process that runs one command and ends
 REFUSED: Any = typer.BadParameter.__mro__[1]  # the base of all that typer refuses, which it does not name
 
@@ -36,14 +38,24 @@ class Commands(TyperGroup):
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         typed = ("batchgen", *args)
-        with _usage_in_one_line():
+        if len(args) > 1 and args[0] in HELP and args[1] in self.commands:  # `batchgen --help run`
+            args = [args[1], args[0]]
+        with _usage_in_one_line(self, typed), _reader_may_leave():
             context = super().make_context(info_name, args, parent, **extra)
         context.meta[TYPED] = typed
         return context
 
-    def format_help(self, *args: Any) -> None:
-        spare_markdown()
-        super().format_help(*args)
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from batchgen.cli.helping import format_help
+
+        formatter.write(format_help(self, ctx))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name = args[0]
+        if name not in self.commands and not name.startswith("-"):
+            hint = command_hint(name, list(self.commands))
+            raise UsageError(f"there is no command {name}{hint}; see batchgen --help")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         from batchgen.model.private import spare_imports  # here, because help needs nothing of these
@@ -52,10 +64,10 @@ class Commands(TyperGroup):
         if ctx.obj == OWN_PROCESS:
             spare_imports()
         _use_utf8()
-        with _usage_in_one_line(), no_logs(), Interrupts() as interrupts:
+        with _usage_in_one_line(self, ctx.meta[TYPED], ctx), no_logs(), Interrupts() as interrupts:
             ctx.obj = interrupts
             try:
-                apply_settings(ctx, self.commands)
+                apply_settings(ctx, {name: command for name, command in self.commands.items() if name != "help"})
                 with _interrupt_not_error(interrupts):
                     return super().invoke(ctx)
             except typer.BadParameter as error:
@@ -100,16 +112,33 @@ def _interrupt_not_error(interrupts: Interrupts) -> Iterator[None]:
 
 
 @contextmanager
-def _usage_in_one_line() -> Iterator[None]:
-    """What typer refuses; its own box would show raw what was given."""
+def _usage_in_one_line(program: Commands, typed: tuple[str, ...], context: Any = None) -> Iterator[None]:
+    """What typer refuses; its own box would show raw what was given. `context` is known once a command is chosen."""
     try:
         yield
     except REFUSED as error:
         if type(error).__name__ == "NoArgsIsHelpError":
-            raise
-        reason = error.format_message().replace("Value error, ", "").rstrip(".")
-        _say_error(f"{reason}; see {error.ctx.command_path if error.ctx else 'batchgen'} --help")
+            typer.echo(error.format_message(), err=True)
+            raise typer.Exit(UsageError.exit_code) from None
+        command = context.invoked_subcommand if context else None
+        if unknown := getattr(error, "possibilities", None) is not None and getattr(error, "option_name", None):
+            flags = {name: [flag for item in each.params for flag in (*item.opts, *item.secondary_opts)]
+                     for name, each in program.commands.items()}  # fmt: skip
+            reason = error.message + option_hint(unknown, command or "", typed[1:], flags)
+        else:
+            reason = error.format_message().replace("Value error, ", "").rstrip(".")
+        _say_error(f"{reason}; see {' '.join(['batchgen', *([command] if command else [])])} --help")
         raise typer.Exit(UsageError.exit_code) from None
+
+
+@contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """Help goes into pipes too: `batchgen --help | head -1`."""
+    try:
+        yield
+    except BrokenPipeError:
+        _forget_stdout()
+        raise typer.Exit(BROKEN_PIPE) from None
 
 
 def _say_error(line: str) -> None:
@@ -161,9 +190,9 @@ app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     add_completion=True,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": list(HELP)},
 )
 
 
@@ -181,5 +210,8 @@ def main(
 ) -> None:
     """A file of prompts to a file of continuations, with a language model on your own machine.
 
-    Options may also stand in batchgen.toml (max-new-tokens = 20) or in the environment (BATCHGEN_MAX_NEW_TOKENS=20).
+    [bold]batchgen run prompts.txt[/]            continues every prompt
+    [bold]batchgen help run[/]                   shows the options of a command
+
+    Options can also be set in batchgen.toml (max-new-tokens = 20) or in the environment (BATCHGEN_MAX_NEW_TOKENS=20).
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from enum import StrEnum
+from functools import partial
 from typing import Annotated, Literal
 
 import typer
@@ -17,7 +18,7 @@ from batchgen.errors import UsageError
 from batchgen.formats.writing import to_json
 from batchgen.model import open_checkpoint
 from batchgen.render.bench import print_report
-from batchgen.render.screen import OutputConsole, Screen, plural
+from batchgen.render.screen import OutputConsole, Screen, Waiting, plural
 
 NOTHING_RAN = 1
 MOST_ROWS, MOST_NUMBERS = 4096, 12
@@ -44,7 +45,7 @@ def bench(
         ),
     ] = None,
     max_new_tokens: Annotated[
-        int, typer.Option(metavar="N", min=1, help="New tokens a row; 1 to 2N if ragged.", rich_help_panel=opt.LENGTH)
+        int, typer.Option(metavar="N", min=1, help="New tokens per row; 1 to 2N if ragged.", rich_help_panel=opt.LENGTH)
     ] = 32,
     engine: Annotated[
         Literal["auto", "continuous", "reference"],
@@ -76,7 +77,7 @@ def bench(
     """
     screen = Screen(quiet=quiet)
     sweep = parse_rows(rows)
-    with Progress(screen) as progress:
+    with screen.waiting("loading the model") as waiting:
         checkpoint = open_checkpoint(model.model, revision=model.revision, say=screen.say)
         plan = make_plan(
             checkpoint,
@@ -87,7 +88,7 @@ def bench(
             max_new_tokens=max_new_tokens,
             seconds=seconds,
         )
-        report = keep(measure(plan, open_labs(checkpoint, plan), on_task=progress.show))
+        report = keep(measure(plan, open_labs(checkpoint, plan), on_task=partial(_show, waiting)))
     if as_json:
         print(to_json(report.to_dict()))
     else:
@@ -107,23 +108,9 @@ def parse_rows(value: str) -> tuple[int, ...]:
     return tuple(map(int, numbers))
 
 
-class Progress:
-    """The spinner's text: what is measured now."""
-
-    def __init__(self, screen: Screen) -> None:
-        self._status = screen.waiting("loading the model")
-
-    def __enter__(self) -> Progress:
-        self._status.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._status.__exit__(*error)  # type: ignore[arg-type]
-
-    def show(self, task: Task) -> None:
-        update = getattr(self._status, "update", None)
-        if update:  # a terminal that nobody silenced
-            update(f"{task.engine}, {task.dtype}, {plural(task.rows, 'row')}, {task.workload}")
+def _show(waiting: Waiting, task: Task) -> None:
+    """Says what is measured now."""
+    waiting.show(f"{task.engine}, {task.dtype}, {plural(task.rows, 'row')}, {task.workload}")
 
 
 def _advice(report: BenchReport) -> Iterator[str]:

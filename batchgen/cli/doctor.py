@@ -29,7 +29,7 @@ def doctor(
 
     With --model it also says what the model's chat template does.
 
-    Where something is off it says how to mend it.
+    If something is wrong, it says how to fix it.
     """
     with Screen(quiet=as_json).waiting("examining this machine"):
         diagnosis = diagnose(model.device, model.model, model.revision)

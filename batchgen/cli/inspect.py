@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from batchgen.cli import options as opt
+from batchgen.cli.settings import came_from
 from batchgen.cli.watching import SOME_ROWS_FAILED
-from batchgen.errors import InputError
+from batchgen.errors import InputError, UsageError
 from batchgen.formats.reading import Source, read_requests
 from batchgen.formats.whole import write_at
 from batchgen.formats.writing import to_json
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 DEFAULT_LIMIT = 16
 VIEWS = "Views"
+LAST = -1  # column
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +58,35 @@ class ViewOptions:
         ),
     ] = None
     query: Annotated[
-        int,
-        typer.Option(metavar="COLUMN", help="The query of --attention; -1 is the last column.", rich_help_panel=VIEWS),
-    ] = -1
+        int | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="The query of --attention; -1 is the last column.",
+            rich_help_panel=VIEWS,
+            show_default="-1",
+        ),
+    ] = None
     compare_sides: Annotated[
         bool,
         typer.Option("--compare-sides", metavar="", help="Pad left, and right, and run both.", rich_help_panel=VIEWS),
     ] = False
     max_new_tokens: Annotated[
-        int, typer.Option(metavar="N", min=1, help="New tokens a row for --compare-sides.", rich_help_panel=VIEWS)
+        int, typer.Option(metavar="N", min=1, help="New tokens per row for --compare-sides.", rich_help_panel=VIEWS)
     ] = 12
 
     @property
     def sampling(self) -> SamplingParams:
         """Greedy, whatever a row's own options: here it is about the mask."""
         return SamplingParams(max_new_tokens=self.max_new_tokens if self.compare_sides else 1)
+
+    def check(self, context: typer.Context) -> None:
+        """Refuses what was typed and would change nothing."""
+        for name, flag, owner, is_given in (
+            ("query", "--query", "--attention LAYER:HEAD", self.attention is not None),
+            ("max_new_tokens", "--max-new-tokens", "--compare-sides", self.compare_sides),
+        ):
+            if came_from(context, name, "COMMANDLINE") and not is_given:
+                raise UsageError(f"{flag} is for {owner}, which is not given")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +135,7 @@ def inspect(
 
     --attention, --compare-sides and --html load the weights, in float32.
     """
+    views.check(context)
     heads = parse_heads(views.attention) if views.attention is not None else None
     screen = Screen(quiet=quiet)
     reading, chat_options = prompts.reading(), chat.options()
@@ -211,7 +228,7 @@ def _look(
     if model and heads:
         from batchgen.proof.inspector.attention import inspect_attention
 
-        attention = inspect_attention(model, inspection, heads, wanted.query)
+        attention = inspect_attention(model, inspection, heads, LAST if wanted.query is None else wanted.query)
     if model and wanted.compare_sides:
         from batchgen.proof.inspector.sides import compare_sides
 

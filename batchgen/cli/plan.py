@@ -49,7 +49,7 @@ def plan(
     reading, chat_options = prompts.reading(), chat.options()
     sources = prompts.sources(context, reading, screen.say)
     requests = read_requests(sources, sampling, reading, on_blank=partial(next, blank_lines), say=screen.say)
-    with screen.waiting("planning"):
+    with screen.waiting("planning") as waiting:
         checkpoint = open_checkpoint(model.model, revision=model.revision, weights=False, say=screen.say)
         talk = open_chat(checkpoint, chat_options, say=screen.say)
         look = partial(
@@ -62,7 +62,7 @@ def plan(
         room = look(kind=KINDS[engine_name])
         plan = forecast(
             checkpoint,
-            islice(requests, prompts.limit),
+            waiting.counted(islice(requests, prompts.limit), "planning"),
             room.limits,
             KINDS[engine_name],
             too_long=too_long,

@@ -13,7 +13,7 @@ from batchgen.cli.signals import Interrupts
 from batchgen.errors import with_parameters
 from batchgen.records import Result
 from batchgen.render.progress import ProgressReport
-from batchgen.render.screen import Screen, plural, summary
+from batchgen.render.screen import Screen, overrun, plural, summary
 from batchgen.runs.ending import Ending, RanOn
 from batchgen.runs.observer import Observer
 from batchgen.text import with_id
@@ -77,6 +77,8 @@ def sum_up(ending: Ending, screen: Screen, interrupts: Interrupts) -> int:
         screen.say(f"interrupted: {line}{_how_to_go_on(ending)}")
         return interrupts.exit_code
     screen.say(line)
+    if remark := overrun(ending.stats):
+        screen.say(remark)
     if ending.written:
         screen.say(f"wrote {', '.join(map(str, ending.written))}")
     failures = ending.failures

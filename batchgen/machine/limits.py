@@ -27,6 +27,7 @@ ROOT = Path("/")
 # What old kernels can give up without swapping, where they do not estimate it themselves (MemAvailable is of 3.14).
 RECLAIMABLE = ("MemFree", "Inactive(file)", "SReclaimable")
 SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?|\.\d{1,15}) ?(?:(%)|([kmgtp])(?:i?b)?|b)?", re.ASCII | re.IGNORECASE)
+LEAST_BYTES = 1 << 20  # of a limit that has no unit: below it, the unit was forgotten
 UNITS = {unit: 1 << (10 * power) for power, unit in enumerate(("", "k", "m", "g", "t", "p"))}
 
 
@@ -63,6 +64,8 @@ def parse_memory(text: str) -> MemoryLimit:
     if match is None:
         raise mistake
     number, percent, unit = match.groups(default="")
+    if named.replace(".", "").isdigit() and 0 < Fraction(number) < LEAST_BYTES:
+        raise UsageError(f"--memory {named} has no unit: is it {named}G?")
     if percent:
         limit = MemoryLimit(named, share=Fraction(number) / 100)
     else:

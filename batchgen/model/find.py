@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchgen.errors import ModelError, NotCachedError, UsageError, first_line, name_in_error
+from batchgen.model.nearby import near_model
 from batchgen.model.quiet import quiet
 
 if TYPE_CHECKING:
@@ -103,10 +104,17 @@ def _check_folder(name: str) -> Path:
     folder = _to_path(name)
     if not _exists(name) or not folder.is_dir():
         reason = "is a file" if _exists(name) else "is neither a folder nor a Hub id"
-        raise ModelError(
-            f"--model {name_in_error(name)} {reason}: give a model folder, a Hub id such as gpt2, or bundled"
-        )
+        mend = f"{_meant(name)}give a model folder, a Hub id such as gpt2, or bundled"
+        raise ModelError(f"--model {name_in_error(name)} {reason}: {mend}")
     return folder
+
+
+def _meant(name: str) -> str:
+    """The beginning of what to do instead: the model that was probably meant."""
+    from huggingface_hub import constants
+
+    near = near_model(name, Path(constants.HF_HUB_CACHE))
+    return f"did you mean --model {near}? Else " if near else ""
 
 
 def _find_cached(repositories: tuple[str, ...], revision: str | None, weights: bool) -> Path:
@@ -178,7 +186,7 @@ def _ask_hub(repository: str, revision: str | None) -> ModelInfo:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    mend = "give a local folder, or --model bundled"
+    mend = f"{_meant(repository)}give a local folder, or --model bundled"
     if constants.is_offline_mode():
         raise ModelError(f"model {repository} is not in the local cache and HF_HUB_OFFLINE is set: {mend}")
     answer = _ask_patiently(
@@ -189,7 +197,11 @@ def _ask_hub(repository: str, revision: str | None) -> ModelInfo:
     if isinstance(answer, RevisionNotFoundError):
         raise ModelError(f"model {repository} has no revision {revision}")
     if isinstance(answer, RepositoryNotFoundError):
-        raise ModelError(f"there is no model {repository} on the Hub (or it is private), nor a folder of that name")
+        near = near_model(repository, Path(constants.HF_HUB_CACHE))
+        hint = f": did you mean --model {near}?" if near else ""
+        raise ModelError(
+            f"there is no model {repository} on the Hub (or it is private), nor a folder of that name{hint}"
+        )
     if isinstance(answer, Exception):
         raise ModelError(f"model {repository} is not in the local cache and the Hub does not answer: {mend}")
     return answer

@@ -23,8 +23,8 @@ class SamplingParams:
     Raises `FieldError`, a `ValueError`, where a value is out of range or two options contradict each other.
     """
 
-    max_new_tokens: int = option(50, "New tokens a row at most.", value="N", panel=LENGTH, least=1)
-    min_new_tokens: int = option(0, "New tokens before a row may end itself.", value="N", panel=LENGTH, least=0)
+    max_new_tokens: int = option(50, "Maximum number of new tokens per row.", value="N", panel=LENGTH, least=1)
+    min_new_tokens: int = option(0, "Minimum number of new tokens per row.", value="N", panel=LENGTH, least=0)
     temperature: float = option(0.0, "0 is greedy; higher is more varied.", value="T", panel=CHOOSING, least=0)
     top_k: int = option(
         0,

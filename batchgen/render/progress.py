@@ -1,4 +1,4 @@
-"""How far a run is: a live bar on a terminal, else a plain line every few seconds."""
+"""How far a run is: a live bar on a terminal, else a plain line a minute."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from batchgen.records import Result
 from batchgen.render.screen import Screen, plural
+from batchgen.text import clock_text
 
 
 class ProgressReport:
-    """How far a run is: a live bar on a terminal, else a plain line every few seconds.
+    """How far a run is: a live bar on a terminal, else a plain line soon after the start and then one a minute.
 
-    Progress is counted in tokens, so that it moves at each step and not only when a batch is done.
+    A run that is over sooner has no such line. Progress is counted in tokens, so that it moves at each step and not
+    only when a batch is done.
     """
 
-    EVERY_S = 5.0
+    FIRST_S, EVERY_S = 5.0, 60.0
 
     def __init__(
         self,
@@ -36,7 +38,8 @@ class ProgressReport:
         self.clock = clock
         self.num_kept = num_kept
         self.num_rows = self.num_tokens = self._tokens_in_flight = 0
-        self._started = self._last_line = clock()
+        self._started = clock()
+        self._next_line = self._started + self.FIRST_S
         self._bar = Progress(
             TextColumn("{task.fields[detail]}"),
             BarColumn(bar_width=None),
@@ -92,12 +95,12 @@ class ProgressReport:
         rows = f"{there:,} of {self.num_kept + self.total_rows:,} rows" if self.total_rows else plural(there, "row")
         detail = f"{rows}, {self.num_tokens / elapsed_s:,.0f} tokens/s"
         self._bar.update(self._task, completed=done, detail=detail)
-        if not self.screen.console.is_terminal and self.clock() - self._last_line >= self.EVERY_S:
-            self._last_line = self.clock()
-            self.screen.say(detail + self._time_left(done, elapsed_s))
+        if not self.screen.console.is_terminal and self.clock() >= self._next_line:
+            self._next_line = self.clock() + self.EVERY_S
+            self.screen.say(f"{clock_text(elapsed_s)}: {detail}{self._time_left(done, elapsed_s)}")
 
     def _time_left(self, done: int, elapsed_s: float) -> str:
         if not self.total_rows or not done:
             return ""
         left = self.total_rows * self.max_new_tokens - done
-        return f", about {max(0.0, left / done * elapsed_s):.0f} s left"
+        return f", about {clock_text(left / done * elapsed_s)} left"

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import TypeVar
 
 from rich.console import Console
+from rich.status import Status
 from rich.text import Text
 
 from batchgen.records import RunStats
-from batchgen.text import escape, size_text
+from batchgen.text import clock_text, escape, size_text
 
+T = TypeVar("T")
+# What a batch took beyond its prediction is remarked where it is so many times as much, and by so many bytes.
+OVERRUN_TIMES, OVERRUN_BYTES = 1.25, 64 << 20
 MIN_WIDTH = 20  # of a section's text, on however narrow a terminal
 
 
@@ -48,9 +53,38 @@ class Screen:
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what is still buffered would fail again at exit
 
-    def waiting(self, message: str) -> AbstractContextManager[object]:
+    def waiting(self, message: str) -> Waiting:
         """A spinner while something takes time."""
-        return self.console.status(message) if self.is_live else nullcontext()
+        return Waiting(self.console.status(message) if self.is_live else None)
+
+
+class Waiting:
+    """A spinner and its text, on a terminal; elsewhere nothing."""
+
+    EVERY = 256  # rows between two texts
+
+    def __init__(self, status: Status | None) -> None:
+        self._status = status
+
+    def __enter__(self) -> Waiting:
+        if self._status:
+            self._status.start()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        if self._status:
+            self._status.stop()
+
+    def show(self, message: str) -> None:
+        if self._status:
+            self._status.update(message)
+
+    def counted(self, rows: Iterable[T], message: str) -> Iterator[T]:
+        """Passes rows on, and says behind the message how many they are."""
+        for number, row in enumerate(rows, 1):
+            if number % self.EVERY == 0:
+                self.show(f"{message}: {plural(number, 'row')}")
+            yield row
 
 
 def print_line(console: Console, text: str, style: str = "") -> None:
@@ -72,7 +106,7 @@ def summary(stats: RunStats, model: str, ran_on: str, dtype: str) -> str:
         f"model {model}",
         dtype,
         ran_on,
-        f"{stats.wall_s:.1f} s",
+        f"{stats.wall_s:.1f} s" if stats.wall_s < 60 else clock_text(stats.wall_s),
     ]
     return ", ".join(parts)
 
@@ -80,7 +114,20 @@ def summary(stats: RunStats, model: str, ran_on: str, dtype: str) -> str:
 def _batch_memory(stats: RunStats) -> str:
     measured = stats.measured_batch_bytes
     predicted = size_text(stats.predicted_batch_bytes)
-    return f"{predicted} predicted" if measured is None else f"{size_text(measured)} of {predicted} predicted"
+    return f"predicted peak {predicted}" if measured is None else f"peak {size_text(measured)} (predicted {predicted})"
+
+
+def overrun(stats: RunStats) -> str | None:
+    """A remark where the batches took much more memory than was predicted."""
+    predicted, measured = stats.predicted_batch_bytes, stats.measured_batch_bytes
+    if not predicted or measured is None:
+        return None
+    if measured < OVERRUN_TIMES * predicted or measured - predicted < OVERRUN_BYTES:
+        return None
+    return (
+        f"warning: the batches took {measured / predicted:.1f} times the memory that was predicted; "
+        "where memory is scarce, give a smaller --batch-size"
+    )
 
 
 def plural(number: int, noun: str, ending: str = "s") -> str:

@@ -62,8 +62,10 @@ def _check_is_new(target: Target) -> None:
 
 
 def check_file(name: str, path: Path, sources: Sequence[Source], *, overwrite: bool) -> None:
-    """Refuses the file of a parameter that is there, is an input, or has no folder."""
+    """Refuses the file of a parameter that is there, is an input, has no folder, or is a dash."""
     shown = f"{parameter(name)} {path}"
+    if str(path) == "-":
+        raise UsageError(f"{shown}: standard output is not for this: name a file")
     if any(is_read_from(source, path) for source in sources):
         raise OutputError(f"{shown} is also an input: write to another file")
     if path.is_dir() or not path.parent.is_dir():

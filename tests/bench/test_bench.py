@@ -209,7 +209,11 @@ def test_the_most_rows_tried_are_settled_where_no_more_may_be_taken(most_rows: i
     assert best
     assert (best.rows, best.is_settled, best.had_time) == (8, is_settled, False)
     assert "pays up to the most rows that ran, 8" in where_it_stops(best)
-    assert "(more rows need more --seconds)" in recommend([best], None)
+    assert best.is_known == is_settled
+    advice = recommend([best], None)
+    said = "(more rows need more --seconds)" if is_settled else "no advice: there was time for 8 rows at most"
+    assert said in advice
+    assert advice.startswith("use ") == is_settled
 
 
 def test_nothing_measured_is_said() -> None:

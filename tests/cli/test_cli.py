@@ -513,7 +513,7 @@ def test_help_has_a_sentence_for_every_option(command: list[str]) -> None:
     assert "Usage: " in result.stdout
 
 
-def test_help_of_run_is_in_panels_with_an_example_on_top() -> None:
+def test_help_of_run_is_in_sections_with_an_example_on_top() -> None:
     text = invoke("run", "--help").stdout
     panels = [
         "batchgen run prompts.txt",

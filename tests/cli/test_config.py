@@ -38,7 +38,7 @@ def invoke(*arguments: str, **environ: str) -> Result:
 def default_of(flag: str, command: str = "run", **environ: str) -> str:
     """What the help says an option is, if nothing is given."""
     text = invoke(command, "--help", **environ).stdout
-    [found] = re.findall(rf"│ --{flag} .*?\[default: (.*?)\]", text, re.DOTALL)
+    [found] = re.findall(rf"\n {{6}}--{flag} .*?\[default: (.*?)\]", text, re.DOTALL)
     return str(found)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from io import StringIO
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from rich.console import Console
 from batchgen.records import Result, RunStats
 from batchgen.render.grid import GridLine, column_widths, elide, fold_grid
 from batchgen.render.progress import ProgressReport
-from batchgen.render.screen import Screen, summary
+from batchgen.render.screen import Screen, overrun, summary
 from batchgen.render.table import ResultTable
 from batchgen.text import escape
 from tests.support.models import EOS
@@ -165,16 +166,17 @@ def test_a_short_run_says_nothing_on_the_way() -> None:
     assert stream.getvalue() == ""
 
 
-def test_a_long_run_says_every_few_seconds_how_far_it_is() -> None:
+def test_a_log_gets_a_line_soon_and_then_one_a_minute() -> None:
     clock = Clock()
     progress, stream = progress_of(clock)
     clock.now = 5.0
     progress.on_step(8)
     progress.on_step(2)
-    assert stream.getvalue() == "batchgen: 0 of 10 rows, 2 tokens/s, about 20 s left\n"
-    clock.now = 10.0
-    progress.on_result(result_of())
-    assert len(stream.getvalue().splitlines()) == 2
+    assert stream.getvalue() == "batchgen: 0:00:05: 0 of 10 rows, 2 tokens/s, about 0:00:20 left\n"
+    for clock.now in range(6, 3600):
+        progress.on_step(0)
+    assert len(stream.getvalue().splitlines()) == 60
+    assert "0:59:05: 0 of 10 rows" in stream.getvalue()
 
 
 def test_quiet_says_nothing_even_of_a_long_run() -> None:
@@ -194,3 +196,46 @@ def test_the_summary_says_what_was_done() -> None:
         "1,200 rows, 2 errors, 1 blank line skipped, 900 prompt + 3,000 new tokens, 1,000.0 tokens/s, padding 10%, "
         "20 batches, model gpt2, float32, continuous on cpu (2 threads), 4.0 s"
     )
+
+
+def stats_of(**changes: Any) -> RunStats:
+    counts = dict.fromkeys(("rows", "errors", "blank_lines", "batches", "prompt_tokens", "output_tokens"), 0)
+    times: dict[str, Any] = {"pad_tokens": 0, "prefill_s": 0.0, "decode_s": 0.0, "wall_s": 0.0, "peak_bytes": 0}
+    return RunStats(**counts | times | changes)
+
+
+def test_a_long_run_s_time_is_in_hours() -> None:
+    assert summary(stats_of(wall_s=11_107.2), "gpt2", "reference on cpu", "float32").endswith(", 3:05:07")
+
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("predicted", "measured", "is_remarked"),
+    [(31, 142, True), (31, 60, False), (1000, 1100, False), (1000, 1300, True), (31, None, False), (0, 900, False)],
+)
+def test_a_peak_far_beyond_the_prediction_is_remarked(predicted: int, measured: int | None, is_remarked: bool) -> None:
+    peak = None if measured is None else measured * MIB
+    remark = overrun(stats_of(predicted_batch_bytes=predicted * MIB, measured_batch_bytes=peak))
+    assert (remark is not None) == is_remarked
+
+
+def test_the_summary_has_the_peak_beside_its_prediction() -> None:
+    stats = stats_of(predicted_batch_bytes=31 * MIB, measured_batch_bytes=30 * MIB)
+    assert "peak 30 MiB (predicted 31 MiB)" in summary(stats, "gpt2", "reference on cpu", "float32")
+
+
+def test_rows_are_counted_on_a_terminal_as_they_pass() -> None:
+    stream = StringIO()
+    screen = Screen(console=Console(file=stream, force_terminal=True))
+    with screen.waiting("planning") as waiting:
+        assert list(waiting.counted(iter(range(600)), "planning")) == list(range(600))
+    assert "planning: 512 rows" in stream.getvalue()
+
+
+def test_elsewhere_nothing_is_said_of_them() -> None:
+    stream = StringIO()
+    with Screen(console=Console(file=stream)).waiting("planning") as waiting:
+        assert len(list(waiting.counted(range(600), "planning"))) == 600
+    assert stream.getvalue() == ""

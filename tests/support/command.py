@@ -10,8 +10,8 @@ from typer.testing import CliRunner, Result
 from batchgen.cli import app
 
 
-def invoke(*arguments: object, stdin: str | bytes | None = "") -> Result:
-    return CliRunner().invoke(app, [str(a) for a in arguments], input=stdin)
+def invoke(*arguments: object, stdin: str | bytes | None = "", **environ: str) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments], input=stdin, env=environ)
 
 
 def run(*arguments: object, stdin: str | bytes | None = "") -> Result:

@@ -19,7 +19,9 @@ class ModelOptions:
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="MODEL", help="Folder, Hub id, or bundled (else gpt2, where it can be had).", rich_help_panel=MODEL
+            metavar="MODEL",
+            help="Folder, Hub id, or bundled. Default: gpt2 if it is cached or can be downloaded, otherwise bundled.",
+            rich_help_panel=MODEL,
         ),
     ] = None
     revision: Annotated[

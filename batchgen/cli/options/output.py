@@ -41,7 +41,7 @@ class OutputOptions:
         typer.Option(
             "--csv-raw",
             metavar="",
-            help="Leave CSV cells that a spreadsheet would run (=1+1) without an apostrophe.",
+            help="Do not escape cells that look like spreadsheet formulas (=1+1).",
             rich_help_panel=OUTPUT,
         ),
     ] = False
@@ -79,19 +79,19 @@ class DurableOptions:
     overwrite: Annotated[
         bool,
         typer.Option(
-            "--overwrite", metavar="", help="Start anew, and replace FILE if it exists.", rich_help_panel=DURABLE
+            "--overwrite", metavar="", help="Start again, and replace FILE if it exists.", rich_help_panel=DURABLE
         ),
     ] = False
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", metavar="", help="Go on with an interrupted run, if there is one.", rich_help_panel=DURABLE
+            "--resume", metavar="", help="Continue an interrupted run, if there is one.", rich_help_panel=DURABLE
         ),
     ] = False
     retry_errors: Annotated[
         bool,
         typer.Option(
-            "--retry-errors", metavar="", help="--resume, and run failed rows again.", rich_help_panel=DURABLE
+            "--retry-errors", metavar="", help="Like --resume, and also rerun failed rows.", rich_help_panel=DURABLE
         ),
     ] = False
     keep_store: Annotated[

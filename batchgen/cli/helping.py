@@ -1,0 +1,111 @@
+"""A command's help: its options as typer knows them, drawn by `render.help`."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shutil
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from batchgen.render.help import HelpScreen, HelpSection, draw_help
+
+# What a shell or a script finds out without reading; a command that is not here has the first three.
+EXIT_CODES = {0: "all is well", 1: "an error, told in one line", 2: "options that make no sense, told in one line"}
+MORE_CODES = {
+    "run": {3: "some rows failed: their records say why", 130: "stopped by Ctrl-C", 141: "the reader of the pipe left",
+            143: "stopped by SIGTERM"},
+    "status": {3: "complete, but some rows failed"},
+    "inspect": {3: "some rows are not in the batch"},
+    "verify": {4: "a padded row gets something else than it gets alone: a bug is found"},
+}  # fmt: skip
+LONGEST_CHOICE = 24  # of a label; more choices stand in the text
+
+
+def format_help(command: Any, context: Any) -> str:
+    """The help of a command of the context, as wide as the terminal is."""
+    sections = [HelpSection(title, tuple(lines)) for title, lines in _panels(command, context).items()]
+    if commands := getattr(command, "commands", None):
+        sections.insert(0, HelpSection("Commands", tuple((name, _plain(each.help)) for name, each in commands.items())))
+    else:
+        codes = EXIT_CODES | MORE_CODES.get(command.name, {})
+        sections.append(HelpSection("Exit codes", tuple((str(code), text) for code, text in codes.items())))
+    usage = " ".join([context.command_path, *(piece.strip("{}") for piece in command.collect_usage_pieces(context))])
+    screen = HelpScreen(usage, inspect.cleandoc(command.help or ""), sections)
+    return draw_help(screen, shutil.get_terminal_size().columns, has_colors=_has_colors())
+
+
+def _has_colors() -> bool:
+    wanted = "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    return wanted and bool(sys.stdout and sys.stdout.isatty())
+
+
+def _panels(command: Any, context: Any) -> dict[str, list[tuple[str, str]]]:
+    """Labels and texts of the options, by heading; help itself comes last."""
+    panels: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for parameter in command.get_params(context):
+        if not getattr(parameter, "hidden", False):
+            default = "Inputs" if parameter.param_type_name == "argument" else "Other options"
+            panels[getattr(parameter, "rich_help_panel", None) or default].append(
+                (_label(parameter), " ".join(_text(parameter, context)))
+            )
+    if "Other options" in panels:
+        panels["Other options"] = panels.pop("Other options")
+    return panels
+
+
+def _label(parameter: Any) -> str:
+    """`-o, --output FILE`; long flags stand below each other whether or not there are short ones."""
+    if parameter.param_type_name == "argument":
+        return str(parameter.metavar or parameter.name.upper())
+    short = [flag for flag in parameter.opts if not flag.startswith("--")]
+    long = [flag for flag in parameter.opts if flag.startswith("--")]
+    flags = ", ".join([*short, *long]) if short else "    " + ", ".join(long)
+    others = "".join(f"/{flag}" for flag in parameter.secondary_opts)
+    return " ".join(filter(None, [flags + others, _value(parameter)]))
+
+
+def _value(parameter: Any) -> str:
+    """What stands for an option's value."""
+    if parameter.is_flag or parameter.metavar == "":
+        return ""
+    if parameter.metavar:
+        return str(parameter.metavar)
+    choices = "|".join(_choices(parameter))
+    return choices if 0 < len(choices) <= LONGEST_CHOICE else str(parameter.name).rpartition("_")[2].upper()
+
+
+def _text(parameter: Any, context: Any) -> Iterator[str]:
+    """The sentence, the choices that the label does not name, the default."""
+    yield _plain(parameter.help)
+    if (choices := _choices(parameter)) and "|".join(choices) not in _value(parameter):
+        yield f"[{', '.join(choices)}]"
+    if default := _default(parameter, context):
+        yield f"[default: {default}]"
+
+
+def _choices(parameter: Any) -> list[str]:
+    """The words that an option takes, where it takes only some; typer keeps them here or, before 0.25, there."""
+    for home in ("type_descriptor", "type"):
+        if found := getattr(getattr(parameter, home, None), "choices", None):
+            return [str(getattr(choice, "value", choice)) for choice in found]
+    return []
+
+
+def _default(parameter: Any, context: Any) -> str:
+    """What holds if nothing is given, settings included; nothing where the sentence says it."""
+    if isinstance(parameter.show_default, str):
+        return parameter.show_default
+    value = parameter.get_default(context, call=False)
+    if value is None or value is False or value == [] or not parameter.show_default or callable(value):
+        return "" if value is not False or not parameter.secondary_opts else str(parameter.secondary_opts[0])
+    if parameter.is_flag:
+        return str(parameter.opts[0])
+    values = value if isinstance(value, list | tuple) else [value]
+    return ", ".join(str(getattr(each, "value", each)) for each in values)
+
+
+def _plain(text: str | None) -> str:
+    return " ".join((text or "").split())

@@ -1,0 +1,100 @@
+"""What was probably meant by a word that the command line does not know. Better nothing than something silly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+MOST = 3
+LIKENESS = 0.8
+# What other programs call an option.
+ELSEWHERE = {
+    "--n": "--num-samples", "--n-predict": "--max-new-tokens", "--max-tokens": "--max-new-tokens",
+    "--max-length": "--max-new-tokens", "--num-return-sequences": "--num-samples", "--best-of": "--num-samples",
+    "--beams": "--num-beams", "--beam-size": "--num-beams", "--do-sample": "--temperature", "--gpu": "--device",
+    "--gpus": "--device", "--cuda": "--device", "--precision": "--dtype", "--force": "--overwrite",
+    "--outfile": "--output",
+}  # fmt: skip
+INPUTS = ("--input", "--inputs", "--file", "--files", "--prompts")
+
+
+def option_hint(given: str, command: str, words: Sequence[str], flags: Mapping[str, Sequence[str]]) -> str:
+    """What to add where `command` (none: the program itself) does not know an option; often nothing.
+
+    `words` are all that were typed, `flags` the options of each command.
+    """
+    if not command:
+        return _too_early(given, words, flags)
+    given = _typed(given, words)
+    if given in INPUTS:
+        return f" (inputs have no flag: batchgen {command} FILE)"
+    if near := near_options(given, flags[command]):
+        return f" (did you mean {_either(near)}?)"
+    owners = [name for name in flags if given in flags[name]]
+    return f" (it belongs to {_either(owners, 'and')})" if owners else ""
+
+
+def _too_early(given: str, words: Sequence[str], flags: Mapping[str, Sequence[str]]) -> str:
+    """For an option that stands before the command."""
+    place = next((word for word in words if word in flags), None)
+    command = place or "run"
+    if command not in flags:
+        return ""
+    near = [given] if given in flags[command] else near_options(given, flags[command])
+    if not near:
+        return ""
+    if near == [given]:
+        return f" (put {given} after {command})" if place else f" (it belongs to run: batchgen run {given} …)"
+    return f" (did you mean {_either(near)}, after {command}?)"
+
+
+def _typed(given: str, words: Sequence[str]) -> str:
+    """`-model`, of which typer tells only `-m`, with both dashes."""
+    if given.startswith("--"):
+        return given
+    whole = next((word for word in words if word.startswith(given) and len(word) > len(given) + 1), "")
+    return f"-{whole.partition('=')[0]}" if whole else given
+
+
+def near_options(given: str, flags: Iterable[str]) -> list[str]:
+    """The options that were probably meant, the likeliest kind only: the same but for dashes or case, what another
+    program calls so, those that begin so, those that have all its words, one that is nearly spelled so.
+
+    >>> near_options("--temp", ["--help", "--stop", "--temperature"])
+    ['--temperature']
+    >>> near_options("--api-key", ["--top-k"])
+    []
+    """
+    long = [flag for flag in dict.fromkeys(flags) if flag.startswith("--") and flag != "--help"]
+    name = given.lower().replace("_", "-")
+    if name in long:
+        return [name]
+    if name in ELSEWHERE:
+        return [flag for flag in long if flag == ELSEWHERE[name]]
+    if len(name) < len("--x"):
+        return []
+    words = set(name.strip("-").split("-"))
+    kinds = (
+        [flag for flag in long if flag.startswith(name)],
+        [flag for flag in long if words <= set(flag.strip("-").split("-"))],
+        get_close_matches(name.strip("-"), [flag.strip("-") for flag in long], n=1, cutoff=LIKENESS),
+    )
+    return [f"--{flag.strip('-')}" for flag in next(filter(None, kinds), [])][:MOST]
+
+
+def command_hint(given: str, commands: Sequence[str]) -> str:
+    """What to add where there is no such command."""
+    if near := get_close_matches(given.lower(), commands, n=1, cutoff=0.6):
+        return f" (did you mean {near[0]}?)"
+    try:
+        is_file = Path(given).exists()
+    except (OSError, ValueError):
+        is_file = False
+    return f" (to continue its prompts: batchgen run {given})" if is_file else ""
+
+
+def _either(words: Sequence[str], link: str = "or") -> str:
+    """`a`, `a or b`, `a, b or c`."""
+    *others, last = words
+    return f"{', '.join(others)} {link} {last}" if others else last
