@@ -45,6 +45,7 @@ LATE = {
     "engines.continuous.layer",
     "engines.continuous.linear",
     "engines.continuous.network",
+    "engines.continuous.packing",
     "engines.continuous.slot_attention",
     "engines.continuous.slot_model",
     "engines.continuous.slots",

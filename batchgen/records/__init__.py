@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from batchgen.records.chat import ChatOptions, Conversation, Message
-from batchgen.records.engine import EngineOptions, EngineStats, MemoryLimit
+from batchgen.records.engine import EngineChoice, EngineOptions, EngineStats, MemoryLimit
 from batchgen.records.logprobs import Logprobs, TokenLogprob
 from batchgen.records.options import FieldError, options_of, values_of
 from batchgen.records.sampling import SamplingParams
@@ -21,6 +21,7 @@ __all__ = [
     "Batch",
     "ChatOptions",
     "Conversation",
+    "EngineChoice",
     "EngineOptions",
     "EngineStats",
     "FieldError",
