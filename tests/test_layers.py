@@ -51,6 +51,7 @@ LATE = {
     "engines.continuous.slots",
     "engines.reference.engine",
     "engines.reference.processors",
+    "engines.sampling.constraints",
     "engines.sampling.draws",
     "engines.sampling.logprobs",
     "engines.sampling.penalties",

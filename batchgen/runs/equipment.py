@@ -11,6 +11,7 @@ from batchgen.engines import Engine, make_engine
 from batchgen.engines.pool.devices import choose_devices, num_threads
 from batchgen.engines.pool.engine import make_pool
 from batchgen.engines.ready import check_engine
+from batchgen.engines.sampling.trying import check_constraint
 from batchgen.errors import UsageError
 from batchgen.machine.process import reuse_blocks
 from batchgen.model import Checkpoint, Model, open_checkpoint
@@ -83,6 +84,7 @@ def made_of(job: Job, found: Equipment) -> dict[str, Facts]:
 
 def load_equipment(job: Job, manifest: Manifest, observer: Observer) -> Equipment:
     """The model. A run that was begun with another one, or other options, is refused before weights are loaded."""
+    check_constraint(job.sampling)
     found = find_equipment(job, observer, manifest.started)
     check_named_tokens(job.sampling, found.checkpoint.vocab_size)
     if job.is_noted:
