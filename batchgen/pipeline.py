@@ -17,6 +17,7 @@ from batchgen.engines.sampling.trying import Trials
 from batchgen.errors import InputError
 from batchgen.model import Checkpoint
 from batchgen.model.chat import Chat, Reply, split_reply
+from batchgen.model.guarded import TokenizerFailure
 from batchgen.model.padding import encode
 from batchgen.model.stops import decode_output
 from batchgen.model.token_texts import told_logprobs
@@ -211,13 +212,22 @@ class InOrder:
             yield self.waiting.popleft()
 
 
+def _reply(sequence: Sequence, checkpoint: Checkpoint, chat: Chat) -> Reply:
+    """What was generated, as text; nothing of a row that failed, or whose tokens cannot be decoded, which fails it."""
+    if sequence.finish_reason == "error":
+        return Reply("")
+    try:
+        text = decode_output(checkpoint.codec, sequence)
+    except TokenizerFailure as failure:
+        sequence.fail(sequence.request.located(str(failure)))
+        return Reply("")
+    return split_reply(chat, sequence.output_ids, text, sequence.request)
+
+
 def to_result(sequence: Sequence, checkpoint: Checkpoint, chat: Chat) -> Result:
     """The finished sequence as the user sees it; an answer in a conversation in its parts."""
     request = sequence.request
-    reply = Reply("")
-    if sequence.finish_reason != "error":
-        text = decode_output(checkpoint.codec, sequence)
-        reply = split_reply(chat, sequence.output_ids, text, request)
+    reply = _reply(sequence, checkpoint, chat)
     logprobs = None
     if request.sampling.logprobs is not None and sequence.finish_reason != "error":
         with_texts = request.endpoint is not None  # OpenAI's form names alternatives by their texts
