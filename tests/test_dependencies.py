@@ -35,9 +35,7 @@ def imported() -> set[str]:
 
 def test_what_is_imported_is_declared() -> None:
     declared = {
-        name_of(line)
-        for extra in (PROJECT["dependencies"], *(EXTRAS[name] for name in ("constrained", "parquet", "zstd", "ray")))
-        for line in extra
+        name_of(line) for line in [*PROJECT["dependencies"], *EXTRAS["parquet"], *EXTRAS["zstd"], *EXTRAS["ray"]]
     }
     assert {ALONG.get(module, module).replace("_", "-").lower() for module in imported()} <= declared
 

@@ -40,6 +40,8 @@ def read_conversation(columns: Mapping[str, Any], name: str, prefix: str = "") -
     """
     given = columns[name]
     place = f"{prefix}{name}"
+    if given is None:
+        raise ValueError(f"{place} is empty: there is nothing to answer")
     if not isinstance(given, list):
         raise ValueError(f"{place} is not a list of messages")
     if not given:
@@ -121,6 +123,8 @@ def _message(item: object, place: str) -> Message:
 def _content(content: object, place: str, *, may_be_null: bool) -> str | list[dict[str, Any]] | None:
     if content is None and may_be_null:
         return None
+    if content is None:
+        raise ValueError(f"{place} is missing, which only a message with tool_calls may leave out")
     if isinstance(content, str):
         _check_text(content, place)
         return content

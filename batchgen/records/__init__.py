@@ -6,11 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from batchgen.records.chat import ChatOptions, Conversation, Message
-from batchgen.records.constraint import Constraint
-from batchgen.records.engine import EngineChoice, EngineOptions, EngineStats, MemoryLimit
-from batchgen.records.field_error import FieldError
+from batchgen.records.engine import EngineOptions, EngineStats, MemoryLimit
 from batchgen.records.logprobs import Logprobs, TokenLogprob
-from batchgen.records.options import options_of, values_of
+from batchgen.records.options import FieldError, options_of, values_of
 from batchgen.records.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -22,9 +20,7 @@ __all__ = [
     "LONGEST_ROW",
     "Batch",
     "ChatOptions",
-    "Constraint",
     "Conversation",
-    "EngineChoice",
     "EngineOptions",
     "EngineStats",
     "FieldError",
@@ -99,7 +95,7 @@ class Request:
         return max(self.num_bytes, text) + samples
 
 
-@dataclass(slots=True, eq=False, weakref_slot=True)
+@dataclass(slots=True, eq=False)
 class Sequence:
     """One prompt on its way to one continuation; the only record that changes.
 

@@ -99,7 +99,15 @@ def test_parquet_holds_messages_as_lists_of_structs(tmp_path: Path) -> None:
             {"messages": [*HI, {"role": "bot", "content": "a"}]},
             "messages[1].role 'bot' is none of system, developer, user, assistant, tool",
         ),
-        ({"messages": [{"role": "user"}]}, "messages[0].content is neither a string nor a list of text parts"),
+        (
+            {"messages": [{"role": "user"}]},
+            "messages[0].content is missing, which only a message with tool_calls may leave out",
+        ),
+        (
+            {"messages": [{"role": "user", "content": 1}]},
+            "messages[0].content is neither a string nor a list of text parts",
+        ),
+        ({"messages": None}, "messages is empty: there is nothing to answer"),
         ({"messages": [{"role": "user", "content": []}]}, "messages[0].content is an empty list"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from random import Random
 
 import pytest
+import torch
 
 import batchgen
+from batchgen.engines.choice import KINDS
 from batchgen.model import Model, open_checkpoint
 from batchgen.model.chat import make_chat, open_chat, render_rows
 from batchgen.model.padding import encode
-from batchgen.records import ChatOptions, Conversation, Message, Request, SamplingParams
+from batchgen.records import Batch, ChatOptions, Conversation, Message, Request, SamplingParams
 from tests.support.command import failure, invoke, records, run
+from tests.support.conversations import PIECES, draw_conversation
+from tests.support.models import generate_ids_alone
 
 HI = [{"role": "user", "content": "My dog is"}]
 TEMPLATE = (
@@ -185,6 +190,39 @@ def test_inspect_tells_template_roles_and_contents_apart(template: Path) -> None
     shown = invoke(*command).stdout
     assert "template  role  content" in shown
     assert "are the same in all rows: a run computes them once" in shown
+
+
+@pytest.mark.parametrize("engine", KINDS)
+def test_conversations_are_answered_as_generate_answers_their_ids(
+    tiny_models: dict[str, Model], template: Path, engine: str
+) -> None:
+    model, random = tiny_models["llama"], Random(5)
+    drawn = [draw_conversation(random, lambda random: random.choice(PIECES) * 2) for _ in range(24)]
+    rows = [{"messages": [message.to_dict() for message in conversation.messages]} for conversation in drawn]
+    results = batchgen.generate(rows, model, engine=engine, chat_template=str(template), max_new_tokens=8)
+    assert [result.error for result in results] == [None] * 24
+    alone = [generate_ids_alone(model, result.input_ids, max_new_tokens=8) for result in results]
+    assert [list(result.output_ids) for result in results] == alone
+    decode = model.checkpoint.tokenizer.decode
+    assert [result.text for result in results] == [decode(ids, skip_special_tokens=True) for ids in alone]
+
+
+def test_a_system_prompt_that_all_rows_share_is_computed_once(
+    bundled: Model, template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = {True: 0, False: 0}
+    forward = Model.forward
+    rows = [{"messages": [{"role": "user", "content": f"number {i}"}]} for i in range(40)]
+    for share in columns:
+
+        def count(model: Model, batch: Batch, *args: int, share: bool = share, **options: object) -> torch.Tensor:
+            columns[share] += batch.input_ids.numel()
+            return forward(model, batch, *args, **options)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(Model, "forward", count)
+        options = {"chat_template": str(template), "system": "The rain. " * 100, "share_prefixes": share}
+        batchgen.generate(rows, bundled, max_new_tokens=8, **options)
+    assert columns[False] > 5 * columns[True] > 0
 
 
 # Too long.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -78,7 +79,12 @@ def decide_alone(model: Model, prompt: str, max_new_tokens: int) -> list[int]:
 
 def generate_alone(model: Model, prompt: str, **options: object) -> list[int]:
     """Output ids of transformers' `generate` on one unpadded prompt."""
-    input_ids = torch.tensor([model.checkpoint.tokenizer(prompt)["input_ids"]])
+    return generate_ids_alone(model, model.checkpoint.tokenizer(prompt)["input_ids"], **options)
+
+
+def generate_ids_alone(model: Model, prompt_ids: Sequence[int], **options: object) -> list[int]:
+    """Output ids of transformers' `generate` on the ids of one unpadded prompt."""
+    input_ids = torch.tensor([list(prompt_ids)])
     config = GenerationConfig(
         do_sample=False,
         pad_token_id=model.checkpoint.pad_token_id,
