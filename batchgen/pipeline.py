@@ -8,13 +8,16 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import replace
 from operator import attrgetter
 from typing import Protocol
 
 from batchgen.engines import Engine
+from batchgen.engines.sampling.trying import Trials
 from batchgen.errors import InputError
 from batchgen.model import Checkpoint
 from batchgen.model.chat import Chat, Reply, split_reply
+from batchgen.model.guarded import TokenizerFailure
 from batchgen.model.padding import encode
 from batchgen.model.stops import decode_output
 from batchgen.model.token_texts import told_logprobs
@@ -74,6 +77,7 @@ class Pipeline:
         self.should_stop = should_stop
         self.on_step = on_step
         self.first_error: Result | None = None
+        self._trials = Trials()
         self._rows = self._errors = self._blank_lines = self._prompt_tokens = self._output_tokens = self._pad_tokens = 0
         self._started = time.perf_counter()
 
@@ -124,6 +128,7 @@ class Pipeline:
         finally:
             windows.close()
             engine.close()
+            self._trials.close()
 
     def _step(self) -> list[Sequence]:
         before = self.engine.stats.new_tokens
@@ -135,7 +140,7 @@ class Pipeline:
     def _encode(self, window: list[Request], done: Container[tuple[int, int]]) -> list[Sequence]:
         """The sequences of a window's requests that are not done yet."""
         sequences = encode(
-            window,
+            list(map(self._tried, window)),
             self.checkpoint.codec,
             n_positions=self.checkpoint.n_positions,
             vocab_size=self.checkpoint.vocab_size,
@@ -144,6 +149,12 @@ class Pipeline:
             chat=self.chat,
         )
         return [s for s in sequences if (s.request.index, s.sample_index) not in done]
+
+    def _tried(self, request: Request) -> Request:
+        """The request, failed where no text can meet its constraint."""
+        constraint = None if request.error else request.sampling.constraint
+        problem = self._trials.problem(constraint) if constraint else None
+        return replace(request, error=request.located(problem)) if problem else request
 
     def count_blank_line(self) -> None:
         self._blank_lines += 1
@@ -201,13 +212,22 @@ class InOrder:
             yield self.waiting.popleft()
 
 
+def _reply(sequence: Sequence, checkpoint: Checkpoint, chat: Chat) -> Reply:
+    """What was generated, as text; nothing of a row that failed, or whose tokens cannot be decoded, which fails it."""
+    if sequence.finish_reason == "error":
+        return Reply("")
+    try:
+        text = decode_output(checkpoint.codec, sequence)
+    except TokenizerFailure as failure:
+        sequence.fail(sequence.request.located(str(failure)))
+        return Reply("")
+    return split_reply(chat, sequence.output_ids, text, sequence.request)
+
+
 def to_result(sequence: Sequence, checkpoint: Checkpoint, chat: Chat) -> Result:
     """The finished sequence as the user sees it; an answer in a conversation in its parts."""
     request = sequence.request
-    reply = Reply("")
-    if sequence.finish_reason != "error":
-        text = decode_output(checkpoint.codec, sequence)
-        reply = split_reply(chat, sequence.output_ids, text, request)
+    reply = _reply(sequence, checkpoint, chat)
     logprobs = None
     if request.sampling.logprobs is not None and sequence.finish_reason != "error":
         with_texts = request.endpoint is not None  # OpenAI's form names alternatives by their texts

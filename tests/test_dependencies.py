@@ -35,7 +35,9 @@ def imported() -> set[str]:
 
 def test_what_is_imported_is_declared() -> None:
     declared = {
-        name_of(line) for line in [*PROJECT["dependencies"], *EXTRAS["parquet"], *EXTRAS["zstd"], *EXTRAS["ray"]]
+        name_of(line)
+        for extra in (PROJECT["dependencies"], *(EXTRAS[name] for name in ("constrained", "parquet", "zstd", "ray")))
+        for line in extra
     }
     assert {ALONG.get(module, module).replace("_", "-").lower() for module in imported()} <= declared
 

@@ -216,6 +216,20 @@ def config(base: dict[str, Any], **values: object) -> Harm:
     return content("config.json", json.dumps({**base, **values}))
 
 
+def replacing(sign: str | None, by: str, times: int, kind: str = "normalizers") -> dict[str, Any]:
+    """Steps that replace a sign, or any letter."""
+    pattern = {"Regex": "[a-z ]"} if sign is None else {"String": sign}
+    return {"type": "Sequence", kind: [{"type": "Replace", "pattern": pattern, "content": by}] * times}
+
+
+def splitting(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+def nested(depth: int) -> dict[str, Any]:
+    return {"type": "Sequence", "normalizers": [nested(depth - 1)]} if depth else {"type": "NFC"}
+
+
 STRANGE: list[object] = [0, -5, "x", 1e300, [512]]
 KINDS = [
     # Pickles.
@@ -306,6 +320,15 @@ KINDS = [
     Hostile("config.json is a folder", instead("config.json", lambda path: path.mkdir())),
     Hostile("tokenizer.json leads to itself", instead("tokenizer.json", link("tokenizer.json"))),
     Hostile("tokenizer that is no JSON", content("tokenizer.json", "nonsense")),
+    *(Hostile(f"tokenizer whose {part} {does}", edit("tokenizer.json", **{part: steps})) for part, does, steps in (
+        ("normalizer", "makes 10^9 letters of one", replacing("a", "a" * 10, 9)),
+        ("normalizer", "doubles each letter 40 times", replacing(None, "be", 40)),
+        ("normalizer", "is nested 100 deep", nested(100)),
+        ("normalizer", "prepends a MiB", {"type": "Prepend", "prepend": "a" * 2**20}),
+        ("decoder", "makes 10^9 letters of one", replacing("a", "a" * 10, 9, "decoders")),
+        ("decoder", "strips beyond the end", {"type": "Strip", "content": "a", "start": 0, "stop": 10**18}),
+        ("pre_tokenizer", "searches without end", splitting("(o|oo)+$b")),
+        ("pre_tokenizer", "is no pattern", splitting("(((")))),
     Hostile("tokenizer with tokens beyond the model", lambda folder: edit("tokenizer.json", added_tokens=[
         {"id": 10**9, "content": "My dog", "special": False, "single_word": False, "lstrip": False, "rstrip": False,
          "normalized": False}])(folder)),

@@ -62,7 +62,7 @@ def matmul_gflops(
 
 def _forms(layer: nn.Linear) -> list[Form]:
     """The layer as it is, and packed where that can be."""
-    from batchgen.engines.continuous.linear import PackedLinear
+    from batchgen.engines.continuous.packing import PackedLinear
 
     if layer.weight.device.type != "cpu":
         return [layer]

@@ -22,7 +22,7 @@ LARGEST = 2**20  # bytes
 NOT_FROM_FILES = {
     "prompt", "template-file", "system-file", "recursive", "limit", "workers",
     "output", "manifest", "stats", "svg", "html", "ray", "overwrite", "resume", "retry-errors", "keep-store",
-    "parse-special", "csv-raw",
+    "parse-special", "csv-raw", "json-schema", "grammar",
 }  # fmt: skip
 
 

@@ -72,6 +72,14 @@ class MatmulSpeed:
 
 
 @dataclass(frozen=True, slots=True)
+class LinearKernels:
+    """Which kernels linear layers of a dtype run on in slots; `why_plain` where they are not packed."""
+
+    dtype: str
+    why_plain: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Machine:
     """Devices and memory; `device` is the one that was measured, `bounds` are its memory's, tightest first."""
 
@@ -83,6 +91,7 @@ class Machine:
     ram_bytes: int | None
     held_bytes: int | None
     bounds: tuple[Bound, ...]
+    kernels: tuple[LinearKernels, ...] = ()
     bfloat16_gain: KeptGain | None = None  # as the last bench found it
 
     def ratio(self, dtype: str) -> float | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from batchgen.doctor.facts import Accelerator, Machine, MatmulSpeed, Processor, or_else
+from batchgen.doctor.facts import Accelerator, LinearKernels, Machine, MatmulSpeed, Processor, or_else
 from batchgen.machine.limits import Bound, cpu_name, memory_bounds
 from batchgen.machine.speeds import read_gain
 from batchgen.model.weights import choose_device
@@ -45,6 +45,7 @@ def examine_machine(device: str, root: Path, measure: Measure) -> Machine:
         ram_bytes=_ram_bytes(),
         held_bytes=_held_bytes(),
         bounds=_bounds(on, root) if on else (),
+        kernels=_kernels(on) if on else (),
         bfloat16_gain=read_gain(str(on)) if on else None,
     )
 
@@ -153,6 +154,17 @@ def _speed(device: torch.device, dtype: str, measure: Measure) -> float:
     import torch
 
     return measure(device, getattr(torch, dtype))
+
+
+@or_else(())
+def _kernels(device: torch.device) -> tuple[LinearKernels, ...]:
+    """By the rule that runs follow: it measures nothing."""
+    import torch
+
+    from batchgen.engines.continuous.packing import why_plain
+
+    dtypes = (torch.float32, torch.bfloat16)
+    return tuple(LinearKernels(str(dtype).removeprefix("torch."), why_plain(device, dtype)) for dtype in dtypes)
 
 
 def measure_gflops(device: torch.device, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter) -> float:

@@ -8,15 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from batchgen.engines.choice import KINDS, choose_engine
+from batchgen.engines.choice import choose_engine
 from batchgen.engines.protocol import Engine, finish_all
-from batchgen.errors import ModelError
-from batchgen.machine.limits import Bound, PeakMeter, available_bytes, memory_bounds
-from batchgen.machine.speeds import kept_rows
+from batchgen.engines.ready import Ready, get_ready, room_bytes, why_different
+from batchgen.machine.limits import Bound, PeakMeter, memory_bounds
 from batchgen.planning.backoff import Backoff
-from batchgen.planning.kinds import EngineKind
-from batchgen.planning.memory import BatchLimits, budget_bytes
-from batchgen.records import EngineOptions, Sequence
+from batchgen.records import EngineChoice, EngineOptions, Sequence
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +22,10 @@ if TYPE_CHECKING:
     from batchgen.engines.sampling.sampler import OnLogits, RecomputeLogits, Sampler
     from batchgen.model import Model
 
-__all__ = ["Engine", "choose_engine", "finish_all", "make_engine"]
+__all__ = ["Agree", "Engine", "choose_engine", "finish_all", "make_engine"]
+
+# Told what an engine is to be made of; gives back what the run is made of, which another worker may have chosen.
+Agree = Callable[[EngineChoice], EngineChoice]
 
 
 def make_engine(
@@ -34,51 +34,68 @@ def make_engine(
     *,
     num_beams: int = 1,
     is_owned: bool = False,
+    begun: EngineChoice | None = None,
+    agree: Agree = lambda choice: choice,
     on_logits: OnLogits = lambda logits, sequences: None,
     reuse_blocks: Callable[[bool], None] = lambda is_plenty: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Engine:
     """The engine that `options` name for a model; `auto` takes the fastest that fits it.
 
-    Near ties are decided again (`options.exact`) in float32 only: 16 bits are too coarse for it. A model that
-    `is_owned` by this engine alone lets its weights go where the engine keeps them in another layout. `say` is told
-    each time that memory ran out, `on_logits` the logits of each step before anything is decided.
+    A run that was `begun` with other kernels or rules goes on with those; what cannot be so is told to `say`. Near ties
+    are decided again (`options.exact`) in float32 only: 16 bits are too coarse for it. A model that `is_owned` by this
+    engine alone lets its weights go where the engine keeps them in another layout. `say` is told each time that memory
+    ran out, `on_logits` the logits of each step before anything is decided.
     """
     from batchgen.engines.sampling.sampler import Sampler
 
     options = options or EngineOptions()
-    own = _slots(model, options, num_beams, is_owned, say)
-    backoff = Backoff(
-        _limits(model, options, KINDS["continuous" if own else "reference"]),
-        budget=lambda: _room_bytes(model, options),
+    is_exact = options.exact and model.dtype_name == "float32"
+    ready = get_ready(model, options, num_beams, is_owned, begun, say)
+    agreed = agree(ready.choice)
+    if agreed not in (ready.choice, begun):  # another worker was quicker
+        ready = get_ready(model, options, num_beams, is_owned, agreed, say)
+    if line := why_different(agreed, ready.choice, model.dtype_name, is_exact=is_exact):
+        say(line)
+    backoff = _backoff(model, options, ready, reuse_blocks, say)
+    sampler = Sampler(model.checkpoint.eos_token_ids, model.checkpoint.codec, on_logits=on_logits)
+    if ready.rule:
+        sampler.recompute = _alone_by(ready.rule, model) if is_exact else None
+        return _reference(model, sampler, backoff, ready.rule)
+    sampler.recompute = model.logits_alone if is_exact else None
+    return _continuous(ready, sampler, backoff, options)
+
+
+def _backoff(
+    model: Model,
+    options: EngineOptions,
+    ready: Ready,
+    reuse_blocks: Callable[[bool], None],
+    say: Callable[[str], None],
+) -> Backoff:
+    return Backoff(
+        ready.limits,
+        budget=lambda: room_bytes(model, options),
         wall=lambda: _wall_bytes(memory_bounds(model.device, options.memory)),
         reuse_blocks=reuse_blocks,
         meter=PeakMeter(model.device),
         say=say,
     )
-    sampler = Sampler(model.checkpoint.eos_token_ids, model.checkpoint.codec, on_logits=on_logits)
-    is_exact = options.exact and model.dtype_name == "float32"
-    if own is None:
-        return _reference(model, sampler, backoff, is_exact, say)
-    sampler.recompute = model.logits_alone if is_exact else None
-    return _continuous(own, sampler, backoff, options)
 
 
-def _continuous(own: Model, sampler: Sampler, backoff: Backoff, options: EngineOptions) -> Engine:
+def _continuous(ready: Ready, sampler: Sampler, backoff: Backoff, options: EngineOptions) -> Engine:
     from batchgen.engines.continuous.engine import ContinuousEngine
     from batchgen.engines.continuous.slot_model import SlotModel
 
-    return ContinuousEngine(SlotModel(own), backoff.limits, sampler, share=options.share_prefixes, backoff=backoff)
+    assert ready.own
+    return ContinuousEngine(
+        SlotModel(ready.own), backoff.limits, sampler, share=options.share_prefixes, backoff=backoff
+    )
 
 
-def _reference(model: Model, sampler: Sampler, backoff: Backoff, is_exact: bool, say: Callable[[str], None]) -> Engine:
+def _reference(model: Model, sampler: Sampler, backoff: Backoff, rule: BatchRule) -> Engine:
     from batchgen.engines.reference.engine import ReferenceEngine
-    from batchgen.engines.trial.ladder import find_rule
 
-    rule, reason = find_rule(model)
-    if reason:
-        say(f"{model.checkpoint.name} runs {reason}")
-    sampler.recompute = _alone_by(rule, model) if is_exact else None
     return ReferenceEngine(model, backoff.limits, sampler, rule=rule, backoff=backoff)
 
 
@@ -89,40 +106,6 @@ def _alone_by(rule: BatchRule, model: Model) -> RecomputeLogits:
         return None if rule.crosses(sequence) else model.logits_alone(sequence)
 
     return recompute
-
-
-def _slots(
-    model: Model, options: EngineOptions, num_beams: int, is_owned: bool, say: Callable[[str], None]
-) -> Model | None:
-    """The model on the slots' own network; None, after one line that says why, where it runs without."""
-    from batchgen.engines.continuous.network import slot_network
-
-    def has_room(num_bytes: int) -> bool:
-        return num_bytes <= _room_bytes(model, options)
-
-    name, reason = choose_engine(options.engine, model.checkpoint.outline, num_beams, _room_bytes(model, options))
-    own: Model | None = None
-    if name == "continuous":
-        own, reason = slot_network(model, is_owned=is_owned, has_room=has_room)
-        if own is None and options.engine == "continuous":
-            raise ModelError(f"--engine continuous does not run {model.checkpoint.name}: {reason}; use --engine auto")
-    if reason and num_beams == 1:
-        say(f"engine reference, the slower one: {reason}")
-    return own
-
-
-def _limits(model: Model, options: EngineOptions, kind: EngineKind) -> BatchLimits:
-    from batchgen.model.footprint import footprint_of
-
-    best_rows = kept_rows(model.checkpoint.name, str(model.device), model.dtype_name) if kind.takes_best_rows else None
-    footprint = footprint_of(model.checkpoint, model.dtype_name)
-    available = available_bytes(model.device, options.memory)
-    return kind.limits(footprint, model.device.type, available, options.batch_size, best_rows)
-
-
-def _room_bytes(model: Model, options: EngineOptions) -> int:
-    """What rows may take now."""
-    return budget_bytes(available_bytes(model.device, options.memory))
 
 
 def _wall_bytes(bounds: list[Bound]) -> int | None:

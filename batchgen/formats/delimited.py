@@ -257,7 +257,12 @@ def _csv_line(cells: list[str]) -> str:
 
 
 def _tsv_line(cells: list[str]) -> str:
-    return "\t".join(cell.translate(TSV_ESCAPES) for cell in cells)
+    return "\t".join(map(tsv_text, cells))
+
+
+def tsv_text(cell: str) -> str:
+    """A cell as TSV has it."""
+    return cell.translate(TSV_ESCAPES)
 
 
 def neutral(cell: str) -> str:

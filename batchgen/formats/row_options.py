@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from batchgen.records import FieldError, SamplingParams, options_of
+from batchgen.records.sampling import CONSTRAINT_FIELDS
 
 
 def row_keys(record: type = SamplingParams) -> list[str]:
@@ -21,7 +22,8 @@ def row_keys(record: type = SamplingParams) -> list[str]:
 def override(run: SamplingParams, given: object, names: Mapping[str, str] | None = None) -> SamplingParams:
     """The run's options, with those that a row's `sampling` names in their place; null leaves the run's.
 
-    A row that asks for greedy leaves behind what the run has for sampling alone. Raises `ValueError`, one line: the
+    A row that asks for greedy leaves behind what the run has for sampling alone, and one with a constraint of its own
+    the run's. Raises `ValueError`, one line: the
     row's options under their keys (as `names` spells them), the run's as such.
 
     >>> run = SamplingParams(temperature=1.0, top_p=0.9)
@@ -30,16 +32,24 @@ def override(run: SamplingParams, given: object, names: Mapping[str, str] | None
     """
     if not isinstance(given, Mapping):
         raise ValueError('sampling must be an object such as {"temperature": 0.7}; rename a column that means other')
-    options = options_of(type(run))
     for key in given:
         _check_key(key, row_keys(type(run)))
     own: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     names = {key: f"sampling.{key}" for key in own} | {key: name for key, name in (names or {}).items() if key in own}
-    left_behind = {name: item.default for name, item in options.items() if item.option.only_sampled}
     try:
-        return replace(run, **{**(left_behind if own.get("temperature") == 0 else {}), **own})
+        return replace(run, **{**_left_behind(run, own), **own})
     except FieldError as error:
         raise ValueError(error.named(lambda field: names.get(field, f"the run's {field}"))) from None
+
+
+def _left_behind(run: SamplingParams, own: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row does not take over from the run, as if nobody had said it."""
+    is_greedy, is_constrained = own.get("temperature") == 0, any(own.get(name) for name in CONSTRAINT_FIELDS)
+    return {
+        name: item.default
+        for name, item in options_of(type(run)).items()
+        if (is_greedy and item.option.only_sampled) or (is_constrained and name in CONSTRAINT_FIELDS)
+    }
 
 
 def _check_key(key: object, keys: list[str]) -> None:

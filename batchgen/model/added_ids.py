@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from batchgen.model.guarded import is_choke
+
 if TYPE_CHECKING:
     from batchgen.model.tokenizer import Tokenizer
 
@@ -57,7 +59,12 @@ class AddedIds:
 @lru_cache(maxsize=8)
 def added_ids(tokenizer: Tokenizer) -> AddedIds:
     """What a tokenizer adds to every text; nothing where that differs from text to text."""
-    found = {_around(tokenizer, probe) for probe in PROBES}
+    try:
+        found = {_around(tokenizer, probe) for probe in PROBES}
+    except BaseException as error:
+        if not is_choke(error):
+            raise
+        return AddedIds()  # each prompt's own error says more
     return found.pop() or AddedIds() if len(found) == 1 else AddedIds()
 
 

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 from batchgen.errors import ModelError
 from batchgen.model.checks import check_config, check_files
 from batchgen.model.config_view import ConfigView, read_config_view
-from batchgen.model.find import has_tokenizer
+from batchgen.model.find import BUNDLED_FOLDER, has_tokenizer
+from batchgen.model.guarded import GuardedTokenizer
 from batchgen.model.private import supports_sdpa
 from batchgen.model.quiet import one_line, quiet
 from batchgen.model.tokenizer import LightTokenizer, Tokenizer
 from batchgen.model.tokenizer_files import read_light_tokenizer
+from batchgen.model.tokenizer_trial import judge_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -45,7 +47,8 @@ class Checkpoint:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer as transformers has it, for chat templates and for code of one's own."""
-        return _read_tokenizer(self.name, self.folder) if isinstance(self.codec, LightTokenizer) else self.codec
+        codec = self.codec.tokenizer if isinstance(self.codec, GuardedTokenizer) else self.codec
+        return _read_tokenizer(self.name, self.folder) if isinstance(codec, LightTokenizer) else codec
 
     @cached_property
     def pad_token_id(self) -> int:
@@ -87,8 +90,11 @@ def read_checkpoint(name: str, folder: Path) -> Checkpoint:
     outline = read_config_view(folder) or _read_config(name, folder)
     if not has_tokenizer(folder):
         raise ModelError(f"{folder} has no tokenizer (tokenizer.json): save the tokenizer beside the model")
+    verdict = "plain" if folder == BUNDLED_FOLDER else judge_tokenizer(folder)
     light = read_light_tokenizer(folder, outline) if isinstance(outline, ConfigView) else None
     codec = light or _read_tokenizer(name, folder)
+    if verdict != "plain":
+        codec = GuardedTokenizer(codec, name)
     checkpoint = Checkpoint(name, folder, outline, codec, _eos_token_ids(folder, outline, codec))
     if codec.vocab_size > checkpoint.vocab_size:
         raise ModelError(

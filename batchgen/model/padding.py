@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Rows
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from batchgen.model.added_ids import AddedIds, added_ids, say_left_out
 from batchgen.model.chat import Chat, Shorter, render_rows, shorten
+from batchgen.model.guarded import each_or_why
 from batchgen.records import Batch, FieldError, Request, SamplingParams, Sequence, TooLong
 
 if TYPE_CHECKING:
@@ -84,12 +86,14 @@ def _tokenize_rows(
     plain = [request.prompt for request, _ in rows if not request.conversation and not _unrunnable(request)]
     if plain:
         say_left_out(tokenizer, chat.say_once)
-    token_ids = iter(tokenize(tokenizer, plain, parse_special=parse_special))
+    token_ids = iter(each_or_why(plain, partial(tokenize, tokenizer, parse_special=parse_special)))
     for request, input_ids in rows:
         if request.conversation or _unrunnable(request):
             yield request, list(input_ids)
+        elif isinstance(found := next(token_ids), str):
+            yield replace(request, error=request.located(found)), []
         else:
-            yield request, next(token_ids)
+            yield request, found
 
 
 def _unrunnable(request: Request) -> str | None:

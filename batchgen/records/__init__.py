@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from batchgen.records.chat import ChatOptions, Conversation, Message
-from batchgen.records.engine import EngineOptions, EngineStats, MemoryLimit
+from batchgen.records.constraint import Constraint
+from batchgen.records.engine import EngineChoice, EngineOptions, EngineStats, MemoryLimit
+from batchgen.records.field_error import FieldError
 from batchgen.records.logprobs import Logprobs, TokenLogprob
-from batchgen.records.options import FieldError, options_of, values_of
+from batchgen.records.options import options_of, values_of
 from batchgen.records.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -20,7 +22,9 @@ __all__ = [
     "LONGEST_ROW",
     "Batch",
     "ChatOptions",
+    "Constraint",
     "Conversation",
+    "EngineChoice",
     "EngineOptions",
     "EngineStats",
     "FieldError",
@@ -95,7 +99,7 @@ class Request:
         return max(self.num_bytes, text) + samples
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Sequence:
     """One prompt on its way to one continuation; the only record that changes.
 

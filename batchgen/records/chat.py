@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from batchgen.records.options import FieldError
+from batchgen.records.field_error import FieldError
 
 
 @dataclass(frozen=True, slots=True)

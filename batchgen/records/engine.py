@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
+from typing import Any
 
 from batchgen.records.options import check_values, option
 
@@ -61,6 +63,42 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         check_values(self)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """What is chosen once for a run because it decides how numbers round: for all its workers, and after a resume.
+
+    `kernels` are those of linear layers, `batching` says which rows may share a batch, `rows` how many do at most.
+    `threads` are those of each process, None on an accelerator.
+    """
+
+    engine: str
+    kernels: str
+    batching: str
+    rows: int
+    threads: int | None
+    share_prefixes: bool = True
+
+    @classmethod
+    def from_dict(cls, facts: object) -> EngineChoice | None:
+        """What `to_dict` gave; None for anything else."""
+        names = {item.name for item in fields(cls)}
+        return cls(**facts) if isinstance(facts, Mapping) and set(facts) == names else None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def differences(self, now: EngineChoice) -> list[str]:
+        """What is no longer as it was, for a person.
+
+        >>> EngineChoice("reference", "plain", "padded", 64, 2).differences(
+        ...     EngineChoice("reference", "plain", "padded", 64, 1)
+        ... )
+        ['threads 2, now 1']
+        """
+        old, new = self.to_dict(), now.to_dict()
+        return [f"{name.replace('_', ' ')} {old[name]}, now {new[name]}" for name in old if old[name] != new[name]]
 
 
 @dataclass(frozen=True, slots=True)

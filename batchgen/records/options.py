@@ -5,34 +5,18 @@ A command line, a row's `sampling` and the Python API are made from these facts.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from numbers import Integral, Real
 from typing import Any, get_type_hints
 
+from batchgen.records.constraint import Grammar, JsonSchema, read_expression, read_grammar, read_schema
+from batchgen.records.field_error import FieldError
+
 MOST_INT = 2**63 - 1  # what a tensor holds
 MOST_BIAS = 100.0  # OpenAI's
 LogitBias = tuple[tuple[int, float], ...]  # token ids and what is added to their logits, by id
-FIELD = re.compile(r"\{([a-z_]+)\}")
-
-
-class FieldError(ValueError):
-    """What is wrong with the values of a record. Its template has `{name}` where a field is named.
-
-    >>> error = FieldError("{top_p} 3.0 is not in (0, 1]")
-    >>> str(error), error.named(lambda field: f"body.{field}")
-    ('top_p 3.0 is not in (0, 1]', 'body.top_p 3.0 is not in (0, 1]')
-    """
-
-    def __init__(self, template: str) -> None:
-        super().__init__(FIELD.sub(r"\1", template))
-        self.template = template
-
-    def named(self, name: Callable[[str], str]) -> str:
-        """The message with other names for the fields: flags of a command, keys of a row."""
-        return FIELD.sub(lambda match: name(match[1]), self.template)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,4 +189,7 @@ READERS: dict[Any, Callable[[str, Any], Any]] = {
     tuple[int, ...]: read_token_ids,
     LogitBias: read_bias,
     int | None: lambda name, value: None if value is None else read_whole(name, value),
+    JsonSchema | None: read_schema,
+    Grammar | None: read_grammar,
+    str | None: read_expression,
 }

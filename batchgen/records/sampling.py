@@ -5,12 +5,17 @@ A field here is a flag of `run` and `plan`, a key of a row's `sampling`, a param
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
+from batchgen.records.constraint import ANY_OBJECT, WHITESPACE, Constraint, Grammar, JsonSchema
+from batchgen.records.field_error import FieldError
 from batchgen.records.logprobs import MOST_ALTERNATIVES
-from batchgen.records.options import FieldError, LogitBias, check_values, option, options_of
+from batchgen.records.options import LogitBias, check_values, option, options_of
 
-LENGTH, CHOOSING = "Length and stopping", "Choosing tokens"
+LENGTH, CHOOSING, CONSTRAINTS = "Length and stopping", "Choosing tokens", "Output that fits"
+# Each says what the text must be: a row has one of them at most.
+CONSTRAINT_FIELDS = ("json_schema", "json_object", "regex", "choice", "grammar")
 # Logits times or over a factor within these bounds stay finite in float32.
 LEAST_FACTOR, MOST_FACTOR = 1e-6, 1e6
 MOST_SAMPLES = 16_384  # of a row: all of them are made at once
@@ -102,6 +107,25 @@ class SamplingParams:
         most=MOST_ALTERNATIVES,
         none="off",
     )
+    json_schema: JsonSchema | None = option(
+        None, "The text is JSON that this schema describes.", value="FILE|JSON", panel=CONSTRAINTS
+    )
+    json_object: bool = option(False, "The text is a JSON object, of any kind.", panel=CONSTRAINTS)
+    regex: str | None = option(
+        None, "The whole text matches this regular expression.", value="REGEX", panel=CONSTRAINTS
+    )
+    choice: tuple[str, ...] = option(
+        (), "The text is one of these choices; repeat for more.", value="TEXT", panel=CONSTRAINTS
+    )
+    grammar: Grammar | None = option(
+        None, "The text is one that this Lark grammar describes.", value="FILE", panel=CONSTRAINTS
+    )
+    json_whitespace: str = option(
+        "compact",
+        "compact JSON has no spaces between its parts; any lets the model choose.",
+        panel=CONSTRAINTS,
+        choices=WHITESPACE,
+    )
     seed: int = option(0, "Same seed, same row: same tokens, in any batch or order.", value="N", panel=CHOOSING)
 
     def __post_init__(self) -> None:
@@ -110,6 +134,7 @@ class SamplingParams:
             object.__setattr__(self, "top_k", 0)
         self._check_factors()
         self._check_contradictions()
+        self._check_constraint()
 
     def _check_factors(self) -> None:
         if self.temperature and not LEAST_FACTOR <= self.temperature <= MOST_FACTOR:
@@ -138,6 +163,34 @@ class SamplingParams:
         for name, default in (("stop_token_ids", ()), ("ignore_eos", False), ("logprobs", None)):
             if self.num_beams > 1 and getattr(self, name) != default:
                 raise FieldError(f"{{{name}}} is not supported with {{num_beams}} {self.num_beams}: remove one")
+
+    def _check_constraint(self) -> None:
+        given = [name for name in CONSTRAINT_FIELDS if getattr(self, name)]
+        if len(given) > 1:
+            raise FieldError(f"{{{given[0]}}} and {{{given[1]}}} each say what the text must be: choose one")
+        if given and self.num_beams > 1:
+            raise FieldError(f"{{{given[0]}}} is not supported with {{num_beams}} {self.num_beams}: remove one")
+        longest = max((len(choice.encode()) for choice in self.choice), default=self.min_new_tokens)
+        if longest < self.min_new_tokens:
+            raise FieldError(
+                f"{{min_new_tokens}} {self.min_new_tokens} cannot be met: no {{choice}} has more than {longest} tokens"
+            )
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether there is a `constraint`."""
+        return bool(self.json_schema or self.json_object or self.regex or self.choice or self.grammar)
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """What the text must be."""
+        if self.json_schema or self.json_object:
+            return Constraint("json_schema", str(self.json_schema or ANY_OBJECT), self.json_whitespace == "any")
+        if self.choice:
+            return Constraint("choice", json.dumps(self.choice, ensure_ascii=False))
+        if self.regex:
+            return Constraint("regex", self.regex)
+        return Constraint("grammar", str(self.grammar)) if self.grammar else None
 
     @property
     def moves_logits(self) -> bool:

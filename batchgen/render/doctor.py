@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         ChatFacts,
         Diagnosis,
         Installation,
+        LinearKernels,
         Machine,
         ModelAtHand,
         Models,
@@ -65,8 +66,16 @@ def _devices(machine: Machine) -> Iterator[Line]:
         ratio = machine.ratio(speed.dtype) if speed.dtype != "float32" else None
         times = f", {ratio:.2g} times float32" if ratio else ""
         yield speed.dtype, f"{rate} on {machine.device}{times}"
+    if machine.kernels:
+        yield "linear layers", "; ".join(map(_kernels, machine.kernels))
     if machine.bfloat16_gain:
         yield "bench", _gain(machine.bfloat16_gain)
+
+
+def _kernels(kernels: LinearKernels) -> str:
+    """How the slots multiply in a dtype, and why."""
+    packed = "packed as oneDNN multiplies them"
+    return f"{kernels.dtype} {f'as loaded, {kernels.why_plain}' if kernels.why_plain else packed}"
 
 
 def _gain(gain: KeptGain) -> str:

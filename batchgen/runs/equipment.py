@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING
 from batchgen.engines import Engine, make_engine
 from batchgen.engines.pool.devices import choose_devices, num_threads
 from batchgen.engines.pool.engine import make_pool
+from batchgen.engines.ready import check_engine
+from batchgen.engines.sampling.trying import check_constraint
 from batchgen.errors import UsageError
 from batchgen.machine.process import reuse_blocks
 from batchgen.model import Checkpoint, Model, open_checkpoint
@@ -17,6 +20,7 @@ from batchgen.model.chat.template import START
 from batchgen.model.checks import check_weights
 from batchgen.model.padding import check_named_tokens
 from batchgen.model.weights import choose_dtype, load_model
+from batchgen.records import EngineChoice
 from batchgen.runs.job import Job
 from batchgen.runs.manifest import Facts, Manifest, model_facts
 from batchgen.runs.observer import Observer
@@ -27,13 +31,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Equipment:
-    """What rows run on. With several workers, one on each of `devices`, the weights are theirs alone."""
+    """What rows run on. With several workers, one on each of `devices`, the weights are theirs alone.
+
+    `begun` is what the engine of a run that goes on was made of.
+    """
 
     checkpoint: Checkpoint
     devices: tuple[torch.device, ...]
     dtype: str
     chat: Chat
     model: Model | None = None
+    begun: EngineChoice | None = None
 
     @property
     def device(self) -> str:
@@ -46,7 +54,7 @@ class Equipment:
         if self.devices[0].type != "cpu":
             return None
         if self.model is None:
-            return num_threads(len(self.devices))
+            return num_threads(len(self.devices), self.begun)
         import torch
 
         return torch.get_num_threads()
@@ -76,28 +84,52 @@ def made_of(job: Job, found: Equipment) -> dict[str, Facts]:
 
 def load_equipment(job: Job, manifest: Manifest, observer: Observer) -> Equipment:
     """The model. A run that was begun with another one, or other options, is refused before weights are loaded."""
+    check_constraint(job.sampling)
     found = find_equipment(job, observer, manifest.started)
     check_named_tokens(job.sampling, found.checkpoint.vocab_size)
     if job.is_noted:
         manifest.begin(found.device, observer.say, command=job.command, **made_of(job, found))
         # Rows that are there already say where they come from by that name.
         found = replace(found, checkpoint=replace(found.checkpoint, name=manifest.facts["model"]["model"]))
+        found = replace(found, begun=manifest.engine)
+        check_engine(found.begun, job.engine, found.dtype)
+        if job.owns_process:
+            _take_threads(found)
     if found.model or len(found.devices) > 1:
         return found
     return replace(found, model=load_model(found.checkpoint, str(found.devices[0]), found.dtype, job.engine.memory))
 
 
-def make_run_engine(job: Job, equipment: Equipment, observer: Observer) -> Engine:
+def _take_threads(found: Equipment) -> None:
+    """Lets this process compute with the threads that the run was begun with, where there are CPUs for them."""
+    import torch
+
+    begun = found.begun
+    if begun and begun.threads and found.devices[0].type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(num_threads(len(found.devices), begun))
+
+
+def make_run_engine(job: Job, equipment: Equipment, manifest: Manifest, observer: Observer) -> Engine:
     """The engine that the job asks for, on the model that is loaded, or in a process for each device."""
     model, beams = equipment.model, job.sampling.num_beams
     if model is None:
-        devices = list(equipment.devices)
-        return make_pool(equipment.checkpoint, devices, equipment.dtype, job.engine, num_beams=beams, say=observer.say)
+        return make_pool(
+            equipment.checkpoint,
+            list(equipment.devices),
+            equipment.dtype,
+            job.engine,
+            num_beams=beams,
+            begun=equipment.begun,
+            agree=manifest.agree,
+            say=observer.say,
+        )
     return make_engine(
         model,
         job.engine,
         num_beams=beams,
         is_owned=job.model.loaded is None,
+        begun=equipment.begun,
+        agree=manifest.agree,
         reuse_blocks=reuse_blocks if job.owns_process else _leave_heap,
         say=observer.say,
     )

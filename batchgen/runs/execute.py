@@ -102,7 +102,7 @@ class Run:
         self.rows_before = store.num_rows if store else 0
         self.pipeline = Pipeline(
             equipment.checkpoint,
-            make_run_engine(job, equipment, observer),
+            make_run_engine(job, equipment, manifest, observer),
             too_long=job.too_long,
             parse_special=job.parse_special,
             strict=job.strict,

@@ -19,6 +19,8 @@ ALIASES = {
     "min_tokens": "min_new_tokens", "min_length": "min_new_tokens", "n": "num_samples", "best_of": "num_beams",
     "num_return_sequences": "num_samples", "temp": "temperature", "stop_strings": "stop", "stop_sequences": "stop",
     "torch_dtype": "dtype", "random_seed": "seed", "ngram_size": "no_repeat_ngram_size",
+    "response_format": "json_schema", "guided_json": "json_schema", "schema": "json_schema",
+    "guided_regex": "regex", "choices": "choice", "guided_choice": "choice", "guided_grammar": "grammar",
 }  # fmt: skip
 
 
@@ -42,6 +44,12 @@ class SamplingOptions(TypedDict, total=False):
     stop_token_ids: int | Iterable[int]
     ignore_eos: bool
     logprobs: int | None
+    json_schema: Mapping[str, Any] | str | type | None
+    json_object: bool
+    regex: str | None
+    choice: str | Iterable[str]
+    grammar: str | None
+    json_whitespace: Literal["compact", "any"]
     seed: int
 
 

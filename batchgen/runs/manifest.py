@@ -16,7 +16,7 @@ from batchgen import __version__
 from batchgen.errors import OVERWRITE, OutputError, parameter
 from batchgen.machine.limits import cpu_name
 from batchgen.model.find import CONFIG_FILES, TOKENIZER_FILES
-from batchgen.records import Request
+from batchgen.records import EngineChoice, Request
 from batchgen.runs.cells import digest_of
 from batchgen.runs.store import Store
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Facts = dict[str, Any]
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors")
 HASHES = ("weights_sha256", "config_sha256", "tokenizer_sha256")
+ENGINE = "engine"
 FILES_NOTE = "files"  # of the files that a store's run writes
 OWN_NOTES = {FILES_NOTE, "progress"}  # a store's own, of the run and not of what it was made of
 TOLD_BY_HASH = {"--chat-template"}  # a file may have been moved
@@ -78,7 +79,7 @@ def version_facts() -> Facts:
 class Manifest:
     """What is noted of a run as it goes on; kept in its store, where it has one.
 
-    `facts` is what `--manifest` writes: model, options, versions, machine, input, stats, started, finished.
+    `facts` is what `--manifest` writes: model, options, engine, versions, machine, input, stats, started, finished.
     """
 
     def __init__(self, store: Store | None = None, *, facts: Facts | None = None, where: object = None) -> None:
@@ -117,6 +118,17 @@ class Manifest:
         self.note("started", self._started)
         for name in ("stats", "finished"):  # of a run that goes on with more rows
             self._forget(name)
+
+    @property
+    def engine(self) -> EngineChoice | None:
+        """What the run's engine is made of, once that is chosen."""
+        return EngineChoice.from_dict(self.facts.get(ENGINE))
+
+    def agree(self, choice: EngineChoice) -> EngineChoice:
+        """What the run's engine is made of: as it was begun, else this choice, which now holds for the run."""
+        if self.engine is None:
+            self.note(ENGINE, choice.to_dict())
+        return self.engine or choice
 
     def end(self, input: InputDigest, stats: Facts) -> None:
         self.note("input", input.facts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from batchgen.errors import InputError, UsageError
 from batchgen.formats.answers import read_answers
@@ -13,7 +14,7 @@ from batchgen.runs.database import is_database, is_in_use
 from batchgen.runs.finished import read_record
 from batchgen.runs.status import target_of
 from batchgen.runs.stored import StoredRun, open_stored
-from batchgen.runs.target import OPENAI_BATCH, Target, form_of_output
+from batchgen.runs.target import OPENAI_BATCH, SQLITE, Target, form_of_output
 
 LOOK_AGAIN_S = 0.5
 
@@ -98,3 +99,19 @@ def _belongs(target: Target, failures: Path) -> bool:
     """Whether a file of failures is of the same run."""
     record = read_record(target)
     return record is not None and record.names(failures)
+
+
+def form_of_output_file(path: Path) -> str:
+    """The format that an output's rows are read from; a store's is SQLite's."""
+    target = target_of(path)
+    return SQLITE if is_database(target.store) else form_of_file(target)
+
+
+def facts_of(path: Path) -> dict[str, Any]:
+    """What the run of an output was made of, as its manifest has it; nothing where that is not known."""
+    target = target_of(path)
+    if is_database(target.store):
+        with open_stored(target.store) as stored:
+            return stored.manifest()
+    record = read_record(target)
+    return dict(record.facts) if record else {}

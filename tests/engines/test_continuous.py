@@ -558,7 +558,9 @@ def poisoned(checkpoint: Checkpoint, word: str) -> Model:
 def test_a_row_that_breaks_fails_alone(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, engine: str, batch_size: int, options: dict[str, float]
 ) -> None:
-    monkeypatch.setattr("batchgen.engines.trial.ladder.read_verdict", lambda model, name: TRUSTED[name])
+    monkeypatch.setattr(
+        "batchgen.engines.trial.ladder.read_verdict", lambda model, name: TRUSTED[name.partition(",")[0]]
+    )
     model = poisoned(checkpoint, " bench")
     prompts = ragged_prompts(9, seed=3)
     whole = batchgen.generate(prompts, model, engine=engine, batch_size=batch_size, max_new_tokens=6, **options)

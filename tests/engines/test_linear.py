@@ -14,7 +14,16 @@ from transformers.activations import ACT2FN, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 from batchgen.engines.continuous import linear
-from batchgen.engines.continuous.linear import PackedLinear, UnpackedLinear, can_pack, speed_up, weight_of
+from batchgen.engines.continuous.linear import (
+    PACKED,
+    PARTLY,
+    PLAIN,
+    UnpackedLinear,
+    kernels_of,
+    speed_up,
+    weight_of,
+)
+from batchgen.engines.continuous.packing import PackedLinear, can_pack, why_plain
 from tests.support.models import make_network
 
 
@@ -137,7 +146,7 @@ def test_a_machine_without_packed_layers_keeps_its_layers(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("device", ["cuda", "mps", "meta"])
 def test_only_a_cpu_packs(device: str) -> None:
-    assert not can_pack(torch.device(device), torch.float32)
+    assert why_plain(torch.device(device), torch.float32) == "only a CPU packs"
 
 
 def test_what_is_packed_depends_on_no_clock() -> None:
@@ -176,3 +185,16 @@ def test_weights_that_were_packed_are_let_go_one_by_one() -> None:
     assert speed_up(network)
     assert network.alive[-1] <= 1
     assert network.alive == sorted(network.alive, reverse=True)
+
+
+def test_which_kernels_a_network_runs_on_is_seen_in_it() -> None:
+    networks = {wanted: make_network("gpt2").eval() for wanted in (PACKED, PARTLY, PLAIN)}
+    for wanted, network in networks.items():
+        assert speed_up(network, kernels=wanted) == (wanted != PLAIN)
+        assert kernels_of(network) == wanted
+
+
+def test_a_run_that_was_begun_packed_goes_on_as_loaded_where_there_is_no_room() -> None:
+    network = make_network("gpt2").eval()
+    speed_up(network, kernels=PACKED, has_room=lambda num_bytes: False)
+    assert kernels_of(network) == PLAIN

@@ -15,12 +15,12 @@ import psutil
 import pytest
 
 from batchgen.engines import finish_all
-from batchgen.engines.pool.devices import choose_devices, share_out
+from batchgen.engines.pool.devices import choose_devices, num_threads, share_out
 from batchgen.engines.pool.engine import PoolEngine
 from batchgen.engines.pool.worker import ModelRecipe
 from batchgen.errors import ModelError, UsageError
 from batchgen.machine.limits import parse_memory
-from batchgen.records import EngineOptions, Sequence
+from batchgen.records import EngineChoice, EngineOptions, Sequence
 from tests.support.fake_worker import REFUSE, SEGFAULT, FakeRecipe
 from tests.support.processes import PATIENCE_S
 from tests.support.rows import rows_of
@@ -75,6 +75,29 @@ def test_a_pool_without_rows_starts_no_worker() -> None:
     assert (engine.is_idle, engine.wants_rows, engine.step()) == (True, 32, [])
     assert not children()
     engine.close()
+
+
+def test_all_workers_are_made_of_what_the_first_has_chosen() -> None:
+    said: list[str] = []
+    told: list[EngineChoice] = []
+
+    def agree(choice: EngineChoice) -> EngineChoice:
+        told.append(choice)
+        return choice
+
+    rows = rows_of([[i] for i in range(4, 64)])
+    engine = PoolEngine([FakeRecipe(0.01, tells_choice=True)] * 2, 16, agree=agree, say=said.append)
+    assert len({row.padded_length for row in finish(engine, rows)}) == 2
+    assert said == [f"made a fake engine {told[0].engine}"]
+    assert len(told) == 1
+
+
+def test_a_run_that_goes_on_tells_its_workers_what_it_is_made_of() -> None:
+    said: list[str] = []
+    begun = EngineChoice("of before", "plain", "", 16, 1)
+    engine = PoolEngine([FakeRecipe(tells_choice=True)], 16, agree=lambda choice: begun, say=said.append)
+    list(finish(engine, rows_of([[4]])))
+    assert said == ["made a fake engine of before"]
 
 
 def test_few_rows_start_few_workers() -> None:
@@ -189,6 +212,18 @@ def test_workers_share_cores(cpu: object, monkeypatch: pytest.MonkeyPatch) -> No
     assert {recipe.num_threads for recipe in recipes} == {3}
 
 
+@pytest.mark.parametrize(("begun", "taken"), [(1, 1), (2, 2), (3, 3), (4, 3), (None, 3)])
+def test_workers_keep_the_threads_that_a_run_was_begun_with_where_there_are_cpus(
+    monkeypatch: pytest.MonkeyPatch, begun: int | None, taken: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(6)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    choice = EngineChoice("continuous", "plain", "slots", 64, begun)
+    assert num_threads(2, choice) == taken
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert num_threads(2, choice) == 5
+
+
 def test_auto_is_a_worker_on_each_cuda_device(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
@@ -227,8 +262,10 @@ def test_two_workers_give_the_bytes_of_one_process(tmp_path: Path) -> None:
     prompts.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"id": "bad"}, {"id": "last", "prompt": "A"}]))
     one, two, stats = tmp_path / "one.jsonl", tmp_path / "two.jsonl", tmp_path / "stats.json"
     assert run(prompts, "-o", one).exit_code == 3
-    result = run(prompts, "-o", two, "--workers", 2, "--stats", stats)
+    manifest = tmp_path / "manifest.json"
+    result = run(prompts, "-o", two, "--workers", 2, "--stats", stats, "--manifest", manifest)
     assert result.exit_code == 3
+    assert json.loads(manifest.read_text())["engine"]["engine"] == "continuous"
     assert two.read_bytes() == one.read_bytes()
     assert "continuous in 2 workers on cpu (" in result.stderr
     assert json.loads(stats.read_text())["workers"] == 2

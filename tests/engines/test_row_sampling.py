@@ -10,6 +10,7 @@ from batchgen import generate
 from batchgen.formats.reading import ReadOptions, Source, read_requests, row_of_object, to_requests
 from batchgen.formats.row_options import override, row_keys
 from batchgen.records import Request, SamplingParams
+from batchgen.records.sampling import CONSTRAINT_FIELDS
 
 GREEDY = SamplingParams()
 NUCLEUS = SamplingParams(temperature=1.0, top_p=0.9, top_k=40, min_p=0.1, num_samples=4)
@@ -31,6 +32,12 @@ OTHER_VALUES: dict[str, Any] = {
     "stop_token_ids": [5, 6],
     "ignore_eos": True,
     "logprobs": 2,
+    "json_schema": {"type": "object"},
+    "json_object": True,
+    "regex": "[a-z]+",
+    "choice": ["a", "b"],
+    "grammar": 'start: "a"',
+    "json_whitespace": "any",
     "seed": -3,
 }
 
@@ -48,7 +55,10 @@ def problem_of(sampling: object, run: SamplingParams = GREEDY) -> str:
 
 def test_a_row_may_name_every_option_but_beams() -> None:
     assert set(row_keys()) == set(OTHER_VALUES) == set(SamplingParams.__dataclass_fields__) - {"num_beams"}
-    assert override(NUCLEUS, OTHER_VALUES) == SamplingParams(**OTHER_VALUES)
+    for kept in CONSTRAINT_FIELDS:  # of which a row has one
+        values = {key: value for key, value in OTHER_VALUES.items() if key == kept or key not in CONSTRAINT_FIELDS}
+        values["min_new_tokens"] = 1
+        assert override(NUCLEUS, values) == SamplingParams(**values)
 
 
 @pytest.mark.parametrize("key", OTHER_VALUES)
@@ -184,3 +194,19 @@ def test_generate_takes_a_rows_sampling() -> None:
     assert (whole.num_output_tokens, short.num_output_tokens) == (4, 2)
     assert whole.text.startswith(short.text)
     assert bad.error == "prompts[2]: sampling.seed must be a whole number such as 20"
+
+
+def test_a_constraint_of_a_row_takes_the_place_of_the_runs() -> None:
+    run = SamplingParams(regex="[a-z]+")
+    assert override(run, {"choice": ["a"]}) == SamplingParams(choice=("a",))
+    assert override(run, {"seed": 3}) == SamplingParams(regex="[a-z]+", seed=3)
+    assert override(run, {"choice": None}) == run
+
+
+def test_a_schema_is_an_object_or_its_text() -> None:
+    schema = {"type": "object", "properties": {"b": {}, "a": {}}}
+    asked = override(GREEDY, {"json_schema": schema})
+    assert asked == override(GREEDY, {"json_schema": json.dumps(schema)})
+    assert asked.json_schema == '{"type":"object","properties":{"b":{},"a":{}}}'
+    assert "sampling.json_schema is not JSON" in problem_of({"json_schema": "{"})
+    assert "sampling.regex and sampling.choice" in problem_of({"regex": "a", "choice": ["a"]})

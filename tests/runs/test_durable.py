@@ -362,7 +362,7 @@ def test_a_database_needs_a_file() -> None:
 def test_the_manifest_says_what_a_run_was_made_of(prompts: Path, output: Path, tmp_path: Path) -> None:
     run(prompts, "-o", output, "--manifest", tmp_path / "manifest.json", "--seed", 5)
     manifest: dict[str, Any] = json.loads((tmp_path / "manifest.json").read_text())
-    parts = {"model", "options", "versions", "machine", "started", "input", "stats", "finished", "command"}
+    parts = {"model", "options", "engine", "versions", "machine", "input", "stats", "command", "started", "finished"}
     assert set(manifest) == parts
     assert manifest["command"]["words"][:3] == ["batchgen", "run", "--model"]
     assert (manifest["model"]["model"], manifest["options"]["--seed"]) == ("bundled", 5)

@@ -13,10 +13,10 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from batchgen.engines import finish_all
+from batchgen.engines import Agree, finish_all
 from batchgen.engines.pool.engine import PoolEngine
 from batchgen.errors import ModelError
-from batchgen.records import EngineStats, Sequence
+from batchgen.records import EngineChoice, EngineStats, Sequence
 from tests.support.rows import rows_of
 
 SEGFAULT, REFUSE, DIE_AT_START = 1, 2, 3
@@ -78,11 +78,13 @@ class FakeEngine:
 class FakeRecipe:
     seconds: float = 0.0
     fails: bool = False
+    tells_choice: bool = False
 
-    def make(self, say: Callable[[str], None]) -> FakeEngine:
+    def make(self, say: Callable[[str], None], agree: Agree) -> FakeEngine:
         if self.fails:
             sys.exit(DIE_AT_START)
-        say("made a fake engine")
+        own = EngineChoice(f"of process {os.getpid()}", "plain", "", 16, 1)
+        say(f"made a fake engine {agree(own).engine}" if self.tells_choice else "made a fake engine")
         return FakeEngine(self.seconds)
 
 

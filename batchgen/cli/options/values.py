@@ -11,13 +11,19 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from typer.models import ParameterInfo
 
+from batchgen.cli.options.constraint import read_grammar_file, read_schema_argument
 from batchgen.cli.options.escapes import read_escapes
 from batchgen.cli.settings import flag_of
 from batchgen.machine.limits import MemoryLimit, parse_memory
+from batchgen.records.constraint import Grammar, JsonSchema
 from batchgen.records.options import LogitBias, Option, OptionField
 
 # Types whose text has a form of its own.
-READERS: dict[Any, Callable[[str], Any]] = {MemoryLimit: parse_memory}
+READERS: dict[Any, Callable[[str], Any]] = {
+    MemoryLimit: parse_memory,
+    JsonSchema: read_schema_argument,
+    Grammar: read_grammar_file,
+}
 
 
 def read_bias(text: Any) -> dict[str, Any]:

@@ -230,7 +230,7 @@ class ContinuousEngine:
         """Gives rows their tokens, and retires those that are finished; None is a row that is broken."""
         for row, token in zip(rows, tokens, strict=True):
             if token is None:
-                row.sequence.fail(self.slot_model.model.nan_message)
+                row.sequence.fail(row.sequence.error or self.slot_model.model.nan_message)
             else:
                 self._new_tokens += 1
                 self.sampler.append(row.sequence, token)

@@ -1,7 +1,7 @@
-"""Linear layers whose weights lie as oneDNN multiplies them, and fused activations: the same functions, other kernels.
+"""A network's linear layers packed, and its activations fused: the same functions, other kernels.
 
 Which kernels is decided by rule, by device, dtype and what this build of torch can do, never by a measurement that a
-busy machine could turn. Knows nothing of batches or caches.
+busy machine could turn; a run keeps to those that it was begun with. Knows nothing of batches or caches.
 """
 
 from __future__ import annotations
@@ -18,28 +18,11 @@ from transformers.activations import NewGELUActivation
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.pytorch_utils import Conv1D
 
-from batchgen.model.private import pack_weight, packed_linear
+from batchgen.engines.continuous.packing import PackedLinear, can_pack
 
-PACKED_ROWS = 64  # that a packed layer is laid out for: those of a decode step in full swing
+PACKED, PARTLY, PLAIN = "packed", "packed but for weights that the embedding shares", "plain"
 
 Layer: TypeAlias = nn.Linear | Conv1D
-
-
-class PackedLinear(nn.Module):
-    """A linear layer `[…, I]` -> `[…, O]` whose weights lie as oneDNN wants them; `has_gelu` applies its tanh form."""
-
-    has_gelu = False
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        """weight `[O, I]`, bias `[O]`."""
-        super().__init__()
-        self.out_features, self.in_features = weight.shape
-        self.weight_packed = pack_weight(weight.detach().contiguous(), PACKED_ROWS)
-        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        activation, form = ("gelu", "tanh") if self.has_gelu else ("none", "")
-        return packed_linear(x, self.weight_packed, self.bias, activation, form)
 
 
 class UnpackedLinear(nn.Module):
@@ -73,40 +56,43 @@ class _Place:
     is_shared: bool  # its weight is the embedding's too
 
 
-def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether layers of a device and dtype have a packed form on this machine, by trying one of 16 x 16."""
-    if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
-        return False
-    try:
-        PackedLinear(torch.ones(16, 16, dtype=dtype), None)(torch.ones(2, 16, dtype=dtype))
-    except (RuntimeError, AttributeError):  # a build of torch without oneDNN, a processor without this dtype's layout
-        return False
-    return True
-
-
 def speed_up(
-    network: nn.Module, loaded: nn.Module | None = None, *, has_room: Callable[[int], bool] = lambda num_bytes: True
+    network: nn.Module,
+    loaded: nn.Module | None = None,
+    *,
+    has_room: Callable[[int], bool] = lambda num_bytes: True,
+    kernels: str | None = None,
 ) -> bool:
     """Replaces a network's linear layers and activations by faster ones of the same function; whether it packed any.
 
     `loaded`, the network that shares its tensors, is given where nobody else needs it: then its own weights are let go
     one by one, and it gets them back from the packed ones as it needs them. `has_room` is asked for the bytes of
-    copies: of all weights, or with `loaded` of those that the embedding shares.
+    copies: of all weights, or with `loaded` of those that the embedding shares. `kernels` are those that a run was
+    begun with: no more is packed than they say.
     """
     _fuse_activations(network)
     places = list(_places(network))
     copied = sum(place.layer.weight.nbytes for place in places if loaded is None or place.is_shared)
     dtypes = {(place.layer.weight.device, place.layer.weight.dtype) for place in places}
-    if not places or not all(can_pack(*kind) for kind in dtypes):
+    if kernels == PLAIN or not places or not all(can_pack(*kind) for kind in dtypes):
         return False
-    if not has_room(copied):
-        if loaded is None:
-            return False
+    has_all = has_room(copied)
+    if not has_all and loaded is None:
+        return False
+    if kernels == PARTLY or not has_all:
         places = [place for place in places if not place.is_shared]
     while places:  # whose weights are let go one by one
         _pack(places.pop(), loaded)
     _fuse_gelu(network)
     return True
+
+
+def kernels_of(network: nn.Module) -> str:
+    """Which kernels a network's linear layers run on."""
+    kinds = Counter(type(module) for module in network.modules())
+    if not kinds[PackedLinear]:
+        return PLAIN
+    return PARTLY if kinds[nn.Linear] or kinds[Conv1D] else PACKED
 
 
 def _pack(place: _Place, loaded: nn.Module | None) -> None:

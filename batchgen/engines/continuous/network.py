@@ -12,35 +12,50 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from batchgen.engines.continuous.layer import ATTENTION
-from batchgen.engines.continuous.linear import speed_up
+from batchgen.engines.continuous.linear import kernels_of, speed_up
 from batchgen.engines.continuous.requirements import why_no_slots
 from batchgen.engines.trial.ladder import slots_hold
 from batchgen.model import Model
 
-# What was found for each loaded network that is still in use: the slots' own, or why there is none.
-_found: WeakKeyDictionary[nn.Module, Model | str] = WeakKeyDictionary()
+# What was found for each loaded network that is still in use, by the kernels that were asked for: the slots' own, or
+# why there is none.
+_found: WeakKeyDictionary[nn.Module, dict[str | None, Model | str]] = WeakKeyDictionary()
 
 
 def slot_network(
-    model: Model, *, is_owned: bool = False, has_room: Callable[[int], bool] = lambda num_bytes: True
+    model: Model,
+    *,
+    is_owned: bool = False,
+    has_room: Callable[[int], bool] = lambda num_bytes: True,
+    kernels: str | None = None,
 ) -> tuple[Model | None, str]:
     """The model on a network of the slots' own, on the same weights; or None, and why it cannot have one.
 
-    A model that `is_owned` by the run alone lets its weights go where they are packed, and gets them back from there.
-    `has_room` is asked for the bytes of copies of weights.
+    A model that `is_owned` by the run alone lets its weights go where they are packed, and gets them back from there;
+    it has one such network for good. `has_room` is asked for the bytes of copies of weights, `kernels` are those that
+    a run was begun with.
     """
-    if model.network not in _found:
-        _found[model.network] = _make(model, is_owned, has_room)
-    found = _found[model.network]
+    made = _found.setdefault(model.network, {})
+    found = _at_hand(made, is_owned, kernels)
+    if found is None:
+        found = made[kernels] = _make(model, is_owned, has_room, kernels)
     return (None, found) if isinstance(found, str) else (replace(found, checkpoint=model.checkpoint), "")
 
 
-def _make(model: Model, is_owned: bool, has_room: Callable[[int], bool]) -> Model | str:
+def _at_hand(made: dict[str | None, Model | str], is_owned: bool, kernels: str | None) -> Model | str | None:
+    """What was made before and serves now: any network of a model whose weights it has, else one with these kernels."""
+    if is_owned or kernels in made:
+        return made.get(kernels, next(iter(made.values()), None))
+    same = (own for own in made.values() if isinstance(own, Model) and kernels_of(own.network) == kernels)
+    return next(same, None)
+
+
+def _make(model: Model, is_owned: bool, has_room: Callable[[int], bool], kernels: str | None) -> Model | str:
     if reason := why_no_slots(model.checkpoint.outline):
         return reason
     own = model.on_same_weights(ATTENTION)
     _see_last_column_only(own.network, model.checkpoint.config.get_text_config().num_hidden_layers)
-    speed_up(own.network, model.network if is_owned else None, has_room=has_room)
+    speed_up(own.network, model.network if is_owned else None, has_room=has_room, kernels=kernels)
     return own if slots_hold(model, own) else "a trial with slots gave other logits than a plain forward"
 
 

@@ -10,6 +10,7 @@ from batchgen.engines.pool.worker import ModelRecipe
 from batchgen.errors import UsageError
 from batchgen.machine.limits import share_of
 from batchgen.model.weights import choose_device
+from batchgen.records import EngineChoice
 
 if TYPE_CHECKING:
     import torch
@@ -42,14 +43,21 @@ def share_out(recipe: ModelRecipe, devices: list[torch.device]) -> list[ModelRec
             recipe,
             device=str(device),
             options=replace(recipe.options, memory=share_of(memory, num_workers, devices.count(device))),
-            num_threads=num_threads(num_workers) if device.type == "cpu" else None,
+            num_threads=num_threads(num_workers, recipe.begun) if device.type == "cpu" else None,
         )
         for device in devices
     ]
 
 
-def num_threads(num_workers: int) -> int:
-    """A worker's share of the CPUs that this process may use, unless the user's environment says how many."""
+def num_threads(num_workers: int, begun: EngineChoice | None = None) -> int:
+    """A worker's share of the CPUs that this process may use, unless the user's environment says how many.
+
+    A run goes on with the threads that it was begun with, where there are CPUs for them.
+    """
     num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     own = os.environ.get("OMP_NUM_THREADS", "")
-    return int(own) if own.isdecimal() and int(own) else max(1, num_cpus // num_workers)
+    if own.isdecimal() and int(own):
+        return int(own)
+    if begun and begun.threads and begun.threads * num_workers <= num_cpus:
+        return begun.threads
+    return max(1, num_cpus // num_workers)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
+from batchgen.engines import Agree
 from batchgen.engines.choice import KINDS, choose_engine
 from batchgen.engines.pool.devices import share_out
 from batchgen.engines.pool.parts import DEATHS_ALONE, LEAST_ROWS, Parts
@@ -18,7 +19,7 @@ from batchgen.engines.reference.schedule import FIRST_WINDOW
 from batchgen.errors import ModelError
 from batchgen.model.weights import check_room
 from batchgen.planning.kinds import MOST_ROWS_ACCELERATOR
-from batchgen.records import EngineOptions, EngineStats, Sequence
+from batchgen.records import EngineChoice, EngineOptions, EngineStats, Sequence
 
 if TYPE_CHECKING:
     import torch
@@ -36,15 +37,18 @@ def make_pool(
     options: EngineOptions,
     *,
     num_beams: int = 1,
+    begun: EngineChoice | None = None,
+    agree: Agree = lambda choice: choice,
     say: Callable[[str], None] = lambda line: None,
 ) -> PoolEngine:
-    """A worker on each of `devices`, with the options of `make_engine`."""
+    """A worker on each of `devices`, with the options of `make_engine`; all are made of what `agree` says first."""
     choose_engine(options.engine, checkpoint.outline, num_beams)  # refuses what every worker would refuse
-    recipes = share_out(ModelRecipe(checkpoint.name, checkpoint.folder, "cpu", dtype, options, num_beams), devices)
+    recipe = ModelRecipe(checkpoint.name, checkpoint.folder, "cpu", dtype, options, num_beams, begun=begun)
+    recipes = share_out(recipe, devices)
     for device in set(devices):
         check_room(checkpoint, device, dtype, num_copies=devices.count(device))
     part_rows = options.batch_size or KINDS["reference"].most_rows.get(devices[0].type, MOST_ROWS_ACCELERATOR)
-    return PoolEngine(recipes, part_rows, is_fixed=options.batch_size is not None, say=say)
+    return PoolEngine(recipes, part_rows, is_fixed=options.batch_size is not None, agree=agree, say=say)
 
 
 class PoolEngine:
@@ -60,6 +64,7 @@ class PoolEngine:
         part_rows: int,
         *,
         is_fixed: bool = False,
+        agree: Agree = lambda choice: choice,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._seats = [Seat(recipe) for recipe in recipes]
@@ -67,6 +72,8 @@ class PoolEngine:
         self._parts = Parts(num_workers, part_rows, part_rows if is_fixed else LEAST_ROWS)
         self._first_window = num_workers * (part_rows if is_fixed else min(FIRST_WINDOW, part_rows))
         self._new_tokens = 0
+        self._agree = agree
+        self._agreed: EngineChoice | None = None
         self._say = say
         self._has_said: set[str] = set()
         self._deaths_in_vain = 0
@@ -143,6 +150,9 @@ class PoolEngine:
                 self._say(line)
         if report.failure:
             raise report.failure
+        if report.choice:
+            self._agreed = self._agreed or self._agree(report.choice)
+            seat.answer(self._agreed)
         self._new_tokens += report.num_tokens
         for answer in report.answers:
             self._deaths_in_vain = 0

@@ -12,7 +12,7 @@ from multiprocessing.process import BaseProcess
 from batchgen.engines.pool.parts import Part
 from batchgen.engines.pool.worker import Answer, Key, Recipe, WorkReport, key_of, work
 from batchgen.machine.children import safe_children
-from batchgen.records import EngineStats, Sequence
+from batchgen.records import EngineChoice, EngineStats, Sequence
 
 PATIENCE_S = 2.0  # for a worker that is told to end
 MOST_FAILED_STARTS = 3  # of one worker
@@ -55,6 +55,11 @@ class Seat:
         with suppress(OSError):  # it has just died; the other direction will say so
             self.connection.send([_slim(row) for row in part.rows])
 
+    def answer(self, agreed: EngineChoice) -> None:
+        """Tells the worker what the run is made of."""
+        with suppress(OSError):  # as above
+            self.connection.send(agreed)
+
     def receive(self) -> WorkReport | None:
         """What the worker sends; None where it has died."""
         try:
@@ -62,6 +67,8 @@ class Seat:
         except (EOFError, OSError):
             self.is_running = False
             return None
+        if report.choice:  # it has a model, and waits for an answer before it asks for rows
+            return report
         self.totals = report.totals
         self.wants |= report.wants and self.has_reported  # the first time it was taken for granted
         self.has_reported = True

@@ -17,13 +17,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol
 
-from batchgen.engines import Engine, make_engine
+from batchgen.engines import Agree, Engine, make_engine
 from batchgen.errors import BatchgenError, ModelError
 from batchgen.machine.process import reuse_blocks, settle
 from batchgen.model.checkpoint import read_checkpoint
 from batchgen.model.quiet import no_logs
 from batchgen.model.weights import load_model
-from batchgen.records import EngineOptions, EngineStats, FinishReason, Sequence, TokenLogprob
+from batchgen.records import EngineChoice, EngineOptions, EngineStats, FinishReason, Sequence, TokenLogprob
 
 REPORT_EVERY_S = 0.1
 # The same row of the same run, on both ends of the pipe: its index, and the sample's.
@@ -35,14 +35,20 @@ def key_of(sequence: Sequence) -> Key:
 
 
 class Recipe(Protocol):
-    """How a worker comes by its engine. It is pickled; a fake one needs no model."""
+    """How a worker comes by its engine. It is pickled; a fake one needs no model.
 
-    def make(self, say: Callable[[str], None]) -> Engine: ...
+    What the engine is to be made of goes through `agree`: it is the same for all workers of a run.
+    """
+
+    def make(self, say: Callable[[str], None], agree: Agree) -> Engine: ...
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRecipe:
-    """A checkpoint from its folder, on a device. `options.memory` and `num_threads` are this worker's shares."""
+    """A checkpoint from its folder, on a device. `options.memory` and `num_threads` are this worker's shares.
+
+    `begun` is what the run was begun with.
+    """
 
     name: str
     folder: Path
@@ -51,8 +57,9 @@ class ModelRecipe:
     options: EngineOptions
     num_beams: int = 1
     num_threads: int | None = None
+    begun: EngineChoice | None = None
 
-    def make(self, say: Callable[[str], None]) -> Engine:
+    def make(self, say: Callable[[str], None], agree: Agree) -> Engine:
         if self.num_threads:  # before torch is there, for what reads it only once
             os.environ["OMP_NUM_THREADS"] = str(self.num_threads)
         settle()
@@ -62,7 +69,14 @@ class ModelRecipe:
             torch.set_num_threads(self.num_threads)
         model = load_model(read_checkpoint(self.name, self.folder), self.device, self.dtype, self.options.memory)
         return make_engine(
-            model, self.options, num_beams=self.num_beams, is_owned=True, reuse_blocks=reuse_blocks, say=say
+            model,
+            self.options,
+            num_beams=self.num_beams,
+            is_owned=True,
+            begun=self.begun,
+            agree=agree,
+            reuse_blocks=reuse_blocks,
+            say=say,
         )
 
 
@@ -88,7 +102,8 @@ class Answer:
 class WorkReport:
     """What a worker sends: rows that are finished, tokens made since the last report, lines for the user.
 
-    `wants` asks for rows; the pool answers when it has some. `failure` is what ended the worker.
+    `wants` asks for rows; the pool answers when it has some. `choice` is what the worker's engine would be made of; the
+    pool answers with what the run is made of. `failure` is what ended the worker.
     """
 
     answers: list[Answer]
@@ -96,6 +111,7 @@ class WorkReport:
     said: list[str]
     totals: EngineStats
     wants: bool = False
+    choice: EngineChoice | None = None
     failure: Exception | None = None
 
 
@@ -105,7 +121,7 @@ def work(connection: Connection, recipe: Recipe) -> None:
     desk = _Desk(connection)
     try:
         with no_logs():
-            desk.run(recipe.make(desk.say))
+            desk.run(recipe.make(desk.say, desk.agree))
         desk.report()
     except Exception as error:  # noqa: BLE001 - raised again in the main process
         desk.report(failure=_portable(error))
@@ -122,12 +138,15 @@ class _Desk:
         self._num_told = 0  # tokens
         self._last_report = time.monotonic()
         self._inbox: queue.SimpleQueue[list[Sequence] | None] = queue.SimpleQueue()
+        self._agreed: queue.SimpleQueue[EngineChoice] = queue.SimpleQueue()
         threading.Thread(target=self._receive, daemon=True).start()
 
     def _receive(self) -> None:
         try:
             while True:
-                self._inbox.put(self._connection.recv())
+                received = self._connection.recv()
+                box = self._agreed if isinstance(received, EngineChoice) else self._inbox
+                box.put(received)
         except (EOFError, OSError):  # nobody is left to work for
             os._exit(0)
 
@@ -154,10 +173,17 @@ class _Desk:
     def say(self, line: str) -> None:
         self._said.append(line)
 
-    def report(self, *, wants: bool = False, failure: Exception | None = None) -> None:
+    def agree(self, choice: EngineChoice) -> EngineChoice:
+        """What the run is made of, as the pool says when it hears what this worker would choose."""
+        self.report(choice=choice)
+        return self._agreed.get()
+
+    def report(
+        self, *, wants: bool = False, choice: EngineChoice | None = None, failure: Exception | None = None
+    ) -> None:
         totals = self._engine.stats if self._engine else EngineStats()
         num_tokens, self._num_told = totals.new_tokens - self._num_told, totals.new_tokens
-        self._connection.send(WorkReport(self._answers, num_tokens, self._said, totals, wants, failure))
+        self._connection.send(WorkReport(self._answers, num_tokens, self._said, totals, wants, choice, failure))
         self._answers, self._said = [], []
         self._last_report = time.monotonic()
 

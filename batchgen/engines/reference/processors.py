@@ -29,7 +29,7 @@ class Choice(LogitsProcessor):
         forced = [self.model.checkpoint.pad_token_id] * len(scores)
         for row, sequence, token in zip(live, rows, tokens, strict=True):
             if token is None:
-                sequence.fail(self.model.nan_message)
+                sequence.fail(sequence.error or self.model.nan_message)
             else:
                 self.sampler.append(sequence, token)
                 forced[row] = token

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from batchgen.engines.sampling.constraints import Constraints, token_reader
 from batchgen.engines.sampling.draws import DRAW_MARGIN, draw, num_levels, running_mass, uniforms
 from batchgen.engines.sampling.logprobs import Reading
 from batchgen.engines.sampling.penalties import penalize
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 # this, or a draw too close to call, is made again from an unpadded single-row forward.
 GREEDY_MARGIN = 1e-3
 
+NOTHING_LEFT = 2  # of a row's logits, where all of them are -inf
 TOP_BLOCK = 128  # logits; the blocks' maxima are then about as many as a block has logits
 
 # A row's logits `[V]` from a forward of its own; None where there is no such thing.
@@ -111,7 +113,7 @@ def append_token(
 
 
 class Sampler:
-    """Chooses the next token of rows, which may be other ones at every step; keeps nothing of them.
+    """Chooses the next token of rows, which may be other ones at every step; keeps of them where constraints stand.
 
     `recompute` gives a row's logits `[V]` from an unpadded single-row forward; with it, steps too close to call are
     decided again (exact mode), so that a row's tokens do not depend on its batch. `on_logits` sees those of the batch.
@@ -130,9 +132,13 @@ class Sampler:
         self.recompute = recompute
         self.on_logits = on_logits
         self.host_syncs = 0  # how often the host waited for numbers of the device
+        self._constraints: Constraints | None = None
 
     def choose(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> list[int | None]:
-        """Next token of each row from float32 logits `[B, V]`, which are overwritten; None where they are NaN."""
+        """Next token of each row from float32 logits `[B, V]`, which are overwritten.
+
+        None where they are NaN, and where a row's constraint fails it, which the row's `error` then says.
+        """
         self.on_logits(logits, sequences)
         tokens: list[int | None] = []
         for sequence, (token, is_close, is_broken) in zip(sequences, self._read(logits, sequences), strict=True):
@@ -140,12 +146,16 @@ class Sampler:
                 alone = self.recompute(sequence)
                 if alone is not None:
                     [(token, _, is_broken)] = self._read(alone[None].float(), [sequence])
+            if is_broken == NOTHING_LEFT and self._constraints and not sequence.is_finished:
+                sequence.fail(sequence.request.located(self._constraints.why_stuck(sequence)))
             tokens.append(None if is_broken else token)
         return tokens
 
     def append(self, sequence: Sequence, token_id: int) -> None:
         """Adds a token to a sequence, and finishes it where that ends it."""
         append_token(sequence, token_id, self.eos_token_ids, self.tokenizer)
+        if sequence.sampling.is_constrained and self._constraints:
+            self._constraints.advance(sequence)
 
     def _read(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> list[list[int]]:
         """As `_decide`; rows that ask for log-probabilities get that of their token, of the logits as they came."""
@@ -159,6 +169,8 @@ class Sampler:
     def _decide(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> list[list[int]]:
         """Of each row the token, whether it was too close to call, and whether its logits are broken."""
         penalize(logits, sequences, self.eos_token_ids)
+        if any(sequence.sampling.is_constrained for sequence in sequences):
+            self._forbid(logits, sequences)
         greedy = [sequence.sampling.is_greedy for sequence in sequences]
         if all(greedy):
             decided = _decide_greedy(logits)
@@ -171,11 +183,23 @@ class Sampler:
         self.host_syncs += 1
         return decided.tolist()
 
+    def _forbid(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> None:
+        """Leaves constrained rows only the tokens that they may take."""
+        if self._constraints is None:
+            reader = token_reader(self.tokenizer, logits.shape[-1], self.eos_token_ids)
+            self._constraints = Constraints(reader, self.eos_token_ids)
+        self._constraints.forbid(logits, sequences)
+
 
 def _decide_greedy(logits: torch.Tensor) -> torch.Tensor:
     """Token, whether it is too close to call, whether the logits are broken: `[B, 3]` int64."""
     tokens, best, second = top_two(logits)
-    return torch.stack([tokens, (best - second < GREEDY_MARGIN).long(), (~best.isfinite()).long()], -1)
+    return torch.stack([tokens, (best - second < GREEDY_MARGIN).long(), _brokenness(best)], -1)
+
+
+def _brokenness(best: torch.Tensor) -> torch.Tensor:
+    """Of each row by its largest logit `[B]`: 0 is fine, 1 is NaN or infinite, `NOTHING_LEFT` is -inf."""
+    return (~best.isfinite()).long() + (best == -torch.inf).long()
 
 
 def top_two(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -213,8 +237,8 @@ def _decide_sampled(logits: torch.Tensor, sequences: Rows[Sequence]) -> torch.Te
     kept, unsure = filter_logits(scaled, top_k, top_p, min_p, margin)
     numbers = _uniforms(sequences, logits.shape[-1]).to(logits.device)
     tokens, close = draw(kept, numbers, margin, scaled, unsure)
-    is_broken = ~logits.amax(-1).isfinite()  # NaN is the largest of all, and a filter would hide it
-    return torch.stack([tokens, close.long(), is_broken.long()], -1)
+    broken = _brokenness(logits.amax(-1))  # NaN is the largest of all, and a filter would hide it
+    return torch.stack([tokens, close.long(), broken], -1)
 
 
 def _uniforms(sequences: Rows[Sequence], vocab_size: int) -> torch.Tensor:

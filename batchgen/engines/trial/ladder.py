@@ -24,24 +24,31 @@ PLENTY_BYTES = 1 << 60
 
 def slots_hold(model: Model, own: Model) -> bool:
     """Whether rows in slots on the network `own` get what the model gives them alone."""
-    verdict = read_verdict(model, "continuous")
+    from batchgen.engines.continuous.linear import kernels_of
+
+    engine = f"continuous, {kernels_of(own.network)}"
+    verdict = read_verdict(model, engine)
     if verdict is None:
         verdict = RIGHT if _stray_of_slots(model, own) <= 1 else WRONG
-        keep_verdict(model, "continuous", verdict)
+        keep_verdict(model, engine, verdict)
     return verdict == RIGHT
 
 
-def find_rule(model: Model) -> tuple[BatchRule, str]:
-    """How rows may share a batch of `reference`; and in a few words what other ways do to them, if any is wrong."""
+def find_rule(model: Model, begun: str | None = None) -> tuple[BatchRule, str]:
+    """How rows may share a batch of `reference`; and in a few words what other ways do to them, if any is wrong.
+
+    A run that was `begun` in a slower way goes on in that; in a quicker one only where that is right here.
+    """
     verdict = read_verdict(model, "reference")
     if verdict not in set(Mixing):
         verdict = next((rule.mixing for rule in _rungs(model) if _holds(model, rule)), Mixing.alone)
         keep_verdict(model, "reference", verdict)
-    mixing = Mixing(verdict)
-    rule = next(rule for rule in _rungs(model) if rule.mixing is mixing)
-    if mixing is Mixing.padded:
-        return rule, ""
-    return rule, f"{mixing}: in other batches its rows get other logits than alone"
+    rungs = {rule.mixing: rule for rule in _rungs(model)}
+    found = Mixing(verdict)
+    reason = f"{found}: in other batches its rows get other logits than alone" if found is not Mixing.padded else ""
+    order = list(rungs)
+    slower = [mixing for mixing in order[order.index(found) :] if mixing == begun]
+    return rungs[slower[0] if slower else found], reason
 
 
 def _rungs(model: Model) -> Iterator[BatchRule]:

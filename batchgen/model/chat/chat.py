@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from batchgen.model.chat.control import ControlTokens
 from batchgen.model.chat.template import START, ChatTemplate, choose_template, read_templates
 from batchgen.model.chat.turns import Turns, find_marks, find_turns
 from batchgen.model.find import Say
+from batchgen.model.guarded import each_or_why
 from batchgen.records import LONGEST_PROMPT, ChatOptions, Conversation, Message, Request
 
 if TYPE_CHECKING:
@@ -136,8 +137,8 @@ class Chat:
         """
         rows = [self._render(self.with_system(conversation), parse_special) for conversation in conversations]
         texts = [row.prompt for row in rows if not row.error and not row.input_ids]
-        ids = iter(self._tokenize(texts, parse_special))
-        return [row if row.error or row.input_ids else Rendered(row.prompt, tuple(next(ids))) for row in rows]
+        found = iter(each_or_why(texts, partial(self._tokenize, parse_special=parse_special)))
+        return [row if row.error or row.input_ids else _encoded(row, next(found)) for row in rows]
 
     def _render(self, conversation: Conversation, parse_special: bool) -> Rendered:
         """The text; token ids too where they need more than the tokenizer."""
@@ -251,6 +252,11 @@ def open_chat(
     own = read_templates(checkpoint.folder)
     ends = checkpoint.eos_token_ids
     return make_chat(own, lambda: checkpoint.codec, options, chosen, say=say, eos_token_ids=ends, now=now)
+
+
+def _encoded(row: Rendered, found: list[int] | str) -> Rendered:
+    """A rendered conversation with its token ids, or with why the tokenizer chokes on it."""
+    return Rendered(error=found) if isinstance(found, str) else Rendered(row.prompt, tuple(found))
 
 
 def _bounded(prompt: str) -> Rendered:

@@ -13,6 +13,7 @@ from batchgen.errors import UsageError
 from batchgen.machine.limits import share_of
 from batchgen.model.checkpoint import Checkpoint, read_checkpoint
 from batchgen.model.quiet import no_logs
+from batchgen.records import EngineChoice
 from batchgen.runs.ray.folder import Piece
 from batchgen.runs.ray.model_files import ModelFiles, model_paths
 from batchgen.runs.ray.piecework import Outcome, PieceWorker, Work
@@ -82,7 +83,8 @@ class Cluster:
         """
         import ray
 
-        ledger = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Ledger).remote()
+        begun = recipe.begun if isinstance(recipe, ModelRecipe) else None
+        ledger = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Ledger).remote(begun)
         while pieces:
             to_split = []
             for outcome in self._run_once(pieces, size, (work, model, recipe, size, ledger)):
@@ -111,14 +113,21 @@ class Cluster:
 
 
 class _Ledger:
-    """Counts how often each piece was begun; a process of its own, which does not die with a worker."""
+    """Counts how often each piece was begun, and keeps what engines are made of, as the run was `begun` or the first
+    worker chose; a process of its own, which does not die with a worker.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, begun: EngineChoice | None = None) -> None:
         self._times: dict[str, int] = {}
+        self._agreed = begun
 
     def begin(self, stem: str) -> int:
         self._times[stem] = self._times.get(stem, 0) + 1
         return self._times[stem]
+
+    def agree(self, choice: EngineChoice) -> EngineChoice:
+        self._agreed = self._agreed or choice
+        return self._agreed
 
 
 class _Actor:
@@ -130,7 +139,8 @@ class _Actor:
             folder = model.unpack()
             if isinstance(recipe, ModelRecipe):
                 recipe = self._fit(replace(recipe, folder=folder, device=size.device), size)
-            self.worker = PieceWorker(uuid4().hex, work, read_checkpoint(model.name, folder), recipe)
+            checkpoint = read_checkpoint(model.name, folder)
+            self.worker = PieceWorker(uuid4().hex, work, checkpoint, recipe, self._agree)
 
     def _fit(self, recipe: ModelRecipe, size: Size) -> ModelRecipe:
         """Gives it this worker's share of the machine."""
@@ -138,6 +148,13 @@ class _Actor:
         memory = share_of(recipe.options.memory, num_workers=beside, num_beside=beside)
         options = replace(recipe.options, memory=memory)
         return replace(recipe, options=options, num_threads=None if size.gpus else max(1, int(size.cpus)))
+
+    def _agree(self, choice: EngineChoice) -> EngineChoice:
+        """What the engines of all workers are made of: what the first of them has chosen."""
+        import ray
+
+        agreed: EngineChoice = ray.get(self.ledger.agree.remote(choice))
+        return agreed
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         with no_logs():

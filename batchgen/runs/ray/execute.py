@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from batchgen.engines.pool.worker import ModelRecipe
+from batchgen.engines.ready import check_engine
 from batchgen.errors import OVERWRITE, RESUME, ClusterError, OutputError, UsageError, parameter
 from batchgen.formats.extras import check_output_extras
 from batchgen.formats.whole import write_json
@@ -146,7 +147,8 @@ class RayRun:
             self.manifest.started,
             job.output_form.in_kind,
         )
-        self.pieces = ClusterPieces(cluster, work, checkpoint, _recipe(job, checkpoint, self.dtype), size)
+        recipe = replace(_recipe(job, checkpoint, self.dtype), begun=self.manifest.engine)
+        self.pieces = ClusterPieces(cluster, work, checkpoint, recipe, size)
         self.parts: list[FilePart] = []
         self.num_blanks = 0
         self.written: list[Path] = []
@@ -178,6 +180,7 @@ class RayRun:
         self.manifest.begin(
             self.pieces.size.device, self.observer.say, command=self.job.command, model=model, options=options
         )
+        check_engine(self.manifest.engine, self.job.engine, self.dtype)
         rows = {part.number: part.num_rows for part in self.parts}
         self.manifest.note("inputs", {"files": names, "blake2b": digests, "part_rows": rows})
         self.folder.write_manifest(self.manifest.facts)
@@ -214,6 +217,9 @@ class RayRun:
         self.folder.write_manifest(self.manifest.facts)
 
     def _report(self, outcome: Outcome, num_rows: int) -> None:
+        if outcome.choice and self.manifest.engine is None:
+            self.manifest.agree(outcome.choice)
+            self.folder.write_manifest(self.manifest.facts)
         for line in outcome.said:
             if line not in self._has_said:  # workers of one kind have the same to say
                 self._has_said.add(line)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from batchgen.engines import Engine
+from batchgen.engines import Agree, Engine
 from batchgen.engines.pool.worker import Recipe
 from batchgen.errors import BatchgenError
 from batchgen.formats.reading import ReadOptions
@@ -16,7 +16,7 @@ from batchgen.model.chat.template import START
 from batchgen.model.find import Say
 from batchgen.model.stops import watch_stops
 from batchgen.pipeline import Pipeline
-from batchgen.records import ChatOptions, EngineStats, RowId, RunStats, SamplingParams, Sequence, TooLong
+from batchgen.records import ChatOptions, EngineChoice, EngineStats, RowId, RunStats, SamplingParams, Sequence, TooLong
 from batchgen.runs.ray.file_parts import read_part
 from batchgen.runs.ray.folder import OutputFolder, Piece
 
@@ -62,7 +62,10 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a piece went: the counts of its worker since that started, its first failed row, what ended the run."""
+    """How a piece went: the counts of its worker since that started, its first failed row, what ended the run.
+
+    `choice` is what the run's engines are made of.
+    """
 
     piece: Piece
     worker: str
@@ -71,16 +74,23 @@ class Outcome:
     first_error: tuple[int, RowId | None, str] | None = None  # index, id, error
     said: tuple[str, ...] = ()
     failure: BatchgenError | None = None
+    choice: EngineChoice | None = None
 
 
 class PieceWorker:
     """A model, loaded once, and the pieces that are run with it."""
 
-    def __init__(self, name: str, work: Work, checkpoint: Checkpoint, recipe: Recipe) -> None:
+    def __init__(self, name: str, work: Work, checkpoint: Checkpoint, recipe: Recipe, agree: Agree) -> None:
         self.name = name
         self.work = work
         self._said: list[str] = []
-        self.pipeline = work.pipeline(checkpoint, recipe.make(self._said.append), self._said.append)
+        self._choice: EngineChoice | None = None
+
+        def keep(choice: EngineChoice) -> EngineChoice:
+            self._choice = agree(choice)
+            return self._choice
+
+        self.pipeline = work.pipeline(checkpoint, recipe.make(self._said.append, keep), self._said.append)
 
     def run(self, piece: Piece) -> Outcome:
         self.pipeline.first_error = None
@@ -104,6 +114,7 @@ class PieceWorker:
             (first.index, first.id, first.error or "") if first else None,
             said,
             failure,
+            self._choice,
         )
 
 

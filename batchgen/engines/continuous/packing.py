@@ -1,0 +1,46 @@
+"""A linear layer whose weights lie as oneDNN multiplies them, and whether this machine has such a layout."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from batchgen.model.private import pack_weight, packed_linear
+
+PACKED_ROWS = 64  # that a packed layer is laid out for: those of a decode step in full swing
+
+
+class PackedLinear(nn.Module):
+    """A linear layer `[…, I]` -> `[…, O]` whose weights lie as oneDNN wants them; `has_gelu` applies its tanh form."""
+
+    has_gelu = False
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """weight `[O, I]`, bias `[O]`."""
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.weight_packed = pack_weight(weight.detach().contiguous(), PACKED_ROWS)
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        activation, form = ("gelu", "tanh") if self.has_gelu else ("none", "")
+        return packed_linear(x, self.weight_packed, self.bias, activation, form)
+
+
+def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether layers of a device and dtype have a packed form on this machine."""
+    return why_plain(device, dtype) is None
+
+
+def why_plain(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why layers of a device and dtype have no packed form here, found by trying one of 16 x 16; None if they have."""
+    if device.type != "cpu":
+        return "only a CPU packs"
+    if dtype not in (torch.float32, torch.bfloat16):
+        return "there is no layout for it"
+    try:
+        PackedLinear(torch.ones(16, 16, dtype=dtype), None)(torch.ones(2, 16, dtype=dtype))
+    except (RuntimeError, AttributeError):  # a build of torch without oneDNN, a processor without this dtype's layout
+        has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        return "this processor has no layout for it" if has_onednn else "this build of torch has no oneDNN"
+    return None

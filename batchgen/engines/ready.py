@@ -1,0 +1,131 @@
+"""What an engine is to be made of: chosen by rule, or as the run was begun, before the first row.
+
+Whatever may change how numbers round is in the `EngineChoice`; it is recorded, and the same for all workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from batchgen.engines.choice import KINDS, choose_engine
+from batchgen.errors import ModelError, OutputError, parameter
+from batchgen.machine.limits import available_bytes
+from batchgen.machine.speeds import kept_rows
+from batchgen.planning.kinds import EngineKind
+from batchgen.planning.memory import BatchLimits, budget_bytes
+from batchgen.records import EngineChoice, EngineOptions
+
+if TYPE_CHECKING:
+    from batchgen.engines.reference.rules import BatchRule
+    from batchgen.model import Model
+
+CONTINUOUS, REFERENCE = "continuous", "reference"
+SLOTS = "slots"  # how its rows share a step: each in its own
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """All that an engine is made of: `own` is the slots' network, `rule` that of `reference`; one of both is there."""
+
+    choice: EngineChoice
+    limits: BatchLimits
+    own: Model | None = None
+    rule: BatchRule | None = None
+
+
+def check_engine(begun: EngineChoice | None, options: EngineOptions, dtype: str) -> None:
+    """Raises `OutputError` where another engine is asked for than the run was begun with, and numbers are coarse."""
+    if begun and options.engine not in ("auto", begun.engine) and dtype != "float32":
+        raise OutputError(
+            f"the run was begun with engine {begun.engine}, and in {dtype} engine {options.engine} gives other tokens: "
+            f"leave out {parameter('engine')}, or start anew with {parameter('overwrite=True')}"
+        )
+
+
+def get_ready(
+    model: Model, options: EngineOptions, num_beams: int, is_owned: bool, begun: EngineChoice | None, say: Say
+) -> Ready:
+    """Chooses, and makes the slots' network where there are to be slots. `begun` is what a run was begun with."""
+    own = _slots(model, options, num_beams, is_owned, begun, say)
+    name = CONTINUOUS if own else REFERENCE
+    before = begun if begun and begun.engine == name else None
+    limits = _limits(model, options, KINDS[name], before)
+    rows = options.batch_size or limits.most_rows
+    if own:
+        from batchgen.engines.continuous.linear import kernels_of
+
+        kernels = kernels_of(own.network)
+        choice = EngineChoice(name, kernels, SLOTS, rows, _threads(model), options.share_prefixes)
+        return Ready(choice, limits, own)
+    from batchgen.engines.trial.ladder import find_rule
+
+    rule, reason = find_rule(model, before.batching if before else None)
+    if reason:
+        say(f"{model.checkpoint.name} runs {reason}")
+    return Ready(EngineChoice(name, "plain", str(rule.mixing), rows, _threads(model)), limits, rule=rule)
+
+
+def why_different(begun: EngineChoice, now: EngineChoice, dtype: str, *, is_exact: bool) -> str | None:
+    """One line where a run goes on with something else than it was begun with; None where rows are the same anyway."""
+    changed = begun.differences(now)
+    if is_exact:  # near ties are decided alone, so that only another engine is worth a word
+        same = f"in {dtype} with near ties decided alone its rows are the same"
+        return f"the run was begun with {changed[0]}: {same}" if begun.engine != now.engine else None
+    if not changed:
+        return None
+    return f"the run was begun with {'; '.join(changed)}: in {dtype} rows that are left may differ from what they gave"
+
+
+def room_bytes(model: Model, options: EngineOptions) -> int:
+    """What rows may take now."""
+    return budget_bytes(available_bytes(model.device, options.memory))
+
+
+def _slots(
+    model: Model, options: EngineOptions, num_beams: int, is_owned: bool, begun: EngineChoice | None, say: Say
+) -> Model | None:
+    """The model on the slots' own network; None, after one line that says why, where it runs without."""
+    from batchgen.engines.continuous.network import slot_network
+
+    def has_room(num_bytes: int) -> bool:
+        return num_bytes <= room_bytes(model, options)
+
+    name, reason = _choose_name(model, options, num_beams, begun)
+    own: Model | None = None
+    if name == CONTINUOUS:
+        kernels = begun.kernels if begun and begun.engine == CONTINUOUS else None
+        own, reason = slot_network(model, is_owned=is_owned, has_room=has_room, kernels=kernels)
+        if own is None and options.engine == CONTINUOUS:
+            raise ModelError(f"--engine continuous does not run {model.checkpoint.name}: {reason}; use --engine auto")
+    if reason and num_beams == 1:
+        say(f"engine reference, the slower one: {reason}")
+    return own
+
+
+def _choose_name(model: Model, options: EngineOptions, num_beams: int, begun: EngineChoice | None) -> tuple[str, str]:
+    """As `choose_engine`; a run goes on with the engine that it was begun with, however much memory is free now."""
+    outline = model.checkpoint.outline
+    if begun is None or options.engine != "auto":
+        return choose_engine(options.engine, outline, num_beams, room_bytes(model, options))
+    return (REFERENCE, "") if begun.engine == REFERENCE else choose_engine("auto", outline, num_beams)
+
+
+def _limits(model: Model, options: EngineOptions, kind: EngineKind, begun: EngineChoice | None) -> BatchLimits:
+    from batchgen.model.footprint import footprint_of
+
+    best_rows = kept_rows(model.checkpoint.name, str(model.device), model.dtype_name) if kind.takes_best_rows else None
+    footprint = footprint_of(model.checkpoint, model.dtype_name)
+    available = available_bytes(model.device, options.memory)
+    best_rows = begun.rows if begun else best_rows
+    return kind.limits(footprint, model.device.type, available, options.batch_size, best_rows)
+
+
+def _threads(model: Model) -> int | None:
+    if model.device.type != "cpu":
+        return None
+    import torch
+
+    return torch.get_num_threads()

@@ -1,0 +1,180 @@
+"""Which tokens a row's constraint lets it take next, as packed bits that are worked out while a forward runs.
+
+Each row has a matcher of its own, which follows the row's output; it is made of a grammar that is compiled once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence as Rows
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+
+from batchgen.engines.sampling.grammars import SUBJECTS, compile_grammar, in_one_line
+from batchgen.engines.sampling.logprobs import rows_at_once
+from batchgen.records import Constraint, Sequence
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+MOST_GRAMMARS = 64  # that are kept compiled
+MOST_THREADS = 4
+Bits = np.ndarray[tuple[int], np.dtype[np.uint8]]  # [V / 8], the first token in the lowest bit
+
+
+@dataclass(slots=True, eq=False)
+class _Follower:
+    """Where a row stands in its constraint: so many of its output tokens are taken, and the mask for the next one."""
+
+    constraint: Constraint
+    matcher: LLMatcher
+    num_taken: int = 0
+    mask: Future[Bits] | None = None
+
+
+class Constraints:
+    """What rows may take next, of models with one tokenizer; keeps a state of each row that is not finished."""
+
+    def __init__(self, tokenizer: LLTokenizer, eos_token_ids: frozenset[int]) -> None:
+        self._tokenizer = tokenizer
+        self._eos_token_ids = eos_token_ids
+        self._grammars: OrderedDict[Constraint, LLMatcher] = OrderedDict()
+        self._followers: WeakKeyDictionary[Sequence, _Follower] = WeakKeyDictionary()
+        self._threads = ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1), "constraints")
+
+    def forbid(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> None:
+        """Sets logits `[B, V]` of tokens to -inf that rows may not take. A row whose constraint fails, fails."""
+        places = [row for row, sequence in enumerate(sequences) if sequence.sampling.is_constrained]
+        followers = {row: self._follow(sequences[row]) for row in places}
+        for row, follower in followers.items():
+            if follower and not follower.mask:
+                follower.mask = self._start(follower, sequences[row])
+        size = rows_at_once(logits.shape[-1])
+        nothing = np.zeros(-(-logits.shape[-1] // 8), np.uint8)
+        for start in range(0, len(places), size):
+            part = places[start : start + size]
+            masks = [self._mask(followers[row], sequences[row], nothing) for row in part]
+            for row, forbidden in zip(part, _unset_bits(np.stack(masks), logits), strict=True):
+                logits[row].masked_fill_(forbidden, -torch.inf)
+
+    def advance(self, sequence: Sequence) -> None:
+        """After a row's token: finishes it where its text is complete, else begins with the next mask."""
+        follower = self._follow(sequence)
+        if follower is None or (sequence.is_finished and sequence.finish_reason != "length"):
+            return
+        if follower.matcher.is_stopped():
+            least = sequence.sampling.min_new_tokens
+            sequence.finish_reason = "stop"
+            if sequence.num_output_tokens < least:
+                _fail(sequence, why_too_short(sequence))
+        elif not sequence.is_finished:
+            follower.mask = self._start(follower, sequence)
+
+    def why_stuck(self, sequence: Sequence) -> str:
+        """Of a row that has no token left that it may take."""
+        follower, params = self._followers.get(sequence), sequence.sampling
+        if follower and follower.matcher.is_accepting() and sequence.num_output_tokens < params.min_new_tokens:
+            return why_too_short(sequence)
+        subject = SUBJECTS[follower.constraint.kind] if follower else "its constraint"
+        also = f" and no_repeat_ngram_size {params.no_repeat_ngram_size}" if params.no_repeat_ngram_size else ""
+        return f"no token is left that {subject}{also} would allow after {sequence.num_output_tokens} tokens"
+
+    def _follow(self, sequence: Sequence) -> _Follower | None:
+        """The row's follower, behind the tokens that the row has; None where the row has failed by it."""
+        follower = self._followers.get(sequence)
+        if follower is None or follower.num_taken > sequence.num_output_tokens:
+            constraint = sequence.sampling.constraint
+            assert constraint
+            try:
+                follower = _Follower(constraint, self._compiled(constraint))
+            except ValueError as error:
+                _fail(sequence, str(error))
+                return None
+            self._followers[sequence] = follower
+        tokens = sequence.output_ids[follower.num_taken :]
+        if tokens:
+            follower.num_taken, follower.mask = sequence.num_output_tokens, None
+            if not sequence.is_finished or sequence.finish_reason == "length":
+                follower.matcher.consume_tokens(tokens)
+                if follower.matcher.is_error():
+                    _fail(sequence, in_one_line(follower.constraint, follower.matcher.get_error()))
+                    return None
+        return follower
+
+    def _compiled(self, constraint: Constraint) -> LLMatcher:
+        if constraint not in self._grammars:
+            self._grammars[constraint] = compile_grammar(self._tokenizer, constraint)
+            while len(self._grammars) > MOST_GRAMMARS:
+                self._grammars.popitem(last=False)
+        self._grammars.move_to_end(constraint)
+        return self._grammars[constraint].deep_copy()
+
+    def _start(self, follower: _Follower, sequence: Sequence) -> Future[Bits]:
+        params = sequence.sampling
+        ends = {*params.stop_token_ids} | (set() if params.ignore_eos else self._eos_token_ids)
+        return self._threads.submit(_allowed, follower.matcher, self._eos_token_ids, ends)
+
+    def _mask(self, follower: _Follower | None, sequence: Sequence, nothing: Bits) -> Bits:
+        """The row's mask, as wide as `nothing`, which is what a row gets that has failed."""
+        if follower is None or follower.mask is None:
+            return nothing
+        mask = follower.mask.result()
+        if follower.matcher.is_error():
+            if not sequence.is_finished:
+                _fail(sequence, in_one_line(follower.constraint, follower.matcher.get_error()))
+            return nothing
+        missing = len(nothing) - len(mask)
+        return np.pad(mask, (0, missing)) if missing > 0 else mask[: len(nothing)]
+
+
+def _allowed(matcher: LLMatcher, eos_token_ids: frozenset[int], ends: set[int]) -> Bits:
+    """The tokens that may come next; those that end a row only where the text is complete, then all `ends`."""
+    mask = np.frombuffer(matcher.compute_bitmask(), np.uint8).copy()
+    is_complete = not matcher.is_error() and matcher.is_accepting()
+    for token in eos_token_ids | ends:
+        mask[token // 8] &= ~np.uint8(1 << token % 8)
+    if is_complete and (ends or not mask.any()):
+        for token in ends or eos_token_ids:
+            mask[token // 8] |= np.uint8(1 << token % 8)
+    return mask
+
+
+def _unset_bits(masks: np.ndarray[tuple[int, int], np.dtype[np.uint8]], logits: torch.Tensor) -> torch.Tensor:
+    """Which bits `[R, V]` of packed masks `[R, V / 8]` are not set, for a few rows."""
+    vocab_size = logits.shape[-1]
+    if logits.device.type == "cpu":
+        bits = np.unpackbits(~masks, axis=1, count=vocab_size, bitorder="little")
+        return torch.from_numpy(bits.view(np.bool_))
+    packed = torch.from_numpy(masks).to(logits.device)
+    shifts = torch.arange(8, device=logits.device, dtype=torch.uint8)
+    return ((packed[..., None] >> shifts) & 1).flatten(1)[:, :vocab_size] == 0
+
+
+def _fail(sequence: Sequence, problem: str) -> None:
+    sequence.fail(sequence.request.located(problem))
+
+
+def why_too_short(sequence: Sequence) -> str:
+    least, number = sequence.sampling.min_new_tokens, sequence.num_output_tokens
+    return f"min_new_tokens {least} cannot be met: the text that it must be is complete after {number} tokens"
+
+
+def token_reader(tokenizer: object, vocab_size: int, eos_token_ids: frozenset[int]) -> LLTokenizer:
+    """A model's tokenizer as the library reads it. Raises `ValueError` for one that is written in Python."""
+    from llguidance import LLTokenizer
+    from tokenizers import Tokenizer
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ValueError("constraints need a fast tokenizer (tokenizer.json), which this model does not have")
+    copy = Tokenizer.from_str(backend.to_str())
+    copy.no_padding()
+    copy.no_truncation()
+    ends = sorted(token for token in eos_token_ids if token < vocab_size)
+    return LLTokenizer(copy.to_str(), n_vocab=vocab_size, eos_token=ends or None)

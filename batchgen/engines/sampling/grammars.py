@@ -1,0 +1,84 @@
+"""Constraints as llguidance has them, and what it says of bad ones in one line. Needs neither torch nor a model."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from batchgen.records import Constraint
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+# The library's own, but for lexer states, which are up to 2 KB each, and rows have their own.
+LIMITS: dict[str, Any] = {
+    "initial_lexer_fuel": 1_000_000,
+    "step_lexer_fuel": 200_000,
+    "step_max_items": 50_000,
+    "max_lexer_states": 50_000,
+    "max_grammar_size": 500_000,
+    "verbose_errors": False,
+}
+LONGEST_PROBLEM = 200
+SUBJECTS = {
+    "json_schema": "the JSON schema",
+    "regex": "the regular expression",
+    "choice": "the list of choices",
+    "grammar": "the grammar",
+}
+NOTHING_FITS = "no text can meet it"
+TOO_LARGE = "it is too large or too complex"
+KEYS = re.compile(r"Unimplemented keys: \[(.*)\]")
+
+
+def source_of(constraint: Constraint) -> str:
+    """The constraint in the library's own form. Raises `ValueError`."""
+    from llguidance import LLMatcher
+
+    if constraint.is_json:
+        spaces: Any = {"whitespace_flexible": constraint.any_whitespace}
+        return LLMatcher.grammar_from_json_schema(constraint.text, overrides=spaces)
+    if constraint.kind == "choice":
+        return LLMatcher.grammar_from_lark(f"start: {' | '.join(map(_quoted, json.loads(constraint.text)))}")
+    if constraint.kind == "regex":
+        return LLMatcher.grammar_from_regex(constraint.text)
+    return LLMatcher.grammar_from_lark(constraint.text)
+
+
+def _quoted(choice: str) -> str:
+    return json.dumps(choice, ensure_ascii=False)
+
+
+def compile_grammar(tokenizer: LLTokenizer, constraint: Constraint) -> LLMatcher:
+    """What follows a text token by token. Raises `ValueError`, one line, where the constraint is none."""
+    from llguidance import LLMatcher, LLParserLimits
+
+    try:
+        source = source_of(constraint)
+    except ValueError as error:
+        raise ValueError(in_one_line(constraint, str(error))) from None
+    matcher = LLMatcher(tokenizer, source, log_level=0, limits=LLParserLimits(**LIMITS))
+    if matcher.is_error():
+        raise ValueError(in_one_line(constraint, matcher.get_error()))
+    return matcher
+
+
+def in_one_line(constraint: Constraint, message: str) -> str:
+    """What the library says of a constraint, as a person should read it."""
+    return f"{SUBJECTS[constraint.kind]} cannot be used: {_reason(message)}"
+
+
+def _reason(message: str) -> str:
+    if keys := KEYS.search(message):
+        names = ", ".join(sorted(json.loads(f"[{keys[1]}]")))
+        return f"{names} {'are' if ',' in names else 'is'} not supported"
+    if "NoExtensionBias" in message:
+        return NOTHING_FITS
+    if any(word in message for word in ("fuel", "too big", "too large", "too many", "too complex", "TooComplex")):
+        return TOO_LARGE
+    plain = message.partition("<state>")[0]
+    lines = [line.strip() for line in plain.splitlines() if line.strip()]
+    told = next((line.removeprefix("error:").strip() for line in lines if line.startswith("error:")), None)
+    text = told or (lines or ["it is not valid"])[0]
+    return text if len(text) <= LONGEST_PROBLEM else text[:LONGEST_PROBLEM] + "…"

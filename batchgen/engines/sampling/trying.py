@@ -1,0 +1,109 @@
+"""Whether constraints can be used: each distinct one is tried once, in a process that may fail in its place."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+from batchgen.engines.sampling.grammars import LIMITS, SUBJECTS, in_one_line, source_of
+from batchgen.records import Constraint, FieldError, SamplingParams
+from batchgen.records.sampling import CONSTRAINT_FIELDS
+
+MOST_BYTES = 768 * 2**20  # of addresses; what a process of Python with the library has itself is 100 MiB
+MOST_SECONDS = 10.0
+MOST_KEPT = 4096
+MISSING = "needs another package: pip install 'batchgen[constrained]'"
+
+
+def is_installed() -> bool:
+    """Whether the library is there that constraints need."""
+    return find_spec("llguidance") is not None
+
+
+class Trials:
+    """What is known of constraints: why each cannot be used, None where it can."""
+
+    def __init__(self, most_seconds: float = MOST_SECONDS) -> None:
+        self._known: dict[Constraint, str | None] = {}
+        self._process: subprocess.Popen[str] | None = None
+        self._most_seconds = most_seconds
+
+    def problem(self, constraint: Constraint) -> str | None:
+        """Why no text can be made to meet it, in one line."""
+        if constraint not in self._known:
+            while len(self._known) >= MOST_KEPT:
+                del self._known[next(iter(self._known))]
+            self._known[constraint] = self._try(constraint)
+        return self._known[constraint]
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self._process:
+            self._process.kill()
+            self._process.communicate()
+        self._process = None
+
+    def _try(self, constraint: Constraint) -> str | None:
+        if not is_installed():
+            return f"{SUBJECTS[constraint.kind]} {MISSING}"
+        try:
+            answer = self._ask(source_of(constraint))
+        except ValueError as error:
+            answer = str(error)
+        if answer is None:
+            return f"{SUBJECTS[constraint.kind]} cannot be used: compiling it takes too long, or too much memory"
+        return in_one_line(constraint, answer) if answer else None
+
+    def _ask(self, grammar: str) -> str | None:
+        """What the library says of a grammar, nothing of a good one; None where its process did not survive it."""
+        process = self._process = self._process or _start()
+        assert process.stdin
+        assert process.stdout
+        clock = threading.Timer(self._most_seconds, process.kill)
+        clock.start()
+        line = ""
+        with suppress(OSError):
+            process.stdin.write(json.dumps(grammar) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        clock.cancel()
+        if not line:
+            self.close()
+            return None
+        return str(json.loads(line))
+
+
+def _start() -> subprocess.Popen[str]:
+    """A process that tries grammars. It ends with its input, however this one ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-P", str(Path(__file__).with_name("compiling.py"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        encoding="utf-8",
+        start_new_session=True,  # a Ctrl-C is this process's affair
+    )
+    assert process.stdin
+    with suppress(OSError):
+        process.stdin.write(json.dumps({"path": sys.path, "bytes": MOST_BYTES, "limits": LIMITS}) + "\n")
+        process.stdin.flush()
+    return process
+
+
+def check_constraint(sampling: SamplingParams) -> None:
+    """Raises `FieldError` where what the whole run asks for cannot be met."""
+    if not (constraint := sampling.constraint):
+        return
+    trials = Trials()
+    try:
+        problem = trials.problem(constraint)
+    finally:
+        trials.close()
+    if problem:
+        name = next(name for name in CONSTRAINT_FIELDS if getattr(sampling, name))
+        raise FieldError(f"{{{name}}}: {problem}")

@@ -1,0 +1,152 @@
+"""Whether a tokenizer.json may be used: what its parts can do is looked at, and what is unusual is tried in a child.
+
+A verdict is kept by the file's hash, so that only a tokenizer's first use costs more than that. The child has limits
+on memory and time: the library's own code answers neither to Ctrl-C nor to an exception.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from hashlib import blake2b
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from batchgen.errors import ModelError, first_line
+from batchgen.machine.children import safe_children
+from batchgen.machine.kept import keep, read_kept
+from batchgen.model.tokenizer_parts import find_harm, is_plain
+
+Verdict = Literal["plain", "tried"]
+FILE, RULES, MOST_KEPT = "tokenizers", 1, 500
+LARGEST_READ_HERE = 32 * 2**20  # bytes; as Python objects a file takes some times as much
+CHILD_BYTES, CHILD_CPU_S, CHILD_S = 3 * 2**30, 12, 18.0
+LONG_RUN, SHORT_RUN = 2_000, 40  # characters of one kind in a row
+WORDS = "My dog is 12,345.67 years old! \n\tIt's  raining…   Grüße, 東京 \U0001f600 <|endoftext|>"
+SIGNS = "aZ0 .-_'\n\té東\u0301"
+MOST_TOKENS = 8  # for each byte of a text
+
+
+def judge_tokenizer(folder: Path) -> Verdict | None:
+    """Whether a folder's tokenizer is `plain`, or unusual and was `tried`; None where it has no tokenizer.json.
+
+    Raises `ModelError` for one that does harm.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    content = path.read_bytes()
+    key = f"{blake2b(content, digest_size=16).hexdigest()} {version('tokenizers')} {RULES}"
+    kept = read_kept(FILE)
+    if kept.get(key) in ("plain", "tried"):
+        return kept[key]  # type: ignore[no-any-return]
+    verdict = _judge(path, content)
+    if len(kept) < MOST_KEPT:
+        keep(FILE, {key: verdict})
+    return verdict
+
+
+def _judge(path: Path, content: bytes) -> Verdict:
+    parts = _parse(content) if len(content) <= LARGEST_READ_HERE else None
+    if parts is not None:
+        if harm := find_harm(parts):
+            raise _refusal(path, harm)
+        if is_plain(parts):
+            return "plain"
+    if problem := try_in_child(path):
+        raise _refusal(path, problem)
+    return "tried"
+
+
+def _refusal(path: Path, problem: str) -> ModelError:
+    return ModelError(f"{path} is not used, {problem}: use another model, or fetch it from its source")
+
+
+def _parse(content: bytes) -> dict[str, Any] | None:
+    """None for what is no JSON object: the library will say what is wrong with it."""
+    with suppress(ValueError, RecursionError):
+        parts = json.loads(content)
+        return parts if isinstance(parts, dict) else None
+    return None
+
+
+def try_in_child(path: Path) -> str | None:
+    """What is wrong with a tokenizer that is loaded and used in a process with limits, in a few words."""
+    command = [sys.executable, "-c", f"from {__name__} import main; main()", str(path.resolve())]
+    try:
+        with safe_children():
+            ended = subprocess.run(command, capture_output=True, timeout=CHILD_S, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        return f"it takes more than {CHILD_S:.0f} s to try"
+    try:
+        answer = json.loads(ended.stdout)
+    except ValueError:
+        limits = f"{CHILD_CPU_S} s or {CHILD_BYTES >> 30} GiB"
+        return f"a process that tried it died (exit code {ended.returncode}; its limits are {limits})"
+    return answer["problem"]  # type: ignore[no-any-return]
+
+
+# In the child.
+
+
+def main() -> None:
+    """Tries the tokenizer.json that is named, within limits, and prints what is wrong with it as JSON."""
+    _limit()
+    path = Path(sys.argv[1])
+    problem = None
+    try:
+        problem = _problem(path)
+    except BaseException as error:  # noqa: BLE001 - a panic is no Exception
+        if isinstance(error, MemoryError):
+            problem = f"it takes more than {CHILD_BYTES >> 30} GiB to try"
+        else:
+            problem = f"its library fails on it: {first_line(error)}"
+    print(json.dumps({"problem": problem}))
+
+
+def _limit() -> None:
+    with suppress(ImportError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (CHILD_BYTES, CHILD_BYTES))
+        resource.setrlimit(resource.RLIMIT_CPU, (CHILD_CPU_S, CHILD_CPU_S))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _problem(path: Path) -> str | None:
+    import tokenizers
+
+    parts = json.loads(path.read_bytes())
+    if harm := find_harm(parts):
+        return harm
+    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    for text in trial_texts(parts):
+        ids = tokenizer.encode(text).ids
+        if len(ids) > MOST_TOKENS * len(text.encode()) + 64:
+            return f"it makes {len(ids):,} tokens of {len(text):,} characters"
+        tokenizer.decode(ids)
+    if tokenizer.normalizer is not None and "precompiled_charsmap" in json.dumps(parts.get("normalizer")):
+        return _problem_of_characters(tokenizer.normalizer)
+    return None
+
+
+def trial_texts(parts: Mapping[str, Any]) -> list[str]:
+    """Ordinary text; and runs of each sign that the parts name, on which patterns search longest."""
+    named = json.dumps({name: part for name, part in parts.items() if name in ("normalizer", "pre_tokenizer")})
+    signs = dict.fromkeys(SIGNS + "".join(sorted(sign for sign in set(named) if sign.isalnum())))
+    short = [sign * SHORT_RUN + end for sign in signs for end in ("", "!", "c")]
+    return [WORDS, *short, *(sign * LONG_RUN + "!" for sign in SIGNS)]
+
+
+def _problem_of_characters(normalizer: Any) -> str | None:
+    """A table of replacements is no text that one could read: what becomes of every character is looked at."""
+    for code in range(32, 0x10000):
+        if not 0xD800 <= code < 0xE000 and len(normalizer.normalize_str(chr(code))) > MOST_TOKENS * 4:
+            return f"its normalizer makes very much of U+{code:04X}"
+    return None

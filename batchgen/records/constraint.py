@@ -1,0 +1,112 @@
+"""What a row's text must be: a value of a JSON schema, a match of a regular expression, a choice, a text of a grammar.
+
+How such values are read, from whoever gives them. Whether they can be met is the engines' affair.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from batchgen.records.field_error import FieldError
+
+ConstraintKind = Literal["json_schema", "regex", "choice", "grammar"]
+WHITESPACE = ("compact", "any")
+LONGEST_CONSTRAINT = 2**20  # characters
+MOST_SCHEMA_LEVELS = 100
+ANY_OBJECT = '{"type":"object"}'
+
+
+class JsonSchema(str):
+    """The text of a JSON schema that has been read, without spaces, its keys in their order."""
+
+    __slots__ = ()
+
+
+class Grammar(str):
+    """The text of a Lark grammar."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What a text must be. `text` is a schema or a list of choices in JSON, an expression, a Lark grammar.
+
+    With `any_whitespace`, JSON may be written with spaces and line breaks between its parts.
+    """
+
+    kind: ConstraintKind
+    text: str
+    any_whitespace: bool = False
+
+    @property
+    def is_json(self) -> bool:
+        return self.kind == "json_schema"
+
+
+def read_schema(name: str, value: object) -> JsonSchema | None:
+    """A schema of an object, of JSON text, or of a pydantic class. Raises `FieldError`, as all these do."""
+    if value is None or isinstance(value, JsonSchema):
+        return value
+    if isinstance(value, type) and hasattr(value, "model_json_schema"):
+        value = value.model_json_schema()
+    if isinstance(value, str):
+        value = _parsed(name, value)
+    if not isinstance(value, Mapping | bool):
+        raise FieldError(f'{{{name}}} must be a JSON schema, an object such as {{"type": "object"}}')
+    if _is_deeper(value, MOST_SCHEMA_LEVELS):
+        raise FieldError(f"{{{name}}} is nested deeper than {MOST_SCHEMA_LEVELS} levels")
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (ValueError, TypeError) as error:
+        raise FieldError(f"{{{name}}} is not JSON: {error}") from None
+    return JsonSchema(_fitting(name, text))
+
+
+def _parsed(name: str, text: str) -> Any:
+    try:
+        return json.loads(_fitting(name, text))
+    except (ValueError, RecursionError) as error:
+        problem = "it is nested too deep" if isinstance(error, RecursionError) else error
+        raise FieldError(f"{{{name}}} is not JSON: {problem}") from None
+
+
+def read_expression(name: str, value: object) -> str | None:
+    """A regular expression."""
+    return None if value is None else _text(name, value)
+
+
+def read_grammar(name: str, value: object) -> Grammar | None:
+    return None if value is None else Grammar(_text(name, value))
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise FieldError(f"{{{name}}} must be a non-empty text")
+    return _fitting(name, value)
+
+
+def _fitting(name: str, text: str) -> str:
+    if len(text) > LONGEST_CONSTRAINT:
+        raise FieldError(f"{{{name}}} has {len(text):,} characters, more than {LONGEST_CONSTRAINT:,}")
+    if any("\ud800" <= sign <= "\udfff" for sign in text):
+        raise FieldError(f"{{{name}}} holds a lone surrogate (half a character)")
+    if "\0" in text:
+        raise FieldError(f"{{{name}}} holds a NUL character")
+    return text
+
+
+def _is_deeper(value: object, most_levels: int) -> bool:
+    """Whether values lie in more than so many objects and lists."""
+    level: list[object] = [value]
+    for _ in range(most_levels + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, Mapping | list | tuple)
+            for inner in (outer.values() if isinstance(outer, Mapping) else outer)
+        ]
+    return bool(level)

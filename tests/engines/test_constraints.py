@@ -1,0 +1,243 @@
+"""Constrained rows: what comes out fits, in any batch, and rows beside them are what they are without them."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import jsonschema
+import pytest
+
+from batchgen import Model
+from batchgen.engines import finish_all, make_engine
+from batchgen.engines.sampling.trying import Trials, check_constraint
+from batchgen.model.stops import decode_output
+from batchgen.records import Constraint, EngineOptions, FieldError, Request, SamplingParams, Sequence
+from tests.support.rows import encoded, ragged_prompts
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 130},
+        "tags": {"type": "array", "items": {"enum": ["big", "small", "old"]}, "maxItems": 2},
+    },
+    "required": ["name", "age", "tags"],
+    "additionalProperties": False,
+}
+DATE = r"\d{4}-(0[1-9]|1[0-2])-[0-3]\d"
+ANSWERS = ("yes", "yes, of course", "no", 'nö \N{BANANA} "really"\nnot\\n')
+LIST = 'start: "- " item ("\\n- " item)*\nitem: /[a-z]{2,6}/'
+# What is asked for, and whether a text is that.
+KINDS: list[tuple[dict[str, object], Callable[[str], object]]] = [
+    ({"json_schema": PERSON}, lambda text: jsonschema.validate(json.loads(text), PERSON) is None),
+    ({"regex": DATE}, lambda text: re.fullmatch(DATE, text)),
+    ({"choice": ANSWERS}, lambda text: text in ANSWERS),
+    ({"grammar": LIST, "max_new_tokens": 12}, lambda text: re.fullmatch(r"- [a-z]{2,6}(\n- [a-z]{2,6})*", text)),
+    ({}, lambda text: True),
+]
+WAYS = [{}, {"temperature": 1.0}, {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.2}, {"logprobs": 2}]
+ENGINES = ["reference", "continuous"]
+
+
+def mixed_rows(model: Model, number: int = 15) -> list[Sequence]:
+    prompts = ragged_prompts(number, longest=15)
+    rows = []
+    for index, prompt in enumerate(prompts):
+        options = {"max_new_tokens": 30, **KINDS[index % len(KINDS)][0], **WAYS[index // len(KINDS) % len(WAYS)]}
+        [row] = encoded([prompt], model, **options)
+        rows.append(Sequence(replace(row.request, index=index, id=str(index)), 0, row.input_ids))
+    return rows
+
+
+def finished(model: Model, rows: list[Sequence], engine: str, batch_size: int = 8) -> list[Sequence]:
+    return list(finish_all(make_engine(model, EngineOptions(engine, batch_size=batch_size)), rows))
+
+
+def outputs(rows: list[Sequence]) -> dict[int, list[int]]:
+    return {row.request.index: row.output_ids for row in rows}
+
+
+def one(model: Model, engine: str = "continuous", **options: object) -> Sequence:
+    [row] = finished(model, encoded(["My dog is"], model, **options), engine)
+    return row
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_row_that_stopped_is_what_its_constraint_says(bundled: Model, engine: str) -> None:
+    rows = finished(bundled, mixed_rows(bundled), engine)
+    assert all(row.error is None for row in rows)
+    checked = 0
+    for row in rows:
+        kind, fits = KINDS[row.request.index % len(KINDS)]
+        if kind and row.finish_reason == "stop":
+            checked += 1
+            assert fits(decode_output(bundled.checkpoint.tokenizer, row))
+    assert checked >= 8
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_tokens_do_not_depend_on_the_batch(bundled: Model, engine: str) -> None:
+    alone = outputs(finished(bundled, mixed_rows(bundled), engine, batch_size=1))
+    for batch_size in (7, 64):
+        rows = mixed_rows(bundled)
+        random.Random(batch_size).shuffle(rows)
+        assert outputs(finished(bundled, rows, engine, batch_size=batch_size)) == alone
+
+
+def test_both_engines_give_the_same_tokens(bundled: Model) -> None:
+    one, other = (outputs(finished(bundled, mixed_rows(bundled), engine)) for engine in ENGINES)
+    assert one == other
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_rows_without_a_constraint_are_unchanged_beside_constrained_ones(bundled: Model, engine: str) -> None:
+    free = [row for row in mixed_rows(bundled) if not row.sampling.is_constrained]
+    beside = outputs(finished(bundled, mixed_rows(bundled), engine, batch_size=15))
+    assert {index: beside[index] for index in (row.request.index for row in free)} == outputs(
+        finished(bundled, free, engine)
+    )
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_complete_text_ends_its_row(bundled: Model, engine: str) -> None:
+    row = one(bundled, engine, choice=["no way"], max_new_tokens=30)
+    assert row.finish_reason == "stop"
+    assert decode_output(bundled.checkpoint.tokenizer, row) == "no way"
+    assert row.output_ids[-1] not in bundled.checkpoint.eos_token_ids
+
+
+def test_a_text_that_is_complete_with_the_last_token_is_not_cut_short(bundled: Model) -> None:
+    whole = one(bundled, choice=["no way"], max_new_tokens=30)
+    assert one(bundled, choice=["no way"], max_new_tokens=whole.num_output_tokens).finish_reason == "stop"
+    assert one(bundled, choice=["no way"], max_new_tokens=whole.num_output_tokens - 1).finish_reason == "length"
+
+
+def test_the_end_token_is_taken_only_where_the_text_is_complete(bundled: Model) -> None:
+    [eos] = bundled.checkpoint.eos_token_ids
+    row = one(bundled, regex="[a-z]{3,}", logit_bias={eos: 100.0}, max_new_tokens=30)
+    assert re.fullmatch("[a-z]{3,}", decode_output(bundled.checkpoint.tokenizer, row))
+    assert row.output_ids[-1] == eos
+
+
+def test_a_row_that_ignores_the_end_token_ends_where_nothing_may_follow(bundled: Model) -> None:
+    row = one(bundled, regex="[a-z]{3,5}", ignore_eos=True, max_new_tokens=30)
+    assert row.finish_reason == "stop"
+    assert len(decode_output(bundled.checkpoint.tokenizer, row)) == 5
+
+
+def test_samples_of_a_row_each_fit(bundled: Model) -> None:
+    rows = encoded(["My dog is"], bundled, choice=["a", "b", "c"], temperature=5.0, num_samples=12)
+    texts = {decode_output(bundled.checkpoint.tokenizer, row) for row in finished(bundled, rows, "continuous")}
+    assert texts == {"a", "b", "c"}
+
+
+def test_log_probabilities_are_the_models_own(bundled: Model) -> None:
+    row = one(bundled, choice=["Q"], logprobs=1)
+    assert row.logprobs[0].logprob < -5
+    assert row.logprobs[0].top[0][0] != row.output_ids[0]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"regex": r"\d{2}", "min_new_tokens": 9}, "min_new_tokens 9 cannot be met"),
+        ({"grammar": 'start: "abcdef"', "min_new_tokens": 9}, "min_new_tokens 9 cannot be met"),
+        ({"regex": "(ha){9,}", "no_repeat_ngram_size": 1}, "no token is left that the regular expression and"),
+        ({"regex": "a{1000000000}"}, "too large or too complex"),
+        ({"grammar": "start: nothing"}, "unknown name"),
+    ],
+)
+def test_what_cannot_be_met_fails_its_row_alone(
+    bundled: Model, engine: str, options: dict[str, object], problem: str
+) -> None:
+    rows = encoded(["My dog is"], bundled, max_new_tokens=20) + encoded(["It"], bundled, max_new_tokens=20, **options)
+    good, bad = sorted(finished(bundled, rows, engine), key=lambda row: row.error is not None)
+    assert good.output_ids == one(bundled, engine, max_new_tokens=20).output_ids
+    assert problem in str(bad.error)
+    assert "\n" not in str(bad.error)
+
+
+HOSTILE = {
+    "schema without end": Constraint("json_schema", '{"$ref":"#"}'),
+    "circle": Constraint("json_schema", '{"$ref":"#/$defs/a","$defs":{"a":{"$ref":"#/$defs/a"}}}'),
+    "never": Constraint("json_schema", "false"),
+    "contradiction": Constraint("json_schema", '{"type":"integer","minimum":5,"maximum":3}'),
+    "keyword": Constraint("json_schema", '{"type":"array","uniqueItems":true}'),
+    "condition": Constraint("json_schema", '{"if":{"type":"string"},"then":{"maxLength":3}}'),
+    "type": Constraint("json_schema", '{"type":"strin"}'),
+    "format": Constraint("json_schema", '{"type":"string","format":"colour"}'),
+    "elsewhere": Constraint("json_schema", '{"$ref":"https://example.org/schema.json"}'),
+    "pattern": Constraint("json_schema", '{"type":"string","pattern":"(?!a)b"}'),
+    "product": Constraint(
+        "json_schema",
+        json.dumps({"allOf": [{"anyOf": [{"properties": {f"{i} {j}": {}}} for j in range(20)]} for i in range(20)]}),
+    ),
+    "ahead": Constraint("regex", "(?=a)b"),
+    "back": Constraint("regex", r"(a)\1"),
+    "open": Constraint("regex", "(a"),
+    "deep": Constraint("regex", "(" * 9000 + "a" + ")" * 9000),
+    "names": Constraint("grammar", "start: nothing"),
+    "deep grammar": Constraint("grammar", "start: " + "(" * 200_000 + '"a"' + ")" * 200_000),
+    "loop": Constraint("grammar", "start: start"),
+    "both": Constraint("grammar", "start: A\nA: /(.*a.{20})/ & /(.*b.{20})/ & ~/(.*c.{20})/"),
+    "empty": Constraint("grammar", "start: A\nA: /a/ & /b/"),
+}
+
+
+@pytest.fixture
+def trials() -> Iterator[Trials]:
+    trials = Trials()
+    yield trials
+    trials.close()
+
+
+def test_hostile_constraints_are_refused_in_one_line_each(trials: Trials) -> None:
+    for name, constraint in HOSTILE.items():
+        problem = trials.problem(constraint)
+        assert problem is not None, name
+        assert "cannot be used: " in problem
+        assert len(problem) < 300
+        assert "\n" not in problem
+    assert trials.problem(Constraint("choice", '["a"]')) is None
+
+
+def test_an_unsupported_keyword_is_named(trials: Trials) -> None:
+    assert "uniqueItems is not supported" in str(trials.problem(HOSTILE["keyword"]))
+    assert "if, then are not supported" in str(trials.problem(HOSTILE["condition"]))
+
+
+def test_compiling_without_end_is_given_up() -> None:
+    trials = Trials(most_seconds=0.0)
+    assert "takes too long" in str(trials.problem(Constraint("regex", "a")))
+    trials.close()
+
+
+def test_a_constraint_of_the_whole_run_is_refused_by_name() -> None:
+    with pytest.raises(FieldError, match=r"^regex: the regular expression cannot be used"):
+        check_constraint(SamplingParams(regex="(a"))
+    check_constraint(SamplingParams(regex="a"))
+
+
+def test_a_row_has_one_constraint_and_no_beams() -> None:
+    for options, named in [
+        ({"regex": "a", "choice": ["a"]}, "regex and choice"),
+        ({"regex": "a", "num_beams": 2}, "num_beams 2"),
+        ({"choice": ["ab"], "min_new_tokens": 3}, "min_new_tokens 3"),
+        ({"json_schema": "[1]"}, "json_schema must be a JSON schema"),
+        ({"json_schema": "{"}, "json_schema is not JSON"),
+        ({"json_schema": {"const": float("inf")}}, "json_schema is not JSON"),
+        ({"regex": ""}, "regex must be a non-empty text"),
+        ({"grammar": "\ud800"}, "lone surrogate"),
+    ]:
+        with pytest.raises(FieldError, match=named):
+            SamplingParams(**options)
+
+
+def test_twins_of_one_constraint_share_an_answer(bundled: Model) -> None:
+    rows = [Sequence(Request(i, str(i), "", SamplingParams(choice=("a", "b"))), 0, [10, 11]) for i in range(3)]
+    assert len(set(map(tuple, outputs(finished(bundled, rows, "continuous")).values()))) == 1
