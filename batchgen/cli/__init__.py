@@ -15,10 +15,9 @@ from typer.core import TyperGroup
 
 from batchgen import __version__
 from batchgen.cli.hints import command_hint, option_hint
-from batchgen.cli.lazy import SUMMARIES, LazyCommand
+from batchgen.cli.lazy import SUMMARIES, TYPED, LazyCommand
 from batchgen.cli.settings import apply_settings, explain_setting, flag_of
 from batchgen.cli.signals import Interrupts
-from batchgen.cli.typed import TYPED
 from batchgen.errors import BatchgenError, UsageError, first_line, is_panic
 from batchgen.records import FieldError
 

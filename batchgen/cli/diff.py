@@ -47,6 +47,11 @@ def diff(
     for file in (a, b):
         if not file.exists():
             raise InputError(f"{file} is not there")
+    raise typer.Exit(show_diff(a, b, tolerance=tolerance, limit=limit, as_json=as_json))
+
+
+def show_diff(a: Path, b: Path, *, tolerance: float, limit: int, as_json: bool) -> int:
+    """Prints what differs; the exit code."""
     comparison = Comparison()
     try:
         rows = diff_results(read_results(a), read_results(b), comparison, tolerance=tolerance, normal=_normal_of(a, b))
@@ -55,7 +60,7 @@ def diff(
         raise UsageError(f"not comparable: {error}") from None
     if comparison.problem:
         raise UsageError(f"{a} and {b} cannot be compared: {comparison.problem}")
-    raise typer.Exit(0 if comparison.is_same else DIFFERENT)
+    return 0 if comparison.is_same else DIFFERENT
 
 
 def _normal_of(a: Path, b: Path) -> Callable[[str], str]:

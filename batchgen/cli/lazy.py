@@ -11,12 +11,14 @@ from typer.core import TyperCommand
 
 from batchgen.cli.settings import ENVIRONMENT
 
+TYPED = "batchgen.typed"  # in a context's `meta`: the words of the command line
 # First lines of the commands' docstrings: `batchgen --help` imports none of them.
 SUMMARIES = {
     "run": "Continue every prompt with a language model.",
     "status": "Say how far a run is, or was.",
     "results": "Print the finished rows of a run that goes on, was interrupted, or is done.",
     "diff": "Show what differs between two outputs: rows, tokens, scores, and why.",
+    "rerun": "Do a run again as its manifest says, and show what differs.",
     "inspect": "Show prompts as one left-padded batch: tokens, ids, attention mask, positions.",
     "plan": "Say what `run` would do with these prompts: batches, padding, memory, time.",
     "verify": "Prove that a padded batch gives each prompt what it gets alone.",

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-TYPED = "batchgen.typed"  # in a context's `meta`
-ANEW = {"--overwrite", "--resume", "--retry-errors"}
+from batchgen.cli.lazy import TYPED
+from batchgen.runs.manifest import GOES_ON
 
 
 def typed_command(context: Any) -> tuple[str, ...]:
@@ -19,9 +19,9 @@ def typed_command(context: Any) -> tuple[str, ...]:
 def again(words: Sequence[str], flag: str, folder: str | None) -> str:
     """A run's command to type, with a flag that says how it goes on; from another folder, with the way there."""
     name, command, *rest = words
-    line = shlex.join([name, command, *without(rest, ANEW), flag])
+    line = shlex.join([name, command, *without(rest, GOES_ON), flag])
     if "--" in rest:  # behind which no flag is one
-        line = shlex.join([name, command, flag, *without(rest, ANEW)])
+        line = shlex.join([name, command, flag, *without(rest, GOES_ON)])
     return line if folder in (None, str(Path.cwd())) else f"cd {shlex.quote(str(folder))} && {line}"
 
 

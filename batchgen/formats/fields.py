@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from batchgen.records import Logprobs, Result
@@ -37,7 +37,7 @@ def _as_it_is(text: str) -> str:
 class WriteOptions:
     """How results are written: token ids and the batch with `ids`; cells that look like formulas as they are with
     `csv_raw`; `escape` for what a terminal must not see; of an OpenAI Batch all `rows`, or those of one of its files.
-    Tables draw pads as `pad_token_id`.
+    Tables draw pads as `pad_token_id`. Formats that have room for it keep the `facts` of what the run was made of.
     """
 
     ids: bool = False
@@ -45,6 +45,7 @@ class WriteOptions:
     escape: Callable[[str], str] = _as_it_is
     rows: Rows = "all"
     pad_token_id: int = 0
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def to_dict(result: Result, *, ids: bool = False) -> dict[str, Any]:

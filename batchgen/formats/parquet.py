@@ -18,6 +18,7 @@ from batchgen.formats.columns import Columns, choose_columns
 from batchgen.formats.compression import damage
 from batchgen.formats.content import Content
 from batchgen.formats.fields import WriteOptions, whole_characters
+from batchgen.formats.parquet_facts import facts_to_write
 from batchgen.formats.rows import ReadOptions, Row, check_columns, row_of_cells
 from batchgen.records import LONGEST_ROW, Result
 
@@ -220,6 +221,7 @@ def write_parquet(results: Iterable[Result], stream: BinaryIO, options: WriteOpt
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
             stream.flush()
             group = next(groups, [])
+        writer.add_key_value_metadata(facts_to_write(options.facts))
 
 
 def _pyarrow_for_output() -> Any:

@@ -11,7 +11,7 @@ from batchgen.proof.pairs import join_results
 from batchgen.records import Result
 
 NAMED = 10  # rows only in one that are named
-NOTED = ("model", "options", "versions", "machine")  # parts of a manifest that can change a token
+NOTED = ("model", "options", "engine", "versions", "machine")  # parts of a manifest that can change a token
 NOT_CAUSES = {"memory_bytes", "revision"}
 
 
@@ -218,8 +218,6 @@ def likely_causes(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Cause]:
         known, other = a.get(part) or {}, b.get(part) or {}
         for name in known.keys() & other.keys() - NOT_CAUSES:
             if known[name] != other[name]:
-                causes.append(Cause(name.removeprefix("--"), known[name], other[name]))
-    engines = [(facts.get("stats") or {}).get("engine") for facts in (a, b)]
-    if all(engines) and engines[0] != engines[1]:
-        causes.append(Cause("engine", *engines))
+                shown = f"engine's {name}" if part == "engine" and name != part else name.removeprefix("--")
+                causes.append(Cause(shown, known[name], other[name]))
     return sorted(causes, key=lambda cause: cause.name)

@@ -25,7 +25,7 @@ from batchgen.runs.nothing_left import find_finished
 from batchgen.runs.observer import Observer
 from batchgen.runs.output import OutputFiles, open_store, open_stream
 from batchgen.runs.pace import Pace
-from batchgen.runs.progress import GENERATING, MOST_REASONS, WRITING, ProgressNote, Reporter
+from batchgen.runs.progress import GENERATING, MOST_REASONS, WRITING, ProgressNote, Reporter, measure
 from batchgen.runs.store import Store
 from batchgen.runs.target import OPENAI_BATCH, Target
 from batchgen.text import escape
@@ -135,28 +135,12 @@ class Run:
             return
         tokens_before = self.store.count_tokens() if self.num_before else (0, 0)
         self.pace.begin(self._count_left(), self.num_before)
-        self.reporter.measure = lambda progress: self._measure(progress, *tokens_before)
+        self.reporter.measure = lambda progress: self._measure(progress, tokens_before)
         self.reporter.begin(GENERATING)
 
-    def _measure(self, progress: ProgressNote, prompt_tokens: int, output_tokens: int) -> ProgressNote:
-        on, engine, pace = self.ran_on, self.pipeline.engine.stats, self.pace
-        return replace(
-            progress,
-            rows_total=self.digest.num_rows if progress.phase == WRITING else self._num_rows,
-            prompt_tokens=prompt_tokens + pace.prompt_tokens,
-            output_tokens=output_tokens + pace.output_tokens,
-            new_tokens=pace.num_tokens,
-            tokens_per_s=pace.tokens_per_s,
-            recent_tokens_per_s=pace.recent_tokens_per_s,
-            seconds_left=pace.seconds_left,
-            model=on.model,
-            engine=on.engine,
-            device=on.device,
-            dtype=on.dtype,
-            peak_bytes=engine.peak_bytes,
-            predicted_bytes=engine.predicted_bytes,
-            measured_bytes=engine.measured_bytes,
-        )
+    def _measure(self, progress: ProgressNote, tokens_before: tuple[int, int]) -> ProgressNote:
+        rows = self.digest.num_rows if progress.phase == WRITING else self._num_rows
+        return measure(progress, self.pace, self.pipeline.engine.stats, self.ran_on, rows, tokens_before)
 
     def _on_step(self, num_tokens: int) -> None:
         self.pace.on_step(num_tokens)
@@ -194,6 +178,7 @@ class Run:
             escape=escape if stream.isatty() else str,
             rows=rows,
             pad_token_id=self.equipment.checkpoint.pad_token_id,
+            facts=self.manifest.facts,
         )
         write = write_in_kind if output_form.in_kind else self.writers[output_form.form]
         write(results, stream, options)

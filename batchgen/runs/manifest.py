@@ -30,6 +30,7 @@ ENGINE = "engine"
 FILES_NOTE = "files"  # of the files that a store's run writes
 OWN_NOTES = {FILES_NOTE, "progress"}  # a store's own, of the run and not of what it was made of
 TOLD_BY_HASH = {"--chat-template"}  # a file may have been moved
+GOES_ON = {"--overwrite", "--resume", "--retry-errors"}  # of a command: what it found, and not what it makes
 HASH_SHOWN = 12  # digits of a hash are enough to tell two apart
 
 
@@ -114,7 +115,8 @@ class Manifest:
         self.note("versions", version_facts())
         self.note("machine", machine_facts(device))
         if command:
-            self.note("command", {"words": list(command), "folder": str(Path.cwd())})
+            words = [word for word in command if word not in GOES_ON]
+            self.note("command", {"words": words, "folder": str(Path.cwd())})
         self.note("started", self._started)
         for name in ("stats", "finished"):  # of a run that goes on with more rows
             self._forget(name)

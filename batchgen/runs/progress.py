@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from batchgen.formats.writing import to_json
+from batchgen.records import EngineStats
 from batchgen.runs.database import file_beside
+from batchgen.runs.ending import RanOn
+from batchgen.runs.pace import Pace
 from batchgen.runs.store import Store
 
 PROGRESS_NOTE = "progress"
@@ -95,6 +98,34 @@ class Reporter:
         store = self.store
         reasons = tuple(store.reasons(MOST_REASONS))
         return replace(progress, rows_done=store.num_complete_rows, rows_failed=store.num_failed_rows, reasons=reasons)
+
+
+def measure(
+    progress: ProgressNote,
+    pace: Pace,
+    engine: EngineStats,
+    on: RanOn,
+    rows_total: int | None,
+    tokens_before: tuple[int, int],
+) -> ProgressNote:
+    """A note with what is known now; `tokens_before` are those of results that were there when the run began."""
+    return replace(
+        progress,
+        rows_total=rows_total,
+        prompt_tokens=tokens_before[0] + pace.prompt_tokens,
+        output_tokens=tokens_before[1] + pace.output_tokens,
+        new_tokens=pace.num_tokens,
+        tokens_per_s=pace.tokens_per_s,
+        recent_tokens_per_s=pace.recent_tokens_per_s,
+        seconds_left=pace.seconds_left,
+        model=on.model,
+        engine=on.engine,
+        device=on.device,
+        dtype=on.dtype,
+        peak_bytes=engine.peak_bytes,
+        predicted_bytes=engine.predicted_bytes,
+        measured_bytes=engine.measured_bytes,
+    )
 
 
 def _work(progress: ProgressNote) -> tuple[object, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from batchgen.errors import InputError, UsageError
 from batchgen.formats.answers import read_answers
+from batchgen.formats.parquet_facts import read_parquet_facts
 from batchgen.records import Result
 from batchgen.runs.database import is_database, is_in_use
 from batchgen.runs.finished import read_record
@@ -113,5 +114,6 @@ def facts_of(path: Path) -> dict[str, Any]:
     if is_database(target.store):
         with open_stored(target.store) as stored:
             return stored.manifest()
-    record = read_record(target)
-    return dict(record.facts) if record else {}
+    if record := read_record(target):
+        return dict(record.facts)
+    return read_parquet_facts(target.file) if target.file.suffix == ".parquet" else {}

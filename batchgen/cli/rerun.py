@@ -1,0 +1,128 @@
+"""`batchgen rerun`: the run of a manifest once more, and what differs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from batchgen.cli.diff import SHOWN, show_diff
+from batchgen.cli.typed import without
+from batchgen.cli.watching import SOME_ROWS_FAILED
+from batchgen.errors import InputError, OutputError
+from batchgen.render.screen import Screen
+from batchgen.runs.checks import check_file
+from batchgen.runs.manifest import GOES_ON
+from batchgen.runs.results import facts_of
+
+OUTPUT = ("--output", "-o")
+NOTES = ("--manifest", "--stats")
+SWITCHES = GOES_ON | {"--keep-store"}
+
+
+def rerun(
+    manifest: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MANIFEST", show_default=False, help="What --manifest wrote; or the output of a run, or its store."
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write here; by default NAME.rerun.SUFFIX beside the old."),
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(metavar="X", min=0.0, help="How far log-probabilities may be apart.")
+    ] = 0.0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace FILE if it exists.")] = False,
+) -> None:
+    """Do a run again as its manifest says, and show what differs.
+
+    [bold]batchgen rerun manifest.json[/]
+    [bold]batchgen rerun out.parquet -o again.parquet[/]
+
+    The command is run in the folder where it was typed, into another file. The exit
+    code is that of `diff`: 0 if all rows are the same, 4 if not; or that of a run
+    that failed.
+    """
+    screen = Screen()
+    facts = _read(manifest)
+    words, folder = _command(facts, manifest)
+    old = folder / _value_of(words, OUTPUT, manifest)
+    if not old.exists():
+        raise InputError(f"{old}, which {manifest} is of, is not there: nothing can be compared with it")
+    name, _, suffix = old.name.partition(".")
+    new = output.absolute() if output else old.with_name(f"{name}.rerun.{suffix}")
+    check_file("output", new, [], overwrite=overwrite)
+    again = [*_again(words), "--overwrite"] if overwrite else list(_again(words))
+    again.insert(1, f"--output={new}")  # before a `--`
+    exit_code = run_again(again, folder)
+    if exit_code not in (0, SOME_ROWS_FAILED):
+        raise typer.Exit(exit_code)
+    if facts.get("input") not in (None, facts_of(new).get("input")):
+        screen.say("the input is not what it was: rows are compared by their ids")
+    raise typer.Exit(show_diff(old, new, tolerance=tolerance, limit=SHOWN, as_json=False))
+
+
+def run_again(words: Sequence[str], folder: Path) -> int:
+    """The exit code of a command in a folder."""
+    return subprocess.run([sys.executable, "-m", "batchgen", *words], cwd=folder, check=False).returncode
+
+
+def _read(manifest: Path) -> Mapping[str, Any]:
+    """What a manifest says, or an output's own."""
+    try:
+        facts = json.loads(manifest.read_bytes())
+    except OSError as error:
+        raise InputError(f"{manifest} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        facts = None
+    if isinstance(facts, dict) and "options" in facts:
+        return facts
+    return facts_of(manifest)
+
+
+def _command(facts: Mapping[str, Any], manifest: Path) -> tuple[list[str], Path]:
+    """The words behind `batchgen`, and where they were typed."""
+    command = facts.get("command") or {}
+    words = [str(word) for word in command.get("words", ())]
+    if len(words) < 2 or words[1] != "run":
+        raise InputError(f"{manifest} does not say by which command it was made: name what `run` wrote")
+    folder = Path(str(command.get("folder")))
+    if not folder.is_dir():
+        raise InputError(f"{folder}, where the run was started, is not there")
+    return words[1:], folder
+
+
+def _value_of(words: Sequence[str], names: tuple[str, ...], manifest: Path) -> str:
+    long, short = names
+    for word, value in zip(words, [*words[1:], ""], strict=True):
+        if word in names:
+            return value
+        if word.startswith(f"{long}="):
+            return word.partition("=")[2]
+        if word.startswith(short) and len(word) > len(short) and not word.startswith("--"):
+            return word[len(short) :]
+    raise OutputError(f"the run of {manifest} had no {short}: there is no file to compare with")
+
+
+def _again(words: Sequence[str]) -> Iterator[str]:
+    """The command without what names its files, or goes on with them."""
+    skip = False
+    for word in without(words, SWITCHES):
+        if skip:
+            skip = False
+        elif word in (*OUTPUT, *NOTES):
+            skip = True
+        elif not word.startswith(tuple(f"{name}=" for name in (*OUTPUT, *NOTES))) and not _is_joined(word):
+            yield word
+
+
+def _is_joined(word: str) -> bool:
+    """Whether it is `-oFILE`."""
+    return word.startswith("-o") and not word.startswith("--") and len(word) > len("-o")
