@@ -125,8 +125,16 @@ def test_what_cannot_be_compared_says_why() -> None:
 
 
 def test_causes_are_what_the_runs_were_made_of() -> None:
-    a = {"options": {"--dtype": "float32", "--seed": 1}, "machine": {"memory_bytes": 1}, "engine": {"engine": "x", "rows": 8}}
-    b = {"options": {"--dtype": "bfloat16", "--seed": 1}, "machine": {"memory_bytes": 2}, "engine": {"engine": "y", "rows": 9}}
+    a = {
+        "options": {"--dtype": "float32", "--seed": 1},
+        "machine": {"memory_bytes": 1},
+        "engine": {"engine": "x", "rows": 8},
+    }
+    b = {
+        "options": {"--dtype": "bfloat16", "--seed": 1},
+        "machine": {"memory_bytes": 2},
+        "engine": {"engine": "y", "rows": 9},
+    }
     causes = [(cause.name, cause.a, cause.b) for cause in likely_causes(a, b)]
     assert causes == [("dtype", "float32", "bfloat16"), ("engine", "x", "y"), ("engine's rows", 8, 9)]
     assert likely_causes({}, b) == []
