@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from batchgen.model.checkpoint import attention_kernel
 from batchgen.model.private import dispatch_mode, reads_number, storage_key, tensors_in
 from batchgen.model.quiet import quiet
-from batchgen.model.shape import Footprint, ModelShape
+from batchgen.model.shape import Footprint, ModelShape, layer_windows
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -57,7 +57,8 @@ def _fit(trial: _Trial, formula: Footprint) -> Footprint:
     an upper bound.
     """
     (short_peak, short_cache), (long_peak, long_cache) = trial.prefill(SHORT), trial.prefill(trial.long)
-    cache_column = (long_cache - short_cache) / (trial.long - SHORT)
+    by_window = trial.column_bytes()
+    cache_column = sum(by_window.values()) or (long_cache - short_cache) / (trial.long - SHORT)
     low, high = (short_peak - short_cache) / SHORT, (long_peak - long_cache) / trial.long
     pair = max(0.0, (high - low) / (trial.long - SHORT))
     return Footprint(
@@ -67,7 +68,8 @@ def _fit(trial: _Trial, formula: Footprint) -> Footprint:
         cache_column=cache_column,
         prefill=((max(low - pair * SHORT, 0.0), max(0.0, pair - 1)),),  # the mask's byte a pair counts elsewhere
         decode_column=trial.step(trial.long) / trial.long,
-        cache_row=max(0.0, short_cache - cache_column * SHORT),
+        cache_row=0 if by_window else max(0.0, short_cache - cache_column * SHORT),
+        local=tuple((window, column_bytes) for window, column_bytes in by_window.items() if window),
     )
 
 
@@ -81,7 +83,19 @@ class _Trial:
             self.network = AutoModelForCausalLM.from_config(
                 copy.deepcopy(config), dtype=dtype, attn_implementation=attention, trust_remote_code=False
             ).eval()
+        self.windows = layer_windows(config)
         self.long = min(LONG, getattr(config.get_text_config(), "max_position_embeddings", None) or LONG)
+
+    def column_bytes(self) -> dict[int | None, float]:
+        """Bytes of one column in the layers of each window, where there are such; a cache forgets what is outside."""
+        if not any(self.windows):
+            return {}
+        with torch.no_grad():
+            layers = self._forward(1).past_key_values.layers
+        found: dict[int | None, float] = {}
+        for layer, window in zip(layers, self.windows, strict=True):
+            found[window] = found.get(window, 0) + layer.keys.nbytes + layer.values.nbytes
+        return found
 
     @property
     def weights_bytes(self) -> int:

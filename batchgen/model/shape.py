@@ -47,6 +47,17 @@ class ModelShape:
         )
 
 
+def layer_windows(config: PretrainedConfig) -> list[int | None]:
+    """For each layer how many columns a query sees, its own included; None is all."""
+    text = config.get_text_config()
+    window = getattr(text, "sliding_window", None)
+    uses_window = window and getattr(text, "use_sliding_window", True)
+    kinds = getattr(text, "layer_types", None)
+    if kinds:
+        return [window if kind == "sliding_attention" else None for kind in kinds]
+    return [window if uses_window else None] * text.num_hidden_layers
+
+
 def _number(config: PretrainedConfig, *names: str) -> int | None:
     """The first of these that a config has; the greatest where it has one a layer. Recurrent models lack some."""
     for name in names:
@@ -87,6 +98,7 @@ class Footprint:
     prefill: tuple[tuple[float, float], ...]
     decode_column: float  # what a step copies of the cache while it makes room for one column
     cache_row: float = 0  # the state of a recurrent layer: it does not grow with the columns
+    local: tuple[tuple[int, float], ...] = ()  # of `cache_column`, what layers take that see only a window of columns
 
     @classmethod
     def of_shape(cls, shape: ModelShape, element_bytes: int, attention: str = "sdpa") -> Footprint:
@@ -112,9 +124,16 @@ class Footprint:
             decode_column=cache_column / (2 * shape.n_layer),  # one layer's keys, or its values, at a time
         )
 
+    @property
+    def windows(self) -> tuple[tuple[int | None, float], ...]:
+        """Bytes of one column in the layers that see all columns (None), and in those that see a window of so many."""
+        everywhere = self.cache_column - sum(column_bytes for _, column_bytes in self.local)
+        return ((None, everywhere), *self.local) if everywhere > 0 or not self.local else self.local
+
     def cache_bytes(self, rows: int, columns: int) -> int:
         """Keys and values of `columns` positions of `rows` rows, pads included."""
-        return int(rows * (self.cache_row + self.cache_column * columns))
+        kept = sum(column_bytes * min(columns, window or columns) for window, column_bytes in self.windows)
+        return int(rows * (self.cache_row + kept))
 
     def prefill_bytes(self, rows: int, columns: int) -> int:
         """Activations at the peak of a forward over `columns` positions, above cache and mask."""

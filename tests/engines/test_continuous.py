@@ -21,9 +21,9 @@ from batchgen.engines import make_engine
 from batchgen.engines.choice import CONTINUOUS
 from batchgen.engines.continuous import network
 from batchgen.engines.continuous.engine import ContinuousEngine
-from batchgen.engines.continuous.kv_cache import SlotCache
 from batchgen.engines.continuous.memory import PAGE, PREFILL_TOKENS, SlotMemory
 from batchgen.engines.continuous.network import slot_network
+from batchgen.engines.continuous.pages import PagePool
 from batchgen.engines.continuous.slot_model import SlotModel
 from batchgen.engines.continuous.slots import PrefillView, Slot, StepView
 from batchgen.engines.sampling.sampler import Sampler
@@ -361,7 +361,7 @@ class Watched(SlotModel):
 
     @property
     def kind(self) -> str:
-        view = self.cache.view
+        view = self.cache.pools[0].view
         return (
             "step"
             if isinstance(view, StepView)
@@ -515,7 +515,7 @@ def test_an_engine_that_is_closed_in_the_middle_holds_nothing(model: Model) -> N
         engine.step()
     engine.close()
     assert engine.is_idle
-    assert engine.slot_model.cache.held_columns == 0
+    assert engine.slot_model.cache.held_bytes == 0
 
 
 def test_a_step_is_one_forward(model: Model) -> None:
@@ -713,18 +713,20 @@ def test_twins_of_a_row_that_fits_nowhere_fail_with_it(model: Model) -> None:
     assert rows[0].error is not None
 
 
-def test_a_cache_that_cannot_grow_fails_no_row_that_runs(model: Model, undisturbed: dict[bool, Any]) -> None:
+def test_a_cache_that_cannot_grow_fails_no_row_that_runs(
+    monkeypatch: pytest.MonkeyPatch, model: Model, undisturbed: dict[bool, Any]
+) -> None:
     slot_model = Watched(model)
     failed: list[int] = []
+    grow = PagePool.grow
 
-    class Tight(SlotCache):
-        def grow(self, num_pages: int) -> None:
-            if self.num_used and num_pages > self.num_pages and len(failed) < 2:
-                failed.append(num_pages)
-                raise MemoryError
-            super().grow(num_pages)
+    def grow_thrice(pool: PagePool, num_pages: int) -> None:
+        if pool.num_used and num_pages > pool.num_pages and len(failed) < 2:
+            failed.append(num_pages)
+            raise MemoryError
+        grow(pool, num_pages)
 
-    slot_model.cache = Tight(len(slot_model.cache.layers), model.device)
+    monkeypatch.setattr(PagePool, "grow", grow_thrice)
     engine, rows = engine_of(slot_model, 6), ragged_rows(model)
     assert tokens_of(drive(engine, [rows[:1], rows[1:]])) == undisturbed[False]
     assert failed
@@ -757,7 +759,7 @@ def test_rows_join_only_where_memory_has_room(model: Model) -> None:
 
     def budget() -> int:
         """What is left of the room for two rows beside what the cache has taken."""
-        return two - limits.memory.footprint.cache_bytes(1, slot_model.cache.held_columns)
+        return two - slot_model.cache.held_bytes
 
     engine = ContinuousEngine(slot_model, limits, sampler_of(model), backoff=Backoff(limits, budget=budget))
     assert len(list(drive(engine, [rows]))) == 6

@@ -12,9 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchgen.engines.continuous import blocks, kv_cache
-from batchgen.engines.continuous.kv_cache import HIDDEN, TOUCHED_AHEAD, SlotCache
-from batchgen.engines.continuous.memory import PAGE
+from batchgen.engines.continuous import blocks, pages
+from batchgen.engines.continuous.kv_cache import SlotCache
+from batchgen.engines.continuous.memory import PAGE, pages_for
+from batchgen.engines.continuous.pages import HIDDEN, TOUCHED_AHEAD, PagePool
 from batchgen.engines.continuous.slots import Prefix, Slot
 
 LAYERS, KV_HEADS, GROUP, SIZE = 2, 2, 3, 4
@@ -31,9 +32,12 @@ class Row:
     values: list[torch.Tensor] = field(default_factory=list)
 
 
-def softmax_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """query `[H, D]` to all columns of keys and values `[Hkv, C, D]`: `[H, D]`."""
-    keys, values = keys.repeat_interleave(GROUP, 0), values.repeat_interleave(GROUP, 0)
+def softmax_attention(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, window: int | None
+) -> torch.Tensor:
+    """query `[H, D]` to the last `window` columns of keys and values `[Hkv, C, D]`, or to all: `[H, D]`."""
+    seen = slice(-window if window else None, None)
+    keys, values = (of[:, seen].repeat_interleave(GROUP, 0) for of in (keys, values))
     weights = (torch.einsum("hd,hcd->hc", query, keys) * SCALING).softmax(-1)
     return torch.einsum("hc,hcd->hd", weights, values)
 
@@ -41,8 +45,8 @@ def softmax_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Ten
 class Rows:
     """A cache, rows in it, and random keys and values; every step is compared with plain attention."""
 
-    def __init__(self) -> None:
-        self.cache = SlotCache(LAYERS, CPU)
+    def __init__(self, windows: tuple[int | None, ...] = (None,) * LAYERS) -> None:
+        self.cache = SlotCache(windows, CPU)
         self.random = torch.Generator().manual_seed(0)
         self.open: list[Row] = []
         self.prefixes: list[tuple[Prefix, list[torch.Tensor], list[torch.Tensor]]] = []
@@ -91,6 +95,7 @@ class Rows:
                     query[i, :, 0],
                     torch.cat([row.keys[layer], keys[i]], 1),
                     torch.cat([row.values[layer], values[i]], 1),
+                    place.window,
                 )
                 torch.testing.assert_close(found[i, 0], wanted, atol=1e-5, rtol=1e-5)
             made.append((keys, values))
@@ -102,6 +107,7 @@ class Rows:
                 for i, row in enumerate(self.open):
                     row.keys[layer] = torch.cat([row.keys[layer], keys[i]], 1)
                     row.values[layer] = torch.cat([row.values[layer], values[i]], 1)
+            self.cache.end_step()
 
     def undo(self) -> None:
         if self.open:
@@ -112,26 +118,49 @@ class Rows:
         if self.open:
             self.cache.close(self.open.pop(which % len(self.open)).slot)
 
+    @property
+    def pool(self) -> PagePool:
+        """The only one, where all layers attend alike."""
+        [pool] = self.cache.pools
+        return pool
+
+    def pages(self, which: int) -> list[int]:
+        return self.pool.pages_of(self.open[which].slot)
+
+    def grow(self, num_pages: int) -> None:
+        """Room for so many pages."""
+        self.cache.grow([PAGE] * num_pages)
+
     def compact(self, most_holes: float) -> None:
-        self.cache.compact([row.slot for row in self.open], most_holes)
+        self.cache.compact(most_holes)
 
     def shrink(self) -> None:
-        self.cache.shrink([row.slot for row in self.open])
-        assert self.cache.num_pages == sum(len(row.slot.pages) for row in self.open)
+        self.cache.shrink()
+        for pool in self.cache.pools:
+            assert pool.num_pages == sum(len(pool.pages_of(row.slot)) for row in self.open)
 
     def check(self) -> None:
-        """Pages belong to one row or to none; the columns that are not hidden are those of the rows."""
-        pages = [page for row in self.open for page in row.slot.pages]
-        assert sorted(pages + self.cache._free) == list(range(self.cache.num_used))
-        assert self.cache.num_used <= self.cache.num_touched <= self.cache.num_pages
-        assert self.cache.held_columns == self.cache.num_touched * PAGE
-        assert self.cache.mask.shape == (self.cache.num_pages, PAGE)
-        wanted = torch.full_like(self.cache.mask, HIDDEN)
+        """Pages belong to one row or to none; the columns that are not hidden are those that the next query sees."""
         for row in self.open:
             assert row.slot.num_tokens == row.keys[0].shape[1]
-            for column in range(row.slot.num_columns):
-                wanted[row.slot.pages[column // PAGE], column % PAGE] = 0
-        assert torch.equal(self.cache.mask, wanted)
+        for pool in self.cache.pools:
+            self.check_pool(pool)
+
+    def check_pool(self, pool: PagePool) -> None:
+        owned = [page for row in self.open for page in pool.pages_of(row.slot)]
+        assert sorted(owned + pool._free) == list(range(pool.num_used))
+        assert pool.num_used <= pool.num_touched <= pool.num_pages
+        assert pool.held_columns == pool.num_touched * PAGE
+        assert pool.mask.shape == (pool.num_pages, PAGE)
+        wanted = torch.full_like(pool.mask, HIDDEN)
+        for row in self.open:
+            num_columns, its = row.slot.num_columns, pool.pages_of(row.slot)
+            assert len(its) <= pages_for(num_columns, pool.window)
+            gone = -(-num_columns // PAGE) - len(its)  # pages in front that were given back
+            first = max(0, num_columns + 1 - pool.window) if pool.window else 0
+            for column in range(first, num_columns):
+                wanted[its[column // PAGE - gone], column % PAGE] = 0
+        assert torch.equal(pool.mask, wanted)
 
 
 LENGTHS = st.lists(st.sampled_from([1, 2, PAGE - 1, PAGE, PAGE + 1, 2 * PAGE]), min_size=1, max_size=3)
@@ -146,10 +175,15 @@ ACTIONS: st.SearchStrategy[Callable[[Rows], object]] = st.one_of(
 )
 
 
-@settings(max_examples=60)
-@given(st.lists(ACTIONS, max_size=14))
-def test_rows_that_come_and_go_attend_to_their_own_columns(actions: list[Callable[[Rows], object]]) -> None:
-    rows = Rows()
+WINDOWS = st.sampled_from([(None, None), (None, 7), (PAGE + 1, PAGE + 1), (2, PAGE)])
+
+
+@settings(max_examples=90)
+@given(WINDOWS, st.lists(ACTIONS, max_size=14))
+def test_rows_that_come_and_go_attend_to_their_own_columns(
+    windows: tuple[int | None, ...], actions: list[Callable[[Rows], object]]
+) -> None:
+    rows = Rows(windows)
     rows.make_prefix(5)
     rows.make_prefix(PAGE)
     for action in actions:
@@ -164,60 +198,51 @@ def test_a_row_that_leaves_gives_its_pages_to_the_next() -> None:
     rows.prefill([3 * PAGE, 5])
     rows.close(0)
     rows.prefill([2 * PAGE + 1])
-    assert (rows.open[1].slot.pages, rows.cache.num_used) == ([0, 1, 2], 4)
+    assert (rows.pages(1), rows.pool.num_used) == ([0, 1, 2], 4)
     rows.step()
 
 
 @pytest.mark.parametrize("length", [PAGE - 1, PAGE, PAGE + 1])
 def test_a_step_takes_a_page_where_the_last_one_is_full(length: int) -> None:
     rows = Rows()
-    [row] = rows.prefill([length])
+    rows.prefill([length])
     rows.step()
-    assert len(row.slot.pages) == (1 if length < PAGE else 2)
+    assert len(rows.pages(0)) == (1 if length < PAGE else 2)
 
 
 def test_a_step_taken_back_leaves_all_as_it_was() -> None:
     rows = Rows()
     rows.prefill([PAGE, PAGE - 1, 1])
-    before = [(row.slot.num_columns, list(row.slot.pages)) for row in rows.open]
+    before = [(row.slot.num_columns, list(rows.pages(i))) for i, row in enumerate(rows.open)]
     rows.undo()
-    assert [(row.slot.num_columns, row.slot.pages) for row in rows.open] == before
+    assert [(row.slot.num_columns, rows.pages(i)) for i, row in enumerate(rows.open)] == before
     rows.check()
     rows.step(2)
 
 
-class Full(SlotCache):
-    """Has no memory for more pages while it `is_full`."""
-
-    is_full = False
-
-    def grow(self, num_pages: int) -> None:
-        if self.is_full and num_pages > self.num_pages:
-            raise MemoryError
-        super().grow(num_pages)
+def no_memory(*_: object) -> None:
+    raise MemoryError
 
 
-def test_a_step_that_finds_no_page_takes_no_column() -> None:
-    rows = Rows()
-    rows.cache = cache = Full(LAYERS, CPU)
+@pytest.mark.parametrize("windows", [(None, None), (None, 7)])
+def test_a_step_that_finds_no_page_takes_no_column(
+    monkeypatch: pytest.MonkeyPatch, windows: tuple[int | None, ...]
+) -> None:
+    rows = Rows(windows)
     rows.prefill([3, PAGE, 5])
     rows.shrink()
-    cache.is_full = True
+    monkeypatch.setattr(rows.cache.pools[-1], "grow", no_memory)
     with pytest.raises(MemoryError):
         rows.forward()
+    monkeypatch.undo()
     rows.cache.undo_step()
     rows.check()
-    cache.is_full = False
     rows.step(2)
 
 
-def test_a_move_that_runs_out_of_memory_moves_nothing() -> None:
-    class Stuck(SlotCache):
-        def _move(self, sources: list[int], targets: list[int]) -> None:
-            raise MemoryError
-
+def test_a_move_that_runs_out_of_memory_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PagePool, "_move", no_memory)
     rows = Rows()
-    rows.cache = Stuck(LAYERS, CPU)
     rows.prefill([PAGE, PAGE, PAGE])
     rows.close(0)
     with pytest.raises(MemoryError):
@@ -226,10 +251,33 @@ def test_a_move_that_runs_out_of_memory_moves_nothing() -> None:
     rows.step()
 
 
+def test_a_row_that_outgrows_a_window_holds_only_the_pages_that_it_sees() -> None:
+    rows = Rows((None, PAGE))
+    everywhere, local = rows.cache.pools
+    [row] = rows.prefill([5 * PAGE])
+    rows.prefill([PAGE - 1])
+    assert (len(everywhere.pages_of(row.slot)), len(local.pages_of(row.slot))) == (5, 1)
+    for _ in range(2 * PAGE):
+        rows.step()
+        rows.check()
+    assert (len(everywhere.pages_of(row.slot)), len(local.pages_of(row.slot))) == (7, 1)
+    assert local.num_used <= 4
+
+
+@pytest.mark.parametrize("length", [1, PAGE, 3 * PAGE])
+def test_a_window_moves_on_over_a_prefix_and_out_of_it(length: int) -> None:
+    rows = Rows((PAGE, None))
+    rows.make_prefix(PAGE + 3)
+    rows.prefill([length, 1, 4], 0)
+    rows.prefill([2])
+    rows.step(2 * PAGE)
+    rows.check()
+
+
 def test_growing_keeps_what_is_there() -> None:
     rows = Rows()
     rows.prefill([PAGE + 3, 2])
-    rows.cache.grow(1000)
+    rows.grow(1000)
     rows.check()
     rows.step()
 
@@ -238,37 +286,37 @@ def test_growing_keeps_what_is_there() -> None:
 def test_memory_that_was_touched_stays_while_the_cache_grows_a_little(
     monkeypatch: pytest.MonkeyPatch, is_free: bool
 ) -> None:
-    monkeypatch.setattr(kv_cache, "untouched_memory_is_free", lambda: is_free)
+    monkeypatch.setattr(pages, "untouched_memory_is_free", lambda: is_free)
     rows = Rows()
-    rows.cache.grow(100)
+    rows.grow(100)
     rows.prefill([PAGE + 3, 2])
     before = rows.cache.layers[0].keys.data_ptr()
-    rows.cache.grow(140)
+    rows.grow(140)
     assert (rows.cache.layers[0].keys.data_ptr() == before) == is_free
-    assert rows.cache.num_pages == (150 if is_free else 140)
+    assert rows.pool.num_pages == (150 if is_free else 140)
     rows.check()
     rows.step()
 
 
 def test_a_growing_cache_holds_only_what_was_written() -> None:
     rows = Rows()
-    rows.cache.grow(1000)
+    rows.grow(1000)
     rows.prefill([PAGE + 1])
-    assert rows.cache.held_columns == 2 * PAGE
+    assert rows.pool.held_columns == 2 * PAGE
 
 
 def grown(monkeypatch: pytest.MonkeyPatch, num_pages: int, *, is_free: bool = True) -> Rows:
     """A cache of so many pages, and a first row in it; memory that is not touched `is_free`."""
-    monkeypatch.setattr(kv_cache, "untouched_memory_is_free", lambda: is_free)
+    monkeypatch.setattr(pages, "untouched_memory_is_free", lambda: is_free)
     rows = Rows()
-    rows.cache.grow(num_pages)
+    rows.grow(num_pages)
     rows.prefill([3])
     return rows
 
 
 def mark_unused(rows: Rows) -> None:
     for layer in rows.cache.layers:
-        layer.keys[rows.cache.num_touched :] = layer.values[rows.cache.num_touched :] = 7
+        layer.keys[rows.pool.num_touched :] = layer.values[rows.pool.num_touched :] = 7
 
 
 def is_touched(block: torch.Tensor) -> torch.Tensor:
@@ -287,8 +335,8 @@ def test_new_pages_are_touched_in_all_layers_some_ahead(monkeypatch: pytest.Monk
     rows = grown(monkeypatch, 100)
     mark_unused(rows)
     rows.cache.begin_prefill([Slot()], torch.ones(1, PAGE, dtype=torch.int64))
-    assert (rows.cache.num_used, rows.cache.num_touched) == (2, 2 + TOUCHED_AHEAD)
-    assert rows.cache.held_columns == (2 + TOUCHED_AHEAD) * PAGE
+    assert (rows.pool.num_used, rows.pool.num_touched) == (2, 2 + TOUCHED_AHEAD)
+    assert rows.pool.held_columns == (2 + TOUCHED_AHEAD) * PAGE
     for layer in rows.cache.layers:
         for block in (layer.keys, layer.values):
             assert is_touched(block).nonzero()[:, 0].tolist() == list(range(2 + TOUCHED_AHEAD))
@@ -297,10 +345,10 @@ def test_new_pages_are_touched_in_all_layers_some_ahead(monkeypatch: pytest.Monk
 def test_pages_that_no_row_needs_are_not_touched(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = grown(monkeypatch, 10)
     rows.prefill([3])
-    assert (rows.cache.num_touched, rows.cache.num_pages) == (10, 15)
-    rows.cache.grow(12)
+    assert (rows.pool.num_touched, rows.pool.num_pages) == (10, 15)
+    rows.grow(12)
     rows.prefill([1] * 9)
-    assert (rows.cache.num_used, rows.cache.num_touched) == (11, 12)
+    assert (rows.pool.num_used, rows.pool.num_touched) == (11, 12)
 
 
 def test_written_pages_are_not_touched_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,7 +367,7 @@ def test_where_untouched_memory_counts_nothing_is_touched_ahead(monkeypatch: pyt
     rows = grown(monkeypatch, 100, is_free=False)
     mark_unused(rows)
     rows.cache.begin_prefill([Slot()], torch.ones(1, PAGE, dtype=torch.int64))
-    assert rows.cache.num_touched == 2
+    assert rows.pool.num_touched == 2
     assert not is_touched(rows.cache.layers[0].keys)[1:].any()
 
 
@@ -339,9 +387,9 @@ def test_holes_are_filled_once_they_are_too_many() -> None:
     rows.prefill([PAGE] * 8)
     rows.close(1)
     rows.compact(0.5)
-    assert rows.cache.num_used == 8
+    assert rows.pool.num_used == 8
     rows.compact(0)
-    assert rows.cache.num_used == 7
+    assert rows.pool.num_used == 7
     rows.step()
 
 
@@ -369,7 +417,7 @@ def test_a_step_that_succeeded_is_not_taken_back() -> None:
 def test_pages_of_a_broken_row_are_zeroed_and_spoil_no_other_row() -> None:
     rows = Rows()
     broken, *_ = rows.prefill([PAGE, 5])
-    pages = list(broken.slot.pages)
+    pages = list(rows.pages(0))
     for layer in rows.cache.layers:
         layer.keys[pages] = layer.values[pages] = float("nan")
     rows.open.remove(broken)

@@ -39,9 +39,9 @@ def test_a_shared_prefix_takes_its_part_of_the_room() -> None:
 
 
 def test_what_the_cache_holds_already_is_not_needed_again() -> None:
-    held_columns = 1000
-    budget = slots_bytes(5) - FOOTPRINT.cache_bytes(1, held_columns)
-    assert slots_of(budget).beside([], SLOTS, 0, held_columns) == 5
+    held_bytes = FOOTPRINT.cache_bytes(1, 1000)
+    budget = slots_bytes(5) - held_bytes
+    assert slots_of(budget).beside([], SLOTS, 0, held_bytes) == 5
 
 
 def test_a_fixed_number_of_slots_asks_no_budget_until_memory_runs_out() -> None:

@@ -7,8 +7,8 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from batchgen.engines.continuous import layer
-from batchgen.engines.continuous.kv_cache import HIDDEN
 from batchgen.engines.continuous.layer import attention
+from batchgen.engines.continuous.pages import HIDDEN
 from batchgen.engines.continuous.slot_attention import attend_pages, attend_prompts
 
 ROWS, SIZE = 3, 16

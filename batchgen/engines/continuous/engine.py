@@ -14,7 +14,7 @@ from itertools import accumulate, islice, takewhile
 
 import torch
 
-from batchgen.engines.continuous.memory import pages_of, prefill_rows
+from batchgen.engines.continuous.memory import last_column, prefill_rows
 from batchgen.engines.continuous.prefixes import shared_prefixes, twins
 from batchgen.engines.continuous.room import SlotRoom
 from batchgen.engines.continuous.rows import Opening, SlotRow
@@ -121,7 +121,7 @@ class ContinuousEngine:
             for row in self._running:
                 if row.slot:
                     self.slot_model.cache.close(row.slot)
-            self.slot_model.cache.shrink([])
+            self.slot_model.cache.shrink()
         for queue in (self._waiting, self._running, self._finished, self._prefills):
             queue.clear()
         self._owes_step = False
@@ -161,9 +161,9 @@ class ContinuousEngine:
         openings = {id(row.opening): len(row.opening.token_ids) for row in [*self._running, *rows] if row.opening}
         prefix_tokens = sum(openings.values())
         cache = self.slot_model.cache
-        room = self._room.beside(running, waiting, prefix_tokens, cache.held_columns)
+        room = self._room.beside(running, waiting, prefix_tokens, cache.held_bytes)
         if room == 0 and not running:  # what earlier rows left behind goes first
-            cache.shrink([])
+            cache.shrink()
             release()
             room = self._room.beside(running, waiting, prefix_tokens, 0)
         if room == 0 and not running:  # not even one: it is tried, unless that would kill the process
@@ -174,7 +174,7 @@ class ContinuousEngine:
         if room:
             self._num_tried = len(running) + room  # the cache has to hold them all, though prefills are smaller
             self._room.watch(running + waiting[:room], prefix_tokens)
-            cache.grow(sum(pages_of(*length) for length in running + waiting[:room]))
+            cache.grow([last_column(*length) for length in running + waiting[:room]])
         return rows[:room]
 
     # One forward.
@@ -240,7 +240,7 @@ class ContinuousEngine:
             for row in done:
                 self._leave(row)
             if not self._waiting:
-                self.slot_model.cache.compact([row.slot for row in self._running if row.slot])
+                self.slot_model.cache.compact()
 
     def _leave(self, row: SlotRow) -> None:
         """A finished row goes out with its twins, and its slot is free."""
@@ -269,7 +269,7 @@ class ContinuousEngine:
         del self._running[kept:]
         release()
         with suppress(MemoryError):  # smaller pages are made before the large ones go
-            self.slot_model.cache.shrink([row.slot for row in self._running if row.slot])
+            self.slot_model.cache.shrink()
         if self._num_tried > 1:
             self._room.halve(self._num_tried, self.most_slots)
         else:

@@ -13,24 +13,32 @@ from transformers.masking_utils import sdpa_mask
 
 from batchgen.engines.continuous.blocks import zeros
 from batchgen.engines.continuous.memory import PAGE
-from batchgen.engines.continuous.slot_attention import attend_pages, attend_prefix, attend_prompts, merge
+from batchgen.engines.continuous.slot_attention import (
+    PLAIN,
+    Extras,
+    attend_pages,
+    attend_prefix,
+    attend_prompts,
+    extras_of,
+    merge,
+    sink_share,
+)
 from batchgen.engines.continuous.slots import PrefillView, StepView
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from typing import Protocol
 
     class Owner(Protocol):
-        """What a layer reads of the cache that it belongs to."""
+        """What a layer reads of the pool of pages that it belongs to."""
 
+        window: int | None
         num_pages: int
         num_used: int
         view: PrefillView | StepView | None
 
 
 ATTENTION = "batchgen_slots"  # the name under which transformers finds the attention below
-# What an attention may ask for that slots do not have.
-FOREIGN = ("sliding_window", "softcap", "s_aux", "position_bias")
 
 
 class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -38,15 +46,23 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
 
     is_sliding = False
 
-    def __init__(self, cache: Owner, index: int) -> None:
+    def __init__(self, pool: Owner, index: int) -> None:
         super().__init__()
         # Were it a cycle, the pages would stay until the garbage collector comes.
-        self.cache = cast("Owner", weakref.proxy(cache))
+        self.pool = cast("Owner", weakref.proxy(pool))
+        self.window = pool.window
         self.index = index
+
+    @property
+    def column_bytes(self) -> int:
+        """Bytes of one column; none before the first."""
+        if not self.is_initialized:
+            return 0
+        return sum(block[0, :, 0].numel() * block.element_size() for block in (self.keys, self.values))
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Learns heads, sizes and dtype from the first keys and values, `[B, Hkv, T, D]` each."""
-        num_pages = self.cache.num_pages
+        num_pages = self.pool.num_pages
         # Zeros, since a page's last columns are multiplied before they are written, and 0 * NaN is NaN.
         self.keys = zeros((num_pages, key_states.shape[1], PAGE, key_states.shape[3]), key_states)
         self.values = zeros((num_pages, value_states.shape[1], PAGE, value_states.shape[3]), value_states)
@@ -79,7 +95,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        view = self.cache.view
+        view = self.pool.view
         if isinstance(view, StepView):
             self.keys[view.page, :, view.column] = key_states[:, :, 0]  # [B, Hkv, D]
             self.values[view.page, :, view.column] = value_states[:, :, 0]
@@ -99,27 +115,31 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
             torch.cat([view.prefix.values[self.index].expand(rows, -1, -1, -1), value_states], 2),
         )
 
-    def attend(self, query: torch.Tensor, scaling: float) -> torch.Tensor:
-        """Attention of one query a row, `[B, H, 1, D]`, to all of the row's columns: `[B, 1, H, D]`.
+    def attend(self, query: torch.Tensor, scaling: float, extras: Extras = PLAIN) -> torch.Tensor:
+        """Attention of one query a row, `[B, H, 1, D]`, to all of the row's columns that it sees: `[B, 1, H, Dv]`.
 
         Each page gives a part of it, and so does a prefix, which all rows that share it read together.
         """
-        view = self.cache.view
+        view = self.pool.view
         assert isinstance(view, StepView)
         rows, heads, _, size = query.shape
         query = (query * scaling).view(rows, self.keys.shape[1], -1, size)  # [B, Hkv, G, D]
         used = len(view.row_of_page)
-        parts = [attend_pages(query, self.keys[:used], self.values[:used], view.row_of_page, view.mask)]
-        for prefix, sharing in view.prefixes:
-            parts.append(attend_prefix(query, prefix.keys[self.index], prefix.values[self.index], sharing))
-        return merge(parts, rows).view(rows, 1, heads, size).to(query.dtype)
+        parts = [attend_pages(query, self.keys[:used], self.values[:used], view.row_of_page, view.mask, extras)]
+        for shared in view.prefixes:
+            keys, values = shared.prefix.keys[self.index], shared.prefix.values[self.index]  # [Hkv, P, D]
+            seen = keys[:, shared.first :], values[:, shared.first :]
+            parts.append(attend_prefix(query, *seen, shared.rows, shared.mask, extras))
+        if extras.sinks is not None:
+            parts.append(sink_share(extras.sinks, parts[0], rows))
+        return merge(parts, rows).reshape(rows, 1, heads, -1).to(query.dtype)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0
 
     def get_seq_length(self) -> int:
         """Columns before those of the forward in hand that all of its rows share."""
-        prefix = self.cache.view.prefix if isinstance(self.cache.view, PrefillView) else None
+        prefix = self.pool.view.prefix if isinstance(self.pool.view, PrefillView) else None
         return prefix.num_tokens if prefix else 0
 
     def get_max_length(self) -> int:
@@ -135,12 +155,13 @@ def attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls in each layer: the pages in a step, in a prefill the fastest product there is."""
+    extras = extras_of(kwargs)
     if isinstance(key, SlotLayer):
-        if foreign := [name for name in FOREIGN if kwargs.get(name) is not None]:
-            raise NotImplementedError(f"attention with {foreign[0]}")
-        return key.attend(query, kwargs["scaling"]), None
-    if _has_few_scores(query, key) and attention_mask is not None:
-        return attend_prompts(query, key, value, attention_mask, kwargs["scaling"]), None
+        if kwargs.get("sliding_window") != key.window:
+            raise NotImplementedError(f"a window of {kwargs.get('sliding_window')} in layer {key.index}")
+        return key.attend(query, kwargs["scaling"], extras), None
+    if extras is not PLAIN or (_has_few_scores(query, key) and attention_mask is not None):
+        return attend_prompts(query, key, value, attention_mask, kwargs["scaling"], extras), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
 
 
@@ -154,9 +175,36 @@ def _has_few_scores(query: torch.Tensor, key: torch.Tensor) -> bool:
     return is_bfloat16_on_cpu and key.shape[2] <= 4 * query.shape[3]
 
 
-def attention_mask(*, q_length: int, **kwargs: Any) -> torch.Tensor | None:
-    """A step needs none, its pages know their columns; a prefill has the causal mask with its pads."""
-    return None if q_length == 1 and kwargs["kv_length"] == 1 else sdpa_mask(q_length=q_length, **kwargs)
+def attention_mask(
+    *, q_length: int, kv_length: int, attention_mask: torch.Tensor | None = None, **kwargs: Any
+) -> torch.Tensor | None:
+    """A step needs none, its pages know their columns; a prefill has transformers' own mask, with its pads.
+
+    A window is one of positions. Columns are as far apart as the positions of their tokens, unless there are pads
+    between a prefix and a row's own.
+    """
+    if q_length == kv_length == 1:
+        return None
+    sizes = {"q_length": q_length, "kv_length": kv_length, "attention_mask": attention_mask}
+    is_local = kwargs.get("local_size") is not None and kwargs["local_size"] < kv_length
+    if not is_local or q_length == kv_length or attention_mask is None:
+        return sdpa_mask(**sizes, **kwargs)
+    return _mask_of_positions(q_length, attention_mask, kwargs["mask_function"])
+
+
+def _mask_of_positions(
+    num_queries: int, real: torch.Tensor, mask_function: Callable[..., torch.Tensor]
+) -> torch.Tensor:
+    """`[B, 1, T, S]`, true where a query sees a column, by the positions of both; real `[B, S]` is the 2D mask."""
+    positions = real.cumsum(-1) - 1  # [B, S]
+    rows, heads = torch.arange(len(real), device=real.device), torch.zeros(1, device=real.device, dtype=torch.int64)
+    seen = mask_function(
+        rows[:, None, None, None],
+        heads[None, :, None, None],
+        positions[:, None, -num_queries:, None],
+        positions[:, None, None, :],
+    )
+    return seen & real.bool()[:, None, None, :]
 
 
 AttentionInterface.register(ATTENTION, attention)

@@ -32,8 +32,8 @@ class SlotMemory:
 
     def estimate(self, rows: int, columns: int, sampling: SamplingParams) -> MemoryEstimate:
         """Bytes above the weights at the peak, with `rows` such rows in slots that are all about to end."""
-        num_pages = rows * pages_of(columns, sampling)
-        return _peak(self.footprint, rows, num_pages, columns, sampling)
+        held = _held(self.footprint, [last_column(columns, sampling)])
+        return _peak(self.footprint, rows, (rows * held[0], rows * held[1]), columns, sampling)
 
     def rows_at_once(self, columns: int) -> int | None:
         """Rows of so many columns in one prefill."""
@@ -45,23 +45,36 @@ class SlotMemory:
         A prefix is kept once for all rows that share it: its tokens count in `prefix_tokens`, not in the rows' lengths.
         """
         longest = max(length for length, _ in rows)
-        num_pages = sum(pages_of(length, sampling) for length, sampling in rows)
+        held = _held(self.footprint, [last_column(length, sampling) for length, sampling in rows])
         kinds = kinds_of(sampling for _, sampling in rows)
-        peaks = (_peak(self.footprint, len(rows), num_pages, longest, kind, prefix_tokens) for kind in kinds)
+        peaks = (_peak(self.footprint, len(rows), held, longest, kind, prefix_tokens) for kind in kinds)
         return max(peaks, key=lambda peak: peak.total)
 
 
+def _held(footprint: Footprint, ends: Rows[int]) -> tuple[int, int]:
+    """Bytes of the pages and of their masks, for rows that end at these columns."""
+    kept, masks = 0.0, 0
+    for window, column_bytes in footprint.windows:
+        num_pages = sum(pages_for(end, window) for end in ends)
+        kept += num_pages * PAGE * column_bytes
+        masks += num_pages * PAGE * FLOAT32_BYTES
+    return int(kept + len(ends) * footprint.cache_row), masks
+
+
 def _peak(
-    footprint: Footprint, rows: int, num_pages: int, columns: int, sampling: SamplingParams, prefix_tokens: int = 0
+    footprint: Footprint,
+    rows: int,
+    held: tuple[int, int],
+    columns: int,
+    sampling: SamplingParams,
+    prefix_tokens: int = 0,
 ) -> MemoryEstimate:
-    """The higher of a prefill's peak and a step's, above a cache of so many pages and the prefix."""
-    cache = footprint.cache_bytes(1, num_pages * PAGE + prefix_tokens)
+    """The higher of a prefill's peak and a step's, above the bytes of pages and masks, and above the prefix."""
+    cache = held[0] + int(footprint.cache_column * prefix_tokens)
     chooses = int(logits_factor(sampling, footprint.element_bytes, copies=False) * footprint.vocab_size * FLOAT32_BYTES)
     is_exact = footprint.element_bytes == FLOAT32_BYTES
     again = footprint.prefill_bytes(1, prefix_tokens + columns + sampling.max_new_tokens - 1) if is_exact else 0
-    step = with_workspace(
-        kv_cache=cache, attention_mask=num_pages * PAGE * FLOAT32_BYTES, logits=chooses * rows, activations=again
-    )
+    step = with_workspace(kv_cache=cache, attention_mask=held[1], logits=chooses * rows, activations=again)
     filled = min(rows, prefill_rows(columns))
     behind = int(2 * footprint.decode_column * filled * prefix_tokens)  # one layer's prefix, once for every row
     prefill = with_workspace(
@@ -74,13 +87,19 @@ def _peak(
     return replace(peak, workspace=peak.workspace + KERNELS_BYTES)
 
 
-def pages_of(num_prompt_tokens: int, sampling: SamplingParams) -> int:
-    """Pages of a row at its end: its last token is chosen, but never fed.
+def last_column(num_prompt_tokens: int, sampling: SamplingParams) -> int:
+    """Columns of a row at its end: its last token is chosen, but never fed."""
+    return num_prompt_tokens + sampling.max_new_tokens - 1
 
-    >>> pages_of(20, SamplingParams(max_new_tokens=13)), pages_of(20, SamplingParams(max_new_tokens=14))
-    (1, 2)
+
+def pages_for(num_columns: int, window: int | None = None) -> int:
+    """The most pages that a row of so many columns holds at once, where a query sees `window` columns, or all.
+
+    >>> pages_for(32), pages_for(33), pages_for(1000, window=32), pages_for(1000, window=34)
+    (1, 2, 2, 3)
     """
-    return -(-(num_prompt_tokens + sampling.max_new_tokens - 1) // PAGE)
+    most = -(-num_columns // PAGE)
+    return most if window is None else min(most, -(-(window - 1) // PAGE) + 1)
 
 
 def prefill_rows(padded_length: int) -> int:
@@ -94,12 +113,11 @@ def packed_bytes(shape: ModelShape, element_bytes: int, device_type: str) -> int
 
 
 def room_beside(
-    limits: BatchLimits, running: Lengths, waiting: Lengths, prefix_tokens: int = 0, held_columns: int = 0
+    limits: BatchLimits, running: Lengths, waiting: Lengths, prefix_tokens: int = 0, held_bytes: int = 0
 ) -> int:
-    """How many of the first `waiting` rows fit beside those that run; the cache has `held_columns` already."""
-    footprint = limits.memory.footprint
-    memory = SlotMemory(footprint)
-    budget_bytes = limits.budget_bytes + footprint.cache_bytes(1, held_columns)
+    """How many of the first `waiting` rows fit beside those that run; the cache has `held_bytes` already."""
+    memory = SlotMemory(limits.memory.footprint)
+    budget_bytes = limits.budget_bytes + held_bytes
 
     def needed_bytes(num_rows: int) -> int:
         return memory.of_rows(running + waiting[:num_rows], prefix_tokens).total

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 # What kinds of layers are, for people.
 LAYERS = {
-    "sliding_attention": "a sliding window",
     "chunked_attention": "chunked attention",
     "conv": "convolutions",
     "linear_attention": "linear attention",
@@ -32,9 +31,6 @@ def why_no_slots(config: ConfigView | PretrainedConfig) -> str | None:
     if short_limit(config):
         return "its rotary positions depend on the longest row beside a row (LongRoPE)"
     layer_types = getattr(text, "layer_types", None) or ["full_attention"]
-    if kinds := sorted(set(layer_types) - {"full_attention", "attention"}):
+    if kinds := sorted(set(layer_types) - {"full_attention", "sliding_attention", "attention"}):
         return f"some of its layers have {' and '.join(LAYERS.get(kind, kind.replace('_', ' ')) for kind in kinds)}"
-    has_window = getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)
-    if has_window and not getattr(text, "layer_types", None):
-        return f"its layers have {LAYERS['sliding_attention']}"
     return None

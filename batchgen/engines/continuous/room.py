@@ -12,11 +12,11 @@ class SlotRoom:
     def __init__(self, backoff: Backoff) -> None:
         self.backoff = backoff
 
-    def beside(self, running: Lengths, waiting: Lengths, prefix_tokens: int, held_columns: int) -> int:
-        """How many of the first `waiting` rows may join those that run; the cache has `held_columns` already."""
+    def beside(self, running: Lengths, waiting: Lengths, prefix_tokens: int, held_bytes: int) -> int:
+        """How many of the first `waiting` rows may join those that run; the cache has `held_bytes` already."""
         if self.backoff.is_users_number:
             return len(waiting)
-        return room_beside(self.backoff.limits, running, waiting, prefix_tokens, held_columns)
+        return room_beside(self.backoff.limits, running, waiting, prefix_tokens, held_bytes)
 
     def watch(self, rows: Lengths, prefix_tokens: int) -> None:
         """Notes what the rows in slots are expected to take; what they do take counts from the first call on.

@@ -8,11 +8,14 @@ head size, U pages.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 LOG2_E = math.log2(math.e)
+SCORES_BYTES = 64 * 2**20  # of a block of queries, where all scores are computed at once
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,8 +31,35 @@ class Share:
     sums: torch.Tensor
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Extras:
+    """What some families do to scores: a soft bound (Gemma 2), sinks `[H]` that take a part of the weight (gpt-oss)."""
+
+    softcap: float | None = None
+    sinks: torch.Tensor | None = None
+
+    def bound(self, scores: torch.Tensor) -> torch.Tensor:
+        return scores if self.softcap is None else (scores / self.softcap).tanh_().mul_(self.softcap)
+
+
+PLAIN = Extras()
+
+
+def extras_of(kwargs: Mapping[str, Any]) -> Extras:
+    """What the arguments of an attention function ask for. Raises NotImplementedError for what is not known here."""
+    if kwargs.get("position_bias") is not None:
+        raise NotImplementedError("attention with position_bias")
+    softcap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
+    return PLAIN if softcap is None and sinks is None else Extras(softcap, sinks)
+
+
 def attend_pages(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, row_of_page: torch.Tensor, mask: torch.Tensor
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    row_of_page: torch.Tensor,
+    mask: torch.Tensor,
+    extras: Extras = PLAIN,
 ) -> Share:
     """One product over all pages of all rows.
 
@@ -38,7 +68,7 @@ def attend_pages(
     """
     used, kv_heads, page, _ = keys.shape
     queries = query[row_of_page].flatten(0, 1)  # [U * Hkv, G, D]
-    scores = torch.bmm(queries, keys.flatten(0, 1).mT).view(used, kv_heads, -1, page).float()
+    scores = extras.bound(torch.bmm(queries, keys.flatten(0, 1).mT).view(used, kv_heads, -1, page).float())
     scores += mask[:, None, None, :]
     peak = scores.amax(-1, keepdim=True)  # [U, Hkv, G, 1]
     weights = _exp_(scores.sub_(peak))
@@ -47,12 +77,24 @@ def attend_pages(
     return Share(row_of_page, peak, total, sums.unflatten(0, (used, kv_heads)).float())  # type: ignore[no-untyped-call]
 
 
-def attend_prefix(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, sharing: list[int]) -> Share:
-    """One product for all rows that share a prefix: query `[B, Hkv, G, D]`, keys and values `[Hkv, P, D]`."""
+def attend_prefix(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    sharing: list[int],
+    mask: torch.Tensor | None = None,
+    extras: Extras = PLAIN,
+) -> Share:
+    """One product for all R rows that share a prefix: query `[B, Hkv, G, D]`, keys and values `[Hkv, P, D]`.
+
+    mask `[R, P]` is added to the scores.
+    """
     rows = torch.tensor(sharing, device=query.device)
     kv_heads, group = query.shape[1:3]
     queries = query[rows].transpose(0, 1).flatten(1, 2)  # [Hkv, R * G, D]
-    scores = torch.bmm(queries, keys.mT).float()  # [Hkv, R * G, P]
+    scores = extras.bound(torch.bmm(queries, keys.mT).float())  # [Hkv, R * G, P]
+    if mask is not None:
+        scores += mask.repeat_interleave(group, 0)
     peak = scores.amax(-1, keepdim=True)
     weights = _exp_(scores.sub_(peak))
     total = weights.sum(-1, keepdim=True)
@@ -62,6 +104,14 @@ def attend_prefix(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
         return part.view(kv_heads, len(sharing), group, -1).transpose(0, 1)
 
     return Share(rows, by_row(peak), by_row(total), by_row(sums))
+
+
+def sink_share(sinks: torch.Tensor, like: Share, num_rows: int) -> Share:
+    """Sinks `[H]` as a part of every row's attention beside `like`: a score for each head, and no value."""
+    kv_heads, group, size = like.sums.shape[1:]
+    peak = sinks.float().view(1, kv_heads, group, 1).expand(num_rows, -1, -1, -1)
+    no_value = peak.new_zeros(num_rows, kv_heads, group, size)
+    return Share(torch.arange(num_rows, device=sinks.device), peak, torch.ones_like(peak), no_value)
 
 
 def merge(parts: list[Share], rows: int) -> torch.Tensor:
@@ -79,20 +129,42 @@ def merge(parts: list[Share], rows: int) -> torch.Tensor:
 
 
 def attend_prompts(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scaling: float
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float,
+    extras: Extras = PLAIN,
 ) -> torch.Tensor:
-    """Attention of T queries a row to S columns, all scores at once: `[B, T, H, D]`.
+    """Attention of T queries a row to S columns, all scores of a block of queries at once: `[B, T, H, Dv]`.
 
-    query `[B, H, T, D]`, keys and values `[B, Hkv, S, D]`; mask `[B, 1, T, S]` is true where a query sees a column.
+    query `[B, H, T, D]`, keys `[B, Hkv, S, D]` and values `[B, Hkv, S, Dv]`; mask `[B, 1, T, S]` is true where a query
+    sees a column, None where it sees all up to its own.
     """
+    rows, heads, num_queries, _ = query.shape
+    if mask is None:
+        mask = torch.ones(num_queries, keys.shape[2], dtype=torch.bool, device=query.device)[None, None]
+        mask = mask.tril(keys.shape[2] - num_queries)
+    at_once = max(1, SCORES_BYTES // (rows * heads * keys.shape[2] * query.element_size()))
+    blocks = [slice(start, start + at_once) for start in range(0, num_queries, at_once)]
+    parts = [_attend_block(query[:, :, its], keys, values, mask[:, :, its], scaling, extras) for its in blocks]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def _attend_block(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scaling: float, extras: Extras
+) -> torch.Tensor:
     rows, heads, num_queries, size = query.shape
     kv_heads = keys.shape[1]
     queries = (query * scaling).reshape(rows, kv_heads, -1, size)  # [B, Hkv, G * T, D]
-    scores = (queries @ keys.mT).view(rows, heads, num_queries, -1)
+    scores = extras.bound(queries @ keys.mT).view(rows, heads, num_queries, -1)
     hidden = torch.zeros(mask.shape, dtype=scores.dtype, device=scores.device)
     scores += hidden.masked_fill_(~mask, torch.finfo(scores.dtype).min)
-    weights = scores.softmax(-1).view(rows, kv_heads, -1, keys.shape[2])
-    return (weights @ values).view(rows, heads, num_queries, size).transpose(1, 2).contiguous()
+    if extras.sinks is not None:
+        sinks = extras.sinks.to(scores.dtype).view(1, heads, 1, 1).expand(rows, -1, num_queries, 1)
+        scores = torch.cat([scores, sinks], -1)
+    weights = scores.softmax(-1)[..., : keys.shape[2]].reshape(rows, kv_heads, -1, keys.shape[2])
+    return (weights @ values).view(rows, heads, num_queries, -1).transpose(1, 2).contiguous()
 
 
 def _exp_(x: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ import torch
 from batchgen.engines.continuous.kv_cache import SlotCache
 from batchgen.engines.continuous.slots import Prefix, Slot
 from batchgen.model.padding import pad
+from batchgen.model.shape import layer_windows
 from batchgen.records import Batch, Sequence
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class SlotModel:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.cache = SlotCache(model.checkpoint.config.get_text_config().num_hidden_layers, model.device)
+        self.cache = SlotCache(layer_windows(model.checkpoint.config), model.device)
         self._logits: torch.Tensor | None = None  # [most rows so far, V] float32, where the model's own are not
 
     def prefill(self, sequences: Rows[Sequence], slots: Rows[Slot]) -> torch.Tensor:

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 
 import torch
 
-from batchgen.engines.continuous.memory import PAGE
-
 
 @dataclass(slots=True, eq=False)
 class Prefix:
@@ -21,11 +19,10 @@ class Prefix:
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """A row's place in the cache: how many columns of its own it has, in which pages, behind which prefix."""
+    """A row's place in the cache: how many columns of its own it has, behind which prefix."""
 
     prefix: Prefix | None = None
     num_columns: int = 0
-    pages: list[int] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -34,10 +31,10 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PrefillView:
-    """A forward over left-padded prompts: where each real column goes. Or one that `computes` a prefix."""
+    """A forward over left-padded prompts: where each column that is kept goes. Or one that `computes` a prefix."""
 
     prefix: Prefix | None
-    real: torch.Tensor | None  # [N], the real ones of the batch's B * T columns, row by row
+    real: torch.Tensor | None  # [N], those of the batch's B * T columns, row by row
     page: torch.Tensor | None  # [N]
     column: torch.Tensor | None  # [N]
     computes: Prefix | None = None
@@ -51,18 +48,46 @@ class StepView:
     column: torch.Tensor  # [B]
     row_of_page: torch.Tensor  # [U]
     mask: torch.Tensor  # [U, PAGE]
-    prefixes: list[tuple[Prefix, list[int]]]
+    prefixes: list[SharedPrefix]
 
 
-def pages_by_column(slot: Slot) -> list[int]:
-    """The page of each of a slot's columns."""
-    return [slot.pages[column // PAGE] for column in range(slot.num_columns)]
+@dataclass(frozen=True, slots=True, eq=False)
+class SharedPrefix:
+    """A prefix that a step's rows `[R]` read together, from column `first` on.
+
+    mask `[R, P - first]` is added to the scores: 0, or the least float32 where a window has left a column behind; None
+    where each row sees all.
+    """
+
+    prefix: Prefix
+    rows: list[int]
+    first: int = 0
+    mask: torch.Tensor | None = None
 
 
-def by_prefix(slots: Rows[Slot]) -> list[tuple[Prefix, list[int]]]:
-    """Prefixes in use, each with its rows."""
-    rows: dict[int, tuple[Prefix, list[int]]] = {}
+def by_prefix(slots: Rows[Slot], window: int | None, device: torch.device) -> list[SharedPrefix]:
+    """Prefixes that a step's rows see, each with its rows; their last column is the query's own."""
+    rows: dict[Prefix, list[int]] = {}
     for row, slot in enumerate(slots):
         if slot.prefix:
-            rows.setdefault(id(slot.prefix), (slot.prefix, []))[1].append(row)
-    return list(rows.values())
+            rows.setdefault(slot.prefix, []).append(row)
+    if window is None:
+        return [SharedPrefix(prefix, its) for prefix, its in rows.items()]
+    shared = []
+    for prefix, its in rows.items():
+        firsts = [max(0, slots[row].num_tokens - window) for row in its]
+        seeing = [(row, first) for row, first in zip(its, firsts, strict=True) if first < prefix.num_tokens]
+        if seeing:
+            shared.append(_windowed(prefix, seeing, device))
+    return shared
+
+
+def _windowed(prefix: Prefix, seeing: list[tuple[int, int]], device: torch.device) -> SharedPrefix:
+    """The rows that see something of a prefix, each with the first column that it sees."""
+    rows, firsts = [row for row, _ in seeing], [first for _, first in seeing]
+    start = min(firsts)
+    if start == max(firsts):
+        return SharedPrefix(prefix, rows, start)
+    columns = torch.arange(start, prefix.num_tokens, device=device)
+    hidden = columns < torch.tensor(firsts, device=device)[:, None]  # [R, P - first]
+    return SharedPrefix(prefix, rows, start, hidden * torch.finfo(torch.float32).min)

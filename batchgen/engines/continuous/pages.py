@@ -1,0 +1,249 @@
+"""Pages of keys and values: which slot has which, which of their columns are seen, and when they come and go.
+
+A page holds `PAGE` columns of one row, so rows of any length stand side by side without pads: each is written at its
+own positions, and one that leaves gives its pages to the next without moving the others.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence as Rows
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from batchgen.engines.continuous.blocks import touch_block
+from batchgen.engines.continuous.memory import PAGE
+from batchgen.engines.continuous.slots import PrefillView, Prefix, Slot, StepView, by_prefix
+from batchgen.machine.process import untouched_memory_is_free
+
+if TYPE_CHECKING:
+    from batchgen.engines.continuous.layer import SlotLayer
+
+HIDDEN = torch.finfo(torch.float32).min  # added to the score of a column that holds nothing; -inf - -inf would be NaN
+MOST_HOLES = 1 / 16
+MORE_PAGES = 64  # how many come at once, at least, where there are none left
+# So large a part more comes with them where pages cost nothing until they are written: growing later copies those in
+# use, and all others are then touched for the first time once more, the slowest of all writes.
+SPARE_PAGES = 1 / 2
+TOUCHED_AHEAD = 32  # pages that take memory before they are used, so that not every step begins with it
+
+
+@dataclass(slots=True)
+class Held:
+    """A slot's pages, in the order of its columns; `num_gone` in front of them were given back."""
+
+    num_gone: int
+    pages: list[int] = field(default_factory=list)
+
+    @property
+    def end(self) -> int:
+        """The column behind the last page."""
+        return (self.num_gone + len(self.pages)) * PAGE
+
+    def page_of(self, column: int) -> int:
+        return self.pages[column // PAGE - self.num_gone]
+
+
+class PagePool:
+    """The pages of all layers that attend by one rule.
+
+    `window` is how many columns a query sees, its own included; None is all of them. A column that no later query sees
+    is hidden, and a page of such columns goes back.
+    """
+
+    def __init__(self, window: int | None, device: torch.device) -> None:
+        self.window = window
+        self.device = device
+        self.layers: list[SlotLayer] = []
+        self.num_pages = 0  # that there are
+        self.num_used = 0  # pages [0, num_used) are read by every step
+        self.num_touched = 0  # pages [0, num_touched) take memory on a CPU; the others are addresses
+        self.mask = torch.empty(0, PAGE, device=device)  # [pages, PAGE], added to the scores: 0 or the least float32
+        self.view: PrefillView | StepView | None = None  # what the forward in hand writes and reads
+        self._num_asked = 0  # pages that rows may come to need; the others are spare
+        self._free: list[int] = []  # a heap below num_used
+        self._held: dict[Slot, Held] = {}
+        self._grows_freely = device.type == "cpu" and untouched_memory_is_free()
+
+    @property
+    def held_columns(self) -> int:
+        """Columns that take memory: on a CPU those that were touched."""
+        return (self.num_touched if self.device.type == "cpu" else self.num_pages) * PAGE
+
+    @property
+    def held_bytes(self) -> int:
+        return sum(self.held_columns * layer.column_bytes for layer in self.layers)
+
+    def pages_of(self, slot: Slot) -> list[int]:
+        """The slot's pages, in the order of its columns."""
+        return self._held[slot].pages
+
+    def grow(self, num_pages: int) -> None:
+        """Makes room for at least so many pages; what is there is kept."""
+        self._num_asked = max(self._num_asked, num_pages)
+        if num_pages <= self.num_pages:
+            return
+        num_pages += int(SPARE_PAGES * num_pages) if self._grows_freely else 0
+        for layer in self.layers:
+            layer.resize(num_pages, self.num_used)
+        empty = torch.full((num_pages - self.num_pages, PAGE), HIDDEN, device=self.device)
+        self.mask = torch.cat([self.mask, empty])
+        self.num_pages, self.num_touched = num_pages, self.num_used
+
+    # Around a forward.
+
+    def begin_prefill(self, slots: Rows[Slot], width: int) -> None:
+        """The next forward fills new `slots` with all of their columns, from a left-padded batch of `width` columns.
+
+        Those that no later query sees are not kept.
+        """
+        real, pages, columns = [], [], []
+        for row, slot in enumerate(slots):
+            held = self._extend(slot)
+            kept = range(self._first_seen(slot), slot.num_columns)
+            real += [(row + 1) * width - slot.num_columns + column for column in kept]
+            pages += [held.page_of(column) for column in kept]
+            columns += [column % PAGE for column in kept]
+        self._touch()
+        view = PrefillView(slots[0].prefix, self._index(real), self._index(pages), self._index(columns))
+        self.mask[view.page, view.column] = 0
+        self.view = view
+
+    def begin_prefix(self, prefix: Prefix) -> None:
+        """The next forward, of one row, computes a prefix instead of filling a slot."""
+        self.view = PrefillView(None, None, None, None, computes=prefix)
+
+    def reserve_step(self, slots: Rows[Slot]) -> None:
+        """Makes sure of a page for each slot whose next column begins one; out of memory, it changes no slot."""
+        num_new = sum(slot.num_columns == self._held[slot].end for slot in slots) - len(self._free)
+        if num_new > self.num_pages - self.num_used:
+            self.grow(self.num_used + max(num_new, MORE_PAGES))
+
+    def begin_step(self, slots: Rows[Slot]) -> None:
+        """The next forward fills the last column of each of `slots`, all that are open, and attends to all it sees."""
+        held = [self._extend(slot) for slot in slots]
+        self._touch()
+        row_of_page = [0] * self.num_used  # a free page counts as row 0's, which its mask hides
+        for row, its in enumerate(held):
+            for owned in its.pages:
+                row_of_page[owned] = row
+        page = self._index([its.pages[-1] for its in held])
+        column = self._index([(slot.num_columns - 1) % PAGE for slot in slots])
+        self.mask[page, column] = 0
+        prefixes = by_prefix(slots, self.window, self.device)
+        self.view = StepView(page, column, self._index(row_of_page), self.mask[: self.num_used], prefixes)
+
+    def undo_step(self, slot: Slot) -> None:
+        """Takes back the column that `begin_step` gave this slot, which has it no more."""
+        held = self._held[slot]
+        page, column = held.pages[-1], slot.num_columns % PAGE
+        self.mask[page, column] = HIDDEN
+        for layer in self.layers:  # what a failed forward wrote may be no number
+            layer.zero([page], column)
+        if column == 0:
+            heapq.heappush(self._free, held.pages.pop())
+
+    def end_step(self, slots: Rows[Slot]) -> None:
+        """Hides the column of each slot that its next query does not see, and takes pages of such columns back."""
+        gone = []
+        for slot in slots if self.window else ():
+            held, last_hidden = self._held[slot], self._first_seen(slot) - 1
+            if last_hidden >= 0:
+                gone.append((held.page_of(last_hidden), last_hidden % PAGE))
+                if (last_hidden + 1) % PAGE == 0:
+                    heapq.heappush(self._free, held.pages.pop(0))
+                    held.num_gone += 1
+        if gone:
+            pages, columns = zip(*gone, strict=True)
+            self.mask[self._index(list(pages)), self._index(list(columns))] = HIDDEN
+
+    def close(self, slot: Slot, *, is_broken: bool = False) -> None:
+        """Takes a slot's pages back, zeroed if what is in them `is_broken` (not a number)."""
+        held = self._held.pop(slot, Held(0))
+        if is_broken:
+            for layer in self.layers:
+                layer.zero(held.pages)
+        self.mask[held.pages] = HIDDEN
+        for page in held.pages:
+            heapq.heappush(self._free, page)
+
+    # Room.
+
+    def shrink(self) -> None:
+        """Keeps no more memory than the open slots need."""
+        self.compact(most_holes=0)
+        self.num_pages = self.num_touched = self._num_asked = self.num_used
+        self.mask = self.mask[: self.num_used].clone()
+        for layer in self.layers:
+            layer.resize(self.num_used, self.num_used)
+
+    def compact(self, most_holes: float = MOST_HOLES) -> None:
+        """Moves the last pages into the holes once these are more than a share of all: steps read holes as well."""
+        if len(self._free) <= most_holes * self.num_used:
+            return
+        places = {page: (held, i) for held in self._held.values() for i, page in enumerate(held.pages)}
+        num_held = len(places)
+        sources, targets, moved = [], [], []
+        last = self.num_used - 1
+        for hole in sorted(self._free):
+            while last > hole and last not in places:
+                last -= 1
+            if last <= hole:
+                break
+            moved.append(places.pop(last))
+            sources.append(last)
+            targets.append(hole)
+        self._move(sources, targets)  # may run out of memory: the slots keep to their pages until it is done
+        for (held, i), hole in zip(moved, targets, strict=True):
+            held.pages[i] = hole
+        self.num_used = num_held
+        self._free = []
+
+    def _move(self, sources: list[int], targets: list[int]) -> None:
+        if sources:
+            for layer in self.layers:
+                layer.keys[targets] = layer.keys[sources]
+                layer.values[targets] = layer.values[sources]
+            self.mask[targets] = self.mask[sources]
+            self.mask[sources] = HIDDEN
+
+    def _first_seen(self, slot: Slot) -> int:
+        """The first of a slot's own columns that its next query sees."""
+        return max(0, slot.num_columns + 1 - self.window) if self.window else 0
+
+    def _extend(self, slot: Slot) -> Held:
+        """Gives a slot pages for the columns it has got."""
+        held = self._held.setdefault(slot, Held(0))
+        if not held.pages:
+            held.num_gone = min(self._first_seen(slot), slot.num_columns - 1) // PAGE
+        while held.end < slot.num_columns:
+            held.pages.append(heapq.heappop(self._free) if self._free else self._next_page())
+        return held
+
+    def _next_page(self) -> int:
+        if self.num_used == self.num_pages:
+            self.grow(self.num_pages + max(MORE_PAGES, self.num_pages // 2))
+        self.num_used += 1
+        return self.num_used - 1
+
+    def _touch(self) -> None:
+        """Makes new pages take memory, and some that come next, by as many threads as torch has.
+
+        A forward's writes would do it layer by layer in one thread; the first touch of memory is the slowest of all.
+        """
+        if self.num_used <= self.num_touched:
+            return
+        new = slice(self.num_touched, self.num_used)
+        if self._grows_freely and all(layer.is_initialized for layer in self.layers):
+            new = slice(new.start, max(new.stop, min(new.stop + TOUCHED_AHEAD, self._num_asked)))
+            blocks = [block[new] for layer in self.layers for block in (layer.keys, layer.values)]
+            with suppress(RuntimeError), ThreadPoolExecutor(torch.get_num_threads()) as threads:  # or there are no more
+                list(threads.map(touch_block, blocks))
+        self.num_touched = new.stop
+
+    def _index(self, numbers: list[int]) -> torch.Tensor:
+        return torch.tensor(numbers, dtype=torch.int64, device=self.device)
