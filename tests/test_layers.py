@@ -42,6 +42,7 @@ LATE = {
     "engines.continuous.blocks",
     "engines.continuous.engine",
     "engines.continuous.kv_cache",
+    "engines.continuous.pages",
     "engines.continuous.layer",
     "engines.continuous.linear",
     "engines.continuous.network",

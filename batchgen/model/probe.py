@@ -90,7 +90,7 @@ class _Trial:
         """Bytes of one column in the layers of each window, where there are such; a cache forgets what is outside."""
         if not any(self.windows):
             return {}
-        with torch.no_grad():
+        with torch.no_grad(), _FusedAttention(), _LiveBytes(self._weights()):
             layers = self._forward(1).past_key_values.layers
         found: dict[int | None, float] = {}
         for layer, window in zip(layers, self.windows, strict=True):

@@ -26,6 +26,7 @@ class ModelShape:
     n_positions: int = 0  # learned position embeddings; 0 for rotary and the like
     is_tied: bool = True  # the output layer is the embedding
     is_gated: bool = False  # the inner layer has a gate beside it (SwiGLU)
+    windows: tuple[int | None, ...] = ()  # of each layer, where some see only a window of columns
 
     @classmethod
     def from_config(cls, config: PretrainedConfig) -> ModelShape:
@@ -44,6 +45,7 @@ class ModelShape:
             n_positions=(_number(text, "n_positions") or 0) if text.model_type == "gpt2" else 0,
             is_tied=bool(getattr(text, "tie_word_embeddings", True)),
             is_gated=getattr(text, "hidden_act", None) in ("silu", "swish"),  # families with a gate name these
+            windows=tuple(windows) if any(windows := layer_windows(config)) else (),
         )
 
 
@@ -55,7 +57,7 @@ def layer_windows(config: PretrainedConfig) -> list[int | None]:
     kinds = getattr(text, "layer_types", None)
     if kinds:
         return [window if kind == "sliding_attention" else None for kind in kinds]
-    return [window if uses_window else None] * text.num_hidden_layers
+    return [window if uses_window else None] * (_number(text, "num_hidden_layers") or 12)
 
 
 def _number(config: PretrainedConfig, *names: str) -> int | None:
@@ -122,6 +124,10 @@ class Footprint:
             cache_column=cache_column,
             prefill=(inner_layer, attending),
             decode_column=cache_column / (2 * shape.n_layer),  # one layer's keys, or its values, at a time
+            local=tuple(
+                (window, shape.windows.count(window) * cache_column / shape.n_layer)
+                for window in sorted({window for window in shape.windows if window})
+            ),
         )
 
     @property

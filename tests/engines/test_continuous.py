@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import MistralConfig, PretrainedConfig, Qwen2Config
+from transformers import MistralConfig, PretrainedConfig
 
 import batchgen
 from batchgen import Model
@@ -37,11 +37,6 @@ from tests.support.engines import drive, slots_of
 from tests.support.models import ARCHITECTURES, EOS, QWEN2, SHAPE, WITH_SLOTS, generate_alone, model_of
 from tests.support.results import output_ids
 from tests.support.rows import RAIN, encoded, ragged_prompts
-
-WITH_WINDOWS = [
-    MistralConfig(num_key_value_heads=2, sliding_window=8, **SHAPE),
-    Qwen2Config(num_key_value_heads=2, use_sliding_window=True, sliding_window=8, max_window_layers=1, **SHAPE),
-]
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +200,8 @@ def test_a_single_token_needs_no_step(bundled: Model) -> None:
     finished = list(drive(engine, [encoded([*RAIN, "The", "She"], bundled, max_new_tokens=1)]))
     assert {len(s.output_ids) for s in finished} == {1}
     assert (len(finished), engine.stats.new_tokens, engine.stats.decode_work) == (5, 5, 0)
-    assert engine.slot_model.cache._free == list(range(engine.slot_model.cache.num_used))
+    [pool] = engine.slot_model.cache.pools
+    assert pool._free == list(range(pool.num_used))
 
 
 def test_a_row_may_end_with_its_first_token(bundled: Model) -> None:
@@ -236,21 +232,6 @@ def test_a_model_whose_attention_cannot_be_replaced_runs_by_reference(tiny_model
     assert lines == ["engine reference, the slower one: its attention cannot be replaced"]
     with pytest.raises(UsageError, match="--engine continuous does not run this: its attention cannot be replaced"):
         slots_of(tiny_models["bloom"])
-
-
-@pytest.mark.parametrize(
-    ("config", "reason"),
-    zip(WITH_WINDOWS, ["its layers have a sliding window", "some of its layers have a sliding window"], strict=True),
-    ids=["mistral", "qwen2"],
-)
-def test_a_model_with_a_sliding_window_runs_by_reference(
-    checkpoint: Checkpoint, config: PretrainedConfig, reason: str
-) -> None:
-    model, lines = model_of(config, checkpoint), []
-    assert not isinstance(make_engine(model, say=lines.append), ContinuousEngine)
-    assert lines == [f"engine reference, the slower one: {reason}"]
-    with pytest.raises(UsageError, match="a sliding window"):
-        slots_of(model)
 
 
 @pytest.mark.parametrize(
@@ -496,8 +477,9 @@ def test_windows_are_asked_for_only_when_slots_are_free(model: Model) -> None:
     assert in_hand == 0
     assert most <= slots + 4
     cache = engine.slot_model.cache
-    assert cache.num_touched <= 2 * slots
-    assert cache._free == list(range(cache.num_used))
+    [pool] = cache.pools
+    assert pool.num_touched <= 2 * slots
+    assert pool._free == list(range(pool.num_used))
 
 
 def test_rows_that_have_failed_come_straight_out(model: Model) -> None:

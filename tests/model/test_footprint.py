@@ -7,6 +7,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
     MambaConfig,
@@ -15,8 +16,10 @@ from transformers import (
 )
 
 import batchgen.model.probe
+from batchgen.engines.continuous.memory import PAGE, SlotMemory
 from batchgen.model.probe import _fit, _Trial, probe_footprint
 from batchgen.model.shape import Footprint, ModelShape
+from batchgen.records import SamplingParams
 from tests.support.models import ARCHITECTURES
 
 GROUPED = LlamaConfig(
@@ -85,6 +88,23 @@ def test_a_forward_takes_what_was_fitted(config: PretrainedConfig, rows: int, co
 
 def test_grouped_heads_cache_less() -> None:
     assert probe_footprint(GROUPED, torch.float32).cache_column == 2 * 5 * 2 * 16 * 4
+
+
+@pytest.mark.parametrize("gives_numbers", [True, False])
+def test_layers_with_a_window_keep_what_it_shows(monkeypatch: pytest.MonkeyPatch, gives_numbers: bool) -> None:
+    config = Gemma3TextConfig(
+        num_hidden_layers=4, sliding_window=48, hidden_size=32, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=8,
+        intermediate_size=64, vocab_size=500, layer_types=["sliding_attention"] * 3 + ["full_attention"],
+    )  # fmt: skip
+    if not gives_numbers:
+        monkeypatch.setattr(batchgen.model.probe, "_fit", lambda trial, formula: formula)
+    monkeypatch.setattr(batchgen.model.probe, "_known", {})
+    footprint, layer = probe_footprint(config, torch.float32), 2 * 2 * 8 * 4
+    assert footprint.windows == ((None, layer), (48, 3 * layer))
+    assert footprint.cache_bytes(2, 1000) == 2 * (1000 + 3 * 48) * layer
+    held = SlotMemory(footprint).of_rows([(1000, SamplingParams(max_new_tokens=1))])
+    assert held.kv_cache == (32 * layer + 3 * 3 * layer) * PAGE
 
 
 def test_weights_are_counted_exactly() -> None:

@@ -58,7 +58,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         """Bytes of one column; none before the first."""
         if not self.is_initialized:
             return 0
-        return sum(block[0, :, 0].numel() * block.element_size() for block in (self.keys, self.values))
+        return sum(block.shape[1] * block.shape[3] * block.element_size() for block in (self.keys, self.values))
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Learns heads, sizes and dtype from the first keys and values, `[B, Hkv, T, D]` each."""
@@ -188,7 +188,7 @@ def attention_mask(
     sizes = {"q_length": q_length, "kv_length": kv_length, "attention_mask": attention_mask}
     is_local = kwargs.get("local_size") is not None and kwargs["local_size"] < kv_length
     if not is_local or q_length == kv_length or attention_mask is None:
-        return sdpa_mask(**sizes, **kwargs)
+        return sdpa_mask(**sizes, **kwargs)  # type: ignore[no-any-return]
     return _mask_of_positions(q_length, attention_mask, kwargs["mask_function"])
 
 

@@ -10,6 +10,7 @@ import torch
 from batchgen.engines.protocol import Engine, finish_all
 from batchgen.engines.trial.widened import widened
 from batchgen.model.padding import encode, pad
+from batchgen.model.shape import layer_windows
 from batchgen.records import Request, SamplingParams, Sequence
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ street: a white house with a blue door, a bell without a rope, and a blackboard 
 coast from memory, with every rock in its place and every rock named after a person who had once been in a hurry.
 """
 LENGTHS = (3, 11, 11, 24, 300)  # tokens; two rows have no pads between them, the last one is far longer than all others
+WIDEST = 1024  # tokens of a window that a trial looks beyond
 NEW_TOKENS = 3  # a prefill and two cached steps
 # Logits may lie so far from those of the row alone, as a part of the largest: that is rounding. A wrong mask or a wrong
 # position is far beyond it.
@@ -41,11 +43,16 @@ TIMES_PLAIN, TOLERANCE_16_BIT = 2.0, 0.05
 
 
 def trial_rows(checkpoint: Checkpoint) -> list[Sequence]:
-    """Rows of several lengths, as long as the model holds; none where the tokenizer's ids are not the model's."""
-    words = TEXT.split()
+    """Rows of several lengths, as long as the model holds; none where the tokenizer's ids are not the model's.
+
+    The last one outgrows the model's window, if that is not too wide for a trial.
+    """
+    longest = max(LENGTHS)
+    longest += max((window for window in layer_windows(checkpoint.config) if window and window <= WIDEST), default=0)
+    words = TEXT.split() * (1 + longest // max(LENGTHS))
     params = SamplingParams(max_new_tokens=NEW_TOKENS)
-    most = (checkpoint.n_positions or max(LENGTHS) + NEW_TOKENS) - NEW_TOKENS
-    lengths = sorted({min(length, most) for length in LENGTHS} | {min(11, most)})
+    most = (checkpoint.n_positions or longest + NEW_TOKENS) - NEW_TOKENS
+    lengths = sorted({min(length, most) for length in (*LENGTHS[:-1], longest)} | {min(11, most)})
     wanted = [length for length in lengths for _ in range(LENGTHS.count(length) or 1) if length > 0]
     texts = [" ".join(words[7 * i :]) for i in range(len(wanted))]
     requests = [Request(i, str(i), text, params) for i, text in enumerate(texts)]
