@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from batchgen.engines.continuous.prefixes import LEAST_PREFIX
 from batchgen.render.grid import LABEL_WIDTH, GridLine, column_widths, folds, grid_part
 from batchgen.render.screen import plural, print_line
 from batchgen.text import visible
@@ -42,9 +43,8 @@ def _print_legend(console: Console, num_shared: int) -> None:
     names = {"template": "template", "role": "role", "content": "content"}
     console.print(Text("  ").join(Text(name, style=PART_STYLES[part]) for part, name in names.items()))
     if num_shared:
-        print_line(
-            console, f"the first {plural(num_shared, 'token')} are the same in all rows: a run computes them once"
-        )
+        once = ": a run of many rows computes them once" if num_shared >= LEAST_PREFIX else ""
+        print_line(console, f"the first {plural(num_shared, 'token')} are the same in all rows{once}")
 
 
 def _headline(row: InspectedRow) -> str:

@@ -189,7 +189,10 @@ def test_inspect_tells_template_roles_and_contents_apart(template: Path) -> None
     assert {parts["user"], parts["<|endoftext|>"]} == {"role", "template"}
     shown = invoke(*command).stdout
     assert "template  role  content" in shown
-    assert "are the same in all rows: a run computes them once" in shown
+    assert "are the same in all rows" in shown
+    assert "computes them once" not in shown  # so few are not worth a forward of their own
+    system = invoke(*command, "--system", "You answer in one short and friendly sentence, and never in more than that.")
+    assert "are the same in all rows: a run of many rows computes them once" in " ".join(system.stdout.split())
 
 
 @pytest.mark.parametrize("engine", KINDS)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import batchgen
+from batchgen.engines.continuous.prefixes import LEAST_PREFIX
 from batchgen.proof.page.pack import DEPTH, Packed, pack
 from batchgen.text import escape, visible
 
@@ -46,6 +47,7 @@ def render_page(inspection: Inspection, attention: WholeAttention, predictions: 
         scores=Markup(packed.text),
         is_chat=any(part for row in inspection.rows for part in row.parts),
         num_shared=inspection.rows[0].num_shared,
+        least_prefix=LEAST_PREFIX,
         num_left_out=len(inspection.rows) - packed.num_rows,
         num_shown=inspection.num_columns - attention.first_column,
         first_column=attention.first_column,
