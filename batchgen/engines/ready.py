@@ -36,7 +36,7 @@ class Ready:
     rule: BatchRule | None = None
 
 
-def check_engine(begun: EngineChoice | None, options: EngineOptions, dtype: str) -> None:
+def refuse_other_engine(begun: EngineChoice | None, options: EngineOptions, dtype: str) -> None:
     """Raises `OutputError` where another engine is asked for than the run was begun with, and numbers are coarse."""
     if begun and options.engine not in ("auto", begun.engine) and dtype != "float32":
         raise OutputError(

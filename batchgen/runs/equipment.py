@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from batchgen.engines import Engine, make_engine
 from batchgen.engines.pool.devices import choose_devices, num_threads
 from batchgen.engines.pool.engine import make_pool
-from batchgen.engines.ready import check_engine
+from batchgen.engines.ready import refuse_other_engine
 from batchgen.engines.sampling.trying import check_constraint
 from batchgen.errors import UsageError
 from batchgen.machine.process import reuse_blocks
@@ -92,7 +92,7 @@ def load_equipment(job: Job, manifest: Manifest, observer: Observer) -> Equipmen
         # Rows that are there already say where they come from by that name.
         found = replace(found, checkpoint=replace(found.checkpoint, name=manifest.facts["model"]["model"]))
         found = replace(found, begun=manifest.engine)
-        check_engine(found.begun, job.engine, found.dtype)
+        refuse_other_engine(found.begun, job.engine, found.dtype)
         if job.owns_process:
             _take_threads(found)
     if found.model or len(found.devices) > 1:

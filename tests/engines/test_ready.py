@@ -11,7 +11,7 @@ import torch
 from batchgen.engines import make_engine, ready
 from batchgen.engines.continuous.engine import ContinuousEngine
 from batchgen.engines.continuous.linear import PACKED, PLAIN, kernels_of
-from batchgen.engines.ready import check_engine, why_different
+from batchgen.engines.ready import refuse_other_engine, why_different
 from batchgen.engines.reference.engine import ReferenceEngine
 from batchgen.engines.reference.rules import Mixing
 from batchgen.engines.trial import ladder
@@ -112,11 +112,11 @@ def test_another_worker_that_was_quicker_decides(bundled: Model) -> None:
 
 def test_another_engine_is_refused_in_16_bits_only(bundled: Model) -> None:
     begun = chosen(bundled)
-    check_engine(begun, EngineOptions("reference"), "float32")
-    check_engine(begun, EngineOptions("continuous"), "bfloat16")
-    check_engine(None, EngineOptions("reference"), "bfloat16")
+    refuse_other_engine(begun, EngineOptions("reference"), "float32")
+    refuse_other_engine(begun, EngineOptions("continuous"), "bfloat16")
+    refuse_other_engine(None, EngineOptions("reference"), "bfloat16")
     with pytest.raises(OutputError, match="begun with engine continuous, and in bfloat16 engine reference gives other"):
-        check_engine(begun, EngineOptions("reference"), "bfloat16")
+        refuse_other_engine(begun, EngineOptions("reference"), "bfloat16")
 
 
 def test_what_cannot_stay_is_said_in_one_line(bundled: Model) -> None:

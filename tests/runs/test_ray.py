@@ -73,11 +73,12 @@ def answers() -> bool:
 
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of three files, of rows with samplings of their own, bad rows and quoted newlines."""
+    """A folder of three files: rows with samplings of their own, ids that come again, bad rows, quoted newlines."""
     folder = tmp_path_factory.mktemp("in")
     samplings = [{}, {"temperature": 0.9, "top_k": 20}, {"temperature": 1.2, "min_p": 0.05}, {"max_new_tokens": 3}]
     rows = [
-        {"id": f"r{i}", "prompt": f"Once {'upon a ' * (i % 4)}time", "sampling": samplings[i % 4]} for i in range(60)
+        {"id": f"r{i % 50}", "prompt": f"Once {'upon a ' * (i % 4)}time", "sampling": samplings[i % 4]}
+        for i in range(60)
     ]
     lines = [*map(json.dumps, rows[:30]), "nonsense", "", *map(json.dumps, rows[30:])]
     (folder / "a.jsonl").write_text("".join(line + "\n" for line in lines))

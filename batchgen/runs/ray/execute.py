@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from batchgen.engines.pool.worker import ModelRecipe
-from batchgen.engines.ready import check_engine
+from batchgen.engines.ready import refuse_other_engine
 from batchgen.errors import OVERWRITE, RESUME, ClusterError, OutputError, UsageError, parameter
 from batchgen.formats.extras import check_output_extras
 from batchgen.formats.whole import write_json
@@ -180,7 +180,7 @@ class RayRun:
         self.manifest.begin(
             self.pieces.size.device, self.observer.say, command=self.job.command, model=model, options=options
         )
-        check_engine(self.manifest.engine, self.job.engine, self.dtype)
+        refuse_other_engine(self.manifest.engine, self.job.engine, self.dtype)
         rows = {part.number: part.num_rows for part in self.parts}
         self.manifest.note("inputs", {"files": names, "blake2b": digests, "part_rows": rows})
         self.folder.write_manifest(self.manifest.facts)
