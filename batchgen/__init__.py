@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from batchgen.proof.verify import RowCheck, check_padding
     from batchgen.records import Request, Result, RunStats, SamplingParams
     from batchgen.runs.calls import generate, run, stream
+    from batchgen.runs.scores import Score, score
 
 __version__ = "0.1.0"
 
@@ -21,10 +22,12 @@ __all__ = [
     "RowCheck",
     "RunStats",
     "SamplingParams",
+    "Score",
     "check_padding",
     "generate",
     "open_model",
     "run",
+    "score",
     "stream",
 ]
 
@@ -37,10 +40,12 @@ _HOMES = {
     "RowCheck": "proof.verify",
     "RunStats": "records",
     "SamplingParams": "records",
+    "Score": "runs.scores",
     "check_padding": "proof.verify",
     "generate": "runs.calls",
     "open_model": "model",
     "run": "runs.calls",
+    "score": "runs.scores",
     "stream": "runs.calls",
 }
 

@@ -19,10 +19,12 @@ from batchgen.model import Checkpoint
 from batchgen.model.chat import Chat, Reply, split_reply
 from batchgen.model.guarded import TokenizerFailure
 from batchgen.model.padding import encode
+from batchgen.model.passages import PassageEncoder
+from batchgen.model.scored_texts import row_score
 from batchgen.model.stops import decode_output
 from batchgen.model.token_texts import told_logprobs
 from batchgen.planning.windows import Windows
-from batchgen.records import Request, Result, RunStats, Sequence, TooLong
+from batchgen.records import Request, Result, RunStats, ScoringOptions, Sequence, TooLong
 from batchgen.text import name_row
 
 # Where a truncated row says so: beside the row's own columns, under a name that no column will have.
@@ -53,7 +55,8 @@ class Pipeline:
     """Runs requests through an engine, window by window, and counts what passes.
 
     A `strict` one raises `InputError` at the first row that fails. `should_stop` is asked before each of the engine's
-    steps; a yes raises `KeyboardInterrupt`. `on_step` is told how many tokens each step made.
+    steps; a yes raises `KeyboardInterrupt`. `on_step` is told how many tokens each step made. With `scoring` nothing is
+    generated: the engine scores the rows.
     """
 
     def __init__(
@@ -67,9 +70,13 @@ class Pipeline:
         should_stop: Callable[[], bool] = lambda: False,
         on_step: Callable[[int], None] = lambda num_tokens: None,
         chat: Chat | None = None,
+        scoring: ScoringOptions | None = None,
     ) -> None:
         self.checkpoint = checkpoint
-        self.chat = chat or Chat({}, lambda: checkpoint.codec)
+        self.chat = chat = chat or Chat({}, lambda: checkpoint.codec)
+        self._passages: PassageEncoder | None = None
+        if scoring:
+            self._passages = PassageEncoder(checkpoint, chat, too_long, parse_special, scoring.stride)
         self.engine = engine
         self.strict = strict
         self.too_long = too_long
@@ -139,6 +146,9 @@ class Pipeline:
 
     def _encode(self, window: list[Request], done: Container[tuple[int, int]]) -> list[Sequence]:
         """The sequences of a window's requests that are not done yet."""
+        if self._passages:
+            rows = self._passages.encode(window)
+            return [row for row in rows if (row.request.index, row.sample_index) not in done]
         sequences = encode(
             list(map(self._tried, window)),
             self.checkpoint.codec,
@@ -227,6 +237,8 @@ def _reply(sequence: Sequence, checkpoint: Checkpoint, chat: Chat) -> Reply:
 def to_result(sequence: Sequence, checkpoint: Checkpoint, chat: Chat) -> Result:
     """The finished sequence as the user sees it; an answer in a conversation in its parts."""
     request = sequence.request
+    if request.scored:
+        return _scored_result(sequence, checkpoint)
     reply = _reply(sequence, checkpoint, chat)
     logprobs = None
     if request.sampling.logprobs is not None and sequence.finish_reason != "error":
@@ -257,4 +269,31 @@ def to_result(sequence: Sequence, checkpoint: Checkpoint, chat: Chat) -> Result:
         endpoint=request.endpoint,
         cumulative_logprob=logprobs.total if logprobs else None,
         logprobs=logprobs,
+    )
+
+
+def _scored_result(sequence: Sequence, checkpoint: Checkpoint) -> Result:
+    """The scored sequence as the user sees it; `text` is what was scored, but for choices, of which there are many."""
+    request = sequence.request
+    score = row_score(sequence, checkpoint.codec)
+    texts = [text.text for text in score.texts] or list(request.replies)
+    is_text = score.kind == "text"
+    return Result(
+        index=request.index,
+        id=request.id,
+        sample_index=0,
+        prompt="" if is_text else request.prompt,
+        text=request.prompt if is_text else texts[0] if len(texts) == 1 and score.kind != "choices" else "",
+        finish_reason=sequence.finish_reason or "error",
+        num_prompt_tokens=sequence.num_prompt_tokens,
+        num_output_tokens=sum(text.num_tokens for text in score.texts),
+        error=sequence.error,
+        metadata=request.metadata,
+        model=checkpoint.name,
+        batch_index=sequence.batch_index,
+        padded_length=sequence.padded_length,
+        source=request.source,
+        messages=[message.to_dict() for message in request.messages] or None,
+        endpoint=request.endpoint,
+        score=score,
     )

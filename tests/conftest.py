@@ -68,7 +68,7 @@ def bundled_tokenizer_is_read_once() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def bundled_weights_are_read_once() -> Iterator[None]:
     """Commands that run in this process share them, and what the slots make of them; none of them owns the model."""
-    load, make = equipment.load_model, equipment.make_engine
+    load, make, make_scoring = equipment.load_model, equipment.make_engine, equipment.make_scoring_engine
     kept: dict[str, Model] = {}
 
     def load_once(
@@ -84,7 +84,11 @@ def bundled_weights_are_read_once() -> Iterator[None]:
     def make_on_shared(model: Model, options: EngineOptions, *, is_owned: bool, **more: Any) -> Engine:
         return make(model, options, is_owned=is_owned and model.checkpoint.folder != BUNDLED_FOLDER, **more)
 
-    with mock.patch.multiple(equipment, load_model=load_once, make_engine=make_on_shared):
+    def score_on_shared(model: Model, options: EngineOptions, *, is_owned: bool, **more: Any) -> Engine:
+        return make_scoring(model, options, is_owned=is_owned and model.checkpoint.folder != BUNDLED_FOLDER, **more)
+
+    made = {"make_engine": make_on_shared, "make_scoring_engine": score_on_shared}
+    with mock.patch.multiple(equipment, load_model=load_once, **made):
         yield
 
 

@@ -57,6 +57,8 @@ LATE = {
     "engines.sampling.logprobs",
     "engines.sampling.penalties",
     "engines.sampling.sampler",
+    "engines.scoring.engine",
+    "engines.scoring.network",
     "engines.trial.rows",
     "engines.trial.widened",
     "proof.inspector.attention",

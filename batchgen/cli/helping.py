@@ -17,6 +17,7 @@ EXIT_CODES = {0: "all is well", 1: "an error, told in one line", 2: "options tha
 MORE_CODES = {
     "run": {3: "some rows failed: their records say why", 130: "stopped by Ctrl-C", 141: "the reader of the pipe left",
             143: "stopped by SIGTERM"},
+    "score": {3: "some rows failed: their records say why", 130: "stopped by Ctrl-C", 143: "stopped by SIGTERM"},
     "status": {3: "complete, but some rows failed"},
     "diff": {2: "options that make no sense, or two outputs that cannot be compared", 4: "the two are not the same"},
     "rerun": {3: "some rows failed", 4: "the two runs' rows are not the same"},

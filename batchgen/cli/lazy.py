@@ -19,6 +19,7 @@ SUMMARIES = {
     "results": "Print the finished rows of a run that goes on, was interrupted, or is done.",
     "diff": "Show what differs between two outputs: rows, tokens, scores, and why.",
     "rerun": "Do a run again as its manifest says, and show what differs.",
+    "score": "Say how likely given texts are: continuations, choices, whole texts.",
     "inspect": "Show prompts as one left-padded batch: tokens, ids, attention mask, positions.",
     "plan": "Say what `run` would do with these prompts: batches, padding, memory, time.",
     "verify": "Prove that a padded batch gives each prompt what it gets alone.",

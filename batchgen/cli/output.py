@@ -55,7 +55,7 @@ def check_stdout(sources: Sequence[Source]) -> None:
 
 def write_table(results: Iterable[Result], stream: BinaryIO, options: WriteOptions) -> None:
     """The table that a terminal shows, as rows come."""
-    with _text_of(stream) as file:
+    with text_of(stream) as file:
         console = OutputConsole(file=file, highlight=False)
         ResultTable(console, options.pad_token_id, all_ids=options.ids).write(results)
 
@@ -64,7 +64,7 @@ OUR_WRITERS: dict[str, Writer] = WRITERS | {Format.table.value: write_table}
 
 
 @contextmanager
-def _text_of(stream: BinaryIO) -> Iterator[TextIO]:
+def text_of(stream: BinaryIO) -> Iterator[TextIO]:
     """A stream for text that goes into another one, which stays open."""
     text = TextIOWrapper(stream, encoding="utf-8", errors="backslashreplace", newline="\n", write_through=True)
     try:

@@ -56,7 +56,7 @@ def run(
     else:
         form = choose_format(results.format, output, ids=results.ids, csv_raw=results.csv_raw)
         sources = prompts.sources(context, reading, screen.say)
-        target = _target(output, form, durable, in_kind=results.are_in_kind(form))
+        target = target_of(output, form, durable, in_kind=results.are_in_kind(form))
         if target is None:
             check_stdout(sources)
     check_outputs(target, {"manifest": results.manifest, "stats": results.stats}, sources)
@@ -88,7 +88,8 @@ def _run(job: Job, on_ray: OnRay | None, screen: Screen, interrupts: Interrupts)
     return sum_up(execute(job, watcher, stdout=stdout, writers=OUR_WRITERS), screen, interrupts)
 
 
-def _target(output: Path | None, form: opt.Format, durable: opt.DurableOptions, *, in_kind: bool) -> Target | None:
+def target_of(output: Path | None, form: opt.Format, durable: opt.DurableOptions, *, in_kind: bool) -> Target | None:
+    """The file that is written, and what becomes of one that is there. Raises `UsageError`."""
     resume = durable.resume or durable.retry_errors
     if durable.overwrite and resume:
         raise UsageError("--overwrite starts anew, --resume goes on: choose one")

@@ -13,6 +13,7 @@ from batchgen.cli.signals import Interrupts
 from batchgen.errors import with_parameters
 from batchgen.records import Result
 from batchgen.render.progress import ProgressReport
+from batchgen.render.scores import sums_line
 from batchgen.render.screen import Screen, overrun, plural, summary
 from batchgen.runs.ending import Ending, RanOn
 from batchgen.runs.observer import Observer
@@ -71,14 +72,16 @@ def sum_up(ending: Ending, screen: Screen, interrupts: Interrupts) -> int:
     if ending.was_complete:
         return 0
     on = ending.ran_on
-    dtype = on.dtype if on.is_exact else f"{on.dtype} (near ties not decided again)"
-    line = summary(ending.stats, on.model, _ran_on(on), dtype)
+    dtype = on.dtype if on.is_exact or ending.sums else f"{on.dtype} (near ties not decided again)"
+    line = summary(ending.stats, on.model, _ran_on(on), dtype, ending.sums is not None)
     if interrupts.stop_requested():
         screen.say(f"interrupted: {line}{_how_to_go_on(ending)}")
         return interrupts.exit_code
     screen.say(line)
     if remark := overrun(ending.stats):
         screen.say(remark)
+    if ending.sums and (facts := ending.sums.facts):
+        screen.say(sums_line(facts))
     if ending.written:
         screen.say(f"wrote {', '.join(map(str, ending.written))}")
     failures = ending.failures

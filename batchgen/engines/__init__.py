@@ -13,6 +13,7 @@ from batchgen.engines.protocol import Engine, finish_all
 from batchgen.engines.ready import Ready, get_ready, room_bytes, why_different
 from batchgen.machine.limits import Bound, PeakMeter, memory_bounds
 from batchgen.planning.backoff import Backoff
+from batchgen.planning.memory import BatchLimits
 from batchgen.records import EngineChoice, EngineOptions, Sequence
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from batchgen.engines.sampling.sampler import OnLogits, RecomputeLogits, Sampler
     from batchgen.model import Model
 
-__all__ = ["Agree", "Engine", "choose_engine", "finish_all", "make_engine"]
+__all__ = ["Agree", "Engine", "choose_engine", "finish_all", "make_engine", "make_scoring_engine"]
 
 # Told what an engine is to be made of; gives back what the run is made of, which another worker may have chosen.
 Agree = Callable[[EngineChoice], EngineChoice]
@@ -57,7 +58,7 @@ def make_engine(
         ready = get_ready(model, options, num_beams, is_owned, agreed, say)
     if line := why_different(agreed, ready.choice, model.dtype_name, is_exact=is_exact):
         say(line)
-    backoff = _backoff(model, options, ready, reuse_blocks, say)
+    backoff = _backoff(model, options, ready.limits, reuse_blocks, say)
     sampler = Sampler(model.checkpoint.eos_token_ids, model.checkpoint.codec, on_logits=on_logits)
     if ready.rule:
         sampler.recompute = _alone_by(ready.rule, model) if is_exact else None
@@ -66,15 +67,41 @@ def make_engine(
     return _continuous(ready, sampler, backoff, options)
 
 
+def make_scoring_engine(
+    model: Model,
+    options: EngineOptions | None = None,
+    *,
+    is_owned: bool = False,
+    reuse_blocks: Callable[[bool], None] = lambda is_plenty: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Engine:
+    """The engine that scores rows; the arguments are those of `make_engine`."""
+    from batchgen.engines.scoring.engine import ScoringEngine
+    from batchgen.engines.scoring.memory import ScoringMemory, most_rows
+    from batchgen.engines.scoring.network import scoring_network
+    from batchgen.model.footprint import footprint_of
+
+    options = options or EngineOptions()
+    network = scoring_network(
+        model, is_owned=is_owned, has_room=lambda num_bytes: num_bytes <= room_bytes(model, options)
+    )
+    if not network.is_split:
+        say(f"{model.checkpoint.name} scores texts one at a time, the slower way: in batches its logits were others")
+    memory = ScoringMemory(footprint_of(model.checkpoint, model.dtype_name))
+    limits = BatchLimits(memory, room_bytes(model, options), most_rows(1, model.device.type), options.batch_size)
+    backoff = _backoff(model, options, limits, reuse_blocks, say)
+    return ScoringEngine(model, network, backoff, share=options.share_prefixes)
+
+
 def _backoff(
     model: Model,
     options: EngineOptions,
-    ready: Ready,
+    limits: BatchLimits,
     reuse_blocks: Callable[[bool], None],
     say: Callable[[str], None],
 ) -> Backoff:
     return Backoff(
-        ready.limits,
+        limits,
         budget=lambda: room_bytes(model, options),
         wall=lambda: _wall_bytes(memory_bounds(model.device, options.memory)),
         reuse_blocks=reuse_blocks,

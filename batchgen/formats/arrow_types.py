@@ -7,7 +7,13 @@ from typing import Any
 from batchgen.formats.columns import cell_text
 from batchgen.formats.fields import LOGPROBS, SUM, whole_characters
 
-COUNTS = {"index", "sample_index", "num_prompt_tokens", "num_output_tokens", "batch_index", "padded_length"}
+COUNTS = {
+    "index", "sample_index", "num_prompt_tokens", "num_output_tokens", "batch_index", "padded_length",
+    "num_tokens", "best", "best_per_token", "best_per_byte",
+}  # fmt: skip
+NUMBERS = {SUM, "logprob", "perplexity"}
+SWITCHES = {"is_greedy", "is_tie"}
+CHOICES = "choices"
 TOKENS = {"input_ids", "output_ids"}
 
 
@@ -17,8 +23,12 @@ def type_of(name: str, pa: Any) -> Any:
         return pa.int64()
     if name in TOKENS:
         return pa.list_(pa.int64())
-    if name == SUM:
+    if name in NUMBERS:
         return pa.float64()
+    if name in SWITCHES:
+        return pa.bool_()
+    if name == CHOICES:
+        return pa.list_(_choice_type(pa))
     return _logprobs_type(pa) if name == LOGPROBS else pa.string()
 
 
@@ -34,13 +44,26 @@ def _logprobs_type(pa: Any) -> Any:
     )
 
 
+def _choice_type(pa: Any) -> Any:
+    numbers = [("logprob", pa.float64()), ("num_tokens", pa.int64()), ("is_greedy", pa.bool_())]
+    return pa.struct([("text", pa.string()), *numbers, (LOGPROBS, _logprobs_type(pa))])
+
+
 def to_cell(value: Any, kind: Any, pa: Any) -> Any:
     """A value as its column's type takes it."""
     if value is None:
         return None
     if kind == pa.string():
         return whole_characters(cell_text(value))
-    return _nested_logprobs(value) if pa.types.is_struct(kind) else value
+    if pa.types.is_struct(kind):
+        return _nested_logprobs(value)
+    return list(map(_choice, value)) if pa.types.is_list(kind) and pa.types.is_struct(kind.value_type) else value
+
+
+def _choice(choice: dict[str, Any]) -> dict[str, Any]:
+    found = choice.get(LOGPROBS)
+    told = {} if found is None else {LOGPROBS: _nested_logprobs(found)}
+    return {**choice, "text": whole_characters(choice["text"]), **told}
 
 
 def _nested_logprobs(value: dict[str, Any]) -> dict[str, Any]:

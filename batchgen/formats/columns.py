@@ -12,6 +12,7 @@ from itertools import chain, count
 from typing import Any
 
 from batchgen.formats.fields import CHAT_FIELDS, LOGPROBS, SOURCE, SUM, names_of_fields, to_json, value_of
+from batchgen.formats.score_fields import score_dict
 from batchgen.records import Result
 
 REST = "metadata"
@@ -46,13 +47,20 @@ class Columns:
         """A row of the table. What has no column, or does not fit in it, is in the last one."""
         placed = {key: value for key in self.keys if fits(key, value := result.metadata.get(key))}
         rest = {key: value for key, value in result.metadata.items() if key not in placed}
-        later: tuple[str, ...] = (
-            CHAT_FIELDS if result.messages is not None else ()
-        )  # in a table that began with plain prompts
-        later += () if result.logprobs is None else (SUM, LOGPROBS) if self.nested else (SUM,)
-        rest |= {name: value_of(result, name) for name in later if name not in self.own}
-        own = [value_of(result, name) for name in self.own]
+        fields = score_dict(result) if result.score else self._generated(result)
+        rest |= {name: value for name, value in fields.items() if self._is_left_over(name, value)}
+        own = [fields.get(name) for name in self.own]
         return [*own, *(placed.get(key) for key in self.keys), to_json(rest) if rest else None]
+
+    def _generated(self, result: Result) -> dict[str, Any]:
+        """What has a column, and what a row has besides in a table that began with plain prompts."""
+        later: tuple[str, ...] = CHAT_FIELDS if result.messages is not None else ()
+        later += () if result.logprobs is None else (SUM, LOGPROBS)
+        return {name: value_of(result, name) for name in dict.fromkeys((*self.own, *later))}
+
+    def _is_left_over(self, name: str, value: Any) -> bool:
+        """Whether a field has no column of its own; a table of text does without each token's numbers."""
+        return name not in (*self.own, REST) and value is not None and (self.nested or name != LOGPROBS)
 
 
 def _prefixed(name: str) -> Iterator[str]:
@@ -68,11 +76,18 @@ def choose_columns(results: Iterable[Result], *, ids: bool, nested: bool = False
         held.append(result)
         if result.error is None or len(held) == MOST_HELD:
             break
-    is_chat = any(result.messages is not None for result in held)
-    has_logprobs = any(result.logprobs is not None for result in held)
-    names = names_of_fields(ids=ids, is_chat=is_chat, has_logprobs=has_logprobs)
+    names = _names(held, ids=ids)
     own = tuple(name for name in names if name != REST and (nested or name != LOGPROBS))
     return Columns(own, tuple(held[-1].metadata) if held else (), nested), chain(held, results)
+
+
+def _names(held: list[Result], *, ids: bool) -> Iterable[str]:
+    """The fields of rows: of the last one where they are scored, which has not failed if any has not."""
+    if held and held[-1].score:
+        return score_dict(held[-1])
+    is_chat = any(result.messages is not None for result in held)
+    has_logprobs = any(result.logprobs is not None for result in held)
+    return names_of_fields(ids=ids, is_chat=is_chat, has_logprobs=has_logprobs)
 
 
 def cell_text(value: Any) -> str:

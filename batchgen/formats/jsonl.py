@@ -10,6 +10,7 @@ from batchgen.formats.content import Content
 from batchgen.formats.fields import WriteOptions, to_bytes, to_dict, to_json
 from batchgen.formats.json_values import parse_json, read_members, too_heavy, weigh_json
 from batchgen.formats.rows import ReadOptions, Row, row_of_columns, row_of_object
+from batchgen.formats.score_fields import score_dict
 from batchgen.records import Result
 
 
@@ -58,5 +59,6 @@ def _read_value(line: bytes | None, source: str) -> JsonLine:
 def write_jsonl(results: Iterable[Result], stream: BinaryIO, options: WriteOptions) -> None:
     """One JSON object a row."""
     for result in results:
-        stream.write(to_bytes(to_json(to_dict(result, ids=options.ids)) + "\n"))
+        fields = score_dict(result) if result.score else to_dict(result, ids=options.ids)
+        stream.write(to_bytes(to_json(fields) + "\n"))
         stream.flush()

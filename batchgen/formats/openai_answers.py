@@ -73,7 +73,7 @@ def _read_back(common: Json, **values: Any) -> Result:
 def _answer(samples: list[Result]) -> Json:
     first = samples[0]
     is_chat = first.endpoint == CHAT
-    new_tokens = sum(sample.num_output_tokens for sample in samples)
+    new_tokens = 0 if first.score else sum(sample.num_output_tokens for sample in samples)
     choices = [{"index": sample.sample_index, **(_message(sample) if is_chat else _text(sample))} for sample in samples]
     body = {
         "id": f"chatcmpl-{first.index}" if is_chat else f"cmpl-{first.index}",
@@ -92,7 +92,8 @@ def _answer(samples: list[Result]) -> Json:
 
 
 def _text(sample: Result) -> Json:
-    return {"text": sample.text, "finish_reason": sample.finish_reason, "logprobs": text_logprobs(sample)}
+    reason = "length" if sample.score else sample.finish_reason
+    return {"text": sample.text, "finish_reason": reason, "logprobs": text_logprobs(sample)}
 
 
 def _message(sample: Result) -> Json:

@@ -57,7 +57,7 @@ def read_openai_batch(content: Content, options: ReadOptions) -> Iterator[Row]:
         )
     seen = SeenIds()
     for line in read_values(content):
-        row = _row(line, seen)
+        row = _row(line, seen, scores=options.scores)
         yield replace(row, endpoint=row.endpoint or COMPLETIONS)
 
 
@@ -66,7 +66,7 @@ def is_openai_batch(value: object) -> bool:
     return isinstance(value, dict) and "custom_id" in value and "body" in value
 
 
-def _row(line: JsonLine, seen: SeenIds) -> Row:
+def _row(line: JsonLine, seen: SeenIds, *, scores: bool) -> Row:
     value, source = line.value, line.source
     if not isinstance(value, dict):
         return Row(error="not a JSON object with custom_id and body", source=source)
@@ -80,7 +80,7 @@ def _row(line: JsonLine, seen: SeenIds) -> Row:
     row = partial(Row, id=custom_id, metadata=metadata, source=source, num_bytes=line.num_bytes)
     endpoint = _endpoint(value)
     try:
-        body = _check_request(value, endpoint)
+        body = _check_request(_to_score(value) if scores else value, endpoint)
         conversation = _conversation(body) if endpoint == CHAT else None
         prompt = "" if conversation else _prompt(body)
         sampling = _options(body, endpoint)
@@ -165,8 +165,18 @@ def _names(body: dict[str, Any]) -> dict[str, str]:
     return names | ({"logprobs": f"body.{TOP_LOGPROBS}"} if body.get(TOP_LOGPROBS) is not None else {})
 
 
+def _to_score(request: dict[str, Any]) -> dict[str, Any]:
+    """A request without what says that its prompt is to be scored. Raises `ValueError` where it does not say so."""
+    body = request.get("body")
+    if not isinstance(body, dict) or body.get("echo") is not True or body.get("max_tokens") != 0:
+        raise ValueError(f"scored are requests for {COMPLETIONS} with body.echo true and body.max_tokens 0")
+    return {**request, "body": {key: item for key, item in body.items() if key not in ("echo", "max_tokens")}}
+
+
 def _check_harmless(key: str, body: dict[str, Any]) -> None:
     value = body[key]
+    if key == "echo" and value is True and body.get("max_tokens") == 0:
+        raise ValueError("body.echo with body.max_tokens 0 asks for scores: that is for batchgen score")
     # In Python 0 == False, and logprobs 0 asks for what false does not.
     known = any(value == other and type(value) is type(other) for other in HARMLESS.get(key, ()))
     if value is not None and not known and (key, value) != ("best_of", body.get("n")):

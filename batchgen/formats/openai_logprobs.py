@@ -17,20 +17,25 @@ def text_logprobs(sample: Result) -> Json | None:
     Where alternatives have one text, as parts of characters may, it stands for the likeliest. Offsets count characters
     from the start of the prompt.
     """
-    found = sample.logprobs
+    echo = sample.score.texts[0].logprobs if sample.score and sample.score.texts else None
+    found = echo or sample.logprobs
     if found is None:
         return None
     lengths = [len(token) for token in found.tokens]
+    numbers: list[float | None] = list(found.token_logprobs)
+    best: list[dict[str, float] | None] = _by_text(found)
+    if echo:  # of the first token of a prompt OpenAI says nothing
+        numbers[0] = best[0] = None
     return {
         "tokens": list(found.tokens),
-        "token_logprobs": list(found.token_logprobs),
-        "top_logprobs": _by_text(found) if any(found.top) else None,
+        "token_logprobs": numbers,
+        "top_logprobs": best if any(found.top) else None,
         "text_offset": list(accumulate(lengths[:-1], initial=len(sample.prompt)))[: len(lengths)],
     }
 
 
-def _by_text(found: Logprobs) -> list[dict[str, float]]:
-    places = []
+def _by_text(found: Logprobs) -> list[dict[str, float] | None]:
+    places: list[dict[str, float] | None] = []
     for token, logprob, texts, pairs in zip(
         found.tokens, found.token_logprobs, found.top_tokens, found.top, strict=True
     ):

@@ -25,7 +25,7 @@ REPLACED = "\ufffd"  # what stands for bytes that are not UTF-8
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
     """How rows are read: the columns of prompt and id, a template in place of the first, the files' format, what
-    separates the cells of CSV and TSV, and whether a file is a prompt as a whole.
+    separates the cells of CSV and TSV, whether a file is a prompt as a whole, and whether rows are to be scored.
     """
 
     field: str | None = None
@@ -34,6 +34,7 @@ class ReadOptions:
     input_format: str | None = None
     delimiter: str | None = None
     whole_files: bool = False
+    scores: bool = False
 
     def finds_prompt(self, columns: Iterable[str]) -> bool:
         """Whether a table with these columns is surely one of prompts."""

@@ -12,6 +12,7 @@ from batchgen.records.field_error import FieldError
 from batchgen.records.logprobs import Logprobs, TokenLogprob
 from batchgen.records.options import options_of, values_of
 from batchgen.records.sampling import SamplingParams
+from batchgen.records.scores import Passage, RowScore, ScoredKind, ScoredText, ScoringOptions
 
 if TYPE_CHECKING:
     import torch
@@ -33,11 +34,16 @@ __all__ = [
     "MemoryEstimate",
     "MemoryLimit",
     "Message",
+    "Passage",
     "Request",
     "Result",
     "RowId",
+    "RowScore",
     "RunStats",
     "SamplingParams",
+    "ScoredKind",
+    "ScoredText",
+    "ScoringOptions",
     "Sequence",
     "TokenLogprob",
     "TooLong",
@@ -74,6 +80,8 @@ class Request:
     source: str | None = None
     conversation: Conversation | None = None
     endpoint: str | None = None
+    scored: ScoredKind | None = None
+    replies: tuple[str, ...] = ()
     beside: dict[str, Any] = field(default_factory=dict)
     num_bytes: int = 0  # about what its columns take in memory, where a reader has counted them
     occurrence: int = 0
@@ -105,7 +113,7 @@ class Sequence:
 
     `input_ids` are the prompt's real tokens, `output_ids` the generated ones with the eos, neither has pads.
     `logprobs` has an entry for each of the latter, where the row asks for them. `batch_index` and `padded_length` say
-    where the engine ran it.
+    where the engine ran it. Of a row that is scored there are `passages`, and `scores` of each by its place.
     """
 
     request: Request
@@ -113,6 +121,8 @@ class Sequence:
     input_ids: list[int]
     output_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    passages: tuple[Passage, ...] = ()
+    scores: dict[int, list[TokenLogprob]] = field(default_factory=dict)
     finish_reason: FinishReason | None = None
     error: str | None = None
     num_truncated_tokens: int = 0
@@ -219,6 +229,7 @@ class Result:
     endpoint: str | None = None
     cumulative_logprob: float | None = None
     logprobs: Logprobs | None = None
+    score: RowScore | None = None
 
     @property
     def num_pads(self) -> int:

@@ -92,13 +92,15 @@ def print_line(console: Console, text: str, style: str = "") -> None:
     console.print(Text(escape(text).replace("\n", " "), style=style), soft_wrap=not console.is_terminal)
 
 
-def summary(stats: RunStats, model: str, ran_on: str, dtype: str) -> str:
-    """The one line that a run ends with; `ran_on` is engine, device and threads."""
+def summary(stats: RunStats, model: str, ran_on: str, dtype: str, scores: bool = False) -> str:
+    """The one line that a run ends with; `ran_on` is engine, device and threads. One that `scores` made no tokens."""
+    made = f"{stats.output_tokens:,} {'scored' if scores else 'new'} tokens"
+    read = f"{stats.prompt_tokens:,} {'read' if scores else 'prompt'}"
     parts = [
         plural(stats.rows, "row") + (f" ({stats.rows_kept:,} kept)" if stats.rows_kept else ""),
         *([plural(stats.errors, "error")] if stats.errors else []),
         *([plural(stats.blank_lines, "blank line") + " skipped"] if stats.blank_lines else []),
-        f"{stats.prompt_tokens:,} prompt + {stats.output_tokens:,} new tokens",
+        f"{read}, {made}" if scores else f"{read} + {made}",
         f"{stats.tokens_per_s:,.1f} tokens/s",
         f"padding {stats.padding_share:.0%}",
         plural(stats.batches, "batch", "es"),

@@ -59,7 +59,7 @@ def generate(
     >>> [r.text for r in generate(["My dog is"], model="bundled", max_new_tokens=4)]
     [' a very nice dog']
     """
-    results = _stream(_job(prompts, model, read_keywords("generate", options, GenerateOptions)))
+    results = _stream(job_of(prompts, model, read_keywords("generate", options, GenerateOptions)))
     return sorted(results, key=lambda result: (result.index, result.sample_index))
 
 
@@ -75,7 +75,7 @@ def stream(
     >>> next(stream(["My dog is"], model="bundled", max_new_tokens=4)).text
     ' a very nice dog'
     """
-    return _stream(_job(prompts, model, read_keywords("stream", options, GenerateOptions)))
+    return _stream(job_of(prompts, model, read_keywords("stream", options, GenerateOptions)))
 
 
 def _stream(job: Job) -> Iterator[Result]:
@@ -153,13 +153,19 @@ def _target(output: Path, keywords: Keywords, *, resume: bool, overwrite: bool) 
     return Target(output, form, overwrite, resume or retry, retry_errors=retry, keep_store=keep, in_kind=in_kind)
 
 
-def _job(prompts: Prompt | Iterable[Prompt], model: str | Model | None, keywords: Keywords) -> Job:
+def job_of(prompts: Prompt | Iterable[Prompt], model: str | Model | None, keywords: Keywords, **more: Any) -> Job:
+    """A job over rows that a caller hands over, whose results go back to the caller."""
     items = [prompts] if isinstance(prompts, str | Mapping) else prompts
     rows = (_to_row(item, number) for number, item in enumerate(items))
-    return _make_job(GivenPrompts(rows, say=warn), model, keywords)
+    return _make_job(GivenPrompts(rows, say=warn), model, keywords, **more)
 
 
-def _make_job(prompts: Prompts, model: str | Model | None, keywords: Keywords, **more: Any) -> Job:
+def _make_job(
+    prompts: Prompts,
+    model: str | Model | None,
+    keywords: Keywords,
+    **more: Any,
+) -> Job:
     choice = keywords.of("revision", "device", "dtype")
     if isinstance(model, Model):
         if given := [name for name, value in choice.items() if value not in (None, "auto")]:
@@ -169,7 +175,7 @@ def _make_job(prompts: Prompts, model: str | Model | None, keywords: Keywords, *
         chosen = ModelChoice(model, **choice)
     return Job(
         prompts,
-        keywords.sampling(),
+        more.pop("sampling", None) or keywords.sampling(),
         chosen,
         keywords.engine(),
         keywords.chat(),

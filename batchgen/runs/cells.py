@@ -11,7 +11,7 @@ from hashlib import blake2b
 from typing import Any
 
 from batchgen.formats.writing import to_json
-from batchgen.records import Logprobs, Request, Result
+from batchgen.records import Logprobs, Request, Result, RowScore
 
 FIELDS = [field.name for field in fields(Result)]  # the columns of `results`, but that `index` is its row_index
 JSON_FIELDS = {"metadata", "input_ids", "output_ids", "messages", "tool_calls"}
@@ -31,7 +31,7 @@ def _to_cell(name: str, value: object) -> object:
     """
     if name in JSON_FIELDS:
         return to_json(value)
-    if isinstance(value, Logprobs):
+    if isinstance(value, Logprobs | RowScore):
         return to_json(asdict(value))
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return str(value).encode()
@@ -50,6 +50,8 @@ def to_result(cells: Sequence[Any]) -> Result:
         values[name] = tuple(values[name])
     if values["logprobs"] is not None:
         values["logprobs"] = Logprobs.from_dict(json.loads(values["logprobs"]))
+    if values["score"] is not None:
+        values["score"] = RowScore.from_dict(json.loads(values["score"]))
     return Result(**values)
 
 
@@ -82,4 +84,6 @@ def digest_of(request: Request) -> bytes:
     content = [request.id, request.prompt, asdict(request.sampling), request.metadata, error]
     if request.conversation:
         content.append(asdict(request.conversation))
+    if request.scored:
+        content += [request.scored, *request.replies]
     return blake2b(json.dumps(content).encode(), digest_size=HASH_BYTES).digest()

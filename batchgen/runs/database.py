@@ -28,7 +28,7 @@ CREATE TABLE results (
     num_prompt_tokens INTEGER, num_output_tokens INTEGER, error TEXT, metadata TEXT, model TEXT,
     input_ids TEXT, output_ids TEXT, batch_index INTEGER, padded_length INTEGER, source TEXT,
     messages TEXT, reasoning TEXT, tool_calls TEXT, endpoint TEXT, cumulative_logprob REAL, logprobs TEXT,
-    hash BLOB NOT NULL,
+    score TEXT,    hash BLOB NOT NULL,
     PRIMARY KEY (row_index, sample_index)
 );
 CREATE INDEX failed ON results (row_index) WHERE finish_reason = 'error';

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from batchgen.records import RowId, RunStats
+from batchgen.runs.sums import ScoreSums
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Ending:
     """What a run did, on what, and which files it has `written`.
 
     One that was stopped has `kept` results in `store`, where a run with `resume` goes on from them. `was_complete` says
-    that an earlier run had done everything.
+    that an earlier run had done everything. `sums` are those of rows that were scored.
     """
 
     stats: RunStats
@@ -49,6 +50,7 @@ class Ending:
     written: tuple[Path, ...] = ()
     was_stopped: bool = False
     was_complete: bool = False
+    sums: ScoreSums | None = None
 
 
 def stats_facts(stats: RunStats, on: RanOn, **more: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from batchgen.engines import Engine, make_engine
+from batchgen.engines import Engine, make_engine, make_scoring_engine
 from batchgen.engines.pool.devices import choose_devices, num_threads
 from batchgen.engines.pool.engine import make_pool
 from batchgen.engines.ready import refuse_other_engine
@@ -119,18 +119,23 @@ def make_run_engine(job: Job, equipment: Equipment, manifest: Manifest, observer
             equipment.dtype,
             job.engine,
             num_beams=beams,
+            scores=job.scoring is not None,
             begun=equipment.begun,
             agree=manifest.agree,
             say=observer.say,
         )
+    is_owned = job.model.loaded is None
+    heap = reuse_blocks if job.owns_process else _leave_heap
+    if job.scoring:
+        return make_scoring_engine(model, job.engine, is_owned=is_owned, reuse_blocks=heap, say=observer.say)
     return make_engine(
         model,
         job.engine,
         num_beams=beams,
-        is_owned=job.model.loaded is None,
+        is_owned=is_owned,
         begun=equipment.begun,
         agree=manifest.agree,
-        reuse_blocks=reuse_blocks if job.owns_process else _leave_heap,
+        reuse_blocks=heap,
         say=observer.say,
     )
 

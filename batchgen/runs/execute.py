@@ -27,6 +27,7 @@ from batchgen.runs.output import OutputFiles, open_store, open_stream
 from batchgen.runs.pace import Pace
 from batchgen.runs.progress import GENERATING, MOST_REASONS, WRITING, ProgressNote, Reporter, measure
 from batchgen.runs.store import Store
+from batchgen.runs.sums import ScoreSums, sum_up, summing
 from batchgen.runs.target import OPENAI_BATCH, Target
 from batchgen.text import escape
 
@@ -109,7 +110,9 @@ class Run:
             should_stop=observer.should_stop,
             on_step=self._on_step,
             chat=equipment.chat,
+            scoring=job.scoring,
         )
+        self.sums = ScoreSums() if job.scoring else None
         self.digest = InputDigest()
         self.failures = Failures()
         self.written: list[Path] = []
@@ -127,7 +130,11 @@ class Run:
                 deque(self.observer.track(results), maxlen=0)
                 return
             with self._open_stream(stdout) as stream:
-                self._write(self.observer.track(self.pipeline.run(self._requests()), stream), stream)
+                self._write(self.observer.track(self._summed(self.pipeline.run(self._requests())), stream), stream)
+
+    def _summed(self, results: Iterator[Result]) -> Iterator[Result]:
+        """Rows that go out as they come, counted where they are scored."""
+        return summing(results, self.sums, self.job.scoring.by) if self.sums and self.job.scoring else results
 
     def _begin(self) -> None:
         """From here on it is told how far the run is."""
@@ -151,7 +158,7 @@ class Run:
         return self.pipeline.run_into(Nowhere(), self._requests())
 
     def _requests(self) -> Iterator[Request]:
-        requests = self.job.prompts.requests(self.job.sampling, self.pipeline.count_blank_line)
+        requests = self.job.requests(self.pipeline.count_blank_line)
         requests = watch_stops(requests, self.equipment.checkpoint, self.observer.say)
         return self.digest.watch(requests) if self.job.is_noted else requests
 
@@ -188,6 +195,8 @@ class Run:
         if self.reporter:
             self.reporter.begin(WRITING)
         self.failures = self._find_failures()
+        if self.store and self.job.scoring:
+            self.sums = sum_up(self.store.results(), self.job.scoring.by)
         if self.job.is_noted:
             self.manifest.end(self.digest, self._stats_facts())
         if self.store and self.job.target:
@@ -252,7 +261,8 @@ class Run:
         return self._last_stats
 
     def _stats_facts(self) -> dict[str, Any]:
-        return stats_facts(self._stats(), self.ran_on, results_before=self.num_before)
+        scores = self.sums.facts if self.sums else {}
+        return stats_facts(self._stats(), self.ran_on, results_before=self.num_before, **scores)
 
     def ending(self) -> Ending:
         """How the run ended; a speed that it showed is kept for `plan`."""
@@ -262,7 +272,7 @@ class Run:
             write_speed(speed, on.model, on.device, on.dtype, on.engine)
         store = self.store.path if self.store and not self.is_finished else None
         kept = self.store.num_results if self.store and store else 0
-        return Ending(stats, on, self.failures, store, kept, tuple(self.written), was_stopped)
+        return Ending(stats, on, self.failures, store, kept, tuple(self.written), was_stopped, sums=self.sums)
 
 
 class Nowhere:

@@ -18,8 +18,9 @@ from batchgen.formats.reading import (
     to_requests,
     warn_of_option_columns,
 )
+from batchgen.formats.scored_rows import scored_requests
 from batchgen.model import Model
-from batchgen.records import ChatOptions, EngineOptions, Request, SamplingParams, TooLong, values_of
+from batchgen.records import ChatOptions, EngineOptions, Request, SamplingParams, ScoringOptions, TooLong, values_of
 from batchgen.runs.target import Target
 
 
@@ -114,7 +115,8 @@ class Job:
     """What a run is to do. Without a `target` its rows go to the caller.
 
     `manifest` and `stats` are files to write beside it. With `owns_process` it may set how the process allocates.
-    `command` is what was typed, where a command line asks for it.
+    `command` is what was typed, where a command line asks for it. With `scoring` rows are scored,
+    and nothing is generated.
     """
 
     prompts: Prompts
@@ -131,6 +133,12 @@ class Job:
     stats: Path | None = None
     owns_process: bool = False
     command: tuple[str, ...] = ()
+    scoring: ScoringOptions | None = None
+
+    def requests(self, on_blank: Callable[[], None] = lambda: None) -> Iterator[Request]:
+        """Every row, with what is scored of it where the job is to score."""
+        requests = self.prompts.requests(self.sampling, on_blank)
+        return scored_requests(requests) if self.scoring else requests
 
     @property
     def is_durable(self) -> bool:
@@ -146,7 +154,10 @@ class Job:
         """What rows' results depend on, by the names of the command line."""
         reading = self.prompts.reading
         flags = {"--" + name.replace("_", "-"): value for name, value in values_of(self.sampling).items()}
+        scoring = {"--stride": self.scoring.stride} if self.scoring else {}
         return flags | {
+            "command": "score" if self.scoring else "run",
+            **scoring,
             "--field": reading.field,
             "--id-field": reading.id_field,
             "--template": reading.template and reading.template.source,

@@ -74,6 +74,27 @@ class GenerateOptions(SamplingOptions, total=False):
     split_reasoning: bool
 
 
+class ScoreOptions(TypedDict, total=False):
+    """What `score` looks at, and on what it runs."""
+
+    logprobs: int | None
+    tokens: bool
+    stride: int | None
+    revision: str | None
+    device: str
+    dtype: str
+    batch_size: int | Literal["auto"]
+    memory: str | None
+    share_prefixes: bool
+    workers: int | None
+    too_long: TooLong
+    parse_special: bool
+    chat: bool | None
+    system: str | None
+    chat_template: str | None
+    chat_template_args: Mapping[str, Any]
+
+
 class FileOptions(GenerateOptions, total=False):
     """How `run` reads files and writes one, beside that."""
 
@@ -95,7 +116,7 @@ class FileOptions(GenerateOptions, total=False):
     stats: str | None
 
 
-NAMES = {"model", "output", "resume", "overwrite", *FileOptions.__annotations__}
+NAMES = {"model", "output", "resume", "overwrite", *FileOptions.__annotations__, *ScoreOptions.__annotations__}
 FLAG = re.compile(r"(?<![\w-])--([a-z]+(?:-[a-z]+)*)")
 
 

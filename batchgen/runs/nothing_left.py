@@ -26,7 +26,7 @@ def find_finished(job: Job, target: Target, observer: Observer) -> Ending:
     found = find_equipment(job, observer)
     compare(record.facts, {**made_of(job, found), "output": job.output_form.options}, target.path)
     digest = InputDigest()
-    deque(digest.watch(job.prompts.requests(job.sampling, lambda: None)), maxlen=0)
+    deque(digest.watch(job.requests()), maxlen=0)
     _check_input(target, record.facts["input"], digest)
     observer.note(f"{target.path} is complete, there is nothing to go on with ({OVERWRITE} starts anew)")
     rows, errors = (record.facts["stats"][name] for name in ("rows", "errors"))

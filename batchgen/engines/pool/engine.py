@@ -37,13 +37,16 @@ def make_pool(
     options: EngineOptions,
     *,
     num_beams: int = 1,
+    scores: bool = False,
     begun: EngineChoice | None = None,
     agree: Agree = lambda choice: choice,
     say: Callable[[str], None] = lambda line: None,
 ) -> PoolEngine:
     """A worker on each of `devices`, with the options of `make_engine`; all are made of what `agree` says first."""
     choose_engine(options.engine, checkpoint.outline, num_beams)  # refuses what every worker would refuse
-    recipe = ModelRecipe(checkpoint.name, checkpoint.folder, "cpu", dtype, options, num_beams, begun=begun)
+    recipe = ModelRecipe(
+        checkpoint.name, checkpoint.folder, "cpu", dtype, options, num_beams, begun=begun, scores=scores
+    )
     recipes = share_out(recipe, devices)
     for device in set(devices):
         check_room(checkpoint, device, dtype, num_copies=devices.count(device))

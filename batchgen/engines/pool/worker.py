@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol
 
-from batchgen.engines import Agree, Engine, make_engine
+from batchgen.engines import Agree, Engine, make_engine, make_scoring_engine
 from batchgen.errors import BatchgenError, ModelError
 from batchgen.machine.process import reuse_blocks, settle
 from batchgen.model.checkpoint import read_checkpoint
@@ -58,6 +58,7 @@ class ModelRecipe:
     num_beams: int = 1
     num_threads: int | None = None
     begun: EngineChoice | None = None
+    scores: bool = False
 
     def make(self, say: Callable[[str], None], agree: Agree) -> Engine:
         if self.num_threads:  # before torch is there, for what reads it only once
@@ -68,6 +69,8 @@ class ModelRecipe:
         if self.num_threads:
             torch.set_num_threads(self.num_threads)
         model = load_model(read_checkpoint(self.name, self.folder), self.device, self.dtype, self.options.memory)
+        if self.scores:
+            return make_scoring_engine(model, self.options, is_owned=True, reuse_blocks=reuse_blocks, say=say)
         return make_engine(
             model,
             self.options,
@@ -91,11 +94,12 @@ class Answer:
     batch_index: int | None
     padded_length: int | None
     logprobs: list[TokenLogprob]
+    scores: dict[int, list[TokenLogprob]]
 
     @classmethod
     def of(cls, row: Sequence) -> Answer:
         place = row.batch_index, row.padded_length
-        return cls(key_of(row), row.output_ids, row.finish_reason, row.error, *place, row.logprobs)
+        return cls(key_of(row), row.output_ids, row.finish_reason, row.error, *place, row.logprobs, row.scores)
 
 
 @dataclass(frozen=True, slots=True)

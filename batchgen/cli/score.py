@@ -1,0 +1,120 @@
+"""`batchgen score`: how likely given texts are."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+import typer
+
+from batchgen.cli import options as opt
+from batchgen.cli.output import check_stdout, choose_format, text_of
+from batchgen.cli.run import target_of
+from batchgen.cli.signals import Interrupts
+from batchgen.cli.typed import typed_command
+from batchgen.cli.watching import Watcher, sum_up
+from batchgen.errors import UsageError
+from batchgen.formats.writing import WRITERS, WriteOptions
+from batchgen.records import EngineOptions, Result, SamplingParams, ScoringOptions
+from batchgen.render.scores import print_groups, print_score
+from batchgen.render.screen import OutputConsole, Screen
+from batchgen.runs.checks import check_outputs
+from batchgen.runs.execute import execute
+from batchgen.runs.job import FilePrompts, Job, ModelChoice, OutputForm
+
+
+@opt.with_groups
+def score(
+    context: typer.Context,
+    prompts: opt.PromptOptions,
+    chat: Annotated[opt.ChatFlags, opt.Pick(without=("split_reasoning",))],
+    model: opt.ManyDevices,
+    sampling: Annotated[SamplingParams, opt.Pick("logprobs")],
+    engine: Annotated[EngineOptions, opt.Pick("batch_size", "memory", "share_prefixes", "workers")],
+    results: Annotated[opt.OutputOptions, opt.Pick(without=("ids",))],
+    durable: opt.DurableOptions,
+    tokens: Annotated[
+        bool,
+        typer.Option("--tokens", metavar="", help="Add each token's log-probability.", rich_help_panel=opt.OUTPUT),
+    ] = False,
+    by: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Sums of each value of a column too.", rich_help_panel=opt.OUTPUT),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Of a text longer than the model, tokens that each window scores. Default: half the model's length.",
+            rich_help_panel=opt.LENGTH,
+        ),
+    ] = None,
+    too_long: opt.TooLongPolicy = "error",
+    quiet: opt.Quiet = False,
+) -> None:
+    """Say how likely given texts are: continuations, choices, whole texts.
+
+    [bold]batchgen score questions.jsonl -o scores.jsonl[/]    rows of prompt and choices, or of prompt and continuation
+    [bold]batchgen score book.txt[/]                           perplexity of each line, and of all of them
+
+    Rows may also be messages, of which the last reply is scored. Nothing is generated.
+    """
+    screen = Screen(quiet=quiet)
+    output = None if results.output == Path("-") else results.output
+    reading = replace(prompts.reading(), scores=True)
+    form = choose_format(results.format, output, csv_raw=results.csv_raw)
+    if form is opt.Format.text:
+        raise UsageError("scores are not plain text: write .jsonl, .csv, .tsv, .parquet or .db")
+    sources = prompts.sources(context, reading, screen.say)
+    in_kind = results.format is opt.Format.auto and form is opt.Format.jsonl
+    target = target_of(output, form, durable, in_kind=in_kind)
+    if target is None:
+        check_stdout(sources)
+    check_outputs(target, {"manifest": results.manifest, "stats": results.stats}, sources)
+    job = Job(
+        prompts=FilePrompts(tuple(sources), reading, prompts.limit, screen.say),
+        sampling=_sampling(sampling.logprobs, tokens=tokens or form is opt.Format.table),
+        model=ModelChoice(model.model, model.revision, model.device, model.dtype),
+        engine=engine,
+        chat=chat.options(),
+        output_form=OutputForm(form.value, csv_raw=results.csv_raw, in_kind=in_kind),
+        target=target,
+        too_long=too_long,
+        parse_special=prompts.parse_special,
+        strict=durable.strict,
+        manifest=results.manifest,
+        stats=results.stats,
+        owns_process=True,
+        scoring=ScoringOptions(stride, by),
+        command=typed_command(context),
+    )
+    raise typer.Exit(_score(job, screen, context.obj))
+
+
+def _score(job: Job, screen: Screen, interrupts: Interrupts) -> int:
+    """The exit code."""
+    watcher = Watcher(screen, interrupts, to_stdout=job.target is None)
+    writers = WRITERS | {opt.Format.table.value: _write_heat}
+    stdout = sys.stdout.buffer if job.target is None else None
+    ending = execute(job, watcher, stdout=stdout, writers=writers)
+    by = job.scoring.by if job.scoring else None
+    if by is not None and ending.sums and not screen.quiet:
+        print_groups(screen.console, by, ending.sums.facts)
+    return sum_up(ending, screen, interrupts)
+
+
+def _sampling(logprobs: int | None, *, tokens: bool) -> SamplingParams:
+    """What is told of each token: nothing, its own number, or its alternatives too."""
+    return SamplingParams(max_new_tokens=1, logprobs=0 if logprobs is None and tokens else logprobs)
+
+
+def _write_heat(results: Iterable[Result], stream: BinaryIO, options: WriteOptions) -> None:
+    """Each row as a terminal shows it: its tokens in the colours of their surprise."""
+    with text_of(stream) as file:
+        console = OutputConsole(file=file, highlight=False)
+        for result in results:
+            print_score(console, result)

@@ -1,0 +1,1 @@
+"""Scoring: how likely given texts are, each row by one forward; nothing is generated."""

@@ -1,0 +1,48 @@
+"""How many bytes rows take that are scored together: a prefill, and logits of a bounded number of columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from batchgen.model.shape import Footprint
+from batchgen.planning.memory import FLOAT32_BYTES, with_workspace
+from batchgen.records import MemoryEstimate, SamplingParams
+
+MOST_LOGITS = 2**24  # `network.PIECE_NUMBERS`, which needs torch
+LEAST_ROWS = 64
+# A piece of logits, what a family makes of it before it gives them out (a soft cap has two more), and its exponentials.
+LOGITS_COPIES = 4
+# Tokens of a forward, pads included, by the type of the device: more of them are no faster.
+MOST_TOKENS, MOST_TOKENS_ACCELERATOR = 4096, 32768
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringMemory:
+    """The arithmetic of one forward over rows, whose keys and values are kept as long as it takes."""
+
+    footprint: Footprint
+
+    def estimate(self, rows: int, columns: int, sampling: SamplingParams) -> MemoryEstimate:
+        """Bytes above the weights at the peak."""
+        vocab_size = self.footprint.vocab_size
+        num_logits = min(rows * columns, max(LEAST_ROWS, MOST_LOGITS // vocab_size)) * vocab_size
+        return with_workspace(
+            kv_cache=self.footprint.cache_bytes(rows, columns),
+            attention_mask=rows * columns**2,
+            logits=LOGITS_COPIES * num_logits * FLOAT32_BYTES,
+            activations=self.footprint.prefill_bytes(rows, columns),
+        )
+
+    def rows_at_once(self, columns: int) -> int | None:
+        """All rows of a forward go through it at once."""
+        return None
+
+
+def most_rows(columns: int, device_type: str) -> int:
+    """Rows of so many columns in a forward of the best size.
+
+    >>> most_rows(64, "cpu"), most_rows(10_000, "cpu")
+    (64, 1)
+    """
+    most = MOST_TOKENS if device_type == "cpu" else MOST_TOKENS_ACCELERATOR
+    return max(1, most // columns)

@@ -1,0 +1,174 @@
+"""A model in two parts: tokens to hidden states, and these to logits, so that logits are only made where asked.
+
+Both parts are transformers' own forward; the second one runs with the hidden states in the place of its lower layers,
+so that whatever a family does to logits (scales, soft caps) is done. Rows stand on the left and pads behind them: a
+causal model never looks to the right, so a row sees nothing of its pads, whatever the model makes of masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Rows
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from batchgen.engines.continuous.linear import speed_up
+from batchgen.engines.reference.rules import short_limit
+from batchgen.engines.trial.rows import TOLERANCE, TOLERANCE_16_BIT, trial_rows
+from batchgen.model import Model
+
+LEAST_TOKENS = 64  # of a forward: with fewer a product's bits depend on how many there are (docs/decisions.md)
+PIECE_NUMBERS = 2**24  # logits that are made at once
+
+
+class _Given(nn.Module):
+    """Stands for a network's lower layers: gives out the hidden states that were put in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden: torch.Tensor | None = None
+
+    @property
+    def decoder(self) -> _Given:
+        """OPT and its like ask for the decoder in the lower layers."""
+        return self
+
+    def forward(self, *_: Any, **__: Any) -> _Output:
+        assert self.hidden is not None
+        return _Output(self.hidden)
+
+
+class _Output:
+    """As much of a model's output as a forward reads: the hidden states; everything else is None."""
+
+    def __init__(self, hidden: torch.Tensor) -> None:
+        self.last_hidden_state = hidden
+
+    def __getitem__(self, place: int) -> torch.Tensor | None:
+        return self.last_hidden_state if place == 0 else None
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+# Of each loaded network that is still in use: packed and tried once.
+_made: WeakKeyDictionary[nn.Module, ScoringNetwork] = WeakKeyDictionary()
+
+
+def scoring_network(
+    model: Model, *, is_owned: bool = False, has_room: Callable[[int], bool] = lambda num_bytes: True
+) -> ScoringNetwork:
+    """The network that a model's rows are scored on; the arguments are those of `speed_up`."""
+    if model.network not in _made:
+        _made[model.network] = ScoringNetwork(model, is_owned=is_owned, has_room=has_room)
+    return _made[model.network]
+
+
+def whole_logits(model: Model, token_ids: Rows[int]) -> torch.Tensor:
+    """Logits `[T, V]` of a row alone, by the model's plain forward."""
+    ids = torch.tensor([list(token_ids)])
+    inputs = model.inputs(ids, torch.ones_like(ids), torch.arange(ids.shape[1])[None])
+    logits: torch.Tensor = model.network(**inputs, use_cache=False).logits
+    return logits[0]
+
+
+class ScoringNetwork:
+    """The model on a network of its own, with the same weights; `can_share` says whether prompts can be computed once.
+
+    Where its two parts do not give the logits of the model's own forward, or pads behind a row change them,
+    `is_split` is False: rows then run alone, and whole.
+    """
+
+    def __init__(
+        self, model: Model, *, is_owned: bool = False, has_room: Callable[[int], bool] = lambda num_bytes: True
+    ) -> None:
+        rows = [row.input_ids for row in trial_rows(model.checkpoint)[:3]]
+        with torch.inference_mode():
+            expected = [whole_logits(model, ids)[-1].float() for ids in rows]
+        self.model = own = model.on_same_weights()
+        speed_up(own.network, model.network if is_owned else None, has_room=has_room)
+        self._body: nn.Module = own.network.base_model
+        self._given, self._head = _Given(), own.network
+        if self._body is not self._head:
+            setattr(self._head, own.network.base_model_prefix, self._given)
+        limits = short_limit(model.checkpoint.config), model.checkpoint.n_positions
+        self.borders = [limit for limit in limits if limit]  # of positions that a forward may not step over unasked
+        self.can_share = True
+        self.is_split = self._body is not self._head and self._holds(rows, expected)
+        self.can_share = self.is_split and self._can_share(rows, expected)
+
+    def hidden(self, rows: list[tuple[int, ...]], columns: int, cache: DynamicCache | None = None) -> torch.Tensor:
+        """Hidden states `[B, T, H]` of rows that begin behind what `cache` holds; T is `columns`.
+
+        Where they are few, some come twice.
+        """
+        before = cache.get_seq_length() if cache is not None else 0
+        pad = self.model.checkpoint.pad_token_id
+        input_ids = torch.tensor([[*row, *[pad] * (columns - len(row))] for row in rows])  # [B, T]
+        mask = torch.ones(len(rows), before + columns, dtype=torch.int64)
+        position_ids = torch.arange(before, before + columns).expand(len(rows), -1)
+        inputs = self.model.inputs(input_ids, mask, position_ids)
+        more = {} if cache is None else {"past_key_values": cache}
+        output = self._body(**inputs, **more, use_cache=cache is not None)
+        hidden: torch.Tensor = output.last_hidden_state
+        return hidden
+
+    def new_cache(self) -> DynamicCache:
+        return DynamicCache(config=self.model.checkpoint.config)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits `[N, V]` of hidden states `[N, H]`, in the model's dtype."""
+        number = len(hidden)
+        self._given.hidden = (
+            hidden.repeat(-(-LEAST_TOKENS // number), 1)[None] if number < LEAST_TOKENS else hidden[None]
+        )
+        ids = torch.zeros(self._given.hidden.shape[:2], dtype=torch.int64)  # which nobody reads
+        logits: torch.Tensor = self._head(**self.model.inputs(ids, torch.ones_like(ids), ids), use_cache=False).logits
+        self._given.hidden = None
+        return logits[0, :number]
+
+    @property
+    def rows_at_once(self) -> int:
+        """Hidden states whose logits are made together."""
+        return max(LEAST_TOKENS, PIECE_NUMBERS // self.model.checkpoint.vocab_size)
+
+    # The trial.
+
+    def _holds(self, rows: list[list[int]], expected: list[torch.Tensor]) -> bool:
+        """Whether rows of several lengths, with pads behind them, get the logits of the plain forward."""
+        try:
+            with torch.inference_mode():
+                columns = max(map(len, rows)) + 1
+                hidden = self.hidden([tuple(row) for row in rows] * 4, columns)
+                last = torch.stack([hidden[place, len(row) - 1] for place, row in enumerate(rows)])
+                return self._are_near(self.logits(last).float(), expected)
+        except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError):
+            return False
+
+    def _can_share(self, rows: list[list[int]], expected: list[torch.Tensor]) -> bool:
+        """Whether rows whose first half is computed once, and goes on in copies, get them too."""
+        row, cache = rows[-1], self.new_cache()
+        half = len(row) // 2
+        if not half or {type(layer) for layer in cache.layers} - {DynamicLayer}:
+            return False
+        try:
+            with torch.inference_mode():
+                self.hidden([tuple(row[:half])], half, cache)
+                if {type(layer) for layer in cache.layers} != {DynamicLayer}:
+                    return False
+                cache.batch_select_indices(torch.zeros(3, dtype=torch.int64, device=self.model.device))
+                hidden = self.hidden([tuple(row[half:])] * 3, len(row) - half + 1, cache)
+                return self._are_near(self.logits(hidden[:1, len(row) - half - 1]).float(), expected[-1:])
+        except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError):
+            return False
+
+    def _are_near(self, found: torch.Tensor, expected: list[torch.Tensor]) -> bool:
+        tolerance = TOLERANCE if self.model.dtype == torch.float32 else TOLERANCE_16_BIT
+        return all(
+            float((one - other).abs().max()) <= tolerance * float(other.abs().max())
+            for one, other in zip(found, expected, strict=True)
+        )

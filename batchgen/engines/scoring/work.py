@@ -1,0 +1,115 @@
+"""Which passages are scored by one forward: of like length, or with prompts of one length that they share.
+
+How many columns a row is padded to is decided by its own length alone, so that its numbers do not depend on the rows
+beside it. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+
+from batchgen.records import Passage, Sequence
+
+LEAST_PREFIX, LEAST_SAVED = 12, 24  # tokens of a prompt that is computed once, and what that must save
+Room = Callable[[int], int]  # how many rows of so many columns may run together
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Item:
+    """One passage of a row; `number` is its place among them."""
+
+    sequence: Sequence
+    number: int
+
+    @property
+    def passage(self) -> Passage:
+        return self.sequence.passages[self.number]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoringWork:
+    """Groups of passages for one forward; those of a group share their first `prefix` tokens, computed once.
+
+    Behind these every passage is padded to `columns`.
+    """
+
+    groups: list[list[Item]]
+    prefix: int
+    columns: int
+
+    @property
+    def items(self) -> list[Item]:
+        return [item for group in self.groups for item in group]
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        """Each row once."""
+        return list({id(item.sequence): item.sequence for item in self.items}.values())
+
+    def halves(self) -> tuple[ScoringWork, ScoringWork]:
+        """The same in two; of one group the items go without what they share."""
+        if len(self.groups) > 1:
+            half = len(self.groups) // 2
+            parts = self.groups[:half], self.groups[half:]
+            return ScoringWork(parts[0], self.prefix, self.columns), ScoringWork(parts[1], self.prefix, self.columns)
+        items, whole = self.items, self.prefix + self.columns
+        half = len(items) // 2
+        return ScoringWork([[item] for item in items[:half]], 0, whole), ScoringWork(
+            [[item] for item in items[half:]], 0, whole
+        )
+
+
+def padded(num_tokens: int, borders: Iterable[int] = ()) -> int:
+    """Columns of a row of so many tokens: up to 15 more of them, and the same for rows of nearly its length.
+
+    A row that is within a border stays within it with its pads.
+
+    >>> [padded(number) for number in (1, 9, 70, 300)], padded(70, [71])
+    ([8, 16, 72, 304], 71)
+    """
+    step = 8 if num_tokens <= 128 else 16
+    columns = -(-num_tokens // step) * step
+    return min([columns, *(border for border in borders if border >= num_tokens)])
+
+
+def plan_work(sequences: Iterable[Sequence], room: Room, *, share: bool, borders: Rows[int] = ()) -> list[ScoringWork]:
+    """All passages of rows, the longest first. Positions on the two sides of a border never meet in a forward."""
+    shared: dict[tuple[int, int], list[list[Item]]] = {}
+    alone: dict[int, list[list[Item]]] = {}
+    for sequence in sequences:
+        items = [Item(sequence, number) for number in range(len(sequence.passages))]
+        prefix = shared_tokens([item.passage for item in items]) if share else 0
+        longest = max(len(item.passage.fed) for item in items)
+        if prefix and not any(prefix <= border < longest for border in borders):
+            columns = padded(longest - prefix, [border - prefix for border in borders])
+            shared.setdefault((prefix, columns), []).append(items)
+        else:
+            for item in items:
+                alone.setdefault(padded(len(item.passage.fed), borders), []).append([item])
+    work = [part for (prefix, columns), groups in shared.items() for part in _cut(groups, prefix, columns, room)]
+    work += [part for columns, groups in alone.items() for part in _cut(groups, 0, columns, room)]
+    return sorted(work, key=lambda part: -(part.prefix + part.columns))
+
+
+def _cut(groups: list[list[Item]], prefix: int, columns: int, room: Room) -> Iterator[ScoringWork]:
+    """Groups in parts of as many rows as may run together; at least one group."""
+    most = room(prefix + columns)
+    part: list[list[Item]] = []
+    for group in groups:
+        if part and sum(map(len, part)) + len(group) > most:
+            yield ScoringWork(part, prefix, columns)
+            part = []
+        part.append(group)
+    yield ScoringWork(part, prefix, columns)
+
+
+def shared_tokens(passages: Rows[Passage]) -> int:
+    """How many tokens of a prompt the choices of a row share, none of them scored; 0 where sharing does not pay."""
+    if len(passages) < 2:
+        return 0
+    first, *others = (passage.token_ids for passage in passages)
+    most = min(passage.start for passage in passages)
+    common = next((place for place in range(most) if any(ids[place] != first[place] for ids in others)), most)
+    return common if common >= LEAST_PREFIX and common * len(others) >= LEAST_SAVED else 0

@@ -1,0 +1,198 @@
+"""Rows to passages: which of a row's tokens are scored, and behind which others.
+
+As lm-evaluation-harness has it: prompt and continuation are encoded as a whole, trailing spaces of the prompt count to
+the continuation, and a text without a prompt begins behind the tokenizer's mark, BOS or else eos.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from batchgen.model.added_ids import added_ids
+from batchgen.model.chat import Chat
+from batchgen.model.chat.rows import WARNING
+from batchgen.records import Conversation, Message, Passage, Request, Sequence, TooLong
+
+if TYPE_CHECKING:
+    from batchgen.model.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class PassageEncoder:
+    """Makes passages of rows for one model. `stride` is of texts longer than it holds; half of that by default."""
+
+    checkpoint: Checkpoint
+    chat: Chat
+    too_long: TooLong = "error"
+    parse_special: bool = False
+    stride: int | None = None
+
+    def encode(self, requests: list[Request]) -> list[Sequence]:
+        """A sequence for each row, in order; one that cannot be scored comes back failed."""
+        rows = [self._with_conversation(request) for request in requests]
+        ids = self._tokenize(rows)
+        return [self._row(row, ids) for row in rows]
+
+    def _row(self, request: Request, ids: dict[str, list[int]]) -> Sequence:
+        passages: tuple[Passage, ...] = ()
+        try:
+            if request.error:
+                raise ValueError(request.error)
+            if request.conversation:
+                request, passages = self._replies(request)
+            elif request.replies:
+                whole = [self._split(request.prompt, reply) for reply in request.replies]
+                passages = tuple(self._continuation(*parts, ids) for parts in whole)
+            else:
+                passages = tuple(self._windows(ids[request.prompt]))
+            passages = tuple(self._fitted(passage) for passage in passages)
+        except ValueError as problem:
+            failed = Sequence(request, 0, [])
+            failed.fail(str(problem) if request.error else request.located(str(problem)))
+            return failed
+        longest = max(passages, key=lambda passage: len(passage.token_ids))
+        return Sequence(request, 0, list(longest.fed), passages=passages)
+
+    # Texts to token ids.
+
+    def _tokenize(self, rows: list[Request]) -> dict[str, list[int]]:
+        """The ids of each text that is needed, without what the tokenizer adds."""
+        texts: dict[str, None] = {}
+        for row in rows:
+            if row.error or row.conversation:
+                continue
+            if not row.replies:
+                texts[row.prompt] = None
+            for reply in row.replies:
+                context, rest = self._split(row.prompt, reply)
+                texts |= {context: None, context + rest: None}
+        if not texts:
+            return {}
+        encoded = self.checkpoint.codec(
+            list(texts),
+            add_special_tokens=False,
+            padding=False,
+            truncation=False,
+            return_attention_mask=False,
+            split_special_tokens=not self.parse_special,
+            verbose=False,
+        )
+        return dict(zip(texts, encoded["input_ids"], strict=True))
+
+    @staticmethod
+    def _split(prompt: str, reply: str) -> tuple[str, str]:
+        """The prompt without its trailing spaces, and these with what follows."""
+        context = prompt.rstrip()
+        return context, prompt[len(context) :] + reply
+
+    def _continuation(self, context: str, rest: str, ids: dict[str, list[int]]) -> Passage:
+        whole, start = ids[context + rest], len(ids[context])
+        front = self._front(whole) if not start else self._own_front(whole)
+        if len(whole) <= start:
+            raise ValueError("what follows the prompt has no tokens of its own: there is nothing to score")
+        return self._passage([*front, *whole], len(front) + start)
+
+    def _own_front(self, ids: list[int]) -> list[int]:
+        """What the tokenizer puts in front of every text, but where the text begins with it itself."""
+        front = list(added_ids(self.checkpoint.codec).front)
+        return [] if self.parse_special and front and ids[: len(front)] == front else front
+
+    def _front(self, ids: list[int]) -> list[int]:
+        """What a text without a prompt is scored behind."""
+        if front := added_ids(self.checkpoint.codec).front:
+            return self._own_front(ids) if len(ids) > len(front) else list(front)
+        mark = self.first_token_id
+        return [] if self.parse_special and ids[:1] == [mark] and len(ids) > 1 else [mark]
+
+    @property
+    def first_token_id(self) -> int:
+        """What the first token of a text follows: BOS, or the end mark where there is none."""
+        codec = self.checkpoint.codec
+        bos = codec.special_tokens_map.get("bos_token")
+        found = codec.get_vocab().get(bos) if bos else None
+        if found is not None:
+            return found
+        end = self.checkpoint.pad_token_id
+        [name] = codec.convert_ids_to_tokens([end])
+        self.chat.say_once(f"the model has no BOS: texts without a prompt are scored behind {name}, its end mark")
+        return end
+
+    def _passage(self, ids: list[int], start: int) -> Passage:
+        """Raises `ValueError` where nothing would be scored, or there is a token that the model does not have."""
+        if not ids[start:]:
+            raise ValueError("the text is empty: there is nothing to score")
+        if max(ids) >= self.checkpoint.vocab_size:
+            raise ValueError(f"the tokenizer gives token {max(ids)}, which the model does not have")
+        return Passage(tuple(ids), max(start, 1))
+
+    def _windows(self, ids: list[int]) -> Iterator[Passage]:
+        """A text in as many windows as it takes; each but the first scores `stride` tokens, all others are ahead."""
+        front, most = self._front(ids), self.checkpoint.n_positions
+        ids, start = [*front, *ids], max(len(front), 1)
+        end = len(ids) if most is None else min(len(ids), most + 1)
+        yield self._passage(ids[:end], start)
+        while end < len(ids):
+            assert most is not None
+            scored = min(self.stride or max(1, most // 2), most, len(ids) - end)
+            end += scored
+            window = ids[end - most - 1 : end]
+            yield self._passage(window, len(window) - scored)
+
+    def _fitted(self, passage: Passage) -> Passage:
+        """Cut on its left where it is longer than the model. Raises `ValueError` where it may not be."""
+        most = self.checkpoint.n_positions
+        if most is None or len(passage.fed) <= most:
+            return passage
+        surplus = len(passage.fed) - most
+        front = len(added_ids(self.checkpoint.codec).front)
+        if self.too_long == "error" or passage.start - surplus <= front:
+            number = f"{passage.start} tokens of prompt and {len(passage.scored)} to score"
+            raise ValueError(
+                f"{number} are more than the model's {most} positions (shorten it, or --too-long truncate)"
+            )
+        ids = (*passage.token_ids[:front], *passage.token_ids[front + surplus :])
+        return Passage(ids, passage.start - surplus)
+
+    # Conversations.
+
+    def _with_conversation(self, request: Request) -> Request:
+        """A row's messages; a plain prompt with replies is a question where the run asks for that."""
+        if request.error or request.conversation or not request.replies:
+            return request
+        conversation = self.chat.conversation_of(request)
+        if conversation is None and self.chat.has_template and self.chat.options.chat is None:
+            self.chat.say_once(WARNING)
+        return replace(request, conversation=conversation)
+
+    def _replies(self, request: Request) -> tuple[Request, tuple[Passage, ...]]:
+        """The passages of a conversation's last reply, or of each that is given; the row has its rendered prompt."""
+        asked = request.conversation
+        assert asked
+        if not request.replies and asked.messages[-1].role != "assistant":
+            role = asked.messages[-1].role
+            raise ValueError(f"the messages end with {role}: scored is the last reply, of the assistant")
+        ends = [(*asked.messages, Message("assistant", reply)) for reply in request.replies] or [asked.messages]
+        told = [
+            replace(asked, messages=messages, add_generation_prompt=None, continue_final_message=True)
+            for messages in ends
+        ]
+        found = [self._reply(conversation) for conversation in told]
+        return replace(request, prompt=found[0][0]), tuple(passage for _, passage in found)
+
+    def _reply(self, conversation: Conversation) -> tuple[str, Passage]:
+        """What is ahead of the last message, and its tokens behind that; up to its end, without what closes a turn."""
+        [row] = self.chat.encode([conversation], parse_special=self.parse_special)
+        if row.error:
+            raise ValueError(row.error)
+        said = conversation.messages[-1].text
+        text = said if row.prompt.endswith(said) else said.strip()
+        start = row.prompt.rfind(text)
+        if not text or start < 0:
+            raise ValueError("the last reply is empty" if not text else "the chat template changes the last reply")
+        offsets = self.chat.offsets(row.prompt, row.input_ids, conversation)
+        first = next((place for place, (_, end) in enumerate(offsets) if end > start), None)
+        if first is None:
+            raise ValueError("which tokens are the last reply's cannot be told")
+        return row.prompt[:start], self._passage(list(row.input_ids), first)

@@ -1,0 +1,95 @@
+"""Scores for people: what rows come to together, a table of groups, and texts whose tokens are coloured by surprise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from batchgen.records import Logprobs, Result, ScoredText
+from batchgen.render.screen import plural
+from batchgen.text import escape, with_id
+
+# Bits that a token takes by its log-probability, and the colour of one that takes so many: from plain to red.
+HEAT = ((1.0, ""), (3.0, "yellow"), (6.0, "dark_orange"), (10.0, "red"), (float("inf"), "bold white on red"))
+BITS = 1.4426950408889634  # 1 / ln 2
+
+
+def sums_line(facts: Mapping[str, Any]) -> str:
+    """What the sums say, in one line."""
+    parts = []
+    if "token_perplexity" in facts:
+        token, word, byte = (facts[f"{unit}_perplexity"] for unit in ("token", "word", "byte"))
+        parts.append(f"perplexity {token:.4g} a token, {word:.4g} a word, {byte:.4g} a byte")
+        parts.append(f"{facts['bits_per_byte']:.4g} bits per byte")
+    if "accuracy" in facts:
+        by_sum, token, byte = (facts[name] for name in ("accuracy", "accuracy_per_token", "accuracy_per_byte"))
+        rows = plural(facts["num_answered"], "row")
+        parts.append(f"accuracy {by_sum:.2%} (per token {token:.2%}, per byte {byte:.2%}) of {rows}")
+    return ", ".join(parts)
+
+
+def print_groups(console: Console, column: str, facts: Mapping[str, Any]) -> None:
+    """A table of each group's sums."""
+    groups: Mapping[str, Mapping[str, Any]] = facts.get("by", {})
+    has_texts = any("token_perplexity" in group for group in groups.values())
+    has_choices = any("accuracy" in group for group in groups.values())
+    table = Table(title=None, show_edge=False)
+    table.add_column(escape(column))
+    names = (["scored_tokens", "token_perplexity", "bits_per_byte"] if has_texts else []) + (
+        ["num_answered", "accuracy", "accuracy_per_token", "accuracy_per_byte"] if has_choices else []
+    )
+    for name in names:
+        table.add_column(name, justify="right")
+    for name, group in groups.items():
+        table.add_row(Text(escape(name)), *(_number(group.get(fact)) for fact in names))
+    console.print(table)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def print_score(console: Console, result: Result) -> None:
+    """A row with its numbers, its text in the colours of its tokens."""
+    name = with_id(result.id).strip() or f"row {result.index}"
+    if result.error is not None or result.score is None:
+        console.print(Text.assemble((f"{escape(name)}  ", "cyan"), (escape(f"error: {result.error}"), "bold red")))
+        return
+    score = result.score
+    console.print(Text.assemble((f"{escape(name)}  ", "cyan"), (escape(result.prompt[-160:]), "dim")))
+    for place, text in enumerate(score.texts):
+        mark = "*" if score.kind == "choices" and place == score.best else " "
+        tie = "  tie" if mark == "*" and score.is_tie else ""
+        console.print(Text.assemble(f"{mark} ", (_numbers(text) + tie, "dim"), "  ", heat(text)))
+
+
+def _numbers(text: ScoredText) -> str:
+    each = f"{text.logprob:.3f} in {plural(text.num_tokens, 'token')}, {text.per_token:.3f} each"
+    return f"{each}, perplexity {text.perplexity:.4g}"
+
+
+def heat(text: ScoredText) -> Text:
+    """The text, each token in the colour of its surprise."""
+    if text.logprobs is None:
+        return Text(escape(text.text))
+    return Text.assemble(*((escape(token), colour_of(logprob)) for token, logprob in told(text.logprobs)))
+
+
+def told(logprobs: Logprobs) -> Iterable[tuple[str, float]]:
+    """Each token and its log-probability."""
+    return zip(logprobs.tokens, logprobs.token_logprobs, strict=True)
+
+
+def colour_of(logprob: float) -> str:
+    """The style of a token.
+
+    >>> [colour_of(logprob) for logprob in (-0.1, -1.0, -20.0)]
+    ['', 'yellow', 'bold white on red']
+    """
+    return next(style for bits, style in HEAT if -logprob * BITS <= bits)
