@@ -11,7 +11,7 @@ import typer
 
 from batchgen.cli import app
 from batchgen.cli.lazy import SUMMARIES
-from tests.support.processes import modules_of
+from tests.support.processes import check_python, modules_of
 
 COMPILER = {"torch._dynamo", "torch._inductor", "sympy"}
 DISTRIBUTED = {"torch.distributed.tensor", "torch.distributed.fsdp"}
@@ -25,6 +25,23 @@ def test_help_imports_no_command_and_no_rich() -> None:
 
 def test_run_imports_neither_torchs_compiler_nor_its_distributed_tensors() -> None:
     modules = modules_of("run", "--model", "bundled", "-p", "My dog is", "--max-new-tokens", 2)
+    assert "transformers.models.gpt2.modeling_gpt2" in modules
+    assert not modules & (COMPILER | DISTRIBUTED)
+
+
+WORKER = """
+import sys
+from batchgen.engines.pool.worker import ModelRecipe
+from batchgen.model.find import BUNDLED_FOLDER
+from batchgen.records import EngineOptions
+assert not {"torch", "transformers"} & set(sys.modules)
+ModelRecipe("bundled", BUNDLED_FOLDER, "cpu", "float32", EngineOptions()).make(print)
+print(*sys.modules, sep="\\n")
+"""
+
+
+def test_a_worker_of_a_pool_imports_neither_of_them() -> None:
+    modules = set(check_python(WORKER).stdout.splitlines())
     assert "transformers.models.gpt2.modeling_gpt2" in modules
     assert not modules & (COMPILER | DISTRIBUTED)
 

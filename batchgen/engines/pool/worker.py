@@ -21,6 +21,7 @@ from batchgen.engines import Agree, Engine, make_engine, make_scoring_engine
 from batchgen.errors import BatchgenError, ModelError
 from batchgen.machine.process import reuse_blocks, settle
 from batchgen.model.checkpoint import read_checkpoint
+from batchgen.model.private import spare_imports
 from batchgen.model.quiet import no_logs
 from batchgen.model.weights import load_model
 from batchgen.records import EngineChoice, EngineOptions, EngineStats, FinishReason, Sequence, TokenLogprob
@@ -64,6 +65,7 @@ class ModelRecipe:
         if self.num_threads:  # before torch is there, for what reads it only once
             os.environ["OMP_NUM_THREADS"] = str(self.num_threads)
         settle()
+        spare_imports()
         import torch
 
         if self.num_threads:
