@@ -14,6 +14,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as `batchgen.__main__` does,
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and several processes share the cores
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,16 @@ import pytest
 from hypothesis import settings
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from batchgen.engines import Engine
+from batchgen.engines import Engine, make_engine
+from batchgen.machine.kept import kept_path
 from batchgen.model import Checkpoint, Model, open_checkpoint, open_model
 from batchgen.model.find import BUNDLED_FOLDER
 from batchgen.records import EngineOptions, MemoryLimit
 from batchgen.runs import equipment
 from tests.support.engines import FakeEngine
 from tests.support.models import ARCHITECTURES, decide_alone, make_network
+
+SESSION_TRIALS = kept_path("trials", {"XDG_CACHE_HOME": os.environ["HF_HOME"]})
 
 # The machines that run the tests are shared: no example fails for being slow.
 settings.register_profile("batchgen", deadline=None)
@@ -78,7 +82,8 @@ def bundled_weights_are_read_once() -> Iterator[None]:
             return load(checkpoint, device, dtype, memory)
         if dtype not in kept:
             kept[dtype] = load(checkpoint, device, dtype)
-            make(kept[dtype], EngineOptions("continuous")).close()
+            with mock.patch.dict(os.environ, XDG_CACHE_HOME=os.environ["HF_HOME"]):
+                make(kept[dtype], EngineOptions("continuous")).close()
         return replace(kept[dtype], checkpoint=checkpoint)
 
     def make_on_shared(model: Model, options: EngineOptions, *, is_owned: bool, **more: Any) -> Engine:
@@ -90,6 +95,25 @@ def bundled_weights_are_read_once() -> Iterator[None]:
     made = {"make_engine": make_on_shared, "make_scoring_engine": score_on_shared}
     with mock.patch.multiple(equipment, load_model=load_once, **made):
         yield
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test's runs keep of this machine is not there for the next: speeds decide how others are planned.
+
+    Only verdicts on models of the whole session come along, which no order of tests and no other work can change.
+    """
+    folder = Path(tempfile.mkdtemp(dir=os.environ["HF_HOME"], prefix="cache-"))
+    with suppress(FileNotFoundError):
+        kept_path("trials", {"XDG_CACHE_HOME": str(folder)}).parent.mkdir()
+        shutil.copy(SESSION_TRIALS, kept_path("trials", {"XDG_CACHE_HOME": str(folder)}))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+
+
+@pytest.fixture(scope="session")
+def bundled_is_tried(bundled: Model) -> None:
+    """For tests that run the bundled model in other processes: each would try it again."""
+    make_engine(bundled, EngineOptions("continuous")).close()
 
 
 @pytest.fixture(scope="session")

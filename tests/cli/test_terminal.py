@@ -17,12 +17,14 @@ import pexpect
 import pytest
 
 from batchgen.errors import ModelError
-from tests.support.in_process import at_terminal, between_pipes, in_pipe
+from tests.support.in_process import at_terminal, between_pipes
 from tests.support.processes import PATIENCE_S
 
 BATCHGEN = str(Path(sys.executable).parent / "batchgen")
 BUNDLED = ["--model", "bundled"]
-RUN = [BATCHGEN, "run", *BUNDLED]
+# The same command with an engine that only repeats, in processes that are there to be stopped: a fifth of the time.
+FAKE = Path(__file__).parents[2] / "torture" / "fake.py"
+SLOWLY = {"TORTURE_BATCH_S": "0.01"}  # a batch: no run of many rows ends before it is stopped
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="ptys and signals are POSIX")
@@ -43,7 +45,9 @@ def plain(output: str) -> str:
 
 def start(*arguments: object, **options: object) -> subprocess.Popen[str]:
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return subprocess.Popen([*RUN, *map(str, arguments)], text=True, **pipes)  # type: ignore[call-overload,no-any-return]
+    words = [sys.executable, FAKE, "run", *arguments]
+    options = {"env": os.environ | SLOWLY, **pipes}
+    return subprocess.Popen(list(map(str, words)), text=True, **options)  # type: ignore[call-overload,no-any-return]
 
 
 @pytest.fixture
@@ -193,7 +197,11 @@ def test_an_interrupt_while_torch_is_imported_is_silent(tmp_path: Path) -> None:
     """A torch that says when it is imported, and then takes for ever."""
     begun = "import sys, time\nprint('imported', file=sys.stderr, flush=True)\ntime.sleep(1e6)\n"
     (tmp_path / "torch.py").write_text(begun)
-    process = start("-p", "x", env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    process = subprocess.Popen(
+        [BATCHGEN, "run", "-p", "x", *BUNDLED],
+        env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     assert process.stderr is not None
     assert process.stderr.readline() == "imported\n"
     process.send_signal(signal.SIGINT)
@@ -216,7 +224,7 @@ def test_an_interrupt_that_a_library_makes_an_error_of_is_an_interrupt(monkeypat
 
 def test_an_interrupted_output_file_keeps_its_rows_beside_it(many: Path, tmp_path: Path) -> None:
     output, store = tmp_path / "out.jsonl", tmp_path / "out.jsonl.run.db"
-    in_pipe(["run", many, *BUNDLED, "-o", output, "--limit", 3, "--keep-store"])
+    start(many, "-o", output, "--limit", 3, "--keep-store").communicate(timeout=PATIENCE_S)
     output.unlink()
     process = start(many, "-o", output, "--resume")
     assert process.stderr is not None
