@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import train_bundled
 from corpus import EOS, clean, grams, read_extra, read_part, window_starts
 from evaluation import repeated_share
 from losses import Sampler, full_loss, sampled_loss
@@ -201,7 +202,8 @@ def test_an_average_is_the_weighted_mean_of_networks(tmp_path: Path) -> None:
         trainer = Trainer(replace(TINY, seed=number), np.zeros(100, dtype=np.uint16), torch.device("cpu"))
         trainer.save(tmp_path / f"{number}.pt")
         networks.append(trainer.network.transformer.wpe.weight)
-    subprocess.run(tool("average", tmp_path / "0.pt=1", tmp_path / "1.pt=3", "--to", tmp_path / "mean"), check=True)
+    words = "average", tmp_path / "0.pt=1", tmp_path / "1.pt=3", "--to", tmp_path / "mean"
+    train_bundled.average(train_bundled.make_parser().parse_args(list(map(str, words))))
     mean = torch.load(tmp_path / "mean" / "checkpoint.pt")["network"]["transformer.wpe.weight"]
     torch.testing.assert_close(mean, 0.25 * networks[0] + 0.75 * networks[1])
 

@@ -35,7 +35,7 @@ from batchgen.engines.pool.worker import ModelRecipe
 from batchgen.model.find import BUNDLED_FOLDER
 from batchgen.records import EngineOptions
 assert not {"torch", "transformers"} & set(sys.modules)
-ModelRecipe("bundled", BUNDLED_FOLDER, "cpu", "float32", EngineOptions()).make(print)
+ModelRecipe("bundled", BUNDLED_FOLDER, "cpu", "float32", EngineOptions()).make(print, lambda choice: choice)
 print(*sys.modules, sep="\\n")
 """
 

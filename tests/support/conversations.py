@@ -52,9 +52,11 @@ def draw_conversation(random: Random, write: Callable[[Random], str] = write) ->
 
 def transformers_ids(tokenizer: PreTrainedTokenizerFast, conversation: Conversation) -> list[int] | None:
     """What `apply_chat_template` gives; None where the template refuses the conversation."""
+    messages = conversation.messages
     try:
         ids: list[int] = tokenizer.apply_chat_template(
-            [message.to_dict() for message in conversation.messages],
+            # Without what is null: transformers leaves it out only in versions after 5.17.
+            [{key: value for key, value in message.to_dict().items() if value is not None} for message in messages],
             tools=conversation.tools,
             documents=conversation.documents,
             add_generation_prompt=conversation.prompts,
