@@ -88,9 +88,10 @@ class PretendTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, inside: torch.Tensor) -> PretendTensor:
-        made: PretendTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, inside.shape, strides=inside.stride(), dtype=inside.dtype, device=DEVICE
-        )
+        with torch.inference_mode(inside.is_inference()):  # a view of a weight is no tensor of inference mode
+            made: PretendTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+                cls, inside.shape, strides=inside.stride(), dtype=inside.dtype, device=DEVICE
+            )
         made.inside = inside
         return made
 
