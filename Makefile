@@ -44,7 +44,7 @@ test-ray: $(READY)  ## the same on Ray, on two CPUs of this machine
 torture: $(READY)  ## kills, full disks, races, hostile input: ONLY="kill race" SEED=0 SHARE=1 CASE=3
 	$(BIN)/python -m torture $(ONLY) --seed $(or $(SEED),0) --share $(or $(SHARE),1) --patience $(or $(PATIENCE),1) $(if $(CASE),--case $(CASE))
 
-test-browser: $(READY)  ## the page of `inspect --html` in headless Chromium (apt-get install chromium)
+test-browser: $(READY)  ## the pages of `inspect` and of results in headless Chromium (apt-get install chromium)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,browser]'
 	$(BIN)/python -m pytest -m browser -rs
 

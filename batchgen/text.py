@@ -81,7 +81,5 @@ def duration_text(seconds: float) -> str:
     >>> duration_text(75.4), duration_text(12307), duration_text(200_000)
     ('0:01:15', '3:25:07', '2 d 7 h')
     """
-    minutes, whole = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, rest = divmod(hours, 24)
-    return f"{days} d {rest} h" if days >= 2 else f"{hours}:{minutes:02}:{whole:02}"
+    days, rest = divmod(int(seconds) // 3600, 24)
+    return f"{days} d {rest} h" if days >= 2 else clock_text(seconds)

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from batchgen.cli import options as opt
+from batchgen.cli.page import MOST_ROWS, First, check_page, page_of_differences, write_page
 from batchgen.cli.verify import BUG_FOUND
 from batchgen.errors import InputError, UsageError
 from batchgen.formats.delimited import plain_cell, tsv_text
@@ -34,6 +35,10 @@ def diff(
     ] = 0.0,
     limit: Annotated[int, typer.Option(metavar="N", min=0, help="Show the first N rows that differ.")] = SHOWN,
     as_json: opt.AsJson = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page of the rows that differ, side by side.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace the page if it exists.")] = False,
 ) -> None:
     """Show what differs between two outputs: rows, tokens, scores, and why.
 
@@ -47,7 +52,16 @@ def diff(
     for file in (a, b):
         if not file.exists():
             raise InputError(f"{file} is not there")
-    raise typer.Exit(show_diff(a, b, tolerance=tolerance, limit=limit, as_json=as_json))
+    if html:
+        check_page(html, [a, b], overwrite=overwrite)
+        if as_json:
+            raise UsageError("--json and --html are two ways to tell: choose one")
+    exit_code = show_diff(a, b, tolerance=tolerance, limit=limit, as_json=as_json)
+    if html:
+        comparison = Comparison()
+        rows = First(compare_files(a, b, comparison, tolerance), MOST_ROWS)
+        write_page(html, page_of_differences(rows, comparison, a, b), overwrite=overwrite)
+    raise typer.Exit(exit_code)
 
 
 def show_diff(a: Path, b: Path, *, tolerance: float, limit: int, as_json: bool) -> int:
@@ -61,6 +75,11 @@ def show_diff(a: Path, b: Path, *, tolerance: float, limit: int, as_json: bool) 
     if comparison.problem:
         raise UsageError(f"{a} and {b} cannot be compared: {comparison.problem}")
     return 0 if comparison.is_same else DIFFERENT
+
+
+def compare_files(a: Path, b: Path, comparison: Comparison, tolerance: float) -> Iterator[RowDifference]:
+    """The rows of two outputs that differ; counts go into `comparison`."""
+    return diff_results(read_results(a), read_results(b), comparison, tolerance=tolerance, normal=_normal_of(a, b))
 
 
 def _normal_of(a: Path, b: Path) -> Callable[[str], str]:

@@ -20,6 +20,7 @@ SUMMARIES = {
     "diff": "Show what differs between two outputs: rows, tokens, scores, and why.",
     "rerun": "Do a run again as its manifest says, and show what differs.",
     "score": "Say how likely given texts are: continuations, choices, whole texts.",
+    "page": "Write an output as a page for a browser.",
     "inspect": "Show prompts as one left-padded batch: tokens, ids, attention mask, positions.",
     "plan": "Say what `run` would do with these prompts: batches, padding, memory, time.",
     "verify": "Prove that a padded batch gives each prompt what it gets alone.",

@@ -21,7 +21,7 @@ from batchgen.runs.manifest import GOES_ON
 from batchgen.runs.results import facts_of
 
 OUTPUT = ("--output", "-o")
-NOTES = ("--manifest", "--stats")
+NOTES = ("--manifest", "--stats", "--html")
 SWITCHES = GOES_ON | {"--keep-store"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import typer
@@ -59,7 +60,8 @@ def run(
         target = target_of(output, form, durable, in_kind=results.are_in_kind(form))
         if target is None:
             check_stdout(sources)
-    check_outputs(target, {"manifest": results.manifest, "stats": results.stats}, sources)
+    _check_page(target, results)
+    check_outputs(target, {"manifest": results.manifest, "stats": results.stats, "html": results.html}, sources)
     job = Job(
         prompts=FilePrompts(tuple(sources), reading, prompts.limit, screen.say),
         sampling=sampling,
@@ -76,16 +78,28 @@ def run(
         owns_process=True,
         command=typed_command(context),
     )
-    raise typer.Exit(_run(job, on_ray, screen, context.obj))
+    raise typer.Exit(_run(job, on_ray, screen, context.obj, results.html))
 
 
-def _run(job: Job, on_ray: OnRay | None, screen: Screen, interrupts: Interrupts) -> int:
+def _run(job: Job, on_ray: OnRay | None, screen: Screen, interrupts: Interrupts, html: Path | None) -> int:
     """The exit code."""
     watcher = Watcher(screen, interrupts, to_stdout=job.target is None and on_ray is None)
     if on_ray:
         return sum_up(execute_on_ray(job, on_ray, watcher), screen, interrupts)
     stdout = sys.stdout.buffer if job.target is None else None
-    return sum_up(execute(job, watcher, stdout=stdout, writers=OUR_WRITERS), screen, interrupts)
+    ending = execute(job, watcher, stdout=stdout, writers=OUR_WRITERS)
+    if html and job.target and not ending.was_stopped:
+        from batchgen.cli.page import page_of, write_page
+
+        write_page(html, page_of(job.target.path), overwrite=True)
+        ending = replace(ending, written=(*ending.written, html))
+    return sum_up(ending, screen, interrupts)
+
+
+def _check_page(target: Target | None, results: opt.OutputOptions) -> None:
+    """Refuses a page of results that will not be read again."""
+    if results.html and (target is None or target.is_stream or target.form == opt.Format.text.value):
+        raise UsageError("--html needs a file with the rows in it: name one with -o, not .txt")
 
 
 def target_of(output: Path | None, form: opt.Format, durable: opt.DurableOptions, *, in_kind: bool) -> Target | None:

@@ -34,7 +34,7 @@ def score(
     model: opt.ManyDevices,
     sampling: Annotated[SamplingParams, opt.Pick("logprobs")],
     engine: Annotated[EngineOptions, opt.Pick("batch_size", "memory", "share_prefixes", "workers")],
-    results: Annotated[opt.OutputOptions, opt.Pick(without=("ids",))],
+    results: Annotated[opt.OutputOptions, opt.Pick(without=("ids", "html"))],
     durable: opt.DurableOptions,
     tokens: Annotated[
         bool,

@@ -60,6 +60,10 @@ class OutputOptions:
             rich_help_panel=OUTPUT,
         ),
     ] = None
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write a page of the results too.", rich_help_panel=OUTPUT),
+    ] = None
     stats: Annotated[
         Path | None,
         typer.Option(

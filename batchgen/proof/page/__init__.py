@@ -53,13 +53,13 @@ def render_page(inspection: Inspection, attention: WholeAttention, predictions: 
         first_column=attention.first_column,
         style=style,
         script=script,
-        style_hash=_source_hash(style),
-        script_hash=_source_hash(script),
+        style_hash=source_hash(style),
+        script_hash=source_hash(script),
         versions={"batchgen": batchgen.__version__, "transformers": transformers.__version__},
     )
 
 
-def _source_hash(text: str) -> str:
+def source_hash(text: str) -> str:
     """What the page's Content-Security-Policy lets run: this text and no other."""
     return "sha256-" + b64encode(sha256(text.encode()).digest()).decode()
 

@@ -1,0 +1,100 @@
+"""A page of results, or of two outputs' differences: one file, no network, nothing of a text becomes markup or script.
+
+A template, a style sheet and a script of our own lie beside this file. The rows are data, which the script draws a part
+at a time, so that ten thousand of them do not stutter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import batchgen
+from batchgen.proof.diff import RowDifference
+from batchgen.proof.page import source_hash
+from batchgen.records import Result
+from batchgen.text import escape
+
+FOLDER = Path(__file__).parent
+Json = dict[str, Any]
+
+
+def render_results(results: Iterable[Result], title: str, facts: Mapping[str, object], *, left_out: int = 0) -> str:
+    """The page of an output's rows. `facts` stand above them; `left_out` rows are not on it, and it says so."""
+    rows = [{**_row(result), "answers": [_answer(result)]} for result in results]
+    return _render(rows, title, facts, ["answer"], left_out)
+
+
+def render_differences(
+    differences: Iterable[RowDifference], title: str, facts: Mapping[str, object], *, left_out: int = 0
+) -> str:
+    """The page of the rows that differ between two outputs, side by side, from where they part."""
+    rows = [
+        {**_row(row.a), "answers": [_answer(row.a), _answer(row.b)], "place": _place(row), "token": row.token}
+        for row in differences
+    ]
+    return _render(rows, title, facts, ["A", "B"], left_out)
+
+
+def _place(row: RowDifference) -> int | None:
+    """Where the texts part, as they are written on the page."""
+    return None if row.character is None else len(escape(row.a.text[: row.character]))
+
+
+def _render(rows: list[Json], title: str, facts: Mapping[str, object], names: list[str], left_out: int) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    jinja = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined)
+    style, script = (Markup((FOLDER / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
+    columns = list(dict.fromkeys(name for row in rows for name in row["metadata"]))
+    return jinja.get_template("page.html.j2").render(
+        title=escape(title),
+        facts={name: escape(str(value)) for name, value in facts.items()},
+        data={"rows": rows, "names": names, "columns": columns},
+        num_rows=len(rows),
+        left_out=left_out,
+        columns=columns,
+        style=style,
+        script=script,
+        style_hash=source_hash(style),
+        script_hash=source_hash(script),
+        version=batchgen.__version__,
+    )
+
+
+def _row(result: Result) -> Json:
+    """What a row is asked, and what else is known of it."""
+    row: Json = {
+        "id": escape(str(result.index if result.id is None else result.id)),
+        "sample": result.sample_index,
+        "prompt": escape(result.prompt),
+        "metadata": {escape(name): _cell(value) for name, value in result.metadata.items()},
+    }
+    if result.messages:
+        row["turns"] = [[escape(str(turn.get("role"))), _cell(turn.get("content"))] for turn in result.messages]
+    if result.input_ids:
+        row |= {"inputIds": list(result.input_ids), "pads": result.num_pads}
+    return row
+
+
+def _answer(result: Result) -> Json:
+    answer: Json = {"text": escape(result.text), "reason": result.finish_reason, "tokens": result.num_output_tokens}
+    if result.error is not None:
+        answer["error"] = escape(result.error)
+    if result.reasoning:
+        answer["reasoning"] = escape(result.reasoning)
+    if result.output_ids:
+        answer["ids"] = list(result.output_ids)
+    if result.logprobs:
+        pieces = zip(result.logprobs.tokens, result.logprobs.token_logprobs, strict=True)
+        answer["pieces"] = [[escape(piece), round(logprob, 3)] for piece, logprob in pieces]
+    if result.cumulative_logprob is not None:
+        answer["score"] = round(result.cumulative_logprob, 3)
+    return answer
+
+
+def _cell(value: object) -> str | int | float | bool | None:
+    """A value that a column can be sorted by."""
+    return value if value is None or isinstance(value, bool | int | float) else escape(str(value))

@@ -1,0 +1,88 @@
+"""The page of results in headless Chromium, opened from a file: ten thousand rows, searched, filtered and sorted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from batchgen.proof.answers_page import render_results
+from batchgen.records import Logprobs
+from tests.support.results import result_of
+
+pytestmark = pytest.mark.browser
+NUM_ROWS = 10_000
+MARKUP = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
+LOGPROBS = Logprobs((845, 1611), (" very", " kind"), (-0.05, -3.0), ((), ()))
+FIRST_PAINT = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+# How long the script takes to answer a search, without what the tab does besides.
+SEARCH = """
+() => {
+  const field = document.getElementById("search"), started = performance.now();
+  field.value = "answer 9999";
+  field.dispatchEvent(new Event("input", { bubbles: true }));
+  return performance.now() - started;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def opened(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    results = [
+        result_of(f" answer {index}", index=index, id=str(index), metadata={"topic": index % 7})
+        for index in range(NUM_ROWS)
+    ]
+    results[0] = result_of(" very kind", id="0", prompt=MARKUP, logprobs=LOGPROBS, finish_reason="stop")
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    path.write_text(render_results(results, "out.jsonl", {}), encoding="utf-8")
+    tab = browser.new_page()
+    tab.requests = []
+    tab.on("request", lambda request: tab.requests.append(request.url))
+    tab.goto(path.as_uri())
+    tab.wait_for_selector("article")
+    return tab
+
+
+def test_ten_thousand_rows_are_there_soon_and_found_at_once(opened: Any) -> None:
+    opened.wait_for_function(FIRST_PAINT)
+    assert opened.locator("#count").inner_text() == "10,000 rows"
+    assert opened.locator("article").count() < 200
+    assert opened.evaluate(SEARCH) < 1000
+    assert opened.locator("#count").inner_text() == "1 of 10,000 rows"
+    assert "answer 9999" in opened.locator("article").inner_text()
+    opened.fill("#search", "")
+
+
+def test_rows_are_filtered_and_sorted(opened: Any) -> None:
+    opened.select_option("#reason", "stop")
+    assert opened.locator("#count").inner_text() == "1 of 10,000 rows"
+    opened.select_option("#reason", "")
+    opened.select_option("#sort", "topic")
+    opened.check("#down")
+    assert "topic: 6" in opened.locator("article").first.inner_text()
+    opened.uncheck("#down")
+    opened.select_option("#sort", "")
+
+
+def test_tokens_are_coloured_and_ids_are_there_when_asked(opened: Any) -> None:
+    first = opened.locator("article").first
+    assert first.locator(".pieces .p3").inner_text() == " kind"
+    first.locator("summary").click()
+    assert "output_ids  845 1611" in first.locator("pre").inner_text()
+    assert "(5 × 0) 1 1 1" in first.locator("pre").inner_text()
+
+
+def test_scrolling_draws_more(opened: Any) -> None:
+    before = opened.locator("article").count()
+    opened.locator("#more").scroll_into_view_if_needed()
+    opened.wait_for_function(f"document.querySelectorAll('article').length > {before}")
+
+
+def test_nothing_of_a_text_runs_and_nothing_is_asked_of_the_network(opened: Any) -> None:
+    assert opened.evaluate("window.hacked") is None
+    assert len(opened.requests) == 1
+
+
+def test_it_fits_on_a_phone(opened: Any) -> None:
+    opened.set_viewport_size({"width": 360, "height": 740})
+    assert opened.evaluate("document.documentElement.scrollWidth <= innerWidth")
