@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
+PROCESS_BYTES = 256 * 2**20  # of a worker, beside its weights: Python, torch and transformers
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -65,7 +66,8 @@ def check_room(
     checkpoint: Checkpoint, device: Device, dtype: str, memory: MemoryLimit | None = None, *, num_copies: int = 1
 ) -> None:
     """Refuses weights that cannot fit: beyond its memory a process is not told, but killed."""
-    needed = num_copies * footprint_of(checkpoint, dtype).weights
+    weights = num_copies * footprint_of(checkpoint, dtype).weights
+    needed = weights + (num_copies * PROCESS_BYTES if num_copies > 1 and device.type == "cpu" else 0)
     bound = memory_bounds(device, memory)[0]
     if needed > bound.available_bytes:
         if memory and bound.name.startswith("--memory"):
@@ -73,11 +75,12 @@ def check_room(
                 f"--memory {memory.text} is too little for {checkpoint.name}: its weights need {size_text(needed)} in "
                 f"{dtype}, beside {size_text(held_bytes(device))} of this process without them: give more"
             )
-        copies = f"in {num_copies} workers " if num_copies > 1 else ""
+        what = f"the weights of {checkpoint.name} need {size_text(needed)} in {dtype}"
+        if num_copies > 1:
+            what = f"{num_copies} workers with {checkpoint.name} in {dtype} need {size_text(needed)}"
         mend = "a smaller model" if dtype != "float32" else "--dtype bfloat16 (half of it) or a smaller model"
         raise ModelError(
-            f"the weights of {checkpoint.name} need {size_text(needed)} {copies}in {dtype}, "
-            f"and {size_text(bound.available_bytes)} are left by {bound.name}: "
+            f"{what}, and {size_text(bound.available_bytes)} are left by {bound.name}: "
             f"try {'fewer --workers, ' if num_copies > 1 else ''}{mend}"
         )
 

@@ -10,6 +10,7 @@ from typing import Any
 from batchgen.records.options import check_values, option
 
 BATCHES = "Batches"
+MOST_WORKERS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ class EngineOptions:
         value="N",
         panel=BATCHES,
         least=1,
+        most=MOST_WORKERS,
     )
     quantize: str | None = None
 

@@ -22,6 +22,7 @@ from batchgen.formats.reading import (
 from batchgen.formats.writing import WRITERS
 from batchgen.model import Model
 from batchgen.records import Result, RunStats
+from batchgen.records.options import read_whole
 from batchgen.runs.checks import check_outputs
 from batchgen.runs.execute import execute, open_run
 from batchgen.runs.job import FilePrompts, GivenPrompts, Job, ModelChoice, OutputForm, Prompts
@@ -110,7 +111,7 @@ def run(
     target = _target(Path(output), keywords, resume=resume, overwrite=overwrite)
     notes = {name: Path(path) for name, path in keywords.of("manifest", "stats").items() if path is not None}
     check_outputs(target, notes, sources)
-    limit = keywords.given.get("limit")
+    limit = _limit(keywords)
     ending = execute(
         _make_job(
             FilePrompts(tuple(sources), reading, limit, warn),
@@ -124,6 +125,14 @@ def run(
         Warnings(),
     )
     return ending.stats
+
+
+def _limit(keywords: Keywords) -> int | None:
+    if (given := keywords.given.get("limit")) is None:
+        return None
+    if (limit := read_whole("limit", given)) < 1:
+        raise UsageError(f"limit {limit} is below 1")
+    return limit
 
 
 def _reading(keywords: Keywords) -> ReadOptions:

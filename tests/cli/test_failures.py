@@ -11,8 +11,9 @@ from typing import Any, NoReturn
 import pytest
 from transformers import AutoModelForCausalLM
 
-from batchgen import generate
+from batchgen import BatchgenError, generate, run
 from batchgen.errors import ModelError
+from batchgen.machine.limits import Bound
 from batchgen.model.find import BUNDLED_FOLDER
 from tests.support.command import failure, invoke
 
@@ -83,3 +84,25 @@ def test_too_little_memory_is_said_before_the_weights_are_loaded(command: str) -
 def test_so_it_is_in_python() -> None:
     with pytest.raises(ModelError, match=r"^memory 10M is too little for bundled"):
         generate("My dog is", "bundled", memory="10M")
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "inspect", "verify"])
+def test_a_number_that_no_computer_holds_is_one_line(command: str) -> None:
+    line = failure(invoke(command, "-p", "x", "--model", "bundled", "--limit", 10**30), 2)
+    assert "'--limit'" in line
+    assert "is beyond 9223372036854775807" in line
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_workers_are_counted_with_their_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batchgen.model.weights.memory_bounds", lambda *_: [Bound("MemAvailable", 4 * 2**30)])
+    line = failure(invoke("run", "-p", "x", "--model", "bundled", "--workers", 40), 1)
+    assert "40 workers with bundled in float32 need 1" in line
+    assert "try fewer --workers" in line
+
+
+@pytest.mark.parametrize(("limit", "problem"), [(2.5, "limit must be a whole number"), (0, "limit 0 is below 1")])
+def test_a_limit_in_python_is_checked(tmp_path: Path, limit: float, problem: str) -> None:
+    (tmp_path / "rows.txt").write_text("x\n")
+    with pytest.raises((BatchgenError, ValueError), match=problem):
+        run(tmp_path / "rows.txt", output=tmp_path / "o.jsonl", model="bundled", limit=limit)  # type: ignore[arg-type]

@@ -61,6 +61,7 @@ def test_numbers_are_kept_in_the_field_s_own_type(given: Any, kept: float) -> No
         ({"batch_size": 0}, "batch_size 0 is below 1"),
         ({"batch_size": "8"}, "batch_size must be a whole number"),
         ({"workers": 1.5}, "workers must be a whole number"),
+        ({"workers": 10**9}, "workers 1000000000 is not in "),
         ({"exact": 1}, "exact must be true or false"),
     ],
     ids=str,

@@ -16,7 +16,7 @@ from batchgen.cli.options.escapes import read_escapes
 from batchgen.cli.settings import flag_of
 from batchgen.machine.limits import MemoryLimit, parse_memory
 from batchgen.records.constraint import Grammar, JsonSchema
-from batchgen.records.options import LogitBias, Option, OptionField
+from batchgen.records.options import MOST_INT, LogitBias, Option, OptionField
 
 # Types whose text has a form of its own.
 READERS: dict[Any, Callable[[str], Any]] = {
@@ -113,6 +113,8 @@ def _number(kind: type, least: float | None) -> Callable[[Any], Any]:
         except ValueError:
             noun = "whole number" if kind is int else "number"
             raise typer.BadParameter(f"{text!r} is not a {noun}") from None
+        if kind is int and abs(number) > MOST_INT:
+            raise typer.BadParameter(f"{text} is beyond {MOST_INT}")
         if least is not None and number < least:
             raise typer.BadParameter(f"{text} is below {least:g}")
         return number
