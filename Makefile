@@ -8,10 +8,10 @@ LOWEST := .venv-lowest
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-lowest test-slow test-browser test-ray torture train-check gpu-check docs lint types fmt check dist clean
+.PHONY: help run test test-lowest test-slow test-browser test-ray torture torture-mutants train-check gpu-check docs lint types fmt check dist clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "batchgen needs Python 3.11 or newer; this is " + sys.version.split()[0] + " (make PYTHON=python3.12 …)")'
@@ -43,6 +43,9 @@ test-ray: $(READY)  ## the same on Ray, on two CPUs of this machine
 
 torture: $(READY)  ## kills, full disks, races, hostile input: ONLY="kill race" SEED=0 SHARE=1 CASE=3
 	$(BIN)/python -m torture $(ONLY) --seed $(or $(SEED),0) --share $(or $(SHARE),1) --patience $(or $(PATIENCE),1) $(if $(CASE),--case $(CASE))
+
+torture-mutants: $(READY)  ## faults put into copies of the source: torture must find each; ONLY="fsync lock" JOBS=2
+	$(BIN)/python -m torture.mutants $(ONLY) --jobs $(JOBS)
 
 test-browser: $(READY)  ## the pages of `inspect` and of results in headless Chromium (apt-get install chromium)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,browser]'

@@ -1,4 +1,7 @@
-"""`python -m torture [CHECK…]`: tries the checks, all or some, and prints one table of what held."""
+"""`python -m torture [CHECK…]`: tries the checks, all or some, and prints one table of what held.
+
+Exit code 1: something did not hold. 2: nothing was tried, or a check itself is broken, which says nothing of batchgen.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,44 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from torture import disks, endings, folders, hostile, kills, malformed, races, stale, syscalls, terminals
+from torture import (
+    disks,
+    endings,
+    folders,
+    guards,
+    hostile,
+    itself,
+    kills,
+    malformed,
+    order,
+    races,
+    right,
+    spoiled,
+    stale,
+    syscalls,
+    terminals,
+)  # fmt: skip
 from torture.lab import Check, Lab, Tally, perform
 
 CHECKS: list[Check] = [
     check
-    for module in (kills, syscalls, disks, endings, races, stale, malformed, terminals, hostile, folders)
+    for module in (
+        itself,
+        right,
+        order,
+        guards,
+        spoiled,
+        kills,
+        syscalls,
+        disks,
+        endings,
+        races,
+        stale,
+        malformed,
+        terminals,
+        hostile,
+        folders,
+    )
     for check in module.CHECKS
 ]
 
@@ -37,9 +72,12 @@ def main() -> int:
     draw(tallies)
     failed = [tally for tally in tallies if tally.failures]
     report(failed, options.seed, root)
-    if not (failed or options.keep):
+    broken = [tally for tally in tallies if tally.broken]
+    if not (failed or broken or options.keep):
         shutil.rmtree(root)
-    return 1 if failed or not any(tally.tried for tally in tallies) else 0
+    if failed:
+        return 1
+    return 2 if broken or not any(tally.tried for tally in tallies) else 0
 
 
 def parse() -> argparse.Namespace:
@@ -68,7 +106,8 @@ def draw(tallies: list[Tally]) -> None:
     for tally in tallies:
         figures = "".join(f"\n{name}: {value:.2f}" for name, value in tally.figures.items())
         skips = "".join(f"\nSKIPPED {number}: {reason}" for reason, number in tally.skipped.items())
-        style = "red" if tally.failures else "yellow" if tally.skipped else ""
+        skips += f"\nBROKEN in {len(tally.broken)} cases" * bool(tally.broken)
+        style = "red" if tally.failures or tally.broken else "yellow" if tally.skipped else ""
         cells = (str(tally.tried), str(tally.held), f"{tally.seconds:.0f}")
         table.add_row(tally.check.name, Text(tally.check.promise + figures + skips), *cells, style=style)
     tried, held = sum(tally.tried for tally in tallies), sum(tally.held for tally in tallies)

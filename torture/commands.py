@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torture.answers import wrong_lines
+from torture.lab import Found
+
 REAL = (sys.executable, "-m", "batchgen", "run", "--model", "bundled")
 FAKE = (sys.executable, str(Path(__file__).with_name("fake.py")), "run")
 PATIENCE_S = 120.0
@@ -118,10 +121,22 @@ def wait_until(holds: Callable[[], bool], running: Running, pause_s: float = 0.0
         time.sleep(pause_s)
 
 
+def rows_of(number: int) -> list[dict[str, Any]]:
+    """Rows of varied lengths, with ids and a column."""
+    return [{"id": f"r{i}", "prompt": f"Row {i} " + "word " * (i * 7 % 23), "topic": i % 5} for i in range(number)]
+
+
 def write_rows(path: Path, number: int) -> Path:
-    """JSON Lines of varied lengths, with ids and a column."""
-    rows = ({"id": f"r{i}", "prompt": f"Row {i} " + "word " * (i * 7 % 23), "topic": i % 5} for i in range(number))
-    return write_jsonl(path, rows)
+    """The same as JSON Lines."""
+    return write_jsonl(path, rows_of(number))
+
+
+def right_bytes(output: Path, number: int) -> bytes:
+    """An output of these rows by the fake engine, which other checks compare theirs with. Raises `Found`."""
+    content = output.read_bytes()
+    if problem := wrong_lines(content, rows_of(number)):
+        raise Found(problem)
+    return content
 
 
 def write_jsonl(path: Path, rows: Iterable[object]) -> Path:

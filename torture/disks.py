@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from torture.commands import FAKE, difference, left_over, run, write_rows
+from torture.commands import FAKE, difference, left_over, right_bytes, run, write_rows
 from torture.endings import STREAMED
 from torture.lab import Check, Lab, Skipped, Trial, Tried
 
@@ -24,7 +24,7 @@ def rows(folder: Path) -> tuple[Path, bytes]:
     prompts, output = write_rows(folder / "rows.jsonl", ROWS), folder / "out.jsonl"
     ended = run([*FAKE, prompts, "-o", output])
     assert ended.code == 0, ended.stderr
-    return prompts, output.read_bytes()
+    return prompts, right_bytes(output, ROWS)
 
 
 # Devices.

@@ -13,7 +13,19 @@ from pathlib import Path
 from typing import IO
 
 from batchgen.cli.options import Format
-from torture.commands import FAKE, REAL, Ended, Running, difference, is_being_written, left_over, run, start, write_rows
+from torture.commands import (
+    FAKE,
+    REAL,
+    Ended,
+    Running,
+    difference,
+    is_being_written,
+    left_over,
+    right_bytes,
+    run,
+    start,
+    write_rows,
+)
 from torture.lab import Check, Trial, Tried
 
 ROWS = 2000
@@ -39,7 +51,7 @@ def _whole(folder: Path, number: int, program: tuple[str, ...]) -> tuple[Path, b
     prompts, output = write_rows(folder / "rows.jsonl", number), folder / "out.jsonl"
     ended = run([*program, prompts, "-o", output])
     assert ended.code == 0, ended.stderr
-    return prompts, output.read_bytes()
+    return prompts, right_bytes(output, number) if program == FAKE else output.read_bytes()
 
 
 # Readers that leave.

@@ -1,8 +1,8 @@
 """The real command line with a fake model and engine in its seam: starts in a quarter of a second, without torch.
 
-A row's answer is its prompt again and a hash of all that an answer may depend on, so that a row that was run with
-anything else shows. `TORTURE_*` variables say how long a batch takes, where finished rows are logged, when the store
-commits, and the moment at which the command starts.
+A row's answer is that of `torture.answers`: its prompt again and a hash of all that an answer may depend on, so that a
+row that was run with anything else shows. `TORTURE_*` variables say how long a batch takes, where finished rows are
+logged, when the store commits, and the moment at which the command starts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
-from hashlib import blake2b
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -34,11 +33,14 @@ torch = ModuleType("torch")  # the closing line asks it for its threads
 torch.__dict__.update(get_num_threads=lambda: 1, OutOfMemoryError=MemoryError)
 sys.modules["torch"] = torch
 
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not the folder of this file
+
 from batchgen import __main__
 from batchgen.formats import whole
 from batchgen.model import Checkpoint, Model
 from batchgen.records import EngineStats, Result, Sequence
 from batchgen.runs import equipment, output, store
+from torture.answers import OPTIONS, answer
 
 
 class Characters:
@@ -110,11 +112,9 @@ class FakeEngine:
         self._batches.clear()
 
     def _finish(self, row: Sequence) -> Sequence:
-        sampling = row.sampling
-        key = repr((row.request.prompt, row.request.id, row.sample_index, sampling)).encode("utf-8", "surrogatepass")
-        answer = f"{row.request.prompt} {blake2b(key, digest_size=8).hexdigest()}"
-        row.output_ids = [ord(character) for character in answer[: sampling.max_new_tokens]]
-        row.finish_reason = "length" if len(answer) > sampling.max_new_tokens else "stop"
+        request, options = row.request, {name: getattr(row.sampling, name) for name in OPTIONS}
+        text, row.finish_reason = answer(request.prompt, request.id, request.occurrence, row.sample_index, options)
+        row.output_ids = [ord(character) for character in text]
         row.batch_index, row.padded_length = self.stats.batches, row.num_prompt_tokens
         if self._log is not None:
             os.write(self._log, f"{os.getpid()} {row.request.index} {time.time()}\n".encode())

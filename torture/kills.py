@@ -10,7 +10,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from torture.commands import FAKE, REAL, difference, is_being_written, left_over, run, start, wait_until, write_rows
+from torture.commands import (
+    FAKE,
+    REAL,
+    difference,
+    is_being_written,
+    left_over,
+    right_bytes,
+    run,
+    start,
+    wait_until,
+    write_rows,
+)
 from torture.lab import Check, Trial, Tried
 
 KILLS = 10  # of one run, before it may end
@@ -36,7 +47,7 @@ def _whole(folder: Path, number: int, program: tuple[str, ...]) -> tuple[Path, b
     prompts, output = write_rows(folder / "rows.jsonl", number), folder / "out.jsonl"
     ended = run([*program, prompts, "-o", output])
     assert ended.code == 0, ended.stderr
-    return prompts, output.read_bytes()
+    return prompts, right_bytes(output, number) if program == FAKE else output.read_bytes()
 
 
 @dataclass(slots=True)

@@ -20,6 +20,10 @@ class Skipped(Exception):  # noqa: N818 - not an error
     """What a case needs is not here; the table says so."""
 
 
+class Found(Exception):  # noqa: N818 - not an error
+    """Something did not hold already while the scene of a case was made."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tried:
     """One thing that was tried; `problem` is what did not hold, None where it held."""
@@ -87,12 +91,16 @@ class Check:
 
 @dataclass(slots=True)
 class Tally:
-    """What came of a check: the failures with their cases, and why cases were skipped."""
+    """What came of a check: the failures with their cases, why cases were skipped, and where the check itself broke.
+
+    What breaks in a check (its own assertions, while it makes its scene) says nothing of batchgen: it is no failure.
+    """
 
     check: Check
     tried: int = 0
     seconds: float = 0.0
     failures: list[tuple[int, Tried]] = field(default_factory=list)
+    broken: list[tuple[int, str]] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
     figures: dict[str, float] = field(default_factory=dict)
 
@@ -110,6 +118,12 @@ def perform(check: Check, lab: Lab, only: int | None = None) -> Tally:
     except Skipped as skipped:
         tally.skipped[str(skipped)] += 1
         cases = []
+    except Found as found:
+        _count(tally, 0, Tried("the scene", str(found)))
+        cases = []
+    except Exception:  # noqa: BLE001 - the check itself is at fault, and the others go on
+        _break(tally, 0)
+        cases = []
     for number, given in enumerate(cases):
         if only is None or only == number:
             _try(check, lab, number, given, tally)
@@ -121,16 +135,23 @@ def _try(check: Check, lab: Lab, number: int, given: Any, tally: Tally) -> None:
     folder = lab.root / f"{check.name}-{number}"
     folder.mkdir()
     trial = Trial(number, given, random.Random(f"{lab.seed} {check.name} {number}"), folder, lab, tally.figures)
-    num_failures = len(tally.failures)
+    num_bad = len(tally.failures) + len(tally.broken)
     try:
         for tried in check.attempt(trial):
             _count(tally, number, tried)
     except Skipped as skipped:
         tally.skipped[str(skipped)] += 1
-    except Exception:  # noqa: BLE001 - the check itself is at fault, and the others go on
-        _count(tally, number, Tried(f"case {given}", traceback.format_exc()))
-    if len(tally.failures) == num_failures:
+    except Found as found:
+        _count(tally, number, Tried(f"case {given}", str(found)))
+    except Exception:  # noqa: BLE001
+        _break(tally, number)
+    if len(tally.failures) + len(tally.broken) == num_bad:
         shutil.rmtree(folder)
+
+
+def _break(tally: Tally, number: int) -> None:
+    tally.broken.append((number, traceback.format_exc()))
+    print(f"BROKEN {tally.check.name}, case {number}: {traceback.format_exc()}", file=sys.stderr, flush=True)
 
 
 def _count(tally: Tally, number: int, tried: Tried) -> None:

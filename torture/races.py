@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from torture.commands import FAKE, Ended, Running, difference, left_over, run, start, write_rows
+from torture.commands import FAKE, Ended, Running, difference, left_over, right_bytes, run, start, write_rows
 from torture.lab import Check, Lab, Trial, Tried
 
 ROWS = 300
@@ -48,7 +48,7 @@ def scene(folder: Path) -> Scene:
     shutil.copy(store, folder / "interrupted.db")
     ended = run([*FAKE, prompts, "-o", output, "--resume"])
     assert ended.code == 0, ended.stderr
-    return Scene(prompts, output.read_bytes(), folder / "interrupted.db")
+    return Scene(prompts, right_bytes(output, ROWS), folder / "interrupted.db")
 
 
 def together(trial: Trial) -> Iterator[Tried]:
@@ -116,7 +116,8 @@ def _start(command: list[object], moment: float, batch_s: str) -> Running:
 
 
 def _spread(lab: Lab, races: list[Race], number: int) -> list[Race]:
-    return [races[i % len(races)] for i in range(lab.some(number))]
+    """Each of the races, however small the share."""
+    return [races[i % len(races)] for i in range(max(len(races), lab.some(number)))]
 
 
 CHECKS = [

@@ -1,0 +1,44 @@
+"""Torture tortured: a check that breaks in its own set-up has found nothing, and one that finds something says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
+from io import StringIO
+
+from torture.lab import Check, Found, Lab, Tally, Trial, Tried, perform
+
+
+def breaks(trial: Trial) -> Iterator[Tried]:
+    assert trial.number < 0, "the set-up of this check is broken"
+    yield Tried("nothing")
+
+
+def finds(trial: Trial) -> Iterator[Tried]:
+    yield Tried("something", "does not hold")
+
+
+def finds_early(trial: Trial) -> Iterator[Tried]:
+    raise Found("the scene does not hold")
+    yield Tried("nothing")
+
+
+# What is performed, and how many failures and broken cases there must be.
+CASES: list[tuple[str, Callable[[Trial], Iterator[Tried]], tuple[int, int]]] = [
+    ("a broken set-up is no finding", breaks, (0, 1)),
+    ("what does not hold is one", finds, (1, 0)),
+    ("in a scene too", finds_early, (1, 0)),
+]
+
+
+def judged(trial: Trial) -> Iterator[Tried]:
+    what, attempt, wanted = trial.given
+    root = trial.folder / "inner"
+    root.mkdir()
+    with redirect_stderr(StringIO()):
+        tally: Tally = perform(Check("inner", "", lambda lab: [None], attempt), Lab(root))
+    found = len(tally.failures), len(tally.broken)
+    yield Tried(what, None if found == wanted else f"{found[0]} failures and {found[1]} broken cases")
+
+
+CHECKS = [Check("itself", "broken checks are told from findings", lambda lab: CASES, judged)]

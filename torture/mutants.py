@@ -1,0 +1,159 @@
+"""`python -m torture.mutants [WORD…]`: faults put into copies of the source, each of which a check must find.
+
+A mutant whose text is not in the source any more is an error, and so is a check that breaks or fails without a mutant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FOUND = 1  # how torture ends when something did not hold
+LIMIT_S = 600.0
+LEFT_OUT = shutil.ignore_patterns("__pycache__", "bundled")
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A fault: what stands in a file, what in its place, and the checks that must find it on a share of their cases."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    checks: tuple[str, ...]
+    share: float = 1.0
+
+
+KEEPS, BREAKS = "self._write(INSERT, *cells, hash_of(cells))", "    except Exception:  # noqa: BLE001\n        "
+STORE, WHOLE = "batchgen/runs/store.py", "batchgen/formats/whole.py"
+DATABASE, ROWS = "batchgen/runs/database.py", "batchgen/formats/rows.py"
+MUTANTS = [
+    # Those that torture let pass once.
+    Mutant("every 97th result is never stored", STORE, KEEPS,
+           f"if result.index % 97 != 96:\n            {KEEPS}", ("right",)),
+    Mutant("no fsync before the rename", WHOLE, "            os.fsync(stream.fileno())", "            stream.fileno()",
+           ("order",)),
+    Mutant("synchronous=OFF", DATABASE, "synchronous = FULL", "synchronous = OFF", ("order",)),
+    Mutant("CSV is not neutralised", "batchgen/formats/delimited.py", "cell if options.csv_raw else neutral(cell)",
+           "cell", ("guard-formulas",)),
+    Mutant("no exclusive lock", "batchgen/runs/locks.py", "        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)",
+           "        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)", ("race-start", "guard-locked"), 0.02),
+    Mutant("a check's own assertion is taken for a finding", "torture/lab.py",
+           f"{BREAKS}_break(tally, number)", f'{BREAKS}_count(tally, number, Tried("case", "it broke"))', ("itself",)),
+    # One of each other kind.
+    Mutant("rows with one id draw alike", ROWS, "counts.next(index, row.id)", "0", ("right",)),
+    Mutant("a failed row gets its place as id", ROWS, "if row.id is None and not error else", "if row.id is None else",
+           ("guard-whose-id",)),
+    Mutant("a step does not look for NaN", "batchgen/engines/sampling/sampler.py",
+           "return (~best.isfinite()).long() + ", "return 0 * best.long() + ", ("model-nan",)),
+    Mutant("stop strings do not end a row", "batchgen/model/stops.py",
+           "    if any(stop in text for stop in sequence.sampling.stop):\n        return True",
+           "    if any(stop in text for stop in ()):\n        return True", ("model-stop",)),
+    Mutant("what a tokenizer appends stays", "batchgen/model/added_ids.py",
+           "ids = input_ids[:end] if self.behind and tuple(input_ids[end:]) == self.behind else input_ids",
+           "ids = input_ids", ("model-appended",)),
+    Mutant("a finished file is not compared", "batchgen/runs/nothing_left.py", "    compare(record.facts,",
+           "    (lambda *_: None)(record.facts,", ("guard-finished",)),
+    Mutant("the input of a finished file is not compared", "batchgen/runs/nothing_left.py",
+           "    if answered == digest.facts:\n", "    if answered[\"rows\"] == digest.facts[\"rows\"]:\n",
+           ("guard-finished",)),
+    Mutant("--overwrite keeps the old rows", "batchgen/runs/output.py", "    store.clear()\n", "", ("right",)),
+    Mutant("a temporary file may be there", WHOLE,
+           'flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)',
+           "flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC", ("guard-planted",)),
+    Mutant("a file that appeared is replaced", WHOLE, "    if there not in (None, replaces):", "    if False:",
+           ("guard-appeared",)),
+    Mutant("the folder is not synced", WHOLE, "    _sync_folder(file.parent)\n", "", ("order",)),
+    Mutant("hashes in a store are not checked", "batchgen/runs/stored.py", "self._check(digest == hash_of(cells))",
+           "self._check(True)", ("guard-damaged",)),
+    Mutant("a private output becomes public", WHOLE, "                temporary.chmod(mode)",
+           "                temporary.chmod(0o644)", ("guard-old-mode",)),
+    Mutant("a store is for everybody", DATABASE, "os.chmod(descriptor, mode)", "os.chmod(descriptor, 0o644)",
+           ("guard-store-mode",)),
+    Mutant("a file sets workers", "batchgen/cli/config_files.py", '"workers",', "", ("folder-settings",)),
+    Mutant("children import from the working folder", "batchgen/machine/children.py",
+           '    os.environ[SAFE_PATH] = "1"', '    os.environ[SAFE_PATH] = ""', ("folder-modules",), 0.25),
+    Mutant("samples have no bound", "batchgen/records/sampling.py", "MOST_SAMPLES = 16_384", "MOST_SAMPLES = 2**40",
+           ("guard-many-samples",)),
+    Mutant("JSON is taken for text", "batchgen/formats/sniff.py", "    look = look_at_json(content)\n",
+           '    look = "text"\n', ("guard-unsaid-json",)),
+]  # fmt: skip
+
+
+def make_copy(folder: Path, mutant: Mutant | None) -> Path:
+    """The source with the fault. Raises `ValueError` where there is no such text."""
+    for name in ("batchgen", "torture"):
+        shutil.copytree(ROOT / name, folder / name, ignore=LEFT_OUT)
+    (folder / "batchgen" / "bundled").symlink_to(ROOT / "batchgen" / "bundled")
+    if mutant:
+        file = folder / mutant.file
+        text = file.read_text()
+        if mutant.old not in text:
+            raise ValueError(f"{mutant.file} does not hold {mutant.old.strip()!r}")
+        file.write_text(text.replace(mutant.old, mutant.new))
+    return folder
+
+
+def attempt(folder: Path, checks: Sequence[str], share: float) -> tuple[int, str]:
+    """How torture ended in a copy, and what it said."""
+    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "torture", *checks, "--share", str(share), "--patience", "10"]
+    try:
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        return -1, f"it took more than {LIMIT_S:.0f} s"
+    return done.returncode, done.stderr
+
+
+def judge(mutant: Mutant | None, checks: Sequence[str], share: float) -> str | None:
+    """What is wrong: a mutant that nobody finds, or a check that finds something without one."""
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        try:
+            code, said = attempt(make_copy(Path(folder), mutant), checks, share)
+        except ValueError as error:
+            return str(error)
+    if mutant is None:
+        return None if code == 0 else f"without a mutant the checks end with {code}: {said[-1500:]}"
+    if code == FOUND and "\nFAILED " in said:
+        return None
+    return "nobody finds it" if code == 0 else f"the check itself ends with {code}: {said[-1500:]}"
+
+
+def tell(mutant: Mutant, started: float) -> str | None:
+    problem = judge(mutant, mutant.checks, mutant.share)
+    mark = "found" if problem is None else f"NOT FOUND: {problem}"
+    print(f"{time.monotonic() - started:5.0f} s  {mutant.name}: {mark}", flush=True)
+    return problem
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m torture.mutants", description=__doc__)
+    parser.add_argument("words", nargs="*", metavar="WORD", help="only mutants whose name holds one of these")
+    parser.add_argument("--jobs", type=int, default=2, help="mutants at a time")
+    options = parser.parse_args()
+    wanted = [m for m in MUTANTS if not options.words or any(word in m.name for word in options.words)]
+    started = time.monotonic()
+    checks = sorted({check for mutant in wanted for check in mutant.checks})
+    with ThreadPoolExecutor(options.jobs) as pool:
+        plain = pool.submit(judge, None, checks, min((m.share for m in wanted), default=1.0))
+        problems = [problem for problem in pool.map(lambda mutant: tell(mutant, started), wanted) if problem]
+        if problem := plain.result():
+            print(problem)
+            problems.append(problem)
+    print(f"{len(wanted)} mutants, {len(problems)} problems")
+    return 1 if problems or not wanted else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
