@@ -19,8 +19,8 @@ from tests.support.in_process import in_shell
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-MASKS = (ROOT / "docs" / "masks.md").read_text(encoding="utf-8")
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+PYTHON = [code for name in ("recipes", "verify") for code in re.findall(r"```python\n(.*?)```", PAGES[name], re.DOTALL)]
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
@@ -29,7 +29,7 @@ def test_the_first_command_of_the_readme_prints_what_it_shows() -> None:
     assert shell(command) == output
 
 
-SHOWN = blocks(README)[1:] + blocks(MASKS)
+SHOWN = list(dict.fromkeys(blocks(README)[1:] + [block for page in PAGES.values() for block in blocks(page)]))
 
 
 @pytest.mark.parametrize(("command", "output"), SHOWN, ids=[command for command, _ in SHOWN])
@@ -83,4 +83,14 @@ def test_the_file_tree_names_every_room() -> None:
     rooms = {
         path.name + "/" * path.is_dir() for path in (ROOT / "batchgen").iterdir() if not path.name.startswith("__")
     }
-    assert {room for room in rooms if f"      {room} " not in README} == {"py.typed"}
+    assert {room for room in rooms if f"      {room} " not in PAGES["architecture"]} == {"py.typed"}
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 130
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))])
+def test_links_lead_to_files_that_are_there(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []

@@ -1,6 +1,6 @@
 """Reruns the commands in the blocks of Markdown files, and writes what they print now.
 
-    python tools/refresh_docs.py README.md docs/masks.md
+    python tools/refresh_docs.py README.md docs/*.md
 
 A block is a line `$ command` and what it prints on standard output, 80 columns wide. The tests compare `console`
 blocks; `text` blocks show figures that differ from one machine to the next.

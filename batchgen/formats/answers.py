@@ -97,7 +97,7 @@ def _read_parquet(file: Path) -> Answers:
     try:
         import pyarrow.parquet as parquet
     except ImportError:
-        raise InputError(f"{file}: Parquet needs another package: pip install 'batchgen[parquet]'") from None
+        raise InputError(f"{file}: Parquet needs another package: pip install pyarrow") from None
     try:
         with parquet.ParquetFile(file) as opened:
             number = 0

@@ -92,4 +92,4 @@ def _zstd(name: str, error: type[BatchgenError]) -> Any:
     for module in ZSTD_MODULES:
         with suppress(ImportError):
             return import_module(module)
-    raise error(f"{name}: Zstandard needs another package: pip install 'batchgen[zstd]'")
+    raise error(f"{name}: Zstandard needs another package: pip install backports.zstd")

@@ -11,7 +11,10 @@ from batchgen.errors import BatchgenError, InputError, OutputError
 from batchgen.formats.compression import ZSTD, ZSTD_MODULES, split_suffixes
 from batchgen.formats.sources import Source
 
+# By extra: the modules that any one of will do, and what brings it. The name `batchgen` on the package index is another
+# project's, so messages name the packages.
 MODULES = {"parquet": ("pyarrow.parquet",), "zstd": ZSTD_MODULES}
+PACKAGES = {"parquet": "pyarrow", "zstd": "backports.zstd"}
 
 
 def need(extra: str, what: str, error: type[BatchgenError]) -> None:
@@ -20,7 +23,7 @@ def need(extra: str, what: str, error: type[BatchgenError]) -> None:
         with suppress(ImportError):
             import_module(module)
             return
-    raise error(f"{what} needs another package: pip install 'batchgen[{extra}]'")
+    raise error(f"{what} needs another package: pip install {PACKAGES[extra]}")
 
 
 def check_input_extras(sources: Iterable[Source], input_format: str | None = None) -> None:

@@ -125,7 +125,7 @@ def _pyarrow(name: str) -> Any:
         import pyarrow.compute
         import pyarrow.parquet
     except ImportError:
-        raise InputError(f"{name}: Parquet needs another package: pip install 'batchgen[parquet]'") from None
+        raise InputError(f"{name}: Parquet needs another package: pip install pyarrow") from None
     return pyarrow
 
 
@@ -229,7 +229,7 @@ def _pyarrow_for_output() -> Any:
         import pyarrow.compute
         import pyarrow.parquet
     except ImportError:
-        raise OutputError("Parquet needs another package: pip install 'batchgen[parquet]'") from None
+        raise OutputError("Parquet needs another package: pip install pyarrow") from None
     return pyarrow
 
 

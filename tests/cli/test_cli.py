@@ -567,7 +567,7 @@ def test_without_a_command_there_is_help() -> None:
 @pytest.mark.parametrize(
     ("options", "exit_code", "part"),
     [
-        (["-o", "out", "--ray", "local"], 1, "--ray needs another package: pip install 'batchgen[ray]'"),
+        (["-o", "out", "--ray", "local"], 1, "--ray needs another package: pip install 'ray[data]'"),
         (["--ray", "local"], 2, "--ray writes into a folder: name it with -o"),
         (["-o", "out", "--ray", "local", "-p", "x"], 2, "--prompt is not for --ray"),
         (["-o", "out", "--ray", "local", "--format", "table"], 2, "--format table is not for --ray"),

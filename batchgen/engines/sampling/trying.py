@@ -17,7 +17,7 @@ from batchgen.records.sampling import CONSTRAINT_FIELDS
 MOST_BYTES = 768 * 2**20  # of addresses; what a process of Python with the library has itself is 100 MiB
 MOST_SECONDS = 10.0
 MOST_KEPT = 4096
-MISSING = "needs another package: pip install 'batchgen[constrained]'"
+MISSING = "needs another package: pip install llguidance"
 
 
 def is_installed() -> bool:

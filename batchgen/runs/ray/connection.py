@@ -71,7 +71,7 @@ def connect(address: str) -> Iterator[Cluster]:
     try:
         import_module("ray.data")
     except ImportError:
-        raise ClusterError("--ray needs another package: pip install 'batchgen[ray]'") from None
+        raise ClusterError("--ray needs another package: pip install 'ray[data]'") from None
     _probe(address)
     with _aside(), no_logs():
         yield from _connected(address)

@@ -66,7 +66,7 @@ def execute_on_ray(job: Job, on: OnRay, observer: Observer) -> Ending:
     folder = OutputFolder(_absolute(on.output), job.output_form.form)
     _check_folder(folder, on)
     if find_spec("ray") is None:
-        raise ClusterError("--ray needs another package: pip install 'batchgen[ray]'")
+        raise ClusterError("--ray needs another package: pip install 'ray[data]'")
     check_output_extras(job.output_form.form)
     checkpoint = open_checkpoint(job.model.name, revision=job.model.revision, say=observer.say)
     check_named_tokens(job.sampling, checkpoint.vocab_size)
