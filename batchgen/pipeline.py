@@ -15,6 +15,7 @@ from typing import Protocol
 from batchgen.engines import Engine
 from batchgen.engines.sampling.trying import Trials
 from batchgen.errors import InputError
+from batchgen.formats.json_values import parse_answer
 from batchgen.model import Checkpoint
 from batchgen.model.chat import Chat, Reply, split_reply
 from batchgen.model.guarded import TokenizerFailure
@@ -240,6 +241,8 @@ def to_result(sequence: Sequence, checkpoint: Checkpoint, chat: Chat) -> Result:
     if request.scored:
         return _scored_result(sequence, checkpoint)
     reply = _reply(sequence, checkpoint, chat)
+    constraint = request.sampling.constraint
+    is_json = constraint is not None and constraint.is_json
     logprobs = None
     if request.sampling.logprobs is not None and sequence.finish_reason != "error":
         with_texts = request.endpoint is not None  # OpenAI's form names alternatives by their texts
@@ -269,6 +272,8 @@ def to_result(sequence: Sequence, checkpoint: Checkpoint, chat: Chat) -> Result:
         endpoint=request.endpoint,
         cumulative_logprob=logprobs.total if logprobs else None,
         logprobs=logprobs,
+        parsed=parse_answer(reply.text) if is_json and sequence.finish_reason == "stop" else None,
+        is_json=is_json,
     )
 
 

@@ -38,6 +38,14 @@ def choose_format(asked: Format, output: Path | None, *, ids: bool = False, csv_
     return form
 
 
+def check_columns_flag(columns: bool, form: Format, *, on_ray: bool) -> None:
+    """Refuses `--columns` where there are none."""
+    if columns and on_ray:
+        raise UsageError("--columns is not supported with --ray: remove one")
+    if columns and form not in (Format.csv, Format.tsv, Format.parquet, Format.sqlite):
+        raise UsageError(f"--columns is for CSV, TSV, Parquet and SQLite, not for {form.value}: -o answers.csv")
+
+
 def _natural_format(output: Path | None) -> Format:
     if output is not None:
         return Format(form_of_output(output))

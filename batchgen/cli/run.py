@@ -10,7 +10,7 @@ import typer
 
 from batchgen.cli import options as opt
 from batchgen.cli.on_ray import choose_ray_format, make_on_ray, refuse_with_ray
-from batchgen.cli.output import OUR_WRITERS, check_stdout, choose_format
+from batchgen.cli.output import OUR_WRITERS, check_columns_flag, check_stdout, choose_format
 from batchgen.cli.signals import Interrupts
 from batchgen.cli.typed import typed_command
 from batchgen.cli.watching import Watcher, sum_up
@@ -61,6 +61,7 @@ def run(
         if target is None:
             check_stdout(sources)
     _check_page(target, results)
+    check_columns_flag(results.columns, form, on_ray=on_ray is not None)
     check_outputs(target, {"manifest": results.manifest, "stats": results.stats, "html": results.html}, sources)
     job = Job(
         prompts=FilePrompts(tuple(sources), reading, prompts.limit, screen.say),
@@ -68,7 +69,7 @@ def run(
         model=ModelChoice(model.model, model.revision, model.device, model.dtype),
         engine=engine,
         chat=chat.options(),
-        output_form=OutputForm(form.value, results.ids, results.csv_raw, results.are_in_kind(form)),
+        output_form=OutputForm(form.value, results.ids, results.csv_raw, results.are_in_kind(form), results.columns),
         target=target,
         too_long=too_long,
         parse_special=prompts.parse_special,

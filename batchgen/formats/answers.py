@@ -15,12 +15,12 @@ from batchgen.errors import InputError
 from batchgen.formats.arrow_types import COUNTS
 from batchgen.formats.compression import damage, unpack
 from batchgen.formats.delimited import plain_cell, plain_tsv_cell
-from batchgen.formats.fields import LOGPROBS, SUM
+from batchgen.formats.fields import LOGPROBS, PARSED, SUM
 from batchgen.formats.openai_answers import results_of_answer
 from batchgen.records import Logprobs, Result
 
 Answers = Iterator[Result]
-JSON_COLUMNS = {"input_ids", "output_ids", "metadata", "messages", "tool_calls"}
+JSON_COLUMNS = {"input_ids", "output_ids", "metadata", "messages", "tool_calls", "parsed"}
 NEEDED = ("text", "finish_reason")  # without these it is something else
 ROWS_AT_ONCE = 1024
 OWN = {field.name: None if field.default is MISSING else field.default for field in fields(Result)}
@@ -133,7 +133,7 @@ def _result(values: Any, number: int, file: Path, line: int) -> Result:
     row["input_ids"], row["output_ids"] = tuple(row["input_ids"] or ()), tuple(row["output_ids"] or ())
     if row[LOGPROBS] is not None:
         row[LOGPROBS] = _logprobs(row[LOGPROBS])
-    return Result(**row)
+    return Result(**row | {"is_json": PARSED in values})
 
 
 def _logprobs(values: Mapping[str, Any]) -> Logprobs:

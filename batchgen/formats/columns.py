@@ -7,11 +7,11 @@ other rows have beside those, as JSON.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, count
 from typing import Any
 
-from batchgen.formats.fields import CHAT_FIELDS, LOGPROBS, SOURCE, SUM, names_of_fields, to_json, value_of
+from batchgen.formats.fields import CHAT_FIELDS, LOGPROBS, PARSED, SOURCE, SUM, names_of_fields, to_json, value_of
 from batchgen.formats.score_fields import score_dict
 from batchgen.records import Result
 
@@ -56,6 +56,7 @@ class Columns:
         """What has a column, and what a row has besides in a table that began with plain prompts."""
         later: tuple[str, ...] = CHAT_FIELDS if result.messages is not None else ()
         later += () if result.logprobs is None else (SUM, LOGPROBS)
+        later += (PARSED,) if result.parsed is not None else ()
         return {name: value_of(result, name) for name in dict.fromkeys((*self.own, *later))}
 
     def _is_left_over(self, name: str, value: Any) -> bool:
@@ -68,9 +69,14 @@ def _prefixed(name: str) -> Iterator[str]:
     return (f"{'batchgen.' * number}{name}" for number in count())
 
 
-def choose_columns(results: Iterable[Result], *, ids: bool, nested: bool = False) -> tuple[Columns, Iterator[Result]]:
-    """The columns of a table, and all of its results. One whose cells may be `nested` has each token's logprob too."""
-    results = iter(results)
+def choose_columns(
+    results: Iterable[Result], *, ids: bool, nested: bool = False, spread: tuple[str, ...] | None = None
+) -> tuple[Columns, Iterator[Result]]:
+    """The columns of a table, and all of its results. One whose cells may be `nested` has each token's logprob too.
+
+    `spread` is as `WriteOptions.columns`.
+    """
+    results = iter(results) if spread is None else spread_fields(results, spread)
     held: list[Result] = []
     for result in results:
         held.append(result)
@@ -87,7 +93,36 @@ def _names(held: list[Result], *, ids: bool) -> Iterable[str]:
         return score_dict(held[-1])
     is_chat = any(result.messages is not None for result in held)
     has_logprobs = any(result.logprobs is not None for result in held)
-    return names_of_fields(ids=ids, is_chat=is_chat, has_logprobs=has_logprobs)
+    is_json = any(result.is_json for result in held)
+    return names_of_fields(ids=ids, is_chat=is_chat, has_logprobs=has_logprobs, is_json=is_json)
+
+
+def spread_fields(results: Iterable[Result], names: tuple[str, ...]) -> Iterator[Result]:
+    """Results with the fields of what was parsed among their own columns, in the order of `names`.
+
+    Without names they are those of the first row that has an object. One that is a column of the input too is
+    `parsed.NAME`. What is no object stays what it is.
+    """
+    results = iter(results)
+    held = [] if names else list(_up_to_object(results))
+    names = names or next((tuple(result.parsed) for result in held if isinstance(result.parsed, dict)), ())
+    return (_spread(result, names) for result in chain(held, results))
+
+
+def _up_to_object(results: Iterable[Result]) -> Iterator[Result]:
+    """The first results, up to the first that has an object."""
+    for number, result in enumerate(results):
+        yield result
+        if isinstance(result.parsed, dict) or number == MOST_HELD:
+            return
+
+
+def _spread(result: Result, names: tuple[str, ...]) -> Result:
+    if result.parsed is not None and not isinstance(result.parsed, dict):
+        return result
+    values = dict.fromkeys(names) | (result.parsed or {})
+    own = {f"{PARSED}.{name}" if name in result.metadata else name: value for name, value in values.items()}
+    return replace(result, metadata={**result.metadata, **own}, parsed=None, is_json=False)
 
 
 def cell_text(value: Any) -> str:

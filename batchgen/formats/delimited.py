@@ -236,7 +236,7 @@ def write_tsv(results: Iterable[Result], stream: BinaryIO, options: WriteOptions
 def _write(
     results: Iterable[Result], stream: BinaryIO, options: WriteOptions, make_line: Callable[[list[str]], str]
 ) -> None:
-    columns, results = choose_columns(results, ids=options.ids)
+    columns, results = choose_columns(results, ids=options.ids, spread=options.columns)
     line = partial(_line, options=options, make_line=make_line)
     stream.write(line(columns.names))
     stream.flush()

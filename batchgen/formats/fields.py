@@ -20,6 +20,7 @@ PLAIN_FIELDS = (
     "id", "index", "sample_index", "prompt", "text", "finish_reason",
     "num_prompt_tokens", "num_output_tokens", "error", "metadata", "model",
 )  # fmt: skip
+PARSED = "parsed"  # of rows with a schema only
 SUM, LOGPROBS = "cumulative_logprob", "logprobs"  # of rows that ask for them only
 CHAT_FIELDS = ("messages", "reasoning", "tool_calls")  # of conversations only
 ID_FIELDS = ("input_ids", "output_ids", "batch_index", "padded_length")
@@ -38,6 +39,8 @@ class WriteOptions:
     """How results are written: token ids and the batch with `ids`; cells that look like formulas as they are with
     `csv_raw`; `escape` for what a terminal must not see; of an OpenAI Batch all `rows`, or those of one of its files.
     Tables draw pads as `pad_token_id`. Formats that have room for it keep the `facts` of what the run was made of.
+    Tables draw pads as `pad_token_id`. `columns` names the fields of what was parsed that a table has columns for, none
+    of them where they are those of the first such row.
     """
 
     ids: bool = False
@@ -46,12 +49,17 @@ class WriteOptions:
     rows: Rows = "all"
     pad_token_id: int = 0
     facts: Mapping[str, Any] = field(default_factory=dict)
+    columns: tuple[str, ...] | None = None
 
 
 def to_dict(result: Result, *, ids: bool = False) -> dict[str, Any]:
     """The result's fields in the order they are written; token ids and the batch only with `ids`."""
-    has_logprobs = result.logprobs is not None
-    names = names_of_fields(ids=ids, is_chat=result.messages is not None, has_logprobs=has_logprobs)
+    names = names_of_fields(
+        ids=ids,
+        is_chat=result.messages is not None,
+        has_logprobs=result.logprobs is not None,
+        is_json=result.is_json,
+    )
     return {name: value_of(result, name) for name in names}
 
 
@@ -61,10 +69,12 @@ def value_of(result: Result, name: str) -> Any:
     return value.to_dict() if isinstance(value, Logprobs) else value
 
 
-def names_of_fields(*, ids: bool, is_chat: bool = False, has_logprobs: bool = False) -> tuple[str, ...]:
+def names_of_fields(
+    *, ids: bool, is_chat: bool = False, has_logprobs: bool = False, is_json: bool = False
+) -> tuple[str, ...]:
     """The fields in the order they are written, those of a conversation behind its text; the source last."""
     text, tokens = PLAIN_FIELDS.index("text") + 1, PLAIN_FIELDS.index("num_output_tokens") + 1
-    told = CHAT_FIELDS if is_chat else ()
+    told = ((PARSED,) if is_json else ()) + (CHAT_FIELDS if is_chat else ())
     likely = (SUM, LOGPROBS) if has_logprobs else ()
     more = ID_FIELDS if ids else ()
     return (*PLAIN_FIELDS[:text], *told, *PLAIN_FIELDS[text:tokens], *likely, *PLAIN_FIELDS[tokens:], *more, SOURCE)

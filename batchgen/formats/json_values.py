@@ -13,6 +13,7 @@ from batchgen.records import LONGEST_ROW
 WHITESPACE = " \t\n\r"
 SPACE = re.compile(f"[{WHITESPACE}]*")
 MOST_DIGITS = 4300  # of a whole number, which is Python's own bound
+MOST_ANSWER_LEVELS = 100  # more cannot be written again
 OBJECT_BYTES = 56  # of an empty list, or of a text without its characters
 ITEM_BYTES = 16  # of one more value in a list or an object
 HEAVIEST_ROW = 8 * LONGEST_ROW  # bytes, once it is Python objects
@@ -131,6 +132,15 @@ def too_heavy(num_bytes: int) -> str | None:
     if num_bytes <= HEAVIEST_ROW:
         return None
     return f"its nested values take {num_bytes // 2**20:,} MiB of memory, more than {HEAVIEST_ROW // 2**20}"
+
+
+def parse_answer(text: str) -> Any:
+    """What the JSON that a model wrote says; None where it is none, or Python has no number for it."""
+    try:
+        value = parse_json(text)
+    except ValueError:
+        return None
+    return None if is_deeper(value, MOST_ANSWER_LEVELS) else value
 
 
 def is_deeper(value: object, levels: int) -> bool:

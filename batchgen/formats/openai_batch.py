@@ -17,6 +17,7 @@ from batchgen.formats.content import Content
 from batchgen.formats.json_values import parse_json
 from batchgen.formats.jsonl import JsonLine, read_values
 from batchgen.formats.messages import BESIDE, read_conversation
+from batchgen.formats.openai_constraints import CONSTRAINT_KEYS, read_constraint
 from batchgen.formats.row_options import row_keys
 from batchgen.formats.rows import REPLACED, ReadOptions, Row
 from batchgen.formats.seen_ids import SeenIds
@@ -43,7 +44,7 @@ WITHOUT_EFFECT = {
 # Values of keys that cannot be honoured which ask for nothing.
 HARMLESS: dict[str, tuple[object, ...]] = {
     "stream": (False,), "echo": (False,), "suffix": ("",), "best_of": (1,),
-    "response_format": ({"type": "text"},), "modalities": (["text"],), "tool_choice": ("auto",),
+    "modalities": (["text"],), "tool_choice": ("auto",),
     "parallel_tool_calls": (True,), "functions": ([],),
 }  # fmt: skip
 
@@ -106,7 +107,7 @@ def _check_request(request: dict[str, Any], endpoint: str) -> dict[str, Any]:
     if request.get("method", "POST") != "POST":
         raise ValueError("method is not POST")
     own = {"messages", TOP_LOGPROBS, *BESIDE} if endpoint == CHAT else {"prompt"}
-    for key in sorted(body.keys() - OPTIONS.keys() - WITHOUT_EFFECT - own):
+    for key in sorted(body.keys() - OPTIONS.keys() - CONSTRAINT_KEYS - WITHOUT_EFFECT - own):
         _check_harmless(key, body)
     return body
 
@@ -141,7 +142,7 @@ def _options(body: dict[str, Any], endpoint: str) -> dict[str, Any]:
     given["logprobs"] = _num_alternatives(body, endpoint)
     if len({str(given[key]) for key in ("max_tokens", "max_completion_tokens") if key in given}) > 1:
         raise ValueError("body.max_tokens and body.max_completion_tokens differ: give one")
-    options = {OPTIONS[key]: item for key, item in given.items() if item is not None}
+    options = {OPTIONS[key]: item for key, item in given.items() if item is not None} | read_constraint(body)[0]
     if options.get("temperature") == 0:
         options = {key: item for key, item in options.items() if key not in UNUSED_WHEN_GREEDY}
     return options
@@ -162,6 +163,7 @@ def _num_alternatives(body: dict[str, Any], endpoint: str) -> Any:
 def _names(body: dict[str, Any]) -> dict[str, str]:
     """What the body calls our options, for errors."""
     names = {ours: f"body.{theirs}" for theirs, ours in OPTIONS.items() if body.get(theirs) is not None}
+    names |= read_constraint(body)[1]
     return names | ({"logprobs": f"body.{TOP_LOGPROBS}"} if body.get(TOP_LOGPROBS) is not None else {})
 
 

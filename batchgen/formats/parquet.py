@@ -205,7 +205,7 @@ def write_parquet(results: Iterable[Result], stream: BinaryIO, options: WriteOpt
     nested); later values of another type are in the column `metadata`, as JSON.
     """
     pa = _pyarrow_for_output()
-    columns, results = choose_columns(results, ids=options.ids, nested=True)
+    columns, results = choose_columns(results, ids=options.ids, nested=True, spread=options.columns)
     groups = _groups(results)
     first = next(groups, [])
     kinds = {key: _kind([result.metadata.get(key) for result in first]) for key in columns.keys}

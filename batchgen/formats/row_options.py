@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from batchgen.formats.json_values import parse_json
 from batchgen.records import FieldError, SamplingParams, options_of
 from batchgen.records.sampling import CONSTRAINT_FIELDS
 
@@ -40,6 +41,28 @@ def override(run: SamplingParams, given: object, names: Mapping[str, str] | None
         return replace(run, **{**_left_behind(run, own), **own})
     except FieldError as error:
         raise ValueError(error.named(lambda field: names.get(field, f"the run's {field}"))) from None
+
+
+def with_choices(sampling: object, columns: Mapping[str, Any], field: str | None) -> object:
+    """A row's `sampling` with the choices that its column has: a list, or the JSON of one in a cell.
+
+    A constraint that the row names itself stays. Raises `ValueError`, one line.
+    """
+    if field is None or (isinstance(sampling, Mapping) and any(sampling.get(name) for name in CONSTRAINT_FIELDS)):
+        return sampling
+    if field not in columns:
+        raise ValueError(f"no field {field} (see --choices-field)")
+    choices = columns[field]
+    if isinstance(choices, str) and choices.lstrip().startswith("["):
+        try:
+            choices = parse_json(choices)
+        except ValueError as error:
+            raise ValueError(f"the field {field} is not valid JSON: {error}") from None
+    if not isinstance(choices, list) or not choices:
+        raise ValueError(f'the field {field} is not a list of choices such as ["yes", "no"]')
+    if sampling is not None and not isinstance(sampling, Mapping):
+        return sampling
+    return {**(sampling or {}), "choice": choices}
 
 
 def _left_behind(run: SamplingParams, own: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from batchgen.errors import InputError, UsageError
 from batchgen.formats.json_values import OBJECT_BYTES, is_deeper, parse_json
 from batchgen.formats.messages import BESIDE, CHAT_FIELDS, from_cells, looks_like_messages, read_conversation
-from batchgen.formats.row_options import override
+from batchgen.formats.row_options import override, with_choices
 from batchgen.formats.seen_ids import Occurrences
 from batchgen.records import LONGEST_PROMPT, Conversation, Request, RowId, SamplingParams
 
@@ -25,7 +25,8 @@ REPLACED = "\ufffd"  # what stands for bytes that are not UTF-8
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
     """How rows are read: the columns of prompt and id, a template in place of the first, the files' format, what
-    separates the cells of CSV and TSV, whether a file is a prompt as a whole, and whether rows are to be scored.
+    separates the cells of CSV and TSV, whether a file is a prompt as a whole, whether rows are to be scored, and the
+    column of each row's choices.
     """
 
     field: str | None = None
@@ -35,6 +36,7 @@ class ReadOptions:
     delimiter: str | None = None
     whole_files: bool = False
     scores: bool = False
+    choices_field: str | None = None
 
     def finds_prompt(self, columns: Iterable[str]) -> bool:
         """Whether a table with these columns is surely one of prompts."""
@@ -83,6 +85,7 @@ def check_read_options(options: ReadOptions, name: Callable[[str], str]) -> None
     if not options.whole_files:
         return
     columns = {"field": options.field, "id_field": options.id_field, "delimiter": delimiter}
+    columns["choices_field"] = options.choices_field
     if given := next((field for field, value in columns.items() if value is not None), None):
         raise UsageError(f"{name(given)} is for columns, and with {name('whole_files')} a file has none")
     if options.input_format not in (None, "text"):
@@ -212,6 +215,10 @@ def row_of_columns(
     except ValueError as error:
         problem = problem or str(error)
     sampling = None if "sampling" in (name, options.id_name) else columns.get("sampling")
+    try:
+        sampling = with_choices(sampling, columns, options.choices_field)
+    except ValueError as error:
+        problem = problem or str(error)
     return Row(
         prompt, row_id, metadata, problem, source, sampling, num_bytes=num_bytes, conversation=conversation,
         beside={} if is_chat else _beside(metadata, options),

@@ -205,6 +205,7 @@ class Result:
 
     Of a conversation, `prompt` is what the chat template made of `messages`, and what the model thought before it
     answered is in `reasoning`. `logprobs` of the `output_ids`, and their sum, are there where the row asks for them.
+    `parsed` is what the text of a row with a schema says (`is_json`), None where it was cut short.
     """
 
     index: int
@@ -230,6 +231,8 @@ class Result:
     cumulative_logprob: float | None = None
     logprobs: Logprobs | None = None
     score: RowScore | None = None
+    parsed: Any = None
+    is_json: bool = False
 
     @property
     def num_pads(self) -> int:

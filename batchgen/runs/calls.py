@@ -97,9 +97,9 @@ def run(
     """Continues every prompt of files into a file, durably, as `batchgen run INPUTS -o FILE` does.
 
     `inputs` are paths, globs or folders. A run that ends early keeps its finished rows, and `resume` goes on from them.
-    `options` are those of `generate`, and field, id_field, template, input_format, delimiter, whole_files, recursive,
-    limit, format, ids, csv_raw, retry_errors, keep_store, strict, manifest, stats. Returns the counts; failed rows are
-    in the file and counted.
+    `options` are those of `generate`, and field, id_field, choices_field, template, input_format, delimiter,
+    whole_files, recursive, limit, format, ids, csv_raw, columns, retry_errors, keep_store, strict, manifest, stats.
+    Returns the counts; failed rows are in the file and counted.
     Raises `BatchgenError`: `OutputError` where `output` exists and neither `resume` nor `overwrite` is said.
     """
     keywords = read_keywords("run", options, FileOptions)
@@ -118,7 +118,7 @@ def run(
             model,
             keywords,
             target=target,
-            output_form=OutputForm(target.form, **keywords.of("ids", "csv_raw"), in_kind=target.in_kind),
+            output_form=OutputForm(target.form, **keywords.of("ids", "csv_raw", "columns"), in_kind=target.in_kind),
             **keywords.of("strict"),
             **notes,
         ),
@@ -136,7 +136,7 @@ def _limit(keywords: Keywords) -> int | None:
 
 
 def _reading(keywords: Keywords) -> ReadOptions:
-    options = keywords.of("field", "id_field", "input_format", "template", "delimiter", "whole_files")
+    options = keywords.of("field", "id_field", "input_format", "template", "delimiter", "whole_files", "choices_field")
     if (form := options.get("input_format")) not in (None, *READERS):
         raise UsageError(f"input_format {form!r} is not one of {', '.join(READERS)}")
     if (template := options.get("template")) is not None:

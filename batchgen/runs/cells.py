@@ -14,7 +14,7 @@ from batchgen.formats.writing import to_json
 from batchgen.records import Logprobs, Request, Result, RowScore
 
 FIELDS = [field.name for field in fields(Result)]  # the columns of `results`, but that `index` is its row_index
-JSON_FIELDS = {"metadata", "input_ids", "output_ids", "messages", "tool_calls"}
+JSON_FIELDS = {"metadata", "input_ids", "output_ids", "messages", "tool_calls", "parsed"}
 WHOLE_NUMBER = re.compile(rb"-?\d+")
 HASH_BYTES = 16
 
@@ -33,6 +33,8 @@ def _to_cell(name: str, value: object) -> object:
         return to_json(value)
     if isinstance(value, Logprobs | RowScore):
         return to_json(asdict(value))
+    if isinstance(value, bool):
+        return int(value)  # which is how SQLite gives it back
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return str(value).encode()
     if isinstance(value, str):
@@ -52,6 +54,7 @@ def to_result(cells: Sequence[Any]) -> Result:
         values["logprobs"] = Logprobs.from_dict(json.loads(values["logprobs"]))
     if values["score"] is not None:
         values["score"] = RowScore.from_dict(json.loads(values["score"]))
+    values["is_json"] = bool(values["is_json"])
     return Result(**values)
 
 

@@ -15,7 +15,7 @@ from batchgen.runs.locks import HELD, IN_USE, FileLock, allows_readers, identity
 
 LOCK_PATIENCE_S = 1.0  # of two that open a file at the same moment one has to wait for the other to step back
 APPLICATION_ID = 0x62617467  # "batg", in the file's header
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 DAMAGED = f"is damaged: move it away, or start anew with {OVERWRITE}"
 PRIVATE = 0o600
 STATUS = "-status"  # behind the store's name: what a run says of itself where its store cannot be read
@@ -28,7 +28,7 @@ CREATE TABLE results (
     num_prompt_tokens INTEGER, num_output_tokens INTEGER, error TEXT, metadata TEXT, model TEXT,
     input_ids TEXT, output_ids TEXT, batch_index INTEGER, padded_length INTEGER, source TEXT,
     messages TEXT, reasoning TEXT, tool_calls TEXT, endpoint TEXT, cumulative_logprob REAL, logprobs TEXT,
-    score TEXT,    hash BLOB NOT NULL,
+    score TEXT, parsed TEXT, is_json INTEGER, hash BLOB NOT NULL,
     PRIMARY KEY (row_index, sample_index)
 );
 CREATE INDEX failed ON results (row_index) WHERE finish_reason = 'error';

@@ -186,6 +186,7 @@ class Run:
             rows=rows,
             pad_token_id=self.equipment.checkpoint.pad_token_id,
             facts=self.manifest.facts,
+            columns=self.job.columns,
         )
         write = write_in_kind if output_form.in_kind else self.writers[output_form.form]
         write(results, stream, options)
@@ -207,6 +208,8 @@ class Run:
         """Every file of the output, by its name; a store is looked through, that nothing is lacking."""
         if not self.files:
             deque(store.complete_results(), maxlen=0)
+            if self.job.columns is not None:
+                store.show_columns(self.job.columns)
             return [target.path]
         facts = {**self.manifest.facts, "output": self.job.output_form.options, "reasons": store.reasons(MOST_REASONS)}
         first = next(store.complete_results(), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -103,11 +104,13 @@ class OutputForm:
     ids: bool = False
     csv_raw: bool = False
     in_kind: bool = False
+    columns: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
         """By the names of the command line."""
-        return {"--format": self.form, "--ids": self.ids, "--csv-raw": self.csv_raw}
+        facts = {"--format": self.form, "--ids": self.ids, "--csv-raw": self.csv_raw}
+        return facts | {"--columns": self.columns}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +144,15 @@ class Job:
         return scored_requests(requests) if self.scoring else requests
 
     @property
+    def columns(self) -> tuple[str, ...] | None:
+        """What a table has columns for, as `WriteOptions` takes it: the properties that the run's schema names."""
+        if not self.output_form.columns:
+            return None
+        schema = json.loads(self.sampling.json_schema or "{}")
+        properties = schema.get("properties") if isinstance(schema, dict) else None
+        return tuple(properties) if isinstance(properties, dict) else ()
+
+    @property
     def is_durable(self) -> bool:
         return self.target is not None and not self.target.is_stream
 
@@ -160,6 +172,7 @@ class Job:
             **scoring,
             "--field": reading.field,
             "--id-field": reading.id_field,
+            "--choices-field": reading.choices_field,
             "--template": reading.template and reading.template.source,
             "--input-format": reading.input_format,
             "--delimiter": reading.delimiter,

@@ -100,6 +100,7 @@ class FileOptions(GenerateOptions, total=False):
 
     field: str | None
     id_field: str | None
+    choices_field: str | None
     template: str | None
     input_format: str | None
     delimiter: str | None
@@ -109,6 +110,7 @@ class FileOptions(GenerateOptions, total=False):
     format: str | None
     ids: bool
     csv_raw: bool
+    columns: bool
     retry_errors: bool
     keep_store: bool
     strict: bool

@@ -121,6 +121,20 @@ class Store(StoredRun):
                     stream.write(text)
                 temporary.replace(file)
 
+    def show_columns(self, names: tuple[str, ...]) -> None:
+        """A view `answers` of the results, with a column for each of the fields of what was parsed.
+
+        Without names they are those of the first row that has an object.
+        """
+        first = next((result.parsed for result in self.results() if isinstance(result.parsed, dict)), {})
+        fields = [name for name in names or first if '"' not in name]  # SQLite's paths cannot have it
+        own = ["row_index", "id", "sample_index", "prompt", "text", "finish_reason", "error"]
+        for name in fields:
+            shown, path = f"parsed.{name}" if name in own else name, name.replace("'", "''")
+            own.append(f"""json_extract(parsed, '$."{path}"') AS "{shown}\"""")
+        self._write("DROP VIEW IF EXISTS answers")
+        self._write(f"CREATE VIEW answers AS SELECT {', '.join(own)} FROM results")
+
     def forget_note(self, name: str) -> None:
         self._write("DELETE FROM manifest WHERE name = ?", name)
 

@@ -45,6 +45,15 @@ class OutputOptions:
             rich_help_panel=OUTPUT,
         ),
     ] = False
+    columns: Annotated[
+        bool,
+        typer.Option(
+            "--columns",
+            metavar="",
+            help="Give the fields of a JSON schema columns of their own (CSV, TSV, Parquet, SQLite).",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False
     output: Annotated[
         Path | None,
         typer.Option(

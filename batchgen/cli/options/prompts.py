@@ -62,6 +62,12 @@ class PromptOptions:
         str | None,
         typer.Option(metavar="NAME", help="Column or JSON field of the row's id (else id).", rich_help_panel=INPUT),
     ] = None
+    choices_field: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Column of the row's choices, a list: its text is one.", rich_help_panel=INPUT
+        ),
+    ] = None
     template: Annotated[
         str | None,
         typer.Option(
@@ -118,7 +124,13 @@ class PromptOptions:
             )
         form = None if self.input_format == "auto" else self.input_format
         options = ReadOptions(
-            self.field, self.id_field, self._read_template(), form, read_delimiter(self.delimiter), self.whole_files
+            self.field,
+            self.id_field,
+            self._read_template(),
+            form,
+            read_delimiter(self.delimiter),
+            self.whole_files,
+            choices_field=self.choices_field,
         )
         check_read_options(options, flag_of)
         return options

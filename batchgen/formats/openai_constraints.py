@@ -1,0 +1,59 @@
+"""What the text of an answer must be, as OpenAI's bodies say it, and vLLM's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+FORMAT, OUTPUTS = "response_format", "structured_outputs"
+# Keys of vLLM's `structured_outputs`, and of the bodies that came before it.
+OURS = {
+    "json": "json_schema", "json_object": "json_object", "regex": "regex", "choice": "choice", "grammar": "grammar",
+}  # fmt: skip
+GUIDED = {f"guided_{theirs}": ours for theirs, ours in OURS.items() if theirs != "json_object"}
+CONSTRAINT_KEYS = {FORMAT, OUTPUTS, *GUIDED}
+ANY_WHITESPACE = "disable_any_whitespace"
+
+
+def read_constraint(body: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Our options of constraints, and what the body calls each. Raises `ValueError` for what cannot be done."""
+    options: dict[str, Any] = {}
+    names: dict[str, str] = {}
+    for place, found in (
+        (FORMAT, _of_format(body.get(FORMAT))),
+        (OUTPUTS, _of_outputs(body.get(OUTPUTS))),
+        *((key, {ours: body[key]} if body.get(key) is not None else {}) for key, ours in GUIDED.items()),
+    ):
+        options |= found
+        names |= dict.fromkeys(found, f"body.{place}")
+    return options, names
+
+
+def _of_format(given: Any) -> dict[str, Any]:
+    kind = given.get("type") if isinstance(given, Mapping) else given
+    if kind is None or kind == "text":
+        return {}
+    if kind == "json_object":
+        return {"json_object": True}
+    if kind != "json_schema":
+        raise ValueError(f"body.{FORMAT} is none of text, json_object, json_schema")
+    described = given.get("json_schema")
+    if not isinstance(described, Mapping) or not isinstance(described.get("schema"), Mapping | bool):
+        raise ValueError(f"body.{FORMAT}.json_schema.schema is missing")
+    return {"json_schema": described["schema"]}
+
+
+def _of_outputs(given: Any) -> dict[str, Any]:
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise ValueError(f'body.{OUTPUTS} is not an object such as {{"regex": "[a-z]+"}}')
+    asked = {key: value for key, value in given.items() if value is not None and value is not False}
+    if unknown := sorted(asked.keys() - OURS.keys() - {ANY_WHITESPACE}):
+        raise ValueError(f"body.{OUTPUTS}.{unknown[0][:40]} cannot be honoured here: leave it out")
+    spaces = {} if given.get(ANY_WHITESPACE) is None else {"json_whitespace": _spaces(given[ANY_WHITESPACE])}
+    return {OURS[key]: value for key, value in asked.items() if key in OURS} | spaces
+
+
+def _spaces(is_disabled: Any) -> str:
+    return "compact" if is_disabled else "any"

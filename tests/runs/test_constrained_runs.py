@@ -1,0 +1,238 @@
+"""Runs with constraints: what is parsed, columns of its fields, OpenAI's bodies, workers, a store, Python."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+
+import batchgen
+from batchgen.formats.json_values import parse_answer
+from batchgen.runs.store import Store
+from tests.support.command import records, run
+from tests.support.results import result_of
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 6},
+        "age": {"type": "integer", "minimum": 0, "maximum": 99},
+        "good": {"type": "boolean"},
+    },
+    "required": ["name", "age", "good"],
+    "additionalProperties": False,
+}
+ASKED = ("--json-schema", json.dumps(SCHEMA), "--max-new-tokens", 40)
+RAIN = "It will rain in the\nI want to eat a big bowl of\nMy dog is\n"
+
+
+def lines(*rows: dict[str, Any]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def test_what_the_text_says_stands_beside_it() -> None:
+    [row] = records(run("-p", "My dog is", *ASKED))
+    assert row["parsed"] == json.loads(row["text"])
+    assert list(row["parsed"]) == ["name", "age", "good"]
+    assert list(row)[4:6] == ["text", "parsed"]
+
+
+def test_a_row_that_is_cut_short_has_nothing_parsed() -> None:
+    [row] = records(run("-p", "My dog is", *ASKED, "--max-new-tokens", 3))
+    assert (row["finish_reason"], row["parsed"]) == ("length", None)
+
+
+def test_a_row_without_a_schema_has_no_such_field() -> None:
+    rows = records(run("-p", "My dog is", "--regex", r"\{\}")) + records(run("-p", "My dog is"))
+    assert not any("parsed" in row for row in rows)
+
+
+@pytest.mark.parametrize("text", ["{", '{"a": 1e999}', "[" * 200 + "]" * 200, "1" * 5000, "NaN"])
+def test_what_cannot_be_written_again_is_not_parsed(text: str) -> None:
+    assert parse_answer(text) is None
+
+
+def test_fields_are_columns_of_csv(tmp_path: Path) -> None:
+    output = tmp_path / "out.csv"
+    run(
+        *ASKED, "--columns", "-o", output, "--input-format", "jsonl", stdin=lines({"prompt": "My dog is", "age": "old"})
+    )
+    header, cells = (line.split(",") for line in output.read_text().splitlines())
+    assert header[-5:-1] == ["age", "name", "parsed.age", "good"]
+    assert "parsed" not in header
+    assert cells[header.index("age")] == "old"
+
+
+def test_fields_are_typed_columns_of_parquet(tmp_path: Path) -> None:
+    output = tmp_path / "out.parquet"
+    assert run(*ASKED, "--columns", "-o", output, stdin=RAIN).exit_code == 0
+    table = parquet.read_table(output)
+    types = {name: table.schema.field(name).type for name in SCHEMA["properties"]}
+    assert types == {"name": pa.string(), "age": pa.int64(), "good": pa.bool_()}
+
+
+def test_fields_are_a_view_of_a_database(tmp_path: Path) -> None:
+    output = tmp_path / "out.db"
+    assert run(*ASKED, "--columns", "-o", output, stdin=RAIN).exit_code == 0
+    connection = sqlite3.connect(output)
+    rows = connection.execute("SELECT text, name, age, good FROM answers").fetchall()
+    connection.close()
+    assert [[name, age, bool(good)] for _, name, age, good in rows] == [
+        list(json.loads(text).values()) for text, *_ in rows
+    ]
+
+
+def test_columns_need_a_table() -> None:
+    refused = run("-p", "a", *ASKED, "--columns", "--format", "jsonl")
+    assert refused.exit_code == 2
+    assert "--columns is for CSV" in refused.stderr
+
+
+def test_a_stored_result_comes_back_with_what_was_parsed(tmp_path: Path) -> None:
+    result = result_of(parsed={"a": [1, None]}, is_json=True)
+    store = Store(tmp_path / "x.db")
+    store.add(result)
+    store.add(replace(result, sample_index=1, parsed=None, is_json=False))
+    assert list(store.results()) == [result, replace(result, sample_index=1, parsed=None, is_json=False)]
+    store.discard()
+
+
+def test_choices_come_from_a_column() -> None:
+    rows = [
+        {"prompt": "My dog is", "options": ["big", "small"]},
+        {"prompt": "My dog is", "options": '["red"]'},
+        {"prompt": "My dog is", "options": "red"},
+        {"prompt": "My dog is", "options": ["red"], "sampling": {"regex": "[0-9]"}},
+        {"prompt": "My dog is"},
+    ]
+    big, red, bad, number, missing = records(run("--choices-field", "options", stdin=lines(*rows)))
+    assert big["text"] in ("big", "small")
+    assert red["text"] == "red"
+    assert "the field options is not a list of choices" in bad["error"]
+    assert number["text"].isdigit()
+    assert "no field options" in missing["error"]
+
+
+def body(**more: Any) -> dict[str, Any]:
+    return {"prompt": "My dog is", "max_tokens": 40, **more}
+
+
+BODIES = [
+    ({"response_format": {"type": "json_object"}, "max_tokens": 8}, None),
+    ({"response_format": {"type": "json_schema", "json_schema": {"name": "a", "strict": True, "schema": SCHEMA}}}, "{"),
+    ({"structured_outputs": {"json": SCHEMA, "regex": None}}, "{"),
+    ({"structured_outputs": {"choice": ["yes"]}}, "yes"),
+    ({"structured_outputs": {"grammar": 'start: "yes"', "disable_any_whitespace": True}}, "yes"),
+    ({"guided_regex": "yes"}, "yes"),
+    ({"response_format": {"type": "text"}, "max_tokens": 4}, None),
+]
+
+
+def test_openai_bodies_say_what_the_text_must_be() -> None:
+    requests = [{"custom_id": str(place), "body": body(**more)} for place, (more, _) in enumerate(BODIES)]
+    answers = records(run(stdin=lines(*requests)))
+    for answer, (_, begins) in zip(answers, BODIES, strict=True):
+        [choice] = answer["response"]["body"]["choices"]
+        if begins:
+            assert choice["finish_reason"] == "stop"
+            assert choice["text"].startswith(begins)
+    assert answers[0]["response"]["body"]["choices"][0]["text"].startswith("{")
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        ({"response_format": {"type": "xml"}}, "body.response_format is none of"),
+        ({"response_format": {"type": "json_schema"}}, "body.response_format.json_schema.schema is missing"),
+        ({"structured_outputs": {"structural_tag": "a"}}, "body.structured_outputs.structural_tag cannot be honoured"),
+        (
+            {"structured_outputs": {"regex": "a", "choice": ["b"]}},
+            "outputs and body.structured_outputs",
+        ),
+        ({"structured_outputs": {"regex": "(a"}}, "unclosed group"),
+    ],
+)
+def test_what_openai_bodies_ask_in_vain_is_named(more: dict[str, Any], problem: str) -> None:
+    [answer] = records(run(stdin=lines({"custom_id": "a", "body": body(**more)})))
+    assert problem in answer["error"]["message"]
+
+
+class Person:
+    """As pydantic's classes do."""
+
+    @classmethod
+    def model_json_schema(cls) -> dict[str, Any]:
+        return SCHEMA
+
+
+@pytest.mark.parametrize("schema", [SCHEMA, json.dumps(SCHEMA), Person])
+def test_python_takes_a_schema_in_any_form(schema: Any) -> None:
+    [result] = batchgen.generate("My dog is", model="bundled", max_new_tokens=40, json_schema=schema)
+    assert result.parsed == json.loads(result.text)
+    assert set(result.parsed) == {"name", "age", "good"}
+
+
+def test_files_have_schemas_and_grammars(tmp_path: Path) -> None:
+    schema, grammar = tmp_path / "a.json", tmp_path / "a.lark"
+    schema.write_text("\ufeff" + json.dumps(SCHEMA), encoding="utf-8")
+    grammar.write_text('start: "yes"')
+    [row] = records(run("-p", "a", "--json-schema", schema, "--max-new-tokens", 40))
+    assert set(row["parsed"]) == {"name", "age", "good"}
+    [row] = records(run("-p", "a", "--grammar", grammar))
+    assert row["text"] == "yes"
+    refused = run("-p", "a", "--grammar", tmp_path / "none.lark")
+    assert refused.exit_code == 2
+    assert "none.lark cannot be read: No such file" in refused.stderr
+
+
+def test_spaces_are_allowed_where_they_are_asked_for() -> None:
+    schema = '{"const": {"a": 1}}'
+    compact, loose = (
+        records(run("-p", "a", "--json-schema", schema, "--json-whitespace", spaces, "--logit-bias", "220=100"))
+        for spaces in ("compact", "any")
+    )
+    assert compact[0]["text"] == '{"a":1}'
+    assert " " in loose[0]["text"]
+
+
+def test_a_bad_one_of_the_whole_run_is_refused_before_the_model_is_looked_for() -> None:
+    refused = run(
+        "--model", "no/such/model", "-p", "a", "--json-schema", '{"type": "integer", "minimum": 5, "maximum": 3}'
+    )
+    assert refused.exit_code == 2
+    assert "--json-schema: the JSON schema cannot be used: Unsatisfiable" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_without_the_library_it_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batchgen.engines.sampling.trying.is_installed", lambda: False)
+    refused = run("--model", "no/such/model", "-p", "a", "--regex", "a")
+    assert refused.exit_code == 2
+    assert "pip install 'batchgen[constrained]'" in refused.stderr
+    [row] = records(run(stdin=lines({"prompt": "a", "sampling": {"regex": "a"}})))
+    assert "pip install 'batchgen[constrained]'" in row["error"]
+
+
+def test_workers_and_a_resumed_run_write_the_same(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("plain.jsonl", "workers.jsonl", "part.jsonl")]
+    options = (*ASKED, "--temperature", 1, "--keep-store")
+    run("-o", files[0], *options, stdin=RAIN)
+    run("-o", files[1], "--workers", 2, *options, stdin=RAIN)
+    run("-o", files[2], *options, stdin=RAIN.splitlines()[0])
+    assert run("-o", files[2], "--resume", *options, stdin=RAIN).exit_code == 0
+    texts = [[json.loads(line)["text"] for line in file.read_text().splitlines()] for file in files]
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_a_run_that_was_begun_with_another_is_refused(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    run("-o", output, "--keep-store", "--regex", "a", stdin=RAIN)
+    refused = run("-o", output, "--resume", "--regex", "b", stdin=RAIN)
+    assert refused.exit_code == 1
+    assert 'was begun with --regex "a", and now it is "b"' in refused.stderr
