@@ -17,7 +17,7 @@ from batchgen.engines.sampling.trying import Trials
 from batchgen.errors import InputError
 from batchgen.formats.json_values import parse_answer
 from batchgen.model import Checkpoint
-from batchgen.model.chat import Chat, Reply, split_reply
+from batchgen.model.chat import Chat, Reply, split_reply, why_unconstrained
 from batchgen.model.guarded import TokenizerFailure
 from batchgen.model.padding import encode
 from batchgen.model.passages import PassageEncoder
@@ -159,6 +159,9 @@ class Pipeline:
             parse_special=self.parse_special,
             chat=self.chat,
         )
+        for sequence in sequences:
+            if not sequence.is_finished and (problem := why_unconstrained(self.chat, sequence.request)):
+                sequence.fail(sequence.request.located(problem))
         return [s for s in sequences if (s.request.index, s.sample_index) not in done]
 
     def _tried(self, request: Request) -> Request:

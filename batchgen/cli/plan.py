@@ -11,6 +11,7 @@ import typer
 
 from batchgen.cli import options as opt
 from batchgen.engines.choice import KINDS, choose_engine
+from batchgen.engines.sampling.trying import check_constraint
 from batchgen.formats.reading import read_requests
 from batchgen.formats.writing import to_json
 from batchgen.machine.speeds import read_speed
@@ -46,6 +47,7 @@ def plan(
     """
     screen = Screen(quiet=quiet)
     blank_lines = count()
+    check_constraint(sampling)
     reading, chat_options = prompts.reading(), chat.options()
     sources = prompts.sources(context, reading, screen.say)
     requests = read_requests(sources, sampling, reading, on_blank=partial(next, blank_lines), say=screen.say)

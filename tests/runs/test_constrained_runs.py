@@ -15,7 +15,7 @@ import pytest
 import batchgen
 from batchgen.formats.json_values import parse_answer
 from batchgen.runs.store import Store
-from tests.support.command import records, run
+from tests.support.command import invoke, records, run
 from tests.support.results import result_of
 
 SCHEMA = {
@@ -208,6 +208,12 @@ def test_a_bad_one_of_the_whole_run_is_refused_before_the_model_is_looked_for() 
     assert refused.exit_code == 2
     assert "--json-schema: the JSON schema cannot be used: Unsatisfiable" in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
+
+
+def test_plan_checks_it_too() -> None:
+    refused = invoke("plan", "--model", "bundled", "-p", "a", "--regex", "(a")
+    assert refused.exit_code == 2
+    assert "--regex: the regular expression cannot be used: unclosed group" in refused.stderr
 
 
 def test_without_the_library_it_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:

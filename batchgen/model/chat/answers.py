@@ -90,6 +90,21 @@ def ends_in_thought(prompt: str, conversation: Conversation, marks: tuple[str, s
     return conversation.continues and last.rfind(opening) > last.rfind(closing)
 
 
+def why_unconstrained(chat: Chat, request: Request) -> str | None:
+    """Why a constraint cannot hold for an answer: it does not begin where the model begins to write."""
+    if not request.sampling.is_constrained or request.conversation is None:
+        return None
+    if speaks_in_channels(chat):
+        return "the model answers in channels, where constraints are not supported: leave the constraint out"
+    marks = chat.reasoning_marks
+    if marks and ends_in_thought(request.prompt, request.conversation, marks):
+        return (
+            f"the prompt ends inside a thought ({marks[0]}), where constraints are not supported: leave the constraint "
+            "out, or turn thinking off (--chat-template-arg enable_thinking=false, where the template knows it)"
+        )
+    return None
+
+
 def parse_by_template(chat: Chat, text: str, request: Request) -> Reply | None:
     """The parts by the tokenizer's own response template; None where that does not fit, or does not come to an end."""
     assert request.conversation
