@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sqlite3
 from dataclasses import replace
@@ -63,7 +64,7 @@ def test_fields_are_columns_of_csv(tmp_path: Path) -> None:
     run(
         *ASKED, "--columns", "-o", output, "--input-format", "jsonl", stdin=lines({"prompt": "My dog is", "age": "old"})
     )
-    header, cells = (line.split(",") for line in output.read_text().splitlines())
+    header, cells = csv.reader(output.read_text().splitlines())
     assert header[-5:-1] == ["age", "name", "parsed.age", "good"]
     assert "parsed" not in header
     assert cells[header.index("age")] == "old"
