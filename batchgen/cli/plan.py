@@ -45,8 +45,7 @@ def plan(
 
     Accepts the options of `run` for prompts, model, tokens and batches. Loads the tokenizer, not the weights.
     """
-    screen = Screen(quiet=quiet)
-    blank_lines = count()
+    screen, blank_lines = Screen(quiet=quiet), count()
     check_constraint(sampling)
     reading, chat_options = prompts.reading(), chat.options()
     sources = prompts.sources(context, reading, screen.say)
