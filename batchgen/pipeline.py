@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator
-from dataclasses import replace
 from operator import attrgetter
 from typing import Protocol
 
@@ -17,7 +16,7 @@ from batchgen.engines.sampling.trying import Trials
 from batchgen.errors import InputError
 from batchgen.formats.json_values import parse_answer
 from batchgen.model import Checkpoint
-from batchgen.model.chat import Chat, Reply, split_reply, why_unconstrained
+from batchgen.model.chat import Chat, Reply, refuse_unconstrained, split_reply
 from batchgen.model.guarded import TokenizerFailure
 from batchgen.model.padding import encode
 from batchgen.model.passages import PassageEncoder
@@ -151,7 +150,7 @@ class Pipeline:
             rows = self._passages.encode(window)
             return [row for row in rows if (row.request.index, row.sample_index) not in done]
         sequences = encode(
-            list(map(self._tried, window)),
+            list(map(self._trials.checked, window)),
             self.checkpoint.codec,
             n_positions=self.checkpoint.n_positions,
             vocab_size=self.checkpoint.vocab_size,
@@ -159,16 +158,8 @@ class Pipeline:
             parse_special=self.parse_special,
             chat=self.chat,
         )
-        for sequence in sequences:
-            if not sequence.is_finished and (problem := why_unconstrained(self.chat, sequence.request)):
-                sequence.fail(sequence.request.located(problem))
+        refuse_unconstrained(self.chat, sequences)
         return [s for s in sequences if (s.request.index, s.sample_index) not in done]
-
-    def _tried(self, request: Request) -> Request:
-        """The request, failed where no text can meet its constraint."""
-        constraint = None if request.error else request.sampling.constraint
-        problem = self._trials.problem(constraint) if constraint else None
-        return replace(request, error=request.located(problem)) if problem else request
 
     def count_blank_line(self) -> None:
         self._blank_lines += 1

@@ -207,15 +207,12 @@ def row_of_columns(
     metadata = {key: item for key, item in columns.items() if key not in taken}
     problem = problem or bad_id
     prompt, conversation = "", None
+    sampling = None if "sampling" in (name, options.id_name) else columns.get("sampling")
     try:
         if is_chat and name is not None:
             conversation = read_conversation(columns, name)
         else:
             prompt = _prompt(columns, name, options)
-    except ValueError as error:
-        problem = problem or str(error)
-    sampling = None if "sampling" in (name, options.id_name) else columns.get("sampling")
-    try:
         sampling = with_choices(sampling, columns, options.choices_field)
     except ValueError as error:
         problem = problem or str(error)

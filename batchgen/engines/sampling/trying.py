@@ -7,11 +7,12 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 from batchgen.engines.sampling.grammars import LIMITS, SUBJECTS, in_one_line, source_of
-from batchgen.records import Constraint, FieldError, SamplingParams
+from batchgen.records import Constraint, FieldError, Request, SamplingParams
 from batchgen.records.sampling import CONSTRAINT_FIELDS
 
 MOST_BYTES = 768 * 2**20  # of addresses; what a process of Python with the library has itself is 100 MiB
@@ -40,6 +41,12 @@ class Trials:
                 del self._known[next(iter(self._known))]
             self._known[constraint] = self._try(constraint)
         return self._known[constraint]
+
+    def checked(self, request: Request) -> Request:
+        """The request, failed where no text can meet its constraint."""
+        constraint = None if request.error else request.sampling.constraint
+        problem = self.problem(constraint) if constraint else None
+        return replace(request, error=request.located(problem)) if problem else request
 
     def close(self) -> None:
         """Ends the process."""

@@ -6,7 +6,7 @@ Knows nothing of files, batches or weights.
 
 from __future__ import annotations
 
-from batchgen.model.chat.answers import Reply, split_reply, why_unconstrained
+from batchgen.model.chat.answers import Reply, refuse_unconstrained, split_reply, why_unconstrained
 from batchgen.model.chat.chat import Chat, Rendered, make_chat, open_chat
 from batchgen.model.chat.rows import Shorter, render_rows, shorten
 from batchgen.model.chat.template import ChatTemplate
@@ -19,6 +19,7 @@ __all__ = [
     "Shorter",
     "make_chat",
     "open_chat",
+    "refuse_unconstrained",
     "render_rows",
     "shorten",
     "split_reply",

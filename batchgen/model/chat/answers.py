@@ -7,14 +7,15 @@ by gpt-oss's channels.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
+from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from batchgen.model.chat.chat import Chat
 from batchgen.model.chat.responses import parse_in_time
 from batchgen.model.chat.template import REASONING_FIELDS
-from batchgen.records import Conversation, Request
+from batchgen.records import Conversation, Request, Sequence
 from batchgen.text import name_row
 
 if TYPE_CHECKING:
@@ -105,6 +106,13 @@ def why_unconstrained(chat: Chat, request: Request) -> str | None:
     return None
 
 
+def refuse_unconstrained(chat: Chat, sequences: list[Sequence]) -> None:
+    """Fails rows whose constraint cannot hold."""
+    for sequence in sequences:
+        if not sequence.is_finished and (problem := why_unconstrained(chat, sequence.request)):
+            sequence.fail(sequence.request.located(problem))
+
+
 def parse_by_template(chat: Chat, text: str, request: Request) -> Reply | None:
     """The parts by the tokenizer's own response template; None where that does not fit, or does not come to an end."""
     assert request.conversation
@@ -155,7 +163,7 @@ def cut_at_stops(text: str, stops: Collection[str]) -> str:
     return text[: min((cut for cut in cuts if cut >= 0), default=len(text))]
 
 
-def decode_with_marks(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], marks: Collection[str]) -> str:
+def decode_with_marks(tokenizer: PreTrainedTokenizerBase, ids: Rows[int], marks: Collection[str]) -> str:
     """Text of token ids without special tokens, but for these marks."""
     shown = {tokenizer.convert_tokens_to_ids(mark): mark for mark in marks}
     pieces: list[str] = []
