@@ -60,8 +60,7 @@ def run(
         target = target_of(output, form, durable, in_kind=results.are_in_kind(form))
         if target is None:
             check_stdout(sources)
-    _check_page(target, results)
-    check_columns_flag(results.columns, form, on_ray=on_ray is not None)
+    _check_results(results, target, form, on_ray)
     check_outputs(target, {"manifest": results.manifest, "stats": results.stats, "html": results.html}, sources)
     job = Job(
         prompts=FilePrompts(tuple(sources), reading, prompts.limit, screen.say),
@@ -95,6 +94,12 @@ def _run(job: Job, on_ray: OnRay | None, screen: Screen, interrupts: Interrupts,
         write_page(html, page_of(job.target.path), overwrite=True)
         ending = replace(ending, written=(*ending.written, html))
     return sum_up(ending, screen, interrupts)
+
+
+def _check_results(results: opt.OutputOptions, target: Target | None, form: opt.Format, on_ray: OnRay | None) -> None:
+    """Refuses a page of no file, and columns where there are none."""
+    _check_page(target, results)
+    check_columns_flag(results.columns, form, on_ray=on_ray is not None)
 
 
 def _check_page(target: Target | None, results: opt.OutputOptions) -> None:
