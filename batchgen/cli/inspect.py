@@ -120,7 +120,7 @@ class DrawOptions:
 @opt.with_groups
 def inspect(
     context: typer.Context,
-    prompts: Annotated[opt.PromptOptions, opt.Pick(limit=DEFAULT_LIMIT)],
+    prompts: Annotated[opt.PromptOptions, opt.Pick(without=("choices_field",), limit=DEFAULT_LIMIT)],
     chat: Annotated[opt.ChatFlags, opt.Pick(without=("split_reasoning",))],
     model: Annotated[opt.ModelOptions, opt.Pick(without=("dtype",))],
     views: ViewOptions,

@@ -29,7 +29,7 @@ from batchgen.runs.job import FilePrompts, Job, ModelChoice, OutputForm
 @opt.with_groups
 def score(
     context: typer.Context,
-    prompts: opt.PromptOptions,
+    prompts: Annotated[opt.PromptOptions, opt.Pick(without=("choices_field",))],
     chat: Annotated[opt.ChatFlags, opt.Pick(without=("split_reasoning",))],
     model: opt.ManyDevices,
     sampling: Annotated[SamplingParams, opt.Pick("logprobs")],

@@ -27,7 +27,7 @@ BUG_FOUND = 4
 @opt.with_groups
 def verify(
     context: typer.Context,
-    prompts: opt.PromptOptions,
+    prompts: Annotated[opt.PromptOptions, opt.Pick(without=("choices_field",))],
     chat: Annotated[opt.ChatFlags, opt.Pick(without=("split_reasoning",))],
     model: opt.ModelOptions,
     sampling: Annotated[SamplingParams, opt.Pick("max_new_tokens", max_new_tokens=16)],
