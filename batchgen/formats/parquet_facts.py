@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 KEY = "batchgen"
-PASSING = {"stats", "started", "finished"}  # a run that is resumed writes the same bytes as one that is not
+# A run writes the same bytes wherever, whenever and into whichever file it runs, resumed or not.
+PASSING = {"stats", "started", "finished", "command"}
 
 
 def facts_to_write(facts: Mapping[str, Any]) -> dict[str, str]:

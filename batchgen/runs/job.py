@@ -159,7 +159,7 @@ class Job:
     @property
     def is_noted(self) -> bool:
         """Whether anybody will ask what the run was made of."""
-        return self.is_durable or self.manifest is not None
+        return self.is_durable or self.manifest is not None or self.output_form.form == "parquet"  # it stands inside
 
     @property
     def options(self) -> dict[str, Any]:

@@ -133,9 +133,9 @@ def test_without_pyarrow_the_error_says_what_to_install(
 ) -> None:
     content = packed(prompt=["a"])
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(InputError, match=r"pip install 'batchgen\[parquet\]'"):
+    with pytest.raises(InputError, match=r"pip install pyarrow"):
         read(tmp_path / "a.parquet", content)
-    with pytest.raises(OutputError, match=r"pip install 'batchgen\[parquet\]'"):
+    with pytest.raises(OutputError, match=r"pip install pyarrow"):
         WRITERS["parquet"]([], io.BytesIO(), WriteOptions())
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
@@ -78,7 +80,7 @@ ADDED = [
 @pytest.fixture(scope="module")
 def with_added_tokens() -> PreTrainedTokenizerBase:
     """GPT-2's tokenizer with what other models' have: special tokens of all kinds, and added tokens that are text."""
-    tokenizer = open_checkpoint("bundled").tokenizer
+    tokenizer = copy.deepcopy(open_checkpoint("bundled").tokenizer)  # other tests have it too
     tokenizer.add_tokens(ADDED)
     tokenizer.add_special_tokens({"bos_token": "<s>", "pad_token": "[PAD]"})
     return tokenizer

@@ -103,6 +103,7 @@ def talk(*messages: tuple[str, str], replies: tuple[str, ...] = ()) -> Request:
 
 def test_the_last_reply_is_scored_without_what_closes_its_turn(checkpoint: Checkpoint) -> None:
     asked = encode(checkpoint, talk(("user", "Is it?"), ("assistant", "Yes, it is.")), TEMPLATE)
+    assert asked.error is None
     [passage] = asked.passages
     assert texts(checkpoint, passage) == ("<|user|>Is it?<|end|><|assistant|>", "Yes, it is.")
     assert asked.request.prompt == "<|user|>Is it?<|end|><|assistant|>"
@@ -110,6 +111,7 @@ def test_the_last_reply_is_scored_without_what_closes_its_turn(checkpoint: Check
 
 def test_choices_of_a_conversation_are_replies(checkpoint: Checkpoint) -> None:
     asked = encode(checkpoint, talk(("user", "Is it?"), replies=("Yes", "No")), TEMPLATE)
+    assert asked.error is None
     assert [texts(checkpoint, passage)[1] for passage in asked.passages] == ["Yes", "No"]
 
 

@@ -43,7 +43,7 @@ class OneMachine:
         self, pieces: list[Piece], work: Work, checkpoint: Checkpoint, recipe: object, size: Size
     ) -> Iterator[Outcome]:
         work, recipe = pickle.loads(pickle.dumps((work, recipe)))
-        worker = PieceWorker("worker", work, checkpoint, recipe)
+        worker = PieceWorker("worker", work, checkpoint, recipe, lambda choice: choice)
         yield from map(worker.run, pieces)
 
 
