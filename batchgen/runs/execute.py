@@ -189,13 +189,7 @@ class Run:
             columns=self.job.columns,
         )
         write = write_in_kind if output_form.in_kind else self.writers[output_form.form]
-        write(results if self.store else self._with_input_noted(results), stream, options)
-
-    def _with_input_noted(self, results: Iterable[Result]) -> Iterator[Result]:
-        """The results as they come; once the last one is there, all of the input is known."""
-        yield from results
-        if self.job.is_noted:
-            self.manifest.note("input", self.digest.facts)
+        write(results if self.store else self.manifest.with_input(results, self.digest), stream, options)
 
     def finish(self) -> None:
         """After the last row: what was noted is complete, and the file is written."""

@@ -16,7 +16,7 @@ from batchgen import __version__
 from batchgen.errors import OVERWRITE, OutputError, parameter
 from batchgen.machine.limits import cpu_name
 from batchgen.model.find import CONFIG_FILES, TOKENIZER_FILES
-from batchgen.records import EngineChoice, Request
+from batchgen.records import EngineChoice, Request, Result
 from batchgen.runs.cells import digest_of
 from batchgen.runs.store import Store
 
@@ -131,6 +131,12 @@ class Manifest:
         if self.engine is None:
             self.note(ENGINE, choice.to_dict())
         return self.engine or choice
+
+    def with_input(self, results: Iterable[Result], input: InputDigest) -> Iterator[Result]:
+        """The results as they come; once the last one is there, all of the input is known, and noted."""
+        yield from results
+        if self.facts.get("options"):
+            self.note("input", input.facts)
 
     def end(self, input: InputDigest, stats: Facts) -> None:
         self.note("input", input.facts)
