@@ -51,7 +51,7 @@ test-browser: $(READY)  ## the pages of `inspect` and of results in headless Chr
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,browser]'
 	$(BIN)/python -m pytest -m browser -rs
 
-docs: $(READY)  ## rerun the commands in README.md and docs/masks.md, and write what they print
+docs: $(READY)  ## rerun the commands in README.md and docs/, and write what they print
 	$(BIN)/python tools/refresh_docs.py README.md docs/*.md
 
 train-check: $(READY)  ## the recipe of the bundled model, for a minute, on a made-up corpus

@@ -53,7 +53,7 @@ def rerun(
     screen = Screen()
     facts = _read(manifest)
     words, folder = _command(facts, manifest)
-    old = folder / _value_of(words, OUTPUT, manifest)
+    old = folder / _value_of(words, OUTPUT, manifest) if manifest.suffix != ".parquet" else manifest.absolute()
     if not old.exists():
         raise InputError(f"{old}, which {manifest} is of, is not there: nothing can be compared with it")
     name, _, suffix = old.name.partition(".")

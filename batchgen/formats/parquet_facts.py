@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 KEY = "batchgen"
 # A run writes the same bytes wherever, whenever and into whichever file it runs, resumed or not.
-PASSING = {"stats", "started", "finished", "command"}
+PASSING = {"stats", "started", "finished"}
 
 
 def facts_to_write(facts: Mapping[str, Any]) -> dict[str, str]:
     """The file's metadata; nothing where nothing is known of the run."""
     kept = {name: value for name, value in facts.items() if name not in PASSING}
+    if command := kept.get("command"):
+        kept["command"] = {**command, "words": ["batchgen", *_without_output(command["words"][1:])]}
     return {KEY: json.dumps(kept)} if kept else {}
+
+
+def _without_output(words: Sequence[str]) -> Iterator[str]:
+    """A command that does not say where its rows go.
+
+    >>> list(_without_output(["run", "a.txt", "-o", "a.parquet", "-ob", "--output=c", "--seed", "1"]))
+    ['run', 'a.txt', '--seed', '1']
+    """
+    names = ("-o", "--output")
+    for before, word in zip(["", *words], words, strict=False):
+        is_joined = word.startswith("--output=") or (word.startswith("-o") and not word.startswith("--"))
+        if word not in names and before not in names and not is_joined:
+            yield word
 
 
 def read_parquet_facts(file: Path) -> dict[str, Any]:
