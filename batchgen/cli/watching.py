@@ -11,7 +11,7 @@ from batchgen.cli.options.values import flag_of_parameter
 from batchgen.cli.output import is_abandoned
 from batchgen.cli.signals import Interrupts
 from batchgen.errors import with_parameters
-from batchgen.records import Result
+from batchgen.records import Result, SamplingParams
 from batchgen.render.progress import ProgressReport
 from batchgen.render.scores import sums_line
 from batchgen.render.screen import Screen, overrun, plural, summary
@@ -47,9 +47,12 @@ class Watcher(Observer):
         self.interrupts.end_steps()
 
     @contextmanager
-    def generating(self, count_left: Callable[[], int | None], num_kept: int, max_new_tokens: int) -> Iterator[None]:
+    def generating(
+        self, count_left: Callable[[], int | None], num_kept: int, sampling: SamplingParams
+    ) -> Iterator[None]:
         left = None if self.screen.quiet else count_left()
-        self.progress = ProgressReport(self.screen, left, max_new_tokens, num_kept=num_kept)
+        unit = "row" if sampling.num_samples == 1 else "sample"
+        self.progress = ProgressReport(self.screen, left, sampling.max_new_tokens, num_kept=num_kept, unit=unit)
         with self.progress:
             yield
 

@@ -31,12 +31,14 @@ class ProgressReport:
         clock: Callable[[], float] = time.monotonic,
         *,
         num_kept: int = 0,
+        unit: str = "row",
     ) -> None:
         self.screen = screen
         self.total_rows = total_rows
         self.max_new_tokens = max_new_tokens
         self.clock = clock
         self.num_kept = num_kept
+        self.unit = unit  # what is counted: where rows have several samples, each of them
         self.num_rows = self.num_tokens = self._tokens_in_flight = 0
         self._started = clock()
         self._next_line = self._started + self.FIRST_S
@@ -92,8 +94,8 @@ class ProgressReport:
         elapsed_s = max(self.clock() - self._started, 1e-9)
         done = self.num_rows * self.max_new_tokens + self._tokens_in_flight
         there = self.num_kept + self.num_rows
-        rows = f"{there:,} of {self.num_kept + self.total_rows:,} rows" if self.total_rows else plural(there, "row")
-        detail = f"{rows}, {self.num_tokens / elapsed_s:,.0f} tokens/s"
+        whole = f"{there:,} of {plural(self.num_kept + self.total_rows, self.unit)}" if self.total_rows else ""
+        detail = f"{whole or plural(there, self.unit)}, {self.num_tokens / elapsed_s:,.0f} tokens/s"
         self._bar.update(self._task, completed=done, detail=detail)
         if not self.screen.console.is_terminal and self.clock() >= self._next_line:
             self._next_line = self.clock() + self.EVERY_S

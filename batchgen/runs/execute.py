@@ -124,7 +124,7 @@ class Run:
         if self.store and self.num_before:
             self.observer.note(f"going on with {self.store.path}: {results_text(self.num_before)} kept")
         self._begin()
-        with self.observer.generating(self._count_left, self.num_before, self.job.sampling.max_new_tokens):
+        with self.observer.generating(self._count_left, self.num_before, self.job.sampling):
             if self.store:
                 results = self.pace.track(self.pipeline.run_into(self.store, self._requests()))
                 deque(self.observer.track(results), maxlen=0)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import IO, Any
 
-from batchgen.records import Result
+from batchgen.records import Result, SamplingParams
 
 
 class Observer:
@@ -27,7 +27,7 @@ class Observer:
         return nullcontext()
 
     def generating(
-        self, count_left: Callable[[], int | None], num_kept: int, max_new_tokens: int
+        self, count_left: Callable[[], int | None], num_kept: int, sampling: SamplingParams
     ) -> AbstractContextManager[object]:
         """Around the generation. `count_left` reads the input for the number of results to come, None if unknown;
         `num_kept` are there already.

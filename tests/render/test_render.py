@@ -152,10 +152,10 @@ class Clock:
         return self.now
 
 
-def progress_of(clock: Clock, *, quiet: bool = False) -> tuple[ProgressReport, StringIO]:
+def progress_of(clock: Clock, *, quiet: bool = False, unit: str = "row") -> tuple[ProgressReport, StringIO]:
     stream = StringIO()
     screen = Screen(quiet=quiet, console=Console(file=stream))
-    return ProgressReport(screen, total_rows=10, max_new_tokens=4, clock=clock), stream
+    return ProgressReport(screen, total_rows=10, max_new_tokens=4, clock=clock, unit=unit), stream
 
 
 def test_a_short_run_says_nothing_on_the_way() -> None:
@@ -177,6 +177,14 @@ def test_a_log_gets_a_line_soon_and_then_one_a_minute() -> None:
         progress.on_step(0)
     assert len(stream.getvalue().splitlines()) == 60
     assert "0:59:05: 0 of 10 rows" in stream.getvalue()
+
+
+def test_samples_are_counted_as_samples() -> None:
+    clock = Clock()
+    progress, stream = progress_of(clock, unit="sample")
+    clock.now = 5.0
+    progress.on_step(10)
+    assert "0 of 10 samples, 2 tokens/s" in stream.getvalue()
 
 
 def test_quiet_says_nothing_even_of_a_long_run() -> None:
