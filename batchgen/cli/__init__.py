@@ -23,7 +23,7 @@ from batchgen.records import FieldError
 
 BROKEN_PIPE = 141
 TRACEBACK = "BATCHGEN_TRACEBACK"  # in the environment, unforeseen errors show where they came from
-PACKAGE = f"{os.sep}batchgen{os.sep}"
+PACKAGE = f"{Path(__file__).parents[1]}{os.sep}"
 HELP = ("-h", "--help")
 OWN_PROCESS = "own process"  # the context's object in a process that runs one command and ends
 REFUSED: Any = typer.BadParameter.__mro__[1]  # the base of all that typer refuses, which it does not name
@@ -163,7 +163,7 @@ def _unforeseen(error: BaseException) -> str:
     """An odd model, or a mistake of ours: what happened, and where in this package."""
     import traceback  # here, because few commands need it
 
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if PACKAGE in frame.filename]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(PACKAGE)]
     place = f" in {frames[-1].name}, {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return f"unforeseen {first_line(error)}{place}: please report it, with what {TRACEBACK}=1 shows"
 

@@ -42,6 +42,13 @@ def test_an_error_that_nobody_foresaw_is_one_line(
     assert "in read_checkpoint, checkpoint.py:" in line
 
 
+def test_the_place_of_an_error_is_in_this_package_not_in_a_folder_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    namespace: dict[str, Any] = {}
+    exec(compile("def fail(*_, **__): raise KeyError('x')", "/home/me/batchgen/fail.py", "exec"), namespace)
+    monkeypatch.setattr("batchgen.model.checkpoint.check_files", namespace["fail"])
+    assert "in read_checkpoint, checkpoint.py:" in failure(invoke("plan", "-p", "x", "--model", "bundled"), 1)
+
+
 def test_a_traceback_is_there_for_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("batchgen.model.checkpoint.check_files", raising(KeyError("n_heads")))
     monkeypatch.setenv("BATCHGEN_TRACEBACK", "1")
