@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from typer.core import TyperGroup
 from batchgen import __version__
 from batchgen.cli.hints import command_hint, option_hint
 from batchgen.cli.lazy import SUMMARIES, TYPED, LazyCommand
-from batchgen.cli.settings import apply_settings, explain_setting, flag_of
+from batchgen.cli.settings import SCREEN, apply_settings, explain_setting, flag_of
 from batchgen.cli.signals import Interrupts
 from batchgen.errors import BatchgenError, UsageError, first_line, is_panic
 from batchgen.records import FieldError
@@ -64,7 +65,7 @@ class Commands(TyperGroup):
             spare_imports()
         _use_utf8()
         with _usage_in_one_line(self, ctx.meta[TYPED], ctx), no_logs(), Interrupts() as interrupts:
-            ctx.obj = interrupts
+            ctx.obj, say = interrupts, partial(_say_error, ctx)
             try:
                 apply_settings(ctx, {name: command for name, command in self.commands.items() if name != "help"})
                 with _interrupt_not_error(interrupts):
@@ -72,16 +73,16 @@ class Commands(TyperGroup):
             except typer.BadParameter as error:
                 if (line := explain_setting(error)) is None:
                     raise
-                _say_error(line)
+                say(line)
                 raise typer.Exit(UsageError.exit_code) from None
             except BatchgenError as error:
-                _say_error(_in_flags(error))
+                say(_in_flags(error))
                 raise typer.Exit(error.exit_code) from None
             except FieldError as error:
-                _say_error(error.named(flag_of))
+                say(error.named(flag_of))
                 raise typer.Exit(UsageError.exit_code) from None
             except MemoryError:
-                _say_error("out of memory: give this process more, or free some")
+                say("out of memory: give this process more, or free some")
                 raise typer.Exit(BatchgenError.exit_code) from None
             except KeyboardInterrupt:
                 raise typer.Exit(interrupts.exit_code) from None
@@ -90,12 +91,12 @@ class Commands(TyperGroup):
                 raise typer.Exit(BROKEN_PIPE) from None
             except OSError as error:
                 _forget_stdout()
-                _say_error(_describe(error))
+                say(_describe(error))
                 raise typer.Exit(BatchgenError.exit_code) from None
             except BaseException as error:
                 if not _is_unforeseen(error):
                     raise
-                _say_error(_unforeseen(error))
+                say(_unforeseen(error))
                 raise typer.Exit(BatchgenError.exit_code) from None
 
 
@@ -126,7 +127,7 @@ def _usage_in_one_line(program: Commands, typed: tuple[str, ...], context: Any =
             reason = error.message + option_hint(unknown, command or "", typed[1:], flags)
         else:
             reason = error.format_message().replace("Value error, ", "").rstrip(".")
-        _say_error(f"{reason}; see {' '.join(['batchgen', *([command] if command else [])])} --help")
+        _say_error(context, f"{reason}; see {' '.join(['batchgen', *([command] if command else [])])} --help")
         raise typer.Exit(UsageError.exit_code) from None
 
 
@@ -140,10 +141,12 @@ def _reader_may_leave() -> Iterator[None]:
         raise typer.Exit(BROKEN_PIPE) from None
 
 
-def _say_error(line: str) -> None:
+def _say_error(context: Any, line: str) -> None:
+    """On the screen of the command, once its options are known."""
     from batchgen.render.screen import Screen
 
-    Screen().error(line)
+    screen = context.meta.get(SCREEN) if context else None
+    (screen or Screen()).error(line)
 
 
 def _in_flags(error: BatchgenError) -> str:

@@ -37,6 +37,7 @@ def run(
     results: opt.OutputOptions,
     durable: opt.DurableOptions,
     too_long: opt.TooLongPolicy = "error",
+    progress: opt.ProgressForm = "auto",
     quiet: opt.Quiet = False,
 ) -> None:
     """Continue every prompt with a language model.
@@ -45,7 +46,7 @@ def run(
     [bold]batchgen run prompts.jsonl -o out.jsonl[/]       a file
     [bold]echo My dog is | batchgen run | jq .text[/]      a pipe
     """
-    screen = Screen(quiet=quiet)
+    screen = Screen(quiet=quiet, as_json=progress == "json")
     output = None if results.output == Path("-") else results.output
     reading = prompts.reading()
     on_ray = make_on_ray(cluster, prompts, engine, output, durable)

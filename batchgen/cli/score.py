@@ -54,6 +54,7 @@ def score(
         ),
     ] = None,
     too_long: opt.TooLongPolicy = "error",
+    progress: opt.ProgressForm = "auto",
     quiet: opt.Quiet = False,
 ) -> None:
     """Say how likely given texts are: continuations, choices, whole texts.
@@ -63,7 +64,7 @@ def score(
 
     Rows may also be messages, of which the last reply is scored. Nothing is generated.
     """
-    screen = Screen(quiet=quiet)
+    screen = Screen(quiet=quiet, as_json=progress == "json")
     output = None if results.output == Path("-") else results.output
     reading = replace(prompts.reading(), scores=True)
     form = choose_format(results.format, output, csv_raw=results.csv_raw)
@@ -102,7 +103,7 @@ def _score(job: Job, screen: Screen, interrupts: Interrupts) -> int:
     stdout = sys.stdout.buffer if job.target is None else None
     ending = execute(job, watcher, stdout=stdout, writers=writers)
     by = job.scoring.by if job.scoring else None
-    if by is not None and ending.sums and not screen.quiet:
+    if by is not None and ending.sums and not (screen.quiet or screen.as_json):
         print_groups(screen.console, by, ending.sums.facts)
     return sum_up(ending, screen, interrupts)
 

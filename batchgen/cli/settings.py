@@ -13,6 +13,7 @@ from batchgen.errors import UsageError
 ENVIRONMENT = "BATCHGEN"  # BATCHGEN_MAX_NEW_TOKENS is --max-new-tokens, of every command that has it
 SETTINGS = "batchgen.settings"  # where a context keeps what is in force, by command and option
 NOTES = "batchgen.notes"  # and lines about how options were read
+SCREEN = "batchgen.screen"  # and the command's screen
 
 
 def flag_of(field: str) -> str:
@@ -99,13 +100,16 @@ def tell_settings(context: typer.Context, quiet: bool) -> bool:
     """
     from batchgen.render.screen import Screen
 
+    screen = Screen(as_json=context.params.get("progress") == "json")
+    context.meta[SCREEN] = screen
     in_force = _settings(context)
     files = list(dict.fromkeys(setting.file for setting in in_force.values()))
     for file in [] if quiet and "quiet" not in in_force else files:
         keys = ", ".join(setting.key for setting in in_force.values() if setting.file == file)
-        Screen().say(f"settings from {file}: {keys}")
+        screen.say(f"settings from {file}: {keys}")
     for line in [] if quiet else context.meta.get(NOTES, []):
-        Screen().say(line)
+        screen.say(line)
+    screen.quiet = quiet
     return quiet
 
 

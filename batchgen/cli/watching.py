@@ -12,11 +12,12 @@ from batchgen.cli.output import is_abandoned
 from batchgen.cli.signals import Interrupts
 from batchgen.errors import with_parameters
 from batchgen.records import Result, SamplingParams
-from batchgen.render.progress import ProgressReport
+from batchgen.render.progress import ProgressEvents, ProgressReport, progress_text
 from batchgen.render.scores import sums_line
 from batchgen.render.screen import Screen, overrun, plural, summary
-from batchgen.runs.ending import Ending, RanOn
+from batchgen.runs.ending import Ending, RanOn, stats_facts
 from batchgen.runs.observer import Observer
+from batchgen.runs.pace import RunProgress
 from batchgen.text import with_id
 
 SOME_ROWS_FAILED = 3
@@ -37,6 +38,12 @@ class Watcher(Observer):
     def note(self, line: str) -> None:
         self.say(line)
 
+    def on_progress(self, progress: RunProgress) -> None:
+        if self.screen.as_json:
+            ProgressEvents(self.screen).show(progress, None)
+        else:
+            self.say(progress_text(progress))
+
     def waiting(self, what: str) -> AbstractContextManager[object]:
         return self.screen.waiting(what)
 
@@ -50,7 +57,7 @@ class Watcher(Observer):
     def generating(
         self, count_left: Callable[[], int | None], num_kept: int, sampling: SamplingParams
     ) -> Iterator[None]:
-        left = None if self.screen.quiet else count_left()
+        left = count_left() if self.screen.as_json or not self.screen.quiet else None
         unit = "row" if sampling.num_samples == 1 else "sample"
         self.progress = ProgressReport(self.screen, left, sampling.max_new_tokens, num_kept=num_kept, unit=unit)
         with self.progress:
@@ -71,7 +78,21 @@ class Watcher(Observer):
 
 
 def sum_up(ending: Ending, screen: Screen, interrupts: Interrupts) -> int:
-    """The closing lines on stderr; the exit code."""
+    """The closing lines on stderr, for a program an object with all of it; the exit code."""
+    exit_code = _close(ending, screen, interrupts)
+    if screen.as_json:
+        screen.event(
+            "end",
+            state="interrupted" if ending.was_stopped else "complete",
+            exit_code=exit_code,
+            written=[str(path) for path in ending.written],
+            store=str(ending.store) if ending.store else None,
+            stats=stats_facts(ending.stats, ending.ran_on),
+        )
+    return exit_code
+
+
+def _close(ending: Ending, screen: Screen, interrupts: Interrupts) -> int:
     if ending.was_complete:
         return 0
     on = ending.ran_on

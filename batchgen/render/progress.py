@@ -1,32 +1,101 @@
-"""How far a run is: a live bar on a terminal, else a plain line a minute."""
+"""How far a run is: a live bar on a terminal, else a plain line a minute, or JSON for a program."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import IO, Any
+from dataclasses import asdict
+from typing import IO, Any, Protocol
 
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from batchgen.records import Result
 from batchgen.render.screen import Screen, plural
+from batchgen.runs.pace import Pace, RunProgress
 from batchgen.text import clock_text
 
 
+class ProgressView(Protocol):
+    """What progress is shown on: first after `first_s` seconds, then every `every_s`."""
+
+    first_s: float
+    every_s: float
+
+    def start(self) -> None: ...
+    def show(self, progress: RunProgress, share: float | None) -> None:
+        """`share` of the work is done, counted in tokens; None where that is unknown."""
+
+    def stop(self) -> None: ...
+
+
+class ProgressBar:
+    """One line on a terminal, which is gone when the run has ended."""
+
+    first_s, every_s = 0.0, 0.5
+
+    def __init__(self, screen: Screen) -> None:
+        columns = TextColumn("{task.fields[detail]}"), BarColumn(bar_width=None), TaskProgressColumn()
+        self._bar = Progress(*columns, console=screen.console, transient=True, expand=True, refresh_per_second=2)
+        self._task = self._bar.add_task("", total=None, detail="generating")
+
+    def start(self) -> None:
+        self._bar.start()
+
+    def show(self, progress: RunProgress, share: float | None) -> None:
+        total = None if share is None else 1.0
+        self._bar.update(self._task, total=total, completed=share or 0.0, detail=progress_text(progress))
+
+    def stop(self) -> None:
+        self._bar.stop()
+
+
+class ProgressLog:
+    """A line soon after the start and then one a minute; a run that is over sooner has none."""
+
+    first_s, every_s = 5.0, 60.0
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+
+    def start(self) -> None:
+        pass
+
+    def show(self, progress: RunProgress, share: float | None) -> None:
+        self._screen.say(f"{clock_text(progress.elapsed_s)}: {progress_text(progress)}")
+
+    def stop(self) -> None:
+        pass
+
+
+class ProgressEvents(ProgressLog):
+    """A JSON object a second."""
+
+    first_s, every_s = 0.0, 1.0
+
+    def show(self, progress: RunProgress, share: float | None) -> None:
+        self._screen.event("progress", **asdict(progress))
+
+
+def view_on(screen: Screen) -> ProgressView | None:
+    """How a screen shows progress; None where nobody wants to see it."""
+    if screen.as_json:
+        return ProgressEvents(screen)
+    if screen.quiet:
+        return None
+    return ProgressBar(screen) if screen.is_live else ProgressLog(screen)
+
+
 class ProgressReport:
-    """How far a run is: a live bar on a terminal, else a plain line soon after the start and then one a minute.
+    """Counts what a run does, and shows it. It is counted in tokens, so that it moves at each step.
 
-    A run that is over sooner has no such line. Progress is counted in tokens, so that it moves at each step and not
-    only when a batch is done.
+    `total` is how many results are to come, None if unknown; `num_kept` are there already.
     """
-
-    FIRST_S, EVERY_S = 5.0, 60.0
 
     def __init__(
         self,
         screen: Screen,
-        total_rows: int | None,
+        total: int | None,
         max_new_tokens: int,
         clock: Callable[[], float] = time.monotonic,
         *,
@@ -34,43 +103,29 @@ class ProgressReport:
         unit: str = "row",
     ) -> None:
         self.screen = screen
-        self.total_rows = total_rows
-        self.max_new_tokens = max_new_tokens
-        self.clock = clock
-        self.num_kept = num_kept
         self.unit = unit  # what is counted: where rows have several samples, each of them
-        self.num_rows = self.num_tokens = self._tokens_in_flight = 0
-        self._started = clock()
-        self._next_line = self._started + self.FIRST_S
-        self._bar = Progress(
-            TextColumn("{task.fields[detail]}"),
-            BarColumn(bar_width=None),
-            TaskProgressColumn(),
-            TimeRemainingColumn(),
-            console=screen.console,
-            transient=True,
-            disable=not screen.is_live,
-            expand=True,
-        )
-        total = total_rows * max_new_tokens if total_rows else None
-        self._task = self._bar.add_task("", total=total, detail="generating")
+        self._clock = clock
+        self._pace = Pace(max_new_tokens, clock)
+        self._pace.begin(total, num_kept)
+        self._view = view_on(screen)
+        self._next = clock() + (self._view.first_s if self._view else 0.0)
+        self._has_ended = False
 
     def __enter__(self) -> ProgressReport:
-        self._bar.start()
+        if self._view:
+            self._view.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        self._end()
 
     def on_step(self, num_tokens: int) -> None:
         """The engine made one token for each of `num_tokens` rows."""
-        self.num_tokens += num_tokens
-        self._tokens_in_flight += num_tokens
+        self._pace.on_step(num_tokens)
         self._report()
 
     def on_result(self, result: Result) -> None:
-        self.num_rows += 1
-        self._tokens_in_flight = max(0, self._tokens_in_flight - result.num_output_tokens)
+        self._pace.on_result(result)
         self._report()
 
     def track(self, results: Iterable[Result], output: IO[Any] | None = None) -> Iterator[Result]:
@@ -82,27 +137,41 @@ class ProgressReport:
                 with self._aside() if shares_terminal else nullcontext():
                     yield result
         finally:
-            self._bar.stop()
+            self._end()
 
     @contextmanager
     def _aside(self) -> Iterator[None]:
-        self._bar.stop()
+        if self._view:
+            self._view.stop()
         yield
-        self._bar.start()
+        if self._view:
+            self._view.start()
 
     def _report(self) -> None:
-        elapsed_s = max(self.clock() - self._started, 1e-9)
-        done = self.num_rows * self.max_new_tokens + self._tokens_in_flight
-        there = self.num_kept + self.num_rows
-        whole = f"{there:,} of {plural(self.num_kept + self.total_rows, self.unit)}" if self.total_rows else ""
-        detail = f"{whole or plural(there, self.unit)}, {self.num_tokens / elapsed_s:,.0f} tokens/s"
-        self._bar.update(self._task, completed=done, detail=detail)
-        if not self.screen.console.is_terminal and self.clock() >= self._next_line:
-            self._next_line = self.clock() + self.EVERY_S
-            self.screen.say(f"{clock_text(elapsed_s)}: {detail}{self._time_left(done, elapsed_s)}")
+        if self._view and (now := self._clock()) >= self._next:
+            self._next = now + self._view.every_s
+            self._show(self._view)
 
-    def _time_left(self, done: int, elapsed_s: float) -> str:
-        if not self.total_rows or not done:
-            return ""
-        left = self.total_rows * self.max_new_tokens - done
-        return f", about {clock_text(left / done * elapsed_s)} left"
+    def _show(self, view: ProgressView) -> None:
+        total, done = self._pace.total_tokens, self._pace.done_tokens
+        view.show(self._pace.progress(self.unit), done / total if total else None)
+
+    def _end(self) -> None:
+        """The last state, for programs; people get the closing line."""
+        if self._view and not self._has_ended:
+            self._has_ended = True
+            if isinstance(self._view, ProgressEvents):
+                self._show(self._view)
+            self._view.stop()
+
+
+def progress_text(progress: RunProgress) -> str:
+    """Rows or samples, failures, tokens/s and time left, as one line has them."""
+    done, total = progress.done, progress.total
+    parts = [plural(done, progress.unit) if total is None else f"{done:,} of {plural(total, progress.unit)}"]
+    if progress.failed:
+        parts.append(f"{progress.failed:,} failed")
+    parts.append(f"{progress.tokens_per_s:,.0f} tokens/s")
+    if progress.seconds_left is not None:
+        parts.append(f"about {clock_text(progress.seconds_left)} left")
+    return ", ".join(parts)

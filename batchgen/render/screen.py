@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator
 from types import TracebackType
@@ -28,34 +29,55 @@ class OutputConsole(Console):
 
 
 class Screen:
-    """stderr: what is said to a person. With `quiet` only errors are."""
+    """stderr: what is said to a person. With `quiet` only errors are; `as_json` makes an object of each line."""
 
-    def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
+    def __init__(self, *, quiet: bool = False, as_json: bool = False, console: Console | None = None) -> None:
         self.quiet = quiet
+        self.as_json = as_json
         self.console = console or Console(stderr=True, highlight=False)
 
     @property
     def is_live(self) -> bool:
         """Whether bars and spinners have a place."""
-        return self.console.is_terminal and not self.quiet
+        return self.console.is_terminal and not self.quiet and not self.as_json
 
     def say(self, line: str) -> None:
-        if not self.quiet:
+        if self.quiet:
+            return
+        if self.as_json:
+            self.event("message", text=line)
+        else:
             self._print(f"batchgen: {line}")
 
     def error(self, line: str) -> None:
-        self._print(f"batchgen: error: {line}", style="red")
+        if self.as_json:
+            self.event("error", text=line)
+        else:
+            self._print(f"batchgen: error: {line}", style="red")
+
+    def event(self, name: str, **facts: object) -> None:
+        """A line for programs: an object that begins with what it tells of."""
+        try:
+            self.console.file.write(json.dumps({"event": name, **facts}) + "\n")
+            self.console.file.flush()
+        except OSError:
+            _leave_stderr()
 
     def _print(self, line: str, style: str = "") -> None:
         """A log that is full or closed ends no run: nothing more is said then."""
         try:
             print_line(self.console, line, style)
         except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what is still buffered would fail again at exit
+            _leave_stderr()
 
     def waiting(self, message: str) -> Waiting:
         """A spinner while something takes time."""
         return Waiting(self.console.status(message) if self.is_live else None)
+
+
+def _leave_stderr() -> None:
+    """What is still buffered would fail again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 class Waiting:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import IO, Any
 
 from batchgen.records import Result, SamplingParams
+from batchgen.runs.pace import RunProgress
 
 
 class Observer:
@@ -17,6 +18,9 @@ class Observer:
 
     def note(self, line: str) -> None:
         """How the run goes on, for a person who watches."""
+
+    def on_progress(self, progress: RunProgress) -> None:
+        """How far a run is whose steps are made elsewhere; said now and then."""
 
     def waiting(self, what: str) -> AbstractContextManager[object]:
         """Around something that takes time."""

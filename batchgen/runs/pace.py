@@ -5,11 +5,31 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from batchgen.records import Result
 
 RECENT_S = 15.0  # what `recent` tokens a second are of
 SAMPLE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunProgress:
+    """How far a run is. `done`, `failed` and `total` (None where unknown) count `unit`: rows, or samples of rows.
+
+    `kept` of those that are done were there when the run began. Tokens are this run's.
+    """
+
+    unit: str
+    done: int
+    total: int | None
+    kept: int
+    failed: int
+    new_tokens: int
+    elapsed_s: float
+    tokens_per_s: float
+    recent_tokens_per_s: float
+    seconds_left: float | None
 
 
 class Pace:
@@ -89,3 +109,18 @@ class Pace:
         if not self.total_tokens or not self.done_tokens:
             return None
         return max(0.0, (self.total_tokens - self.done_tokens) / self.done_tokens * self.elapsed_s)
+
+    def progress(self, unit: str) -> RunProgress:
+        """How far it is now."""
+        return RunProgress(
+            unit=unit,
+            done=self.num_kept + self.num_results,
+            total=None if self.total is None else self.num_kept + self.total,
+            kept=self.num_kept,
+            failed=self.num_failed,
+            new_tokens=self.num_tokens,
+            elapsed_s=self.elapsed_s,
+            tokens_per_s=self.tokens_per_s,
+            recent_tokens_per_s=self.recent_tokens_per_s,
+            seconds_left=self.seconds_left,
+        )

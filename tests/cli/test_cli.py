@@ -149,6 +149,26 @@ def test_quiet_is_silent(rain: Path) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
 
 
+def test_for_programs_all_of_stderr_is_json(rain: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(rain.read_text() + "x " * 2000)
+    done = invoke("run", prompts, "--max-new-tokens", 2, "--progress", "json", "-o", tmp_path / "out.jsonl")
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    assert done.exit_code == 3
+    assert [event["event"] for event in events][-4:] == ["message", "message", "error", "end"]
+    progress = [event for event in events if event["event"] == "progress"]
+    assert (progress[-1]["done"], progress[-1]["total"], progress[-1]["failed"]) == (4, 4, 1)
+    end = events[-1]
+    assert (end["state"], end["exit_code"], end["stats"]["rows"]) == ("complete", 3, 4)
+    assert end["written"] == [str(tmp_path / "out.jsonl")]
+
+
+def test_an_error_is_json_for_programs_too(tmp_path: Path) -> None:
+    done = invoke("run", tmp_path / "nowhere.txt", "--progress", "json", "--quiet")
+    assert done.exit_code == 1
+    assert json.loads(done.stderr) == {"event": "error", "text": f"there is no file {tmp_path}/nowhere.txt"}
+
+
 def test_what_libraries_log_or_warn_does_not_appear(rain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decode = batchgen.model.stops.decode
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from io import StringIO
 from typing import Any
 
@@ -152,10 +153,12 @@ class Clock:
         return self.now
 
 
-def progress_of(clock: Clock, *, quiet: bool = False, unit: str = "row") -> tuple[ProgressReport, StringIO]:
+def progress_of(
+    clock: Clock, *, quiet: bool = False, as_json: bool = False, unit: str = "row", num_kept: int = 0
+) -> tuple[ProgressReport, StringIO]:
     stream = StringIO()
-    screen = Screen(quiet=quiet, console=Console(file=stream))
-    return ProgressReport(screen, total_rows=10, max_new_tokens=4, clock=clock, unit=unit), stream
+    screen = Screen(quiet=quiet, as_json=as_json, console=Console(file=stream))
+    return ProgressReport(screen, 10, max_new_tokens=4, clock=clock, unit=unit, num_kept=num_kept), stream
 
 
 def test_a_short_run_says_nothing_on_the_way() -> None:
@@ -193,6 +196,40 @@ def test_quiet_says_nothing_even_of_a_long_run() -> None:
     clock.now = 60.0
     progress.on_step(8)
     assert stream.getvalue() == ""
+
+
+def test_failed_rows_are_in_the_line() -> None:
+    clock = Clock()
+    progress, stream = progress_of(clock, num_kept=3)
+    clock.now = 5.0
+    progress.on_result(result_of(error="x.txt:1: the prompt is empty", num_output_tokens=0))
+    assert "4 of 13 rows, 1 failed, 0 tokens/s, about 0:00:45 left" in stream.getvalue()
+
+
+def test_json_is_an_object_a_second_and_a_last_one() -> None:
+    clock = Clock()
+    progress, stream = progress_of(clock, as_json=True, num_kept=3)
+    with progress:
+        for tenths in range(25):
+            clock.now = tenths / 10
+            progress.on_step(1)
+        for _ in progress.track([result_of()] * 10):
+            pass
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [round(event["elapsed_s"], 1) for event in events] == [0, 1, 2, 2.4]
+    assert {event["event"] for event in events} == {"progress"}
+    assert events[1] | {"done": 3, "total": 13, "kept": 3, "failed": 0, "unit": "row", "new_tokens": 11} == events[1]
+    assert (events[-1]["done"], events[-1]["seconds_left"]) == (13, 0)
+
+
+def test_what_is_said_to_programs_is_json_too() -> None:
+    stream = StringIO()
+    screen = Screen(as_json=True, console=Console(file=stream, force_terminal=True))
+    screen.say("wrote out.jsonl")
+    screen.error("2 of 3 rows failed")
+    said = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert said == [{"event": "message", "text": "wrote out.jsonl"}, {"event": "error", "text": "2 of 3 rows failed"}]
+    assert not screen.is_live
 
 
 def test_the_summary_says_what_was_done() -> None:

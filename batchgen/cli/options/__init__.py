@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -31,6 +31,7 @@ __all__ = [
     "ModelOptions",
     "OutputOptions",
     "Pick",
+    "ProgressForm",
     "PromptOptions",
     "Quiet",
     "TooLongPolicy",
@@ -42,6 +43,10 @@ TooLongPolicy = Annotated[
     typer.Option(help="A prompt too long for the model: fail that row, or keep its right end.", rich_help_panel=LENGTH),
 ]
 AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print all of it as JSON.", rich_help_panel=OUTPUT)]
+ProgressForm = Annotated[
+    Literal["auto", "json"],
+    typer.Option(help="json: everything on stderr is JSON, one object a line, for programs.", rich_help_panel=OUTPUT),
+]
 Quiet = Annotated[
     bool,
     typer.Option(

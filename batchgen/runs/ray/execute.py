@@ -26,6 +26,7 @@ from batchgen.runs.ending import Ending, Failures, RanOn, stats_facts
 from batchgen.runs.job import Job
 from batchgen.runs.manifest import Manifest, model_facts, shown_hash
 from batchgen.runs.observer import Observer
+from batchgen.runs.pace import RunProgress
 from batchgen.runs.progress import GENERATING, ProgressNote
 from batchgen.runs.ray.cluster import Cluster, Size
 from batchgen.runs.ray.connection import connect
@@ -209,14 +210,14 @@ class RayRun:
 
     def generate(self, pieces: list[Piece]) -> None:
         """Runs what is missing, and completes the manifest."""
-        num_rows = sum(piece.num_rows for piece in pieces)
-        self._note_progress()
+        num_missing = sum(piece.num_rows for piece in pieces)
+        self._note_progress(num_missing)
         for outcome in self.pieces.run(pieces):
-            self._report(outcome, num_rows)
+            self._report(outcome, num_missing)
         self.manifest.finish(self._stats_facts())
         self.folder.write_manifest(self.manifest.facts)
 
-    def _report(self, outcome: Outcome, num_rows: int) -> None:
+    def _report(self, outcome: Outcome, num_missing: int) -> None:
         if outcome.choice and self.manifest.engine is None:
             self.manifest.agree(outcome.choice)
             self.folder.write_manifest(self.manifest.facts)
@@ -226,16 +227,13 @@ class RayRun:
                 self.observer.say(line)
         if time.monotonic() - self._last_line >= SAY_EVERY_S:
             self._last_line = time.monotonic()
-            stats = self.pieces.stats()
-            rate = stats.output_tokens / stats.wall_s
-            self.observer.note(f"{self.pieces.num_rows:,} of {num_rows:,} rows, {rate:,.0f} tokens/s")
-            self._note_progress()
+            self.observer.on_progress(self._note_progress(num_missing))
 
-    def _note_progress(self) -> None:
+    def _note_progress(self, num_missing: int) -> RunProgress:
         """For whoever asks how far it is: counts of this run so far."""
+        rows_total = sum(part.num_rows for part in self.parts)
         stats, on = self.pieces.stats(), self.ran_on
-        passed_s = time.time() - self._started_s
-        rate = stats.output_tokens / max(passed_s, 1e-9)
+        progress = self.pieces.progress(num_missing, rows_total - num_missing)
         self.folder.write_progress(
             ProgressNote(
                 GENERATING,
@@ -243,18 +241,20 @@ class RayRun:
                 self._started_s,
                 socket.gethostname(),
                 os.getpid(),
-                rows_total=sum(part.num_rows for part in self.parts),
+                rows_total=rows_total,
                 prompt_tokens=stats.prompt_tokens,
                 output_tokens=stats.output_tokens,
                 new_tokens=stats.output_tokens,
-                tokens_per_s=rate,
-                recent_tokens_per_s=rate,
+                tokens_per_s=progress.tokens_per_s,
+                recent_tokens_per_s=progress.recent_tokens_per_s,
+                seconds_left=progress.seconds_left,
                 model=on.model,
                 engine=on.engine,
                 device=on.device,
                 dtype=on.dtype,
             )
         )
+        return progress
 
     def write_notes(self) -> None:
         """The files for the manifest and the counts, also of a run that was interrupted."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 from batchgen.engines.pool.worker import Recipe
 from batchgen.model import Checkpoint
 from batchgen.records import RowId, RunStats
+from batchgen.runs.pace import RunProgress
 from batchgen.runs.ray.cluster import Cluster, Size
 from batchgen.runs.ray.folder import Piece
 from batchgen.runs.ray.model_files import ModelFiles
@@ -62,3 +63,20 @@ class ClusterPieces:
     def stats(self) -> RunStats:
         """What was done so far."""
         return add_up(self._counts.values(), self.size.workers, time.perf_counter() - self._started)
+
+    def progress(self, num_missing: int, num_kept: int) -> RunProgress:
+        """How far it is, of `num_missing` rows beside `num_kept` that were in the folder. Pieces are counted whole."""
+        stats, done = self.stats(), self.num_rows
+        rate = stats.output_tokens / max(stats.wall_s, 1e-9)
+        return RunProgress(
+            unit="row",
+            done=num_kept + done,
+            total=num_kept + num_missing,
+            kept=num_kept,
+            failed=stats.errors,
+            new_tokens=stats.output_tokens,
+            elapsed_s=stats.wall_s,
+            tokens_per_s=rate,
+            recent_tokens_per_s=rate,
+            seconds_left=(num_missing - done) / done * stats.wall_s if done else None,
+        )
