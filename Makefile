@@ -8,7 +8,7 @@ LOWEST := .venv-lowest
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-lowest test-slow test-browser test-ray torture torture-mutants train-check gpu-check docs lint types fmt check dist clean
+.PHONY: help run test test-lowest test-slow test-browser test-ray torture torture-mutants train-check gpu-check screenshots docs lint types fmt check dist clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,10 @@ torture-mutants: $(READY)  ## faults put into copies of the source: torture must
 test-browser: $(READY)  ## the pages of `inspect` and of results in headless Chromium (apt-get install chromium)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,browser]'
 	$(BIN)/python -m pytest -m browser -rs
+
+screenshots: $(READY)  ## pictures of the pages for docs/pictures/, in headless Chromium
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,browser]'
+	$(BIN)/python tools/screenshots.py
 
 docs: $(READY)  ## rerun the commands in README.md and docs/, and write what they print
 	$(BIN)/python tools/refresh_docs.py README.md docs/*.md

@@ -25,7 +25,7 @@ SHARES = {
     "terminal-fake": 0.015, "folder-modules": 0.25, "folder-settings": 1.0,
 }  # fmt: skip
 PATIENCE = 100.0  # times the limits of `make torture`, which wants a machine that has nothing else to do
-SLOW = {"kill-calls": 0.0025, "fault-calls": 0.005, "pipe": 0.02}
+SLOW = {"readers": 0.17, "kill-calls": 0.0025, "fault-calls": 0.005, "pipe": 0.02}
 
 
 @pytest.mark.parametrize("name", [*SHARES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])

@@ -63,9 +63,10 @@ class Commands(TyperGroup):
 
         if ctx.obj == OWN_PROCESS:
             spare_imports()
+        say = partial(_say_error, ctx)
         _use_utf8()
         with _usage_in_one_line(self, ctx.meta[TYPED], ctx), no_logs(), Interrupts() as interrupts:
-            ctx.obj, say = interrupts, partial(_say_error, ctx)
+            ctx.obj = interrupts
             try:
                 apply_settings(ctx, {name: command for name, command in self.commands.items() if name != "help"})
                 with _interrupt_not_error(interrupts):

@@ -128,12 +128,16 @@ def _in_fields(columns: Mapping[str, Any]) -> dict[str, Any]:
 def _result(values: Any, number: int, file: Path, line: int) -> Result:
     if not isinstance(values, dict) or any(name not in values for name in NEEDED):
         raise _no_result(file, line)
-    known = {name: value for name, value in values.items() if name in OWN and value is not None}
-    row = {**EMPTY, "index": number, **known}
+    row = EMPTY.copy()
+    row["index"] = number
+    for name, value in values.items():
+        if value is not None and name in OWN:
+            row[name] = value
     row["input_ids"], row["output_ids"] = tuple(row["input_ids"] or ()), tuple(row["output_ids"] or ())
     if row[LOGPROBS] is not None:
         row[LOGPROBS] = _logprobs(row[LOGPROBS])
-    return Result(**row | {"is_json": PARSED in values})
+    row["is_json"] = PARSED in values
+    return Result(**row)
 
 
 def _logprobs(values: Mapping[str, Any]) -> Logprobs:

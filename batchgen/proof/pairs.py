@@ -3,117 +3,154 @@
 from __future__ import annotations
 
 import pickle
-import sqlite3
-from collections import OrderedDict, deque
+import struct
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import ExitStack
 from dataclasses import fields
+from functools import cached_property
+from heapq import merge
 from itertools import zip_longest
 from operator import attrgetter
+from tempfile import TemporaryFile
+from typing import IO
 
 from batchgen.records import Result
 
 Pair = tuple[Result | None, Result | None]
-Key = tuple[bytes, int]
+Entry = tuple[int, bytes, bytes]  # a row's place in its output, and two texts
 MOST_HELD = 4096  # rows of one output that wait in memory for their like
+NUM_PARTS = 128  # of what is on the disk: each is joined by itself, in memory
+CHUNK_BYTES = 1 << 15  # of a part, written at once
+HEAD = struct.Struct("<QII")  # of an entry: its place, and how long the texts are
 VALUES = attrgetter(*(field.name for field in fields(Result)))
-TABLES = """
-PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA temp_store = FILE; PRAGMA cache_size = -16000;
-CREATE TABLE a (place INTEGER PRIMARY KEY, key BLOB, sample INTEGER, row BLOB);
-CREATE TABLE b (place INTEGER PRIMARY KEY, key BLOB, sample INTEGER, row BLOB);
-"""
-# Ids may stand more than once: the first with the first, the second with the second.
-KEYS = """
-CREATE TABLE {0}_keys AS
-SELECT key, sample, row_number() OVER (PARTITION BY key, sample ORDER BY place) AS nth, place FROM {0};
-CREATE UNIQUE INDEX {0}_by_key ON {0}_keys (key, sample, nth, place);
-"""
-BOTH = """
-SELECT a.row, b.row FROM a_keys JOIN a USING (place) LEFT JOIN b_keys USING (key, sample, nth)
-LEFT JOIN b ON b.place = b_keys.place ORDER BY a_keys.place
-"""
-ONLY_IN_B = """
-SELECT NULL, b.row FROM b_keys JOIN b USING (place)
-WHERE NOT EXISTS (SELECT 1 FROM a_keys WHERE (key, sample, nth) = (b_keys.key, b_keys.sample, b_keys.nth))
-ORDER BY b_keys.place
-"""
 
 
 def join_results(a: Iterable[Result], b: Iterable[Result]) -> Iterator[Pair]:
     """Each row and sample of either, with its like of the other, or None where that has none.
 
-    Pairs come as soon as both are read, and what is only in one, or stood far apart, at the end.
+    Ids may stand more than once: the first is joined with the first, the second with the second. Pairs come as soon as
+    both are read, until too many rows of one output wait for theirs; the others at the end, in the order of `a`, and
+    then what is only in `b`.
     """
-    with closing(sqlite3.connect("")) as disk:  # a file that SQLite removes
-        disk.executescript(TABLES)
-        on_disk: set[int] = set()
-        left, right = _Waiting("a", disk, on_disk), _Waiting("b", disk, on_disk)
+    with ExitStack() as stack:
+        left, right = _Waiting(stack), _Waiting(stack)
         for place, (row_a, row_b) in enumerate(zip_longest(a, b)):
-            if row_a and row_b and not (left.keys or right.keys or on_disk) and key_of(row_a) == key_of(row_b):
+            if left.is_full or right.is_full:  # from here on all rows go to the disk, so that none overtakes its like
+                left.spill(row_a, place)
+                right.spill(row_b, place)
+                continue
+            if row_a and row_b and not (left.rows or right.rows) and key_of(row_a) == key_of(row_b):
                 yield row_a, row_b
                 continue
-            if row_a and (pair := left.meet(row_a, right, place)):
-                yield row_a, pair
-            if row_b and (pair := right.meet(row_b, left, place)):
-                yield pair, row_b
+            if row_a and (like := left.meet(row_a, right, place)):
+                yield row_a, like
+            if row_b and (like := right.meet(row_b, left, place)):
+                yield like, row_b
         for waiting in (left, right):
-            waiting.spill(0)
-        if on_disk:
-            yield from _join(disk)
+            waiting.spill()
+        yield from _join(left.on_disk, right.on_disk, stack)
 
 
 class _Waiting:
-    """Rows of one output whose like has not come: a few in memory, by their keys, the others on the disk.
+    """Rows of one output whose like has not come: a few in memory by their keys, and `on_disk` when they are many."""
 
-    `on_disk` are the hashes of keys there, of both outputs: what comes later of these must not overtake the others.
-    """
-
-    def __init__(self, table: str, disk: sqlite3.Connection, on_disk: set[int]) -> None:
-        self.keys: OrderedDict[Key, deque[tuple[int, Result]]] = OrderedDict()
-        self._on_disk = on_disk
-        self._insert = f"INSERT INTO {table} VALUES (?, ?, ?, ?)"
-        self._disk = disk
+    def __init__(self, stack: ExitStack) -> None:
+        self.rows: OrderedDict[bytes, deque[tuple[int, Result]]] = OrderedDict()
+        self.on_disk = _Parts(stack)
+        self.is_full = False
 
     def meet(self, row: Result, other: _Waiting, place: int) -> Result | None:
         """What of the other output has waited for this row; else the row waits."""
         key = key_of(row)
-        if self._on_disk and hash(key) in self._on_disk:
-            self._put(key, place, row)
-            return None
-        if waiting := other.keys.get(key):
-            _, found = waiting.popleft()
+        if waiting := other.rows.get(key):
+            _, like = waiting.popleft()
             if not waiting:
-                del other.keys[key]
-            return found
-        self.keys.setdefault(key, deque()).append((place, row))
-        self.spill(MOST_HELD)
+                del other.rows[key]
+            return like
+        self.rows.setdefault(key, deque()).append((place, row))
+        self.is_full = len(self.rows) > MOST_HELD
         return None
 
-    def spill(self, most: int) -> None:
-        """Puts the oldest on the disk, until only so many keys are held."""
-        while len(self.keys) > most:
-            key, rows = self.keys.popitem(last=False)
-            for place, row in rows:
-                self._put(key, place, row)
+    def spill(self, row: Result | None = None, place: int = 0) -> None:
+        """Puts what waits on the disk, and this row behind it."""
+        for key, rows in self.rows.items():
+            for earlier, waiting in rows:
+                self._put(key, earlier, waiting)
+        self.rows.clear()
+        if row:
+            self._put(key_of(row), place, row)
 
-    def _put(self, key: Key, place: int, row: Result) -> None:
-        self._on_disk.add(hash(key))
-        self._disk.execute(self._insert, (place, *key, pickle.dumps(VALUES(row), protocol=5)))
-
-
-def _join(disk: sqlite3.Connection) -> Iterator[Pair]:
-    for table in ("a", "b"):
-        disk.executescript(KEYS.format(table))
-    for query in (BOTH, ONLY_IN_B):
-        for left, right in disk.execute(query):
-            yield _result(left), _result(right)
+    def _put(self, key: bytes, place: int, row: Result) -> None:
+        self.on_disk.add(hash(key) % NUM_PARTS, place, key, pickle.dumps(VALUES(row), protocol=5))
 
 
-def _result(row: bytes | None) -> Result | None:
-    return None if row is None else Result(*pickle.loads(row))
+class _Parts:
+    """Entries in a file of the system's, by the part that each belongs to, in their order."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._held = [bytearray() for _ in range(NUM_PARTS)]
+        self._chunks: list[list[tuple[int, int]]] = [[] for _ in range(NUM_PARTS)]  # where, and how long
+        self._end = 0
+
+    @cached_property
+    def _file(self) -> IO[bytes]:
+        return self._stack.enter_context(TemporaryFile())
+
+    def add(self, part: int, place: int, first: bytes, second: bytes) -> None:
+        held = self._held[part]
+        held += HEAD.pack(place, len(first), len(second)) + first + second
+        if len(held) >= CHUNK_BYTES:
+            self._write(part)
+
+    def _write(self, part: int) -> None:
+        held = self._held[part]
+        self._file.seek(self._end)
+        self._file.write(held)
+        self._chunks[part].append((self._end, len(held)))
+        self._end += len(held)
+        held.clear()
+
+    def read(self, part: int) -> Iterator[Entry]:
+        for start, length in self._chunks[part]:
+            self._file.seek(start)
+            yield from _entries(self._file.read(length))
+        yield from _entries(bytes(self._held[part]))
 
 
-def key_of(result: Result) -> Key:
-    """What a row is joined by: its id as text, else its index; and the sample."""
+def _entries(chunk: bytes) -> Iterator[Entry]:
+    at = 0
+    while at < len(chunk):
+        place, num_first, num_second = HEAD.unpack_from(chunk, at)
+        middle = at + HEAD.size + num_first
+        yield place, chunk[at + HEAD.size : middle], chunk[middle : middle + num_second]
+        at = middle + num_second
+
+
+def _join(a: _Parts, b: _Parts, stack: ExitStack) -> Iterator[Pair]:
+    """Joins each part in memory, and merges what comes of them by their places."""
+    pairs, only_in_b = _Parts(stack), _Parts(stack)
+    for part in range(NUM_PARTS):
+        waiting: dict[bytes, deque[tuple[int, bytes]]] = defaultdict(deque)
+        for place, key, row in b.read(part):
+            waiting[key].append((place, row))
+        for place, key, row in sorted(a.read(part)):
+            likes = waiting.get(key)
+            pairs.add(part, place, row, likes.popleft()[1] if likes else b"")
+        for place, row in sorted(entry for entries in waiting.values() for entry in entries):
+            only_in_b.add(part, place, b"", row)
+    for parts in (pairs, only_in_b):
+        for _, row_a, row_b in merge(*map(parts.read, range(NUM_PARTS))):
+            left = _result(row_a)
+            yield left, left if row_a == row_b else _result(row_b)
+
+
+def _result(row: bytes) -> Result | None:
+    return Result(*pickle.loads(row)) if row else None
+
+
+def key_of(result: Result) -> bytes:
+    """What a row is joined by: the sample, and its id as text, else its index."""
     name = result.index if result.id is None else result.id
-    return str(name).encode("utf-8", "surrogatepass"), result.sample_index
+    return f"{result.sample_index} {name}".encode("utf-8", "surrogatepass")

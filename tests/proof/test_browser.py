@@ -207,3 +207,46 @@ def test_columns_left_out_keep_their_weight(browser: Any, bundled: Model, tmp_pa
     opened.cell(0, 2).click()
     assert "not in this page" in opened.text("#details") or "nothing that counts" in opened.text("#details")
     assert opened.errors == []
+
+
+def test_a_phone_opens_at_the_pads_and_says_that_there_is_more(page: Opened) -> None:
+    page.tab.set_viewport_size({"width": 380, "height": 800})
+    page.tab.reload()
+    assert page.tab.evaluate("document.querySelector('.scroll').scrollLeft") == 0
+    assert page.tab.locator("#cue").is_visible()
+    page.tab.evaluate("document.querySelector('.scroll').scrollLeft = 9999")
+    page.tab.wait_for_selector("#cue", state="hidden")
+    page.tab.set_viewport_size({"width": 1280, "height": 800})
+    page.requests.pop()  # the reload
+
+
+def test_pads_go_to_the_right_and_come_back(page: Opened) -> None:
+    before, row = page.shades(2), page.text("#grid tr:nth-child(3)")
+    page.tab.check("input[value=right]")
+    assert page.text("#grid tr:nth-child(3)").startswith("2 5 + 3 My 3666 ·dog 3290 ·is 318 pad")
+    assert page.shades(2) == before[5:] + before[:5]
+    assert "column 2 position 2" in page.text("#details")
+    assert page.tab.locator("#mask").is_disabled()
+    page.cell(2, 2).focus()
+    page.tab.keyboard.press("ArrowRight")
+    assert page.text("#details").startswith("token pad")
+    page.tab.check("input[value=left]")
+    page.cell(2, 7).click()
+    assert (page.shades(2), page.text("#grid tr:nth-child(3)")) == (before, row)
+    assert not page.tab.locator("#side-note").is_visible()
+
+
+@pytest.mark.parametrize(("width", "panel"), [(1400, "#attention"), (390, "#details")])
+def test_with_many_rows_the_panel_stays_beside_the_token(
+    browser: Any, bundled: Model, tmp_path: Path, width: int, panel: str
+) -> None:
+    opened = Opened(browser, write_page(bundled, RAIN * 14, tmp_path / "page.html"))
+    opened.tab.set_viewport_size({"width": width, "height": 800})
+    opened.cell(40, 3).scroll_into_view_if_needed()
+    opened.cell(40, 3).click()
+    box, cell = opened.tab.locator(panel).bounding_box(), opened.cell(40, 3).bounding_box()
+    assert 0 <= box["y"] < 800
+    assert 0 <= cell["y"] < 800
+    assert opened.tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert opened.errors == []
+    opened.tab.close()

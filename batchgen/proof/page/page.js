@@ -14,9 +14,14 @@ const state = {
   head: 0,
   masked: true,
   below: "ids",
+  right: false, // pads stand behind the tokens; columns are still counted as on the left
   pinned: null, // { row, column }: clicked or focused
   hovered: null,
 };
+
+/** The column of a token as it is shown, and back: with pads on the right they come last. */
+const shownColumn = (row, column) => (state.right ? (column - numPads[row] + columns) % columns : column);
+const columnShownAt = (row, place) => (state.right ? (place + numPads[row]) % columns : place);
 
 // --- Scores: row by row, layer, head, query, key; one or two characters each. ---
 
@@ -142,7 +147,7 @@ function drawDetails() {
     ["token", labels[column] + (mask[column] && eos[column] ? " (genuine eos)" : "")],
     ["id", ids[column]],
     ["row", data.rows[row].id],
-    ["column", column],
+    ["column", shownColumn(row, column)],
     ["position", positions[column]],
     ["mask", mask[column]],
   ];
@@ -178,9 +183,9 @@ function drawWeights() {
     return;
   }
   const keys = keysOf(row, column);
-  const [masked, unmasked] = [true, false].map((is) => weightsOf(row, column, keys, is));
+  const [masked, unmasked] = [true, state.right].map((is) => weightsOf(row, column, keys, is));
   table.caption.textContent = `What ${data.rows[row].labels[column]} attends to: ${headName()}`;
-  const listed = [...keys.keys()].filter((i) => keys[i].real || numPads[row] <= MOST_PADS);
+  const listed = [...keys.keys()].filter((i) => keys[i].real || (!state.right && numPads[row] <= MOST_PADS));
   const most = Math.max(...listed.flatMap((i) => [masked[i], unmasked[i]]));
   body.replaceChildren(
     ...listed.map((i) => weightRow(keys[i].label, keys[i].real, masked[i], unmasked[i], most)),
@@ -217,7 +222,7 @@ const short = (label) => (label.length > 9 ? `${label.slice(0, 8)}…` : label);
 function drawMap() {
   const { row, column } = current();
   const canvas = $("map");
-  firstLine = Math.max(data.firstColumn, numPads[row] - MOST_PADS);
+  firstLine = Math.max(data.firstColumn, numPads[row] - (state.right ? 0 : MOST_PADS));
   const lines = [...Array(columns - firstLine).keys()].map((i) => firstLine + i);
   const across = isDrawn(keysOf(row, columns - 1));
   const room = canvas.closest("section").clientWidth - 44;
@@ -240,11 +245,12 @@ function drawMap() {
   canvas.setAttribute("aria-label", mapText(row));
   $("map-note").textContent =
     `Row ${data.rows[row].id}, ${headName()}: queries down, keys across; the stronger the colour, the larger the weight. ` +
-    (firstLine > data.firstColumn ? `The first ${firstLine - data.firstColumn} pads are not drawn. ` : "") +
-    (state.masked ? "Pads are masked." : "The mask is off: pads take their share.");
+    (firstLine > data.firstColumn && !state.right ? `The first ${firstLine - data.firstColumn} pads are not drawn. ` : "") +
+    (state.right ? "No token looks at the pads behind it." : state.masked ? "Pads are masked." : "The mask is off: pads take their share.");
 }
 
-const isDrawn = (keys) => keys.filter((key) => key.column === null || key.column >= firstLine);
+const isDrawn = (keys) =>
+  keys.filter((key) => (key.column === null ? key.real || !state.right : key.column >= firstLine));
 
 const mapText = (row) =>
   `Attention of row ${data.rows[row].id}, ${headName()}, mask ${state.masked ? "on" : "off"}; ` +
@@ -302,6 +308,8 @@ function drawControls() {
   $("head").setAttribute("aria-valuetext", $("head-name").textContent);
   $("mask").setAttribute("aria-checked", String(state.masked));
   $("mask").lastElementChild.textContent = state.masked ? "on" : "off";
+  $("mask").disabled = state.right; // causal attention hides what stands behind a token anyway
+  $("side-note").hidden = !state.right;
 }
 
 function draw() {
@@ -318,7 +326,8 @@ function draw() {
 function placeOf(target) {
   const td = target instanceof Element ? target.closest("td") : null;
   if (!td || !grid.contains(td)) return null;
-  return { row: td.parentElement.rowIndex, column: td.cellIndex - 1 };
+  const row = td.parentElement.rowIndex;
+  return { row, column: columnShownAt(row, td.cellIndex - 1) };
 }
 
 function isSame(one, other) {
@@ -343,7 +352,8 @@ function pin(place, { focus = false } = {}) {
 }
 
 function moveBy(event) {
-  const { row, column } = state.pinned;
+  const { row } = state.pinned;
+  const column = shownColumn(row, state.pinned.column);
   const moves = {
     ArrowLeft: [row, column - 1],
     ArrowRight: [row, column + 1],
@@ -356,12 +366,32 @@ function moveBy(event) {
   if (!to || !placeOf(event.target)) return;
   event.preventDefault();
   const clamp = (value, most) => Math.max(0, Math.min(value, most));
-  pin({ row: clamp(to[0], cells.length - 1), column: clamp(to[1], columns - 1) }, { focus: true });
+  const line = clamp(to[0], cells.length - 1);
+  pin({ row: line, column: columnShownAt(line, clamp(to[1], columns - 1)) }, { focus: true });
 }
 
 function pinFromMap(event) {
   const line = Math.floor((event.offsetY - LABEL) / cell);
   if (line >= 0 && firstLine + line < columns) pin({ row: current().row, column: firstLine + line });
+}
+
+/** Moves each row's pads to the other end. */
+function padOn(side) {
+  if (state.right === (side === "right")) return;
+  state.right = side === "right";
+  state.masked = true;
+  cells.forEach((row, r) => {
+    const pads = row.slice(0, numPads[r]);
+    if (state.right) grid.rows[r].append(...pads);
+    else grid.rows[r].cells[0].after(...pads);
+  });
+  draw();
+}
+
+/** Says that a grid goes on behind its edge, until it is scrolled there. */
+function drawCue() {
+  const shelf = grid.parentElement;
+  $("cue").hidden = shelf.scrollLeft + shelf.clientWidth >= shelf.scrollWidth - 8;
 }
 
 const THEMES = ["system", "light", "dark"];
@@ -400,6 +430,9 @@ function start() {
     state.below = event.target.value;
     drawBelow();
   });
+  $("side").addEventListener("change", (event) => padOn(event.target.value));
+  grid.parentElement.addEventListener("scroll", drawCue, { passive: true });
+  window.addEventListener("resize", drawCue);
   grid.addEventListener("pointerover", (event) => hover(placeOf(event.target)));
   grid.addEventListener("pointerleave", () => hover(null));
   grid.addEventListener("click", (event) => placeOf(event.target) && pin(placeOf(event.target)));
@@ -409,9 +442,11 @@ function start() {
   $("theme").addEventListener("click", nextTheme);
   window.addEventListener("resize", drawMap);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawMap);
-  $("theme").hidden = $("below").hidden = false;
-  grid.parentElement.scrollLeft = grid.parentElement.scrollWidth; // where the tokens are
+  $("theme").hidden = $("below").hidden = $("side").hidden = false;
+  // Where the tokens are; on a phone where the pads are, which are what the page is about.
+  if (!matchMedia("(max-width: 700px)").matches) grid.parentElement.scrollLeft = grid.parentElement.scrollWidth;
   pin({ row: firstRow(), column: columns - 1 });
+  drawCue();
 }
 
 start();
