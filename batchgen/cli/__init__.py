@@ -63,10 +63,9 @@ class Commands(TyperGroup):
 
         if ctx.obj == OWN_PROCESS:
             spare_imports()
-        say = partial(_say_error, ctx)
         _use_utf8()
         with _usage_in_one_line(self, ctx.meta[TYPED], ctx), no_logs(), Interrupts() as interrupts:
-            ctx.obj = interrupts
+            ctx.obj, say = interrupts, partial(_say_error, ctx)
             try:
                 apply_settings(ctx, {name: command for name, command in self.commands.items() if name != "help"})
                 with _interrupt_not_error(interrupts):
@@ -76,12 +75,9 @@ class Commands(TyperGroup):
                     raise
                 say(line)
                 raise typer.Exit(UsageError.exit_code) from None
-            except BatchgenError as error:
-                say(_in_flags(error))
-                raise typer.Exit(error.exit_code) from None
-            except FieldError as error:
-                say(error.named(flag_of))
-                raise typer.Exit(UsageError.exit_code) from None
+            except (BatchgenError, FieldError) as error:
+                say(_in_flags(error) if isinstance(error, BatchgenError) else error.named(flag_of))
+                raise typer.Exit(getattr(error, "exit_code", UsageError.exit_code)) from None
             except MemoryError:
                 say("out of memory: give this process more, or free some")
                 raise typer.Exit(BatchgenError.exit_code) from None
