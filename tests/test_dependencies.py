@@ -6,6 +6,7 @@ import ast
 import re
 import sys
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 import lowest
@@ -13,7 +14,8 @@ import pytest
 from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 ALONG = {"fsspec": "ray", "backports": "backports.zstd"}  # modules of other libraries, or of other names
 
@@ -22,15 +24,19 @@ def name_of(requirement: str) -> str:
     return re.split(r"[\[>;]", requirement)[0].replace("_", "-").lower()
 
 
-def imported() -> set[str]:
+def modules_in(nodes: Iterable[ast.AST]) -> set[str]:
     modules = set()
-    for path in (ROOT / "batchgen").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and not node.level:
-                modules.add(str(node.module).split(".")[0])
-            elif isinstance(node, ast.Import):
-                modules |= {alias.name.split(".")[0] for alias in node.names}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            modules.add(str(node.module).split(".")[0])
+        elif isinstance(node, ast.Import):
+            modules |= {alias.name.split(".")[0] for alias in node.names}
     return modules - set(sys.stdlib_module_names) - {"batchgen"}
+
+
+def imported() -> set[str]:
+    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "batchgen").rglob("*.py"))
+    return set().union(*(modules_in(ast.walk(tree)) for tree in trees))
 
 
 def test_what_is_imported_is_declared() -> None:
@@ -44,6 +50,21 @@ def test_what_is_imported_is_declared() -> None:
 
 def test_what_is_declared_is_imported() -> None:
     assert {name_of(line) for line in PROJECT["dependencies"]} <= {module.replace("_", "-") for module in imported()}
+
+
+def test_what_pytest_collects_for_doctests_imports_no_extra_that_make_test_does_not_install() -> None:
+    names = [
+        re.split(r"[\[>;]", line)[0] for extra in ("constrained", "parquet", "zstd", "test") for line in EXTRAS[extra]
+    ]
+    installed = {name_of(line) for line in PROJECT["dependencies"]} | {name_of(name) for name in names}
+    ignored = {
+        word.partition("=")[2] for word in PYPROJECT["tool"]["pytest"]["ini_options"]["addopts"] if "--ignore=" in word
+    }
+    own = {path.stem for path in (ROOT / "tools").glob("*.py")} | {"benchmarks", "tests", "torture"}
+    for path in (*(ROOT / "batchgen").rglob("*.py"), *(ROOT / "tools").glob("*.py")):
+        if str(path.relative_to(ROOT)) not in ignored:
+            wanted = modules_in(ast.parse(path.read_text(encoding="utf-8")).body) - own
+            assert {ALONG.get(module, module).replace("_", "-").lower() for module in wanted} <= installed, path
 
 
 @pytest.mark.parametrize("line", lowest.lowest(PROJECT, [*EXTRAS]))
