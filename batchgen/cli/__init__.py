@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from batchgen import __version__
+from batchgen.cli.exit_codes import BROKEN_PIPE
 from batchgen.cli.hints import command_hint, option_hint
 from batchgen.cli.lazy import SUMMARIES, TYPED, LazyCommand
 from batchgen.cli.settings import SCREEN, apply_settings, explain_setting, flag_of
@@ -22,7 +23,6 @@ from batchgen.cli.signals import Interrupts
 from batchgen.errors import BatchgenError, UsageError, first_line, is_panic
 from batchgen.records import FieldError
 
-BROKEN_PIPE = 141
 TRACEBACK = "BATCHGEN_TRACEBACK"  # in the environment, unforeseen errors show where they came from
 PACKAGE = f"{Path(__file__).parents[1]}{os.sep}"
 HELP = ("-h", "--help")

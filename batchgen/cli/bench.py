@@ -15,7 +15,7 @@ from batchgen.bench.advice import where_it_stops
 from batchgen.bench.facts import BenchReport, Task
 from batchgen.cli import options as opt
 from batchgen.errors import UsageError
-from batchgen.formats.writing import to_json
+from batchgen.formats.fields import to_json
 from batchgen.model import open_checkpoint
 from batchgen.render.bench import print_report
 from batchgen.render.screen import OutputConsole, Screen, Waiting, plural

@@ -11,18 +11,16 @@ from typing import Annotated
 import typer
 
 from batchgen.cli import options as opt
+from batchgen.cli.exit_codes import DIFFERENT
 from batchgen.cli.page import MOST_ROWS, First, check_page, page_of_differences, write_page
-from batchgen.cli.verify import BUG_FOUND
 from batchgen.errors import InputError, UsageError
 from batchgen.formats.delimited import plain_cell, tsv_text
-from batchgen.formats.fields import whole_characters
-from batchgen.formats.writing import to_json
+from batchgen.formats.fields import to_json, whole_characters
 from batchgen.proof.diff import Comparison, RowDifference, diff_results, likely_causes
 from batchgen.render.diff import print_comparison, print_difference
 from batchgen.render.screen import OutputConsole
 from batchgen.runs.results import facts_of, form_of_output_file, read_results
 
-DIFFERENT = BUG_FOUND
 SHOWN = 10
 OutputFile = Annotated[Path, typer.Argument(show_default=False, help="What a run has written, or its store.")]
 

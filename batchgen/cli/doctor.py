@@ -9,7 +9,7 @@ import typer
 
 from batchgen.cli import options as opt
 from batchgen.doctor import advise, diagnose
-from batchgen.formats.writing import to_json
+from batchgen.formats.fields import to_json
 from batchgen.render.doctor import print_diagnosis
 from batchgen.render.screen import OutputConsole, Screen
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from batchgen.cli import options as opt
+from batchgen.cli.exit_codes import SOME_ROWS_FAILED
 from batchgen.cli.settings import came_from
-from batchgen.cli.watching import SOME_ROWS_FAILED
 from batchgen.errors import InputError, UsageError
+from batchgen.formats.fields import to_json
 from batchgen.formats.reading import Source, read_requests
 from batchgen.formats.whole import write_at
-from batchgen.formats.writing import to_json
 from batchgen.model import Checkpoint, Model, open_checkpoint, open_model
 from batchgen.model.chat import open_chat
 from batchgen.proof.inspector import Heads, Inspection, Masks, inspect_batch, inspect_masks, parse_heads

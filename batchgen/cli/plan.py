@@ -12,8 +12,8 @@ import typer
 from batchgen.cli import options as opt
 from batchgen.engines.choice import KINDS, choose_engine
 from batchgen.engines.sampling.trying import check_constraint
+from batchgen.formats.fields import to_json
 from batchgen.formats.reading import read_requests
-from batchgen.formats.writing import to_json
 from batchgen.machine.speeds import read_speed
 from batchgen.model import open_checkpoint
 from batchgen.model.chat import open_chat

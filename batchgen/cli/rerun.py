@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from batchgen.cli.diff import SHOWN, show_diff
+from batchgen.cli.exit_codes import SOME_ROWS_FAILED
 from batchgen.cli.typed import without
-from batchgen.cli.watching import SOME_ROWS_FAILED
 from batchgen.errors import InputError, OutputError
 from batchgen.render.screen import Screen
 from batchgen.runs.checks import check_file

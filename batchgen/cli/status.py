@@ -14,12 +14,11 @@ from typing import Annotated, Any
 import typer
 
 from batchgen.cli import options as opt
+from batchgen.cli.exit_codes import SOME_ROWS_FAILED
 from batchgen.cli.typed import again
-from batchgen.cli.watching import SOME_ROWS_FAILED
-from batchgen.formats.writing import to_json
+from batchgen.formats.fields import to_json
 from batchgen.render.screen import OutputConsole
 from batchgen.render.status import draw_status, print_status, status_lines
-from batchgen.runs.ray.status import FolderStatus
 from batchgen.runs.status import RunStatus, read_status
 
 EVERY_S = 1.0
@@ -41,10 +40,18 @@ def status(
     next. The run is not disturbed. The exit code is 3 if a complete run has failed
     rows, and 1 if there is no such run.
     """
-    read = FolderStatus(str(file)).read if file.is_dir() else partial(read_status, file)
+    read = _reader(file)
     looks = _looks(read) if watch else iter([read()])
     last = _print_json(looks) if as_json else _draw(looks)
     raise typer.Exit(SOME_ROWS_FAILED if last.has_failed else 0)
+
+
+def _reader(file: Path) -> Callable[[], RunStatus]:
+    if not file.is_dir():
+        return partial(read_status, file)
+    from batchgen.runs.ray.status import FolderStatus
+
+    return FolderStatus(str(file)).read
 
 
 def _looks(read: Callable[[], RunStatus]) -> Iterator[RunStatus]:

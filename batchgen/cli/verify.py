@@ -10,9 +10,10 @@ from typing import Annotated
 import typer
 
 from batchgen.cli import options as opt
+from batchgen.cli.exit_codes import DIFFERENT
 from batchgen.engines import make_engine
+from batchgen.formats.fields import to_json
 from batchgen.formats.reading import read_requests
-from batchgen.formats.writing import to_json
 from batchgen.model import load_model, open_checkpoint
 from batchgen.model.chat import open_chat
 from batchgen.proof.verify import Oracle, greedily, spread, verify_rows
@@ -20,8 +21,6 @@ from batchgen.records import EngineOptions, SamplingParams
 from batchgen.render.screen import OutputConsole, Screen, plural
 from batchgen.render.verify import print_report
 from batchgen.text import with_id
-
-BUG_FOUND = 4
 
 
 @opt.with_groups
@@ -78,4 +77,4 @@ def verify(
         screen.error(
             f"{plural(len(failed), 'row')} could not be run, the first{with_id(first.request.id)}: {first.error}"
         )
-    raise typer.Exit(BUG_FOUND if report.has_bug else 0)
+    raise typer.Exit(DIFFERENT if report.has_bug else 0)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import IO, Any
 
+from batchgen.cli.exit_codes import SOME_ROWS_FAILED
 from batchgen.cli.options.values import flag_of_parameter
 from batchgen.cli.output import is_abandoned
 from batchgen.cli.signals import Interrupts
@@ -19,8 +20,6 @@ from batchgen.runs.ending import Ending, RanOn, stats_facts
 from batchgen.runs.observer import Observer
 from batchgen.runs.pace import RunProgress
 from batchgen.text import with_id
-
-SOME_ROWS_FAILED = 3
 
 
 class Watcher(Observer):

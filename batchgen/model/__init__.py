@@ -6,28 +6,28 @@ eos tokens.
 
 from __future__ import annotations
 
-from batchgen.model.checkpoint import Checkpoint, read_checkpoint
-from batchgen.model.find import Say, find_model
-from batchgen.model.loaded import Model
-from batchgen.model.weights import load_model
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from batchgen.model.checkpoint import Checkpoint
+    from batchgen.model.loaded import Model
+    from batchgen.model.opening import open_checkpoint, open_model
+    from batchgen.model.weights import load_model
 
 __all__ = ["Checkpoint", "Model", "load_model", "open_checkpoint", "open_model"]
 
-
-def open_model(
-    name: str | None = None,
-    *,
-    revision: str | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    say: Say = lambda line: None,
-) -> Model:
-    """Finds, checks and loads a model; the three steps below. Raises `ModelError` or `UsageError`."""
-    return load_model(open_checkpoint(name, revision=revision, say=say), device, dtype)
+_HOMES = {
+    "Checkpoint": "checkpoint",
+    "Model": "loaded",
+    "load_model": "weights",
+    "open_checkpoint": "opening",
+    "open_model": "opening",
+}
 
 
-def open_checkpoint(
-    name: str | None = None, *, revision: str | None = None, weights: bool = True, say: Say = lambda line: None
-) -> Checkpoint:
-    """Finds a model and reads all but its weights."""
-    return read_checkpoint(*find_model(name, revision, weights=weights, say=say))
+def __getattr__(name: str) -> Any:
+    """Public names load on first use: what touches one module of this room does not load the others."""
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ from dataclasses import asdict, fields
 from hashlib import blake2b
 from typing import Any
 
-from batchgen.formats.writing import to_json
+from batchgen.formats.fields import to_json
 from batchgen.records import Logprobs, Request, Result, RowScore
 
 FIELDS = [field.name for field in fields(Result)]  # the columns of `results`, but that `index` is its row_index

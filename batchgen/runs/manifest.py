@@ -8,14 +8,12 @@ import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import blake2b, file_digest, sha256
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchgen import __version__
 from batchgen.errors import OVERWRITE, OutputError, parameter
 from batchgen.machine.limits import cpu_name
-from batchgen.model.find import CONFIG_FILES, TOKENIZER_FILES
 from batchgen.records import EngineChoice, Request, Result
 from batchgen.runs.cells import digest_of
 from batchgen.runs.store import Store
@@ -36,6 +34,8 @@ HASH_SHOWN = 12  # digits of a hash are enough to tell two apart
 
 def model_facts(checkpoint: Checkpoint) -> Facts:
     """Name, revision (of a model from the Hub) and hashes of all files that its answers depend on."""
+    from batchgen.model.find import CONFIG_FILES, TOKENIZER_FILES
+
     folder = checkpoint.folder
     tokenizer = _files(folder, TOKENIZER_FILES)
     return {
@@ -73,6 +73,8 @@ def machine_facts(device: str) -> Facts:
 
 
 def version_facts() -> Facts:
+    from importlib.metadata import version
+
     libraries = {name: version(name) for name in LIBRARIES}
     return {"batchgen": __version__, "python": platform.python_version(), **libraries}
 

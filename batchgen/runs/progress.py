@@ -9,14 +9,16 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from batchgen.formats.writing import to_json
+from batchgen.formats.fields import to_json
 from batchgen.records import EngineStats
 from batchgen.runs.database import file_beside
-from batchgen.runs.ending import RanOn
 from batchgen.runs.pace import Pace
 from batchgen.runs.store import Store
+
+if TYPE_CHECKING:
+    from batchgen.runs.ending import RanOn
 
 PROGRESS_NOTE = "progress"
 MOST_REASONS = 5

@@ -15,8 +15,8 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from batchgen.errors import OVERWRITE, InputError, OutputError
+from batchgen.formats.fields import to_json
 from batchgen.formats.whole import temporary_name
-from batchgen.formats.writing import to_json
 from batchgen.records import Request, Result
 from batchgen.runs.cells import FIELDS, digest_of, hash_of, to_cells
 from batchgen.runs.database import COLUMNS, PRIVATE, Connection, connect, file_beside, in_one_line, remove_store

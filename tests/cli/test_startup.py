@@ -29,6 +29,14 @@ def test_run_imports_neither_torchs_compiler_nor_its_distributed_tensors() -> No
     assert not modules & (COMPILER | DISTRIBUTED)
 
 
+def test_status_imports_nothing_that_reads_prompts_or_opens_models() -> None:
+    """It is asked again and again, beside a run that wants the machine for itself."""
+    code = "import sys, batchgen.cli.status, batchgen.model.private; print(*sys.modules, sep='\\n')"
+    modules = set(check_python(code).stdout.splitlines())
+    assert "batchgen.runs.status" in modules
+    assert not modules & {"numpy", "batchgen.model.checkpoint", "batchgen.formats.reading", "importlib.metadata"}
+
+
 WORKER = """
 import sys
 from batchgen.engines.pool.worker import ModelRecipe

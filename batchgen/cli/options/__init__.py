@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from batchgen.cli.options.chat import ChatFlags
-from batchgen.cli.options.expand import Pick, with_groups
-from batchgen.cli.options.model import ManyDevices, ModelOptions
-from batchgen.cli.options.output import DurableOptions, Format, OutputOptions
-from batchgen.cli.options.panels import BATCHES, INPUT, LENGTH, MODEL, OUTPUT
-from batchgen.cli.options.prompts import PromptOptions
-from batchgen.cli.options.ray import ClusterOptions
-from batchgen.cli.settings import tell_settings
-from batchgen.records import TooLong
+if TYPE_CHECKING:
+    from batchgen.cli.options.chat import ChatFlags
+    from batchgen.cli.options.expand import Pick, with_groups
+    from batchgen.cli.options.model import ManyDevices, ModelOptions
+    from batchgen.cli.options.output import DurableOptions, Format, OutputOptions
+    from batchgen.cli.options.panels import BATCHES, INPUT, LENGTH, MODEL, OUTPUT
+    from batchgen.cli.options.prompts import PromptOptions
+    from batchgen.cli.options.ray import ClusterOptions
+    from batchgen.cli.options.single import AsJson, ProgressForm, Quiet, TooLongPolicy
 
 __all__ = [
     "BATCHES",
@@ -38,23 +37,31 @@ __all__ = [
     "with_groups",
 ]
 
-TooLongPolicy = Annotated[
-    TooLong,
-    typer.Option(help="A prompt too long for the model: fail that row, or keep its right end.", rich_help_panel=LENGTH),
-]
-AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print all of it as JSON.", rich_help_panel=OUTPUT)]
-ProgressForm = Annotated[
-    Literal["auto", "json"],
-    typer.Option(help="json: everything on stderr is JSON, one object a line, for programs.", rich_help_panel=OUTPUT),
-]
-Quiet = Annotated[
-    bool,
-    typer.Option(
-        "--quiet",
-        "-q",
-        metavar="",
-        help="Errors only on stderr.",
-        rich_help_panel=OUTPUT,
-        callback=tell_settings,
-    ),
-]
+_HOMES = {
+    "BATCHES": "panels",
+    "INPUT": "panels",
+    "LENGTH": "panels",
+    "MODEL": "panels",
+    "OUTPUT": "panels",
+    "AsJson": "single",
+    "ChatFlags": "chat",
+    "ClusterOptions": "ray",
+    "DurableOptions": "output",
+    "Format": "output",
+    "ManyDevices": "model",
+    "ModelOptions": "model",
+    "OutputOptions": "output",
+    "Pick": "expand",
+    "ProgressForm": "single",
+    "PromptOptions": "prompts",
+    "Quiet": "single",
+    "TooLongPolicy": "single",
+    "with_groups": "expand",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Each name loads on first use: `batchgen status` needs none of what reads prompts and finds models."""
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,27 @@
+"""Finds, checks and loads a model in one call."""
+
+from __future__ import annotations
+
+from batchgen.model.checkpoint import Checkpoint, read_checkpoint
+from batchgen.model.find import Say, find_model
+from batchgen.model.loaded import Model
+from batchgen.model.weights import load_model
+
+
+def open_model(
+    name: str | None = None,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    say: Say = lambda line: None,
+) -> Model:
+    """Finds, checks and loads a model; the three steps below. Raises `ModelError` or `UsageError`."""
+    return load_model(open_checkpoint(name, revision=revision, say=say), device, dtype)
+
+
+def open_checkpoint(
+    name: str | None = None, *, revision: str | None = None, weights: bool = True, say: Say = lambda line: None
+) -> Checkpoint:
+    """Finds a model and reads all but its weights."""
+    return read_checkpoint(*find_model(name, revision, weights=weights, say=say))
