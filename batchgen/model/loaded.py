@@ -36,7 +36,7 @@ class Model:
         inputs = self.inputs(batch.input_ids, batch.attention_mask, batch.position_ids)
         last: dict[str, Any] = {"logits_to_keep": keep} if self.takes_logits_to_keep else {}
         has_cache = past_key_values is not None
-        cache = {"past_key_values": past_key_values} if has_cache else {}
+        cache = {self.cache_name: past_key_values} if has_cache else {}
         logits: torch.Tensor = self.network(**inputs, **last, **cache, use_cache=has_cache).logits  # [B, keep or T, V]
         return logits[:, -keep:]
 
@@ -81,6 +81,11 @@ class Model:
     @cached_property
     def takes_logits_to_keep(self) -> bool:
         return "logits_to_keep" in self._forward_parameters
+
+    @cached_property
+    def cache_name(self) -> str:
+        """The argument that takes a cache; Mamba has a name of its own for it."""
+        return "past_key_values" if "past_key_values" in self._forward_parameters else "cache_params"
 
     def inputs(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor

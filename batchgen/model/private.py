@@ -30,7 +30,9 @@ def supports_sdpa(network_class: type) -> bool:
 
 def supports_attention_backend(network_class: type) -> bool:
     """Whether an architecture takes an attention function by name; a gone name means the engine `reference`."""
-    return bool(getattr(network_class, "_supports_attention_backend", False))
+    if getattr(network_class, "_supports_attention_backend", False):
+        return True
+    return hasattr(sys.modules[network_class.__module__], "ALL_ATTENTION_FUNCTIONS")  # not all say what they do
 
 
 def attention_of(config: PretrainedConfig) -> str | None:

@@ -17,9 +17,10 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch.overrides import TorchFunctionMode
 
 from batchgen.model.checkpoint import attention_kernel
+from batchgen.model.layer_rules import layer_windows
 from batchgen.model.private import dispatch_mode, reads_number, storage_key, tensors_in
 from batchgen.model.quiet import quiet
-from batchgen.model.shape import Footprint, ModelShape, layer_windows
+from batchgen.model.shape import Footprint, ModelShape
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

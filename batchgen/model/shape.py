@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from batchgen.model.layer_rules import layer_windows
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
@@ -47,17 +49,6 @@ class ModelShape:
             is_gated=getattr(text, "hidden_act", None) in ("silu", "swish"),  # families with a gate name these
             windows=tuple(windows) if any(windows := layer_windows(config)) else (),
         )
-
-
-def layer_windows(config: PretrainedConfig) -> list[int | None]:
-    """For each layer how many columns a query sees, its own included; None is all."""
-    text = config.get_text_config()
-    window = getattr(text, "sliding_window", None)
-    uses_window = window and getattr(text, "use_sliding_window", True)
-    kinds = getattr(text, "layer_types", None)
-    if kinds:
-        return [window if kind == "sliding_attention" else None for kind in kinds]
-    return [window if uses_window else None] * (_number(text, "num_hidden_layers") or 12)
 
 
 def _number(config: PretrainedConfig, *names: str) -> int | None:

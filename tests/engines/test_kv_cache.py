@@ -17,6 +17,7 @@ from batchgen.engines.continuous.kv_cache import SlotCache
 from batchgen.engines.continuous.memory import PAGE, pages_for
 from batchgen.engines.continuous.pages import HIDDEN, TOUCHED_AHEAD, PagePool
 from batchgen.engines.continuous.slots import Prefix, Slot
+from batchgen.model.layer_rules import LayerRule
 
 LAYERS, KV_HEADS, GROUP, SIZE = 2, 2, 3, 4
 SCALING = SIZE**-0.5
@@ -46,7 +47,7 @@ class Rows:
     """A cache, rows in it, and random keys and values; every step is compared with plain attention."""
 
     def __init__(self, windows: tuple[int | None, ...] = (None,) * LAYERS) -> None:
-        self.cache = SlotCache(windows, CPU)
+        self.cache = SlotCache([LayerRule(window=window) for window in windows], CPU)
         self.random = torch.Generator().manual_seed(0)
         self.open: list[Row] = []
         self.prefixes: list[tuple[Prefix, list[torch.Tensor], list[torch.Tensor]]] = []

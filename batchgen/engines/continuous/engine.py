@@ -61,6 +61,7 @@ class ContinuousEngine:
         self._prefills: deque[int] = deque()  # rows of each that is planned
         self._owes_step = False  # rows were prefilled, and those that run have not made a step since
         self._has_finished = False  # the last prefill finished some
+        self._has_lost_states = False  # a step failed that had changed states of rows
         self._num_tried = 0  # rows that memory was asked to hold last
 
     # What the pipeline asks for.
@@ -132,7 +133,9 @@ class ContinuousEngine:
         others = {id(lead): rest for lead, *rest in twins(sequences)} if self.share else {id(s): [] for s in sequences}
         leads = [sequence for sequence in sequences if id(sequence) in others]
         groups = []
-        for num_tokens, group in shared_prefixes(leads) if self.share else [(0, leads)]:
+        for num_tokens, group in (
+            shared_prefixes(leads) if self.share and self.slot_model.shares_prefixes else [(0, leads)]
+        ):
             opening = Opening(group[0].input_ids[:num_tokens]) if num_tokens else None
             groups.append([SlotRow(sequence, others[id(sequence)], opening) for sequence in longest_first(group)])
         return [group for group in groups if group]
@@ -219,7 +222,7 @@ class ContinuousEngine:
             logits = self.slot_model.step([row.sequence.output_ids[-1] for row in rows], slots)
             choices = self.sampler.choose(logits, [row.sequence for row in rows])
         except BaseException:
-            self.slot_model.cache.undo_step()
+            self._has_lost_states = not self.slot_model.cache.undo_step()
             raise
         self.slot_model.cache.end_step()
         self._append(rows, choices)
@@ -256,11 +259,13 @@ class ContinuousEngine:
     def _give_way(self) -> None:
         """Half of the running rows wait again, with the tokens they have, and half the slots go.
 
+        All of them wait where a step has changed states and then failed: a prefill makes them anew.
         A row that ran out all alone has failed.
         """
         self._prefills.clear()
         self.most_slots = max(1, self._num_tried // 2)
-        kept = self.most_slots if self._num_tried > 1 else 0
+        kept = 0 if self._num_tried == 1 or self._has_lost_states else self.most_slots
+        self._has_lost_states = False
         for row in reversed(self._running[kept:]):
             assert row.slot is not None
             self.slot_model.cache.close(row.slot)

@@ -1,7 +1,7 @@
-"""The slot KV cache: keys and values of rows that come and go, a transformers `Cache`.
+"""The slot cache: keys, values and states of rows that come and go, a transformers `Cache`.
 
-Its layers keep theirs in pages, those with one rule of attention in the same ones. Knows nothing of tokens, sampling
-or scheduling.
+Layers keep keys and values in pages, those with one rule of attention in the same ones. Knows nothing of tokens,
+sampling or scheduling.
 """
 
 from __future__ import annotations
@@ -9,34 +9,48 @@ from __future__ import annotations
 from collections.abc import Sequence as Rows
 
 import torch
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DummyLayer
 
 from batchgen.engines.continuous.layer import SlotLayer
 from batchgen.engines.continuous.memory import pages_for
 from batchgen.engines.continuous.pages import MOST_HOLES, PagePool
 from batchgen.engines.continuous.slots import Prefix, Slot
+from batchgen.engines.continuous.states import StateAndSlotLayer, StateLayer, StatePool
+from batchgen.model.layer_rules import LayerRule
 
 
 class SlotCache(Cache):  # type: ignore[misc]
-    """Pages of keys and values in every layer, and what one forward needs to know of them.
-
-    `windows` has one entry a layer: how many columns a query sees there, its own included, or None for all.
+    """What every layer keeps, by its rule: pages of keys and values, states, both or nothing.
 
     Before a forward say which slots it fills: `begin_prefill` for prompts, `begin_step` for one token of each slot.
     """
 
-    def __init__(self, windows: Rows[int | None], device: torch.device) -> None:
-        by_window = {window: PagePool(window, device) for window in windows}
-        super().__init__(layers=[SlotLayer(by_window[window], index) for index, window in enumerate(windows)])
+    def __init__(self, rules: Rows[LayerRule], device: torch.device) -> None:
+        by_window = {rule.window: PagePool(rule.window, device) for rule in rules if rule.attends}
         self.pools = list(by_window.values())
-        for layer in self.layers:
-            by_window[layer.window].layers.append(layer)
+        self.states = StatePool() if any(rule.num_states for rule in rules) else None
+        super().__init__(layers=[self._layer(index, rule, by_window) for index, rule in enumerate(rules)])
+        self.device = device
         self._begun: list[Slot] = []  # those that the step in hand has given a column
+
+    def _layer(self, index: int, rule: LayerRule, by_window: dict[int | None, PagePool]) -> SlotLayer | StateLayer:
+        layer: SlotLayer | StateLayer
+        if rule.attends and rule.num_states:
+            layer = StateAndSlotLayer(by_window[rule.window], index, rule.num_states)
+        elif rule.attends:
+            layer = SlotLayer(by_window[rule.window], index)
+        else:
+            layer = StateLayer(rule.num_states) if rule.num_states else DummyLayer()
+        if rule.attends:
+            by_window[rule.window].layers.append(layer)
+        if rule.num_states and self.states:
+            self.states.layers.append(layer)
+        return layer
 
     @property
     def held_bytes(self) -> int:
-        """Memory that keys and values take."""
-        return sum(pool.held_bytes for pool in self.pools)
+        """Memory that keys, values and states take."""
+        return sum(pool.held_bytes for pool in self.pools) + (self.states.held_bytes if self.states else 0)
 
     def grow(self, columns: Rows[int]) -> None:
         """Makes room for rows that will have at most so many columns each; what is there is kept."""
@@ -49,6 +63,8 @@ class SlotCache(Cache):  # type: ignore[misc]
             slot.num_columns = num_columns
         for pool in self.pools:
             pool.begin_prefill(slots, attention_mask.shape[1])
+        if self.states:
+            self.states.begin_prefill(slots, attention_mask.to(self.device))
 
     def begin_prefix(self, num_tokens: int) -> Prefix:
         """The next forward, of one row, computes a prefix instead of filling a slot."""
@@ -62,30 +78,40 @@ class SlotCache(Cache):  # type: ignore[misc]
         self._begun = []
         for pool in self.pools:  # before any slot has changed, since it may run out of memory
             pool.reserve_step(slots)
+        if self.states:
+            self.states.begin_step(slots)
         for slot in slots:
             slot.num_columns += 1
         for pool in self.pools:
             pool.begin_step(slots)
         self._begun = list(slots)
 
-    def undo_step(self) -> None:
-        """Takes back the columns that a step which failed has begun: of all its slots, or of none."""
+    def undo_step(self) -> bool:
+        """Takes back the columns that a step which failed has begun: of all its slots, or of none.
+
+        False where slots have states, which the step has changed: then all must be closed, and filled anew.
+        """
         begun, self._begun = self._begun, []
         for slot in begun:
             slot.num_columns -= 1
             for pool in self.pools:
                 pool.undo_step(slot)
+        return self.states is None or self.states.undo_step()
 
     def end_step(self) -> None:
         """The step in hand has succeeded: what it has begun stays."""
         begun, self._begun = self._begun, []
         for pool in self.pools:
             pool.end_step(begun)
+        if self.states:
+            self.states.end_step()
 
     def close(self, slot: Slot, *, is_broken: bool = False) -> None:
         """Gives a slot's pages back, zeroed if what is in them `is_broken` (not a number)."""
         for pool in self.pools:
             pool.close(slot, is_broken=is_broken)
+        if self.states:
+            self.states.close(slot)
 
     def shrink(self) -> None:
         """Keeps no more memory than the open slots need."""

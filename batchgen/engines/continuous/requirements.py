@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import TYPE_CHECKING
 
 from batchgen.engines.reference.rules import short_limit
 from batchgen.model.config_view import ConfigView
+from batchgen.model.layer_rules import layer_rules, unknown_kinds
 from batchgen.model.private import supports_attention_backend
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-# What kinds of layers are, for people.
+# What kinds of layers that no slot has room for are, for people.
 LAYERS = {
     "chunked_attention": "chunked attention",
-    "conv": "convolutions",
-    "linear_attention": "linear attention",
-    "mamba": "a Mamba state",
+    "recurrent": "a state that it keeps in its own modules",
 }
 
 
 def why_no_slots(config: ConfigView | PretrainedConfig) -> str | None:
     """What in a config rules slots out, in a few words; None where nothing does."""
-    if not isinstance(config, ConfigView):  # all families of these take an attention function by name
-        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
-        if not supports_attention_backend(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]):
-            return "its attention cannot be replaced"
-    text = config.get_text_config()
     if short_limit(config):
         return "its rotary positions depend on the longest row beside a row (LongRoPE)"
-    layer_types = getattr(text, "layer_types", None) or ["full_attention"]
-    if kinds := sorted(set(layer_types) - {"full_attention", "sliding_attention", "attention"}):
+    if kinds := unknown_kinds(config):
         return f"some of its layers have {' and '.join(LAYERS.get(kind, kind.replace('_', ' ')) for kind in kinds)}"
+    # All families that a ConfigView is of take an attention function by name, and have no states.
+    return None if isinstance(config, ConfigView) else _why_not_by_class(config)
+
+
+def _why_not_by_class(config: PretrainedConfig) -> str | None:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers.cache_utils import Cache
+
+    network_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    rules = layer_rules(config)
+    if not {"past_key_values", "cache_params"} & set(signature(network_class.forward).parameters):
+        return "it keeps its state in another form than transformers' caches"
+    if any(rule.attends for rule in rules) and not supports_attention_backend(network_class):
+        return "its attention cannot be replaced"
+    if any(rule.num_states for rule in rules) and not hasattr(Cache, "get_conv_state"):
+        return "the installed transformers keeps states in an older form"
     return None

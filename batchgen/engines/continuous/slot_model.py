@@ -13,8 +13,8 @@ import torch
 
 from batchgen.engines.continuous.kv_cache import SlotCache
 from batchgen.engines.continuous.slots import Prefix, Slot
+from batchgen.model.layer_rules import layer_rules
 from batchgen.model.padding import pad
-from batchgen.model.shape import layer_windows
 from batchgen.records import Batch, Sequence
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ class SlotModel:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.cache = SlotCache(layer_windows(model.checkpoint.config), model.device)
+        self.cache = SlotCache(layer_rules(model.checkpoint.config), model.device)
+        self.shares_prefixes = self.cache.states is None  # the state at a prefix's end would have to be copied
         self._logits: torch.Tensor | None = None  # [most rows so far, V] float32, where the model's own are not
 
     def prefill(self, sequences: Rows[Sequence], slots: Rows[Slot]) -> torch.Tensor:

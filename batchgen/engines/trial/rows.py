@@ -9,8 +9,8 @@ import torch
 
 from batchgen.engines.protocol import Engine, finish_all
 from batchgen.engines.trial.widened import widened
+from batchgen.model.layer_rules import layer_windows
 from batchgen.model.padding import encode, pad
-from batchgen.model.shape import layer_windows
 from batchgen.records import Request, SamplingParams, Sequence
 
 if TYPE_CHECKING:
