@@ -36,8 +36,13 @@ class UnpackedLinear(nn.Module):
         self.packed = packed
         self.is_conv1d = is_conv1d
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """`[O, I]`, for a parent that multiplies with it itself."""
+        return self.packed.weight
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight = self.packed.weight_packed.to_dense()  # [O, I]
+        weight = self.packed.weight  # [O, I]
         bias = self.packed.bias
         if not self.is_conv1d:
             return F.linear(x, weight, bias)

@@ -16,6 +16,7 @@ from batchgen.engines.continuous.linear import kernels_of, speed_up
 from batchgen.engines.continuous.requirements import why_no_slots
 from batchgen.engines.trial.ladder import slots_hold
 from batchgen.model import Model
+from batchgen.model.layer_rules import layer_rules
 
 # What was found for each loaded network that is still in use, by the kernels that were asked for: the slots' own, or
 # why there is none.
@@ -53,7 +54,8 @@ def _at_hand(made: dict[str | None, Model | str], is_owned: bool, kernels: str |
 def _make(model: Model, is_owned: bool, has_room: Callable[[int], bool], kernels: str | None) -> Model | str:
     if reason := why_no_slots(model.checkpoint.outline):
         return reason
-    own = model.on_same_weights(ATTENTION)
+    attends = any(rule.attends for rule in layer_rules(model.checkpoint.config))
+    own = model.on_same_weights(ATTENTION if attends else None)
     _see_last_column_only(own.network, model.checkpoint.config.get_text_config().num_hidden_layers)
     speed_up(own.network, model.network if is_owned else None, has_room=has_room, kernels=kernels)
     return own if slots_hold(model, own) else "a trial with slots gave other logits than a plain forward"

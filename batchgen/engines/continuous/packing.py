@@ -22,6 +22,11 @@ class PackedLinear(nn.Module):
         self.weight_packed = pack_weight(weight.detach().contiguous(), PACKED_ROWS)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """`[O, I]` as it was loaded, made anew: Mamba multiplies with a layer's weight itself."""
+        return self.weight_packed.to_dense()
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         activation, form = ("gelu", "tanh") if self.has_gelu else ("none", "")
         return packed_linear(x, self.weight_packed, self.bias, activation, form)

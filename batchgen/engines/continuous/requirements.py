@@ -13,11 +13,10 @@ from batchgen.model.private import supports_attention_backend
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-# What kinds of layers that no slot has room for are, for people.
-LAYERS = {
-    "chunked_attention": "chunked attention",
-    "recurrent": "a state that it keeps in its own modules",
-}
+# What kinds of layers that have no slots are, for people.
+LAYERS = {"chunked_attention": "chunked attention"}
+# Families that keep states where no cache of ours is asked for them.
+STATES_ELSEWHERE = {"minimax": "a cache of its own", "recurrent_gemma": "its own modules"}
 
 
 def why_no_slots(config: ConfigView | PretrainedConfig) -> str | None:
@@ -26,6 +25,8 @@ def why_no_slots(config: ConfigView | PretrainedConfig) -> str | None:
         return "its rotary positions depend on the longest row beside a row (LongRoPE)"
     if kinds := unknown_kinds(config):
         return f"some of its layers have {' and '.join(LAYERS.get(kind, kind.replace('_', ' ')) for kind in kinds)}"
+    if place := STATES_ELSEWHERE.get(config.get_text_config().model_type):
+        return f"it keeps its states in {place}"
     # All families that a ConfigView is of take an attention function by name, and have no states.
     return None if isinstance(config, ConfigView) else _why_not_by_class(config)
 
@@ -36,10 +37,12 @@ def _why_not_by_class(config: PretrainedConfig) -> str | None:
 
     network_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     rules = layer_rules(config)
-    if not {"past_key_values", "cache_params"} & set(signature(network_class.forward).parameters):
-        return "it keeps its state in another form than transformers' caches"
+    taken = set(signature(network_class.forward).parameters)
+    has_states = any(rule.num_states for rule in rules)
+    if "past_key_values" not in taken and not ("cache_params" in taken and has_states):
+        return "it keeps its states in another form than transformers' caches"
     if any(rule.attends for rule in rules) and not supports_attention_backend(network_class):
         return "its attention cannot be replaced"
-    if any(rule.num_states for rule in rules) and not hasattr(Cache, "get_conv_state"):
+    if has_states and not hasattr(Cache, "get_conv_state"):
         return "the installed transformers keeps states in an older form"
     return None
