@@ -50,6 +50,7 @@ LATE = {
     "engines.continuous.slot_attention",
     "engines.continuous.slot_model",
     "engines.continuous.slots",
+    "engines.continuous.states",
     "engines.reference.engine",
     "engines.reference.processors",
     "engines.sampling.constraints",
