@@ -51,6 +51,8 @@ LATE = {
     "engines.continuous.slot_model",
     "engines.continuous.slots",
     "engines.continuous.states",
+    "engines.int8.linear",
+    "engines.int8.network",
     "engines.reference.engine",
     "engines.reference.processors",
     "engines.sampling.constraints",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from functools import partial
 from itertools import count, islice
 from typing import Annotated
@@ -11,6 +12,7 @@ import typer
 
 from batchgen.cli import options as opt
 from batchgen.engines.choice import KINDS, choose_engine
+from batchgen.engines.int8.support import check_int8
 from batchgen.engines.sampling.trying import check_constraint
 from batchgen.formats.fields import to_json
 from batchgen.formats.reading import read_requests
@@ -31,7 +33,7 @@ def plan(
     chat: Annotated[opt.ChatFlags, opt.Pick(without=("split_reasoning",))],
     model: opt.ModelOptions,
     sampling: SamplingParams,
-    engine: Annotated[EngineOptions, opt.Pick("engine", "batch_size", "memory")],
+    engine: Annotated[EngineOptions, opt.Pick("engine", "batch_size", "memory", "quantize")],
     too_long: opt.TooLongPolicy = "error",
     as_json: Annotated[
         bool, typer.Option("--json", metavar="", help="Print the plan as JSON.", rich_help_panel=opt.OUTPUT)
@@ -53,14 +55,13 @@ def plan(
     with screen.waiting("planning") as waiting:
         checkpoint = open_checkpoint(model.model, revision=model.revision, weights=False, say=screen.say)
         talk = open_chat(checkpoint, chat_options, say=screen.say)
-        look = partial(
-            make_room, checkpoint, model.device, model.dtype, num_rows=engine.batch_size, memory=engine.memory
-        )
+        look = partial(make_room, checkpoint, model.device, model.dtype, options=engine)
         room = look(kind=KINDS["reference"])
         engine_name, reason = choose_engine(
             engine.engine, checkpoint.outline, sampling.num_beams, room.limits.budget_bytes
         )
         room = look(kind=KINDS[engine_name])
+        check_int8(replace(engine, engine=engine_name), room.device, checkpoint.outline, sampling.num_beams)
         plan = forecast(
             checkpoint,
             waiting.counted(islice(requests, prompts.limit), "planning"),
@@ -72,7 +73,7 @@ def plan(
         )
     if reason and sampling.num_beams == 1:
         screen.say(f"engine reference, the slower one: {reason}")
-    speed = read_speed(room.model, room.device, room.dtype, engine_name)
+    speed = read_speed(room.model, room.device, room.precision, engine_name)
     if as_json:
         seconds = plan.seconds(speed) if speed else None
         print(to_json({**room.to_dict(), "blank_lines": next(blank_lines), **plan.to_dict(), "seconds": seconds}))

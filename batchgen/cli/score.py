@@ -33,7 +33,7 @@ def score(
     chat: Annotated[opt.ChatFlags, opt.Pick(without=("split_reasoning",))],
     model: opt.ManyDevices,
     sampling: Annotated[SamplingParams, opt.Pick("logprobs")],
-    engine: Annotated[EngineOptions, opt.Pick("batch_size", "memory", "share_prefixes", "workers")],
+    engine: Annotated[EngineOptions, opt.Pick("batch_size", "memory", "share_prefixes", "workers", "quantize")],
     results: Annotated[opt.OutputOptions, opt.Pick(without=("ids", "html"))],
     durable: opt.DurableOptions,
     tokens: Annotated[

@@ -30,7 +30,7 @@ def verify(
     chat: Annotated[opt.ChatFlags, opt.Pick(without=("split_reasoning",))],
     model: opt.ModelOptions,
     sampling: Annotated[SamplingParams, opt.Pick("max_new_tokens", max_new_tokens=16)],
-    engine: Annotated[EngineOptions, opt.Pick(without=("workers",), batch_size=32)],
+    engine: Annotated[EngineOptions, opt.Pick(without=("workers", "quantize"), batch_size=32)],
     sample: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Check N rows, spread evenly over the input.", rich_help_panel=opt.INPUT),

@@ -162,9 +162,11 @@ def _kernels(device: torch.device) -> tuple[LinearKernels, ...]:
     import torch
 
     from batchgen.engines.continuous.packing import why_plain
+    from batchgen.engines.int8.support import INT8, why_no_int8
 
     dtypes = (torch.float32, torch.bfloat16)
-    return tuple(LinearKernels(str(dtype).removeprefix("torch."), why_plain(device, dtype)) for dtype in dtypes)
+    floats = (LinearKernels(str(dtype).removeprefix("torch."), why_plain(device, dtype)) for dtype in dtypes)
+    return (*floats, LinearKernels(INT8, why_no_int8(device.type)))
 
 
 def measure_gflops(device: torch.device, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter) -> float:

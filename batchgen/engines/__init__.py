@@ -51,7 +51,7 @@ def make_engine(
     from batchgen.engines.sampling.sampler import Sampler
 
     options = options or EngineOptions()
-    is_exact = options.exact and model.dtype_name == "float32"
+    is_exact = options.is_exact(model.dtype_name)
     ready = get_ready(model, options, num_beams, is_owned, begun, say)
     agreed = agree(ready.choice)
     if agreed not in (ready.choice, begun):  # another worker was quicker
@@ -76,14 +76,19 @@ def make_scoring_engine(
     say: Callable[[str], None] = lambda line: None,
 ) -> Engine:
     """The engine that scores rows; the arguments are those of `make_engine`."""
+    from batchgen.engines.int8.support import check_int8
     from batchgen.engines.scoring.engine import ScoringEngine
     from batchgen.engines.scoring.memory import ScoringMemory, most_rows
     from batchgen.engines.scoring.network import scoring_network
     from batchgen.model.footprint import footprint_of
 
     options = options or EngineOptions()
+    check_int8(options, model.device.type, model.checkpoint.outline, generates=False)
     network = scoring_network(
-        model, is_owned=is_owned, has_room=lambda num_bytes: num_bytes <= room_bytes(model, options)
+        model,
+        is_owned=is_owned,
+        has_room=lambda num_bytes: num_bytes <= room_bytes(model, options),
+        quantize=options.quantize,
     )
     if not network.is_split:
         say(f"{model.checkpoint.name} scores texts one at a time, the slower way: in batches its logits were others")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from batchgen.engines.choice import KINDS, choose_engine
+from batchgen.engines.int8.support import check_int8, leave_out
 from batchgen.errors import ModelError, OutputError, parameter
 from batchgen.machine.limits import available_bytes
 from batchgen.machine.speeds import kept_rows
@@ -49,6 +50,7 @@ def get_ready(
     model: Model, options: EngineOptions, num_beams: int, is_owned: bool, begun: EngineChoice | None, say: Say
 ) -> Ready:
     """Chooses, and makes the slots' network where there are to be slots. `begun` is what a run was begun with."""
+    check_int8(options, model.device.type, model.checkpoint.outline, num_beams)
     own = _slots(model, options, num_beams, is_owned, begun, say)
     name = CONTINUOUS if own else REFERENCE
     before = begun if begun and begun.engine == name else None
@@ -96,10 +98,12 @@ def _slots(
     name, reason = _choose_name(model, options, num_beams, begun)
     own: Model | None = None
     if name == CONTINUOUS:
-        kernels = begun.kernels if begun and begun.engine == CONTINUOUS else None
+        kernels = options.quantize or (begun.kernels if begun and begun.engine == CONTINUOUS else None)
         own, reason = slot_network(model, is_owned=is_owned, has_room=has_room, kernels=kernels)
-        if own is None and options.engine == CONTINUOUS:
-            raise ModelError(f"--engine continuous does not run {model.checkpoint.name}: {reason}; use --engine auto")
+    if own is None and options.quantize:
+        raise ModelError(f"--quantize {options.quantize} does not run {model.checkpoint.name}: {reason}; {leave_out()}")
+    if name == CONTINUOUS and own is None and options.engine == CONTINUOUS:
+        raise ModelError(f"--engine continuous does not run {model.checkpoint.name}: {reason}; use --engine auto")
     if reason and num_beams == 1:
         say(f"engine reference, the slower one: {reason}")
     return own

@@ -64,6 +64,45 @@ def packed_linear(
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], form)  # type: ignore[no-any-return]
 
 
+def has_vnni() -> bool:
+    """Whether this processor multiplies unsigned by signed 8-bit integers and adds them up in 32 bits at once."""
+    import torch
+
+    return bool(getattr(torch.cpu, "_is_vnni_supported", bool)())
+
+
+def has_int8_linear() -> bool:
+    """Whether torch has the two operations below."""
+    return _is_there(lambda: _operations("onednn").qlinear_prepack) and _is_there(
+        lambda: _operations("onednn").qlinear_pointwise
+    )
+
+
+def pack_int8(weight: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """Signed 8-bit weights `[O, I]` in oneDNN's blocks for products with about so many rows."""
+    import torch
+
+    packed: torch.Tensor = torch.ops.onednn.qlinear_prepack(weight, [num_rows, weight.shape[1]])
+    return packed
+
+
+def int8_linear(
+    x: torch.Tensor,
+    zero_point: int,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    zeros: torch.Tensor,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Unsigned 8-bit `[N, I]`, less their zero point, times a packed weight, times its scale `[O]`: `[N, O]`."""
+    import torch
+
+    product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+        x, 1.0, zero_point, weight, scale, zeros, None, 1.0, 0, dtype, "none", [], ""
+    )
+    return product
+
+
 def storage_key(storage: torch.UntypedStorage) -> int:
     """Tells a storage from all others that exist."""
     return int(storage._cdata)
@@ -114,6 +153,12 @@ def _storage() -> Any:
     return torch.empty(0).untyped_storage()
 
 
+def _torch() -> Any:
+    import torch
+
+    return torch
+
+
 def _operations(namespace: str) -> Any:
     import torch
 
@@ -126,6 +171,9 @@ _NAMES: dict[str, Callable[[], object]] = {
     "transformers: _attn_implementation": lambda: _config_class()._attn_implementation,
     "torch: mkldnn._reorder_linear_weight": lambda: _operations("mkldnn")._reorder_linear_weight,
     "torch: mkldnn._linear_pointwise": lambda: _operations("mkldnn")._linear_pointwise,
+    "torch: cpu._is_vnni_supported": lambda: _torch().cpu._is_vnni_supported,
+    "torch: onednn.qlinear_prepack": lambda: _operations("onednn").qlinear_prepack,
+    "torch: onednn.qlinear_pointwise": lambda: _operations("onednn").qlinear_pointwise,
     "torch: UntypedStorage._cdata": lambda: _storage()._cdata,
     "torch: utils._python_dispatch": dispatch_mode,
     "torch: utils._pytree": lambda: tensors_in([]),

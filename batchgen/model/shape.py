@@ -76,6 +76,13 @@ def num_parameters(shape: ModelShape) -> int:
     return shape.n_layer * (attention + inner + small) + embeddings * n_embd + (2 * n_embd if shape.n_positions else 0)
 
 
+def int8_weights(footprint: Footprint, shape: ModelShape) -> int:
+    """Bytes of weights whose linear layers are in 8-bit integers: the embedding stays, the output layer is its own."""
+    embedding = shape.vocab_size * shape.n_embd
+    others = footprint.weights // footprint.element_bytes - embedding * (1 if shape.is_tied else 2)
+    return embedding * (footprint.element_bytes + 1) + others
+
+
 @dataclass(frozen=True, slots=True)
 class Footprint:
     """Bytes that one model takes: its weights, and what each row of a batch adds.

@@ -9,11 +9,11 @@ from batchgen.machine.devices import certain_cpu
 from batchgen.machine.limits import Bound, memory_bounds
 from batchgen.machine.speeds import kept_rows
 from batchgen.model.footprint import footprint_of
-from batchgen.model.shape import ModelShape
+from batchgen.model.shape import ModelShape, int8_weights
 from batchgen.model.weights import choose_device, choose_dtype
 from batchgen.planning.kinds import EngineKind
 from batchgen.planning.memory import BatchLimits
-from batchgen.records import MemoryLimit
+from batchgen.records import EngineOptions, precision_of
 
 if TYPE_CHECKING:
     from batchgen.model import Checkpoint
@@ -34,9 +34,15 @@ class Room:
     packed_bytes: int
     bounds: tuple[Bound, ...]
     limits: BatchLimits
+    quantize: str | None = None
+
+    @property
+    def precision(self) -> str:
+        """The dtype, behind what linear layers are quantised to."""
+        return precision_of(self.dtype, self.quantize)
 
     def to_dict(self) -> dict[str, Any]:
-        names = ("model", "device", "dtype", "weights_bytes", "packed_bytes", "engine")
+        names = ("model", "device", "dtype", "quantize", "weights_bytes", "packed_bytes", "engine")
         return {name: getattr(self, name) for name in names} | {
             "available_bytes": self.bounds[0].available_bytes,
             "bounds": [asdict(bound) for bound in self.bounds],
@@ -49,19 +55,18 @@ def make_room(
     device: str,
     dtype: str,
     kind: EngineKind,
-    *,
-    num_rows: int | None = None,
-    memory: MemoryLimit | None = None,
+    options: EngineOptions,
 ) -> Room:
     """What `run` would find with these options, before it loads the weights."""
     on = certain_cpu(device) or choose_device(device)
     dtype = choose_dtype(dtype, on.type, checkpoint.outline)
     footprint = footprint_of(checkpoint, dtype)
     shape = ModelShape.from_config(checkpoint.outline)
-    packed_bytes = kind.copied_bytes(shape, footprint.element_bytes, on.type)
-    bounds = tuple(memory_bounds(on, memory))
-    available_bytes = max(0, bounds[0].available_bytes - footprint.weights - packed_bytes)
+    weights_bytes = int8_weights(footprint, shape) if options.quantize else footprint.weights
+    packed_bytes = 0 if options.quantize else kind.copied_bytes(shape, footprint.element_bytes, on.type)
+    bounds = tuple(memory_bounds(on, options.memory))
+    available_bytes = max(0, bounds[0].available_bytes - weights_bytes - packed_bytes)
     names = (checkpoint.name, str(on), dtype)
     best_rows = kept_rows(*names) if kind.takes_best_rows else None
-    limits = kind.limits(footprint, on.type, available_bytes, num_rows, best_rows)
-    return Room(*names, kind.name, footprint.weights, packed_bytes, bounds, limits)
+    limits = kind.limits(footprint, on.type, available_bytes, options.batch_size, best_rows)
+    return Room(*names, kind.name, weights_bytes, packed_bytes, bounds, limits, options.quantize)

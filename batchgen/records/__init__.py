@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from batchgen.records.chat import ChatOptions, Conversation, Message
 from batchgen.records.constraint import Constraint
-from batchgen.records.engine import EngineChoice, EngineOptions, EngineStats, MemoryLimit
+from batchgen.records.engine import EngineChoice, EngineOptions, EngineStats, MemoryLimit, precision_of
 from batchgen.records.field_error import FieldError
 from batchgen.records.logprobs import Logprobs, TokenLogprob
 from batchgen.records.options import options_of, values_of
@@ -48,6 +48,7 @@ __all__ = [
     "TokenLogprob",
     "TooLong",
     "options_of",
+    "precision_of",
     "values_of",
 ]
 

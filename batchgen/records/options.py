@@ -109,7 +109,8 @@ def check_values(record: Any) -> None:
 
 def _check_bounds(item: OptionField, value: object) -> None:
     option = item.option
-    if option.choices and value not in option.choices:
+    is_unset = value is None and item.default is None
+    if option.choices and value not in option.choices and not is_unset:
         raise FieldError(f"{{{item.name}}} {value} is not one of {', '.join(option.choices)}")
     if isinstance(value, int | float) and not isinstance(value, bool) and not option.holds(value):
         problem = f"below {option.least:g}" if option.most is None else f"not in {option.interval}"

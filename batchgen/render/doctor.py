@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from batchgen.engines.int8.support import INT8
 from batchgen.render.screen import plural, print_section
 from batchgen.text import escape, size_text, visible
 
@@ -74,6 +75,8 @@ def _devices(machine: Machine) -> Iterator[Line]:
 
 def _kernels(kernels: LinearKernels) -> str:
     """How the slots multiply in a dtype, and why."""
+    if kernels.dtype == INT8:
+        return f"{INT8} {f'not supported, {kernels.why_plain}' if kernels.why_plain else 'with --quantize int8'}"
     packed = "packed as oneDNN multiplies them"
     return f"{kernels.dtype} {f'as loaded, {kernels.why_plain}' if kernels.why_plain else packed}"
 

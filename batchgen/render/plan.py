@@ -51,7 +51,7 @@ def _headline(plan: Forecast, room: Room, blank_lines: int) -> str:
         plural(plan.prompt_tokens, "prompt token"),
         f"model {room.model}",
         room.device,
-        room.dtype,
+        room.precision,
     ]
     return ", ".join(parts)
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from batchgen.records import RowId, RunStats
+from batchgen.records import RowId, RunStats, precision_of
 from batchgen.runs.sums import ScoreSums
 
 
@@ -32,6 +32,12 @@ class RanOn:
     num_workers: int = 1
     num_threads: int | None = None
     is_on_ray: bool = False
+    quantize: str | None = None
+
+    @property
+    def precision(self) -> str:
+        """The dtype, behind what linear layers are quantised to."""
+        return precision_of(self.dtype, self.quantize)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +67,7 @@ def stats_facts(stats: RunStats, on: RanOn, **more: Any) -> dict[str, Any]:
         **more,
         "model": on.model,
         "dtype": on.dtype,
+        "quantize": on.quantize,
         "device": on.device,
         "workers": on.num_workers,
         "engine": on.engine,

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from batchgen.engines import Engine, make_engine, make_scoring_engine
+from batchgen.engines.int8.support import check_int8
 from batchgen.engines.pool.devices import choose_devices, num_threads
 from batchgen.engines.pool.engine import make_pool
 from batchgen.engines.ready import refuse_other_engine
@@ -63,13 +64,16 @@ class Equipment:
 def find_equipment(job: Job, observer: Observer, started: datetime = START) -> Equipment:
     """Everything but the weights."""
     choice = job.model
+    generates = job.scoring is None
     if model := choice.loaded:
+        check_int8(job.engine, model.device.type, model.checkpoint.outline, job.sampling.num_beams, generates=generates)
         if job.engine.workers not in (None, 1):
             raise UsageError("workers load the model themselves: give its name, not a Model")
         chat = open_chat(model.checkpoint, job.chat, say=observer.say, now=started)
         return Equipment(model.checkpoint, (model.device,), model.dtype_name, chat, model)
     devices = choose_devices(choice.device, job.engine.workers)
     checkpoint = open_checkpoint(choice.name, revision=choice.revision, say=observer.say)
+    check_int8(job.engine, devices[0].type, checkpoint.outline, job.sampling.num_beams, generates=generates)
     chat = open_chat(checkpoint, job.chat, say=observer.say, now=started)
     dtype = choose_dtype(choice.dtype, devices[0].type, checkpoint.outline)
     return Equipment(checkpoint, tuple(devices), dtype, chat)

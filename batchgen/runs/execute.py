@@ -248,9 +248,10 @@ class Run:
             engine=self.pipeline.engine.stats.engine,
             device=on.device,
             dtype=on.dtype,
-            is_exact=self.job.engine.exact and on.dtype == "float32",
+            is_exact=self.job.engine.is_exact(on.dtype),
             num_workers=len(on.devices),
             num_threads=on.num_threads,
+            quantize=self.job.engine.quantize,
         )
 
     def _stats(self) -> RunStats:
@@ -272,7 +273,7 @@ class Run:
         stats, on = self._stats(), self.ran_on
         was_stopped = self.observer.should_stop()
         if self.store and not was_stopped and (speed := speed_of(stats)):
-            write_speed(speed, on.model, on.device, on.dtype, on.engine)
+            write_speed(speed, on.model, on.device, on.precision, on.engine)
         store = self.store.path if self.store and not self.is_finished else None
         kept = self.store.num_results if self.store and store else 0
         return Ending(stats, on, self.failures, store, kept, tuple(self.written), was_stopped, sums=self.sums)

@@ -180,6 +180,7 @@ class Job:
             "--parse-special": self.parse_special,
             "--too-long": self.too_long,
             "--exact": self.engine.exact,
+            "--quantize": self.engine.quantize,
             "--chat": self.chat.wraps_prompts,
             "--system": self.chat.system,
             "--chat-template": self.chat.template,

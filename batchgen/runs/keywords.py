@@ -65,6 +65,7 @@ class GenerateOptions(SamplingOptions, total=False):
     exact: bool
     share_prefixes: bool
     workers: int | None
+    quantize: Literal["int8"] | None
     too_long: TooLong
     parse_special: bool
     chat: bool | None
@@ -87,6 +88,7 @@ class ScoreOptions(TypedDict, total=False):
     memory: str | None
     share_prefixes: bool
     workers: int | None
+    quantize: Literal["int8"] | None
     too_long: TooLong
     parse_special: bool
     chat: bool | None

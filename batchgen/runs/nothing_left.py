@@ -31,7 +31,7 @@ def find_finished(job: Job, target: Target, observer: Observer) -> Ending:
     observer.note(f"{target.path} is complete, there is nothing to go on with ({OVERWRITE} starts anew)")
     rows, errors = (record.facts["stats"][name] for name in ("rows", "errors"))
     stats = RunStats(rows, errors, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0, rows_kept=rows)
-    on = RanOn(found.checkpoint.name, "", found.device, found.dtype, job.engine.exact)
+    on = RanOn(found.checkpoint.name, "", found.device, found.dtype, job.engine.exact, quantize=job.engine.quantize)
     return Ending(stats, on, was_complete=True)
 
 

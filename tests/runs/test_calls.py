@@ -125,5 +125,5 @@ def test_workers_take_no_open_model(bundled: Model) -> None:
 
 def test_editors_are_told_every_option_of_the_records() -> None:
     assert set(SamplingOptions.__annotations__) == {field.name for field in fields(SamplingParams)}
-    engine = {field.name for field in fields(EngineOptions)} - {"quantize"}
+    engine = {field.name for field in fields(EngineOptions)}
     assert engine <= set(GenerateOptions.__annotations__) <= set(FileOptions.__annotations__)

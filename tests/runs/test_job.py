@@ -41,4 +41,4 @@ def test_it_is_the_same_after_a_manifest_has_kept_it() -> None:
 
 def test_editors_know_every_option() -> None:
     assert set(get_type_hints(SamplingOptions)) == {field.name for field in fields(SamplingParams)}
-    assert {field.name for field in fields(EngineOptions)} - {"quantize"} <= set(get_type_hints(GenerateOptions))
+    assert {field.name for field in fields(EngineOptions)} <= set(get_type_hints(GenerateOptions))

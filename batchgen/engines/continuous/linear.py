@@ -19,6 +19,8 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.pytorch_utils import Conv1D
 
 from batchgen.engines.continuous.packing import PackedLinear, can_pack
+from batchgen.engines.int8.network import is_quantized
+from batchgen.engines.int8.support import INT8
 
 PACKED, PARTLY, PLAIN = "packed", "packed but for weights that the embedding shares", "plain"
 
@@ -94,6 +96,8 @@ def speed_up(
 
 def kernels_of(network: nn.Module) -> str:
     """Which kernels a network's linear layers run on."""
+    if is_quantized(network):
+        return INT8
     kinds = Counter(type(module) for module in network.modules())
     if not kinds[PackedLinear]:
         return PLAIN

@@ -12,8 +12,10 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from batchgen.engines.continuous.layer import ATTENTION
-from batchgen.engines.continuous.linear import kernels_of, speed_up
+from batchgen.engines.continuous.linear import PLAIN, kernels_of, speed_up
 from batchgen.engines.continuous.requirements import why_no_slots
+from batchgen.engines.int8.network import quantize
+from batchgen.engines.int8.support import INT8
 from batchgen.engines.trial.ladder import slots_hold
 from batchgen.model import Model
 from batchgen.model.layer_rules import layer_rules
@@ -34,7 +36,7 @@ def slot_network(
 
     A model that `is_owned` by the run alone lets its weights go where they are packed, and gets them back from there;
     it has one such network for good. `has_room` is asked for the bytes of copies of weights, `kernels` are those that
-    a run was begun with.
+    a run was begun with; `INT8` are chosen by the user alone.
     """
     made = _found.setdefault(model.network, {})
     found = _at_hand(made, is_owned, kernels)
@@ -57,8 +59,15 @@ def _make(model: Model, is_owned: bool, has_room: Callable[[int], bool], kernels
     attends = any(rule.attends for rule in layer_rules(model.checkpoint.config))
     own = model.on_same_weights(ATTENTION if attends else None)
     _see_last_column_only(own.network, model.checkpoint.config.get_text_config().num_hidden_layers)
-    speed_up(own.network, model.network if is_owned else None, has_room=has_room, kernels=kernels)
-    return own if slots_hold(model, own) else "a trial with slots gave other logits than a plain forward"
+    loaded = model.network if is_owned else None
+    if kernels != INT8:
+        speed_up(own.network, loaded, has_room=has_room, kernels=kernels)
+    if not slots_hold(model, own):
+        return "a trial with slots gave other logits than a plain forward"
+    if kernels == INT8:  # behind the trial, which compares with the weights as they were loaded
+        speed_up(own.network, kernels=PLAIN)
+        quantize(own.network, loaded)
+    return own
 
 
 def _see_last_column_only(network: nn.Module, num_layers: int) -> None:

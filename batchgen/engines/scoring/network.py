@@ -16,9 +16,12 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from batchgen.engines.continuous.linear import speed_up
+from batchgen.engines.continuous.linear import PLAIN, speed_up
+from batchgen.engines.int8.network import quantize
+from batchgen.engines.int8.support import leave_out
 from batchgen.engines.reference.rules import short_limit
 from batchgen.engines.trial.rows import TOLERANCE, TOLERANCE_16_BIT, trial_rows
+from batchgen.errors import ModelError
 from batchgen.model import Model
 
 LEAST_TOKENS = 64  # of a forward: with fewer a product's bits depend on how many there are (docs/decisions.md)
@@ -56,16 +59,27 @@ class _Output:
 
 
 # Of each loaded network that is still in use: packed and tried once.
-_made: WeakKeyDictionary[nn.Module, ScoringNetwork] = WeakKeyDictionary()
+_made: WeakKeyDictionary[nn.Module, dict[str | None, ScoringNetwork]] = WeakKeyDictionary()
 
 
 def scoring_network(
-    model: Model, *, is_owned: bool = False, has_room: Callable[[int], bool] = lambda num_bytes: True
+    model: Model,
+    *,
+    is_owned: bool = False,
+    has_room: Callable[[int], bool] = lambda num_bytes: True,
+    quantize: str | None = None,
 ) -> ScoringNetwork:
-    """The network that a model's rows are scored on; the arguments are those of `speed_up`."""
-    if model.network not in _made:
-        _made[model.network] = ScoringNetwork(model, is_owned=is_owned, has_room=has_room)
-    return _made[model.network]
+    """The network that a model's rows are scored on, in 8-bit integers with `quantize`.
+
+    The other arguments are those of `speed_up`. Raises `ModelError` for a model that cannot have those integers.
+    """
+    made = _made.setdefault(model.network, {})
+    if quantize not in made:
+        network = ScoringNetwork(model, is_owned=is_owned, has_room=has_room, kernels=PLAIN if quantize else None)
+        if quantize:
+            network.quantize(model if is_owned else None)
+        made[quantize] = network
+    return made[quantize]
 
 
 def whole_logits(model: Model, token_ids: Rows[int]) -> torch.Tensor:
@@ -84,13 +98,18 @@ class ScoringNetwork:
     """
 
     def __init__(
-        self, model: Model, *, is_owned: bool = False, has_room: Callable[[int], bool] = lambda num_bytes: True
+        self,
+        model: Model,
+        *,
+        is_owned: bool = False,
+        has_room: Callable[[int], bool] = lambda num_bytes: True,
+        kernels: str | None = None,
     ) -> None:
         rows = [row.input_ids for row in trial_rows(model.checkpoint)[:3]]
         with torch.inference_mode():
             expected = [whole_logits(model, ids)[-1].float() for ids in rows]
         self.model = own = model.on_same_weights()
-        speed_up(own.network, model.network if is_owned else None, has_room=has_room)
+        speed_up(own.network, model.network if is_owned else None, has_room=has_room, kernels=kernels)
         self._body: nn.Module = own.network.base_model
         self._given, self._head = _Given(), own.network
         if self._body is not self._head:
@@ -130,6 +149,17 @@ class ScoringNetwork:
         logits: torch.Tensor = self._head(**self.model.inputs(ids, torch.ones_like(ids), ids), use_cache=False).logits
         self._given.hidden = None
         return logits[0, :number]
+
+    def quantize(self, loaded: Model | None) -> None:
+        """Goes on in 8-bit integers; the weights of `loaded`, the model itself where nobody else needs it, are let go.
+
+        Raises `ModelError` where rows would run on the model as it was loaded.
+        """
+        if not self.is_split:
+            name = self.model.checkpoint.name
+            raise ModelError(f"--quantize int8 does not score {name}: in batches its logits were others; {leave_out()}")
+        quantize(self._body, loaded.network.base_model if loaded else None)
+        quantize(self._head, loaded.network if loaded else None)
 
     @property
     def rows_at_once(self) -> int:

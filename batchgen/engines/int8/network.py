@@ -1,0 +1,68 @@
+"""A network's linear layers in 8-bit integers: layer by layer, so that no more than one is held twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from batchgen.engines.int8.linear import Int8Linear, Int8Product, Int8Weight
+
+# Layers that read the same input, in the order in which a forward asks them.
+TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+
+
+def quantize(network: nn.Module, loaded: nn.Module | None = None) -> None:
+    """Replaces all linear layers of a network, and of `loaded`, which shares its tensors and is given where nobody
+    else needs it: then each layer's own weight is let go before the next one is quantised.
+    """
+    for path, names in list(_groups(network)):
+        parent = network.get_submodule(path)
+        layers = _quantized([parent.get_submodule(name) for name in names])
+        for owner in (parent, loaded.get_submodule(path) if loaded is not None else None):
+            for name, layer in zip(names, layers, strict=True):
+                if owner is not None:
+                    setattr(owner, name, layer)
+
+
+def is_quantized(network: nn.Module) -> bool:
+    return any(type(module) is Int8Linear for module in network.modules())
+
+
+def _groups(network: nn.Module) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The path of a module, and the names of linear layers in it that are one product."""
+    for path, parent in network.named_modules():
+        names = [name for name, layer in parent.named_children() if type(layer) in (nn.Linear, Conv1D)]
+        for group in TOGETHER:
+            if set(group) <= set(names) and _fit(parent, group):
+                yield path, group
+                names = [name for name in names if name not in group]
+        yield from ((path, (name,)) for name in names)
+
+
+def _fit(parent: nn.Module, names: tuple[str, ...]) -> bool:
+    """Whether layers can be one: they read as much, and all or none of them have a bias."""
+    layers = [parent.get_submodule(name) for name in names]
+    return len({(_weight_of(layer).shape[1], layer.bias is None) for layer in layers}) == 1
+
+
+def _quantized(layers: list[nn.Module]) -> list[Int8Linear]:
+    weights = [_weight_of(layer).detach() for layer in layers]
+    biases = [layer.bias for layer in layers if isinstance(layer.bias, torch.Tensor)]
+    whole = weights[0] if len(weights) == 1 else torch.cat(weights)  # [O, I]
+    bias = torch.cat([bias.detach() for bias in biases]) if biases else None
+    product = Int8Product(Int8Weight.of(whole, bias), len(layers))
+    made, first = [], 0
+    for number, weight in enumerate(weights):
+        made.append(Int8Linear(product, number, first, *weight.shape))
+        first += len(weight)
+    return made
+
+
+def _weight_of(layer: nn.Module) -> torch.Tensor:
+    """A view `[O, I]`, whichever way the layer keeps it."""
+    weight = layer.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.T if isinstance(layer, Conv1D) else weight

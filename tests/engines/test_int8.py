@@ -1,0 +1,217 @@
+"""Linear layers in 8-bit integers: what they compute, that a row's output is its own, and where they are refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from batchgen import Model, generate, score
+from batchgen.engines import make_engine
+from batchgen.engines.continuous.linear import kernels_of
+from batchgen.engines.int8 import support
+from batchgen.engines.int8.linear import ZERO_POINT, Int8Linear, quantize_rows, quantize_weight
+from batchgen.engines.int8.network import quantize
+from batchgen.engines.int8.support import INT8, check_int8, why_no_int8
+from batchgen.engines.protocol import finish_all
+from batchgen.errors import UsageError
+from batchgen.records import EngineOptions
+from tests.support.command import failure, invoke, records, run
+from tests.support.models import make_network
+from tests.support.rows import encoded, ragged_prompts
+
+needs_int8 = pytest.mark.skipif(why_no_int8("cpu") is not None, reason="this processor multiplies no 8-bit integers")
+IDS = torch.arange(12).view(2, 6) * 7
+OPTIONS = EngineOptions(quantize="int8")
+
+
+def int8_layer(in_features: int = 96, out_features: int = 40, *, bias: bool = True) -> tuple[nn.Linear, nn.Module]:
+    """A layer, and the same one quantised."""
+    torch.manual_seed(0)
+    holder = nn.Sequential(nn.Linear(in_features, out_features, bias=bias))
+    layer = holder[0]
+    quantize(holder)
+    return layer, holder[0]
+
+
+def test_a_weight_is_off_by_half_a_step_at_most() -> None:
+    weight = torch.randn(2500, 33) * torch.logspace(-3, 3, 2500)[:, None]
+    integers, scale = quantize_weight(weight)
+    assert integers.abs().amax() == 127
+    assert ((integers * scale[:, None] - weight).abs() <= scale[:, None] * 0.5001).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_is_off_by_half_a_step_at_most(dtype: torch.dtype) -> None:
+    x = (torch.randn(50, 64) * torch.logspace(-3, 3, 50)[:, None]).to(dtype)
+    integers, scale = quantize_rows(x)
+    back = (integers.float() - ZERO_POINT) * scale
+    assert ((back - x.float()).abs() <= scale * 0.5001).all()
+
+
+def test_rows_and_weights_of_zeros_stay_zeros() -> None:
+    integers, scale = quantize_rows(torch.zeros(2, 8))
+    assert ((integers.float() - ZERO_POINT) * scale == 0).all()
+    integers, scale = quantize_weight(torch.zeros(2, 8))
+    assert (integers * scale[:, None] == 0).all()
+
+
+@needs_int8
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 96), (7, 96), (3, 5, 96)], ids=str)
+def test_a_layer_is_nearly_the_same_function(shape: tuple[int, ...], bias: bool) -> None:
+    layer, quantised = int8_layer(bias=bias)
+    x = torch.randn(shape)
+    with torch.inference_mode():
+        wanted = layer(x)
+        assert (quantised(x) - wanted).abs().max() < 0.02 * wanted.abs().max()
+
+
+@needs_int8
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_has_the_same_bits_at_any_number_of_rows(dtype: torch.dtype) -> None:
+    holder = nn.Sequential(nn.Linear(96, 40)).to(dtype)
+    quantize(holder)
+    x = torch.randn(130, 96).to(dtype)
+    with torch.inference_mode():
+        together = holder(x)
+        for rows in (1, 2, 7, 64):
+            assert torch.equal(holder(x[-rows:]), together[-rows:])
+
+
+@needs_int8
+def test_what_is_no_number_stays_in_its_row() -> None:
+    _, quantised = int8_layer()
+    x = torch.randn(3, 96)
+    with torch.inference_mode():
+        wanted = quantised(x)
+        x[1, 5] = torch.nan
+        found = quantised(x)
+    assert found[1].isnan().all()
+    assert torch.equal(found[[0, 2]], wanted[[0, 2]])
+
+
+@needs_int8
+@pytest.mark.parametrize("name", ["gpt2", "llama", "opt", "gpt_neox"])
+def test_a_network_gives_nearly_the_same_logits(name: str) -> None:
+    network = make_network(name).eval()
+    with torch.inference_mode():
+        wanted = network(IDS).logits
+        quantize(network)
+        found = network(IDS).logits
+    assert kernels_of(network) == INT8
+    assert (found - wanted).abs().mean() < 0.05 * wanted.abs().mean()
+
+
+@needs_int8
+def test_layers_that_read_the_same_input_are_one_product_and_give_what_each_gives_alone() -> None:
+    network, alone = make_network("llama").eval(), make_network("llama").eval()
+    quantize(network)
+    attention, x = network.model.layers[0].self_attn, torch.randn(2, 3, 32)
+    assert attention.q_proj.product is attention.k_proj.product is attention.v_proj.product
+    with torch.inference_mode():
+        for name in ("q_proj", "k_proj", "v_proj"):
+            holder = nn.Sequential(getattr(alone.model.layers[0].self_attn, name))
+            quantize(holder)
+            assert torch.equal(getattr(attention, name)(x), holder(x))
+
+
+@needs_int8
+def test_layers_of_one_product_may_be_asked_in_any_order_and_with_other_inputs() -> None:
+    network = make_network("llama").eval()
+    quantize(network)
+    mlp, x, y = network.model.layers[0].mlp, torch.randn(2, 32), torch.randn(2, 32)
+    with torch.inference_mode():
+        wanted = mlp.gate_proj(x), mlp.up_proj(x)
+        assert torch.equal(mlp.up_proj(x), wanted[1])
+        mlp.gate_proj(y)
+        assert torch.equal(mlp.up_proj(x), wanted[1])
+        assert torch.equal(mlp.gate_proj(x), wanted[0])
+
+
+@needs_int8
+def test_weights_that_nobody_else_needs_are_let_go() -> None:
+    network = make_network("gpt2").eval()
+    loaded = network.transformer.h[0].mlp
+    quantize(make_network("gpt2"), network)
+    assert isinstance(loaded.c_fc, Int8Linear)
+    assert not any(parameter.shape == (32, 128) for parameter in network.parameters())
+
+
+@needs_int8
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_tokens_do_not_depend_on_the_batch(tiny_models: dict[str, Model], name: str) -> None:
+    model, prompts = tiny_models[name], ragged_prompts(20)
+
+    def tokens(batch_size: int, order: list[int]) -> dict[int, list[int]]:
+        rows = encoded(prompts, model, max_new_tokens=8)
+        engine = make_engine(model, replace(OPTIONS, batch_size=batch_size))
+        return {row.request.index: row.output_ids for row in finish_all(engine, [rows[place] for place in order])}
+
+    together = tokens(64, list(range(20)))
+    assert together == tokens(1, list(range(20))) == tokens(7, list(range(20))[::-1])
+
+
+@needs_int8
+def test_python_runs_and_scores_in_int8(bundled: Model) -> None:
+    [plain], [quantised] = score(["My dog is nice."], bundled), score(["My dog is nice."], bundled, quantize="int8")
+    assert plain.logprob != quantised.logprob == pytest.approx(plain.logprob, rel=0.02)
+    [result] = generate(["My dog is"], bundled, quantize="int8", max_new_tokens=4)
+    assert len(result.output_ids) == 4
+
+
+@needs_int8
+def test_a_run_notes_int8_and_does_not_go_on_without(tmp_path: Path) -> None:
+    rows, out = tmp_path / "in.txt", tmp_path / "out.jsonl"
+    rows.write_text("My dog is\nThe king\n")
+    stats, manifest = tmp_path / "stats.json", tmp_path / "manifest.json"
+    result = run(rows, "-o", out, "--quantize", "int8", "--keep-store", "--stats", stats, "--manifest", manifest)
+    assert result.exit_code == 0
+    assert "int8 and float32" in result.stderr
+    assert json.loads(stats.read_text())["quantize"] == "int8"
+    facts = json.loads(manifest.read_text())
+    assert (facts["options"]["--quantize"], facts["engine"]["kernels"]) == ("int8", "int8")
+    rows.write_text("My dog is\nThe king\nA bird\n")
+    assert "--quantize" in failure(run(rows, "-o", out, "--resume", "--keep-store"), 1)
+
+
+@needs_int8
+def test_a_plan_counts_fewer_bytes_of_weights() -> None:
+    plain, quantised = (
+        records(invoke("plan", "-p", "My dog is", "--model", "bundled", "--json", *more))[0]
+        for more in ((), ("--quantize", "int8"))
+    )
+    assert quantised["weights_bytes"] < 0.7 * (plain["weights_bytes"] + plain["packed_bytes"])
+    assert (plain["quantize"], quantised["quantize"]) == (None, "int8")
+
+
+def test_where_there_is_no_vnni_or_a_device_of_another_kind_one_line_says_so(
+    bundled: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = bundled.checkpoint.outline
+    with pytest.raises(UsageError, match="run on a CPU only"):
+        check_int8(OPTIONS, "cuda", config)
+    monkeypatch.setattr("batchgen.model.private.has_vnni", lambda: False)
+    with pytest.raises(UsageError, match="AVX512-VNNI"):
+        check_int8(OPTIONS, "cpu", config)
+    check_int8(EngineOptions(), "cpu", config)
+
+
+@pytest.mark.parametrize(
+    ("options", "beams", "why"),
+    [(replace(OPTIONS, engine="reference"), 1, "as they were loaded"), (OPTIONS, 4, "no beams")],
+)
+def test_without_slots_there_are_no_8_bit_integers(
+    bundled: Model, monkeypatch: pytest.MonkeyPatch, options: EngineOptions, beams: int, why: str
+) -> None:
+    monkeypatch.setattr(support, "why_no_int8", lambda device_type: None)
+    with pytest.raises(UsageError, match=why):
+        check_int8(options, "cpu", bundled.checkpoint.outline, beams)
+
+
+def test_other_integers_are_not_known() -> None:
+    assert "int8" in invoke("run", "-p", "x", "--quantize", "int3").stderr
