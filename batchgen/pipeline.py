@@ -16,12 +16,11 @@ from batchgen.engines.sampling.trying import Trials
 from batchgen.errors import InputError
 from batchgen.formats.json_values import parse_answer
 from batchgen.model import Checkpoint
-from batchgen.model.chat import Chat, Reply, refuse_unconstrained, split_reply
-from batchgen.model.guarded import TokenizerFailure
+from batchgen.model.chat import Chat, begin_answers
 from batchgen.model.padding import encode
 from batchgen.model.passages import PassageEncoder
+from batchgen.model.replies import read_reply
 from batchgen.model.scored_texts import row_score
-from batchgen.model.stops import decode_output
 from batchgen.model.token_texts import told_logprobs
 from batchgen.planning.windows import Windows
 from batchgen.records import Request, Result, RunStats, ScoringOptions, Sequence, TooLong
@@ -158,7 +157,7 @@ class Pipeline:
             parse_special=self.parse_special,
             chat=self.chat,
         )
-        refuse_unconstrained(self.chat, sequences)
+        begin_answers(self.chat, sequences)
         return [s for s in sequences if (s.request.index, s.sample_index) not in done]
 
     def count_blank_line(self) -> None:
@@ -217,24 +216,12 @@ class InOrder:
             yield self.waiting.popleft()
 
 
-def _reply(sequence: Sequence, checkpoint: Checkpoint, chat: Chat) -> Reply:
-    """What was generated, as text; nothing of a row that failed, or whose tokens cannot be decoded, which fails it."""
-    if sequence.finish_reason == "error":
-        return Reply("")
-    try:
-        text = decode_output(checkpoint.codec, sequence)
-    except TokenizerFailure as failure:
-        sequence.fail(sequence.request.located(str(failure)))
-        return Reply("")
-    return split_reply(chat, sequence.output_ids, text, sequence.request)
-
-
 def to_result(sequence: Sequence, checkpoint: Checkpoint, chat: Chat) -> Result:
     """The finished sequence as the user sees it; an answer in a conversation in its parts."""
     request = sequence.request
     if request.scored:
         return _scored_result(sequence, checkpoint)
-    reply = _reply(sequence, checkpoint, chat)
+    reply = read_reply(sequence, checkpoint, chat)
     constraint = request.sampling.constraint
     is_json = constraint is not None and constraint.is_json
     logprobs = None
@@ -266,7 +253,7 @@ def to_result(sequence: Sequence, checkpoint: Checkpoint, chat: Chat) -> Result:
         endpoint=request.endpoint,
         cumulative_logprob=logprobs.total if logprobs else None,
         logprobs=logprobs,
-        parsed=parse_answer(reply.text) if is_json and sequence.finish_reason == "stop" else None,
+        parsed=parse_answer(reply.answer) if is_json and sequence.finish_reason == "stop" else None,
         is_json=is_json,
     )
 

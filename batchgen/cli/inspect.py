@@ -14,6 +14,7 @@ import typer
 from batchgen.cli import options as opt
 from batchgen.cli.exit_codes import SOME_ROWS_FAILED
 from batchgen.cli.settings import came_from
+from batchgen.engines.sampling.trying import check_rows
 from batchgen.errors import InputError, UsageError
 from batchgen.formats.fields import to_json
 from batchgen.formats.reading import Source, read_requests
@@ -142,13 +143,12 @@ def inspect(
     sources = prompts.sources(context, reading, screen.say)
     draw.check(sources)
     rows = islice(read_requests(sources, options=reading, say=screen.say), prompts.limit)
-    requests = (replace(request, sampling=views.sampling) for request in rows)
     needs_weights = heads is not None or views.compare_sides or draw.html is not None
     checkpoint, loaded = _open(model, screen, needs_weights=needs_weights)
     n_positions = checkpoint.n_positions if loaded else None
     inspection = inspect_batch(
         checkpoint,
-        requests,
+        (replace(request, sampling=views.sampling) for request in check_rows(rows)),
         n_positions=n_positions,
         parse_special=prompts.parse_special,
         chat=open_chat(checkpoint, chat_options, say=screen.say),

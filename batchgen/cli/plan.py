@@ -13,7 +13,7 @@ import typer
 from batchgen.cli import options as opt
 from batchgen.engines.choice import KINDS, choose_engine
 from batchgen.engines.int8.support import check_int8
-from batchgen.engines.sampling.trying import check_constraint
+from batchgen.engines.sampling.trying import check_constraint, check_rows
 from batchgen.formats.fields import to_json
 from batchgen.formats.reading import read_requests
 from batchgen.machine.speeds import read_speed
@@ -64,7 +64,7 @@ def plan(
         check_int8(replace(engine, engine=engine_name), room.device, checkpoint.outline, sampling.num_beams)
         plan = forecast(
             checkpoint,
-            waiting.counted(islice(requests, prompts.limit), "planning"),
+            check_rows(waiting.counted(islice(requests, prompts.limit), "planning")),
             room.limits,
             KINDS[engine_name],
             too_long=too_long,

@@ -11,7 +11,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from batchgen.machine.speeds import Speed
-from batchgen.model.chat import Chat
+from batchgen.model.chat import Chat, begin_answers
 from batchgen.model.padding import encode
 from batchgen.planning.kinds import EngineKind, LargestBatch
 from batchgen.planning.memory import BatchLimits, largest_batch
@@ -114,6 +114,8 @@ def forecast(
             parse_special=parse_special,
             chat=chat,
         )
+        if chat:
+            begin_answers(chat, sequences)
         tally.count_rows(sequences)
     return tally.forecast()
 

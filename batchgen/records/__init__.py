@@ -13,6 +13,7 @@ from batchgen.records.logprobs import Logprobs, TokenLogprob
 from batchgen.records.options import options_of, values_of
 from batchgen.records.sampling import SamplingParams
 from batchgen.records.scores import Passage, RowScore, ScoredKind, ScoredText, ScoringOptions
+from batchgen.records.thought import Thought
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +46,7 @@ __all__ = [
     "ScoredText",
     "ScoringOptions",
     "Sequence",
+    "Thought",
     "TokenLogprob",
     "TooLong",
     "options_of",
@@ -130,6 +132,8 @@ class Sequence:
     num_dropped_messages: int = 0
     batch_index: int | None = None
     padded_length: int | None = None
+    thought: Thought | None = None
+    num_thought_tokens: int = 0
 
     @property
     def sampling(self) -> SamplingParams:
@@ -161,6 +165,7 @@ class Sequence:
         self.output_ids, self.logprobs = list(other.output_ids), list(other.logprobs)
         self.finish_reason, self.error = other.finish_reason, other.error
         self.batch_index, self.padded_length = other.batch_index, other.padded_length
+        self.num_thought_tokens = other.num_thought_tokens
 
     def fail(self, error: str) -> None:
         self.finish_reason, self.error = "error", error

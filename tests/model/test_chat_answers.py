@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from batchgen.model.chat import Chat, Reply, make_chat, responses, split_reply, why_unconstrained
+from batchgen.model.chat import Chat, Reply, make_chat, responses, split_reply
 from batchgen.model.chat.answers import split_thought
 from batchgen.records import Conversation, Message, Request, SamplingParams
 from tests.support.chat_tokenizers import chat_of, make_chat_tokenizer
@@ -38,19 +38,6 @@ def test_a_thought_that_the_generation_prompt_opened_is_found() -> None:
     chat = chat_of(make_chat_tokenizer("deepseek", "bytes"))
     assert answer(chat, "hm</think>\nyes<｜end▁of▁sentence｜>") == Reply("yes", "hm")
     assert answer(chat, "hm") == Reply("", "hm")
-
-
-def test_an_answer_that_does_not_begin_with_its_text_cannot_be_constrained() -> None:
-    bound = SamplingParams(regex="[a-z]+")
-
-    def problem(template: str, sampling: SamplingParams = bound) -> str | None:
-        chat = chat_of(make_chat_tokenizer(template, "bytes"))
-        [row] = chat.encode([ASKED])
-        return why_unconstrained(chat, Request(0, "0", row.prompt, sampling, conversation=ASKED))
-
-    assert "inside a thought (<think>)" in str(problem("deepseek"))
-    assert problem("deepseek", SamplingParams()) is None
-    assert problem("qwen3") is None
 
 
 def test_a_thought_that_a_continued_message_opened_is_found() -> None:

@@ -217,6 +217,24 @@ def test_plan_checks_it_too() -> None:
     assert "--regex: the regular expression cannot be used: unclosed group" in refused.stderr
 
 
+BAD = ({"prompt": "a", "id": "x", "sampling": {"regex": "(a"}}, {"prompt": "b", "sampling": {"regex": "b"}})
+
+
+def test_plan_names_each_row_whose_constraint_cannot_be_used() -> None:
+    planned = invoke("plan", "--model", "bundled", "--json", stdin=lines(*BAD))
+    assert planned.exit_code == 0
+    facts = json.loads(planned.stdout)
+    assert (facts["rows"], facts["num_bad_rows"], facts["bad_rows"][0]["id"]) == (2, 1, "x")
+    assert "unclosed group" in facts["bad_rows"][0]["error"]
+
+
+def test_inspect_names_each_row_whose_constraint_cannot_be_used() -> None:
+    seen = invoke("inspect", "--model", "bundled", "--json", stdin=lines(*BAD))
+    assert seen.exit_code == 3
+    assert len(json.loads(seen.stdout)["rows"]) == 1
+    assert "row x is not in the batch: -:1: the regular expression cannot be used: unclosed group" in seen.stderr
+
+
 def test_without_the_library_it_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("batchgen.engines.sampling.trying.is_installed", lambda: False)
     refused = run("--model", "no/such/model", "-p", "a", "--regex", "a")

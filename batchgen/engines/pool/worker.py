@@ -97,11 +97,12 @@ class Answer:
     padded_length: int | None
     logprobs: list[TokenLogprob]
     scores: dict[int, list[TokenLogprob]]
+    num_thought_tokens: int = 0
 
     @classmethod
     def of(cls, row: Sequence) -> Answer:
-        place = row.batch_index, row.padded_length
-        return cls(key_of(row), row.output_ids, row.finish_reason, row.error, *place, row.logprobs, row.scores)
+        place, thought = (row.batch_index, row.padded_length), row.num_thought_tokens
+        return cls(key_of(row), row.output_ids, row.finish_reason, row.error, *place, row.logprobs, row.scores, thought)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Iterable
 from collections.abc import Sequence as Rows
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 
 from batchgen.engines.sampling.grammars import SUBJECTS, compile_grammar, in_one_line
 from batchgen.engines.sampling.logprobs import rows_at_once
+from batchgen.engines.sampling.thoughts import Ahead, find_marks
 from batchgen.records import Constraint, Sequence
 
 if TYPE_CHECKING:
@@ -30,12 +32,28 @@ Bits = np.ndarray[tuple[int], np.dtype[np.uint8]]  # [V / 8], the first token in
 
 @dataclass(slots=True, eq=False)
 class _Follower:
-    """Where a row stands in its constraint: so many of its output tokens are taken, and the mask for the next one."""
+    """Where a row stands in its constraint: so many of its output tokens are taken, and the mask for the next one.
+
+    `ahead` is where a row stands that may think before it answers.
+    """
 
     constraint: Constraint
     matcher: LLMatcher
+    ahead: Ahead | None = None
     num_taken: int = 0
     mask: Future[Bits] | None = None
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the next token is a thought's."""
+        return self.ahead is not None and self.ahead.is_inside
+
+    def take(self, tokens: list[int]) -> None:
+        if self.ahead is None:
+            self.matcher.consume_tokens(tokens)
+            return
+        for token in tokens:
+            self.ahead.take(token, self.matcher)
 
 
 class Constraints:
@@ -50,11 +68,14 @@ class Constraints:
 
     def forbid(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> None:
         """Sets logits `[B, V]` of tokens to -inf that rows may not take. A row whose constraint fails, fails."""
-        places = [row for row, sequence in enumerate(sequences) if sequence.sampling.is_constrained]
-        followers = {row: self._follow(sequences[row]) for row in places}
+        bound = [row for row, sequence in enumerate(sequences) if sequence.sampling.is_constrained]
+        followers = {row: self._follow(sequences[row]) for row in bound}
         for row, follower in followers.items():
-            if follower and not follower.mask:
+            if follower and follower.is_free:
+                logits[row, self._not_in_thoughts(follower, sequences[row])] = -torch.inf
+            elif follower and not follower.mask:
                 follower.mask = self._start(follower, sequences[row])
+        places = [row for row, follower in followers.items() if not (follower and follower.is_free)]
         size = rows_at_once(logits.shape[-1])
         nothing = np.zeros(-(-logits.shape[-1] // 8), np.uint8)
         for start in range(0, len(places), size):
@@ -66,7 +87,7 @@ class Constraints:
     def advance(self, sequence: Sequence) -> None:
         """After a row's token: finishes it where its text is complete, else begins with the next mask."""
         follower = self._follow(sequence)
-        if follower is None or (sequence.is_finished and sequence.finish_reason != "length"):
+        if follower is None or follower.is_free or (sequence.is_finished and sequence.finish_reason != "length"):
             return
         if follower.matcher.is_stopped():
             least = sequence.sampling.min_new_tokens
@@ -92,7 +113,7 @@ class Constraints:
             constraint = sequence.sampling.constraint
             assert constraint
             try:
-                follower = _Follower(constraint, self._compiled(constraint))
+                follower = _Follower(constraint, self._compiled(constraint), self._ahead(sequence))
             except ValueError as error:
                 _fail(sequence, str(error))
                 return None
@@ -101,11 +122,17 @@ class Constraints:
         if tokens:
             follower.num_taken, follower.mask = sequence.num_output_tokens, None
             if not sequence.is_finished or sequence.finish_reason == "length":
-                follower.matcher.consume_tokens(tokens)
+                follower.take(tokens)
                 if follower.matcher.is_error():
                     _fail(sequence, in_one_line(follower.constraint, follower.matcher.get_error()))
                     return None
+            if follower.ahead:
+                is_inside = sequence.is_finished and follower.is_free
+                sequence.num_thought_tokens = sequence.num_output_tokens if is_inside else follower.ahead.num_tokens
         return follower
+
+    def _ahead(self, sequence: Sequence) -> Ahead | None:
+        return Ahead.of(find_marks(self._tokenizer, sequence.thought)) if sequence.thought else None
 
     def _compiled(self, constraint: Constraint) -> LLMatcher:
         if constraint not in self._grammars:
@@ -116,9 +143,16 @@ class Constraints:
         return self._grammars[constraint].deep_copy()
 
     def _start(self, follower: _Follower, sequence: Sequence) -> Future[Bits]:
+        return self._threads.submit(_allowed, follower, self._eos_token_ids, self._ends(sequence))
+
+    def _ends(self, sequence: Sequence) -> set[int]:
         params = sequence.sampling
-        ends = {*params.stop_token_ids} | (set() if params.ignore_eos else self._eos_token_ids)
-        return self._threads.submit(_allowed, follower.matcher, self._eos_token_ids, ends)
+        return {*params.stop_token_ids} | (set() if params.ignore_eos else self._eos_token_ids)
+
+    def _not_in_thoughts(self, follower: _Follower, sequence: Sequence) -> list[int]:
+        """A thought does not end its row, and leaves the answer's first token to the constraint."""
+        assert follower.ahead
+        return [*self._eos_token_ids, *self._ends(sequence), *follower.ahead.past()]
 
     def _mask(self, follower: _Follower | None, sequence: Sequence, nothing: Bits) -> Bits:
         """The row's mask, as wide as `nothing`, which is what a row gets that has failed."""
@@ -133,16 +167,26 @@ class Constraints:
         return np.pad(mask, (0, missing)) if missing > 0 else mask[: len(nothing)]
 
 
-def _allowed(matcher: LLMatcher, eos_token_ids: frozenset[int], ends: set[int]) -> Bits:
+def _allowed(follower: _Follower, eos_token_ids: frozenset[int], ends: set[int]) -> Bits:
     """The tokens that may come next; those that end a row only where the text is complete, then all `ends`."""
+    matcher, ahead = follower.matcher, follower.ahead
     mask = np.frombuffer(matcher.compute_bitmask(), np.uint8).copy()
-    is_complete = not matcher.is_error() and matcher.is_accepting()
-    for token in eos_token_ids | ends:
-        mask[token // 8] &= ~np.uint8(1 << token % 8)
+    if ahead and ahead.is_lost:
+        mask[:] = 0
+    is_complete = not (matcher.is_error() or (ahead and ahead.is_lost)) and matcher.is_accepting()
+    _set(mask, eos_token_ids | ends, False)
     if is_complete and (ends or not mask.any()):
-        for token in ends or eos_token_ids:
-            mask[token // 8] |= np.uint8(1 << token % 8)
+        _set(mask, ends or eos_token_ids, True)
+    _set(mask, ahead.more() if ahead else (), True)
     return mask
+
+
+def _set(mask: Bits, tokens: Iterable[int], is_allowed: bool) -> None:
+    for token in tokens:
+        if is_allowed:
+            mask[token // 8] |= np.uint8(1 << token % 8)
+        else:
+            mask[token // 8] &= ~np.uint8(1 << token % 8)
 
 
 def _unset_bits(masks: np.ndarray[tuple[int, int], np.dtype[np.uint8]], logits: torch.Tensor) -> torch.Tensor:
@@ -163,18 +207,3 @@ def _fail(sequence: Sequence, problem: str) -> None:
 def why_too_short(sequence: Sequence) -> str:
     least, number = sequence.sampling.min_new_tokens, sequence.num_output_tokens
     return f"min_new_tokens {least} cannot be met: the text that it must be is complete after {number} tokens"
-
-
-def token_reader(tokenizer: object, vocab_size: int, eos_token_ids: frozenset[int]) -> LLTokenizer:
-    """A model's tokenizer as the library reads it. Raises `ValueError` for one that is written in Python."""
-    from llguidance import LLTokenizer
-    from tokenizers import Tokenizer
-
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise ValueError("constraints need a fast tokenizer (tokenizer.json), which this model does not have")
-    copy = Tokenizer.from_str(backend.to_str())
-    copy.no_padding()
-    copy.no_truncation()
-    ends = sorted(token for token in eos_token_ids if token < vocab_size)
-    return LLTokenizer(copy.to_str(), n_vocab=vocab_size, eos_token=ends or None)

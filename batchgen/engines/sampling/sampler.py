@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from batchgen.engines.sampling.constraints import Constraints, token_reader
+from batchgen.engines.sampling.constraints import Constraints
 from batchgen.engines.sampling.draws import DRAW_MARGIN, draw, num_levels, running_mass, uniforms
 from batchgen.engines.sampling.logprobs import Reading
 from batchgen.engines.sampling.penalties import penalize
+from batchgen.engines.sampling.token_reader import token_reader
 from batchgen.model.stops import ends_in_stop
 from batchgen.records import Sequence
 
@@ -185,9 +186,15 @@ class Sampler:
 
     def _forbid(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> None:
         """Leaves constrained rows only the tokens that they may take."""
-        if self._constraints is None:
+        try:
             reader = token_reader(self.tokenizer, logits.shape[-1], self.eos_token_ids)
-            self._constraints = Constraints(reader, self.eos_token_ids)
+        except ValueError as error:
+            for row, sequence in enumerate(sequences):
+                if sequence.sampling.is_constrained:
+                    logits[row] = -torch.inf
+                    sequence.fail(sequence.request.located(str(error)))
+            return
+        self._constraints = self._constraints or Constraints(reader, self.eos_token_ids)
         self._constraints.forbid(logits, sequences)
 
 

@@ -6,7 +6,8 @@ import json
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import closing, suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -100,6 +101,12 @@ def _start() -> subprocess.Popen[str]:
         process.stdin.write(json.dumps({"path": sys.path, "bytes": MOST_BYTES, "limits": LIMITS}) + "\n")
         process.stdin.flush()
     return process
+
+
+def check_rows(requests: Iterable[Request]) -> Iterator[Request]:
+    """The requests, those failed whose constraint no text can meet."""
+    with closing(Trials()) as trials:
+        yield from map(trials.checked, requests)
 
 
 def check_constraint(sampling: SamplingParams) -> None:

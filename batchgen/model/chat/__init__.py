@@ -6,10 +6,11 @@ Knows nothing of files, batches or weights.
 
 from __future__ import annotations
 
-from batchgen.model.chat.answers import Reply, refuse_unconstrained, split_reply, why_unconstrained
+from batchgen.model.chat.answers import Reply, split_constrained, split_reply
 from batchgen.model.chat.chat import Chat, Rendered, make_chat, open_chat
 from batchgen.model.chat.rows import Shorter, render_rows, shorten
 from batchgen.model.chat.template import ChatTemplate
+from batchgen.model.chat.thoughts import begin_answers, thought_of
 
 __all__ = [
     "Chat",
@@ -17,11 +18,12 @@ __all__ = [
     "Rendered",
     "Reply",
     "Shorter",
+    "begin_answers",
     "make_chat",
     "open_chat",
-    "refuse_unconstrained",
     "render_rows",
     "shorten",
+    "split_constrained",
     "split_reply",
-    "why_unconstrained",
+    "thought_of",
 ]

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from batchgen.model.chat.chat import Chat
 from batchgen.model.chat.responses import parse_in_time
 from batchgen.model.chat.template import REASONING_FIELDS
-from batchgen.records import Conversation, Request, Sequence
+from batchgen.model.chat.thoughts import CHANNEL_MARKS, ends_in_thought, speaks_in_channels
+from batchgen.records import Request, Sequence, Thought
 from batchgen.text import name_row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CHANNEL_MARKS = ("<|channel|>", "<|message|>")
 CHANNEL = re.compile(
     r"(?:<\|start\|>assistant)?[^<]*<\|channel\|>(?P<name>\w+)[^<]*(?:<\|constrain\|>\w*)?<\|message\|>"
     r"(?P<text>.*?)(?P<end><\|end\|>|<\|call\|>|<\|return\|>|\Z)",
@@ -31,11 +31,19 @@ CHANNEL = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """`reasoning` and `tool_calls` are None where there are none."""
+    """`reasoning` and `tool_calls` are None where there are none. `constrained` is the text without the thought.
+
+    It is there where a constraint was for that alone, and `text` has the thought too.
+    """
 
     text: str
     reasoning: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
+    constrained: str | None = None
+
+    @property
+    def answer(self) -> str:
+        return self.text if self.constrained is None else self.constrained
 
 
 def split_thought(text: str, marks: tuple[str, str], *, is_open: bool = False) -> Reply:
@@ -75,42 +83,6 @@ def split_channels(text: str) -> Reply:
     rest = text[end:]
     texts.append("" if CHANNEL_MARKS[0] in rest or rest.strip() == "<|start|>assistant" else rest)
     return Reply("".join(texts), "\n".join(thoughts) if thoughts else None)
-
-
-def speaks_in_channels(chat: Chat) -> bool:
-    """Whether answers are in channels, as gpt-oss's are."""
-    return all(mark in chat.control.ids for mark in CHANNEL_MARKS)
-
-
-def ends_in_thought(prompt: str, conversation: Conversation, marks: tuple[str, str]) -> bool:
-    """Whether an answer begins inside a thought: the generation prompt opened it, or the message that goes on has."""
-    opening, closing = marks
-    if prompt.rstrip().endswith(opening):
-        return True
-    last = conversation.messages[-1].text
-    return conversation.continues and last.rfind(opening) > last.rfind(closing)
-
-
-def why_unconstrained(chat: Chat, request: Request) -> str | None:
-    """Why a constraint cannot hold for an answer: it does not begin where the model begins to write."""
-    if not request.sampling.is_constrained or request.conversation is None:
-        return None
-    if speaks_in_channels(chat):
-        return "the model answers in channels, where constraints are not supported: leave the constraint out"
-    marks = chat.reasoning_marks
-    if marks and ends_in_thought(request.prompt, request.conversation, marks):
-        return (
-            f"the prompt ends inside a thought ({marks[0]}), where constraints are not supported: leave the constraint "
-            "out, or turn thinking off (--chat-template-arg enable_thinking=false, where the template knows it)"
-        )
-    return None
-
-
-def refuse_unconstrained(chat: Chat, sequences: list[Sequence]) -> None:
-    """Fails rows whose constraint cannot hold."""
-    for sequence in sequences:
-        if not sequence.is_finished and (problem := why_unconstrained(chat, sequence.request)):
-            sequence.fail(sequence.request.located(problem))
 
 
 def parse_by_template(chat: Chat, text: str, request: Request) -> Reply | None:
@@ -155,6 +127,23 @@ def split_reply(chat: Chat, ids: list[int], text: str, request: Request) -> Repl
     if any(mark in chat.control.ids for mark in marks):
         text = cut_at_stops(decode_with_marks(tokenizer, ids, marks), stops)
     return split_thought(text, marks, is_open=ends_in_thought(request.prompt, conversation, marks))
+
+
+def split_constrained(chat: Chat, sequence: Sequence, thought: Thought, text: str) -> Reply:
+    """The answer of a row whose constraint began behind its thought: its `text`, exactly, and what it thought."""
+    number = sequence.num_thought_tokens
+    if not number:
+        return Reply(text)
+    marks = {thought.closing, *([thought.opening] if thought.opening else []), *(chat.reasoning_marks or ())}
+    is_marked = thought.header is None
+    ids = sequence.output_ids[:number]
+    shown = decode_with_marks(chat.tokenizer, ids, marks if is_marked else chat.control.ids)
+    said = cut_at_stops(shown, sequence.sampling.stop)
+    if is_marked:
+        begun = said.strip().removeprefix(thought.opening or "")
+        return Reply(text, begun.rpartition(thought.closing)[0].strip() if thought.closing in begun else begun.strip())
+    parts = split_channels(said)
+    return Reply(text, "\n".join(part for part in (parts.reasoning, parts.text.strip()) if part))
 
 
 def cut_at_stops(text: str, stops: Collection[str]) -> str:

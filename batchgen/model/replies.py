@@ -1,0 +1,38 @@
+"""What a finished row says: its tokens as text, an answer in a conversation in its parts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from batchgen.model.chat import Chat, Reply, split_constrained, split_reply
+from batchgen.model.guarded import TokenizerFailure
+from batchgen.model.stops import decode_output
+from batchgen.records import Sequence
+
+if TYPE_CHECKING:
+    from batchgen.model.checkpoint import Checkpoint
+
+
+def read_reply(sequence: Sequence, checkpoint: Checkpoint, chat: Chat) -> Reply:
+    """Nothing of a row that failed, or whose tokens cannot be decoded, which fails it."""
+    if sequence.finish_reason == "error":
+        return Reply("")
+    try:
+        text = decode_output(checkpoint.codec, sequence)
+        answer = _answer(sequence, checkpoint) if sequence.num_thought_tokens else text
+    except TokenizerFailure as failure:
+        sequence.fail(sequence.request.located(str(failure)))
+        return Reply("")
+    if not sequence.sampling.is_constrained:
+        return split_reply(chat, sequence.output_ids, text, sequence.request)
+    if sequence.thought is None or not chat.options.split_reasoning:
+        return Reply(text, constrained=answer)
+    return split_constrained(chat, sequence, sequence.thought, answer)
+
+
+def _answer(sequence: Sequence, checkpoint: Checkpoint) -> str:
+    """What a row wrote behind its thought, which its constraint is about."""
+    number = sequence.num_thought_tokens
+    thought, rest = sequence.output_ids[:number], sequence.output_ids[number:]
+    return decode_output(checkpoint.codec, replace(sequence, input_ids=sequence.input_ids + thought, output_ids=rest))
