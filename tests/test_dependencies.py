@@ -42,7 +42,10 @@ def imported() -> set[str]:
 def test_what_is_imported_is_declared() -> None:
     declared = {
         name_of(line)
-        for extra in (PROJECT["dependencies"], *(EXTRAS[name] for name in ("constrained", "parquet", "zstd", "ray")))
+        for extra in (
+            PROJECT["dependencies"],
+            *(EXTRAS[name] for name in ("constrained", "parquet", "zstd", "ray", "lm-eval")),
+        )
         for line in extra
     }
     assert {ALONG.get(module, module).replace("_", "-").lower() for module in imported()} <= declared

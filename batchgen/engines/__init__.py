@@ -6,11 +6,12 @@ An engine knows nothing of files, windows or signals; the loop over it is the pi
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from batchgen.engines.choice import choose_engine
 from batchgen.engines.protocol import Engine, finish_all
-from batchgen.engines.ready import Ready, get_ready, room_bytes, why_different
+from batchgen.engines.ready import Ready, get_ready, get_ready_to_score, room_bytes, why_different
 from batchgen.machine.limits import Bound, PeakMeter, memory_bounds
 from batchgen.planning.backoff import Backoff
 from batchgen.planning.memory import BatchLimits
@@ -72,30 +73,26 @@ def make_scoring_engine(
     options: EngineOptions | None = None,
     *,
     is_owned: bool = False,
+    begun: EngineChoice | None = None,
+    agree: Agree = lambda choice: choice,
     reuse_blocks: Callable[[bool], None] = lambda is_plenty: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Engine:
     """The engine that scores rows; the arguments are those of `make_engine`."""
-    from batchgen.engines.int8.support import check_int8
     from batchgen.engines.scoring.engine import ScoringEngine
-    from batchgen.engines.scoring.memory import ScoringMemory, most_rows
-    from batchgen.engines.scoring.network import scoring_network
-    from batchgen.model.footprint import footprint_of
 
     options = options or EngineOptions()
-    check_int8(options, model.device.type, model.checkpoint.outline, generates=False)
-    network = scoring_network(
-        model,
-        is_owned=is_owned,
-        has_room=lambda num_bytes: num_bytes <= room_bytes(model, options),
-        quantize=options.quantize,
-    )
-    if not network.is_split:
+    ready = get_ready_to_score(model, options, is_owned, begun)
+    agreed = agree(ready.choice)
+    if agreed not in (ready.choice, begun):  # another worker was quicker
+        ready = get_ready_to_score(model, options, is_owned, agreed)
+    now = replace(ready.choice, rows=agreed.rows)  # how many rows share a forward changes no score
+    if line := why_different(agreed, now, model.dtype_name, is_exact=False):
+        say(line)
+    if not ready.network.is_split:
         say(f"{model.checkpoint.name} scores texts one at a time, the slower way: in batches its logits were others")
-    memory = ScoringMemory(footprint_of(model.checkpoint, model.dtype_name))
-    limits = BatchLimits(memory, room_bytes(model, options), most_rows(1, model.device.type), options.batch_size)
-    backoff = _backoff(model, options, limits, reuse_blocks, say)
-    return ScoringEngine(model, network, backoff, share=options.share_prefixes)
+    backoff = _backoff(model, options, ready.limits, reuse_blocks, say)
+    return ScoringEngine(model, ready.network, backoff, share=options.share_prefixes)
 
 
 def _backoff(

@@ -20,10 +20,12 @@ from batchgen.records import EngineChoice, EngineOptions
 
 if TYPE_CHECKING:
     from batchgen.engines.reference.rules import BatchRule
+    from batchgen.engines.scoring.network import ScoringNetwork
     from batchgen.model import Model
 
-CONTINUOUS, REFERENCE = "continuous", "reference"
+CONTINUOUS, REFERENCE, SCORING = "continuous", "reference", "scoring"
 SLOTS = "slots"  # how its rows share a step: each in its own
+TOGETHER, ALONE = "padded", "alone"  # how rows are scored
 Say = Callable[[str], None]
 
 
@@ -35,6 +37,15 @@ class Ready:
     limits: BatchLimits
     own: Model | None = None
     rule: BatchRule | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyToScore:
+    """All that the scoring engine is made of."""
+
+    choice: EngineChoice
+    limits: BatchLimits
+    network: ScoringNetwork
 
 
 def refuse_other_engine(begun: EngineChoice | None, options: EngineOptions, dtype: str) -> None:
@@ -68,6 +79,25 @@ def get_ready(
     if reason:
         say(f"{model.checkpoint.name} runs {reason}")
     return Ready(EngineChoice(name, "plain", str(rule.mixing), rows, _threads(model)), limits, rule=rule)
+
+
+def get_ready_to_score(
+    model: Model, options: EngineOptions, is_owned: bool, begun: EngineChoice | None
+) -> ReadyToScore:
+    """Makes the network that rows are scored on, with the kernels of the run that was `begun`."""
+    from batchgen.engines.scoring.memory import ScoringMemory, most_rows
+    from batchgen.engines.scoring.network import scoring_network
+    from batchgen.model.footprint import footprint_of
+
+    check_int8(options, model.device.type, model.checkpoint.outline, generates=False)
+    room = room_bytes(model, options)
+    kernels = options.quantize or (begun.kernels if begun and begun.engine == SCORING else None)
+    network = scoring_network(model, is_owned=is_owned, has_room=lambda num_bytes: num_bytes <= room, kernels=kernels)
+    memory = ScoringMemory(footprint_of(model.checkpoint, model.dtype_name))
+    limits = BatchLimits(memory, room_bytes(model, options), most_rows(1, model.device.type), options.batch_size)
+    batching, rows = TOGETHER if network.is_split else ALONE, options.batch_size or limits.most_rows
+    choice = EngineChoice(SCORING, network.kernels, batching, rows, _threads(model), options.share_prefixes)
+    return ReadyToScore(choice, limits, network)
 
 
 def why_different(begun: EngineChoice, now: EngineChoice, dtype: str, *, is_exact: bool) -> str | None:

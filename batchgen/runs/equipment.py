@@ -131,7 +131,15 @@ def make_run_engine(job: Job, equipment: Equipment, manifest: Manifest, observer
     is_owned = job.model.loaded is None
     heap = reuse_blocks if job.owns_process else _leave_heap
     if job.scoring:
-        return make_scoring_engine(model, job.engine, is_owned=is_owned, reuse_blocks=heap, say=observer.say)
+        return make_scoring_engine(
+            model,
+            job.engine,
+            is_owned=is_owned,
+            begun=equipment.begun,
+            agree=manifest.agree,
+            reuse_blocks=heap,
+            say=observer.say,
+        )
     return make_engine(
         model,
         job.engine,

@@ -72,7 +72,15 @@ class ModelRecipe:
             torch.set_num_threads(self.num_threads)
         model = load_model(read_checkpoint(self.name, self.folder), self.device, self.dtype, self.options.memory)
         if self.scores:
-            return make_scoring_engine(model, self.options, is_owned=True, reuse_blocks=reuse_blocks, say=say)
+            return make_scoring_engine(
+                model,
+                self.options,
+                is_owned=True,
+                begun=self.begun,
+                agree=agree,
+                reuse_blocks=reuse_blocks,
+                say=say,
+            )
         return make_engine(
             model,
             self.options,

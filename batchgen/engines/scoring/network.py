@@ -16,9 +16,9 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from batchgen.engines.continuous.linear import PLAIN, speed_up
+from batchgen.engines.continuous.linear import PLAIN, kernels_of, speed_up
 from batchgen.engines.int8.network import quantize
-from batchgen.engines.int8.support import leave_out
+from batchgen.engines.int8.support import INT8, leave_out
 from batchgen.engines.reference.rules import short_limit
 from batchgen.engines.trial.rows import TOLERANCE, TOLERANCE_16_BIT, trial_rows
 from batchgen.errors import ModelError
@@ -58,7 +58,7 @@ class _Output:
         return None
 
 
-# Of each loaded network that is still in use: packed and tried once.
+# Of each loaded network that is still in use, by the kernels that were asked for: packed and tried once.
 _made: WeakKeyDictionary[nn.Module, dict[str | None, ScoringNetwork]] = WeakKeyDictionary()
 
 
@@ -67,19 +67,23 @@ def scoring_network(
     *,
     is_owned: bool = False,
     has_room: Callable[[int], bool] = lambda num_bytes: True,
-    quantize: str | None = None,
+    kernels: str | None = None,
 ) -> ScoringNetwork:
-    """The network that a model's rows are scored on, in 8-bit integers with `quantize`.
+    """The network that a model's rows are scored on, with `INT8` as its `kernels` in 8-bit integers.
 
-    The other arguments are those of `speed_up`. Raises `ModelError` for a model that cannot have those integers.
+    The arguments are those of `speed_up`. A model that `is_owned` has one for good, since its weights are there.
+    Raises `ModelError` for a model that cannot have those integers.
     """
     made = _made.setdefault(model.network, {})
-    if quantize not in made:
-        network = ScoringNetwork(model, is_owned=is_owned, has_room=has_room, kernels=PLAIN if quantize else None)
-        if quantize:
-            network.quantize(model if is_owned else None)
-        made[quantize] = network
-    return made[quantize]
+    found = made.get(kernels) or next((own for own in made.values() if is_owned or own.kernels == kernels), None)
+    if found is None:
+        found = ScoringNetwork(
+            model, is_owned=is_owned, has_room=has_room, kernels=PLAIN if kernels == INT8 else kernels
+        )
+        if kernels == INT8:
+            found.quantize(model if is_owned else None)
+        made[kernels] = found
+    return found
 
 
 def whole_logits(model: Model, token_ids: Rows[int]) -> torch.Tensor:
@@ -110,6 +114,7 @@ class ScoringNetwork:
             expected = [whole_logits(model, ids)[-1].float() for ids in rows]
         self.model = own = model.on_same_weights()
         speed_up(own.network, model.network if is_owned else None, has_room=has_room, kernels=kernels)
+        self.kernels = kernels_of(own.network)
         self._body: nn.Module = own.network.base_model
         self._given, self._head = _Given(), own.network
         if self._body is not self._head:
@@ -160,6 +165,7 @@ class ScoringNetwork:
             raise ModelError(f"--quantize int8 does not score {name}: in batches its logits were others; {leave_out()}")
         quantize(self._body, loaded.network.base_model if loaded else None)
         quantize(self._head, loaded.network if loaded else None)
+        self.kernels = INT8
 
     @property
     def rows_at_once(self) -> int:
