@@ -8,12 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from batchgen.engines import make_engine, ready
+from batchgen.engines import make_engine, make_scoring_engine, ready
 from batchgen.engines.continuous.engine import ContinuousEngine
 from batchgen.engines.continuous.linear import PACKED, PLAIN, kernels_of
 from batchgen.engines.ready import refuse_other_engine, why_different
 from batchgen.engines.reference.engine import ReferenceEngine
 from batchgen.engines.reference.rules import Mixing
+from batchgen.engines.scoring.engine import ScoringEngine
 from batchgen.engines.trial import ladder
 from batchgen.errors import OutputError
 from batchgen.model import Model, open_model
@@ -108,6 +109,21 @@ def test_another_worker_that_was_quicker_decides(bundled: Model) -> None:
     agreed = chosen(bundled, EngineOptions("reference"))
     engine = make_engine(bundled, agree=lambda choice: agreed)
     assert isinstance(engine, ReferenceEngine)
+
+
+def test_scores_are_made_with_the_kernels_that_the_run_was_begun_with(fresh: Callable[[], Model]) -> None:
+    model, said = fresh(), list[str]()
+    choices: list[EngineChoice] = []
+    make_scoring_engine(model, agree=lambda choice: choices.append(choice) or choice)
+    [first] = choices
+    assert first == EngineChoice("scoring", PACKED, "padded", 4096, torch.get_num_threads())
+    begun = replace(first, kernels=PLAIN, rows=7)
+    engine = make_scoring_engine(model, begun=begun, agree=lambda choice: begun, say=said.append)
+    assert isinstance(engine, ScoringEngine)
+    assert engine.network.kernels == PLAIN
+    assert not said  # how many rows share a forward changes nothing
+    make_scoring_engine(model, agree=lambda choice: replace(first, threads=99), say=said.append)
+    assert "threads 99, now" in said[0]
 
 
 def test_another_engine_is_refused_in_16_bits_only(bundled: Model) -> None:

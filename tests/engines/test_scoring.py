@@ -197,6 +197,12 @@ def test_no_more_rows_run_together_than_there_is_room_for() -> None:
     assert [len(work.items) for work in plan_work(rows, lambda columns: 4, share=True)] == [4, 4, 2]
 
 
+def test_a_row_with_more_choices_than_there_is_room_for_is_cut() -> None:
+    choices = tuple(Passage((*range(40), last), 40) for last in range(10))
+    parts = plan_work(rows_of(choices), lambda columns: 4, share=True)
+    assert [(part.prefix, len(part.items)) for part in parts] == [(40, 4), (40, 4), (40, 2)]
+
+
 def test_a_row_is_padded_by_its_own_length_and_never_over_a_border() -> None:
     assert [padded(length) for length in (8, 9, 129)] == [8, 16, 144]
     assert (padded(1020, [1023]), padded(61, [60, 100])) == (1023, 64)

@@ -11,7 +11,7 @@ import pytest
 from batchgen.engines import ready
 from batchgen.runs.output import open_store
 from batchgen.runs.target import Target
-from tests.support.command import failure, run
+from tests.support.command import failure, invoke, run
 
 PROMPTS = "It will rain in the\nMy dog is\nOnce upon a time\nThe old king\n"
 
@@ -106,6 +106,16 @@ def test_a_change_of_rows_is_said_in_16_bits_alone(prompts: Path, tmp_path: Path
         resumed = run(prompts, "-o", output, "--resume", "--dtype", dtype, "--batch-size", 2)
         assert ("was begun with rows 4, now 2: in bfloat16 rows that are left may differ" in resumed.stderr) == is_said
         output.unlink()
+
+
+def test_a_run_that_scores_goes_on_with_what_it_was_made_of(prompts: Path, tmp_path: Path) -> None:
+    output, manifest = tmp_path / "out.jsonl", tmp_path / "out.manifest"
+    words = ("score", prompts, "--model", "bundled", "-o", output)
+    assert invoke(*words, "--limit", 2, "--keep-store", "--batch-size", 3).exit_code == 0
+    output.unlink()
+    assert invoke(*words, "--resume", "--manifest", manifest).exit_code == 0
+    engine = json.loads(manifest.read_text())["engine"]
+    assert (engine["engine"], engine["kernels"], engine["rows"]) == ("scoring", "packed", 3)
 
 
 def test_a_run_that_starts_anew_chooses_anew(prompts: Path, tmp_path: Path) -> None:

@@ -94,10 +94,10 @@ def plan_work(sequences: Iterable[Sequence], room: Room, *, share: bool, borders
 
 
 def _cut(groups: list[list[Item]], prefix: int, columns: int, room: Room) -> Iterator[ScoringWork]:
-    """Groups in parts of as many rows as may run together; at least one group."""
-    most = room(prefix + columns)
+    """Groups in parts of as many rows as may run together. A group of more is cut, and its prompt computed for each."""
+    most = max(1, room(prefix + columns))
     part: list[list[Item]] = []
-    for group in groups:
+    for group in (whole[start : start + most] for whole in groups for start in range(0, len(whole), most)):
         if part and sum(map(len, part)) + len(group) > most:
             yield ScoringWork(part, prefix, columns)
             part = []
