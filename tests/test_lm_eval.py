@@ -176,7 +176,15 @@ def test_the_real_lm_eval_gets_the_numbers_of_its_own_model(tmp_path: Path) -> N
     results = {}
     for model in ("hf", "batchgen"):
         folder = Path(import_module("batchgen").__file__ or "").parent / "bundled"
-        command = [sys.executable, "-m", "batchgen.lm_eval", "--model", model, "--model_args", f"pretrained={folder}"]
+        command = [
+            sys.executable,
+            "-m",
+            "batchgen.lm_eval",
+            "--model",
+            model,
+            "--model_args",
+            f"pretrained={folder},dtype=float32",
+        ]
         command += ["--device", "cpu", "--tasks", ",".join(f"own_{kind}" for kind in MORE)]
         command += ["--include_path", str(tmp_path), "--output_path", str(tmp_path / model)]
         subprocess.run(command, check=True, capture_output=True, env={**ENVIRON, "HF_HOME": str(tmp_path)})
