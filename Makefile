@@ -15,12 +15,18 @@ help:  ## list the targets
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "batchgen needs Python 3.11 or newer; this is " + sys.version.split()[0] + " (make PYTHON=python3.12 …)")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	@echo '1/2 making the environment $(VENV)'
+	@$(PYTHON) -m venv $(VENV)
+	@echo '2/2 installing torch (the largest part: about 1 GB), transformers and what the tests need; this takes a minute or two'
+	@$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
 run: $(READY)  ## three prompts to one padded, masked batch and three continuations
 	@$(BIN)/batchgen run prompts/rain.txt --repetition-penalty 1.3 --format table
+	@echo 'Next:'
+	@echo '  source $(BIN)/activate                   then batchgen is a command'
+	@echo '  batchgen demo                              what padding and masks do, in a minute'
+	@echo '  batchgen run prompts.txt -o answers.jsonl  your own prompts, one per line'
 
 test: $(READY)  ## the whole test suite
 	$(BIN)/python -m pytest -n $(JOBS) -m 'not slow and not browser and not ray'

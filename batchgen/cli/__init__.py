@@ -29,6 +29,17 @@ HELP = ("-h", "--help")
 OWN_PROCESS = "own process"  # the context's object in a process that runs one command and ends
 REFUSED: Any = typer.BadParameter.__mro__[1]  # the base of all that typer refuses, which it does not name
 
+FIRST_WORDS = """batchgen: a file of prompts to a file of answers, with your own language model
+
+  batchgen run prompts.txt                 continue every line, as a table
+  batchgen run prompts.txt -o out.jsonl    into a file; --resume after a crash
+  batchgen run questions.txt --chat        questions to an instruct model
+  batchgen inspect prompts.txt             tokens, padding and masks of a batch
+  batchgen demo                            padding and masks, in a minute
+  batchgen doctor                          what this machine offers
+
+All commands: batchgen --help. All options of one: batchgen help run"""
+
 
 class Commands(TyperGroup):
     """Every command runs in here: signals, and the one place where an error becomes a line and an exit code."""
@@ -115,7 +126,7 @@ def _usage_in_one_line(program: Commands, typed: tuple[str, ...], context: Any =
         yield
     except REFUSED as error:
         if type(error).__name__ == "NoArgsIsHelpError":
-            typer.echo(error.format_message(), err=True)
+            typer.echo(FIRST_WORDS if sys.stderr.isatty() else error.format_message(), err=True)
             raise typer.Exit(UsageError.exit_code) from None
         command = context.invoked_subcommand if context else None
         if unknown := getattr(error, "possibilities", None) is not None and getattr(error, "option_name", None):

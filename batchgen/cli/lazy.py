@@ -25,6 +25,7 @@ SUMMARIES = {
     "plan": "Say what `run` would do with these prompts: batches, padding, memory, time.",
     "verify": "Prove that a padded batch gives each prompt what it gets alone.",
     "bench": "Measure engines, dtypes and rows on this machine, and recommend settings.",
+    "demo": "Show on three prompts what padding and masks do, step by step.",
     "doctor": "Show what this machine offers: devices, fast dtypes, memory limits, models at hand, versions.",
     "help": "Show the help of a command, as `batchgen COMMAND --help` does.",
 }

@@ -16,6 +16,7 @@ from typing import IO
 import pexpect
 import pytest
 
+from batchgen.cli.lazy import SUMMARIES
 from batchgen.errors import ModelError
 from tests.support.in_process import at_terminal, between_pipes
 from tests.support.processes import PATIENCE_S
@@ -99,6 +100,14 @@ def test_the_progress_bar_leaves_nothing_behind() -> None:
     output, _ = at_terminal("run", "prompts/rain.txt", *BUNDLED, "--max-new-tokens", 40)
     assert "tokens/s" in output.split("batchgen: 3 rows")[0]
     assert "3 of 3 rows" not in output.split("╰")[1].split("batchgen:")[0].replace("\x1b[2K", "")
+
+
+def test_batchgen_alone_at_a_terminal_is_ten_lines_that_name_commands() -> None:
+    output, exit_code = at_terminal()
+    lines = plain(output).splitlines()
+    assert (len(lines), exit_code) == (10, 2)
+    assert max(map(len, lines)) <= 80
+    assert set(re.findall(r"batchgen (\w+)", output)) <= set(SUMMARIES)
 
 
 def test_nothing_to_do_at_a_terminal_is_a_short_usage() -> None:
