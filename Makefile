@@ -80,7 +80,7 @@ lint: $(READY)  ## style and formatting
 types: $(READY)  ## mypy, strict
 	$(BIN)/mypy
 
-fmt: $(READY)  ## format and mend what can be mended
+fmt: $(READY)  ## format and fix what can be fixed automatically
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

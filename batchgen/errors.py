@@ -1,7 +1,7 @@
 """What can go wrong, as one tree.
 
     BatchgenError              one line for the user, exit code 1
-    ├── UsageError             options that contradict each other or are out of range, exit code 2
+    ├── UsageError             options that conflict or are out of range, exit code 2
     ├── InputError             prompts that cannot be found or read
     ├── OutputError            an output that cannot or must not be written
     │   └── InUseError         an output that another run is writing
@@ -10,7 +10,7 @@
     └── ClusterError           Ray that is not installed, does not answer or has failed
 
 A single bad row is not an exception: it becomes a `Result` whose `error` says what is wrong.
-Messages name what, where and how to mend it.
+Messages name what, where and how to fix it.
 """
 
 import re
@@ -38,7 +38,7 @@ OVERWRITE, RESUME = parameter("overwrite=True"), parameter("resume=True")
 
 
 class BatchgenError(Exception):
-    """Base of every error that a user can mend."""
+    """Base of every error that a user can fix."""
 
     exit_code = 1
 
@@ -51,7 +51,7 @@ class BatchgenError(Exception):
 
 
 class UsageError(BatchgenError):
-    """Options contradict each other or are out of range."""
+    """Options conflict or are out of range."""
 
     exit_code = 2
 

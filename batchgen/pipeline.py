@@ -187,7 +187,7 @@ class Pipeline:
         """Ends a strict run at its first row that failed."""
         if self.strict and finished.error:
             row = name_row(finished.request.id)
-            raise InputError(f"{row} failed, and --strict stops there: {finished.error}")
+            raise InputError(f"{row} failed, and --strict stops the run: {finished.error}")
 
     def _count(self, result: Result) -> Result:
         self._rows += result.sample_index == 0

@@ -327,7 +327,7 @@ KINDS = [
         ("normalizer", "prepends a MiB", {"type": "Prepend", "prepend": "a" * 2**20}),
         ("decoder", "makes 10^9 letters of one", replacing("a", "a" * 10, 9, "decoders")),
         ("decoder", "strips beyond the end", {"type": "Strip", "content": "a", "start": 0, "stop": 10**18}),
-        ("pre_tokenizer", "searches without end", splitting("(o|oo)+$b")),
+        ("pre_tokenizer", "backtracks without end", splitting("(o|oo)+$b")),
         ("pre_tokenizer", "is no pattern", splitting("(((")))),
     Hostile("tokenizer with tokens beyond the model", lambda folder: edit("tokenizer.json", added_tokens=[
         {"id": 10**9, "content": "My dog", "special": False, "single_word": False, "lstrip": False, "rstrip": False,

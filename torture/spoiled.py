@@ -145,7 +145,7 @@ ENGINES = ["continuous", "reference"]
 CHECKS = [
     Check("model-nan", "a row that meets NaN while decoding fails alone", lambda lab: ENGINES, broken_rows),
     Check("model-stop", "a stop ends its row where it stands", lambda lab: ENGINES, stopped),
-    Check("model-appended", "what a tokenizer appends is left out", lambda lab: [None], appended),
+    Check("model-appended", "what a tokenizer appends is not shown", lambda lab: [None], appended),
     Check("model-workers", "workers: every row once, as one process has it", lambda lab: [None], shared),
     Check("model-engine", "another engine and batch size on resume: the same tokens", lambda lab: [None], other_engine),
 ]

@@ -192,7 +192,7 @@ def _after(trial: Trial) -> str | None:
     output = scene / blow.start.output
     options = [option for option in blow.start.options if option not in ("--overwrite", "--resume")]
     ended = perform(scene, blow.start, *options, "--resume", "-q")
-    if blow.start.before and "was begun with" in ended.stderr:  # it had not got so far as to clear the old store
+    if blow.start.before and "was started with" in ended.stderr:  # it had not got so far as to clear the old store
         ended = perform(scene, blow.start, *options, "--overwrite", "-q")
     problem = ended.problem(SOME_FAILED, *([0] if output.exists() else []))
     if not problem and content(output) != whole:

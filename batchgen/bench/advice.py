@@ -59,29 +59,29 @@ def where_it_stops(best: Best) -> str:
     """Where batching stops paying, against one at a time."""
     where = f"{best.engine} in {best.dtype}"
     if best.most_tried == 1:
-        return f"whether batching pays is not known: only one row at a time ran ({where})"
+        return f"cannot tell whether batching pays off: only one row at a time was measured ({where})"
     if best.rows == best.most_tried:
-        return f"batching pays up to the most rows that ran, {best.rows:,}{_against_one(best)} ({where})"
+        return (
+            f"batching still paid off at the largest batch size measured, {best.rows:,}{_against_one(best)} ({where})"
+        )
     if best.rows == 1:
-        return f"batching does not pay here: one at a time is as fast as any rows together ({where})"
-    return f"batching stops paying at {best.rows:,} rows{_against_one(best)} ({where}); more gain less than 3%"
+        return f"batching does not pay off here: one row at a time is as fast as any batch ({where})"
+    return f"batching stops paying off at {best.rows:,} rows{_against_one(best)} ({where}); more rows gain less than 3%"
 
 
 def _against_one(best: Best) -> str:
-    return f", {best.times:.1f} times as fast as one at a time" if best.times and best.rows > 1 else ""
+    return f", {best.times:.1f} times as fast as one row at a time" if best.times and best.rows > 1 else ""
 
 
 def recommend(bests: Sequence[Best], gain: Gain | None, bfloat16_ratio: float | None = None) -> str:
     """The settings, in one sentence; `bfloat16_ratio` is of float32's rate of products, where bfloat16 was left out."""
     if not bests:
-        return "nothing could be measured: give it more --seconds, or look at what failed"
+        return "nothing could be measured: increase --seconds, or see what failed"
     best = bests[0]
     if not best.is_known:
-        return (
-            f"no advice: there was time for {best.most_tried:,} {_rows(best.most_tried)} at most: give more --seconds"
-        )
+        return f"no advice: there was time for {best.most_tried:,} {_rows(best.most_tried)} at most: increase --seconds"
     options = f"--engine {best.engine} --dtype {best.dtype} --batch-size {best.rows}"
-    more = "" if best.had_time else " (more rows need more --seconds)"
+    more = "" if best.had_time else " (larger batches need more --seconds)"
     return f"use {options}, for about {best.rate:,.0f} tokens/s{more}{_on_bfloat16(gain, bfloat16_ratio)}"
 
 
@@ -91,8 +91,10 @@ def _rows(number: int) -> str:
 
 def _on_bfloat16(gain: Gain | None, ratio: float | None) -> str:
     if gain is None:
-        return f"; bfloat16 was left out: its products run at {ratio:.2g} of float32's rate here" if ratio else ""
+        return (
+            f"; bfloat16 was skipped: its matrix products run at {ratio:.2g} of float32's speed here" if ratio else ""
+        )
     if gain.times < WORTH_IT:
-        return "; bfloat16 gains nothing here"
+        return "; bfloat16 is no faster here"
     changed = "" if gain.differing_share is None else f", and changes {gain.differing_share:.0%} of greedy tokens"
     return f"; --dtype bfloat16 is {gain.times:.1f} times as fast{changed}"

@@ -74,7 +74,7 @@ def _longest_prompt(max_new_tokens: int, n_positions: int | None) -> int:
     longest = LONGEST if n_positions is None else min(LONGEST, n_positions - 2 * max_new_tokens)
     if longest < SHORTEST:
         raise UsageError(
-            f"--max-new-tokens {max_new_tokens} leaves no room for prompts: ragged rows have up to twice as many, "
+            f"--max-new-tokens {max_new_tokens} leaves no room for prompts: ragged rows generate up to twice as many, "
             f"and the model holds {n_positions} positions"
         )
     return longest

@@ -23,7 +23,7 @@ from batchgen.cli.signals import Interrupts
 from batchgen.errors import BatchgenError, UsageError, first_line, is_panic
 from batchgen.records import FieldError
 
-TRACEBACK = "BATCHGEN_TRACEBACK"  # in the environment, unforeseen errors show where they came from
+TRACEBACK = "BATCHGEN_TRACEBACK"  # in the environment, unexpected errors show where they came from
 PACKAGE = f"{Path(__file__).parents[1]}{os.sep}"
 HELP = ("-h", "--help")
 OWN_PROCESS = "own process"  # the context's object in a process that runs one command and ends
@@ -90,7 +90,7 @@ class Commands(TyperGroup):
                 say(_in_flags(error) if isinstance(error, BatchgenError) else error.named(flag_of))
                 raise typer.Exit(getattr(error, "exit_code", UsageError.exit_code)) from None
             except MemoryError:
-                say("out of memory: give this process more, or free some")
+                say("out of memory: give this process more memory, or free some")
                 raise typer.Exit(BatchgenError.exit_code) from None
             except KeyboardInterrupt:
                 raise typer.Exit(interrupts.exit_code) from None
@@ -176,7 +176,7 @@ def _unforeseen(error: BaseException) -> str:
 
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(PACKAGE)]
     place = f" in {frames[-1].name}, {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    return f"unforeseen {first_line(error)}{place}: please report it, with what {TRACEBACK}=1 shows"
+    return f"unexpected {first_line(error)}{place}: please report it, with the output of {TRACEBACK}=1"
 
 
 def _use_utf8() -> None:
@@ -192,8 +192,8 @@ def _forget_stdout() -> None:
 
 
 def _describe(error: OSError) -> str:
-    mend = ": free some space and run again" if error.errno == errno.ENOSPC else ""
-    return f"cannot write {error.filename or 'the output'}: {error.strerror or error}{mend}"
+    fix = ": free some space and run again" if error.errno == errno.ENOSPC else ""
+    return f"cannot write {error.filename or 'the output'}: {error.strerror or error}{fix}"
 
 
 app = typer.Typer(
@@ -220,7 +220,7 @@ def main(
 ) -> None:
     """A file of prompts to a file of continuations, with a language model on your own machine.
 
-    [bold]batchgen run prompts.txt[/]            continues every prompt
+    [bold]batchgen run prompts.txt[/]            answers every prompt
     [bold]batchgen help run[/]                   shows the options of a command
 
     Options can also be set in batchgen.toml (max-new-tokens = 20) or in the environment (BATCHGEN_MAX_NEW_TOKENS=20).

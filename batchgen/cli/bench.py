@@ -39,40 +39,46 @@ def bench(
     dtype: Annotated[
         list[SweptDtype] | None,
         typer.Option(
-            help="What to sweep; repeat for more. auto: float32, and bfloat16 where it is fast.",
+            help="Dtypes to measure. Can be repeated. auto: float32, and bfloat16 where it is fast.",
             rich_help_panel=opt.MODEL,
             show_default="auto",
         ),
     ] = None,
     max_new_tokens: Annotated[
-        int, typer.Option(metavar="N", min=1, help="New tokens per row; 1 to 2N if ragged.", rich_help_panel=opt.LENGTH)
+        int,
+        typer.Option(
+            metavar="N", min=1, help="New tokens per row; 1 to 2N for ragged rows.", rich_help_panel=opt.LENGTH
+        ),
     ] = 32,
     engine: Annotated[
         Literal["auto", "continuous", "reference"],
-        typer.Option(help="What to sweep; auto is both.", rich_help_panel=opt.BATCHES),
+        typer.Option(help="Engines to measure; auto is both.", rich_help_panel=opt.BATCHES),
     ] = "auto",
     rows: Annotated[
         str,
         typer.Option(
-            metavar="auto|N,N,…", help="Rows at a time; auto is 1,8,32,64,128 on the CPU.", rich_help_panel=opt.BATCHES
+            metavar="auto|N,N,…",
+            help="Batch sizes to measure; auto is 1,8,32,64,128 on the CPU.",
+            rich_help_panel=opt.BATCHES,
         ),
     ] = "auto",
     seconds: Annotated[
         float,
-        typer.Option(metavar="S", min=1.0, help="About how long it may take.", rich_help_panel=opt.BATCHES),
+        typer.Option(metavar="S", min=1.0, help="Approximate time limit.", rich_help_panel=opt.BATCHES),
     ] = 60.0,
     as_json: Annotated[
-        bool, typer.Option("--json", metavar="", help="Print all of it as one JSON line.", rich_help_panel=opt.OUTPUT)
+        bool,
+        typer.Option("--json", metavar="", help="Print everything as one line of JSON.", rich_help_panel=opt.OUTPUT),
     ] = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Measure engines, dtypes and rows on this machine, and recommend settings.
+    """Measure engines, dtypes and batch sizes on this machine, and recommend settings.
 
     [bold]batchgen bench[/]
     [bold]batchgen bench --model gpt2 --dtype float32 --seconds 300[/]
-    [bold]batchgen bench | tail -n 1 | jq .rows[/]         the settings, in JSON
+    [bold]batchgen bench | tail -n 1 | jq .rows[/]         the settings as JSON
 
-    Fixed rows are all alike; ragged ones have prompts of 3 to 200 tokens, and end one by one.
+    Fixed rows are all the same; ragged rows have prompts of 3 to 200 tokens and end one by one.
     The settings are kept in your cache folder, where `plan` and `--batch-size auto` find them.
     """
     screen = Screen(quiet=quiet)
@@ -104,7 +110,7 @@ def parse_rows(value: str) -> tuple[int, ...]:
         return ()
     numbers = [part.strip() for part in value.split(",")]
     if len(numbers) > MOST_NUMBERS or not all(n.isascii() and n.isdigit() and 0 < int(n) <= MOST_ROWS for n in numbers):
-        raise UsageError(f"--rows {value}: give up to {MOST_NUMBERS} numbers from 1 to {MOST_ROWS:,}, such as 1,8,64")
+        raise UsageError(f"--rows {value}: give at most {MOST_NUMBERS} numbers from 1 to {MOST_ROWS:,}, such as 1,8,64")
     return tuple(map(int, numbers))
 
 
@@ -118,4 +124,4 @@ def _advice(report: BenchReport) -> Iterator[str]:
         yield where_it_stops(report.recommended)
     yield report.advice
     if report.kept:
-        yield "kept: --batch-size auto now takes these rows, and plan knows the speed"
+        yield "saved: --batch-size auto now uses these settings, and plan uses the speed"

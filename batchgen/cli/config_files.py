@@ -56,7 +56,9 @@ def read_settings(files: list[Path], commands: set[str]) -> list[Setting]:
     settings = [setting for file in files for setting in _read(file, commands)]
     for setting in settings:
         if setting.key in NOT_FROM_FILES:
-            raise UsageError(f"{setting.place} cannot be set in a file: give --{setting.key} on the command line")
+            raise UsageError(
+                f"{setting.place} cannot be set in a config file: give --{setting.key} on the command line"
+            )
     return settings
 
 
@@ -67,14 +69,14 @@ def _read(file: Path, commands: set[str]) -> Iterator[Setting]:
             yield Setting(key.replace("_", "-"), value, file)
     for command in commands & table.keys():
         if not isinstance(table[command], dict):
-            raise UsageError(f"{file}: {command} is a command: give it a table, [{command}]")
+            raise UsageError(f"{file}: {command} is a command: its settings go in a table [{command}]")
         yield from (Setting(key.replace("_", "-"), value, file, command) for key, value in table[command].items())
 
 
 def _parse(file: Path) -> dict[str, Any]:
     try:
         if not stat.S_ISREG(file.stat().st_mode):
-            raise UsageError(f"{file} is not a plain file")
+            raise UsageError(f"{file} is not a regular file")
         with file.open("rb") as stream:
             content = stream.read(LARGEST + 1)
     except (FileNotFoundError, NotADirectoryError):
@@ -88,4 +90,4 @@ def _parse(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{file} is not TOML: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"{file} is not valid TOML: {str(error).splitlines()[0]}") from None

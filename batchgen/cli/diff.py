@@ -22,19 +22,19 @@ from batchgen.render.screen import OutputConsole
 from batchgen.runs.results import facts_of, form_of_output_file, read_results
 
 SHOWN = 10
-OutputFile = Annotated[Path, typer.Argument(show_default=False, help="What a run has written, or its store.")]
+OutputFile = Annotated[Path, typer.Argument(show_default=False, help="The output of a run, or its store.")]
 
 
 def diff(
     a: OutputFile,
     b: OutputFile,
     tolerance: Annotated[
-        float, typer.Option(metavar="X", min=0.0, help="How far log-probabilities may be apart.")
+        float, typer.Option(metavar="X", min=0.0, help="Largest difference in log-probabilities that counts as equal.")
     ] = 0.0,
     limit: Annotated[int, typer.Option(metavar="N", min=0, help="Show the first N rows that differ.")] = SHOWN,
     as_json: opt.AsJson = False,
     html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a page of the rows that differ, side by side.")
+        Path | None, typer.Option(metavar="FILE", help="Write a page that shows the rows that differ, side by side.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace the page if it exists.")] = False,
 ) -> None:
@@ -43,17 +43,17 @@ def diff(
     [bold]batchgen diff before.jsonl after.jsonl[/]
     [bold]batchgen diff float32.parquet bfloat16.csv --json[/]
 
-    Formats may be mixed. Rows are joined by id (as text) and sample; one without an id
-    by its index. The exit code is 0 if all rows are the same, 4 if not, and 2 if the
+    The two formats can differ. Rows are matched by id (as text) and sample, or, without an id,
+    by index. The exit code is 0 if all rows are the same, 4 if not, and 2 if the
     two cannot be compared.
     """
     for file in (a, b):
         if not file.exists():
-            raise InputError(f"{file} is not there")
+            raise InputError(f"{file} does not exist")
     if html:
         check_page(html, [a, b], overwrite=overwrite)
         if as_json:
-            raise UsageError("--json and --html are two ways to tell: choose one")
+            raise UsageError("--json and --html cannot be combined: choose one")
     exit_code = show_diff(a, b, tolerance=tolerance, limit=limit, as_json=as_json)
     if html:
         comparison = Comparison()

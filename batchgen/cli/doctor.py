@@ -21,15 +21,15 @@ def doctor(
         bool, typer.Option("--json", metavar="", help="Print all facts as JSON.", rich_help_panel=opt.OUTPUT)
     ] = False,
 ) -> None:
-    """Show what this machine offers: devices, fast dtypes, memory limits, models at hand, versions.
+    """Show what this machine offers: devices, fast dtypes, memory limits, cached models, versions.
 
     [bold]batchgen doctor[/]
     [bold]batchgen doctor --device cpu --json[/]
     [bold]batchgen doctor --model HuggingFaceTB/SmolLM2-135M-Instruct[/]
 
-    With --model it also says what the model's chat template does.
+    With --model it also shows what the model's chat template does.
 
-    If something is wrong, it says how to fix it.
+    If something is wrong, it shows how to fix it.
     """
     with Screen(quiet=as_json).waiting("examining this machine"):
         diagnosis = diagnose(model.device, model.model, model.revision)

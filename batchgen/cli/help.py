@@ -12,9 +12,9 @@ from batchgen.errors import UsageError
 
 def help(
     context: typer.Context,
-    command: Annotated[str | None, typer.Argument(metavar="COMMAND", help="A command of batchgen.")] = None,
+    command: Annotated[str | None, typer.Argument(metavar="COMMAND", help="The command to show help for.")] = None,
 ) -> None:
-    """Show the help of a command, as `batchgen COMMAND --help` does.
+    """Show the help of a command, like `batchgen COMMAND --help`.
 
     [bold]batchgen help[/]
     [bold]batchgen help run[/]

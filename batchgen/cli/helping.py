@@ -13,16 +13,16 @@ from typing import Any
 from batchgen.render.help import HelpScreen, HelpSection, draw_help
 
 # What a shell or a script finds out without reading; a command that is not here has the first three.
-EXIT_CODES = {0: "all is well", 1: "an error, told in one line", 2: "options that make no sense, told in one line"}
+EXIT_CODES = {0: "success", 1: "error (one line on stderr)", 2: "invalid options (one line on stderr)"}
 MORE_CODES = {
-    "run": {3: "some rows failed: their records say why", 130: "stopped by Ctrl-C", 141: "the reader of the pipe left",
-            143: "stopped by SIGTERM"},
-    "score": {3: "some rows failed: their records say why", 130: "stopped by Ctrl-C", 143: "stopped by SIGTERM"},
-    "status": {3: "complete, but some rows failed"},
-    "diff": {2: "options that make no sense, or two outputs that cannot be compared", 4: "the two are not the same"},
-    "rerun": {3: "some rows failed", 4: "the two runs' rows are not the same"},
-    "inspect": {3: "some rows are not in the batch"},
-    "verify": {4: "a padded row gets something else than it gets alone: a bug is found"},
+    "run": {3: "some rows failed; their error records say why", 130: "stopped by Ctrl-C",
+            141: "the reader of the pipe exited", 143: "stopped by SIGTERM"},
+    "score": {3: "some rows failed; their error records say why", 130: "stopped by Ctrl-C", 143: "stopped by SIGTERM"},
+    "status": {3: "the run is the run is complete, but some rows failed"},
+    "diff": {2: "invalid options, or outputs that cannot be compared", 4: "the outputs differ"},
+    "rerun": {3: "some rows failed", 4: "the outputs differ"},
+    "inspect": {3: "some rows could not be shown"},
+    "verify": {4: "a padded row gets other tokens than it gets alone: a bug"},
 }  # fmt: skip
 LONGEST_CHOICE = 24  # of a label; more choices stand in the text
 

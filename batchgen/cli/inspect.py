@@ -48,13 +48,16 @@ class ViewOptions:
     """What to show beside the batch."""
 
     mask: Annotated[
-        bool, typer.Option("--mask", metavar="", help="Draw what is added to the scores.", rich_help_panel=VIEWS)
+        bool,
+        typer.Option(
+            "--mask", metavar="", help="Draw the mask that is added to the attention scores.", rich_help_panel=VIEWS
+        ),
     ] = False
     attention: Annotated[
         str | None,
         typer.Option(
             metavar="LAYER:HEAD",
-            help="Show what a query attends to, such as 0:0, 0:mean or mean.",
+            help="Show the attention weights of one query: 0:0, 0:mean or mean.",
             rich_help_panel=VIEWS,
         ),
     ] = None
@@ -62,14 +65,19 @@ class ViewOptions:
         int | None,
         typer.Option(
             metavar="COLUMN",
-            help="The query of --attention; -1 is the last column.",
+            help="Column of the query for --attention; -1 is the last one.",
             rich_help_panel=VIEWS,
             show_default="-1",
         ),
     ] = None
     compare_sides: Annotated[
         bool,
-        typer.Option("--compare-sides", metavar="", help="Pad left, and right, and run both.", rich_help_panel=VIEWS),
+        typer.Option(
+            "--compare-sides",
+            metavar="",
+            help="Generate with left and with right padding, and compare.",
+            rich_help_panel=VIEWS,
+        ),
     ] = False
     max_new_tokens: Annotated[
         int, typer.Option(metavar="N", min=1, help="New tokens per row for --compare-sides.", rich_help_panel=VIEWS)
@@ -87,7 +95,7 @@ class ViewOptions:
             ("max_new_tokens", "--max-new-tokens", "--compare-sides", self.compare_sides),
         ):
             if came_from(context, name, "COMMANDLINE") and not is_given:
-                raise UsageError(f"{flag} is for {owner}, which is not given")
+                raise UsageError(f"{flag} only works with {owner}: add it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +106,14 @@ class DrawOptions:
         bool, typer.Option("--json", metavar="", help="Print the arrays as JSON.", rich_help_panel=opt.OUTPUT)
     ] = False
     svg: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw into an SVG file.", rich_help_panel=opt.OUTPUT)
+        Path | None, typer.Option(metavar="FILE", help="Write the drawing as SVG.", rich_help_panel=opt.OUTPUT)
     ] = None
     html: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Write a page with the attention of all layers and heads.", rich_help_panel=opt.OUTPUT
+            metavar="FILE",
+            help="Write an HTML page with the attention of all layers and heads.",
+            rich_help_panel=opt.OUTPUT,
         ),
     ] = None
     overwrite: Annotated[
@@ -241,7 +251,7 @@ def _page(model: Model, inspection: Inspection) -> str:
     from batchgen.proof.page import render_page
 
     if inspection.batch is None:
-        raise InputError("--html: there is no row to show")
+        raise InputError("--html: there are no rows to show")
     return render_page(inspection, *inspect_all(model, inspection))
 
 

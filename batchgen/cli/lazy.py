@@ -14,20 +14,20 @@ from batchgen.cli.settings import ENVIRONMENT
 TYPED = "batchgen.typed"  # in a context's `meta`: the words of the command line
 # First lines of the commands' docstrings: `batchgen --help` imports none of them.
 SUMMARIES = {
-    "run": "Continue every prompt with a language model.",
-    "status": "Say how far a run is, or was.",
-    "results": "Print the finished rows of a run that goes on, was interrupted, or is done.",
+    "run": "Generate an answer for every prompt.",
+    "status": "Show the progress of a run.",
+    "results": "Print the finished rows of a run, even while it is running.",
     "diff": "Show what differs between two outputs: rows, tokens, scores, and why.",
-    "rerun": "Do a run again as its manifest says, and show what differs.",
-    "score": "Say how likely given texts are: continuations, choices, whole texts.",
-    "page": "Write an output as a page for a browser.",
+    "rerun": "Repeat a run from its manifest and show what differs.",
+    "score": "Score how likely given texts are: continuations, choices, whole texts.",
+    "page": "Write an output as an HTML page.",
     "inspect": "Show prompts as one left-padded batch: tokens, ids, attention mask, positions.",
-    "plan": "Say what `run` would do with these prompts: batches, padding, memory, time.",
-    "verify": "Prove that a padded batch gives each prompt what it gets alone.",
-    "bench": "Measure engines, dtypes and rows on this machine, and recommend settings.",
+    "plan": "Show what `run` would do with these prompts: batches, padding, memory, time.",
+    "verify": "Prove that each prompt gets the same tokens in a padded batch as alone.",
+    "bench": "Measure engines, dtypes and batch sizes on this machine, and recommend settings.",
     "demo": "Show on three prompts what padding and masks do, step by step.",
-    "doctor": "Show what this machine offers: devices, fast dtypes, memory limits, models at hand, versions.",
-    "help": "Show the help of a command, as `batchgen COMMAND --help` does.",
+    "doctor": "Show what this machine offers: devices, fast dtypes, memory limits, cached models, versions.",
+    "help": "Show the help of a command, like `batchgen COMMAND --help`.",
 }
 
 

@@ -23,12 +23,12 @@ def make_on_ray(
     if cluster.ray is None:
         for flag, value in (("--cpus-per-worker", cpus), ("--gpus-per-worker", gpus), ("--part-rows", part_rows)):
             if value is not None:
-                raise UsageError(f"{flag} is for --ray")
+                raise UsageError(f"{flag} only works with --ray")
         return None
     if output is None:
-        raise UsageError("--ray writes into a folder: name it with -o")
+        raise UsageError("--ray writes to a folder: name one with -o")
     if durable.overwrite and durable.resume:
-        raise UsageError("--overwrite starts anew, --resume goes on: choose one")
+        raise UsageError("--overwrite and --resume cannot be combined: choose one")
     return OnRay(
         address=cluster.ray,
         inputs=tuple(prompts.inputs or ()),
@@ -47,7 +47,7 @@ def make_on_ray(
 def choose_ray_format(asked: Format) -> Format:
     """JSON Lines, or Parquet where that is asked for."""
     if asked not in (Format.auto, Format.jsonl, Format.parquet):
-        raise UsageError(f"--format {asked.value} is not for --ray: use jsonl or parquet")
+        raise UsageError(f"--format {asked.value} is not supported with --ray: use jsonl or parquet")
     return Format.jsonl if asked is Format.auto else asked
 
 
@@ -56,4 +56,4 @@ def refuse_with_ray(prompts: PromptOptions, durable: DurableOptions) -> None:
     alone = {"--prompt": prompts.prompt, "--retry-errors": durable.retry_errors, "--keep-store": durable.keep_store}
     for flag, value in alone.items():
         if value:
-            raise UsageError(f"{flag} is not for --ray")
+            raise UsageError(f"{flag} is not supported with --ray: remove it")

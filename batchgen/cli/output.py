@@ -26,15 +26,15 @@ def choose_format(asked: Format, output: Path | None, *, ids: bool = False, csv_
     """The format asked for, else the file's by its suffix, else a table on a terminal and JSON Lines in a pipe."""
     form = asked if asked is not Format.auto else _natural_format(output)
     if ids and form in (Format.text, Format.openai_batch):
-        raise UsageError(f"--ids has no place in {form.value}: use --format jsonl or table")
+        raise UsageError(f"--ids does not work with --format {form.value}: use jsonl or table")
     if csv_raw and form not in (Format.csv, Format.tsv):
-        raise UsageError("--csv-raw is for --format csv and tsv")
+        raise UsageError("--csv-raw only works with --format csv and tsv")
     if form is Format.sqlite and output is None:
         raise UsageError("--format sqlite needs a file: name it with -o")
     if form is Format.parquet and output is None and sys.stdout is not None and sys.stdout.isatty():
-        raise UsageError("Parquet is nothing for a terminal: name a file with -o")
+        raise UsageError("Parquet cannot be shown on a terminal: name a file with -o")
     if output is not None and form in (Format.sqlite, Format.parquet) and split_suffixes(output)[1]:
-        raise UsageError(f"-o {output}: {form.value} is not packed once more: leave {output.suffix} out")
+        raise UsageError(f"-o {output}: {form.value} cannot be compressed: remove {output.suffix}")
     return form
 
 
@@ -43,7 +43,9 @@ def check_columns_flag(columns: bool, form: Format, *, on_ray: bool) -> None:
     if columns and on_ray:
         raise UsageError("--columns is not supported with --ray: remove one")
     if columns and form not in (Format.csv, Format.tsv, Format.parquet, Format.sqlite):
-        raise UsageError(f"--columns is for CSV, TSV, Parquet and SQLite, not for {form.value}: -o answers.csv")
+        raise UsageError(
+            f"--columns only works with CSV, TSV, Parquet and SQLite, not with {form.value}: try -o answers.csv"
+        )
 
 
 def _natural_format(output: Path | None) -> Format:

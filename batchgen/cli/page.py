@@ -28,23 +28,24 @@ Item = TypeVar("Item")
 
 def page(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", show_default=False, help="What a run has written, or its store.")
+        Path, typer.Argument(metavar="FILE", show_default=False, help="The output of a run, or its store.")
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write here; by default beside FILE, with .html behind."),
+        typer.Option("--output", "-o", metavar="FILE", help="Output file. Default: FILE.html."),
     ] = None,
     limit: Annotated[int, typer.Option(metavar="N", min=1, help="Show the first N rows.")] = MOST_ROWS,
     overwrite: Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace the page if it exists.")] = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Write an output as a page for a browser.
+    """Write an output as an HTML page.
 
-    [bold]batchgen page out.jsonl[/]               into out.jsonl.html
+    [bold]batchgen page out.jsonl[/]               writes out.jsonl.html
     [bold]batchgen page out.parquet -o - > a.html[/]
 
-    Prompts and answers (chat as turns), to search, filter and sort; tokens coloured by
-    their log-probability where the run asked for them. It needs no network.
+    The page shows prompts and answers (chats as turns), with search, filters and sorting.
+    Tokens are coloured by their log-probability if the run recorded it. The page needs no
+    network.
     """
     place = output or file.with_name(f"{file.name}.html")
     check_page(place, [file], overwrite=overwrite)
@@ -59,7 +60,7 @@ def check_page(place: Path, others: Iterable[Path], *, overwrite: bool) -> None:
         return
     check_file("html", place, [], overwrite=overwrite)
     if any(is_same(place, other) for other in others):
-        raise OutputError(f"--html {place} is also what it is made of: write to another file")
+        raise OutputError(f"--html {place} is also an input: write to another file")
 
 
 def write_page(place: Path, text: str, *, overwrite: bool) -> None:

@@ -40,7 +40,7 @@ def plan(
     ] = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Say what `run` would do with these prompts: batches, padding, memory, time.
+    """Show what `run` would do with these prompts: batches, padding, memory, time.
 
     [bold]batchgen plan prompts.txt[/]
     [bold]batchgen plan prompts/ --max-new-tokens 200 --memory 6G --json[/]
@@ -72,7 +72,7 @@ def plan(
             chat=talk,
         )
     if reason and sampling.num_beams == 1:
-        screen.say(f"engine reference, the slower one: {reason}")
+        screen.say(f"using engine reference, which is slower: {reason}")
     speed = read_speed(room.model, room.device, room.precision, engine_name)
     if as_json:
         seconds = plan.seconds(speed) if speed else None

@@ -29,33 +29,35 @@ def rerun(
     manifest: Annotated[
         Path,
         typer.Argument(
-            metavar="MANIFEST", show_default=False, help="What --manifest wrote; or the output of a run, or its store."
+            metavar="MANIFEST", show_default=False, help="The manifest of a run, or its output, or its store."
         ),
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write here; by default NAME.rerun.SUFFIX beside the old."),
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Output file. Default: NAME.rerun.SUFFIX next to the old one."
+        ),
     ] = None,
     tolerance: Annotated[
-        float, typer.Option(metavar="X", min=0.0, help="How far log-probabilities may be apart.")
+        float, typer.Option(metavar="X", min=0.0, help="Largest difference in log-probabilities that counts as equal.")
     ] = 0.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace FILE if it exists.")] = False,
 ) -> None:
-    """Do a run again as its manifest says, and show what differs.
+    """Repeat a run from its manifest and show what differs.
 
     [bold]batchgen rerun manifest.json[/]
     [bold]batchgen rerun out.parquet -o again.parquet[/]
 
-    The command is run in the folder where it was typed, into another file. The exit
-    code is that of `diff`: 0 if all rows are the same, 4 if not; or that of a run
-    that failed.
+    The command runs in the folder where it was first typed, and writes a new file. The
+    exit code is that of `diff`: 0 if all rows are the same, 4 if not. If the run fails,
+    it is that of the run.
     """
     screen = Screen()
     facts = _read(manifest)
     words, folder = _command(facts, manifest)
     old = folder / _value_of(words, OUTPUT, manifest) if manifest.suffix != ".parquet" else manifest.absolute()
     if not old.exists():
-        raise InputError(f"{old}, which {manifest} is of, is not there: nothing can be compared with it")
+        raise InputError(f"{old}, the output of {manifest}, does not exist: there is nothing to compare with")
     name, _, suffix = old.name.partition(".")
     new = output.absolute() if output else old.with_name(f"{name}.rerun.{suffix}")
     check_file("output", new, [], overwrite=overwrite)
@@ -65,7 +67,7 @@ def rerun(
     if exit_code not in (0, SOME_ROWS_FAILED):
         raise typer.Exit(exit_code)
     if facts.get("input") not in (None, facts_of(new).get("input")):
-        screen.say("the input is not what it was: rows are compared by their ids")
+        screen.say("the input has changed since then: rows are matched by id")
     raise typer.Exit(show_diff(old, new, tolerance=tolerance, limit=SHOWN, as_json=False))
 
 
@@ -92,10 +94,10 @@ def _command(facts: Mapping[str, Any], manifest: Path) -> tuple[list[str], Path]
     command = facts.get("command") or {}
     words = [str(word) for word in command.get("words", ())]
     if len(words) < 2 or words[1] != "run":
-        raise InputError(f"{manifest} does not say by which command it was made: name what `run` wrote")
+        raise InputError(f"{manifest} does not record its command: name the output of `run`")
     folder = Path(str(command.get("folder")))
     if not folder.is_dir():
-        raise InputError(f"{folder}, where the run was started, is not there")
+        raise InputError(f"{folder}, where the run was started, does not exist")
     return words[1:], folder
 
 
@@ -108,11 +110,11 @@ def _value_of(words: Sequence[str], names: tuple[str, ...], manifest: Path) -> s
             return word.partition("=")[2]
         if word.startswith(short) and len(word) > len(short) and not word.startswith("--"):
             return word[len(short) :]
-    raise OutputError(f"the run of {manifest} had no {short}: there is no file to compare with")
+    raise OutputError(f"the run of {manifest} had no {short}: there is no output file to compare with")
 
 
 def _again(words: Sequence[str]) -> Iterator[str]:
-    """The command without what names its files, or goes on with them."""
+    """The command without the options that name or continue its output files."""
     skip = False
     for word in without(words, SWITCHES):
         if skip:

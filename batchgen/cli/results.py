@@ -17,29 +17,33 @@ from batchgen.text import escape
 
 
 def results(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What the run writes: its -o.", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The output file of the run (its -o).", show_default=False)
+    ],
     follow: Annotated[
         bool,
-        typer.Option("--follow", metavar="", help="Go on as rows finish, in input order, until the run has ended."),
+        typer.Option(
+            "--follow", metavar="", help="Keep printing rows as they finish, in input order, until the run ends."
+        ),
     ] = False,
     form: Annotated[
         opt.Format,
-        typer.Option("--format", help="auto: a table on a terminal, else JSON Lines.", rich_help_panel=opt.OUTPUT),
+        typer.Option("--format", help="auto: a table on a terminal, otherwise JSON Lines.", rich_help_panel=opt.OUTPUT),
     ] = opt.Format.auto,
     ids: Annotated[
-        bool, typer.Option("--ids", metavar="", help="Add token ids and the batch.", rich_help_panel=opt.OUTPUT)
+        bool, typer.Option("--ids", metavar="", help="Add token ids and batch details.", rich_help_panel=opt.OUTPUT)
     ] = False,
 ) -> None:
-    """Print the finished rows of a run that goes on, was interrupted, or is done.
+    """Print the finished rows of a run, even while it is running.
 
     [bold]batchgen results out.jsonl | head[/]
     [bold]batchgen results out.jsonl --follow | jq -r .text[/]
 
-    In input order. The run is not disturbed.
+    Rows come in input order. The run is not disturbed.
     """
     chosen = choose_format(form, None, ids=ids)
     if follow and chosen is opt.Format.parquet:
-        raise UsageError("--format parquet is whole or nothing: leave --follow out")
+        raise UsageError("--format parquet cannot be combined with --follow: remove one")
     stdout = sys.stdout.buffer
     options = WriteOptions(ids=ids, escape=escape if stdout.isatty() else str)
     rows = follow_results(file) if follow else read_results(file)

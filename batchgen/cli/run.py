@@ -40,7 +40,7 @@ def run(
     progress: opt.ProgressForm = "auto",
     quiet: opt.Quiet = False,
 ) -> None:
-    """Continue every prompt with a language model.
+    """Generate an answer for every prompt.
 
     [bold]batchgen run prompts.txt[/]                      a table on the terminal
     [bold]batchgen run prompts.jsonl -o out.jsonl[/]       a file
@@ -113,7 +113,7 @@ def target_of(output: Path | None, form: opt.Format, durable: opt.DurableOptions
     """The file that is written, and what becomes of one that is there. Raises `UsageError`."""
     resume = durable.resume or durable.retry_errors
     if durable.overwrite and resume:
-        raise UsageError("--overwrite starts anew, --resume goes on: choose one")
+        raise UsageError("--overwrite and --resume cannot be combined: choose one")
     if output is None:
         if resume or durable.keep_store:
             flag = "--retry-errors" if durable.retry_errors else "--resume" if resume else "--keep-store"

@@ -42,14 +42,16 @@ def score(
     ] = False,
     by: Annotated[
         str | None,
-        typer.Option(metavar="COLUMN", help="Sums of each value of a column too.", rich_help_panel=opt.OUTPUT),
+        typer.Option(
+            metavar="COLUMN", help="Also give the sums for each value of this column.", rich_help_panel=opt.OUTPUT
+        ),
     ] = None,
     stride: Annotated[
         int | None,
         typer.Option(
             metavar="N",
             min=1,
-            help="Of a text longer than the model, tokens that each window scores. Default: half the model's length.",
+            help="Tokens to score per window in texts longer than the model's context. Default: half of it.",
             rich_help_panel=opt.LENGTH,
         ),
     ] = None,
@@ -57,12 +59,12 @@ def score(
     progress: opt.ProgressForm = "auto",
     quiet: opt.Quiet = False,
 ) -> None:
-    """Say how likely given texts are: continuations, choices, whole texts.
+    """Score how likely given texts are: continuations, choices, whole texts.
 
     [bold]batchgen score questions.jsonl -o scores.jsonl[/]    rows of prompt and choices, or of prompt and continuation
     [bold]batchgen score book.txt[/]                           perplexity of each line, and of all of them
 
-    Rows may also be messages, of which the last reply is scored. Nothing is generated.
+    For a row of messages, the last reply is scored. Nothing is generated.
     """
     screen = Screen(quiet=quiet, as_json=progress == "json")
     output = None if results.output == Path("-") else results.output

@@ -39,7 +39,7 @@ def apply_settings(context: Any, commands: Mapping[str, Any]) -> None:
     for setting in settings:
         found = [name for name in commands if setting.command in (None, name) and setting.key in options[name]]
         if not found:
-            raise UsageError(f"{setting.place}: there is no such option{_of(setting.command)}")
+            raise UsageError(f"{setting.place}: unknown option{_of(setting.command)}")
         for name in found:
             option = options[name][setting.key]
             defaults[name][option.name] = _as_given(setting, option)
@@ -67,11 +67,13 @@ def _as_given(setting: Setting, option: Any) -> Any:
     value = setting.value
     if option.is_flag:
         if not isinstance(value, bool):
-            raise UsageError(f"{setting.place}: give true or false")
+            raise UsageError(f"{setting.place}: the value must be true or false")
         return value
     values = value if isinstance(value, list) and option.multiple else [value]
     if not all(isinstance(item, str | int | float) and not isinstance(item, bool) for item in values):
-        raise UsageError(f"{setting.place}: give a text or a number{', or a list of them' if option.multiple else ''}")
+        raise UsageError(
+            f"{setting.place}: the value must be a text or a number{', or a list of them' if option.multiple else ''}"
+        )
     return [str(item) for item in values] if option.multiple else str(value)
 
 

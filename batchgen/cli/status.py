@@ -25,18 +25,20 @@ EVERY_S = 1.0
 
 
 def status(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What the run writes: its -o.", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The output file of the run (its -o).", show_default=False)
+    ],
     watch: Annotated[
-        bool, typer.Option("--watch", metavar="", help="Look again each second, until the run has ended.")
+        bool, typer.Option("--watch", metavar="", help="Refresh every second until the run ends.")
     ] = False,
     as_json: opt.AsJson = False,
 ) -> None:
-    """Say how far a run is, or was.
+    """Show the progress of a run.
 
     [bold]batchgen status out.jsonl[/]            from another terminal, while it runs or later
     [bold]batchgen status out.jsonl --watch[/]    until it has ended
 
-    Rows that are done and that failed, tokens, time left, memory, and what to type
+    Shows rows done and failed, tokens, time left, memory, and what to type
     next. The run is not disturbed. The exit code is 3 if a complete run has failed
     rows, and 1 if there is no such run.
     """

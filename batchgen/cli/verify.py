@@ -33,19 +33,19 @@ def verify(
     engine: Annotated[EngineOptions, opt.Pick(without=("workers", "quantize"), batch_size=32)],
     sample: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Check N rows, spread evenly over the input.", rich_help_panel=opt.INPUT),
+        typer.Option(metavar="N", min=1, help="Check N rows, evenly spread over the input.", rich_help_panel=opt.INPUT),
     ] = None,
     as_json: opt.AsJson = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Prove that a padded batch gives each prompt what it gets alone.
+    """Prove that each prompt gets the same tokens in a padded batch as alone.
 
     [bold]batchgen verify prompts/[/]
     [bold]batchgen verify prompts.txt --sample 100 --dtype bfloat16 --json[/]
 
-    Runs the rows greedily in batches, and holds every step against the row alone,
-    unpadded, in float32. Mistakes made on purpose must break some rows, or verify
-    says that it can see nothing here. The exit code is 4 if there is a bug.
+    Runs the rows greedily in batches, and compares every step with the row alone,
+    unpadded, in float32. It also makes deliberate mistakes, which must change some rows;
+    if none does, it says that this input proves nothing. The exit code is 4 if it finds a bug.
     """
     screen = Screen(quiet=quiet)
     reading, chat_options = prompts.reading(), chat.options()
@@ -53,7 +53,7 @@ def verify(
     requests = list(islice(read_requests(sources, sampling, reading, say=screen.say), prompts.limit))
     requests, num_changed = greedily(spread(requests, sample) if sample else requests, sampling.max_new_tokens)
     if num_changed:
-        screen.say(f"{plural(num_changed, 'row')} with options of their own are verified greedily, without them")
+        screen.say(f"{plural(num_changed, 'row')} with their own options are verified greedily, without those options")
     with screen.waiting("loading the model"):
         checkpoint = open_checkpoint(model.model, revision=model.revision, say=screen.say)
         runs = load_model(checkpoint, model.device, model.dtype, engine.memory)

@@ -119,11 +119,11 @@ def _close(ending: Ending, screen: Screen, interrupts: Interrupts) -> int:
 
 def _how_to_go_on(ending: Ending) -> str:
     if ending.ran_on.is_on_ray:
-        return "; the same command with --resume goes on"
+        return "; to continue, run the same command with --resume"
     if not ending.store or not ending.kept:
         return ""
     kept = plural(ending.kept, "result")
-    return f"; {kept} kept in {ending.store}: the same command with --resume goes on"
+    return f"; {kept} kept in {ending.store}: to continue, run the same command with --resume"
 
 
 def _ran_on(on: RanOn) -> str:

@@ -1,4 +1,4 @@
-"""Facts to advice: one line for each thing that is off, with its mend. Pure."""
+"""Facts to advice: one line for each problem, with its fix. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LOW_MEMORY_BYTES = 1 << 30
 # A limit that leaves less than this share of the machine's memory is worth a line.
 TIGHT_SHARE = 0.5
 # How a limit is lifted, by the first word of its name; what has no line here is the machine's own memory.
-MENDS = {
+FIXES = {
     "cgroup": "raise the container's or the service's limit",
     "RLIMIT_AS": "raise it with ulimit -v",
     "--memory": "raise it",
@@ -38,11 +38,11 @@ def _on_versions(installation: Installation) -> Iterator[str]:
         if version.installed is None:
             yield f"{version.name} is not installed: pip install '{wanted}'"
         elif version.is_old:
-            yield f"{version.name} {version.installed} is older than batchgen needs: pip install '{wanted}'"
+            yield f"{version.name} {version.installed} is too old for batchgen: pip install '{wanted}'"
     if installation.gone_names and not installation.torch_problem:
         names = ", ".join(installation.gone_names)
         yield (
-            f"internals that batchgen uses are gone from the installed libraries ({names}): "
+            f"the installed libraries no longer have internals that batchgen uses ({names}): "
             f"some features are slower or fail; use {TRIED}"
         )
 
@@ -54,20 +54,20 @@ def _on_torch(installation: Installation, machine: Machine) -> Iterator[str]:
     elif machine.accelerators:
         return
     elif build:
-        yield f"torch is built for {build} but finds no GPU: if there is one, look at its driver and *_VISIBLE_DEVICES"
+        yield f"torch is built for {build} but finds no GPU: if there is one, check its driver and *_VISIBLE_DEVICES"
     elif installation.has_nvidia:
-        yield "an NVIDIA GPU is here, but torch is built for the CPU alone: install a CUDA build (pytorch.org)"
+        yield "this machine has an NVIDIA GPU, but torch is a CPU-only build: install a CUDA build (pytorch.org)"
 
 
 def _on_dtypes(machine: Machine) -> Iterator[str]:
     ratio = machine.ratio("bfloat16")
     if ratio and ratio < SLOWER:
-        yield f"bfloat16 multiplies matrices at {ratio:.2g} of float32's rate here: keep to --dtype float32"
+        yield f"bfloat16 multiplies matrices at {ratio:.2g} of float32's speed here: use --dtype float32"
     elif ratio and ratio > FASTER:
-        hint = "a whole run gains less" if machine.bfloat16_gain else "batchgen bench tells more"
+        hint = "a complete run gains less" if machine.bfloat16_gain else "run batchgen bench for details"
         yield (
             f"bfloat16 multiplies matrices {ratio:.1f} times as fast as float32 here ({hint}): "
-            "--dtype bfloat16 is quicker, but changes some tokens"
+            "--dtype bfloat16 is faster, but changes some tokens"
         )
 
 
@@ -81,13 +81,13 @@ def _on_memory(machine: Machine) -> Iterator[str]:
     if not machine.bounds:
         return
     tightest = machine.bounds[0]
-    limit = next((word for word in MENDS if tightest.name.startswith(word)), None)
+    limit = next((word for word in FIXES if tightest.name.startswith(word)), None)
     share = tightest.available_bytes / machine.ram_bytes if machine.ram_bytes else 1
-    mend = MENDS[limit] if limit else "close other programs, or take a smaller model"
+    fix = FIXES[limit] if limit else "close other programs, or use a smaller model"
     if tightest.available_bytes < LOW_MEMORY_BYTES:
-        yield f"less than 1 GiB of memory is left by {tightest.name}: {mend}"
+        yield f"less than 1 GiB of memory is left by {tightest.name}: {fix}"
     elif limit and share < TIGHT_SHARE:
-        yield f"{tightest.name} leaves {share:.0%} of this machine's memory: {mend} if that is not meant"
+        yield f"{tightest.name} leaves {share:.0%} of this machine's memory: {fix} if that is not intended"
 
 
 def _on_models(diagnosis: Diagnosis) -> Iterator[str]:
@@ -95,5 +95,5 @@ def _on_models(diagnosis: Diagnosis) -> Iterator[str]:
         return
     offline = diagnosis.hub_answers is None
     why = "HF_HUB_OFFLINE is set" if offline else "the Hub does not answer"
-    mend = "unset it once" if offline else "connect once"
-    yield f"gpt2 is not in the cache and {why}: without --model the small bundled one runs; {mend}, or give a --model"
+    fix = "unset it once" if offline else "connect once"
+    yield f"gpt2 is not in the cache and {why}: without --model, the bundled model is used; {fix}, or give --model"

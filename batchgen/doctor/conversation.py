@@ -41,8 +41,8 @@ def _bos(checkpoint: Checkpoint, opening: str | None) -> str:
     bos = checkpoint.tokenizer.bos_token
     ids = checkpoint.tokenizer("a")["input_ids"]
     by_tokenizer = bos is not None and ids[:1] == [checkpoint.tokenizer.bos_token_id]
-    plain = f"the tokenizer puts {bos} before plain prompts" if by_tokenizer else "plain prompts get none"
+    plain = f"the tokenizer adds {bos} to plain prompts" if by_tokenizer else "plain prompts get no BOS"
     if opening is None:
         return plain
     written = bos is not None and opening.startswith(bos)
-    return f"the template writes {bos}; {plain}" if written else f"the template writes none; {plain}"
+    return f"the template adds {bos}; {plain}" if written else f"the template adds no BOS; {plain}"

@@ -44,7 +44,7 @@ def make_engine(
 ) -> Engine:
     """The engine that `options` name for a model; `auto` takes the fastest that fits it.
 
-    A run that was `begun` with other kernels or rules goes on with those; what cannot be so is told to `say`. Near ties
+    A run that was `begun` with other kernels or rules continues with those; `say` is told if that is not possible. Near ties
     are decided again (`options.exact`) in float32 only: 16 bits are too coarse for it. A model that `is_owned` by this
     engine alone lets its weights go where the engine keeps them in another layout. `say` is told each time that memory
     ran out, `on_logits` the logits of each step before anything is decided.
@@ -90,7 +90,7 @@ def make_scoring_engine(
     if line := why_different(agreed, now, model.dtype_name, is_exact=False):
         say(line)
     if not ready.network.is_split:
-        say(f"{model.checkpoint.name} scores texts one at a time, the slower way: in batches its logits were others")
+        say(f"{model.checkpoint.name} scores texts one at a time, which is slower: its logits differ in batches")
     backoff = _backoff(model, options, ready.limits, reuse_blocks, say)
     return ScoringEngine(model, ready.network, backoff, share=options.share_prefixes)
 

@@ -46,7 +46,7 @@ def choose_engine(
 
     if name not in ENGINES:
         raise UsageError(f"--engine {name} is not one of {', '.join(ENGINES)}")
-    reason = "" if name == "reference" else "it has no beams" if num_beams > 1 else why_no_slots(config) or ""
+    reason = "" if name == "reference" else "it has no beam search" if num_beams > 1 else why_no_slots(config) or ""
     if name == "auto" and room_bytes is not None and room_bytes < slots.LEAST_SLOTS_BYTES:
         reason = reason or f"less than {size_text(slots.LEAST_SLOTS_BYTES)} is free for the KV cache"
     if name == "continuous" and reason:

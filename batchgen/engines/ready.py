@@ -49,18 +49,18 @@ class ReadyToScore:
 
 
 def refuse_other_engine(begun: EngineChoice | None, options: EngineOptions, dtype: str) -> None:
-    """Raises `OutputError` where another engine is asked for than the run was begun with, and numbers are coarse."""
+    """Raises `OutputError` where another engine is asked for than the run was started with, and numbers are coarse."""
     if begun and options.engine not in ("auto", begun.engine) and dtype != "float32":
         raise OutputError(
-            f"the run was begun with engine {begun.engine}, and in {dtype} engine {options.engine} gives other tokens: "
-            f"leave out {parameter('engine')}, or start anew with {parameter('overwrite=True')}"
+            f"the run was started with engine {begun.engine}, and engine {options.engine} gives other tokens in {dtype}: "
+            f"remove {parameter('engine')}, or start over with {parameter('overwrite=True')}"
         )
 
 
 def get_ready(
     model: Model, options: EngineOptions, num_beams: int, is_owned: bool, begun: EngineChoice | None, say: Say
 ) -> Ready:
-    """Chooses, and makes the slots' network where there are to be slots. `begun` is what a run was begun with."""
+    """Chooses, and makes the slots' network where there are to be slots. `begun` is what a run was started with."""
     check_int8(options, model.device.type, model.checkpoint.outline, num_beams)
     own = _slots(model, options, num_beams, is_owned, begun, say)
     name = CONTINUOUS if own else REFERENCE
@@ -101,14 +101,14 @@ def get_ready_to_score(
 
 
 def why_different(begun: EngineChoice, now: EngineChoice, dtype: str, *, is_exact: bool) -> str | None:
-    """One line where a run goes on with something else than it was begun with; None where rows are the same anyway."""
+    """One line if a run continues with other engine facts than it started with; None if rows are the same anyway."""
     changed = begun.differences(now)
     if is_exact:  # near ties are decided alone, so that only another engine is worth a word
-        same = f"in {dtype} with near ties decided alone its rows are the same"
-        return f"the run was begun with {changed[0]}: {same}" if begun.engine != now.engine else None
+        same = f"in {dtype} with near ties decided alone, its rows are the same"
+        return f"the run was started with {changed[0]}: {same}" if begun.engine != now.engine else None
     if not changed:
         return None
-    return f"the run was begun with {'; '.join(changed)}: in {dtype} rows that are left may differ from what they gave"
+    return f"the run was started with {'; '.join(changed)}: in {dtype} the remaining rows may differ"
 
 
 def room_bytes(model: Model, options: EngineOptions) -> int:
@@ -135,12 +135,12 @@ def _slots(
     if name == CONTINUOUS and own is None and options.engine == CONTINUOUS:
         raise ModelError(f"--engine continuous does not run {model.checkpoint.name}: {reason}; use --engine auto")
     if reason and num_beams == 1:
-        say(f"engine reference, the slower one: {reason}")
+        say(f"using engine reference, which is slower: {reason}")
     return own
 
 
 def _choose_name(model: Model, options: EngineOptions, num_beams: int, begun: EngineChoice | None) -> tuple[str, str]:
-    """As `choose_engine`; a run goes on with the engine that it was begun with, however much memory is free now."""
+    """As `choose_engine`; a run continues with the engine it was started with, regardless of free memory."""
     outline = model.checkpoint.outline
     if begun is None or options.engine != "auto":
         return choose_engine(options.engine, outline, num_beams, room_bytes(model, options))

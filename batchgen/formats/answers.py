@@ -36,8 +36,12 @@ def read_answers(file: Path, form: str, failures: Path | None = None) -> Answers
     """
     read = READERS_BACK.get(form)
     if read is None:
-        what = "has answers alone, without their rows" if form == "text" else f"cannot be read back from {form}"
-        raise InputError(f"{file} {what}: name JSON Lines, CSV, TSV, Parquet or SQLite, or a store")
+        what = (
+            "has only the answers, not their rows"
+            if form == "text"
+            else f"results results cannot be read back from {form}"
+        )
+        raise InputError(f"{file} {what}: give JSON Lines, CSV, TSV, Parquet, SQLite or a store")
     if failures and failures.is_file():
         return merge(read(file), read(failures), key=lambda result: (result.index, result.sample_index))
     return read(file)
@@ -78,7 +82,7 @@ def _of_records(file: Path, records: Iterator[list[str]], plain: Callable[[str],
             values = {name: _of_cell(name, plain(cell)) for name, cell in zip(header, cells, strict=True)}
             yield _result(_in_fields(values), number, file, number + 2)
     except (csv.Error, ValueError) as error:
-        raise InputError(f"{file} is no output of batchgen, or damaged: {error}") from None
+        raise InputError(f"{file} is not an output of batchgen, or is damaged: {error}") from None
 
 
 def _of_cell(name: str, cell: str) -> Any:
@@ -107,7 +111,7 @@ def _read_parquet(file: Path) -> Answers:
                     yield _result(_in_fields(values), number, file, number + 1)
                     number += 1
     except (OSError, ValueError) as error:
-        raise InputError(f"{file} is no output of batchgen, or damaged: {error}") from None
+        raise InputError(f"{file} is not an output of batchgen, or is damaged: {error}") from None
 
 
 def _of_value(name: str, value: Any) -> Any:
@@ -149,7 +153,7 @@ def _logprobs(values: Mapping[str, Any]) -> Logprobs:
 
 
 def _no_result(file: Path, line: int) -> InputError:
-    return InputError(f"{file}:{line} is not a result of batchgen: name the output of a run")
+    return InputError(f"{file}:{line} is not a batchgen result: give the output of a run")
 
 
 @contextmanager

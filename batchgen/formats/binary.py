@@ -16,7 +16,7 @@ PACKING_SUFFIXES = {
     ".lzma": "LZMA", ".lz": "lzip", ".br": "Brotli", ".rar": "RAR", ".z": "compress", ".sz": "Snappy",
     ".tgz": "tar and gzip", ".tar": "tar",
 }  # fmt: skip
-UNPACK = "unpack it, or pack it with gzip or Zstandard"
+UNPACK = "unpack it, or compress it with gzip or Zstandard"
 MAGICS = {
     b"GGUF": "a GGUF model", b"\x89PNG": "a PNG image", b"\xff\xd8\xff": "a JPEG image", b"GIF8": "a GIF image",
     b"BM": "a BMP image", b"RIFF": "a RIFF file (WebP, WAV, AVI)", b"II*\0": "a TIFF image", b"MM\0*": "a TIFF image",
@@ -38,7 +38,7 @@ def refuse_packing(content: Content) -> None:
     if packing == "bzip2" and start[4:10] != b"1AY&SY":  # a prompt may begin so
         return
     if packing:
-        raise InputError(f"{content.name} is packed with {packing}, which is not read: {UNPACK}")
+        raise InputError(f"{content.name} is compressed with {packing}, which is not supported: {UNPACK}")
 
 
 def refuse_binary(content: Content, *, is_table: bool) -> None:
@@ -46,11 +46,11 @@ def refuse_binary(content: Content, *, is_table: bool) -> None:
     start = content.start().removeprefix(UTF8_BOM)
     refuse_utf16(start, content.name)
     if _is_utf16(start):
-        mend = "convert it with `iconv -f UTF-16LE -t UTF-8` (or UTF-16BE)"
-        raise InputError(f"{content.name} is binary, or UTF-16 without a byte order mark: {mend}")
+        fix = "convert it with `iconv -f UTF-16LE -t UTF-8` (or UTF-16BE)"
+        raise InputError(f"{content.name} is binary, or UTF-16 without a byte order mark: {fix}")
     what = known_kind(start) if is_table else binary_kind(start)
     if what:
-        raise InputError(f"{content.name} is {what}, not text: give prompts, or say --input-format")
+        raise InputError(f"{content.name} is {what}, not text: give prompts, or set --input-format")
 
 
 def binary_kind(start: bytes) -> str | None:

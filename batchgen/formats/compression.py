@@ -42,7 +42,7 @@ def unpack(stream: io.BufferedReader, name: str, packing: str = "") -> io.Buffer
         raise InputError(f"{name} cannot be read: {error.strerror}") from None
     found = next((packed for magic, packed in MAGICS.items() if start.startswith(magic)), "")
     if packing and found != packing:
-        raise InputError(f"{name} is not a {packing} file, whatever its name says: rename or pack it")
+        raise InputError(f"{name} is not a {packing} file, despite its name: rename it or compress it")
     if found == GZIP:
         return cast(io.BufferedReader, gzip.GzipFile(fileobj=stream))
     if found == ZSTD:

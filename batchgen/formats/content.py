@@ -154,6 +154,6 @@ def _in_one_line(name: str, number: int) -> Iterator[None]:
         yield
     except damage() as error:
         reason = "it ends too early" if isinstance(error, EOFError) else str(error)
-        raise InputError(f"{name} is damaged after line {number}: {reason}; fetch or pack it again") from None
+        raise InputError(f"{name} is damaged after line {number}: {reason}; download or compress it again") from None
     except OSError as error:
         raise InputError(f"{name} cannot be read: {error.strerror}") from None

@@ -1,7 +1,7 @@
 """CSV and TSV: a header, then a row a record; written safe for a spreadsheet.
 
 CSV is parsed strictly by the csv module. In TSV a line is a record, and a quote is text. A CSV record that
-is broken costs itself only: reading goes on with the line behind its first, so that a quote which is never closed does
+is broken costs itself only: reading continues on the line after its first, so that a quote which is never closed does
 not swallow the rows below it.
 """
 
@@ -28,7 +28,7 @@ MOST_READ_AGAIN = 2**26  # bytes: a file made to be read again and again comes t
 # How the csv module words what is wrong, and how this says it.
 PROBLEMS = {
     "unexpected end of data": "a quoted cell is never closed",
-    "expected after '\"'": 'text behind a closing quote (a quote inside a quoted cell is written "")',
+    "expected after '\"'": 'text after a closing quote (a quote inside a quoted cell is written "")',
     "new-line character": "a carriage return outside quotes",
     "field larger": f"a cell longer than {LONGEST_ROW // 2**20} MiB",
 }
@@ -156,7 +156,7 @@ def _other_delimiter(cells: list[str], delimiter: str, options: ReadOptions) -> 
         columns = [column.strip().strip('"') for column in line.split(other)]
         if other != delimiter and len(columns) > 1 and options.finds_prompt(columns):
             typed = "'\\t'" if other == "\t" else f"'{other}'"
-            return f"; it looks separated by {name}: say --delimiter {typed}"
+            return f"; it looks separated by {name}: add --delimiter {typed}"
     return ""
 
 
@@ -190,7 +190,7 @@ class _Lines:
         again = self._taken[1:]
         self._left -= self._size
         if again and self._left < 0:
-            return f"; it is skipped through line {again[-1][0]}"
+            return f"; skipped up to line {again[-1][0]}"
         self._again.extendleft(reversed(again))
         return ""
 

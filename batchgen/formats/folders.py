@@ -31,10 +31,10 @@ def look_into(folder: Path, options: FolderOptions, is_known: Callable[[Path], b
         (found if options.all_files or is_known(file) else skipped).append(file)
     parts = []
     if skipped:
-        parts.append(f"{_named(skipped, 'file')} not read, for want of a known suffix (name them, or use a glob)")
+        parts.append(f"{_named(skipped, 'file')} not read, because the suffix is unknown (name them, or use a glob)")
     if subfolders:
-        mend = "links are not followed" if all(path.is_symlink() for path in subfolders) else "add --recursive"
-        parts.append(f"{_named(subfolders, 'sub-folder')} not read ({mend})")
+        fix = "links are not followed" if all(path.is_symlink() for path in subfolders) else "add --recursive"
+        parts.append(f"{_named(subfolders, 'subfolder')} not read ({fix})")
     return sorted(found), "; ".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""JSON that is not a line a row: an array of rows, or objects written over several lines, one after the other.
+"""JSON that is not one line per row: an array of rows, or objects written over several lines, one after the other.
 
 A value at a time is read, whatever the size of the whole. What is broken ends the run, after the rows before it: nobody
 can tell where the next row begins.
@@ -55,7 +55,7 @@ def _values(reader: _Reader) -> Iterator[tuple[int, str]]:
             yield reader.take_value()
     reader.skip("]")
     if reader.next_sign():
-        raise InputError(f"{reader.place}: text behind the end of the JSON array")
+        raise InputError(f"{reader.place}: text after the end of the JSON array")
 
 
 class _Reader:
@@ -83,7 +83,7 @@ class _Reader:
 
     def skip(self, sign: str) -> None:
         if (found := self.next_sign()) != sign:
-            there = f"here is {found!r}" if found else "the file ends"
+            there = f"found {found!r}" if found else "the file ended"
             raise InputError(f"{self.place}: not valid JSON: expecting {sign!r}, but {there}")
         self._go_on(self._start + 1)
 
@@ -108,7 +108,7 @@ class _Reader:
                 raise InputError(f"{self.place}: not valid JSON: {explain(error)}") from None
             size = len(self._text) - self._start
             if size > LONGEST_ROW:
-                raise InputError(f"{self.place}: a JSON value longer than {LONGEST_ROW // 2**20} MiB, or broken")
+                raise InputError(f"{self.place}: a JSON value longer than {LONGEST_ROW // 2**20} MiB, or invalid")
             if not self._read_on(max(CHUNK, size)) and problem:
                 line = self._line + self._text.count("\n", self._start, problem.pos)
                 raise InputError(f"{self._content.at(line)}: not valid JSON: {problem.msg}")

@@ -41,11 +41,11 @@ def read_conversation(columns: Mapping[str, Any], name: str, prefix: str = "") -
     given = columns[name]
     place = f"{prefix}{name}"
     if given is None:
-        raise ValueError(f"{place} is empty: there is nothing to answer")
+        raise ValueError(f"{place} is empty")
     if not isinstance(given, list):
         raise ValueError(f"{place} is not a list of messages")
     if not given:
-        raise ValueError(f"{place} is an empty list: there is nothing to answer")
+        raise ValueError(f"{place} is an empty list")
     messages = tuple(_message(item, f"{place}[{number}]") for number, item in enumerate(given))
     size = sum(len(message.text) for message in messages)
     if size > LONGEST_PROMPT:
@@ -59,7 +59,7 @@ def read_conversation(columns: Mapping[str, Any], name: str, prefix: str = "") -
         continue_final_message=_flag(columns, "continue_final_message", prefix),
     )
     if conversation.continues and conversation.prompts:
-        raise ValueError(f"{prefix}add_generation_prompt and {prefix}continue_final_message contradict each other")
+        raise ValueError(f"{prefix}add_generation_prompt and {prefix}continue_final_message cannot both be true")
     return conversation
 
 
@@ -104,13 +104,13 @@ def _message(item: object, place: str) -> Message:
     if "from" in item and "role" not in item:
         role = SHAREGPT_ROLES.get(str(item["from"]))
         if role is None:
-            raise ValueError(f"{place}.from {_shown(item['from'])} is none of {', '.join(SHAREGPT_ROLES)}")
+            raise ValueError(f"{place}.from {_shown(item['from'])} is not one of {', '.join(SHAREGPT_ROLES)}")
         item = {"role": role, "content": item.get("value")} | {
             key: value for key, value in item.items() if key not in ("from", "value", "role", "content")
         }
     role = item.get("role")
     if role not in ROLES:
-        problem = f"{_shown(role)} is none of {', '.join(ROLES)}" if "role" in item else "is missing"
+        problem = f"{_shown(role)} is not one of {', '.join(ROLES)}" if "role" in item else "is missing"
         raise ValueError(f"{place}.role {problem}")
     more = {key: value for key, value in item.items() if key not in ("role", "content") and value is not None}
     calls = _tool_calls(more.get("tool_calls"), f"{place}.tool_calls")
@@ -124,7 +124,7 @@ def _content(content: object, place: str, *, may_be_null: bool) -> str | list[di
     if content is None and may_be_null:
         return None
     if content is None:
-        raise ValueError(f"{place} is missing, which only a message with tool_calls may leave out")
+        raise ValueError(f"{place} is missing: only a message with tool_calls may omit it")
     if isinstance(content, str):
         _check_text(content, place)
         return content

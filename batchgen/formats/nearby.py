@@ -21,7 +21,7 @@ def suggest(given: str) -> str:
 
 def how_to_prompt(given: str) -> str:
     """For a name with a space in it, which may be a prompt."""
-    return " (a prompt itself goes behind -p)" if " " in given else ""
+    return " (to give a prompt directly, use -p)" if " " in given else ""
 
 
 def near_file(given: str) -> str | None:

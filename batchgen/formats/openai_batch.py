@@ -41,7 +41,7 @@ WITHOUT_EFFECT = {
     "model", "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options",
     "prompt_cache_retention",
 }  # fmt: skip
-# Values of keys that cannot be honoured which ask for nothing.
+# Values of unsupported keys that have no effect.
 HARMLESS: dict[str, tuple[object, ...]] = {
     "stream": (False,), "echo": (False,), "suffix": ("",), "best_of": (1,),
     "modalities": (["text"],), "tool_choice": ("auto",),
@@ -53,8 +53,8 @@ def read_openai_batch(content: Content, options: ReadOptions) -> Iterator[Row]:
     """Each line's `body` is a row; its `custom_id` is the id, which no other line may have."""
     if options.field or options.id_field or options.template:
         raise InputError(
-            f"{content.name} is an OpenAI Batch file, which says itself where prompt and id are: "
-            "leave out --field, --id-field and --template, or say --input-format jsonl"
+            f"{content.name} is an OpenAI Batch file, which has its own fields for prompt and id: "
+            "remove --field, --id-field and --template, or add --input-format jsonl"
         )
     seen = SeenIds()
     for line in read_values(content):
@@ -76,7 +76,7 @@ def _row(line: JsonLine, seen: SeenIds, *, scores: bool) -> Row:
         known = custom_id if isinstance(custom_id, str) and REPLACED not in custom_id else None
         return Row(id=known, error=line.problem or "the custom_id is not a string", source=source)
     if place := seen.place_of(custom_id, source):
-        return Row(id=custom_id, error=f"the custom_id is that of {place} too", source=source)
+        return Row(id=custom_id, error=f"{place} has the same custom_id", source=source)
     metadata = {key: item for key, item in value.items() if key not in KEYS}
     row = partial(Row, id=custom_id, metadata=metadata, source=source, num_bytes=line.num_bytes)
     endpoint = _endpoint(value)
@@ -98,7 +98,7 @@ def _endpoint(request: dict[str, Any]) -> str:
 
 
 def _check_request(request: dict[str, Any], endpoint: str) -> dict[str, Any]:
-    """The body of a request. Raises `ValueError` for what cannot be done."""
+    """The body of a request. Raises `ValueError` for what is not supported."""
     body = request.get("body")
     if not isinstance(body, dict):
         raise ValueError("the body is not an object")
@@ -115,7 +115,7 @@ def _check_request(request: dict[str, Any], endpoint: str) -> dict[str, Any]:
 def _conversation(body: dict[str, Any]) -> Conversation:
     """The messages of a chat request. Arguments of its tool calls are JSON in a string there, values in a template."""
     if "messages" not in body:
-        raise ValueError(f"body.messages is missing, which {CHAT} asks for")
+        raise ValueError(f"body.messages is missing: {CHAT} requires it")
     conversation = read_conversation(body, "messages", prefix="body.")
     return replace(conversation, messages=tuple(map(_with_arguments, conversation.messages)))
 
@@ -154,7 +154,7 @@ def _num_alternatives(body: dict[str, Any], endpoint: str) -> Any:
     if endpoint != CHAT:
         return None if wanted is False else wanted
     if not isinstance(wanted, bool | None):
-        raise ValueError(f"body.logprobs must be true or false: how many alternatives is body.{TOP_LOGPROBS}")
+        raise ValueError(f"body.logprobs must be true or false: the number of alternatives goes in body.{TOP_LOGPROBS}")
     if number and not wanted:
         raise ValueError(f"body.{TOP_LOGPROBS} needs body.logprobs true")
     return (number or 0) if wanted else None
@@ -171,18 +171,18 @@ def _to_score(request: dict[str, Any]) -> dict[str, Any]:
     """A request without what says that its prompt is to be scored. Raises `ValueError` where it does not say so."""
     body = request.get("body")
     if not isinstance(body, dict) or body.get("echo") is not True or body.get("max_tokens") != 0:
-        raise ValueError(f"scored are requests for {COMPLETIONS} with body.echo true and body.max_tokens 0")
+        raise ValueError(f"score only takes requests for {COMPLETIONS} with body.echo true and body.max_tokens 0")
     return {**request, "body": {key: item for key, item in body.items() if key not in ("echo", "max_tokens")}}
 
 
 def _check_harmless(key: str, body: dict[str, Any]) -> None:
     value = body[key]
     if key == "echo" and value is True and body.get("max_tokens") == 0:
-        raise ValueError("body.echo with body.max_tokens 0 asks for scores: that is for batchgen score")
+        raise ValueError("body.echo with body.max_tokens 0 asks for scores: use batchgen score")
     # In Python 0 == False, and logprobs 0 asks for what false does not.
     known = any(value == other and type(value) is type(other) for other in HARMLESS.get(key, ()))
     if value is not None and not known and (key, value) != ("best_of", body.get("n")):
-        raise ValueError(f"body.{key[:40]} cannot be honoured here: leave it out")
+        raise ValueError(f"body.{key[:40]} is not supported: remove it")
 
 
 def _prompt(body: dict[str, Any]) -> str:
@@ -192,5 +192,5 @@ def _prompt(body: dict[str, Any]) -> str:
     if "messages" in body:
         raise ValueError(f"body.messages is for {CHAT}, and the url is {COMPLETIONS}")
     if not isinstance(prompt, str):
-        raise ValueError("body.prompt must be a string: one prompt a line, and no token ids")
+        raise ValueError("body.prompt must be a string: one prompt per line, and no token ids")
     return prompt

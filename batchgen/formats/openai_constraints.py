@@ -16,7 +16,7 @@ ANY_WHITESPACE = "disable_any_whitespace"
 
 
 def read_constraint(body: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Our options of constraints, and what the body calls each. Raises `ValueError` for what cannot be done."""
+    """Our options of constraints, and what the body calls each. Raises `ValueError` for what is not supported."""
     options: dict[str, Any] = {}
     names: dict[str, str] = {}
     for place, found in (
@@ -36,7 +36,7 @@ def _of_format(given: Any) -> dict[str, Any]:
     if kind == "json_object":
         return {"json_object": True}
     if kind != "json_schema":
-        raise ValueError(f"body.{FORMAT} is none of text, json_object, json_schema")
+        raise ValueError(f"body.{FORMAT} is not one of text, json_object, json_schema")
     described = given.get("json_schema")
     if not isinstance(described, Mapping) or not isinstance(described.get("schema"), Mapping | bool):
         raise ValueError(f"body.{FORMAT}.json_schema.schema is missing")
@@ -50,7 +50,7 @@ def _of_outputs(given: Any) -> dict[str, Any]:
         raise ValueError(f'body.{OUTPUTS} is not an object such as {{"regex": "[a-z]+"}}')
     asked = {key: value for key, value in given.items() if value is not None and value is not False}
     if unknown := sorted(asked.keys() - OURS.keys() - {ANY_WHITESPACE}):
-        raise ValueError(f"body.{OUTPUTS}.{unknown[0][:40]} cannot be honoured here: leave it out")
+        raise ValueError(f"body.{OUTPUTS}.{unknown[0][:40]} is not supported: remove it")
     spaces = {} if given.get(ANY_WHITESPACE) is None else {"json_whitespace": _spaces(given[ANY_WHITESPACE])}
     return {OURS[key]: value for key, value in asked.items() if key in OURS} | spaces
 

@@ -55,4 +55,4 @@ def _warning(row: Row, names: list[str], meant: dict[str, str]) -> str:
     file = f"{row.source.rpartition(':')[0]}: " if row.source else ""
     columns = f"the column {names[0]} is" if len(names) == 1 else f"the columns {', '.join(names)} are"
     example = json.dumps({"sampling": {meant[_plain(name)]: row.metadata[name] for name in names[:1]}})
-    return f"{file}{columns} kept, without effect: a row's own options go in its sampling, such as {example}"
+    return f"{file}{columns} kept as metadata, without effect: a row's options go in its sampling, such as {example}"

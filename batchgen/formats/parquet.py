@@ -54,7 +54,7 @@ def read_parquet_groups(content: Content, options: ReadOptions, first_group: int
                     yield _row(columns, content.at(number), options, num_bytes)
     except damage(pa.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or ["it ends too early"])[0]
-        raise InputError(f"{content.name} is not Parquet, or damaged after row {number}: {reason}") from None
+        raise InputError(f"{content.name} is not Parquet, or is damaged after row {number}: {reason}") from None
 
 
 def _dictionary_columns(metadata: Any) -> list[str]:
@@ -76,7 +76,7 @@ def _rows_of_group(file: Any, group: int, pa: Any) -> Iterator[tuple[dict[str, A
     size = _size_of_group(metadata, file.metadata.schema)
     row_bytes = size // max(1, metadata.num_rows)
     if row_bytes > LONGEST_ROW:
-        problem = ValueError(f"rows of {row_bytes // 2**20:,} MiB, where {LONGEST_ROW // 2**20} are the most")
+        problem = ValueError(f"rows of {row_bytes // 2**20:,} MiB, more than the limit of {LONGEST_ROW // 2**20} MiB")
         yield from ((problem, 0) for _ in range(metadata.num_rows))
         return
     most_rows = ROWS_AT_ONCE if size <= LARGE_GROUP else FEW_ROWS

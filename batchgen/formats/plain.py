@@ -1,4 +1,4 @@
-"""Plain text: one prompt a line, or a file."""
+"""Plain text: one prompt per line, or per file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FIRST_BYTES = 8192  # that show whether a file is text
 
 
 def read_text(content: Content, options: ReadOptions) -> Iterator[Row]:
-    """One prompt a line. A line that is not UTF-8 is a bad row."""
+    """One prompt per line. A line that is not UTF-8 is a bad row."""
     check_template(content.name, options)
     for number, line in content.rows():
         source = content.at(number)
@@ -51,7 +51,7 @@ def read_whole(content: Content, options: ReadOptions) -> Iterator[Row]:
 
 
 def write_text(results: Iterable[Result], stream: BinaryIO, options: WriteOptions) -> None:
-    r"""The generated text alone, one line a row: newlines inside it are written \n, a failed row is an empty line."""
+    r"""Only the generated text, one line per row: newlines inside it are written \n, a failed row is an empty line."""
     for result in results:
         line = result.text.replace("\r", "\\r").replace("\n", "\\n")
         stream.write(to_bytes(options.escape(line) + "\n"))

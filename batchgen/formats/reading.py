@@ -86,7 +86,7 @@ def _read(
             is_empty = False
             yield row
     if is_empty:
-        say(f"{source.name} is empty: there are no prompts in it")
+        say(f"{source.name} is empty: it has no prompts")
 
 
 def read_content(content: Content, form: str, options: ReadOptions) -> Iterator[Row]:

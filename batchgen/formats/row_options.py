@@ -32,7 +32,9 @@ def override(run: SamplingParams, given: object, names: Mapping[str, str] | None
     True
     """
     if not isinstance(given, Mapping):
-        raise ValueError('sampling must be an object such as {"temperature": 0.7}; rename a column that means other')
+        raise ValueError(
+            'sampling must be an object such as {"temperature": 0.7}; if the column means something else, rename it'
+        )
     for key in given:
         _check_key(key, row_keys(type(run)))
     own: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
@@ -79,5 +81,5 @@ def _check_key(key: object, keys: list[str]) -> None:
     if key in keys:
         return
     if key in options_of(SamplingParams):
-        raise ValueError(f"sampling.{key} cannot be a row's own: give {key} to the whole run")
-    raise ValueError(f"sampling has no key {json.dumps(str(key)[:40])}; it may have {', '.join(keys)}")
+        raise ValueError(f"sampling.{key} cannot be set per row: set {key} for the whole run")
+    raise ValueError(f"sampling has no key {json.dumps(str(key)[:40])}; known keys: {', '.join(keys)}")

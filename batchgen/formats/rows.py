@@ -76,20 +76,20 @@ def read_delimiter(given: str | None) -> str | None:
 
 
 def check_read_options(options: ReadOptions, name: Callable[[str], str]) -> None:
-    """Raises `UsageError` for options that contradict each other; `name` says what a field is called."""
+    """Raises `UsageError` for options that conflict; `name` says what a field is called."""
     delimiter = options.delimiter
     if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n\0'):
-        raise UsageError(f"{name('delimiter')} {delimiter!r} is not one character that may separate cells, such as ;")
+        raise UsageError(f"{name('delimiter')} {delimiter!r} is not a single separator character such as ;")
     if delimiter is not None and options.input_format not in (None, "csv", "tsv"):
-        raise UsageError(f"{name('delimiter')} is for CSV and TSV, not for {options.input_format}")
+        raise UsageError(f"{name('delimiter')} only works with CSV and TSV, not with {options.input_format}")
     if not options.whole_files:
         return
     columns = {"field": options.field, "id_field": options.id_field, "delimiter": delimiter}
     columns["choices_field"] = options.choices_field
     if given := next((field for field, value in columns.items() if value is not None), None):
-        raise UsageError(f"{name(given)} is for columns, and with {name('whole_files')} a file has none")
+        raise UsageError(f"{name(given)} selects a column, and with {name('whole_files')} a file has no columns")
     if options.input_format not in (None, "text"):
-        raise UsageError(f"{name('whole_files')} reads text, not {options.input_format}: choose one")
+        raise UsageError(f"{name('whole_files')} reads text, not {options.input_format}: remove one")
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ def _scored(request: Request) -> Request:
     try:
         replies = _replies(kind, given) if given is not None else ()
         if CONTINUATION in columns and kind == CHOICES:
-            raise ValueError(f"the row has {CHOICES} and a {CONTINUATION}: which is to be scored?")
+            raise ValueError(f"the row has {CHOICES} and a {CONTINUATION}: remove one")
     except ValueError as problem:
         return replace(request, scored=kind, metadata=columns, error=request.located(str(problem)))
     return replace(request, scored=kind, metadata=columns, replies=replies)
@@ -61,7 +61,7 @@ def _text(value: object, name: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{name} is not a string")
     if not value:
-        raise ValueError(f"{name} is empty: there is nothing to score")
+        raise ValueError(f"{name} is empty")
     if len(value) > LONGEST_PROMPT:
         raise ValueError(f"{name} has {len(value):,} characters, more than {LONGEST_PROMPT:,}")
     try:

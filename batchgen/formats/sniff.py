@@ -21,7 +21,7 @@ from batchgen.records import LONGEST_ROW
 
 WHOLE = "whole"  # a file is a prompt
 PARQUET_MAGIC = b"PAR1"
-OTHERWISE = "(--input-format says otherwise)"
+OTHERWISE = "(to change that, use --input-format)"
 EACH_LINE = 64  # lines that are each looked at; then whenever there is twice as much
 SAMPLED_LINES = 20
 TABLES = {",": ("csv", "CSV"), "\t": ("tsv", "TSV"), ";": ("csv", "CSV separated by semicolons")}
@@ -67,7 +67,7 @@ def _guess(content: Content, form: str | None, options: ReadOptions) -> str:
         return "json"
     if look == "array and more":
         raise InputError(
-            f"{content.name} begins with a JSON array and goes on behind it: say --input-format text, json or jsonl"
+            f"{content.name} begins with a JSON array and continues after it: set --input-format to text, json or jsonl"
         )
     if table := _table(content, options):
         return table
@@ -125,7 +125,7 @@ def _look_behind_object(value: dict[str, Any], is_tall: bool, behind: str, *, at
 
 
 def _look_at_break(text: str, error: json.JSONDecodeError, *, at_end: bool, is_all: bool) -> Look:
-    """JSON's tokens do not go over lines: more lines mend only what breaks off at the end."""
+    """JSON's tokens do not go over lines: more lines only complete what was cut off at the end."""
     is_cut = not text[error.pos :].strip(WHITESPACE)
     if not is_all:
         return "more" if is_cut else "text"
@@ -168,12 +168,12 @@ def _table(content: Content, options: ReadOptions) -> str | None:
         if not sample.fits:
             if len(sample.columns) > 1 and all(map(_is_name, sample.columns)):
                 content.say(
-                    f"{content.name} is read as text, though it begins like {called} (columns {columns}): "
-                    f"not all lines have as many cells; --input-format {form} reads it so"
+                    f"{content.name} is read as text, although it begins like {called} (columns {columns}): "
+                    f"its lines have different numbers of cells; to read it as such, add --input-format {form}"
                 )
             continue
         if sample.delimiter not in DELIMITERS.values():
-            raise InputError(f"{content.name} looks like {called}: say --delimiter '{sample.delimiter}'")
+            raise InputError(f"{content.name} looks like {called}: add --delimiter '{sample.delimiter}'")
         content.say(f"{content.name} is read as {called}, with the columns {columns} {OTHERWISE}")
         return form
     return None

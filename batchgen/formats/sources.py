@@ -105,7 +105,7 @@ def _find(given: str, *, any_suffix: bool, folders: FolderOptions) -> list[Sourc
         return [_check_file(path, any_suffix=any_suffix) for path in _expand(given, folders)]
     except OSError as error:
         name = name_in_error(str(error.filename or given))
-        raise InputError(f"{name} cannot be read: {error.strerror} (a prompt itself goes behind -p)") from None
+        raise InputError(f"{name} cannot be read: {error.strerror} (to give a prompt directly, use -p)") from None
 
 
 def _expand(given: str, folders: FolderOptions) -> list[Path]:
@@ -116,9 +116,11 @@ def _expand(given: str, folders: FolderOptions) -> list[Path]:
     if path.exists():
         return [path]
     if path.is_symlink():
-        raise InputError(f"{given} is a link that leads nowhere")
+        raise InputError(f"{given} is a broken link")
     if URL.match(given):
-        raise InputError(f"{given} is a URL, which only --ray reads: download it first, or pipe it into batchgen")
+        raise InputError(
+            f"{given} is a URL, which is only supported with --ray: download it first, or pipe it into batchgen"
+        )
     if not glob.has_magic(given):
         raise InputError(f"there is no file {given}{suggest(given)}")
     files = sorted(file for file in _glob(given) if not file.is_dir())
@@ -131,7 +133,7 @@ def _look_into(folder: Path, options: FolderOptions) -> list[Path]:
     found, left_out = look_into(folder, options, lambda file: form_of(file) is not None)
     if not found:
         known = f" ({', '.join(FORMATS_BY_SUFFIX)})"
-        raise InputError(f"{folder} holds no prompt files{known}{f': {left_out}' if left_out else ''}")
+        raise InputError(f"{folder} has no prompt files{known}{f': {left_out}' if left_out else ''}")
     if left_out:
         options.say(f"{folder}: {left_out}")
     return found
@@ -157,7 +159,7 @@ def _check_file(path: Path, *, any_suffix: bool) -> Source:
         raise InputError(f"{path}: cannot read {suffix} files ({packing}): {UNPACK}")
     if suffix in NOT_TEXT and not any_suffix:
         known = ", ".join(FORMATS_BY_SUFFIX)
-        raise InputError(f"{path}: cannot read {suffix} files; give {known}, or say --input-format")
+        raise InputError(f"{path}: cannot read {suffix} files; give {known}, or set --input-format")
     path.stat()
     if not os.access(path, os.R_OK):
         raise InputError(f"{path} cannot be read: permission denied")
@@ -170,7 +172,7 @@ def _refuse_device(source: Source) -> None:
         if (status := source.status) is None:
             return
         if stat.S_ISBLK(status.st_mode) or (stat.S_ISCHR(status.st_mode) and status.st_rdev not in _ending_devices()):
-            raise InputError(f"{source.name} is a device, which may never end: give a file or a pipe")
+            raise InputError(f"{source.name} is a device, which may be endless: give a file or a pipe")
 
 
 def _ending_devices() -> set[int]:

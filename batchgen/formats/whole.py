@@ -96,7 +96,7 @@ def _open_new(path: Path, mode: int) -> BinaryIO:
 def _rename(temporary: Path, file: Path, replaces: FileState | None) -> None:
     there = FileState.of(file)
     if there not in (None, replaces):
-        raise FileExistsError(errno.EEXIST, "another file stands there now", str(file))
+        raise FileExistsError(errno.EEXIST, "another file has taken its place", str(file))
     if there:
         temporary.replace(file)
         return
@@ -136,14 +136,14 @@ def write_json(path: Path, value: object, temporary: Path | None = None) -> None
     try:
         write_at(path, text, temporary=temporary)
     except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}: mend that and run again") from None
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}: fix that and run again") from None
 
 
 def write_at(path: Path, content: bytes, *, temporary: Path | None = None, overwrite: bool = True) -> None:
     """A file whole, where the name leads to; into a pipe or a device as it is. Raises `OSError`."""
     file = Path(os.path.realpath(path))
     if path.is_symlink() and not file.exists():
-        raise FileNotFoundError(errno.ENOENT, "it is a link that leads nowhere", str(path))
+        raise FileNotFoundError(errno.ENOENT, "it is a broken link", str(path))
     if file.exists() and not file.is_file():
         file.write_bytes(content)
         return

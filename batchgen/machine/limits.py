@@ -65,7 +65,7 @@ def parse_memory(text: str) -> MemoryLimit:
         raise mistake
     number, percent, unit = match.groups(default="")
     if named.replace(".", "").isdigit() and 0 < Fraction(number) < LEAST_BYTES:
-        raise UsageError(f"--memory {named} has no unit: is it {named}G?")
+        raise UsageError(f"--memory {named} has no unit: did you mean {named}G?")
     if percent:
         limit = MemoryLimit(named, share=Fraction(number) / 100)
     else:
@@ -164,7 +164,7 @@ class _Gauge(Protocol):
         """Bytes held now, and the high-water mark."""
 
     def lower_high_water(self) -> bool:
-        """Sets the high-water mark to what is held now; False where that cannot be done."""
+        """Sets the high-water mark to what is held now; False where that is not supported."""
 
 
 class _ProcessGauge:

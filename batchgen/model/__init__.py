@@ -1,6 +1,6 @@
 """Finds a model, checks it, loads its tokenizer and weights; chooses device and dtype.
 
-Nothing of a model is ever executed, only safetensors are read, and nothing of its generation_config is used but its
+Code that comes with a model never runs, only safetensors are read, and of its generation_config only its
 eos tokens.
 """
 

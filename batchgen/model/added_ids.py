@@ -1,7 +1,7 @@
 """Ids that a tokenizer's post-processor adds to each text: those in front are kept, those behind are left out.
 
 A mark in front (bos) is what the model expects of every prompt. A mark behind (eos, sep) says that the text is over: a
-model that is to go on with it must not see that.
+model that continues it must not see that.
 """
 
 from __future__ import annotations
@@ -82,4 +82,4 @@ def say_left_out(tokenizer: Tokenizer, say: Callable[[str], object]) -> None:
     """Says which tokens behind every prompt are left out, where there are any."""
     if behind := added_ids(tokenizer).behind:
         names = " ".join(tokenizer.convert_ids_to_tokens(list(behind)))
-        say(f"the tokenizer adds {names} behind every text: left out of prompts, so that the model continues them")
+        say(f"the tokenizer adds {names} after every text: batchgen omits them, so that the model continues the prompt")

@@ -98,11 +98,11 @@ def read_checkpoint(name: str, folder: Path) -> Checkpoint:
     checkpoint = Checkpoint(name, folder, outline, codec, _eos_token_ids(folder, outline, codec))
     if codec.vocab_size > checkpoint.vocab_size:
         raise ModelError(
-            f"{folder}: the tokenizer has {codec.vocab_size} tokens, the model {checkpoint.vocab_size}: "
-            "they do not belong together"
+            f"{folder}: the tokenizer has {codec.vocab_size} tokens, but the model {checkpoint.vocab_size}: "
+            "they do not match"
         )
     if checkpoint.n_positions is not None and checkpoint.n_positions < 1:
-        raise ModelError(f"{folder}: the model has {checkpoint.n_positions} positions, which hold no prompt")
+        raise ModelError(f"{folder}: the model has {checkpoint.n_positions} positions, too few for a prompt")
     return checkpoint
 
 
@@ -128,11 +128,11 @@ def _check_architecture(name: str, config: PretrainedConfig) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
     architecture = (config.architectures or [type(config).__name__])[0]
-    mend = "batchgen runs decoder-only language models, such as gpt2"
+    fix = "batchgen runs decoder-only language models, such as gpt2"
     if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(f"model {name} is an encoder-decoder model ({architecture}): {mend}")
+        raise ModelError(f"model {name} is an encoder-decoder model ({architecture}): {fix}")
     if config.model_type not in CAUSAL or (config.architectures and architecture not in _flatten(CAUSAL.values())):
-        raise ModelError(f"model {name} is not a causal language model ({architecture}): {mend}")
+        raise ModelError(f"model {name} is not a causal language model ({architecture}): {fix}")
 
 
 def _flatten(names: Any) -> set[str]:

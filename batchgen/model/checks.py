@@ -40,7 +40,7 @@ def _check_size(path: Path) -> None:
     most = MOST_CONFIG_BYTES if path.name in CONFIGS or path.suffix == ".jinja" else MOST_TOKENIZER_BYTES
     is_read = path.suffix in (".json", ".jinja", ".txt", ".model")
     if is_read and (size := path.stat().st_size) > most:
-        raise ModelError(f"{path} has {size:,} bytes, and no model's is larger than {most:,}: it is not what it seems")
+        raise ModelError(f"{path} has {size:,} bytes, more than any model's ({most:,}): it is probably another file")
 
 
 def check_config(folder: Path) -> None:
@@ -59,7 +59,7 @@ def check_config(folder: Path) -> None:
         for parts, (names, most) in MOST_PARTS.items():
             if number > most and names.search(key):
                 shown = f"{number:,}" if number < 10**15 else "more than 10^15"
-                raise ModelError(f"{path} asks for {shown} {parts} ({key}): no model has more than {most:,}")
+                raise ModelError(f"{path} asks for {shown} {parts} ({key}), more than any model ({most:,})")
 
 
 def _check_heads(path: Path, config: object) -> None:
@@ -68,8 +68,8 @@ def _check_heads(path: Path, config: object) -> None:
         sizes = [part.get(name) for name in HEADS] if isinstance(part, dict) else []
         heads, groups = (size if type(size) is int and size > 0 else 1 for size in sizes or (1, 1))
         if heads % groups:
-            given = f"{HEADS[0]} {heads} is no multiple of {HEADS[1]} {groups}"
-            raise ModelError(f"{path}: {given}, as it is in every model: fetch it again")
+            given = f"{HEADS[0]} {heads} is not a multiple of {HEADS[1]} {groups}"
+            raise ModelError(f"{path}: {given}: download it again")
 
 
 def _numbers(value: object, key: str = "") -> Iterator[tuple[str, float]]:
@@ -90,19 +90,21 @@ def check_weights(folder: Path) -> None:
 
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ModelError(f"{folder} has no *.safetensors: batchgen reads no other weights (pickles can run code)")
+        raise ModelError(
+            f"{folder} has no *.safetensors: batchgen reads no other weights, because pickles can run code"
+        )
     for name in _indexed(folder / INDEX):
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ModelError(f"{folder / INDEX} leads to {name}: batchgen reads *.safetensors of the same folder only")
+            raise ModelError(f"{folder / INDEX} points to {name}: batchgen only reads *.safetensors in the same folder")
     for file in files:
         try:
             with safe_open(file, framework="pt"):  # reads the header alone
                 pass
         except (SafetensorError, OSError) as error:
-            raise ModelError(f"{file} is not whole or not safetensors ({error}): fetch it again") from None
+            raise ModelError(f"{file} is incomplete or not safetensors ({error}): download it again") from None
         except MemoryError:
             size = size_text(file.stat().st_size)
-            raise ModelError(f"{file} has {size}, more than this process may map: try a smaller model") from None
+            raise ModelError(f"{file} has {size}, more than this process can map: try a smaller model") from None
 
 
 def _indexed(index: Path) -> set[str]:
@@ -112,4 +114,4 @@ def _indexed(index: Path) -> set[str]:
     try:
         return {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ModelError(f"{index} is not an index of weights: fetch it again") from None
+        raise ModelError(f"{index} is not an index of weights: download it again") from None

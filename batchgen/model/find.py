@@ -49,7 +49,7 @@ def find_model(
     name = DEFAULT_MODEL if name is None else name
     if name == BUNDLED or _exists(name) or not _is_repository(name):
         if revision:
-            raise UsageError(f"--revision names a version on the Hub; {name} is not a Hub model")
+            raise UsageError(f"--revision only works with a Hub model;  {name} is not a Hub model")
         return name, BUNDLED_FOLDER if name == BUNDLED else _check_folder(name)
     repositories = DEFAULT_REPOSITORIES if name in DEFAULT_REPOSITORIES else (name,)
     try:
@@ -68,7 +68,7 @@ def _find_default(weights: bool, say: Say) -> tuple[str, Path]:
     except ModelError:
         say(
             "warning: gpt2 is not in the local cache and the Hub cannot be reached: using the small bundled model, "
-            "which writes simple stories (--model bundled hides this line)"
+            "which writes simple stories (to hide this warning, use --model bundled)"
         )
         return BUNDLED, BUNDLED_FOLDER
 
@@ -104,8 +104,8 @@ def _check_folder(name: str) -> Path:
     folder = _to_path(name)
     if not _exists(name) or not folder.is_dir():
         reason = "is a file" if _exists(name) else "is neither a folder nor a Hub id"
-        mend = f"{_meant(name)}give a model folder, a Hub id such as gpt2, or bundled"
-        raise ModelError(f"--model {name_in_error(name)} {reason}: {mend}")
+        fix = f"{_meant(name)}give a model folder, a Hub id such as gpt2, or bundled"
+        raise ModelError(f"--model {name_in_error(name)} {reason}: {fix}")
     return folder
 
 
@@ -114,7 +114,7 @@ def _meant(name: str) -> str:
     from huggingface_hub import constants
 
     near = near_model(name, Path(constants.HF_HUB_CACHE))
-    return f"did you mean --model {near}? Else " if near else ""
+    return f"did you mean --model {near}? Otherwise, " if near else ""
 
 
 def _find_cached(repositories: tuple[str, ...], revision: str | None, weights: bool) -> Path:
@@ -162,13 +162,15 @@ def _download(repository: str, revision: str | None, weights: bool, say: Say) ->
     wanted = _wanted(info, patterns)
     size_bytes = sum(file.size or 0 for file in wanted)
     if weights:  # the rest is a few kilobytes
-        say(f"downloading {repository} ({size_bytes / 1e6:,.0f} MB) to the local cache; --model bundled needs nothing")
+        say(f"downloading {repository} ({size_bytes / 1e6:,.0f} MB) to the local cache; --model bundled needs none")
     with quiet():
         try:
             names = [escape(file.rfilename) for file in wanted]
             folder = snapshot_download(repository, revision=revision, allow_patterns=names)
         except Exception as error:  # noqa: BLE001 - any failure of the download is the same news to the user
-            raise ModelError(f"the download of {repository} failed: {first_line(error)}; run again to go on") from None
+            raise ModelError(
+                f"the download of {repository} failed: {first_line(error)}; to continue, run the command again"
+            ) from None
     return Path(folder)
 
 
@@ -186,24 +188,24 @@ def _ask_hub(repository: str, revision: str | None) -> ModelInfo:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    mend = f"{_meant(repository)}give a local folder, or --model bundled"
+    fix = f"{_meant(repository)}give a local folder, or --model bundled"
     if constants.is_offline_mode():
-        raise ModelError(f"model {repository} is not in the local cache and HF_HUB_OFFLINE is set: {mend}")
+        raise ModelError(f"model {repository} is not in the local cache and HF_HUB_OFFLINE is set: {fix}")
     answer = _ask_patiently(
         lambda: HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=HUB_PATIENCE_S)
     )
     if isinstance(answer, GatedRepoError):
-        raise ModelError(f"model {repository} asks for permission: accept its terms on the Hub and set HF_TOKEN")
+        raise ModelError(f"model {repository} requires permission: accept its terms on the Hub and set HF_TOKEN")
     if isinstance(answer, RevisionNotFoundError):
         raise ModelError(f"model {repository} has no revision {revision}")
     if isinstance(answer, RepositoryNotFoundError):
         near = near_model(repository, Path(constants.HF_HUB_CACHE))
         hint = f": did you mean --model {near}?" if near else ""
         raise ModelError(
-            f"there is no model {repository} on the Hub (or it is private), nor a folder of that name{hint}"
+            f"there is no model {repository} on the Hub (or it is private), and no folder of that name{hint}"
         )
     if isinstance(answer, Exception):
-        raise ModelError(f"model {repository} is not in the local cache and the Hub does not answer: {mend}")
+        raise ModelError(f"model {repository} is not in the local cache and the Hub does not answer: {fix}")
     return answer
 
 

@@ -44,7 +44,7 @@ class GuardedTokenizer:
         if ended is None:
             raise ModelError(
                 f"the tokenizer of {self._name} takes more than {PATIENCE_S:.0f} s for {size:,} characters: "
-                "its tokenizer.json has a pattern that searches without end, use another model"
+                "its tokenizer.json has a pattern that backtracks without end; use another model"
             )
         return ended
 
@@ -99,7 +99,7 @@ def _quietly() -> Iterator[None]:
         yield
     except BaseException as error:
         if is_panic(error):
-            raise TokenizerFailure(f"the tokenizer fails on it: {first_line(error)}") from None
+            raise TokenizerFailure(f"the tokenizer fails on this text:  {first_line(error)}") from None
         raise
     finally:
         os.dup2(before, 2)
@@ -120,5 +120,5 @@ def each_or_why(texts: list[str], encode: Callable[[list[str]], list[list[int]]]
             raise
         if len(texts) == 1:
             is_told = isinstance(error, TokenizerFailure)
-            return [str(error) if is_told else f"the tokenizer fails on it: {first_line(error)}"]
+            return [str(error) if is_told else f"the tokenizer fails on this text:  {first_line(error)}"]
     return [found for text in texts for found in each_or_why([text], encode)]

@@ -71,8 +71,8 @@ class Model:
     @property
     def nan_message(self) -> str:
         """What a row is told whose logits are not numbers."""
-        mend = "its weights are broken" if self.dtype_name == "float32" else "use --dtype float32"
-        return f"model {self.checkpoint.name} gives NaN in {self.dtype_name} on {self.device}: {mend}"
+        fix = "its weights are damaged" if self.dtype_name == "float32" else "use --dtype float32"
+        return f"model {self.checkpoint.name} gives NaN in {self.dtype_name} on {self.device}: {fix}"
 
     @cached_property
     def takes_position_ids(self) -> bool:

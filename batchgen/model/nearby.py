@@ -1,4 +1,4 @@
-"""Models that may have been meant where a name leads nowhere: cached ones, bundled, gpt2, a folder near by."""
+"""Models that a wrong name may have meant: cached ones, bundled, gpt2, a folder nearby."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def check_named_tokens(sampling: SamplingParams, vocab_size: int) -> None:
     named = {"stop_token_ids": sampling.stop_token_ids, "logit_bias": [token for token, _ in sampling.logit_bias]}
     for name, tokens in named.items():
         if max(tokens, default=0) >= vocab_size:
-            raise FieldError(f"{{{name}}} names token {max(tokens)}: the model has tokens 0 to {vocab_size - 1}")
+            raise FieldError(f"{{{name}}} names token {max(tokens)}, but the model has tokens 0 to {vocab_size - 1}")
 
 
 def _unknown_token(sampling: SamplingParams, input_ids: list[int], vocab_size: int) -> str | None:
@@ -160,11 +160,11 @@ def _check_length(
         return None, 0
     room = n_positions - max_new_tokens
     if room < 1 + num_fixed:
-        return f"{max_new_tokens} new tokens leave no room for a prompt: the model holds {n_positions} positions", 0
+        return f"{max_new_tokens} new tokens leave no room for a prompt: the model has {n_positions} positions", 0
     if too_long == "truncate":
         return None, num_tokens - room
     return (
-        f"the prompt has {num_tokens} tokens; with {max_new_tokens} new ones that is more than the model's "
+        f"the prompt has {num_tokens} tokens; with {max_new_tokens} new ones, that is more than the model's "
         f"{n_positions} positions (shorten it to {room} tokens, or use --too-long truncate)",
         0,
     )

@@ -91,7 +91,7 @@ class PassageEncoder:
         whole, start = ids[context + rest], len(ids[context])
         front = self._front(whole) if not start else self._own_front(whole)
         if len(whole) <= start:
-            raise ValueError("what follows the prompt has no tokens of its own: there is nothing to score")
+            raise ValueError("the continuation has no tokens of its own to score")
         return self._passage([*front, *whole], len(front) + start)
 
     def _own_front(self, ids: list[int]) -> list[int]:
@@ -116,13 +116,13 @@ class PassageEncoder:
             return found
         end = self.checkpoint.pad_token_id
         [name] = codec.convert_ids_to_tokens([end])
-        self.chat.say_once(f"the model has no BOS: texts without a prompt are scored behind {name}, its end mark")
+        self.chat.say_once(f"the model has no BOS: texts without a prompt are scored after {name}, its end token")
         return end
 
     def _passage(self, ids: list[int], start: int) -> Passage:
         """Raises `ValueError` where nothing would be scored, or there is a token that the model does not have."""
         if not ids[start:]:
-            raise ValueError("the text is empty: there is nothing to score")
+            raise ValueError("the text is empty")
         if max(ids) >= self.checkpoint.vocab_size:
             raise ValueError(f"the tokenizer gives token {max(ids)}, which the model does not have")
         return Passage(tuple(ids), max(start, 1))
@@ -172,7 +172,7 @@ class PassageEncoder:
         assert asked
         if not request.replies and asked.messages[-1].role != "assistant":
             role = asked.messages[-1].role
-            raise ValueError(f"the messages end with {role}: scored is the last reply, of the assistant")
+            raise ValueError(f"the messages end with {role}: only a reply of the assistant can be scored")
         ends = [(*asked.messages, Message("assistant", reply)) for reply in request.replies] or [asked.messages]
         told = [
             replace(asked, messages=messages, add_generation_prompt=None, continue_final_message=True)
@@ -194,5 +194,5 @@ class PassageEncoder:
         offsets = self.chat.offsets(row.prompt, row.input_ids, conversation)
         first = next((place for place, (_, end) in enumerate(offsets) if end > start), None)
         if first is None:
-            raise ValueError("which tokens are the last reply's cannot be told")
+            raise ValueError("cannot tell which tokens belong to the last reply")
         return row.prompt[:start], self._passage(list(row.input_ids), first)

@@ -190,7 +190,7 @@ def _is_there(find: Callable[[], object]) -> bool:
 
 
 def _gone(name: str) -> ModelError:
-    return ModelError(f"{name} is gone from the installed version: install one that was tried ({TRIED})")
+    return ModelError(f"{name} is missing in the installed version: install a tested one ({TRIED})")
 
 
 # What transformers imports only for compiling and for many machines, and which costs a fifth of a short run's time.

@@ -20,9 +20,11 @@ def one_line(name: str, folder: Path) -> Iterator[None]:
         raise
     except Exception as error:  # noqa: BLE001 - the library raises nearly anything
         if "trust_remote_code" in str(error):
-            raise ModelError(f"model {name} needs code of its own, which batchgen never runs") from None
+            raise ModelError(
+                f"model {name} needs its own code, and batchgen never runs code that comes with a model"
+            ) from None
         if is_out_of_memory(error):
-            raise ModelError(f"model {name} does not fit into memory: try a smaller one, or --dtype bfloat16") from None
+            raise ModelError(f"model {name} does not fit in memory: try a smaller one, or --dtype bfloat16") from None
         raise ModelError(f"model {name} cannot be loaded from {folder}: {first_line(error)}") from None
 
 

@@ -96,7 +96,7 @@ class LightTokenizer:
         self, token_ids: list[int], skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool = False
     ) -> str:
         """The text of tokens, spaces exactly as they stand."""
-        assert not clean_up_tokenization_spaces, "cleaning up loses spaces"
+        assert not clean_up_tokenization_spaces, "clean-up of spaces changes the text"
         return self.backend_tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
     def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:

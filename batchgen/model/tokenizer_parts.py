@@ -50,7 +50,7 @@ def find_harm(parts: Mapping[str, Any]) -> str | None:
         if (growth := growth_of(steps)) > MOST_GROWTH:
             return f"its {part} can make {_rounded(growth)} characters of one"
     if any(not _is_tame(pattern) for pattern in _patterns(parts.get("decoder"), "decoder")):
-        return "its decoder has a pattern that can search without end"
+        return "its decoder has a pattern that can backtrack without end"
     if _longest_text(parts) > LONGEST_TEXT:
         return f"it has a text of more than {LONGEST_TEXT:,} characters in its vocabulary or among its steps"
     if _most_around(parts.get("post_processor")) > MOST_ADDED:

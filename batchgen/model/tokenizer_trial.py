@@ -63,7 +63,7 @@ def _judge(path: Path, content: bytes) -> Verdict:
 
 
 def _refusal(path: Path, problem: str) -> ModelError:
-    return ModelError(f"{path} is not used, {problem}: use another model, or fetch it from its source")
+    return ModelError(f"{path} is refused: {problem}. Use another model, or download it from its source")
 
 
 def _parse(content: bytes) -> dict[str, Any] | None:
@@ -104,7 +104,7 @@ def main() -> None:
         if isinstance(error, MemoryError):
             problem = f"it takes more than {CHILD_BYTES >> 30} GiB to try"
         else:
-            problem = f"its library fails on it: {first_line(error)}"
+            problem = f"the tokenizer library fails on it: {first_line(error)}"
     print(json.dumps({"problem": problem}))
 
 
@@ -129,7 +129,7 @@ def _problem(path: Path) -> str | None:
     for text in trial_texts(parts):
         ids = tokenizer.encode(text).ids
         if len(ids) > MOST_TOKENS * len(text.encode()) + 64:
-            return f"it makes {len(ids):,} tokens of {len(text):,} characters"
+            return f"it turns {len(text):,} characters into {len(ids):,} tokens"
         tokenizer.decode(ids)
     if tokenizer.normalizer is not None and "precompiled_charsmap" in json.dumps(parts.get("normalizer")):
         return _problem_of_characters(tokenizer.normalizer)
@@ -148,5 +148,5 @@ def _problem_of_characters(normalizer: Any) -> str | None:
     """A table of replacements is no text that one could read: what becomes of every character is looked at."""
     for code in range(32, 0x10000):
         if not 0xD800 <= code < 0xE000 and len(normalizer.normalize_str(chr(code))) > MOST_TOKENS * 4:
-            return f"its normalizer makes very much of U+{code:04X}"
+            return f"its normalizer expands U+{code:04X}"
     return None

@@ -56,7 +56,7 @@ def load_model(
         if keys := loading.get(problem):
             what = problem.replace("_keys", " weights").replace("_msgs", "s")
             raise ModelError(
-                f"{folder} does not hold the whole model: {len(keys)} {what}, first {sorted(map(str, keys))[0]}"
+                f"{folder} does not have the complete model:  {len(keys)} {what}, first {sorted(map(str, keys))[0]}"
             )
     network.generation_config = GenerationConfig()  # what the checkpoint asks for must not leak into `generate`
     return Model(checkpoint, network.eval().to(on), on, as_dtype)
@@ -72,16 +72,16 @@ def check_room(
     if needed > bound.available_bytes:
         if memory and bound.name.startswith("--memory"):
             raise ModelError(
-                f"--memory {memory.text} is too little for {checkpoint.name}: its weights need {size_text(needed)} in "
-                f"{dtype}, beside {size_text(held_bytes(device))} of this process without them: give more"
+                f"--memory {memory.text} is too small for {checkpoint.name}: its weights need {size_text(needed)} in "
+                f"{dtype}, and this process takes {size_text(held_bytes(device))} without them: increase it"
             )
         what = f"the weights of {checkpoint.name} need {size_text(needed)} in {dtype}"
         if num_copies > 1:
             what = f"{num_copies} workers with {checkpoint.name} in {dtype} need {size_text(needed)}"
-        mend = "a smaller model" if dtype != "float32" else "--dtype bfloat16 (half of it) or a smaller model"
+        fix = "a smaller model" if dtype != "float32" else "--dtype bfloat16 (half the size) or a smaller model"
         raise ModelError(
-            f"{what}, and {size_text(bound.available_bytes)} are left by {bound.name}: "
-            f"try {'fewer --workers, ' if num_copies > 1 else ''}{mend}"
+            f"{what}, but {bound.name} leaves {size_text(bound.available_bytes)}: "
+            f"try {'fewer --workers, ' if num_copies > 1 else ''}{fix}"
         )
 
 

@@ -91,7 +91,7 @@ class Backoff:
 
     def say_fewer(self, ran: str, left: int) -> None:
         """One line for the user, after memory ran out with so many rows."""
-        self._say(f"out of memory with {ran}: going on with {left} at a time")
+        self._say(f"out of memory with {ran}: continuing with {left} at a time")
 
     def hits_the_wall(self, rows: list[Sequence]) -> bool:
         """Whether a single row, which is tried otherwise, would get the process killed."""
@@ -108,8 +108,10 @@ class Backoff:
         needed = size_text(batch_bytes(self._limits, [row]))
         tokens = f"{row.num_prompt_tokens} prompt + {row.sampling.max_new_tokens} new tokens"
         row.batch_index = row.padded_length = None  # no batch ran it
-        row.fail(f"out of memory: this row alone ({tokens}) needs about {needed}; there is {size_text(self._budget())}")
-        self._say(f"out of memory with a single row ({tokens}): it needs about {needed}, and is marked as failed")
+        row.fail(
+            f"out of memory: this row alone ({tokens}) needs about {needed}, and {size_text(self._budget())} is free"
+        )
+        self._say(f"out of memory with a single row ({tokens}): it needs about {needed} and is recorded as failed")
 
 
 def release() -> None:

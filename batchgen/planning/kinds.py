@@ -69,7 +69,7 @@ class EngineKind:
     ) -> BatchLimits:
         """Limits on a device that has so much left beside the weights; `best_rows` is what `bench` found best there."""
         if num_rows is not None and (not isinstance(num_rows, int) or num_rows < 1):
-            raise UsageError(f"batch_size {num_rows}: give auto or a number from 1 up")
+            raise UsageError(f"batch_size {num_rows}: give auto or a number of at least 1")
         most_rows = best_rows or self.most_rows.get(device_type, MOST_ROWS_ACCELERATOR)
         return BatchLimits(self.memory(footprint), budget_bytes(available_bytes), most_rows, num_rows)
 

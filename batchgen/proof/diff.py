@@ -82,9 +82,9 @@ class Comparison:
     def problem(self) -> str | None:
         """Why the two cannot be compared."""
         if not self.compared and (self.rows_a or self.rows_b):
-            return "no row of the one is in the other"
+            return "they have no rows in common"
         if self.compared and self.other_prompts == self.compared:
-            return "their rows have the same ids, and other prompts"
+            return "their rows have the same ids but different prompts"
         return None
 
     def to_dict(self) -> dict[str, Any]:

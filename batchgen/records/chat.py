@@ -45,7 +45,7 @@ class Conversation:
 
     @property
     def continues(self) -> bool:
-        """Whether the answer goes on with the last message."""
+        """Whether the answer continues the last message."""
         if self.continue_final_message is None:
             return not self.add_generation_prompt and self.messages[-1].role == "assistant"
         return self.continue_final_message
@@ -66,7 +66,7 @@ class ChatOptions:
 
     `chat` makes a plain prompt a user's message; False says that it shall stay as it is, None that nobody said.
     `system` goes before conversations that have none, and makes plain prompts conversations too. `template` is one of
-    the model's own by name, or a file. Raises `FieldError` where they contradict each other.
+    the model's own by name, or a file. Raises `FieldError` if they conflict.
     """
 
     chat: bool | None = None
@@ -77,7 +77,7 @@ class ChatOptions:
 
     def __post_init__(self) -> None:
         if self.chat is False and self.system is not None:
-            raise FieldError("{system} makes prompts conversations, which {no_chat} forbids: choose one")
+            raise FieldError("{system} turns prompts into conversations, but {no_chat} is also given: choose one")
 
     @property
     def wraps_prompts(self) -> bool:

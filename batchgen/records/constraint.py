@@ -70,7 +70,7 @@ def _parsed(name: str, text: str) -> Any:
     try:
         return json.loads(_fitting(name, text))
     except (ValueError, RecursionError) as error:
-        problem = "it is nested too deep" if isinstance(error, RecursionError) else error
+        problem = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise FieldError(f"{{{name}}} is not JSON: {problem}") from None
 
 
@@ -93,9 +93,9 @@ def _fitting(name: str, text: str) -> str:
     if len(text) > LONGEST_CONSTRAINT:
         raise FieldError(f"{{{name}}} has {len(text):,} characters, more than {LONGEST_CONSTRAINT:,}")
     if any("\ud800" <= sign <= "\udfff" for sign in text):
-        raise FieldError(f"{{{name}}} holds a lone surrogate (half a character)")
+        raise FieldError(f"{{{name}}} has a lone surrogate (half a character)")
     if "\0" in text:
-        raise FieldError(f"{{{name}}} holds a NUL character")
+        raise FieldError(f"{{{name}}} has a NUL character")
     return text
 
 

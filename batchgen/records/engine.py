@@ -38,24 +38,26 @@ class EngineOptions:
 
     engine: str = option(
         "auto",
-        "continuous refills slots (auto, where it applies); reference is transformers' generate.",
+        "continuous refills slots as rows finish (auto, where supported); reference uses transformers' generate.",
         panel=BATCHES,
         choices=("auto", "continuous", "reference"),
     )
     batch_size: int | None = option(
-        None, "Rows a batch; auto fits them to memory.", value="auto|N", panel=BATCHES, least=1, none="auto"
+        None, "Rows per batch; auto uses as many as fit in memory.", value="auto|N", panel=BATCHES, least=1, none="auto"
     )
     memory: MemoryLimit | None = option(
         None,
-        "Hold no more than this: 6G, weights included, or 80% of what there is.",
+        "Memory limit: 6G (including the weights), or 80% of the available memory.",
         value="SIZE|SHARE",
         panel=BATCHES,
     )
-    exact: bool = option(True, "Decide near ties alone and unpadded (float32).", panel=BATCHES)
-    share_prefixes: bool = option(True, "Compute once what prompts have in common.", panel=BATCHES)
+    exact: bool = option(
+        True, "Decide near ties from an unpadded forward pass of the row alone (float32).", panel=BATCHES
+    )
+    share_prefixes: bool = option(True, "Compute tokens that several prompts begin with only once.", panel=BATCHES)
     workers: int | None = option(
         None,
-        "Processes that share the rows, each with the model (else one a device).",
+        "Worker processes, each with its own copy of the model. Default: one per device.",
         value="N",
         panel=BATCHES,
         least=1,

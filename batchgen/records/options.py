@@ -113,7 +113,7 @@ def _check_bounds(item: OptionField, value: object) -> None:
     if option.choices and value not in option.choices and not is_unset:
         raise FieldError(f"{{{item.name}}} {value} is not one of {', '.join(option.choices)}")
     if isinstance(value, int | float) and not isinstance(value, bool) and not option.holds(value):
-        problem = f"below {option.least:g}" if option.most is None else f"not in {option.interval}"
+        problem = f"less than {option.least:g}" if option.most is None else f"not in {option.interval}"
         raise FieldError(f"{{{item.name}}} {value} is {problem}")
 
 
@@ -122,7 +122,7 @@ def read_whole(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise FieldError(f"{{{name}}} must be a whole number such as 20")
     if abs(int(value)) > MOST_INT:
-        raise FieldError(f"{{{name}}} is beyond {MOST_INT}")
+        raise FieldError(f"{{{name}}} is larger than {MOST_INT}")
     return int(value)
 
 
@@ -132,7 +132,7 @@ def read_number(name: str, value: object) -> float:
     try:
         return float(value)
     except OverflowError:
-        raise FieldError(f"{{{name}}} is beyond {MOST_INT}") from None
+        raise FieldError(f"{{{name}}} is larger than {MOST_INT}") from None
 
 
 def read_switch(name: str, value: object) -> bool:
@@ -149,7 +149,7 @@ def read_texts(name: str, value: object) -> tuple[str, ...]:
     if not all(texts):
         raise FieldError(f"{{{name}}} needs a non-empty text")
     if any("\ud800" <= sign <= "\udfff" for text in texts for sign in text):
-        raise FieldError(f"{{{name}}} holds a lone surrogate (half a character)")
+        raise FieldError(f"{{{name}}} has a lone surrogate (half a character)")
     return tuple(texts)
 
 
@@ -157,7 +157,7 @@ def read_token_ids(name: str, value: object) -> tuple[int, ...]:
     """Token ids, each once; one alone is a list of one."""
     ids = value if isinstance(value, list | tuple) else (value,)
     if not all(_is_token_id(token) for token in ids):
-        raise FieldError(f"{{{name}}} must be a token id or a list of them, whole numbers from 0 up")
+        raise FieldError(f"{{{name}}} must be a token id or a list of token ids (whole numbers of at least 0)")
     return tuple(dict.fromkeys(map(int, ids)))
 
 
@@ -169,12 +169,14 @@ def read_bias(name: str, value: object) -> LogitBias:
     """What is added to logits, from token ids (as JSON has keys, too: texts of digits) to numbers."""
     pairs: Iterable[Any] = value.items() if isinstance(value, Mapping) else value  # type: ignore[assignment]
     if not isinstance(value, Mapping | tuple):
-        raise FieldError(f'{{{name}}} must be token ids and what is added to their logits, such as {{"50256": -100}}')
+        raise FieldError(f'{{{name}}} must map token ids to what is added to their logits, such as {{"50256": -100}}')
     bias: dict[int, float] = {}
     for key, amount in pairs:
         token = int(key) if isinstance(key, str) and key.isascii() and key.isdigit() else key
         if not _is_token_id(token):
-            raise FieldError(f"{{{name}}} names {str(key)[:40]!r}, which is no token id: give whole numbers from 0 up")
+            raise FieldError(
+                f"{{{name}}} has {str(key)[:40]!r}, which is not a token id: give whole numbers of at least 0"
+            )
         bias[int(token)] = number = read_number(name, amount)
         if abs(number) > MOST_BIAS:
             raise FieldError(f"{{{name}}} {number:g} of token {token} is not in [{-MOST_BIAS:g}, {MOST_BIAS:g}]")

@@ -13,7 +13,7 @@ from batchgen.records.field_error import FieldError
 from batchgen.records.logprobs import MOST_ALTERNATIVES
 from batchgen.records.options import LogitBias, check_values, option, options_of
 
-LENGTH, CHOOSING, CONSTRAINTS = "Length and stopping", "Choosing tokens", "Output that fits"
+LENGTH, CHOOSING, CONSTRAINTS = "Length and stopping", "Choosing tokens", "Constrained output"
 # Each says what the text must be: a row has one of them at most.
 CONSTRAINT_FIELDS = ("json_schema", "json_object", "regex", "choice", "grammar")
 # Logits times or over a factor within these bounds stay finite in float32.
@@ -25,15 +25,17 @@ MOST_SAMPLES = 16_384  # of a row: all of them are made at once
 class SamplingParams:
     """How to choose tokens. `temperature` 0 is greedy; 0 turns `top_k` (as -1 does), `min_p` and n-gram bans off.
 
-    Raises `FieldError`, a `ValueError`, where a value is out of range or two options contradict each other.
+    Raises `FieldError`, a `ValueError`, where a value is out of range or two options conflict.
     """
 
     max_new_tokens: int = option(50, "Maximum number of new tokens per row.", value="N", panel=LENGTH, least=1)
     min_new_tokens: int = option(0, "Minimum number of new tokens per row.", value="N", panel=LENGTH, least=0)
-    temperature: float = option(0.0, "0 is greedy; higher is more varied.", value="T", panel=CHOOSING, least=0)
+    temperature: float = option(
+        0.0, "0 is greedy; higher values give more varied text.", value="T", panel=CHOOSING, least=0
+    )
     top_k: int = option(
         0,
-        "Sample from the K likeliest tokens; 0 or -1: from all.",
+        "Sample from the K most likely tokens; 0 or -1 means all.",
         value="K",
         panel=CHOOSING,
         least=-1,
@@ -41,7 +43,7 @@ class SamplingParams:
     )
     top_p: float = option(
         1.0,
-        "Sample from the fewest tokens whose probabilities reach P.",
+        "Sample from the smallest set of tokens whose probabilities add up to P.",
         value="P",
         panel=CHOOSING,
         above=0,
@@ -50,7 +52,7 @@ class SamplingParams:
     )
     min_p: float = option(
         0.0,
-        "Sample from tokens at least P times as likely as the likeliest.",
+        "Sample from tokens that are at least P times as likely as the most likely one.",
         value="P",
         panel=CHOOSING,
         least=0,
@@ -58,11 +60,11 @@ class SamplingParams:
         only_sampled=True,
     )
     repetition_penalty: float = option(
-        1.0, "Above 1 makes tokens already there less likely.", value="R", panel=CHOOSING
+        1.0, "Values above 1 make tokens that are already in the prompt or text less likely.", value="R", panel=CHOOSING
     )
     presence_penalty: float = option(
         0.0,
-        "Above 0 makes new tokens that were generated before less likely, once (as OpenAI has it).",
+        "Values above 0 make tokens that were already generated less likely (as in OpenAI's API).",
         value="P",
         panel=CHOOSING,
         least=-2,
@@ -70,7 +72,7 @@ class SamplingParams:
     )
     frequency_penalty: float = option(
         0.0,
-        "The same, for each time that they were generated.",
+        "Like --presence-penalty, but for each time a token was generated.",
         value="F",
         panel=CHOOSING,
         least=-2,
@@ -78,29 +80,32 @@ class SamplingParams:
     )
     logit_bias: LogitBias = option(
         (),
-        'Add BIAS, from -100 to 100, to the logit of token ID; repeat for more, or give JSON: {"50256": -100}.',
+        'Add BIAS, from -100 to 100, to the logit of token ID. Can be repeated, or JSON: {"50256": -100}.',
         value="ID=BIAS",
         panel=CHOOSING,
     )
-    no_repeat_ngram_size: int = option(0, "Never repeat N tokens in a row.", value="N", panel=CHOOSING, least=0)
+    no_repeat_ngram_size: int = option(0, "Never repeat a sequence of N tokens.", value="N", panel=CHOOSING, least=0)
     num_samples: int = option(
-        1, "Continuations of each prompt.", value="N", panel=CHOOSING, least=1, most=MOST_SAMPLES, only_sampled=True
+        1, "Answers per prompt.", value="N", panel=CHOOSING, least=1, most=MOST_SAMPLES, only_sampled=True
     )
-    num_beams: int = option(1, "Search with N beams instead of one.", value="N", panel=CHOOSING, least=1, of_run=True)
+    num_beams: int = option(1, "Beam search with N beams.", value="N", panel=CHOOSING, least=1, of_run=True)
     stop: tuple[str, ...] = option(
         (),
-        "End a row where this appears (it is not included); repeat for more. \\n, \\t, \\r, \\\\, \\uXXXX are escapes.",
+        "Stop a row at this text, which is not included. Can be repeated. \\n, \\t, \\r, \\\\, \\uXXXX are escapes.",
         value="TEXT",
         panel=LENGTH,
         escapes=True,
     )
     stop_token_ids: tuple[int, ...] = option(
-        (), "End a row at this token too (it is not in the text); repeat for more.", value="ID", panel=LENGTH
+        (),
+        "Also stop a row at this token, which is not included in the text. Can be repeated.",
+        value="ID",
+        panel=LENGTH,
     )
-    ignore_eos: bool = option(False, "Do not end rows at the model's end token.", panel=LENGTH)
+    ignore_eos: bool = option(False, "Do not stop rows at the model's end token.", panel=LENGTH)
     logprobs: int | None = option(
         None,
-        "Add the log-probability of each token, and the K likeliest in its place (0 to 20).",
+        "Add the log-probability of each token and of the K most likely tokens at its position (0 to 20).",
         value="K|off",
         panel=CHOOSING,
         least=0,
@@ -108,25 +113,25 @@ class SamplingParams:
         none="off",
     )
     json_schema: JsonSchema | None = option(
-        None, "The text is JSON that this schema describes.", value="FILE|JSON", panel=CONSTRAINTS
+        None, "The text is JSON that matches this schema.", value="FILE|JSON", panel=CONSTRAINTS
     )
-    json_object: bool = option(False, "The text is a JSON object, of any kind.", panel=CONSTRAINTS)
+    json_object: bool = option(False, "The text is any JSON object.", panel=CONSTRAINTS)
     regex: str | None = option(
         None, "The whole text matches this regular expression.", value="REGEX", panel=CONSTRAINTS
     )
     choice: tuple[str, ...] = option(
-        (), "The text is one of these choices; repeat for more.", value="TEXT", panel=CONSTRAINTS
+        (), "The text is one of these choices. Can be repeated.", value="TEXT", panel=CONSTRAINTS
     )
-    grammar: Grammar | None = option(
-        None, "The text is one that this Lark grammar describes.", value="FILE", panel=CONSTRAINTS
-    )
+    grammar: Grammar | None = option(None, "The text matches this Lark grammar.", value="FILE", panel=CONSTRAINTS)
     json_whitespace: str = option(
         "compact",
-        "compact JSON has no spaces between its parts; any lets the model choose.",
+        "compact: JSON without spaces between its parts; any: the model chooses.",
         panel=CONSTRAINTS,
         choices=WHITESPACE,
     )
-    seed: int = option(0, "Same seed, same row: same tokens, in any batch or order.", value="N", panel=CHOOSING)
+    seed: int = option(
+        0, "Random seed. The same seed and row give the same tokens in any batch and order.", value="N", panel=CHOOSING
+    )
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -150,7 +155,7 @@ class SamplingParams:
     def _check_contradictions(self) -> None:
         if self.min_new_tokens > self.max_new_tokens:
             raise FieldError(
-                f"{{min_new_tokens}} {self.min_new_tokens} is above {{max_new_tokens}} {self.max_new_tokens}"
+                f"{{min_new_tokens}} {self.min_new_tokens} is larger than {{max_new_tokens}} {self.max_new_tokens}"
             )
         if self.is_greedy:
             for name, item in options_of(type(self)).items():
@@ -158,7 +163,7 @@ class SamplingParams:
                     raise FieldError(f"{{{name}}} {value} needs {{temperature}} above 0 (0 is greedy)")
         elif self.num_beams > 1:
             raise FieldError(
-                f"{{num_beams}} {self.num_beams} searches, {{temperature}} {self.temperature:g} samples: choose one"
+                f"{{num_beams}} {self.num_beams} does not work with {{temperature}} {self.temperature:g}: choose one"
             )
         for name, default in (("stop_token_ids", ()), ("ignore_eos", False), ("logprobs", None)):
             if self.num_beams > 1 and getattr(self, name) != default:
@@ -167,13 +172,13 @@ class SamplingParams:
     def _check_constraint(self) -> None:
         given = [name for name in CONSTRAINT_FIELDS if getattr(self, name)]
         if len(given) > 1:
-            raise FieldError(f"{{{given[0]}}} and {{{given[1]}}} each say what the text must be: choose one")
+            raise FieldError(f"{{{given[0]}}} and {{{given[1]}}} both constrain the text: choose one")
         if given and self.num_beams > 1:
             raise FieldError(f"{{{given[0]}}} is not supported with {{num_beams}} {self.num_beams}: remove one")
         longest = max((len(choice.encode()) for choice in self.choice), default=self.min_new_tokens)
         if longest < self.min_new_tokens:
             raise FieldError(
-                f"{{min_new_tokens}} {self.min_new_tokens} cannot be met: no {{choice}} has more than {longest} tokens"
+                f"{{min_new_tokens}} {self.min_new_tokens} cannot be met: the longest {{choice}} has {longest} tokens"
             )
 
     @property

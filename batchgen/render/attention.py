@@ -93,7 +93,7 @@ def _bar(share: float) -> str:
 
 def _on_pads(row: InspectedRow, seen: QueryAttention) -> str:
     if seen.is_pad:
-        return "this query is a pad: it sees nothing, all its scores are the same, and no token reads what comes of it"
+        return "this query is a pad: it sees no keys, all its scores are equal, and no token reads its output"
     if not row.num_pads:
         return "no pads in this row"
     with_mask = "exactly 0" if seen.pad_weight == 0 else f"{seen.pad_weight:.3g}"

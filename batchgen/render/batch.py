@@ -43,14 +43,14 @@ def _print_legend(console: Console, num_shared: int) -> None:
     names = {"template": "template", "role": "role", "content": "content"}
     console.print(Text("  ").join(Text(name, style=PART_STYLES[part]) for part, name in names.items()))
     if num_shared:
-        once = ": a run of many rows computes them once" if num_shared >= LEAST_PREFIX else ""
-        print_line(console, f"the first {plural(num_shared, 'token')} are the same in all rows{once}")
+        once = ": a run with many rows computes them only once" if num_shared >= LEAST_PREFIX else ""
+        print_line(console, f"the first {plural(num_shared, 'token')} are the same in every row{once}")
 
 
 def _headline(row: InspectedRow) -> str:
     real, columns = row.attention_mask.count(1), len(row.attention_mask)
     eos = sum(is_eos and is_real for is_eos, is_real in zip(row.is_eos, row.attention_mask, strict=True))
-    genuine = f" (of which {eos} genuine eos)" if eos else ""
+    genuine = f" (including {eos} genuine eos)" if eos else ""
     return (
         f"row {row.id}: {plural(columns - real, 'pad')} + {plural(real, 'token')}{genuine} "
         f"= {plural(columns, 'column')}, padding {(columns - real) / columns:.0%}"

@@ -39,8 +39,8 @@ def _where(row: RowDifference) -> str:
     if "finish_reason" in others:
         others[others.index("finish_reason")] = f"{row.a.finish_reason} / {row.b.finish_reason}"
     if "scores" in others:
-        others[others.index("scores")] = f"scores {row.score:.2g} apart"
-    return ", ".join([f"they part at {' = '.join(places)}"] * bool(places) + others)
+        others[others.index("scores")] = f"scores differ by {row.score:.2g}"
+    return ", ".join([f"first difference: {' = '.join(places)}"] * bool(places) + others)
 
 
 def _around(name: str, text: str, place: int | None) -> Text:
@@ -75,7 +75,7 @@ def _lines(comparison: Comparison, causes: list[Cause]) -> Iterator[tuple[str, s
         if names:
             yield side, ", ".join(names) + (", …" if number > len(names) else "")
     if comparison.other_prompts:
-        yield "prompts", f"{plural(comparison.other_prompts, 'row')} with another prompt"
+        yield "prompts", f"{plural(comparison.other_prompts, 'row')} with different prompts"
     if comparison.first_tokens:
         yield "first token", ", ".join(f"{name}: {rows:,}" for name, rows in buckets(comparison.first_tokens))
     if comparison.tokens_a != comparison.tokens_b:
@@ -85,7 +85,7 @@ def _lines(comparison: Comparison, causes: list[Cause]) -> Iterator[tuple[str, s
         yield "finish reason", ", ".join(f"{a} / {b}: {rows:,}" for (a, b), rows in sorted(changed.items()))
     if comparison.compared_scores:
         rows = plural(comparison.compared_scores, "row")
-        yield "scores", f"of {rows}, at most {comparison.largest_score:.2g} apart"
+        yield "scores", f"of {rows}, by at most {comparison.largest_score:.2g}"
     for number, cause in enumerate(causes):
         yield "" if number else "likely cause", f"{cause.name} {_shown(cause.a)} / {_shown(cause.b)}"
 

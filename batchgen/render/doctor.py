@@ -45,14 +45,14 @@ def print_diagnosis(console: Console, diagnosis: Diagnosis, advice: Sequence[str
         print_section(console, title, lines, LABEL_WIDTH)
     if diagnosis.chat:
         print_chat(console, diagnosis.chat)
-    print_section(console, "Advice", [("-", line) for line in advice or ["nothing is off"]], 1)
+    print_section(console, "Advice", [("-", line) for line in advice or ["no problems found"]], 1)
 
 
 def _installation(installation: Installation) -> Iterator[Line]:
     versions = {version.name: version.installed or "missing" for version in installation.versions}
     yield "batchgen", f"{versions.pop('batchgen', UNKNOWN)}, Python {installation.python}"
     yield "platform", installation.platform
-    build = f"built for {installation.torch_build}" if installation.torch_build else "built for the CPU alone"
+    build = f"built for {installation.torch_build}" if installation.torch_build else "CPU-only build"
     yield "torch", f"{versions.pop('torch', UNKNOWN)}, {'broken' if installation.torch_problem else build}"
     yield "libraries", ", ".join(f"{name} {version}" for name, version in versions.items())
 
@@ -61,9 +61,9 @@ def _devices(machine: Machine) -> Iterator[Line]:
     yield from _processor(machine.processor)
     for accelerator in machine.accelerators:
         yield accelerator.name, _accelerator(accelerator)
-    yield "--device auto", f"takes {machine.auto_device or UNKNOWN}"
+    yield "--device auto", f"auto picks {machine.auto_device or UNKNOWN}"
     for speed in machine.speeds:
-        rate = f"{speed.gflops:,.0f} GFLOP/s" if speed.gflops else "cannot be done"
+        rate = f"{speed.gflops:,.0f} GFLOP/s" if speed.gflops else "not supported"
         ratio = machine.ratio(speed.dtype) if speed.dtype != "float32" else None
         times = f", {ratio:.2g} times float32" if ratio else ""
         yield speed.dtype, f"{rate} on {machine.device}{times}"
@@ -77,7 +77,7 @@ def _kernels(kernels: LinearKernels) -> str:
     """How the slots multiply in a dtype, and why."""
     if kernels.dtype == INT8:
         return f"{INT8} {f'not supported, {kernels.why_plain}' if kernels.why_plain else 'with --quantize int8'}"
-    packed = "packed as oneDNN multiplies them"
+    packed = "packed for oneDNN"
     return f"{kernels.dtype} {f'as loaded, {kernels.why_plain}' if kernels.why_plain else packed}"
 
 
@@ -105,7 +105,7 @@ def _accelerator(accelerator: Accelerator) -> str:
 def _memory(machine: Machine) -> Iterator[Line]:
     yield "machine", f"{_size(machine.ram_bytes)}; this process holds {_size(machine.held_bytes)}"
     for place, bound in enumerate(machine.bounds[:MOST_BOUNDS]):
-        binds = ", which binds" if place == 0 and len(machine.bounds) > 1 else ""
+        binds = ", the tightest limit" if place == 0 and len(machine.bounds) > 1 else ""
         yield "" if place else "limits", f"{size_text(bound.available_bytes)} left by {bound.name}{binds}"
     if len(machine.bounds) > MOST_BOUNDS:
         yield "", f"and {plural(len(machine.bounds) - MOST_BOUNDS, 'wider limit')} (--json has all)"
@@ -140,9 +140,13 @@ def _chat(chat: ChatFacts) -> Iterator[Line]:
 
 def _turns(chat: ChatFacts) -> Iterator[Line]:
     if chat.opens is None or chat.closes is None or chat.generation_prompt is None:
-        yield "turns", "it refuses a question and an answer, so what opens and closes turns is unknown"
+        yield "turns", "it rejects a question with an answer, so the marks of turns are unknown"
         return
-    ends = {True: "", False: "; the model does not name it as its end, so batchgen adds it", None: "; no single token"}
+    ends = {
+        True: "",
+        False: "; it is not one of the model's end tokens, so batchgen adds it",
+        None: "; no single token",
+    }
     yield "opens", visible(chat.opens)
     yield "closes", f"{visible(chat.closes)}{ends[chat.closing_is_eos]}"
     yield "asks", visible(chat.generation_prompt) or "nothing"

@@ -29,13 +29,13 @@ def print_masks(console: Console, rows: Sequence[InspectedRow], masks: Masks) ->
     """A grid for each row, and what the two kinds of cell stand for."""
     for number, row in enumerate(rows):
         skip = max(0, row.num_pads - MOST_PADS)
-        left_out = f"; {skip} of {row.num_pads} pads left out" if skip else ""
+        left_out = f"; {skip} of {row.num_pads} pads not shown" if skip else ""
         console.print()
-        print_line(console, f"row {row.id}: queries down, two to a line; keys across{left_out}")
+        print_line(console, f"row {row.id}: queries down, two per line; keys across{left_out}")
         for line in _grid(row, masks.visible[number], skip, console.width):
             console.print(line, soft_wrap=True)
     console.print()
-    print_section(console, "What is added to the scores before the softmax", _legend(rows, masks), 9)
+    print_section(console, "The mask added to the scores before the softmax", _legend(rows, masks), 9)
 
 
 def _grid(row: InspectedRow, visible_keys: list[list[bool]], skip: int, width: int) -> Iterator[Text]:
@@ -89,27 +89,27 @@ def _legend(rows: Sequence[InspectedRow], masks: Masks) -> Iterator[tuple[str, s
     yield "█ ▀ ▄", "0: the query sees the key"
     yield (
         "blank",
-        f"{least}, the least {masks.dtype}, which is what transformers' eager attention adds: the key lies in the "
-        "query's future, or is a pad. exp() of it is 0, so the weight is exactly 0. The sdpa kernels take the same "
+        f"{least}, the lowest {masks.dtype}, which is what transformers' eager attention adds: the key comes after the "
+        "query, or is a pad. exp() of it is 0, so the weight is exactly 0. The sdpa kernels take the same "
         "mask as booleans",
     )
     yield "or -inf", _infinity(rows, masks, least)
     if masks.has_windows:
-        yield "windows", "some layers of this model see a window of keys only; drawn are the others"
+        yield "windows", "some layers of this model see only a window of keys; the drawing shows the other layers"
 
 
 def _infinity(rows: Sequence[InspectedRow], masks: Masks, least: str) -> str:
-    """Where the two ways to say "hidden" part."""
+    """Where -inf and the lowest number give different results."""
     same = "would give the same weights to every query that sees a key"
     blind = sum(len(masks.blind_queries(number)) for number in range(len(rows)))
     if not blind:
-        return f"{same}, as all do here"
+        return f"{same}, as all queries here do"
     facts = masks.fully_masked
     infinity = "NaN (0/0)" if facts.weight_with_infinity is None else f"{facts.weight_with_infinity:g}"
     sdpa = "NaN" if facts.sdpa_output is None else f"{facts.sdpa_output:g}"
     return (
         f"{same}. The pads' own queries ({blind} here) see none: with -inf their weights are {infinity}, with {least} "
-        f"each column gets {facts.weight_with_least:.3g}, and the sdpa kernels put out {sdpa}. Tokens give pads "
+        f"each column gets {facts.weight_with_least:.3g}, and the sdpa kernels return {sdpa}. Tokens give pads "
         "the weight 0, so that a number there does no harm; but 0 * NaN is NaN, and would reach the tokens in the next "
         "layer"
     )

@@ -39,7 +39,7 @@ def print_forecast(console: Console, plan: Forecast, room: Room, blank_lines: in
         title = _largest(plan.largest, has_slots=has_slots)
         print_section(console, title, _memory(plan.largest.memory, room), LABEL_WIDTH)
     if plan.num_bad_rows:
-        title = f"{plural(plan.num_bad_rows, 'row')} cannot run, and will be error records"
+        title = f"{plural(plan.num_bad_rows, 'row')} cannot run and will become error records"
         print_section(console, title, _bad_rows(plan), 1)
     print_section(console, "Time", [("", _time(plan, speed))], 0)
 
@@ -63,7 +63,7 @@ def _largest(batch: LargestBatch, *, has_slots: bool) -> str:
 
 
 def _print_histogram(console: Console, bins: tuple[Bin, ...]) -> None:
-    console.print(Text("Tokens a prompt", style="bold"))
+    console.print(Text("Tokens per prompt", style="bold"))
     most = max(bin.rows for bin in bins)
     labels = [f"{bin.low:,}" if bin.low == bin.high else f"{bin.low:,}-{bin.high:,}" for bin in bins]
     width = max(LABEL_WIDTH, *map(len, labels))
@@ -115,7 +115,7 @@ def _memory(memory: MemoryEstimate, room: Room) -> Iterator[tuple[str, str]]:
         yield name, f"{_right(bound.available_bytes)}  left by {bound.name}"
     yield (
         "for the slots" if room.engine == "continuous" else "for a batch",
-        f"{_right(room.limits.budget_bytes)}  {BUDGET_SHARE:.0%} of what that leaves beside the weights",
+        f"{_right(room.limits.budget_bytes)}  {BUDGET_SHARE:.0%} of what is left after the weights",
     )
 
 
@@ -139,7 +139,7 @@ def _time(plan: Forecast, speed: Speed | None) -> str:
     if not plan.largest:
         return "nothing to do"
     if speed is None:
-        return "unknown: no run of this model with -o on this machine has been measured yet"
+        return "unknown: no run of this model with -o has been measured on this machine yet"
     return f"at most {duration(plan.seconds(speed))}, at the speed of the run of {speed.date}"
 
 

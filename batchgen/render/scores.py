@@ -23,7 +23,7 @@ def sums_line(facts: Mapping[str, Any]) -> str:
     parts = []
     if "token_perplexity" in facts:
         token, word, byte = (facts[f"{unit}_perplexity"] for unit in ("token", "word", "byte"))
-        parts.append(f"perplexity {token:.4g} a token, {word:.4g} a word, {byte:.4g} a byte")
+        parts.append(f"perplexity {token:.4g} per token, {word:.4g} per word, {byte:.4g} per byte")
         parts.append(f"{facts['bits_per_byte']:.4g} bits per byte")
     if "accuracy" in facts:
         by_sum, token, byte = (facts[name] for name in ("accuracy", "accuracy_per_token", "accuracy_per_byte"))

@@ -149,8 +149,8 @@ def overrun(stats: RunStats) -> str | None:
     if measured < OVERRUN_TIMES * predicted or measured - predicted < OVERRUN_BYTES:
         return None
     return (
-        f"warning: the batches took {measured / predicted:.1f} times the memory that was predicted; "
-        "where memory is scarce, give a smaller --batch-size"
+        f"warning: the batches took {measured / predicted:.1f} times the predicted memory; "
+        "if memory is scarce, use a smaller --batch-size"
     )
 
 

@@ -33,7 +33,11 @@ def _lines(row: RowSides) -> Iterator[tuple[str, str]]:
     yield "left", _side(row.left)
     yield "right", _side(row.right)
     if row.right.is_pad:
-        yield "", f"its last token, in column {row.own_column}, predicts {visible(row.own_next_token)}: nobody asks it"
+        yield (
+            "",
+            f"its last token, in column {row.own_column}, predicts {visible(row.own_next_token)}: "
+            "correct, but this position is never read",
+        )
 
 
 def _side(side: Side) -> str:

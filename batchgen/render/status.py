@@ -39,7 +39,7 @@ def _headline(status: RunStatus, now: float) -> str:
     share = f" ({status.rows_done / status.rows_total:.1%})" if status.rows_total else ""
     parts = [status.state, f"{rows}{share}"]
     if not of and status.state == "running":
-        parts.append("how many the input has is not known yet")
+        parts.append("the number of input rows is not known yet")
     if status.rows_failed:
         parts.append(f"{status.rows_failed:,} failed")
     if status.state == "running":

@@ -42,7 +42,7 @@ def print_report(console: Console, report: VerifyReport) -> None:
 
 
 def _print_histogram(console: Console, bins: list[DifferenceBin]) -> None:
-    console.print(Text("Largest logit difference of each step, in its batch against alone", style="bold"))
+    console.print(Text("Largest logit difference of each step, in the batch against alone", style="bold"))
     most = max(bin.steps for bin in bins)
     for bin in bins:
         text = Text.assemble(
@@ -64,15 +64,16 @@ def _power(number: float) -> str:
 def _bound(report: VerifyReport) -> str:
     measured, allowed = short_number(report.bound.measured), short_number(report.bound.allowed)
     return (
-        "Rows alone, without any padding, but in other shapes (copies side by side, token by token) stray from the "
-        f"fp32 oracle by up to {measured} in {report.dtype}. Logits further off than {allowed}, or another token where "
-        "two are not that close, are a bug."
+        "Even without padding, the shape of a batch (copies side by side, token by token) moves "
+        f"{report.dtype} logits by up to {measured}. Logits that differ from the float32 oracle by more than {allowed} "
+        "are a bug, and so is another token where no two logits are that close."
     )
 
 
 def _print_controls(console: Console, controls: Controls) -> None:
     rows = f"{plural(controls.num_rows, 'row')}, {controls.num_padded} with pads"
-    console.print(Text(f"Mistakes made on purpose, on {rows}", style="bold"))
+    verdict = ": all as expected" if all(control.is_as_expected for control in controls.controls) else ""
+    console.print(Text(f"Deliberate mistakes on {rows}{verdict}", style="bold"))
     if controls.controls:
         console.print(_controls_table(controls))
     for style, line in _notes(controls):
@@ -100,8 +101,8 @@ def _controls_table(controls: Controls) -> Table:
 
 
 def _outcome(control: Control) -> str:
-    outcome = "breaks" if control.broke else "holds"
-    return outcome if control.is_as_expected else f"{outcome}, and should not"
+    outcome = "changed" if control.broke else "unchanged"
+    return outcome if control.is_as_expected else f"{outcome}, not expected"
 
 
 def _notes(controls: Controls) -> Iterator[tuple[str, str]]:
@@ -109,10 +110,10 @@ def _notes(controls: Controls) -> Iterator[tuple[str, str]]:
     if positions := _positions(controls):
         yield "", positions
     if not controls.num_padded:
-        yield "bold red", "No row has pads: verify cannot see mistakes on this input. Give it rows of several lengths."
+        yield "bold red", "No row has pads: verify cannot detect mistakes on this input. Use rows of different lengths."
     elif not controls.can_see_mistakes:
         names = ", ".join(f"«{control.name}»" for control in controls.controls if not control.is_as_expected)
-        yield "bold red", f"{names} did not come out as it must: verify cannot see such mistakes on this input."
+        yield "bold red", f"{names} did not come out as expected: verify cannot detect such mistakes on this input."
 
 
 def _positions(controls: Controls) -> str:
@@ -122,8 +123,8 @@ def _positions(controls: Controls) -> str:
     why = POSITIONS[controls.positions]
     moved = [control.max_difference for control in controls.controls if control.name == "without position ids"]
     if not moved:
-        return f"{why}, and the model takes no position ids: there is none to forget."
-    return f"{why}: without position ids, counting pads, logits move by {short_number(moved[0])} only."
+        return f"{why}, and the model takes no position ids: there are none to omit."
+    return f"{why}: without position ids, counting pads, logits move by only {short_number(moved[0])}."
 
 
 def _rows(rows: list[RowCheck]) -> Iterator[tuple[str, str]]:
@@ -141,5 +142,5 @@ def _row(row: RowCheck) -> str:
         expected = visible(row.expected or "")
         parts.append(f"step {row.first_differing_step} has {token} instead of {expected}{margin}")
     if row.max_difference is not None:
-        parts.append(f"logits up to {short_number(row.max_difference)} apart")
+        parts.append(f"logits differ by up to {short_number(row.max_difference)}")
     return ", ".join(parts)

@@ -55,7 +55,7 @@ def generate(
     `prompts` are strings, or mappings with the fields of a JSON Lines row. `model` is a name, a folder, a Hub id, or
     what `open_model` returned, so that several calls share it. `options` are the fields of `SamplingParams`, and what
     the command calls --device, --dtype, --batch-size and so on. Raises `BatchgenError`, and `ValueError` for sampling
-    options that make no sense; a bad row does not raise, its Result has an `error`.
+    invalid options; a bad row does not raise, its Result has an `error`.
 
     >>> [r.text for r in generate(["My dog is"], model="bundled", max_new_tokens=4)]
     [' a very nice dog']
@@ -131,7 +131,7 @@ def _limit(keywords: Keywords) -> int | None:
     if (given := keywords.given.get("limit")) is None:
         return None
     if (limit := read_whole("limit", given)) < 1:
-        raise UsageError(f"limit {limit} is below 1")
+        raise UsageError(f"limit {limit} is less than 1")
     return limit
 
 
@@ -143,7 +143,7 @@ def _reading(keywords: Keywords) -> ReadOptions:
         from batchgen.formats.templates import Template
 
         if options.get("field") is not None:
-            raise UsageError("field and template each say what the prompt is: choose one")
+            raise UsageError("field and template both set the prompt: choose one")
         options["template"] = Template(template)
     reading = ReadOptions(**options)
     check_read_options(reading, str)
@@ -153,7 +153,7 @@ def _reading(keywords: Keywords) -> ReadOptions:
 def _target(output: Path, keywords: Keywords, *, resume: bool, overwrite: bool) -> Target:
     retry = bool(keywords.given.get("retry_errors"))
     if overwrite and (resume or retry):
-        raise UsageError("overwrite starts anew, resume goes on: choose one")
+        raise UsageError("overwrite and resume cannot be combined: choose one")
     form = keywords.given.get("format") or form_of_output(output)
     if form not in (*WRITERS, SQLITE):
         raise UsageError(f"format {form!r} is not one of {', '.join((*WRITERS, SQLITE))}")
@@ -178,7 +178,7 @@ def _make_job(
     choice = keywords.of("revision", "device", "dtype")
     if isinstance(model, Model):
         if given := [name for name, value in choice.items() if value not in (None, "auto")]:
-            raise UsageError(f"the model is open already: {given[0]} is for open_model")
+            raise UsageError(f"the model is already open: pass {given[0]} to open_model")
         chosen = ModelChoice(loaded=model)
     else:
         chosen = ModelChoice(model, **choice)

@@ -41,7 +41,7 @@ def _check_target(target: Target, sources: Sequence[Source]) -> None:
     for path in target.files:
         _check_link(path)
     if target.is_stream and (target.resume or target.keep_store):
-        raise UsageError(f"{shown} is a pipe or a device, which keeps nothing to go on from")
+        raise UsageError(f"{shown} is a pipe or a device, which cannot be resumed")
     if not (target.is_stream or target.overwrite or target.resume):
         _check_is_new(target)
 
@@ -51,13 +51,13 @@ def _check_is_new(target: Target) -> None:
         if is_in_use(target.store):
             raise InUseError(f"{target.store} {IN_USE}")
         raise OutputError(
-            f"{target.store} holds an interrupted run: go on with {RESUME}, or start anew with {OVERWRITE}"
+            f"{target.store} holds an interrupted run: continue it with {RESUME}, or start over with {OVERWRITE}"
         )
     files = [target.path, None if target.in_kind else target.failures_file]
     if there := next((path for path in files if path and path.exists()), None):
         if target.is_store and is_in_use(target.store):
             raise InUseError(f"{target.store} {IN_USE}")
-        go_on = f"{RESUME} goes on with it, " if target.is_store else ""
+        go_on = f"{RESUME} continues it, " if target.is_store else ""
         raise OutputError(f"{there} exists: {go_on}add {OVERWRITE} to replace it, or move it away")
 
 
@@ -65,11 +65,11 @@ def check_file(name: str, path: Path, sources: Sequence[Source], *, overwrite: b
     """Refuses the file of a parameter that is there, is an input, has no folder, or is a dash."""
     shown = f"{parameter(name)} {path}"
     if str(path) == "-":
-        raise UsageError(f"{shown}: standard output is not for this: name a file")
+        raise UsageError(f"{shown}: this cannot go to standard output: name a file")
     if any(is_read_from(source, path) for source in sources):
         raise OutputError(f"{shown} is also an input: write to another file")
     if path.is_dir() or not path.parent.is_dir():
-        raise OutputError(f"{shown}: name a file in a folder that is there")
+        raise OutputError(f"{shown}: name a file in an existing folder")
     _check_link(path)
     if path.is_file() and not overwrite:
         raise OutputError(f"{path} exists: add {OVERWRITE} to replace it, or move it away")
@@ -77,7 +77,7 @@ def check_file(name: str, path: Path, sources: Sequence[Source], *, overwrite: b
 
 def _check_link(path: Path) -> None:
     if path.is_symlink() and not path.exists():
-        raise OutputError(f"{path} is a link that leads nowhere: remove it, or name another file")
+        raise OutputError(f"{path} is a broken link: remove it, or name another file")
 
 
 def check_distinct(outputs: Iterable[Named], others: Sequence[Named]) -> None:

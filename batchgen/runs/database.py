@@ -16,7 +16,7 @@ from batchgen.runs.locks import HELD, IN_USE, FileLock, allows_readers, identity
 LOCK_PATIENCE_S = 1.0  # of two that open a file at the same moment one has to wait for the other to step back
 APPLICATION_ID = 0x62617467  # "batg", in the file's header
 SCHEMA_VERSION = 6
-DAMAGED = f"is damaged: move it away, or start anew with {OVERWRITE}"
+DAMAGED = f"is damaged: move it away, or start over with {OVERWRITE}"
 PRIVATE = 0o600
 STATUS = "-status"  # behind the store's name: what a run says of itself where its store cannot be read
 # docs/store.md says what stands where.
@@ -134,7 +134,7 @@ def open_for_reading(path: Path) -> Iterator[sqlite3.Connection]:
 def _make_file(path: Path, mode: int | None) -> None:
     """An empty file, where there is none: SQLite itself would follow a link, and let everybody read."""
     if path.is_symlink() and not path.exists():
-        raise OutputError(f"{path} is a link that leads nowhere: remove it")
+        raise OutputError(f"{path} is a broken link: remove it")
     flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)
     with suppress(OSError):  # there already; or SQLite says why it cannot be made
         descriptor = os.open(path, flags, 0o666 if mode is None else mode)
@@ -177,8 +177,8 @@ def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
     elif found[0] != APPLICATION_ID:
         raise OutputError(f"{path} is another program's database: name another output")
     elif found[1] != SCHEMA_VERSION:
-        mend = f"finish it with that, or start anew with {OVERWRITE}"
-        raise OutputError(f"{path} was made by another version of batchgen: {mend}")
+        fix = f"finish it with that version, or start over with {OVERWRITE}"
+        raise OutputError(f"{path} was made by another version of batchgen: {fix}")
 
 
 def _numbers(connection: sqlite3.Connection) -> list[Any]:
@@ -206,9 +206,9 @@ def _reason(code: int, error: sqlite3.Error) -> str:
     go_on = f"then run the same command with {RESUME}"
     reasons = {
         sqlite3.SQLITE_FULL: f"cannot grow, the disk is full: free some space, {go_on}",
-        sqlite3.SQLITE_IOERR: f"cannot be written, disk I/O error: mend the disk or free some space, {go_on}",
-        sqlite3.SQLITE_CANTOPEN: "cannot be made: is its folder there, and can you write to it?",
-        sqlite3.SQLITE_NOTADB: "is not a store of batchgen: move it away",
+        sqlite3.SQLITE_IOERR: f"cannot be written, disk I/O error: repair the disk or free some space, {go_on}",
+        sqlite3.SQLITE_CANTOPEN: "cannot be created: check that its folder exists and is writable",
+        sqlite3.SQLITE_NOTADB: "is not a batchgen store: move it away",
         sqlite3.SQLITE_CORRUPT: DAMAGED,
     }
     if str(error).startswith(("no such", "Could not decode")):

@@ -68,7 +68,7 @@ def find_equipment(job: Job, observer: Observer, started: datetime = START) -> E
     if model := choice.loaded:
         check_int8(job.engine, model.device.type, model.checkpoint.outline, job.sampling.num_beams, generates=generates)
         if job.engine.workers not in (None, 1):
-            raise UsageError("workers load the model themselves: give its name, not a Model")
+            raise UsageError("workers load the model themselves: pass its name, not a Model")
         chat = open_chat(model.checkpoint, job.chat, say=observer.say, now=started)
         return Equipment(model.checkpoint, (model.device,), model.dtype_name, chat, model)
     devices = choose_devices(choice.device, job.engine.workers)
@@ -87,7 +87,7 @@ def made_of(job: Job, found: Equipment) -> dict[str, Facts]:
 
 
 def load_equipment(job: Job, manifest: Manifest, observer: Observer) -> Equipment:
-    """The model. A run that was begun with another one, or other options, is refused before weights are loaded."""
+    """The model. A run that was started with another one, or other options, is refused before weights are loaded."""
     check_constraint(job.sampling)
     found = find_equipment(job, observer, manifest.started)
     check_named_tokens(job.sampling, found.checkpoint.vocab_size)
@@ -105,7 +105,7 @@ def load_equipment(job: Job, manifest: Manifest, observer: Observer) -> Equipmen
 
 
 def _take_threads(found: Equipment) -> None:
-    """Lets this process compute with the threads that the run was begun with, where there are CPUs for them."""
+    """Lets this process compute with the threads that the run was started with, where there are CPUs for them."""
     import torch
 
     begun = found.begun

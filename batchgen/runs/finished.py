@@ -60,17 +60,21 @@ def write_record(target: Target, facts: Mapping[str, Any], files: Mapping[str, o
 
 def check_finished_files(target: Target) -> FinishedRecord:
     """The record of a finished target. Raises `OutputError` where it is not what a run wrote there."""
-    mend = f"start anew with {OVERWRITE}, or name another output"
+    fix = f"start over with {OVERWRITE}, or name another output"
     record = read_record(target)
     if record is None:
-        raise OutputError(f"{target.path} is not batchgen's, or {target.record.name} beside it is gone: {mend}")
+        raise OutputError(
+            f"{target.path} was not written by batchgen, or {target.record.name} next to it is missing: {fix}"
+        )
     for file in (target.file, target.failures_file):
         is_foreign = file == target.failures_file and target.in_kind and file and not record.names(file)
         if is_foreign:  # these were not requests of OpenAI, which would have failures of their own
             continue
         if file and (record.names(file) or os.path.lexists(file)) and not record.holds(file):
-            raise OutputError(f"{file} is not as its run left it: {mend}")
+            raise OutputError(f"{file} has changed since its run:  {fix}")
     if target.retry_errors and record.facts.get("stats", {}).get("errors"):
         keep = parameter("keep_store=True")
-        raise OutputError(f"the store of {target.path} is gone, which failed rows need to run again ({keep} keeps it)")
+        raise OutputError(
+            f"the store of {target.path} is missing, and failed rows need it to run again ({keep} keeps it)"
+        )
     return record

@@ -155,11 +155,11 @@ class Keywords:
     given: Mapping[str, Any]
 
     def sampling(self) -> SamplingParams:
-        """Raises `ValueError` for a value that makes no sense."""
+        """Raises `ValueError` for an invalid value."""
         return SamplingParams(**self._of(SamplingParams))
 
     def engine(self) -> EngineOptions:
-        """Raises `UsageError` for a value that makes no sense."""
+        """Raises `UsageError` for an invalid value."""
         options = self._of(EngineOptions)
         if options.get("batch_size") == "auto":
             options["batch_size"] = None
@@ -171,7 +171,7 @@ class Keywords:
             raise UsageError(str(error)) from None
 
     def chat(self) -> ChatOptions:
-        """Raises `UsageError` where they contradict each other."""
+        """Raises `UsageError` if they conflict."""
         names = {"chat_template": "template", "chat_template_args": "arguments"}
         given = self.of("chat", "system", "split_reasoning", *names)
         try:

@@ -108,7 +108,7 @@ class Manifest:
     ) -> None:
         """Notes what the run is made of (`model`, `options`), and what was typed; says which versions have changed.
 
-        Raises `OutputError`, which names the first difference, where it was begun with something else.
+        Raises `OutputError`, which names the first difference, where it was started with something else.
         """
         if self._where:
             compare(self.facts, made_of, self._where, say)
@@ -120,7 +120,7 @@ class Manifest:
             words = [word for word in command if word not in GOES_ON]
             self.note("command", {"words": words, "folder": str(Path.cwd())})
         self.note("started", self._started)
-        for name in ("stats", "finished"):  # of a run that goes on with more rows
+        for name in ("stats", "finished"):  # of a run that continues with more rows
             self._forget(name)
 
     @property
@@ -169,7 +169,7 @@ def compare(
     where: object,
     say: Callable[[str], object] = lambda line: None,
 ) -> None:
-    """Raises `OutputError` for the first thing that a run is made of which is not what it was begun with.
+    """Raises `OutputError` for the first thing that a run is made of which is not what it was started with.
 
     A model may have another name, if its files are the same ones. Versions may differ, and `say` is told so.
     """
@@ -184,7 +184,7 @@ def compare(
         if name in versions and versions[name] != version
     ]
     if changed:
-        say(f"{where} was begun with {'; '.join(changed)}: rows that are left may differ from what they gave")
+        say(f"{where} was started with {'; '.join(changed)}: the remaining rows may differ")
 
 
 def _is_same_model(begun: Facts, now: Facts) -> bool:
@@ -196,8 +196,8 @@ def _check_same(begun: Mapping[str, Any], now: Mapping[str, Any], where: object)
         if name in begun and begun[name] != value and name not in TOLD_BY_HASH:
             shown = parameter(name[2:].replace("-", "_")) if name.startswith("--") else name
             raise OutputError(
-                f"{where} was begun with {shown} {_shown(name, begun[name])}, and now it is {_shown(name, value)}: "
-                f"give what was given then, or start anew with {OVERWRITE}"
+                f"{where} was started with {shown} {_shown(name, begun[name])}, but now it is {_shown(name, value)}: "
+                f"use the same value as before, or start over with {OVERWRITE}"
             )
 
 

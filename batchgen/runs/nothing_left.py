@@ -1,4 +1,4 @@
-"""A run that goes on with a finished file: there is nothing left to do, if it is the answer to the same job."""
+"""A run that resumes a finished file: if the file answers the same job, nothing is left to do."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def find_finished(job: Job, target: Target, observer: Observer) -> Ending:
     digest = InputDigest()
     deque(digest.watch(job.requests()), maxlen=0)
     _check_input(target, record.facts["input"], digest)
-    observer.note(f"{target.path} is complete, there is nothing to go on with ({OVERWRITE} starts anew)")
+    observer.note(f"{target.path} is complete, there is nothing to continue ({OVERWRITE} starts over)")
     rows, errors = (record.facts["stats"][name] for name in ("rows", "errors"))
     stats = RunStats(rows, errors, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0, rows_kept=rows)
     on = RanOn(found.checkpoint.name, "", found.device, found.dtype, job.engine.exact, quantize=job.engine.quantize)
@@ -40,10 +40,11 @@ def _check_input(target: Target, answered: Mapping[str, Any], digest: InputDiges
         return
     if answered["rows"] == digest.num_rows:
         raise OutputError(
-            f"the input has changed since {target.path} was made: restore it, or start anew with {OVERWRITE}"
+            f"the input has changed since {target.path} was made: restore it, or start over with {OVERWRITE}"
         )
     rows = "1 row" if answered["rows"] == 1 else f"{answered['rows']:,} rows"
     raise OutputError(
-        f"{target.path} answers {rows}, the input has {digest.num_rows:,}, and the store is gone: run the others into "
-        f"another file, or start anew with {OVERWRITE} ({parameter('keep_store=True')} lets you add rows later)"
+        f"{target.path} answers {rows}, but the input has {digest.num_rows:,}, and the store is missing: "
+        f"run the rest into another file, or start over with {OVERWRITE} "
+        f"({parameter('keep_store=True')} lets you add rows later)"
     )

@@ -64,7 +64,7 @@ def _open_anew(target: Target) -> Store:
 class OutputFiles:
     """Writes a target's files from its store; each replaces what stood there when the run began, and nothing else.
 
-    Raises `OutputError` where another file stands there now.
+    Raises `OutputError` where another file has taken its place.
     """
 
     def __init__(self, target: Target, store: Store) -> None:
@@ -145,8 +145,8 @@ class OutputFiles:
         except FileExistsError:
             raise self._foreign(file) from None
         except OSError as error:
-            mend = f"mend that, then run the same command with {RESUME}"
-            raise OutputError(f"{file} cannot be written: {error.strerror or error}: {mend}") from None
+            fix = f"fix that, then run the same command with {RESUME}"
+            raise OutputError(f"{file} cannot be written: {error.strerror or error}: {fix}") from None
 
     def _remove(self, file: Path) -> None:
         state = FileState.of(file)
@@ -155,8 +155,8 @@ class OutputFiles:
         file.unlink(missing_ok=True)
 
     def _foreign(self, file: Path) -> OutputError:
-        mend = f"move it away, then run the same command with {RESUME}"
-        return OutputError(f"{file} has appeared or changed since the run began: {mend}")
+        fix = f"move it away, then run the same command with {RESUME}"
+        return OutputError(f"{file} has appeared or changed since the run began: {fix}")
 
 
 @contextmanager

@@ -79,7 +79,7 @@ class Follower:
 
 def _of_file(path: Path, target: Target) -> Iterator[Result]:
     if not target.file.is_file():
-        raise InputError(f"{path}: no run has written this: name the output of a run, as its -o was")
+        raise InputError(f"{path}: there is no run with this output: give the same file as its -o")
     form = form_of_file(target)
     failures = Target(target.path, form, in_kind=True).failures_file if form in ("jsonl", OPENAI_BATCH) else None
     return read_answers(target.file, form, failures if failures and _belongs(target, failures) else None)

@@ -82,7 +82,7 @@ def score(
         number = 0
     stride = keywords.given.get("stride")
     if stride is not None and (not isinstance(stride, int) or stride < 1):
-        raise UsageError(f"stride {stride} is not a number of tokens from 1 up")
+        raise UsageError(f"stride {stride} must be a number of tokens of at least 1")
     sampling = SamplingParams(max_new_tokens=1, logprobs=number)
     job = job_of(rows, model, keywords, sampling=sampling, scoring=ScoringOptions(stride))
     with open_run(job, Warnings()) as run:

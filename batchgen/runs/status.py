@@ -70,7 +70,7 @@ def read_status(path: Path, clock: Callable[[], float] = time.time) -> RunStatus
                     raise
         if record := read_record(target):
             return _of_record(path, record)
-    raise InputError(f"{path}: no run has written this: name the output of a run, as its -o was")
+    raise InputError(f"{path}: there is no run with this output: give the same file as its -o")
 
 
 def target_of(path: Path) -> Target:

@@ -81,16 +81,16 @@ class Store(StoredRun):
             "SELECT row_index, digest, count(sample_index) FROM inputs LEFT JOIN results USING (row_index) "
             "GROUP BY row_index ORDER BY row_index"
         )
-        mend = f"restore the input, or start anew with {OVERWRITE}"
+        fix = f"restore the input, or start over with {OVERWRITE}"
         with closing(self._read(query)) as read_before:  # a query that is still open would keep the file locked
             for index, digest, num_done in read_before:
                 request = next(source, None)
                 if request is None:
-                    raise InputError(f"the input ends after {index} rows, and {self.path} was begun with more: {mend}")
+                    raise InputError(f"the input ends after {index} rows, and {self.path} was started with more: {fix}")
                 if digest is None:
                     self._note(request)
                 elif digest != digest_of(request):
-                    raise InputError(f"{request.place} has changed since {self.path} was begun: {mend}")
+                    raise InputError(f"{request.place} has changed since {self.path} was begun: {fix}")
                 if num_done < request.sampling.num_samples:
                     samples = self._read("SELECT sample_index FROM results WHERE row_index = ?", index)
                     self.done.update((index, sample_index) for (sample_index,) in samples)
@@ -211,7 +211,7 @@ class Store(StoredRun):
             try:
                 with suppress(sqlite3.Error):  # on a full disk the journal goes when the connection is closed
                     self._connection.rollback()
-                    self._connection.execute("PRAGMA busy_timeout = 0")  # whoever reads it goes on with what it has
+                    self._connection.execute("PRAGMA busy_timeout = 0")  # its readers keep what they have
                     self._connection.execute("PRAGMA journal_mode = DELETE")
                 remove_store(self.path)
             finally:

@@ -90,5 +90,5 @@ def form_of_output(output: Path) -> str:
     if suffix not in FORMS_BY_SUFFIX:
         known = ", ".join(FORMS_BY_SUFFIX)
         shown = f"{parameter('output')} {output}"
-        raise UsageError(f"{shown}: unknown suffix; use one of {known}, or say {parameter('format')}")
+        raise UsageError(f"{shown}: unknown suffix; use one of {known}, or set {parameter('format')}")
     return FORMS_BY_SUFFIX[suffix]

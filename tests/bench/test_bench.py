@@ -194,13 +194,15 @@ def test_the_fewest_rows_within_three_percent_are_best() -> None:
     best = best_of({1: 100, 8: 900, 64: 1990, 128: 2000})
     assert best == Best("float32", "continuous", 64, pytest.approx(1990), pytest.approx(100), 128)
     assert best.times == pytest.approx(19.9)
-    assert where_it_stops(best).startswith("batching stops paying at 64 rows, 19.9 times as fast as one at a time")
+    assert where_it_stops(best).startswith(
+        "batching stops paying off at 64 rows, 19.9 times as fast as one row at a time"
+    )
 
 
 def test_where_batching_does_not_pay_it_says_so() -> None:
     best = best_of({1: 100, 8: 90})
     assert best
-    assert where_it_stops(best).startswith("batching does not pay here")
+    assert where_it_stops(best).startswith("batching does not pay off here")
 
 
 @pytest.mark.parametrize(("most_rows", "is_settled"), [(8, True), (128, False)])
@@ -208,10 +210,10 @@ def test_the_most_rows_tried_are_settled_where_no_more_may_be_taken(most_rows: i
     best = best_of({1: 100, 8: 900, 64: None}, most_rows)
     assert best
     assert (best.rows, best.is_settled, best.had_time) == (8, is_settled, False)
-    assert "pays up to the most rows that ran, 8" in where_it_stops(best)
+    assert "still paid off at the largest batch size measured, 8" in where_it_stops(best)
     assert best.is_known == is_settled
     advice = recommend([best], None)
-    said = "(more rows need more --seconds)" if is_settled else "no advice: there was time for 8 rows at most"
+    said = "(larger batches need more --seconds)" if is_settled else "no advice: there was time for 8 rows at most"
     assert said in advice
     assert advice.startswith("use ") == is_settled
 
@@ -233,7 +235,7 @@ def test_float32_is_recommended_and_what_bfloat16_would_gain_is_said() -> None:
 def test_a_bfloat16_that_gains_nothing_is_not_advised() -> None:
     best = best_of({1: 100})
     assert best
-    assert recommend([best], Gain(0.9, 0.5)).endswith("; bfloat16 gains nothing here")
+    assert recommend([best], Gain(0.9, 0.5)).endswith("; bfloat16 is no faster here")
     assert find_gain([best], 0.5) is None
 
 
@@ -241,7 +243,7 @@ def test_a_bfloat16_that_was_left_out_is_explained() -> None:
     best = best_of({1: 100})
     assert best
     assert recommend([best], None, 0.31).endswith(
-        "; bfloat16 was left out: its products run at 0.31 of float32's rate here"
+        "; bfloat16 was skipped: its matrix products run at 0.31 of float32's speed here"
     )
     assert "bfloat16" not in recommend([best], None)
 
@@ -379,7 +381,7 @@ def test_the_last_line_is_json() -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     settings = json.loads(result.stdout.splitlines()[-1])
     assert (settings["rows"], settings["tokens_per_s"], settings["kept"]) == (64, 1980.0, True)
-    assert "batching stops paying at 64 rows" in " ".join(result.stdout.split())
+    assert "batching stops paying off at 64 rows" in " ".join(result.stdout.split())
 
 
 @pytest.mark.usefixtures("fake")
@@ -417,7 +419,7 @@ def test_help_loads_no_torch(tmp_path: Path) -> None:
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from batchgen.cli import app; app(['bench', '--help'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "Measure engines, dtypes and rows" in done.stdout
+    assert "Measure engines, dtypes and batch sizes" in done.stdout
 
 
 def test_a_small_bench_of_the_bundled_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

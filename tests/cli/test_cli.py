@@ -355,7 +355,7 @@ def test_an_openai_batch_has_its_failures_in_a_file_of_their_own(
     assert first["response"]["body"]["choices"][0]["text"] == said("My dog is", 2)
     assert [choice["index"] for choice in second["response"]["body"]["choices"]] == [0, 1]
     [failed] = (json.loads(line) for line in failures.read_text().splitlines())
-    assert "batch.jsonl:2: the custom_id is that of" in failed["error"]["message"]
+    assert "batch.jsonl:2: batch.jsonl:1 has the same custom_id" in failed["error"]["message"]
     output.unlink()
     assert f"{failures} exists" in failure(run(*arguments), 1)
     (tmp_path / "batch.jsonl").write_text(json.dumps(BATCH[0]) + "\n")
@@ -408,7 +408,7 @@ def test_an_input_that_standard_output_is_appended_to_is_refused(rain: Path) -> 
         (["--min-p", "0.5"], "--min-p 0.5 needs --temperature above 0"),
         (["--num-samples", "2"], "--num-samples 2 needs --temperature above 0"),
         (["--num-beams", "2", "--temperature", "1"], "--num-beams 2 searches, --temperature 1 samples"),
-        (["--min-new-tokens", "9"], "--min-new-tokens 9 is above --max-new-tokens 5"),
+        (["--min-new-tokens", "9"], "--min-new-tokens 9 is larger than --max-new-tokens 5"),
         (["--temperature", "inf"], "--temperature inf is not in [1e-06, 1e+06]"),
         (["--top-p", "1.5", "--temperature", "1"], "--top-p 1.5 is not in (0, 1]"),
         (["--repetition-penalty", "0"], "--repetition-penalty 0.0 is not a number above 0"),
@@ -416,18 +416,18 @@ def test_an_input_that_standard_output_is_appended_to_is_refused(rain: Path) -> 
         (["--batch-size", "0"], "'--batch-size': '0' is neither auto nor a whole number"),
         (["--batch-size", "many"], "'--batch-size': 'many' is neither auto nor a whole number"),
         (["--device", "toaster"], "--device toaster is not a device"),
-        (["--ids", "--format", "text"], "--ids has no place in text"),
-        (["--ids", "--format", "openai-batch"], "--ids has no place in openai-batch"),
-        (["--csv-raw", "--format", "jsonl"], "--csv-raw is for --format csv and tsv"),
-        (["-o", "out.parquet.gz"], "parquet is not packed once more: leave .gz out"),
+        (["--ids", "--format", "text"], "--ids does not work with --format text"),
+        (["--ids", "--format", "openai-batch"], "--ids does not work with --format openai-batch"),
+        (["--csv-raw", "--format", "jsonl"], "--csv-raw only works with --format csv and tsv"),
+        (["-o", "out.parquet.gz"], "parquet cannot be compressed: remove .gz"),
         (["--template", "{{ x"], "--template, line 1: "),
-        (["--template", "x", "--field", "y"], "--template and --field each say what the prompt is"),
-        (["--template", "x", "--template-file", "y"], "--template and --template-file each say what the prompt is"),
-        (["--field", "y"], "--field y is for JSON Lines and tables"),
-        (["--id-field", "y", "--input-format", "openai-batch"], "--id-field has no place with OpenAI Batch files"),
-        (["--template", "y", "--input-format", "openai-batch"], "--template has no place with OpenAI Batch files"),
-        (["--id-field", "y"], "--id-field y is for JSON Lines and tables"),
-        (["--revision", "main"], "--revision names a version on the Hub"),
+        (["--template", "x", "--field", "y"], "--template and --field both set the prompt"),
+        (["--template", "x", "--template-file", "y"], "--template and --template-file both set the prompt"),
+        (["--field", "y"], "--field y only works with JSON Lines and tables"),
+        (["--id-field", "y", "--input-format", "openai-batch"], "--id-field does not work with OpenAI Batch files"),
+        (["--template", "y", "--input-format", "openai-batch"], "--template does not work with OpenAI Batch files"),
+        (["--id-field", "y"], "--id-field y only works with JSON Lines and tables"),
+        (["--revision", "main"], "--revision only works with a Hub model"),
     ],
 )
 def test_options_that_make_no_sense_are_usage_errors(options: list[str], reason: str) -> None:
@@ -588,13 +588,13 @@ def test_without_a_command_there_is_help() -> None:
     ("options", "exit_code", "part"),
     [
         (["-o", "out", "--ray", "local"], 1, "--ray needs another package: pip install 'ray[data]'"),
-        (["--ray", "local"], 2, "--ray writes into a folder: name it with -o"),
-        (["-o", "out", "--ray", "local", "-p", "x"], 2, "--prompt is not for --ray"),
-        (["-o", "out", "--ray", "local", "--format", "table"], 2, "--format table is not for --ray"),
-        (["-o", "out", "--ray", "local", "--device", "cpu"], 2, "--device cpu is not for --ray"),
-        (["-o", "out.jsonl", "--part-rows", 5], 2, "--part-rows is for --ray"),
+        (["--ray", "local"], 2, "--ray writes to a folder: name one with -o"),
+        (["-o", "out", "--ray", "local", "-p", "x"], 2, "--prompt is not supported with --ray"),
+        (["-o", "out", "--ray", "local", "--format", "table"], 2, "--format table is not supported with --ray"),
+        (["-o", "out", "--ray", "local", "--device", "cpu"], 2, "--device cpu is not supported with --ray"),
+        (["-o", "out.jsonl", "--part-rows", 5], 2, "--part-rows only works with --ray"),
         (["-o", "{tmp}/rain.txt", "--ray", "local"], 1, "is a file: with --ray, name a folder"),
-        (["-o", "{tmp}", "--ray", "local"], 1, "is a folder with other things in it"),
+        (["-o", "{tmp}", "--ray", "local"], 1, "is a folder that has other files"),
     ],
 )
 def test_what_ray_cannot_do_is_one_line(

@@ -91,22 +91,22 @@ def failure_of_input(*arguments: str, **environ: str) -> str:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("tempratur = 1", "batchgen.toml: tempratur: there is no such option"),
-        ("[run]\nrows = '1'", "batchgen.toml: [run] rows: there is no such option of run"),
-        ("inputs = ['a.txt']", "batchgen.toml: inputs: there is no such option"),
-        ("help = true", "batchgen.toml: help: there is no such option"),
+        ("tempratur = 1", "batchgen.toml: tempratur: unknown option"),
+        ("[run]\nrows = '1'", "batchgen.toml: [run] rows: unknown option of run"),
+        ("inputs = ['a.txt']", "batchgen.toml: inputs: unknown option"),
+        ("help = true", "batchgen.toml: help: unknown option"),
         ("max-new-tokens = 'many'", "batchgen.toml: max-new-tokens: "),
         ("max-new-tokens = 3.5", "batchgen.toml: max-new-tokens: "),
-        ("max-new-tokens = true", "batchgen.toml: max-new-tokens: give a text or a number"),
+        ("max-new-tokens = true", "batchgen.toml: max-new-tokens: the value must be a text or a number"),
         ("max-new-tokens = 0", "batchgen.toml: max-new-tokens: "),
-        ("max-new-tokens = [1]", "batchgen.toml: max-new-tokens: give a text or a number"),
+        ("max-new-tokens = [1]", "batchgen.toml: max-new-tokens: the value must be a text or a number"),
         ("[run]\nengine = 'warp'", "batchgen.toml: [run] engine: 'warp' is not one of"),
-        ("exact = 'no'", "batchgen.toml: exact: give true or false"),
-        ("model = 2026-11-23", "batchgen.toml: model: give a text or a number"),
-        ("stop = [['a']]", "batchgen.toml: stop: give a text or a number, or a list of them"),
-        ("run = 1", "batchgen.toml: run is a command: give it a table, [run]"),
-        ("model = ", "batchgen.toml is not TOML: "),
-        ("a = " + "[" * 5000, "batchgen.toml is not TOML: "),
+        ("exact = 'no'", "batchgen.toml: exact: the value must be true or false"),
+        ("model = 2026-11-23", "batchgen.toml: model: the value must be a text or a number"),
+        ("stop = [['a']]", "batchgen.toml: stop: the value must be a text or a number, or a list of them"),
+        ("run = 1", "batchgen.toml: run is a command: its settings go in a table [run]"),
+        ("model = ", "batchgen.toml is not valid TOML: "),
+        ("a = " + "[" * 5000, "batchgen.toml is not valid TOML: "),
     ],
     ids=lambda text: text[:30],
 )
@@ -117,14 +117,14 @@ def test_what_makes_no_sense_is_one_line_that_names_file_and_key(here: Path, con
 
 def test_bytes_that_are_no_text_are_one_line(here: Path) -> None:
     Path("batchgen.toml").write_bytes(b"\xff")
-    assert failure("run", "-p", "x").startswith("batchgen.toml is not TOML: ")
+    assert failure("run", "-p", "x").startswith("batchgen.toml is not valid TOML: ")
 
 
 @pytest.mark.parametrize("key", sorted(NOT_FROM_FILES))
 def test_what_is_read_and_written_never_comes_from_a_file(here: Path, key: str) -> None:
     Path("batchgen.toml").write_text(f"[run]\n{key} = true\n")
     line = failure("run", "-p", "x")
-    assert line == f"batchgen.toml: [run] {key} cannot be set in a file: give --{key} on the command line"
+    assert line == f"batchgen.toml: [run] {key} cannot be set in a config file: give --{key} on the command line"
 
 
 def test_what_files_may_not_set_are_options() -> None:
@@ -178,7 +178,7 @@ def test_settings_of_other_commands_are_not_said(here: Path) -> None:
 
 def test_a_file_that_is_none_is_refused(here: Path) -> None:
     os.mkfifo("batchgen.toml")
-    assert failure("run", "-p", "x") == "batchgen.toml is not a plain file"
+    assert failure("run", "-p", "x") == "batchgen.toml is not a regular file"
 
 
 def test_a_file_that_is_too_large_is_refused(here: Path) -> None:

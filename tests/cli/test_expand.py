@@ -77,7 +77,7 @@ def test_what_contradicts_itself_is_a_usage_error_that_names_flags() -> None:
 
     error = invoke(command, "--min-new-tokens", "9", "--max-new-tokens", "5").exception
     assert isinstance(error, FieldError)
-    assert error.named(flag_of) == "--min-new-tokens 9 is above --max-new-tokens 5"
+    assert error.named(flag_of) == "--min-new-tokens 9 is larger than --max-new-tokens 5"
     result = CliRunner().invoke(app, ["run", "-p", "x", "--min-new-tokens", "9", "--max-new-tokens", "5"])
     assert (result.exit_code, str(error.named(flag_of)) in result.stderr) == (2, True)
 

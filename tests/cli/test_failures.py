@@ -72,7 +72,7 @@ def spoiled(tmp_path: Path) -> Callable[..., Path]:
 def test_heads_that_do_not_divide_are_refused_by_name(spoiled: Callable[..., Path], command: str) -> None:
     folder = spoiled(num_attention_heads=4, num_key_value_heads=3)
     line = failure(invoke(command, "-p", "My dog is", "--model", folder), 1)
-    assert f"{folder}/config.json: num_attention_heads 4 is no multiple of num_key_value_heads 3" in line
+    assert f"{folder}/config.json: num_attention_heads 4 is not a multiple of num_key_value_heads 3" in line
 
 
 @pytest.fixture
@@ -84,12 +84,12 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("command", ["run", "verify"])
 def test_too_little_memory_is_said_before_the_weights_are_loaded(command: str) -> None:
     line = failure(invoke(command, "-p", "My dog is", "--model", "bundled", "--memory", "10M"), 1)
-    assert "--memory 10M is too little for bundled: its weights need " in line
+    assert "--memory 10M is too small for bundled: its weights need " in line
 
 
 @pytest.mark.usefixtures("no_weights")
 def test_so_it_is_in_python() -> None:
-    with pytest.raises(ModelError, match=r"^memory 10M is too little for bundled"):
+    with pytest.raises(ModelError, match=r"^memory 10M is too small for bundled"):
         generate("My dog is", "bundled", memory="10M")
 
 
@@ -97,7 +97,7 @@ def test_so_it_is_in_python() -> None:
 def test_a_number_that_no_computer_holds_is_one_line(command: str) -> None:
     line = failure(invoke(command, "-p", "x", "--model", "bundled", "--limit", 10**30), 2)
     assert "'--limit'" in line
-    assert "is beyond 9223372036854775807" in line
+    assert "is larger than 9223372036854775807" in line
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -108,7 +108,7 @@ def test_workers_are_counted_with_their_processes(monkeypatch: pytest.MonkeyPatc
     assert "try fewer --workers" in line
 
 
-@pytest.mark.parametrize(("limit", "problem"), [(2.5, "limit must be a whole number"), (0, "limit 0 is below 1")])
+@pytest.mark.parametrize(("limit", "problem"), [(2.5, "limit must be a whole number"), (0, "limit 0 is less than 1")])
 def test_a_limit_in_python_is_checked(tmp_path: Path, limit: float, problem: str) -> None:
     (tmp_path / "rows.txt").write_text("x\n")
     with pytest.raises((BatchgenError, ValueError), match=problem):

@@ -40,7 +40,7 @@ def test_no_type_of_python_is_shown(command: tuple[str, ...]) -> None:
 
 def test_an_option_shows_its_value_its_choices_and_its_default() -> None:
     text = " ".join("\n".join(help_of("run")).split())
-    assert "-o, --output FILE Write here" in text
+    assert "-o, --output FILE Output file." in text
     assert "--engine ENGINE" in text
     assert "[auto, continuous, reference] [default: auto]" in text
     assert "--exact/--no-exact" in text

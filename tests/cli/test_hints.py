@@ -89,7 +89,7 @@ def test_a_file_in_the_place_of_a_command_is_prompts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("given", ["6", "512", "0.5", "1000000"])
 def test_memory_without_a_unit_asks_for_one(given: str) -> None:
     line = failure(invoke("run", "-p", "x", "--model", "bundled", "--memory", given), 2)
-    assert f"--memory {given} has no unit: is it {given}G?" in line
+    assert f"--memory {given} has no unit: did you mean {given}G?" in line
 
 
 @pytest.mark.parametrize(

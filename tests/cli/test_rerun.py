@@ -46,7 +46,7 @@ def test_what_has_changed_since_is_shown(folder: Path) -> None:
     (folder / "p.txt").write_text("My dog is\nIt will rain\nOnce\n")
     said = invoke("rerun", "out.jsonl", "-o", "new.csv")
     assert said.exit_code == 4
-    assert "the input is not what it was" in said.stderr
+    assert "the input has changed since then" in said.stderr
     assert "0 of 2 rows differ (100.0% the same), 0 only in A, 1 only in B" in said.stdout
     assert "new.csv exists" in failure(invoke("rerun", "out.jsonl", "-o", "new.csv"), 1)
     assert invoke("rerun", "out.jsonl", "-o", "new.csv", "--overwrite").exit_code == 4
@@ -61,13 +61,13 @@ def test_a_manifest_that_names_no_command_is_refused(folder: Path) -> None:
     facts = json.loads((folder / "manifest.json").read_text())
     del facts["command"]
     (folder / "manifest.json").write_text(json.dumps(facts))
-    assert "by which command it was made" in failure(invoke("rerun", "manifest.json"), 1)
+    assert "does not record its command" in failure(invoke("rerun", "manifest.json"), 1)
     assert "cannot be read" in failure(invoke("rerun", "nothing.json"), 1)
 
 
 def test_without_its_output_there_is_nothing_to_compare_with(folder: Path) -> None:
     (folder / "out.jsonl").unlink()
-    assert "nothing can be compared with it" in failure(invoke("rerun", "manifest.json"), 1)
+    assert "there is nothing to compare with" in failure(invoke("rerun", "manifest.json"), 1)
     run("p.txt", "--manifest", "other.json")
     assert "had no -o" in failure(invoke("rerun", "other.json"), 1)
 

@@ -41,7 +41,7 @@ def test_a_models_template_is_described(folder: Path) -> None:
     assert (facts.templates, facts.opens, facts.closes) == (("default",), "[user]", "<|endoftext|>")
     assert (facts.generation_prompt, facts.closing_is_eos) == ("[assistant]<think>", True)
     assert facts.reasoning_marks == ("<think>", "</think>")
-    assert facts.bos == "the template writes none; plain prompts get none"
+    assert facts.bos == "the template adds no BOS; plain prompts get no BOS"
     assert "opens         [user]" in drawn(facts)
 
 
@@ -58,7 +58,7 @@ def test_a_broken_template_is_a_finding(folder: Path) -> None:
 
 def test_a_template_that_refuses_a_plain_conversation_is_a_finding(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text("{{ raise_exception('no') }}")
-    assert "it refuses a question and an answer" in drawn(examine_chat(str(folder)))
+    assert "it rejects a question with an answer" in drawn(examine_chat(str(folder)))
 
 
 def test_a_model_that_is_not_there_is_an_error() -> None:

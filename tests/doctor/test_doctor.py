@@ -20,7 +20,7 @@ import batchgen.doctor
 import batchgen.doctor.installation as installation_module
 from batchgen.cli import app
 from batchgen.doctor import Diagnosis, advise, diagnose
-from batchgen.doctor.advice import MENDS
+from batchgen.doctor.advice import FIXES
 from batchgen.doctor.facts import (
     Accelerator,
     Installation,
@@ -94,7 +94,7 @@ def test_a_missing_library_is_to_be_installed() -> None:
 
 def test_an_old_library_is_to_be_upgraded() -> None:
     line = only_advice(installed(versions=(Version("torch", "2.4.0", "2.10", is_old=True),)))
-    assert line == "torch 2.4.0 is older than batchgen needs: pip install 'torch>=2.10'"
+    assert line == "torch 2.4.0 is too old for batchgen: pip install 'torch>=2.10'"
 
 
 def test_a_broken_torch_is_named() -> None:
@@ -102,7 +102,7 @@ def test_a_broken_torch_is_named() -> None:
 
 
 def test_internals_that_are_gone_are_named() -> None:
-    assert "gone from the installed libraries (torch: _op)" in only_advice(installed(gone_names=("torch: _op",)))
+    assert "internals that batchgen uses (torch: _op)" in only_advice(installed(gone_names=("torch: _op",)))
 
 
 def test_torch_for_cuda_without_a_gpu() -> None:
@@ -122,13 +122,13 @@ def test_a_gpu_that_torch_uses_needs_no_advice() -> None:
 
 def test_a_slow_bfloat16_is_to_be_left_alone() -> None:
     line = only_advice(on_machine(speeds=(MatmulSpeed("float32", 100.0), MatmulSpeed("bfloat16", 25.0))))
-    assert line == "bfloat16 multiplies matrices at 0.25 of float32's rate here: keep to --dtype float32"
+    assert line == "bfloat16 multiplies matrices at 0.25 of float32's speed here: use --dtype float32"
 
 
 def test_a_fast_bfloat16_is_worth_a_try() -> None:
     line = only_advice(on_machine(speeds=(MatmulSpeed("float32", 100.0), MatmulSpeed("bfloat16", 310.0))))
     assert "3.1 times as fast as float32" in line
-    assert "--dtype bfloat16 is quicker, but changes some tokens" in line
+    assert "--dtype bfloat16 is faster, but changes some tokens" in line
 
 
 @pytest.mark.parametrize(
@@ -233,13 +233,13 @@ def test_a_narrow_terminal_folds_and_cuts_nothing() -> None:
 def test_what_binds_is_said_first() -> None:
     lines = drawn(on_machine(bounds=(Bound("cgroup / (memory.max)", 6 * GIB), *MACHINE.bounds)))
     place = next(i for i, line in enumerate(lines) if "limits" in line)
-    assert lines[place].split(maxsplit=1)[1] == "6 GiB left by cgroup / (memory.max), which binds"
+    assert lines[place].split(maxsplit=1)[1] == "6 GiB left by cgroup / (memory.max), the tightest limit"
     assert lines[place + 1].strip() == "20 GiB left by MemAvailable"
 
 
 def test_what_bench_found_of_bfloat16_is_one_line() -> None:
     fast = (MatmulSpeed("float32", 100.0), MatmulSpeed("bfloat16", 310.0))
-    assert "batchgen bench tells" in only_advice(on_machine(speeds=fast))
+    assert "run batchgen bench" in only_advice(on_machine(speeds=fast))
     measured = on_machine(speeds=fast, bfloat16_gain=KeptGain("gpt2", 1.83, 0.12, "2026-01-02"))
     assert "bench" not in only_advice(measured)
     [line] = [line for line in drawn(measured) if line.startswith("  bench")]

@@ -229,7 +229,7 @@ def test_a_model_whose_attention_cannot_be_replaced_runs_by_reference(tiny_model
     lines: list[str] = []
     engine = make_engine(tiny_models["bloom"], say=lines.append)
     assert not isinstance(engine, ContinuousEngine)
-    assert lines == ["engine reference, the slower one: its attention cannot be replaced"]
+    assert lines == ["using engine reference, which is slower: its attention cannot be replaced"]
     with pytest.raises(UsageError, match="--engine continuous does not run this: its attention cannot be replaced"):
         slots_of(tiny_models["bloom"])
 
@@ -263,10 +263,13 @@ def test_a_model_whose_trial_fails_is_as_it_was(
     layers = [type(module) for module in model.network.modules()]
     model.network.register_forward_pre_hook(hook, with_kwargs=True)
     assert not isinstance(make_engine(model, say=lines.append), ContinuousEngine)
-    assert lines[0] == "engine reference, the slower one: a trial with slots gave other logits than a plain forward"
+    assert (
+        lines[0]
+        == "using engine reference, which is slower: in a trial, slots gave other logits than a plain forward pass"
+    )
     assert model.network.config._attn_implementation == "eager"
     assert [type(module) for module in model.network.modules()] == layers
-    with pytest.raises(ModelError, match="--engine continuous does not run tiny: a trial with slots"):
+    with pytest.raises(ModelError, match="--engine continuous does not run tiny: in a trial, slots"):
         slots_of(model)
 
 

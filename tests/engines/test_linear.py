@@ -146,7 +146,7 @@ def test_a_machine_without_packed_layers_keeps_its_layers(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("device", ["cuda", "mps", "meta"])
 def test_only_a_cpu_packs(device: str) -> None:
-    assert why_plain(torch.device(device), torch.float32) == "only a CPU packs"
+    assert why_plain(torch.device(device), torch.float32) == "weights are packed on the CPU only"
 
 
 def test_what_is_packed_depends_on_no_clock() -> None:

@@ -173,7 +173,7 @@ def test_with_ignore_eos_rows_go_on_to_their_full_length(bundled: Model, engine:
 @pytest.mark.parametrize("option", [{"stop_token_ids": [60000]}, {"logit_bias": {60000: 1}}], ids=str)
 def test_a_token_that_the_model_does_not_have_is_an_error(bundled: Model, option: dict[str, Any]) -> None:
     [name] = option
-    with pytest.raises(ValueError, match=f"^{name} names token 60000: the model has tokens 0 to 50256"):
+    with pytest.raises(ValueError, match=f"^{name} names token 60000, but the model has tokens 0 to 50256"):
         batchgen.generate("x", bundled, max_new_tokens=1, **option)
     good, bad = batchgen.generate(["x", {"prompt": "y", "sampling": option}], bundled, max_new_tokens=1)
-    assert (good.error, bad.error) == (None, f"{name} names token 60000: the model has tokens 0 to 50256")
+    assert (good.error, bad.error) == (None, f"{name} names token 60000, but the model has tokens 0 to 50256")

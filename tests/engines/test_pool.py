@@ -116,7 +116,7 @@ def test_a_row_that_kills_its_worker_is_an_error_and_the_others_are_not() -> Non
     assert [row.request.index for row in rows if row.error] == [41]
     assert "2 worker processes died (SIGSEGV) while they ran this row alone" in (rows[41].error or "")
     assert all(row.output_ids == row.input_ids for row in rows if not row.error)
-    assert said[1].startswith("a worker process died (SIGSEGV); unfinished rows that run again: ")
+    assert said[1].startswith("a worker process died (SIGSEGV); rows that run again: ")
 
 
 def test_workers_killed_from_outside_lose_no_row() -> None:
@@ -138,7 +138,7 @@ def test_an_error_of_the_users_ends_the_run() -> None:
 
 
 def test_workers_that_cannot_start_end_the_run() -> None:
-    with pytest.raises(ModelError, match=r"die while they start \(exit code 3\)"):
+    with pytest.raises(ModelError, match=r"die during startup \(exit code 3\)"):
         list(finish(PoolEngine([FakeRecipe(fails=True)], 8), rows_of([[5]])))
 
 
@@ -147,7 +147,7 @@ def test_one_worker_that_cannot_start_leaves_its_rows_to_the_others() -> None:
     recipes = [FakeRecipe(fails=True), FakeRecipe(0.01)]
     finished = list(finish(PoolEngine(recipes, 8, say=said.append), rows))
     assert indices(finished) == list(range(100))
-    assert "a worker process died 3 times while it started: going on with 1" in said
+    assert "a worker process died 3 times during startup: continuing with 1" in said
 
 
 def test_closing_ends_the_workers_and_what_they_do() -> None:
@@ -300,7 +300,7 @@ def test_a_run_whose_workers_are_killed_and_which_is_interrupted_ends_with_the_s
     assert "a worker process died (SIGKILL" in process.stderr.readline()
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
     _, stderr = process.communicate(timeout=PATIENCE_S)
-    assert (process.returncode, "--resume goes on" in stderr) == (130, True)
+    assert (process.returncode, "run the same command with --resume" in stderr) == (130, True)
     assert all(line.startswith("batchgen: ") for line in stderr.splitlines())
     assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
     assert run(prompts, "-o", plain, "--max-new-tokens", 30, "--temperature", 0.8, "--top-k", 40).exit_code == 0

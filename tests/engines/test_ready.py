@@ -131,7 +131,7 @@ def test_another_engine_is_refused_in_16_bits_only(bundled: Model) -> None:
     refuse_other_engine(begun, EngineOptions("reference"), "float32")
     refuse_other_engine(begun, EngineOptions("continuous"), "bfloat16")
     refuse_other_engine(None, EngineOptions("reference"), "bfloat16")
-    with pytest.raises(OutputError, match="begun with engine continuous, and in bfloat16 engine reference gives other"):
+    with pytest.raises(OutputError, match="started with engine continuous, and in bfloat16 reference gives other"):
         refuse_other_engine(begun, EngineOptions("reference"), "bfloat16")
 
 
@@ -139,10 +139,8 @@ def test_what_cannot_stay_is_said_in_one_line(bundled: Model) -> None:
     begun = EngineChoice("continuous", PACKED, "slots", 128, 2)
     now = EngineChoice("continuous", PLAIN, "slots", 128, 1)
     line = why_different(begun, now, "bfloat16", is_exact=False)
-    assert line == (
-        "the run was begun with kernels packed, now plain; threads 2, now 1: in bfloat16 rows that are left may differ "
-        "from what they gave"
-    )
+    changed = "kernels packed, now plain; threads 2, now 1"
+    assert line == f"the run was started with {changed}: in bfloat16 the remaining rows may differ"
     assert why_different(begun, begun, "bfloat16", is_exact=False) is None
     assert why_different(begun, now, "float32", is_exact=True) is None
     other = replace(now, engine="reference")

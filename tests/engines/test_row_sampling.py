@@ -97,7 +97,7 @@ def test_a_greedy_row_that_names_samples_contradicts_itself() -> None:
 
 def test_a_row_that_samples_contradicts_a_run_with_beams() -> None:
     problem = problem_of({"temperature": 0.7}, BEAMS)
-    assert problem == "the run's num_beams 3 searches, sampling.temperature 0.7 samples: choose one"
+    assert problem == "the run's num_beams 3 does not work with sampling.temperature 0.7: choose one"
 
 
 def test_a_greedy_row_goes_with_beams() -> None:
@@ -106,7 +106,7 @@ def test_a_greedy_row_goes_with_beams() -> None:
 
 def test_the_rows_options_are_named_as_keys_and_the_runs_as_the_runs() -> None:
     problem = problem_of({"max_new_tokens": 20}, SamplingParams(min_new_tokens=30))
-    assert problem == "the run's min_new_tokens 30 is above sampling.max_new_tokens 20"
+    assert problem == "the run's min_new_tokens 30 is larger than sampling.max_new_tokens 20"
 
 
 @pytest.mark.parametrize(
@@ -115,15 +115,15 @@ def test_the_rows_options_are_named_as_keys_and_the_runs_as_the_runs() -> None:
         ({"top_p": 2}, "sampling.top_p 2.0 is not in (0, 1]"),
         ({"top_p": float("nan")}, "sampling.top_p must be a number such as 0.7"),
         ({"top_k": -2}, "sampling.top_k -2 is below -1"),
-        ({"max_new_tokens": 0}, "sampling.max_new_tokens 0 is below 1"),
+        ({"max_new_tokens": 0}, "sampling.max_new_tokens 0 is less than 1"),
         ({"temperature": -1}, "sampling.temperature -1.0 is below 0"),
         ({"temperature": 1e-320}, "sampling.temperature 1e-320 is not in [1e-06, 1e+06], nor 0 (greedy)"),
         (
             {"repetition_penalty": 1e-320},
             "sampling.repetition_penalty 1e-320 is not a number above 0, in [1e-06, 1e+06]",
         ),
-        ({"top_k": 10**400}, "sampling.top_k is beyond 9223372036854775807"),
-        ({"temperature": 10**400}, "sampling.temperature is beyond 9223372036854775807"),
+        ({"top_k": 10**400}, "sampling.top_k is larger than 9223372036854775807"),
+        ({"temperature": 10**400}, "sampling.temperature is larger than 9223372036854775807"),
         ({"temperature": "hot"}, "sampling.temperature must be a number such as 0.7"),
         ({"temperature": True}, "sampling.temperature must be a number such as 0.7"),
         ({"max_new_tokens": 20.0}, "sampling.max_new_tokens must be a whole number such as 20"),
@@ -133,7 +133,7 @@ def test_the_rows_options_are_named_as_keys_and_the_runs_as_the_runs() -> None:
         ({"frequency_penalty": -3}, "sampling.frequency_penalty -3.0 is not in [-2, 2]"),
         ({"logit_bias": {"7": 101}}, "sampling.logit_bias 101 of token 7 is not in [-100, 100]"),
         ({"logit_bias": {"dog": 1}}, "sampling.logit_bias names 'dog', which is no token id"),
-        ({"logit_bias": [7, 1]}, "sampling.logit_bias must be token ids and what is added to their logits"),
+        ({"logit_bias": [7, 1]}, "sampling.logit_bias must map token ids to what is added to their logits"),
         ({"logit_bias": {"7": "high"}}, "sampling.logit_bias must be a number"),
         ({"stop_token_ids": ["<eos>"]}, "sampling.stop_token_ids must be a token id or a list of them"),
         ({"stop_token_ids": [-1]}, "sampling.stop_token_ids must be a token id or a list of them"),
@@ -141,11 +141,14 @@ def test_the_rows_options_are_named_as_keys_and_the_runs_as_the_runs() -> None:
         ({"stop": 7}, "sampling.stop must be a string or a list of strings"),
         ({"stop": ["a", 7]}, "sampling.stop must be a string or a list of strings"),
         ({"stop": ""}, "sampling.stop needs a non-empty text"),
-        ({"stop": "\ud83d"}, "sampling.stop holds a lone surrogate"),
-        ({"num_beams": 2}, "sampling.num_beams cannot be a row's own: give num_beams to the whole run"),
+        ({"stop": "\ud83d"}, "sampling.stop has a lone surrogate"),
+        ({"num_beams": 2}, "sampling.num_beams cannot be set per row: set num_beams for the whole run"),
         ({"max_tokens": 2}, 'sampling has no key "max_tokens"; it may have max_new_tokens, min_new_tokens, '),
         ({"a\n\ud83d": None}, 'sampling has no key "a\\n\\ud83d"; '),
-        ("greedy", 'sampling must be an object such as {"temperature": 0.7}; rename a column that means other'),
+        (
+            "greedy",
+            'sampling must be an object such as {"temperature": 0.7}; if the column means something else, rename it',
+        ),
         ([], "sampling must be an object"),
         (False, "sampling must be an object"),
     ],

@@ -54,7 +54,7 @@ def test_members_follow_each_other(tmp_path: Path, packing: str) -> None:
 @pytest.mark.parametrize("name", ["a.txt.gz", "a.csv.zst"])
 @pytest.mark.parametrize("content", [b"", b"prompt\na\n"])
 def test_what_is_not_packed_is_refused_where_its_name_says_so(tmp_path: Path, name: str, content: bytes) -> None:
-    with pytest.raises(InputError, match=rf"{name} is not a {Path(name).suffix} file, whatever its name says"):
+    with pytest.raises(InputError, match=rf"{name} is not a {Path(name).suffix} file, despite its name"):
         read(tmp_path / name, content)
 
 
@@ -64,7 +64,9 @@ def test_rows_before_the_cut_are_read(tmp_path: Path, packing: str, share: float
     whole = pack(LINES * 20, packing)
     (tmp_path / f"a.txt{packing}").write_bytes(whole[: int(len(whole) * share)])
     seen, error = read_to_the_damage(tmp_path / f"a.txt{packing}")
-    assert re.fullmatch(rf".* is damaged after line {len(seen)}: it ends too early; fetch or pack it again", error)
+    assert re.fullmatch(
+        rf".* is damaged after line {len(seen)}: it ends too early; download or compress it again", error
+    )
     assert seen == [line.decode() for line in (LINES * 20).splitlines()[: len(seen)]]
 
 
@@ -72,7 +74,7 @@ def test_rows_before_the_cut_are_read(tmp_path: Path, packing: str, share: float
 def test_altered_bytes_are_one_line(tmp_path: Path, packing: str) -> None:
     content = bytearray(pack(LINES, packing))
     content[len(content) // 2 : len(content) // 2 + 8] = b"\xff" * 8
-    with pytest.raises(InputError, match=r"is damaged after line \d+: .*; fetch or pack it again$"):
+    with pytest.raises(InputError, match=r"is damaged after line \d+: .*; download or compress it again$"):
         read(tmp_path / f"a.txt{packing}", bytes(content))
 
 

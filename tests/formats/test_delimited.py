@@ -78,7 +78,7 @@ def test_a_cell_may_hold_the_row_s_own_sampling(tmp_path: Path) -> None:
     [
         (b"a", "1 cells where the header has 2 columns"),
         (b"a,b,c", "3 cells where the header has 2 columns"),
-        (b'"a"b,c', "text behind a closing quote"),
+        (b'"a"b,c', "text after a closing quote"),
         (b"a,\xff", "not UTF-8 at byte 2 of line 3"),
         (b"a\rb,c", "a carriage return outside quotes"),
     ],
@@ -91,7 +91,7 @@ def test_a_bad_record_fails_alone(tmp_path: Path, line: bytes, problem: str) -> 
 
 def test_an_open_quote_does_not_swallow_the_rows_below(tmp_path: Path) -> None:
     bad, *good = read(tmp_path / "a.csv", b'prompt,b\n"open,1\nIt,2\nI,3\n"a\nb",4\n')
-    assert bad.error == 'a.csv:2: text behind a closing quote (a quote inside a quoted cell is written "")'
+    assert bad.error == 'a.csv:2: text after a closing quote (a quote inside a quoted cell is written "")'
     assert [(request.prompt, request.source) for request in good] == [
         ("It", "a.csv:3"), ("I", "a.csv:4"), ("a\nb", "a.csv:5"),
     ]  # fmt: skip
@@ -116,7 +116,7 @@ def test_a_file_made_to_be_read_again_and_again_comes_to_its_end(
     monkeypatch.setattr("batchgen.formats.delimited.MOST_READ_AGAIN", 10_000)
     requests = read(tmp_path / "a.csv", b"prompt,b\n" + b'x","y\n' * 5000)
     assert len(requests) < 10
-    assert "; it is skipped through line 5001" in (requests[-1].error or "")
+    assert "; skipped up to line 5001" in (requests[-1].error or "")
 
 
 @pytest.mark.parametrize(
@@ -264,10 +264,10 @@ def test_cells_may_be_separated_otherwise(tmp_path: Path, name: str, sign: str) 
 @pytest.mark.parametrize(
     ("name", "header", "hint"),
     [
-        ("a.csv", "a;prompt", "semicolons: say --delimiter ';'"),
-        ("a.csv", "a\tprompt", r"tabs: say --delimiter '\t'"),
-        ("a.csv", 'a|"prompt"', "vertical bars: say --delimiter '|'"),
-        ("a.tsv", "a,prompt", "commas: say --delimiter ','"),
+        ("a.csv", "a;prompt", "semicolons: add --delimiter ';'"),
+        ("a.csv", "a\tprompt", r"tabs: add --delimiter '\t'"),
+        ("a.csv", 'a|"prompt"', "vertical bars: add --delimiter '|'"),
+        ("a.tsv", "a,prompt", "commas: add --delimiter ','"),
     ],
 )
 def test_another_separator_is_hinted_at(tmp_path: Path, name: str, header: str, hint: str) -> None:

@@ -92,22 +92,22 @@ def test_parquet_holds_messages_as_lists_of_structs(tmp_path: Path) -> None:
     ("row", "problem"),
     [
         ({"messages": "hi"}, "messages is not a list of messages"),
-        ({"messages": []}, "messages is an empty list: there is nothing to answer"),
+        ({"messages": []}, "messages is an empty list"),
         ({"messages": ["hi"]}, "messages[0] is not an object with role and content"),
         ({"messages": [{"content": "a"}]}, "messages[0].role is missing"),
         (
             {"messages": [*HI, {"role": "bot", "content": "a"}]},
-            "messages[1].role 'bot' is none of system, developer, user, assistant, tool",
+            "messages[1].role 'bot' is not one of system, developer, user, assistant, tool",
         ),
         (
             {"messages": [{"role": "user"}]},
-            "messages[0].content is missing, which only a message with tool_calls may leave out",
+            "messages[0].content is missing: only a message with tool_calls may omit it",
         ),
         (
             {"messages": [{"role": "user", "content": 1}]},
             "messages[0].content is neither a string nor a list of text parts",
         ),
-        ({"messages": None}, "messages is empty: there is nothing to answer"),
+        ({"messages": None}, "messages is empty"),
         ({"messages": [{"role": "user", "content": []}]}, "messages[0].content is an empty list"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
@@ -130,11 +130,11 @@ def test_parquet_holds_messages_as_lists_of_structs(tmp_path: Path) -> None:
         ({"messages": HI, "add_generation_prompt": "yes"}, "add_generation_prompt is neither true nor false"),
         (
             {"messages": HI, "add_generation_prompt": True, "continue_final_message": True},
-            "add_generation_prompt and continue_final_message contradict each other",
+            "add_generation_prompt and continue_final_message cannot both be true",
         ),
         (
             {"conversations": [{"from": "alien", "value": "a"}]},
-            "conversations[0].from 'alien' is none of human, user, gpt, chatgpt, assistant, bing, bard, model, system, "
+            "conversations[0].from 'alien' is not one of human, user, gpt, chatgpt, assistant, bing, bard, model, system, "
             "tool, function_response, observation",
         ),
     ],

@@ -113,20 +113,20 @@ def test_what_asks_for_nothing_is_accepted(tmp_path: Path, harmless: dict[str, A
     [
         ({"logprobs": 21}, "body.logprobs 21 is not in [0, 20]"),
         ({"logprobs": True}, "body.logprobs must be a whole number"),
-        ({"top_logprobs": 2}, "body.top_logprobs cannot be honoured here"),
-        ({"echo": True}, "body.echo cannot be honoured"),
-        ({"suffix": "."}, "body.suffix cannot be honoured"),
-        ({"best_of": 3}, "body.best_of cannot be honoured"),
+        ({"top_logprobs": 2}, "body.top_logprobs is not supported"),
+        ({"echo": True}, "body.echo is not supported"),
+        ({"suffix": "."}, "body.suffix is not supported"),
+        ({"best_of": 3}, "body.best_of is not supported"),
         ({"frequency_penalty": 2.5}, "body.frequency_penalty 2.5 is not in [-2, 2]"),
         ({"logit_bias": {"50256": -101}}, "body.logit_bias -101 of token 50256 is not in [-100, 100]"),
-        ({"top_k": -2, "temperature": 1}, "body.top_k -2 is below -1"),
+        ({"top_k": -2, "temperature": 1}, "body.top_k -2 is less than -1"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "body.max_tokens and body.max_completion_tokens differ"),
-        ({"max_completion_tokens": 0}, "body.max_completion_tokens 0 is below 1"),
-        ({"stream": True}, "body.stream cannot be honoured"),
-        ({"response_format": {}, "guided": 1}, "body.guided cannot be honoured"),
+        ({"max_completion_tokens": 0}, "body.max_completion_tokens 0 is less than 1"),
+        ({"stream": True}, "body.stream is not supported"),
+        ({"response_format": {}, "guided": 1}, "body.guided is not supported"),
         ({"n": 2}, "body.n 2 needs the run's temperature above 0"),
         ({"n": 2, "temperature": 0}, "body.n 2 needs body.temperature above 0"),
-        ({"max_tokens": 0}, "body.max_tokens 0 is below 1"),
+        ({"max_tokens": 0}, "body.max_tokens 0 is less than 1"),
         ({"max_tokens": "7"}, "body.max_tokens must be a whole number"),
         ({"top_p": 2, "temperature": 1}, "body.top_p 2.0 is not in (0, 1]"),
         ({"stop": [1]}, "body.stop must be a string or a list of strings"),
@@ -134,7 +134,7 @@ def test_what_asks_for_nothing_is_accepted(tmp_path: Path, harmless: dict[str, A
         ({"prompt": [3666, 3290]}, "body.prompt must be a string"),
         ({"prompt": None}, "body.prompt must be a string"),
         ({"prompt": "\ud800"}, "a lone surrogate"),
-        ({"messages": []}, "body.messages cannot be honoured here"),
+        ({"messages": []}, "body.messages is not supported"),
     ],
     ids=str,
 )
@@ -145,7 +145,7 @@ def test_what_cannot_be_done_fails_its_row_and_says_so(tmp_path: Path, body: dic
 @pytest.mark.parametrize(
     ("item", "reason"),
     [
-        ({**line(), "url": "/v1/chat/completions"}, "body.prompt cannot be honoured here"),
+        ({**line(), "url": "/v1/chat/completions"}, "body.prompt is not supported"),
         ({**line(), "url": "/v1/embeddings"}, "url is neither /v1/completions nor /v1/chat/completions"),
         ({**line(), "method": "GET"}, "method is not POST"),
         ({**line(), "body": []}, "the body is not an object"),
@@ -165,8 +165,8 @@ def test_an_id_that_came_before_fails_and_names_the_first(tmp_path: Path) -> Non
     requests = read(tmp_path, line("a"), line("b"), line("a"), line("a"))
     assert [request.error for request in requests] == [
         None, None,
-        "batch.jsonl:3: the custom_id is that of batch.jsonl:1 too",
-        "batch.jsonl:4: the custom_id is that of batch.jsonl:1 too",
+        "batch.jsonl:3: batch.jsonl:1 has the same custom_id",
+        "batch.jsonl:4: batch.jsonl:1 has the same custom_id",
     ]  # fmt: skip
 
 

@@ -91,7 +91,7 @@ def test_a_file_without_the_column_is_an_input_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cut", [0, 3, 20, 100, -1, -30])
 def test_a_damaged_file_is_one_line(tmp_path: Path, cut: int) -> None:
-    with pytest.raises(InputError, match=r"a\.parquet is not Parquet, or damaged after row 0: .") as caught:
+    with pytest.raises(InputError, match=r"a\.parquet is not Parquet, or is damaged after row 0: .") as caught:
         read(tmp_path / "a.parquet", packed(prompt=["a"] * 100)[:cut])
     assert "\n" not in str(caught.value)
 

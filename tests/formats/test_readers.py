@@ -388,7 +388,7 @@ def test_a_suffix_in_capitals_is_known_in_a_directory_too(tmp_path: Path) -> Non
 @pytest.mark.parametrize("names", [[], ["notes.md", ".hidden.txt"]])
 def test_a_directory_without_prompt_files_is_an_error(tmp_path: Path, names: list[str]) -> None:
     make_files(tmp_path, *names)
-    with pytest.raises(InputError, match=r"holds no prompt files \(\.txt, \.jsonl, "):
+    with pytest.raises(InputError, match=r"has no prompt files \(\.txt, \.jsonl, "):
         find_sources([str(tmp_path)])
 
 
@@ -444,7 +444,7 @@ def test_an_empty_name_is_not_the_working_directory(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(("name", "suffix"), [("a.XLSX", ".xlsx"), ("a.docx.gz", ".docx")])
 def test_a_format_that_cannot_be_read_is_refused_unless_it_is_said(tmp_path: Path, name: str, suffix: str) -> None:
     make_files(tmp_path, name)
-    with pytest.raises(InputError, match=rf"{name}: cannot read {suffix} files; give .*, or say --input-format"):
+    with pytest.raises(InputError, match=rf"{name}: cannot read {suffix} files; give .*, or set --input-format"):
         find_sources([str(tmp_path / name)])
     assert names_of(find_sources([str(tmp_path / name)], options=ReadOptions(input_format="text"))) == [name]
 
@@ -503,7 +503,7 @@ def test_a_glob_finds_hidden_files_only_by_their_names(tmp_path: Path) -> None:
 
 def test_a_link_that_leads_nowhere_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    with pytest.raises(InputError, match=r"loop is a link that leads nowhere"):
+    with pytest.raises(InputError, match=r"loop is a broken link"):
         find_sources([str(tmp_path / "loop")])
     (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"gone\.txt cannot be read: No such file"):
@@ -514,7 +514,7 @@ def test_a_link_that_leads_nowhere_is_an_error(tmp_path: Path) -> None:
 def test_a_device_without_an_end_is_refused(name: str) -> None:
     if not Path(f"/dev/{name}").exists():
         pytest.skip("needs its device")
-    with pytest.raises(InputError, match=f"/dev/{name} is a device, which may never end"):
+    with pytest.raises(InputError, match=f"/dev/{name} is a device, which may be endless"):
         find_sources([f"/dev/{name}"])
 
 
@@ -523,7 +523,7 @@ def test_standard_input_that_is_a_device_without_an_end_is_refused(monkeypatch: 
         pytest.skip("needs /dev/zero")
     with Path("/dev/zero").open() as stream:
         monkeypatch.setattr("sys.stdin", stream)
-        with pytest.raises(InputError, match="- is a device, which may never end"):
+        with pytest.raises(InputError, match="- is a device, which may be endless"):
             find_sources([], use_stdin=True)
 
 

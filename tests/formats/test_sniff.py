@@ -93,7 +93,7 @@ def test_json_is_known_by_its_first_line_or_as_a_whole(content: str, form: str) 
 
 
 def test_an_array_with_more_behind_it_is_refused() -> None:
-    with pytest.raises(InputError, match="- begins with a JSON array and goes on behind it: say --input-format"):
+    with pytest.raises(InputError, match="- begins with a JSON array and continues after it: set --input-format"):
         form_of(b'["a"]\n["b"]\n')
 
 
@@ -171,7 +171,7 @@ def test_a_bad_row_of_an_array_fails_alone(tmp_path: Path) -> None:
     [
         ('[{"prompt": "a"}\n{"prompt": "b"}]', "a.json:2: not valid JSON: expecting ','"),
         ('[{"prompt": "a"},\n{"prompt": "b"', "a.json:2: not valid JSON: Expecting ',' delimiter"),
-        ('[{"prompt": "a"}]\n\nmore', "a.json:3: text behind the end of the JSON array"),
+        ('[{"prompt": "a"}]\n\nmore', "a.json:3: text after the end of the JSON array"),
         ("nonsense", "a.json:1: not valid JSON: Expecting value"),
         ('[{"prompt": "a"},\n', "a.json:2: not valid JSON"),
         ("[\n{,}]", "a.json:2: not valid JSON"),
@@ -256,7 +256,7 @@ def test_a_guessed_table_is_said(tmp_path: Path) -> None:
     said: list[str] = []
     [request] = read_requests([Source("rows", path)], say=said.append)
     assert (request.id, request.prompt, request.source) == ("7", "My dog is", "rows:2")
-    assert said == ["rows is read as CSV, with the columns id, prompt (--input-format says otherwise)"]
+    assert said == ["rows is read as CSV, with the columns id, prompt (to change that, use --input-format)"]
 
 
 def test_a_table_with_odd_rows_is_text_and_that_is_said(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_a_table_with_odd_rows_is_text_and_that_is_said(tmp_path: Path) -> None:
 
 
 def test_semicolons_are_refused_by_name() -> None:
-    with pytest.raises(InputError, match=r"- looks like CSV separated by semicolons: say --delimiter ';'"):
+    with pytest.raises(InputError, match=r"- looks like CSV separated by semicolons: add --delimiter ';'"):
         form_of(b"id;prompt\n7;My dog is\n")
     assert form_of(b"id;prompt\n7;My dog is\n", delimiter=";") == "csv"
 
@@ -315,9 +315,9 @@ def test_a_line_with_nul_fails_alone_in_json_lines(tmp_path: Path) -> None:
 
 
 def test_other_packings_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="rows is packed with xz, which is not read"):
+    with pytest.raises(InputError, match="rows is compressed with xz, which is not supported"):
         read(tmp_path / "rows", lzma.compress(b"My dog is\n"))
-    with pytest.raises(InputError, match="rows is packed with bzip2"):
+    with pytest.raises(InputError, match="rows is compressed with bzip2"):
         read(tmp_path / "rows", b"BZh91AY&SY\x11\x22")
 
 

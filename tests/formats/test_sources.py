@@ -45,7 +45,8 @@ def test_a_folder_says_which_files_it_leaves_out(tmp_path: Path) -> None:
     names, [said] = found(tmp_path)
     assert names == ["a.txt"]
     assert (
-        said == f"{tmp_path}: 2 files (b.png, notes.md) not read, for want of a known suffix (name them, or use a glob)"
+        said
+        == f"{tmp_path}: 2 files (b.png, notes.md) not read, because the suffix is unknown (name them, or use a glob)"
     )
 
 
@@ -53,7 +54,7 @@ def test_a_folder_says_which_folders_it_leaves_out(tmp_path: Path) -> None:
     make_files(tmp_path, "a.txt", "more/b.txt", "deep/er/c.txt")
     names, [said] = found(tmp_path)
     assert names == ["a.txt"]
-    assert said == f"{tmp_path}: 2 sub-folders (deep, more) not read (add --recursive)"
+    assert said == f"{tmp_path}: 2 subfolders (deep, more) not read (add --recursive)"
 
 
 def test_recursive_reads_the_folders_in_a_folder(tmp_path: Path) -> None:
@@ -62,7 +63,7 @@ def test_recursive_reads_the_folders_in_a_folder(tmp_path: Path) -> None:
     names, [said] = found(tmp_path, recursive=True)
     assert names == ["a/b/c.jsonl", "a/z.txt", "b.txt"]
     assert "1 file (x.bin) not read" in said
-    assert "1 sub-folder (round) not read (links are not followed)" in said
+    assert "1 subfolder (round) not read (links are not followed)" in said
 
 
 def test_a_folder_of_known_files_says_nothing(tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_a_folder_of_known_files_says_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_without_prompt_files_says_what_it_has(tmp_path: Path) -> None:
     make_files(tmp_path, "notes.md", "more/a.txt")
-    with pytest.raises(InputError, match=r"holds no prompt files .*: 1 file \(notes.md\).*1 sub-folder \(more\)"):
+    with pytest.raises(InputError, match=r"has no prompt files .*: 1 file \(notes.md\).*1 subfolder \(more\)"):
         find_sources([str(tmp_path)])
 
 
@@ -125,13 +126,13 @@ def test_whole_files_of_a_folder_are_all_its_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"whole_files": True, "field": "x"}, "field is for columns"),
-        ({"whole_files": True, "delimiter": ";"}, "delimiter is for columns"),
+        ({"whole_files": True, "field": "x"}, "field selects a column"),
+        ({"whole_files": True, "delimiter": ";"}, "delimiter selects a column"),
         ({"whole_files": True, "input_format": "csv"}, "whole_files reads text, not csv"),
-        ({"delimiter": ";;"}, "delimiter ';;' is not one character"),
-        ({"delimiter": '"'}, "is not one character"),
-        ({"delimiter": ""}, "is not one character"),
-        ({"delimiter": ";", "input_format": "jsonl"}, "delimiter is for CSV and TSV"),
+        ({"delimiter": ";;"}, "delimiter ';;' is not a single separator character"),
+        ({"delimiter": '"'}, "is not a single separator character"),
+        ({"delimiter": ""}, "is not a single separator character"),
+        ({"delimiter": ";", "input_format": "jsonl"}, "delimiter only works with CSV and TSV"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(options: dict[str, Any], problem: str) -> None:
@@ -180,13 +181,13 @@ def test_a_missing_file_s_error_has_the_near_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("given", ["My dog is", "What is rain?"])
 def test_a_prompt_in_the_place_of_a_file_is_told_where_to_go(given: str) -> None:
-    with pytest.raises(InputError, match=r"\(a prompt itself goes behind -p\)"):
+    with pytest.raises(InputError, match=r"\(to give a prompt directly, use -p\)"):
         find_sources([given])
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/x.jsonl", "https://host/*.txt", "hf://datasets/x", "GS://a/b?c"])
 def test_a_url_is_one_clear_line(url: str) -> None:
-    with pytest.raises(InputError, match=r"is a URL, which only --ray reads: download it first"):
+    with pytest.raises(InputError, match=r"is a URL, which is only supported with --ray: download it first"):
         find_sources([url])
 
 
@@ -204,7 +205,7 @@ def said_of(path: Path, content: str, **options: Any) -> list[str]:
     ("name", "content"), [("a.txt", ""), ("a.jsonl", "\n\n"), ("a.csv", "prompt\n"), ("a.json", "[]")]
 )
 def test_an_empty_file_is_said(tmp_path: Path, name: str, content: str) -> None:
-    assert said_of(tmp_path / name, content) == [f"{name} is empty: there are no prompts in it"]
+    assert said_of(tmp_path / name, content) == [f"{name} is empty: it has no prompts"]
 
 
 @pytest.mark.parametrize(
@@ -257,7 +258,7 @@ def test_a_column_that_the_template_uses_is_no_option(tmp_path: Path) -> None:
             "k.csv",
             "kind;who\na;b\n",
             "{{ kind }}",
-            "but kind;who; it looks separated by semicolons: say --delim",
+            "but kind;who; it looks separated by semicolons: add --delim",
         ),
         (
             "k.txt",

@@ -115,7 +115,7 @@ def test_a_name_that_is_a_link_stays_one(file: Path, tmp_path: Path) -> None:
 
 def test_a_link_that_leads_nowhere_is_refused(file: Path) -> None:
     file.symlink_to("nowhere")
-    with pytest.raises(OutputError, match="leads nowhere"):
+    with pytest.raises(OutputError, match="is a broken link"):
         write_json(file, {})
     assert names(file) == ["out.jsonl"]
 

@@ -80,7 +80,7 @@ def test_a_cut_prompt_keeps_what_stands_in_front() -> None:
 
 def test_a_prompt_that_has_room_for_nothing_but_marks_fails() -> None:
     row = encoded("one two three", room=2, too_long="truncate")
-    assert row.error == "1 new tokens leave no room for a prompt: the model holds 3 positions"
+    assert row.error == "1 new tokens leave no room for a prompt: the model has 3 positions"
 
 
 def test_a_cut_prompt_that_fits_without_what_stood_behind_it_is_whole() -> None:
@@ -108,12 +108,12 @@ def test_what_is_left_out_is_said_once_in_a_run() -> None:
     for _ in range(3):
         encode(requests_of(["one", "two"]), tokenizer, chat=chat)
     [line] = said
-    assert "adds </s> behind every text" in line
+    assert "adds </s> after every text" in line
 
 
 @pytest.fixture(scope="module")
 def with_end(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled model, whose tokenizer adds its end token behind every text."""
+    """The bundled model, whose tokenizer adds its end token after every text."""
     folder = tmp_path_factory.mktemp("model") / "with-end"
     shutil.copytree(BUNDLED_FOLDER, folder)
     file = folder / "tokenizer.json"
@@ -130,7 +130,7 @@ def with_end(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-LINE = "adds <|endoftext|> behind every text"
+LINE = "adds <|endoftext|> after every text"
 PROMPTS = ("-p", "My dog is", "-p", "It will rain in the")
 
 
@@ -156,7 +156,7 @@ def test_what_looks_at_prompts_leaves_it_out_as_a_run_does(with_end: Path, comma
 
 
 def test_python_warns_of_what_it_leaves_out(with_end: Path) -> None:
-    with pytest.warns(UserWarning, match="behind every text"):
+    with pytest.warns(UserWarning, match="after every text"):
         [result] = generate(["My dog is"], str(with_end), max_new_tokens=5)
     assert list(result.input_ids) == list(generate(["My dog is"], "bundled", max_new_tokens=5)[0].input_ids)
 

@@ -119,6 +119,6 @@ def test_a_response_template_without_end_leaves_the_text_and_is_said_once(
     text = "a" * 60 + "b"
     assert [answer(chat, text), answer(chat, text)] == [Reply(text), Reply(text)]
     assert said == [
-        "warning: the model's response template does not come to an end on the answer to row 0: such answers stay whole"
+        "warning: the model's response template does not finish parsing the answer to row 0: such answers are not split"
     ]
     assert answer(chat, "") == Reply("")

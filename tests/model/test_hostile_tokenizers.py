@@ -114,14 +114,14 @@ def test_every_command_refuses_a_harmful_one_before_it_is_loaded(
     folder = spoiled(normalizer=HARMFUL["doubled"][1])
     monkeypatch.setattr("batchgen.model.checkpoint.read_light_tokenizer", lambda *_: pytest.fail("it was loaded"))
     line = failure(invoke(command, "-p", "My dog is", "--model", folder), 1)
-    assert f"{folder}/tokenizer.json is not used, its normalizer can make about 10^12 characters of one" in line
+    assert f"{folder}/tokenizer.json is refused: its normalizer can make about 10^12 characters of one" in line
 
 
 def test_what_is_unusual_is_tried_in_a_child_and_a_panic_there_is_one_line(
     spoiled: Callable[..., Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = spoiled(pre_tokenizer=splits("(a|aa)+$b"))
-    with pytest.raises(ModelError, match=r"not used, its library fails on it: PanicException: "):
+    with pytest.raises(ModelError, match=r"not used, the tokenizer library fails on it: PanicException: "):
         judge_tokenizer(folder)
     assert capfd.readouterr().err == ""
 
@@ -190,7 +190,7 @@ def test_a_tokenizer_that_takes_too_long_ends_the_run(monkeypatch: pytest.Monkey
 
 def test_what_cannot_be_decoded_fails_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
     def decode(*_: Any) -> str:
-        raise TokenizerFailure("the tokenizer fails on it: PanicException: index out of bounds")
+        raise TokenizerFailure("the tokenizer fails on this text:  PanicException: index out of bounds")
 
     monkeypatch.setattr("batchgen.pipeline.decode_output", decode)
     result = invoke("run", "-p", "My dog is", "--model", "bundled", "--max-new-tokens", 2, "--format", "jsonl")

@@ -117,5 +117,5 @@ def test_choices_of_a_conversation_are_replies(checkpoint: Checkpoint) -> None:
 
 def test_a_conversation_without_a_reply_fails_and_says_why(checkpoint: Checkpoint) -> None:
     assert encode(checkpoint, talk(("user", "Is it?")), TEMPLATE).error == (
-        "the messages end with user: scored is the last reply, of the assistant"
+        "the messages end with user: only a reply of the assistant can be scored"
     )

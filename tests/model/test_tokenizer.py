@@ -217,7 +217,7 @@ def digits_apart(folder: Path) -> str:
 LEFT = {
     "sentencepiece class": llama3_with(tokenizer_class="LlamaTokenizer"),
     "no class": llama3_with(tokenizer_class=None),
-    "code of its own": llama3_with(auto_map={"AutoTokenizer": ["a.B", None]}),
+    "its own code": llama3_with(auto_map={"AutoTokenizer": ["a.B", None]}),
     "unknown setting": llama3_with(legacy=False),
     "asks for bos": llama3_with(add_bos_token=True),
     "asks for no bos": llama3_with(add_bos_token=False),

@@ -158,7 +158,7 @@ def test_each_failure_is_one_line() -> None:
     lines: list[str] = []
     rows = short_rows([5, 5])
     run_all(Backoff(limits_of(), say=lines.append), [rows], Runner(MemoryError, lambda part: rows[1] in part))
-    assert lines[0] == "out of memory with 2 rows of 5 columns: going on with 1 at a time"
+    assert lines[0] == "out of memory with 2 rows of 5 columns: continuing with 1 at a time"
     assert lines[1].startswith("out of memory with a single row (5 prompt + 4 new tokens): it needs about ")
     assert len(lines) == 2
 

@@ -201,7 +201,7 @@ def test_the_screen_names_everything(prompts: Path, tmp_path: Path) -> None:
     assert lines[0] == "3 rows, 1 blank line skipped, 1,008 prompt tokens, model bundled, cpu, float32"
     assert max(map(len, lines)) <= 80
     for expected in (
-        "Tokens a prompt", "planned    in input order", "prefills",
+        "Tokens per prompt", "planned    in input order", "prefills",
         "Memory with 2 slots filled, prompts of up to 5 tokens", "packed output", "KV cache", "left by ",
         "for the slots", "1 row cannot run", f"{prompts}:4:", "unknown: no run of this model",
     ):  # fmt: skip
@@ -230,7 +230,7 @@ def test_the_plan_is_for_the_engine_that_would_run(options: list[str], engine: s
 def test_an_engine_that_does_not_apply_is_refused() -> None:
     result = plan("-p", "My dog is", "--engine", "continuous", "--num-beams", "2")
     assert result.exit_code == 2
-    assert "it has no beams" in result.stderr
+    assert "it has no beam search" in result.stderr
 
 
 def test_a_tied_output_layer_counts_again_where_it_may_be_packed() -> None:

@@ -189,7 +189,7 @@ def test_slots_are_more_than_rows_of_a_batch(name: str, most_rows: int) -> None:
 
 @pytest.mark.parametrize("num_rows", [0, -1, 2.5])
 def test_a_number_of_rows_that_is_none_is_refused(num_rows: float) -> None:
-    with pytest.raises(UsageError, match=f"batch_size {num_rows}: give auto or a number from 1 up"):
+    with pytest.raises(UsageError, match=f"batch_size {num_rows}: give auto or a number of at least 1"):
         KINDS["reference"].limits(FOOTPRINT, "cpu", 1000, num_rows)  # type: ignore[arg-type]
 
 

@@ -78,7 +78,7 @@ def test_a_page_is_written_beside_an_output(tmp_path: Path) -> None:
     page = (tmp_path / "out.jsonl.html").read_text()
     assert [row["prompt"] for row in data_of(page)["rows"]] == ["My dog is", ""]
     assert "exists" in failure(invoke("page", output), 1)
-    assert "also what it is made of" in failure(invoke("page", output, "-o", output, "--overwrite"), 1)
+    assert "is also an input" in failure(invoke("page", output, "-o", output, "--overwrite"), 1)
     assert data_of(invoke("page", output, "-o", "-", "--limit", 1).stdout) == {
         **data_of(page),
         "rows": data_of(page)["rows"][:1],

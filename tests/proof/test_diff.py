@@ -119,8 +119,8 @@ def test_scores_may_be_apart_by_the_tolerance() -> None:
 
 
 def test_what_cannot_be_compared_says_why() -> None:
-    assert compared(rows(), [result_of(id="other")])[1].problem == "no row of the one is in the other"
-    assert "other prompts" in str(compared(rows(), rows(prompt="Once"))[1].problem)
+    assert compared(rows(), [result_of(id="other")])[1].problem == "they have no rows in common"
+    assert "different prompts" in str(compared(rows(), rows(prompt="Once"))[1].problem)
     assert compared([], [])[1].problem is None
 
 
@@ -185,7 +185,7 @@ def test_the_summary_says_how_many_differ_and_how_many_are_only_in_one(tmp_path:
     a, b = written(tmp_path, "a.jsonl", "jsonl", rows()), written(tmp_path, "b.jsonl", "jsonl", changed)
     said = invoke("diff", a, b)
     assert "1 of 2 rows differ (50.0% the same), 1 only in A, 0 only in B" in said.stdout
-    assert "row r0: they part at character 7" in said.stdout
+    assert "row r0: first difference: character 7" in said.stdout
     assert "only in A      r2" in said.stdout
     assert "row r0" not in invoke("diff", a, b, "--limit", 0).stdout
 

@@ -169,7 +169,7 @@ def test_an_attention_that_adds_no_mask_is_refused(bundled: Model) -> None:
         def forward(self, **inputs: Any) -> Any:
             return SimpleNamespace(logits=torch.zeros(3, 1, 8))
 
-    with pytest.raises(ModelError, match="cannot be watched: it adds no mask"):
+    with pytest.raises(ModelError, match="cannot be shown: it adds no mask"):
         watch_attention(replace(bundled, network=Opaque()), batch_of(bundled), lambda seen: None)
 
 
@@ -282,7 +282,7 @@ def test_a_row_says_how_many_genuine_eos_it_has() -> None:
 
 def test_the_mask_is_drawn_in_half_blocks() -> None:
     lines = look("--mask").stdout.splitlines()
-    start = lines.index("row 2: queries down, two to a line; keys across")
+    start = lines.index("row 2: queries down, two per line; keys across")
     assert [line.strip() for line in lines[start + 5 : start + 11]] == [
         "attention_mask   00000111",
         "┌────────┐",
@@ -298,7 +298,7 @@ def test_a_wide_mask_folds() -> None:
     result = invoke("inspect", "-p", "rain " * 70, "-p", "My dog", "--model", "bundled", "--mask")
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 80
-    assert "row 1: queries down, two to a line; keys across; 61 of 69 pads left out" in result.stdout
+    assert "row 1: queries down, two per line; keys across; 61 of 69 pads not shown" in result.stdout
 
 
 def test_attention_says_what_pads_get_and_would_get() -> None:
@@ -339,4 +339,4 @@ def test_a_page_that_exists_is_kept(tmp_path: Path) -> None:
 def test_a_page_of_nothing_is_an_error(tmp_path: Path) -> None:
     result = invoke("inspect", "-p", "", "--html", tmp_path / "page.html", "--model", "bundled")
     assert result.exit_code == 1
-    assert "there is no row to show" in result.stderr
+    assert "there are no rows to show" in result.stderr

@@ -249,7 +249,7 @@ def test_every_mistake_breaks_and_what_is_right_holds(oracle: Oracle) -> None:
     controls = run_controls(oracle, encoded(PROMPTS, oracle.model, max_new_tokens=3))
     assert {control.name: control.broke for control in controls.controls} == {
         "as batchgen pads": False,
-        "another token as pad": False,
+        "another pad token": False,
         "without the mask": True,
         "padded right": True,
         "without position ids": True,
@@ -289,12 +289,12 @@ def row_check(verdict: str, *differences: float, index: int = 0) -> RowCheck:
 
 def test_the_summary_is_a_sentence_to_quote() -> None:
     rows = [row_check("identical", 1e-6, 1.1e-5)] * 500
-    assert report_of(*rows).summary == "500 rows, batches of 32, fp32: 500 identical, max logit difference 1.1e-5"
+    assert report_of(*rows).summary == "500 rows, batches of 32, float32: 500 identical, max logit difference 1.1e-5"
 
 
 def test_the_summary_counts_what_is_not_identical() -> None:
     report = report_of(row_check("rounding", 0.31), row_check("bug", 4.0), most_rows=2, dtype="bfloat16")
-    assert report.summary == "2 rows, batches of 2, bf16: 0 identical, 1 rounding, 1 bug, max logit difference 4"
+    assert report.summary == "2 rows, batches of 2, bfloat16: 0 identical, 1 rounding, 1 bug, max logit difference 4"
     assert report.has_bug
 
 
@@ -334,7 +334,7 @@ def test_the_command_prints_the_sentence_and_the_controls(tmp_path: Path) -> Non
     assert max(map(len, lines)) <= 80
     outcomes = {line[:24].strip(): line.split()[-1] for line in lines if line.strip().endswith(("holds", "breaks"))}
     assert outcomes == {
-        "as batchgen pads": "holds", "another token as pad": "holds",
+        "as batchgen pads": "holds", "another pad token": "holds",
         "without the mask": "breaks", "padded right": "breaks", "without position ids": "breaks",
     }  # fmt: skip
 
@@ -358,7 +358,7 @@ def test_the_command_says_what_it_cannot_see_and_what_cannot_run() -> None:
         "verify", "-p", "My dog is", "-p", "My cat is", "-p", "", "--model", "bundled", "--max-new-tokens", 2
     )
     assert result.exit_code == 0
-    assert "verify cannot see mistakes on this input" in result.stdout
+    assert "verify cannot detect mistakes on this input" in result.stdout
     assert "1 row could not be run, the first with id 2: the prompt is empty" in result.stderr
 
 
@@ -371,11 +371,11 @@ def test_json_and_a_sample(tmp_path: Path) -> None:
     assert [row["index"] for row in report["rows"]] == [0, 4, 8]
     assert report["summary"].startswith("3 rows, batches of 3")
     assert len(report["rows"][0]["differences"]) == 2
-    assert "3 rows with options of their own are verified greedily" in result.stderr
+    assert "3 rows with their own options are verified greedily" in result.stderr
 
 
 def test_nothing_to_verify_is_an_error(oracle: Oracle) -> None:
-    with pytest.raises(InputError, match="nothing to verify: 1 rows, and none of them can be run, the first because"):
+    with pytest.raises(InputError, match="nothing to verify: 1 rows, none of which can be run, the first because"):
         verify_rows(oracle.model, oracle, requests_of([""]), lambda on_logits: FakeEngine())
 
 

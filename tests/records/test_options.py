@@ -18,9 +18,9 @@ def test_every_field_of_sampling_is_an_option_with_help() -> None:
 
 
 def test_an_error_names_fields_and_can_name_them_otherwise() -> None:
-    with pytest.raises(FieldError, match=r"^min_new_tokens 9 is above max_new_tokens 5$") as caught:
+    with pytest.raises(FieldError, match=r"^min_new_tokens 9 is larger than max_new_tokens 5$") as caught:
         SamplingParams(min_new_tokens=9, max_new_tokens=5)
-    assert caught.value.named(str.upper) == "MIN_NEW_TOKENS 9 is above MAX_NEW_TOKENS 5"
+    assert caught.value.named(str.upper) == "MIN_NEW_TOKENS 9 is larger than MAX_NEW_TOKENS 5"
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_an_error_names_fields_and_can_name_them_otherwise() -> None:
         ({"max_new_tokens": 2.5}, "max_new_tokens must be a whole number"),
         ({"top_k": 2.5, "temperature": 1}, "top_k must be a whole number"),
         ({"num_samples": True, "temperature": 1}, "num_samples must be a whole number"),
-        ({"seed": 2**63}, "seed is beyond"),
+        ({"seed": 2**63}, "seed is larger than"),
         ({"temperature": "hot"}, "temperature must be a number"),
         ({"temperature": float("nan")}, "temperature must be a number"),
         ({"temperature": float("inf")}, "temperature inf is not in"),
@@ -58,7 +58,7 @@ def test_numbers_are_kept_in_the_field_s_own_type(given: Any, kept: float) -> No
     ("options", "problem"),
     [
         ({"engine": "fast"}, "engine fast is not one of auto, continuous, reference"),
-        ({"batch_size": 0}, "batch_size 0 is below 1"),
+        ({"batch_size": 0}, "batch_size 0 is less than 1"),
         ({"batch_size": "8"}, "batch_size must be a whole number"),
         ({"workers": 1.5}, "workers must be a whole number"),
         ({"workers": 10**9}, "workers 1000000000 is not in "),

@@ -114,7 +114,7 @@ def test_what_only_files_have_is_no_option_of_generate() -> None:
 
 
 def test_options_of_an_open_model_are_not_taken_again(bundled: Model) -> None:
-    with pytest.raises(batchgen.BatchgenError, match="dtype is for open_model"):
+    with pytest.raises(batchgen.BatchgenError, match="pass dtype to open_model"):
         batchgen.generate("x", bundled, dtype="bfloat16")
 
 

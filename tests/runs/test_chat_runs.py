@@ -103,14 +103,14 @@ def test_a_column_that_the_prompts_own_template_uses_is_not_the_chat_templates(t
 
 def test_what_stands_beside_a_plain_prompt_without_chat_is_warned_of_once(tmp_path: Path) -> None:
     rows = rows_of(tmp_path, {"prompt": "My dog is", **BESIDE}, {"prompt": "My dog is", **BESIDE})
-    line = "warning: tools and chat_template_kwargs beside a plain prompt: no effect without --chat"
+    line = "warning: tools and chat_template_kwargs have no effect on a plain prompt without --chat"
     assert run(rows).stderr.count(line) == 1
     assert "warning" not in run(rows_of(tmp_path, {"prompt": "My dog is", "documents": "a.pdf"})).stderr
 
 
 def test_chat_without_a_template_is_refused_before_weights_load() -> None:
     line = failure(run("-p", "a", "--chat"), 2)
-    assert "--chat needs a chat template, and the model has none: give one with --chat-template FILE" in line
+    assert "--chat needs a chat template, and the model has none: add --chat-template FILE" in line
 
 
 def test_messages_without_a_template_are_an_error_record(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_messages_without_a_template_are_an_error_record(tmp_path: Path) -> None
     rows.write_text(json.dumps({"messages": HI}) + "\n" + json.dumps({"prompt": "My dog is"}))
     bad, good = records(run(rows))
     assert bad["error"] == (
-        "rows.jsonl:1: messages need a chat template, and the model has none: give one with --chat-template FILE"
+        "rows.jsonl:1: messages need a chat template, and the model has none: add --chat-template FILE"
     ).replace("rows.jsonl", str(rows))
     assert good["text"] == " a very nice dog."
 
@@ -126,10 +126,13 @@ def test_messages_without_a_template_are_an_error_record(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (["--no-chat", "--system", "a"], "--system makes prompts conversations, which --no-chat forbids: choose one"),
-        (["--system", "a", "--system-file", "b"], "--system and --system-file each say what the system message is"),
+        (
+            ["--no-chat", "--system", "a"],
+            "--system turns prompts into conversations, but --no-chat is also given: choose one",
+        ),
+        (["--system", "a", "--system-file", "b"], "--system and --system-file both set the system message"),
         (["--chat-template-arg", "a"], "--chat-template-arg a: give KEY=VALUE"),
-        (["--chat-template", "nothing"], "--chat-template nothing is neither a template's name"),
+        (["--chat-template", "nothing"], "--chat-template nothing is neither the name of a template"),
     ],
 )
 def test_options_that_make_no_sense_are_usage_errors(options: list[str], line: str) -> None:
@@ -138,7 +141,7 @@ def test_options_that_make_no_sense_are_usage_errors(options: list[str], line: s
 
 def test_plain_prompts_to_a_model_with_a_template_are_warned_of_once(template: Path) -> None:
     warned = run("-p", "a", "-p", "b", "--chat-template", template).stderr
-    assert warned.count("the model has a chat template, and plain prompts do not go through it") == 1
+    assert warned.count("the model has a chat template, but plain prompts are sent without it") == 1
     assert "warning" not in run("-p", "a", "--no-chat", "--chat-template", template).stderr
 
 
@@ -148,7 +151,7 @@ def test_python_takes_messages_and_a_system_message(template: Path) -> None:
     assert told.prompt.startswith("[system]s<|endoftext|>[user]My dog is")
     assert (told.messages, plain.messages) == (HI, [{"role": "user", "content": "a"}])
     assert plain.prompt.startswith("[system]s<|endoftext|>[user]a<")
-    with pytest.raises(batchgen.BatchgenError, match="system makes prompts conversations"):
+    with pytest.raises(batchgen.BatchgenError, match="system turns prompts into conversations"):
         batchgen.generate(["a"], system="s", chat=False, **options)
 
 
@@ -189,10 +192,10 @@ def test_inspect_tells_template_roles_and_contents_apart(template: Path) -> None
     assert {parts["user"], parts["<|endoftext|>"]} == {"role", "template"}
     shown = invoke(*command).stdout
     assert "template  role  content" in shown
-    assert "are the same in all rows" in shown
-    assert "computes them once" not in shown  # so few are not worth a forward of their own
+    assert "are the same in every row" in shown
+    assert "computes them only once" not in shown  # so few are not worth a forward of their own
     system = invoke(*command, "--system", "You answer in one short and friendly sentence, and never in more than that.")
-    assert "are the same in all rows: a run of many rows computes them once" in " ".join(system.stdout.split())
+    assert "are the same in every row: a run with many rows computes them only once" in " ".join(system.stdout.split())
 
 
 @pytest.mark.parametrize("engine", KINDS)
@@ -256,7 +259,7 @@ def test_the_oldest_whole_turns_are_dropped_after_the_system_message(template: P
 
 def test_a_last_turn_that_is_too_long_alone_is_an_error(template: Path) -> None:
     _, error = truncated(4, 8, template)
-    assert error == "the last turn alone has more than 7 tokens, and no turns are left to drop"
+    assert error == "the last turn alone has more than 7 tokens, and there are no more turns to drop"
 
 
 def test_a_row_says_how_many_messages_were_dropped(bundled: Model, template: Path) -> None:
@@ -278,5 +281,5 @@ def test_the_token_that_closes_a_turn_ends_an_answer_though_the_model_does_not_n
     first, second, ignoring = (row.sampling.stop_token_ids for row, _ in render_rows(chat, rows))
     assert (first, second, ignoring) == ((EOS,), (EOS,), ())
     assert said == [
-        "the chat template closes turns with <|endoftext|>, which the model does not name: it ends answers too"
+        "the chat template closes turns with <|endoftext|>, which is not an end token of the model: it ends answers too"
     ]

@@ -92,7 +92,7 @@ def test_fields_are_a_view_of_a_database(tmp_path: Path) -> None:
 def test_columns_need_a_table() -> None:
     refused = run("-p", "a", *ASKED, "--columns", "--format", "jsonl")
     assert refused.exit_code == 2
-    assert "--columns is for CSV" in refused.stderr
+    assert "--columns only works with CSV" in refused.stderr
 
 
 def test_a_stored_result_comes_back_with_what_was_parsed(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_openai_bodies_say_what_the_text_must_be() -> None:
     [
         ({"response_format": {"type": "xml"}}, "body.response_format is none of"),
         ({"response_format": {"type": "json_schema"}}, "body.response_format.json_schema.schema is missing"),
-        ({"structured_outputs": {"structural_tag": "a"}}, "body.structured_outputs.structural_tag cannot be honoured"),
+        ({"structured_outputs": {"structural_tag": "a"}}, "body.structured_outputs.structural_tag is not supported"),
         (
             {"structured_outputs": {"regex": "a", "choice": ["b"]}},
             "outputs and body.structured_outputs",
@@ -260,4 +260,4 @@ def test_a_run_that_was_begun_with_another_is_refused(tmp_path: Path) -> None:
     run("-o", output, "--keep-store", "--regex", "a", stdin=RAIN)
     refused = run("-o", output, "--resume", "--regex", "b", stdin=RAIN)
     assert refused.exit_code == 1
-    assert 'was begun with --regex "a", and now it is "b"' in refused.stderr
+    assert 'was started with --regex "a", but now it is "b"' in refused.stderr

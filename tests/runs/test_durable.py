@@ -107,7 +107,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(
     begin(prompts, output, *options)
     result = run(prompts, "-o", output, "--resume", *options)
     assert result.exit_code == 0
-    assert f"going on with {store_of(output)}" in result.stderr
+    assert f"continuing  {store_of(output)}" in result.stderr
     assert output.read_bytes() == whole.read_bytes()
     assert visible(tmp_path) == ["out.jsonl", "prompts.txt", "whole.jsonl"]
 
@@ -150,7 +150,7 @@ def test_a_finished_file_is_not_taken_for_the_answer_to_more_rows(prompts: Path,
 
 def test_a_file_of_others_is_not_taken_for_an_answer(prompts: Path, output: Path) -> None:
     output.write_text("precious\n")
-    assert "is not batchgen's" in failure(run(prompts, "-o", output, "--resume"), 1)
+    assert "was not written by batchgen" in failure(run(prompts, "-o", output, "--resume"), 1)
     assert output.read_text() == "precious\n"
 
 
@@ -207,7 +207,7 @@ def test_strict_stops_at_the_first_row_that_fails(tmp_path: Path, output: Path) 
 
 
 def test_strict_without_a_file_is_one_line() -> None:
-    assert "--strict stops there: the prompt is empty" in failure(run("-p", "", "-p", "x", "--strict"), 1)
+    assert "--strict stops the run: the prompt is empty" in failure(run("-p", "", "-p", "x", "--strict"), 1)
 
 
 # What is refused.
@@ -224,7 +224,7 @@ def test_what_needs_a_file_says_so(option: str) -> None:
 
 
 def test_an_interrupted_run_is_not_overwritten(prompts: Path, begun_output: Path) -> None:
-    assert "go on with --resume, or start anew with --overwrite" in failure(run(prompts, "-o", begun_output), 1)
+    assert "continue it with --resume, or start over with --overwrite" in failure(run(prompts, "-o", begun_output), 1)
     assert rows(run(prompts, "-o", begun_output, "--overwrite")) == 6
     assert not store_of(begun_output).exists()
 
@@ -264,16 +264,16 @@ def model_folder(tmp_path: Path, folders: dict[str, Path]) -> Path:
 
 
 STALE: dict[str, tuple[list[object], str]] = {
-    "temperature": (["--temperature", 0.5], "--temperature 0.0, and now it is 0.5"),
-    "max_new_tokens": (["--max-new-tokens", 6], "--max-new-tokens 5, and now it is 6"),
-    "seed": (["--seed", 3], "--seed 0, and now it is 3"),
-    "stop": (["--stop", "x"], '--stop [], and now it is ["x"]'),
-    "beams": (["--num-beams", 2], "--num-beams 1, and now it is 2"),
-    "penalty": (["--repetition-penalty", 1.2], "--repetition-penalty 1.0, and now it is 1.2"),
-    "dtype": (["--dtype", "bfloat16"], '--dtype "float32", and now it is "bfloat16"'),
-    "exact": (["--no-exact"], "--exact true, and now it is false"),
-    "special": (["--parse-special"], "--parse-special false, and now it is true"),
-    "too_long": (["--too-long", "truncate"], '--too-long "error", and now it is "truncate"'),
+    "temperature": (["--temperature", 0.5], "--temperature 0.0, but now it is 0.5"),
+    "max_new_tokens": (["--max-new-tokens", 6], "--max-new-tokens 5, but now it is 6"),
+    "seed": (["--seed", 3], "--seed 0, but now it is 3"),
+    "stop": (["--stop", "x"], '--stop [], but now it is ["x"]'),
+    "beams": (["--num-beams", 2], "--num-beams 1, but now it is 2"),
+    "penalty": (["--repetition-penalty", 1.2], "--repetition-penalty 1.0, but now it is 1.2"),
+    "dtype": (["--dtype", "bfloat16"], '--dtype "float32", but now it is "bfloat16"'),
+    "exact": (["--no-exact"], "--exact true, but now it is false"),
+    "special": (["--parse-special"], "--parse-special false, but now it is true"),
+    "too_long": (["--too-long", "truncate"], '--too-long "error", but now it is "truncate"'),
 }
 
 
@@ -311,7 +311,7 @@ def test_a_refused_run_goes_on_once_its_input_is_restored(prompts: Path, begun_o
 
 def test_another_model_is_refused(prompts: Path, begun_output: Path, folders: dict[str, Path]) -> None:
     line = failure(invoke("run", prompts, "-q", "--model", folders["gpt2"], "-o", begun_output, "--resume"), 1)
-    assert 'was begun with model "bundled", and now it is' in line
+    assert 'was started with model "bundled", but now it is' in line
 
 
 @pytest.mark.parametrize("what", ["weights", "tokenizer", "config"])
@@ -328,7 +328,7 @@ def test_a_model_whose_files_have_changed_is_refused(
     else:
         file = folder / {"tokenizer": "tokenizer_config.json", "config": "config.json"}[what]
         file.write_text(json.dumps(json.loads(file.read_text()) | {"added": 1}))
-    assert f"was begun with {what}_sha256" in failure(invoke(*arguments, "--resume"), 1)
+    assert f"was started with {what}_sha256" in failure(invoke(*arguments, "--resume"), 1)
 
 
 # The database as the output.
@@ -347,7 +347,7 @@ def test_a_database_is_the_store_itself(prompts: Path, tmp_path: Path) -> None:
 def test_a_database_takes_new_rows(prompts: Path, tmp_path: Path) -> None:
     output = tmp_path / "results.db"
     begin(prompts, output)
-    assert "--resume goes on with it" in failure(run(prompts, "-o", output), 1)
+    assert "--resume continues it" in failure(run(prompts, "-o", output), 1)
     assert rows(run(prompts, "-o", output, "--resume")) == 3
     assert rows(run(prompts, "-o", output, "--overwrite", "--limit", 2)) == 2
 

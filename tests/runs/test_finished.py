@@ -57,23 +57,23 @@ def record_of(file: Path) -> Path:
 @pytest.mark.parametrize(
     ("options", "difference"),
     [
-        (["--temperature", 1], "--temperature 0.0, and now it is 1.0"),
-        (["--stop", "."], '--stop [], and now it is ["."]'),
-        (["--ids"], "--ids false, and now it is true"),
-        (["--dtype", "bfloat16"], '--dtype "float32", and now it is "bfloat16"'),
+        (["--temperature", 1], "--temperature 0.0, but now it is 1.0"),
+        (["--stop", "."], '--stop [], but now it is ["."]'),
+        (["--ids"], "--ids false, but now it is true"),
+        (["--dtype", "bfloat16"], '--dtype "float32", but now it is "bfloat16"'),
     ],
     ids=str,
 )
 def test_other_options_are_another_job(finished: Path, options: list[object], difference: str) -> None:
     before = finished.read_bytes()
     line = failure(run(finished.parent / "prompts.txt", "-o", finished, "--resume", *options), 1)
-    assert f"{finished} was begun with {difference}" in line
+    assert f"{finished} was started with {difference}" in line
     assert finished.read_bytes() == before
 
 
 def test_another_model_is_another_job(finished: Path, folders: dict[str, Path]) -> None:
     arguments = [finished.parent / "prompts.txt", "--max-new-tokens", 5, "-o", finished, "--resume"]
-    assert "was begun with model" in failure(invoke("run", "--model", folders["gpt2"], *arguments), 1)
+    assert "was started with model" in failure(invoke("run", "--model", folders["gpt2"], *arguments), 1)
 
 
 def test_an_input_with_other_rows_is_another_job(finished: Path) -> None:
@@ -90,18 +90,18 @@ def test_the_same_job_typed_in_another_way_is_done(finished: Path, monkeypatch: 
 def test_a_file_that_was_changed_is_not_taken_for_finished(finished: Path) -> None:
     finished.write_text(finished.read_text().replace("My dog", "My cat"))
     line = failure(run(finished.parent / "prompts.txt", "-o", finished, "--resume"), 1)
-    assert "is not as its run left it" in line
+    assert "has changed since its run" in line
 
 
 def test_a_finished_file_without_its_record_is_anybodys(finished: Path) -> None:
     record_of(finished).unlink()
-    assert "is not batchgen's" in failure(run(finished.parent / "prompts.txt", "-o", finished, "--resume"), 1)
+    assert "was not written by batchgen" in failure(run(finished.parent / "prompts.txt", "-o", finished, "--resume"), 1)
 
 
 @pytest.mark.parametrize("content", ["", "nonsense", "[]", '{"version": 0}', '{"version": 1, "files": 3}', "[" * 9999])
 def test_a_record_that_cannot_be_read_is_none(finished: Path, content: str) -> None:
     record_of(finished).write_text(content)
-    assert "is not batchgen's" in failure(run(finished.parent / "prompts.txt", "-o", finished, "--resume"), 1)
+    assert "was not written by batchgen" in failure(run(finished.parent / "prompts.txt", "-o", finished, "--resume"), 1)
 
 
 def test_failed_rows_of_a_finished_file_need_its_store(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_a_new_store_is_private(prompts: Path, tmp_path: Path) -> None:
 def test_no_link_that_leads_nowhere_is_followed(prompts: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / name).symlink_to("nowhere")
     line = failure(run(prompts, "-q", "-o", tmp_path / "out.jsonl", "--overwrite"), 1)
-    assert "leads nowhere" in line
+    assert "is a broken link" in line
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -269,7 +269,7 @@ def test_versions_that_have_changed_are_told(prompts: Path, tmp_path: Path, monk
     monkeypatch.setattr("batchgen.runs.manifest.version_facts", lambda: now)
     result = run(prompts, "-o", tmp_path / "out.jsonl", "--resume")
     assert result.exit_code == 0
-    assert f"was begun with torch {version_facts()['torch']}, now 99.0" in result.stderr
+    assert f"was started with torch {version_facts()['torch']}, now 99.0" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["out.parquet", "out.jsonl.zst"])

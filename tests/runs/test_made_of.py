@@ -91,12 +91,12 @@ def test_another_engine_is_said_in_float32_and_refused_in_16_bits(prompts: Path,
     begin(prompts, output)
     resumed = run(prompts, "-o", output, "--resume", "--engine", "reference")
     assert resumed.exit_code == 0
-    assert "the run was begun with engine continuous, now reference: in float32" in resumed.stderr
+    assert "the run was started with engine continuous, now reference: in float32" in resumed.stderr
     output.unlink()
     begin(prompts, output, "--dtype", "bfloat16", "--overwrite")
     line = failure(run(prompts, "-o", output, "--resume", "--dtype", "bfloat16", "--engine", "reference"), 1)
-    assert "begun with engine continuous" in line
-    assert "leave out --engine, or start anew with --overwrite" in line
+    assert "started with engine continuous" in line
+    assert "leave out --engine, or start over with --overwrite" in line
 
 
 def test_a_change_of_rows_is_said_in_16_bits_alone(prompts: Path, tmp_path: Path) -> None:
@@ -104,7 +104,9 @@ def test_a_change_of_rows_is_said_in_16_bits_alone(prompts: Path, tmp_path: Path
     for dtype, is_said in (("bfloat16", True), ("float32", False)):
         begin(prompts, output, "--dtype", dtype, "--batch-size", 4, "--overwrite")
         resumed = run(prompts, "-o", output, "--resume", "--dtype", dtype, "--batch-size", 2)
-        assert ("was begun with rows 4, now 2: in bfloat16 rows that are left may differ" in resumed.stderr) == is_said
+        assert (
+            "was started with rows 4, now 2: in bfloat16 the remaining rows may differ" in resumed.stderr
+        ) == is_said
         output.unlink()
 
 

@@ -180,7 +180,7 @@ def test_only_what_is_missing_is_run_again(prompts: Path, finished: Path, copy: 
     times = {file: file.stat().st_mtime_ns for file in files}
     files[1].unlink()
     result = of(prompts, copy, "--resume")
-    assert f"going on with {copy}: " in result.stderr
+    assert f"continuing  {copy}: " in result.stderr
     assert lines_of(copy) == lines_of(finished)
     assert {file for file in files if file.stat().st_mtime_ns != times[file]} == {files[1]}
     facts = json.loads((copy / "_batchgen.json").read_text())
@@ -190,7 +190,7 @@ def test_only_what_is_missing_is_run_again(prompts: Path, finished: Path, copy: 
 
 def test_what_is_complete_stays_as_it_is(prompts: Path, copy: Path) -> None:
     result = of(prompts, copy, "--resume")
-    assert (result.exit_code, result.stderr) == (0, f"batchgen: {copy} is complete, there is nothing to go on with\n")
+    assert (result.exit_code, result.stderr) == (0, f"batchgen: {copy} is complete, there is nothing to continue\n")
 
 
 def test_an_interrupted_run_goes_on(address: str, tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_an_interrupted_run_goes_on(address: str, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
-    assert stderr.splitlines()[-1].endswith("the same command with --resume goes on")
+    assert stderr.splitlines()[-1].endswith("to continue, run the same command with --resume")
     assert only_ours(stderr), stderr
     assert 0 < len(list(output.glob("part-*"))) < 32
     assert command(*options, "--resume").returncode == 0
@@ -214,7 +214,7 @@ def test_an_interrupted_run_goes_on(address: str, tmp_path: Path) -> None:
 
 def test_an_option_that_has_changed_is_refused_by_name(prompts: Path, copy: Path) -> None:
     line = failure(of(prompts, copy, "--resume", "--seed", 3), 1)
-    assert "_batchgen.json was begun with --seed 0, and now it is 3" in line
+    assert "_batchgen.json was started with --seed 0, but now it is 3" in line
 
 
 def test_an_input_that_has_changed_is_refused_by_name(prompts: Path, copy: Path) -> None:
@@ -223,11 +223,11 @@ def test_an_input_that_has_changed_is_refused_by_name(prompts: Path, copy: Path)
     file.write_text(before.replace("19", "20"))
     line = failure(of(prompts, copy, "--resume"), 1)
     file.write_text(before)
-    assert f"was begun with {file} " in line
+    assert f"was started with {file} " in line
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(prompts: Path, copy: Path) -> None:
-    assert "holds a run: go on with --resume" in failure(of(prompts, copy), 1)
+    assert "holds a run: continue it with --resume" in failure(of(prompts, copy), 1)
 
 
 # Faults. The workers have no model: what a row does to its worker is in its first token.
@@ -295,7 +295,7 @@ def test_a_row_that_kills_its_worker_is_an_error_and_the_others_are_not(
     assert [row["index"] for row in rows] == list(range(48))
     [failed] = [row for row in rows if row["error"]]
     assert failed["index"] == 27
-    assert "rows.txt:28: worker processes died each time that they ran this row alone" in failed["error"]
+    assert "rows.txt:28: worker processes died each time they ran this row alone" in failed["error"]
     assert cluster_run.stats().errors == cluster_run.num_isolated == 1
 
 
@@ -304,7 +304,7 @@ def test_a_row_that_kills_its_worker_is_an_error_and_the_others_are_not(
 
 def test_an_address_without_ray_is_one_line(prompts: Path, tmp_path: Path) -> None:
     line = failure(of(prompts, tmp_path / "out", address="127.0.0.1:1"), 1)
-    assert "--ray 127.0.0.1:1: no Ray answers there" in line
+    assert "--ray 127.0.0.1:1: no Ray cluster answers there" in line
 
 
 def test_more_workers_than_the_machine_has_room_for_are_refused(prompts: Path, tmp_path: Path) -> None:

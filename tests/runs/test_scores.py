@@ -82,7 +82,7 @@ def test_alternatives_come_with_a_number() -> None:
         ({"prompt": "a", "continuation": 3}, "the continuation is not a string"),
         ({"prompt": "a", "choices": []}, "the choices are not a list of texts"),
         ({"prompt": "a", "choices": ["b", ""]}, "choices[1] is empty"),
-        ({"prompt": "a", "choices": ["b"], "continuation": "c"}, "which is to be scored?"),
+        ({"prompt": "a", "choices": ["b"], "continuation": "c"}, "remove one"),
         ({"text": ""}, "the text is empty"),
         ({"prompt": "a", "continuation": "\ud800"}, "a lone surrogate"),
         ({"messages": [{"role": "user", "content": "a"}]}, "the messages end with user"),
@@ -201,7 +201,7 @@ def test_workers_a_stopped_run_and_a_whole_one_write_the_same_bytes(tmp_path: Pa
 def test_a_run_is_not_resumed_as_scores(tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     run("-o", output, "--keep-store", stdin="My dog is\n")
-    assert "was begun with" in score("-o", output, "--resume", stdin="My dog is\n").stderr
+    assert "was started with" in score("-o", output, "--resume", stdin="My dog is\n").stderr
 
 
 def test_sums_of_a_resumed_run_are_those_of_all_rows(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_requests_that_do_not_echo_are_refused_by_name() -> None:
     [answer] = records(score(stdin=lines([openai("a", max_tokens=5)])))
     assert "body.echo true and body.max_tokens 0" in answer["error"]["message"]
     [answer] = records(run(stdin=lines([openai("a")])))
-    assert "that is for batchgen score" in answer["error"]["message"]
+    assert "use batchgen score" in answer["error"]["message"]
 
 
 def test_a_terminal_shows_each_text(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,8 +109,8 @@ def test_the_stores_name_does_too(output: Path, alive: Store) -> None:
 def test_what_no_run_has_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine\n")
     for name in ("notes.txt", "nothing.jsonl"):
-        assert "no run has written this" in failure(invoke("status", tmp_path / name), 1)
-    assert "no run has written this folder" in failure(invoke("status", tmp_path), 1)
+        assert "there is no run with this output" in failure(invoke("status", tmp_path / name), 1)
+    assert "this is not the output of a run" in failure(invoke("status", tmp_path), 1)
 
 
 def test_a_run_that_keeps_its_store_to_itself_is_told_from_the_file_beside(
@@ -241,10 +241,10 @@ def test_results_of_a_finished_file_are_its_rows(tmp_path: Path, name: str) -> N
 
 def test_what_has_no_rows_says_so(tmp_path: Path) -> None:
     run("-p", "My dog is", "-o", tmp_path / "a.txt")
-    assert "has answers alone" in failure(invoke("results", tmp_path / "a.txt"), 1)
-    assert "no run has written this" in failure(invoke("results", tmp_path / "b.jsonl"), 1)
+    assert "has only the answers" in failure(invoke("results", tmp_path / "a.txt"), 1)
+    assert "there is no run with this output" in failure(invoke("results", tmp_path / "b.jsonl"), 1)
     (tmp_path / "c.jsonl").write_text('{"prompt": "My dog is"}\n')
-    assert "c.jsonl:1 is not a result of batchgen" in failure(invoke("results", tmp_path / "c.jsonl"), 1)
+    assert "c.jsonl:1 is not a batchgen result" in failure(invoke("results", tmp_path / "c.jsonl"), 1)
 
 
 # A folder of a run on Ray.
@@ -291,7 +291,7 @@ def test_a_run_on_this_machine_lives_as_long_as_its_process(folder: OutputFolder
 def test_lines_show_memory_against_what_was_predicted() -> None:
     status = RunStatus("a", "running", 1, None, 0, predicted_bytes=2 << 20, measured_bytes=1 << 20, peak_bytes=3 << 20)
     assert "peak 3 MiB, largest batch 1 MiB of 2 MiB predicted" in lines_of(status)
-    assert "how many the input has is not known yet" in lines_of(status)
+    assert "the number of input rows is not known yet" in lines_of(status)
 
 
 def test_nothing_of_a_path_reaches_a_terminal_raw(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_another_programs_database_is_refused(path: Path) -> None:
 
 def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
     path.write_text("precious " * 1000)
-    with pytest.raises(OutputError, match="is not a store of batchgen"):
+    with pytest.raises(OutputError, match="is not a batchgen store"):
         Store(path)
     assert path.read_text().startswith("precious")
 
@@ -218,7 +218,7 @@ def test_a_row_that_has_changed_is_refused_before_anything_is_done(store: Store,
     requests = requests_of("abc")
     list(store.unfinished(requests))
     changed = replace(requests[2], source="rows.txt:3", **change)
-    with pytest.raises(InputError, match=r"^rows\.txt:3 has changed since .* start anew with overwrite=True$"):
+    with pytest.raises(InputError, match=r"^rows\.txt:3 has changed since .* start over with overwrite=True$"):
         next(store.unfinished([*requests[:2], changed]))
 
 
@@ -372,7 +372,7 @@ def test_no_damaged_row_is_given_out(store: Store, path: Path, damage: str) -> N
     store.close(as_single_file=True)
     edit(path, damage)
     again = Store(path)
-    with pytest.raises(OutputError, match="is damaged: move it away, or start anew with overwrite=True"):
+    with pytest.raises(OutputError, match="is damaged: move it away, or start over with overwrite=True"):
         list(again.complete_results())
     again.close()
 

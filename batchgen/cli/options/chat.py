@@ -23,7 +23,7 @@ class ChatFlags:
         bool | None,
         typer.Option(
             "--chat/--no-chat",
-            help="Ask with each plain prompt as a user would, through the model's chat template.",
+            help="Send each plain prompt as a user message through the model's chat template.",
             rich_help_panel=CHAT,
             show_default=False,
         ),
@@ -32,13 +32,13 @@ class ChatFlags:
         str | None,
         typer.Option(
             metavar="TEXT",
-            help="System message for conversations that have none; implies --chat.",
+            help="System message for conversations without one; implies --chat.",
             rich_help_panel=CHAT,
         ),
     ] = None
     system_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The same from a file (less the newline at its end).", rich_help_panel=CHAT),
+        typer.Option(metavar="FILE", help="Read it from a file, without the newline at the end.", rich_help_panel=CHAT),
     ] = None
     chat_template: Annotated[
         str | None,
@@ -52,7 +52,7 @@ class ChatFlags:
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUE",
-            help="Argument for the chat template, such as enable_thinking=false; repeat for more.",
+            help="Argument for the chat template, such as enable_thinking=false. Can be repeated.",
             rich_help_panel=CHAT,
             allow_from_autoenv=False,  # a list would be cut at its spaces
         ),
@@ -61,19 +61,19 @@ class ChatFlags:
         bool,
         typer.Option(
             "--split-reasoning/--no-split-reasoning",
-            help="Put what the model thinks before it answers into a field of its own.",
+            help="Put the model's reasoning into its own field.",
             rich_help_panel=CHAT,
         ),
     ] = True
 
     def options(self) -> ChatOptions:
-        """Raises `UsageError` where they contradict each other, `InputError` for a file that cannot be read."""
+        """Raises `UsageError` if they conflict, `InputError` for a file that cannot be read."""
         if self.system is not None and self.system_file is not None:
-            raise UsageError("--system and --system-file each say what the system message is: choose one")
+            raise UsageError("--system and --system-file both set the system message: choose one")
         flag = "--system-file" if self.system_file is not None else "--system"
         system = self.system if self.system_file is None else _read(self.system_file)
         if self.chat is False and system is not None:
-            raise UsageError(f"{flag} makes prompts conversations, which --no-chat forbids: choose one")
+            raise UsageError(f"{flag} turns prompts into conversations, but --no-chat is also given: choose one")
         from batchgen.model.chat.template import read_arguments
 
         return ChatOptions(
@@ -90,7 +90,7 @@ def _read(path: Path) -> str:
         with path.open("rb") as stream:
             content = stream.read(LONGEST_SYSTEM + 1)
         if len(content) > LONGEST_SYSTEM:
-            raise InputError(f"--system-file {path} has more than {LONGEST_SYSTEM:,} bytes")
+            raise InputError(f"--system-file {path} is larger than {LONGEST_SYSTEM:,} bytes")
         return content.decode("utf-8").replace("\r\n", "\n").removesuffix("\n")
     except OSError as error:
         raise InputError(f"--system-file {path} cannot be read: {error.strerror}") from None

@@ -38,7 +38,7 @@ class Group:
     def make(self, given: dict[str, Any]) -> Any:
         """The record, of what Typer has read, which loses what belongs to it.
 
-        Raises `FieldError` where values make no sense.
+        Raises `FieldError` if values are invalid.
         """
         values = {parameter.name: given.pop(parameter.name) for parameter in self.parameters}
         return self.record(**{name: self._read(name, value) for name, value in values.items() if value is not None})

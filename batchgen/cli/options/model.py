@@ -32,7 +32,10 @@ class ModelOptions:
         str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=MODEL)
     ] = "auto"
     dtype: Annotated[
-        Dtype, typer.Option(help="auto: float32 on the CPU, as stored on an accelerator.", rich_help_panel=MODEL)
+        Dtype,
+        typer.Option(
+            help="auto: float32 on the CPU; on an accelerator, the dtype of the stored weights.", rich_help_panel=MODEL
+        ),
     ] = "auto"
 
 

@@ -31,10 +31,10 @@ class OutputOptions:
     """What is written, where."""
 
     format: Annotated[
-        Format, typer.Option(help="auto: a table on a terminal, else JSON Lines.", rich_help_panel=OUTPUT)
+        Format, typer.Option(help="auto: a table on a terminal, otherwise JSON Lines.", rich_help_panel=OUTPUT)
     ] = Format.auto
     ids: Annotated[
-        bool, typer.Option("--ids", metavar="", help="Add token ids and the batch.", rich_help_panel=OUTPUT)
+        bool, typer.Option("--ids", metavar="", help="Add token ids and batch details.", rich_help_panel=OUTPUT)
     ] = False
     csv_raw: Annotated[
         bool,
@@ -50,14 +50,14 @@ class OutputOptions:
         typer.Option(
             "--columns",
             metavar="",
-            help="Give the fields of a JSON schema columns of their own (CSV, TSV, Parquet, SQLite).",
+            help="Write each field of the JSON schema to its own column (CSV, TSV, Parquet, SQLite).",
             rich_help_panel=OUTPUT,
         ),
     ] = False
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="Write here; the format by suffix.", rich_help_panel=OUTPUT
+            "--output", "-o", metavar="FILE", help="Output file. Its suffix selects the format.", rich_help_panel=OUTPUT
         ),
     ] = None
     manifest: Annotated[
@@ -65,19 +65,17 @@ class OutputOptions:
         typer.Option(
             "--manifest",
             metavar="FILE",
-            help="Write what the run was made of (versions, model, options, hashes) as JSON.",
+            help="Write a JSON record of the run: versions, model, options, hashes.",
             rich_help_panel=OUTPUT,
         ),
     ] = None
     html: Annotated[
         Path | None,
-        typer.Option("--html", metavar="FILE", help="Write a page of the results too.", rich_help_panel=OUTPUT),
+        typer.Option("--html", metavar="FILE", help="Also write the results as an HTML page.", rich_help_panel=OUTPUT),
     ] = None
     stats: Annotated[
         Path | None,
-        typer.Option(
-            "--stats", metavar="FILE", help="Write the run's counts and times as JSON.", rich_help_panel=OUTPUT
-        ),
+        typer.Option("--stats", metavar="FILE", help="Write counts and times as JSON.", rich_help_panel=OUTPUT),
     ] = None
 
     def are_in_kind(self, form: Format) -> bool:
@@ -92,7 +90,7 @@ class DurableOptions:
     overwrite: Annotated[
         bool,
         typer.Option(
-            "--overwrite", metavar="", help="Start again, and replace FILE if it exists.", rich_help_panel=DURABLE
+            "--overwrite", metavar="", help="Start over, and replace FILE if it exists.", rich_help_panel=DURABLE
         ),
     ] = False
     resume: Annotated[
@@ -112,7 +110,7 @@ class DurableOptions:
         typer.Option(
             "--keep-store",
             metavar="",
-            help="Keep FILE.run.db when FILE is written, to add rows later.",
+            help="Keep FILE.run.db after FILE is written, so that you can add rows later.",
             rich_help_panel=DURABLE,
         ),
     ] = False

@@ -47,7 +47,7 @@ class PromptOptions:
             "--prompt",
             "-p",
             metavar="TEXT",
-            help="A prompt; repeat for more.",
+            help="A prompt. Can be repeated.",
             rich_help_panel=INPUT,
             allow_from_autoenv=False,  # a list would be cut at its spaces
         ),
@@ -55,47 +55,54 @@ class PromptOptions:
     field: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Column or JSON field of the prompt (else prompt, else text).", rich_help_panel=INPUT
+            metavar="NAME",
+            help="Column or JSON field with the prompt. Default: prompt, otherwise text.",
+            rich_help_panel=INPUT,
         ),
     ] = None
     id_field: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Column or JSON field of the row's id (else id).", rich_help_panel=INPUT),
+        typer.Option(
+            metavar="NAME", help="Column or JSON field with the row's id. Default: id.", rich_help_panel=INPUT
+        ),
     ] = None
     choices_field: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Column of the row's choices, a list: its text is one.", rich_help_panel=INPUT
+            metavar="NAME", help="Column with a list of choices; the answer is one of them.", rich_help_panel=INPUT
         ),
     ] = None
     template: Annotated[
         str | None,
         typer.Option(
             metavar="TEXT",
-            help="Make the prompt from the row's columns, by Jinja: $'Q: {{ question }}\\nA:'.",
+            help="Jinja template that makes the prompt from the row's columns: $'Q: {{ question }}\\nA:'.",
             rich_help_panel=INPUT,
         ),
     ] = None
     template_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The same from a file (less the newline at its end).", rich_help_panel=INPUT),
+        typer.Option(
+            metavar="FILE", help="Read it from a file, without the newline at the end.", rich_help_panel=INPUT
+        ),
     ] = None
     input_format: Annotated[
-        InputFormat, typer.Option(help="auto: by suffix, else by what it looks like.", rich_help_panel=INPUT)
+        InputFormat, typer.Option(help="auto: from the suffix, otherwise from the content.", rich_help_panel=INPUT)
     ] = "auto"
     delimiter: Annotated[
         str | None,
-        typer.Option(
-            metavar="CHAR", help="What separates the cells of CSV or TSV: ';' or '\\t'.", rich_help_panel=INPUT
-        ),
+        typer.Option(metavar="CHAR", help="Separator of CSV or TSV cells: ';' or '\\t'.", rich_help_panel=INPUT),
     ] = None
     recursive: Annotated[
-        bool, typer.Option("--recursive", metavar="", help="Read the folders in a folder too.", rich_help_panel=INPUT)
+        bool, typer.Option("--recursive", metavar="", help="Also read subfolders.", rich_help_panel=INPUT)
     ] = False
     whole_files: Annotated[
         bool,
         typer.Option(
-            "--whole-files", metavar="", help="Make each file one prompt, not each line.", rich_help_panel=INPUT
+            "--whole-files",
+            metavar="",
+            help="Read each file as one prompt, not one prompt per line.",
+            rich_help_panel=INPUT,
         ),
     ] = False
     limit: Annotated[
@@ -106,7 +113,7 @@ class PromptOptions:
         typer.Option(
             "--parse-special",
             metavar="",
-            help="Let <|endoftext|> and the like in prompts become special tokens (trusted input only).",
+            help="Encode special tokens such as <|endoftext|> in prompts. Use it only with trusted input.",
             rich_help_panel=INPUT,
         ),
     ] = False
@@ -116,11 +123,11 @@ class PromptOptions:
         makers = {"--template": self.template, "--template-file": self.template_file, "--field": self.field}
         given = [flag for flag, value in makers.items() if value is not None]
         if len(given) > 1:
-            raise UsageError(f"{' and '.join(given)} each say what the prompt is: choose one")
+            raise UsageError(f"{' and '.join(given)} both set the prompt: choose one")
         if self.input_format == "openai-batch" and (given or self.id_field is not None):
             flag = given[0] if given else "--id-field"
             raise UsageError(
-                f"{flag} has no place with OpenAI Batch files, which say themselves where prompt and id are"
+                f"{flag} does not work with OpenAI Batch files, which have their own fields for prompt and id"
             )
         form = None if self.input_format == "auto" else self.input_format
         options = ReadOptions(
@@ -157,15 +164,17 @@ class PromptOptions:
                 f"no prompts. Usage: {path} [OPTIONS] [INPUTS]..., such as {path} prompts.txt, or {path} --help"
             )
         if self.recursive and not any(Path(given).is_dir() for given in self.inputs or []):
-            raise UsageError("--recursive is for folders, and none is given")
+            raise UsageError("--recursive only works with folders, and no input is one")
         sources = find_sources(
             self.inputs or [], self.prompt or [], reading, use_stdin=has_stdin, recursive=self.recursive, say=say
         )
         forms = {source.form if source.texts else reading.input_format or source.form for source in sources}
         for flag, column in (("--field", reading.field), ("--id-field", reading.id_field)):
             if column is not None and forms == {"text"}:
-                raise UsageError(f"{flag} {column} is for JSON Lines and tables, and all prompts are plain text")
+                raise UsageError(
+                    f"{flag} {column} only works with JSON Lines and tables, and all prompts are plain text"
+                )
         if reading.delimiter is not None and forms.isdisjoint({"csv", "tsv", None}):
-            raise UsageError("--delimiter is for CSV and TSV, and no input is one (--input-format csv)")
+            raise UsageError("--delimiter only works with CSV and TSV, and no input is one (--input-format csv)")
         check_beginnings(sources, reading)
         return sources

@@ -18,19 +18,19 @@ class ClusterOptions:
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="Run on Ray: HOST:PORT, auto (the cluster of this machine) or local; -o is a folder then.",
+            help="Run on Ray: HOST:PORT, auto (this machine's cluster) or local. -o is then a folder.",
             rich_help_panel=CLUSTER,
             show_default=False,
         ),
     ] = None
     cpus_per_worker: Annotated[
         float | None,
-        typer.Option(metavar="N", min=0.1, help="CPUs of a worker.", rich_help_panel=CLUSTER, show_default=False),
+        typer.Option(metavar="N", min=0.1, help="CPUs per worker.", rich_help_panel=CLUSTER, show_default=False),
     ] = None
     gpus_per_worker: Annotated[
         float | None,
         typer.Option(
-            metavar="N", min=0, help="GPUs of a worker, or a part of one.", rich_help_panel=CLUSTER, show_default=False
+            metavar="N", min=0, help="GPUs per worker; can be a fraction.", rich_help_panel=CLUSTER, show_default=False
         ),
     ] = None
     part_rows: Annotated[
@@ -38,7 +38,7 @@ class ClusterOptions:
         typer.Option(
             metavar="N",
             min=1,
-            help="Rows of a part of the input, which is one output file (else 64 to 4,096).",
+            help="Rows per part; each part of the input becomes one output file. Default: 64 to 4,096.",
             rich_help_panel=CLUSTER,
             show_default=False,
         ),

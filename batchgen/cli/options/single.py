@@ -12,12 +12,15 @@ from batchgen.records import TooLong
 
 TooLongPolicy = Annotated[
     TooLong,
-    typer.Option(help="A prompt too long for the model: fail that row, or keep its right end.", rich_help_panel=LENGTH),
+    typer.Option(
+        help="What to do with a prompt that is too long for the model: fail the row, or keep the end of the prompt.",
+        rich_help_panel=LENGTH,
+    ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print all of it as JSON.", rich_help_panel=OUTPUT)]
+AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print everything as JSON.", rich_help_panel=OUTPUT)]
 ProgressForm = Annotated[
     Literal["auto", "json"],
-    typer.Option(help="json: everything on stderr is JSON, one object a line, for programs.", rich_help_panel=OUTPUT),
+    typer.Option(help="json: write JSON Lines to stderr, for programs.", rich_help_panel=OUTPUT),
 ]
 Quiet = Annotated[
     bool,

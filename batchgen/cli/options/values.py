@@ -114,9 +114,9 @@ def _number(kind: type, least: float | None) -> Callable[[Any], Any]:
             noun = "whole number" if kind is int else "number"
             raise typer.BadParameter(f"{text!r} is not a {noun}") from None
         if kind is int and abs(number) > MOST_INT:
-            raise typer.BadParameter(f"{text} is beyond {MOST_INT}")
+            raise typer.BadParameter(f"{text} is larger than {MOST_INT}")
         if least is not None and number < least:
-            raise typer.BadParameter(f"{text} is below {least:g}")
+            raise typer.BadParameter(f"{text} is less than {least:g}")
         return number
 
     return read
@@ -130,6 +130,6 @@ def _number_or_word(option: Option) -> Callable[[Any], int | None]:
             return None
         if str(text).isascii() and str(text).isdigit() and int(text) >= (option.least or 0):
             return int(text)
-        raise typer.BadParameter(f"{text!r} is neither {option.none} nor a whole number from {option.least:g} up")
+        raise typer.BadParameter(f"{text!r} is neither {option.none} nor a whole number of at least {option.least:g}")
 
     return read

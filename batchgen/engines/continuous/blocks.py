@@ -23,7 +23,7 @@ def zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
         private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
         block = mmap.mmap(-1, num_bytes, **private)
     except OSError as error:
-        raise MemoryError(f"no {num_bytes} bytes for the KV cache: {error}") from error
+        raise MemoryError(f"cannot allocate {num_bytes} bytes for the KV cache: {error}") from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without them
             block.madvise(mmap.MADV_HUGEPAGE)

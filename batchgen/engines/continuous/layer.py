@@ -116,7 +116,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         )
 
     def attend(self, query: torch.Tensor, scaling: float, extras: Extras = PLAIN) -> torch.Tensor:
-        """Attention of one query a row, `[B, H, 1, D]`, to all of the row's columns that it sees: `[B, 1, H, Dv]`.
+        """Attention of one query per row, `[B, H, 1, D]`, to all of the row's columns that it sees: `[B, 1, H, Dv]`.
 
         Each page gives a part of it, and so does a prefix, which all rows that share it read together.
         """

@@ -1,7 +1,7 @@
 """A network's linear layers packed, and its activations fused: the same functions, other kernels.
 
 Which kernels is decided by rule, by device, dtype and what this build of torch can do, never by a measurement that a
-busy machine could turn; a run keeps to those that it was begun with. Knows nothing of batches or caches.
+busy machine could turn; a run keeps to those that it was started with. Knows nothing of batches or caches.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from batchgen.engines.continuous.packing import PackedLinear, can_pack
 from batchgen.engines.int8.network import is_quantized
 from batchgen.engines.int8.support import INT8
 
-PACKED, PARTLY, PLAIN = "packed", "packed but for weights that the embedding shares", "plain"
+PACKED, PARTLY, PLAIN = "packed", "packed, except weights shared with the embedding", "plain"
 
 Layer: TypeAlias = nn.Linear | Conv1D
 

@@ -36,7 +36,7 @@ def slot_network(
 
     A model that `is_owned` by the run alone lets its weights go where they are packed, and gets them back from there;
     it has one such network for good. `has_room` is asked for the bytes of copies of weights, `kernels` are those that
-    a run was begun with; `INT8` are chosen by the user alone.
+    a run was started with; `INT8` are chosen by the user alone.
     """
     made = _found.setdefault(model.network, {})
     found = _at_hand(made, is_owned, kernels)
@@ -63,7 +63,7 @@ def _make(model: Model, is_owned: bool, has_room: Callable[[int], bool], kernels
     if kernels != INT8:
         speed_up(own.network, loaded, has_room=has_room, kernels=kernels)
     if not slots_hold(model, own):
-        return "a trial with slots gave other logits than a plain forward"
+        return "in a trial, slots gave other logits than a plain forward pass"
     if kernels == INT8:  # behind the trial, which compares with the weights as they were loaded
         speed_up(own.network, kernels=PLAIN)
         quantize(own.network, loaded)

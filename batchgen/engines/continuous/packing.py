@@ -40,9 +40,9 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
 def why_plain(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why layers of a device and dtype have no packed form here, found by trying one of 16 x 16; None if they have."""
     if device.type != "cpu":
-        return "only a CPU packs"
+        return "weights are packed on the CPU only"
     if dtype not in (torch.float32, torch.bfloat16):
-        return "there is no layout for it"
+        return "there is no packed layout for it"
     try:
         PackedLinear(torch.ones(16, 16, dtype=dtype), None)(torch.ones(2, 16, dtype=dtype))
     except (RuntimeError, AttributeError):  # a build of torch without oneDNN, a processor without this dtype's layout

@@ -22,7 +22,7 @@ STATES_ELSEWHERE = {"minimax": "a cache of its own", "recurrent_gemma": "its own
 def why_no_slots(config: ConfigView | PretrainedConfig) -> str | None:
     """What in a config rules slots out, in a few words; None where nothing does."""
     if short_limit(config):
-        return "its rotary positions depend on the longest row beside a row (LongRoPE)"
+        return "its rotary positions depend on the longest row in the batch (LongRoPE)"
     if kinds := unknown_kinds(config):
         return f"some of its layers have {' and '.join(LAYERS.get(kind, kind.replace('_', ' ')) for kind in kinds)}"
     if place := STATES_ELSEWHERE.get(config.get_text_config().model_type):

@@ -42,7 +42,7 @@ class PrefillView:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepView:
-    """A forward of one token a row: where it goes, and which row each page belongs to."""
+    """A forward of one token per row: where it goes, and which row each page belongs to."""
 
     page: torch.Tensor  # [B]
     column: torch.Tensor  # [B]

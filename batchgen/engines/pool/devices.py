@@ -29,9 +29,9 @@ def choose_devices(name: str, num_workers: int | None = None) -> list[torch.devi
     devices = [choose_device(name) for name in names]
     count = num_workers or len(devices)
     if count < len(devices):
-        raise UsageError(f"--workers {count} leaves devices of --device {name} without one: name fewer devices")
+        raise UsageError(f"--workers {count} leaves devices of --device {name} without a worker: name fewer devices")
     if len({device.type for device in devices}) > 1:
-        raise UsageError(f"--device {name}: the devices of one run must be of one kind")
+        raise UsageError(f"--device {name}: all devices of a run must be of the same kind")
     return [devices[number % len(devices)] for number in range(count)]
 
 
@@ -52,7 +52,7 @@ def share_out(recipe: ModelRecipe, devices: list[torch.device]) -> list[ModelRec
 def num_threads(num_workers: int, begun: EngineChoice | None = None) -> int:
     """A worker's share of the CPUs that this process may use, unless the user's environment says how many.
 
-    A run goes on with the threads that it was begun with, where there are CPUs for them.
+    A run continues with the threads that it was started with, where there are CPUs for them.
     """
     num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     own = os.environ.get("OMP_NUM_THREADS", "")

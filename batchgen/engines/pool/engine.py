@@ -177,18 +177,18 @@ class PoolEngine:
             return
         self._new_tokens -= seat.drop_tokens()
         failed = self._parts.lose(rows, part.deaths)
-        self._say(f"a worker process died ({how}); unfinished rows that run again: {len(rows) - len(failed)}")
+        self._say(f"a worker process died ({how}); rows that run again: {len(rows) - len(failed)}")
         for row in failed:
             died = f"{DEATHS_ALONE} worker processes died ({how}) while they ran this row alone"
-            row.fail(row.request.located(f"{died}: leave it out, or try --engine reference"))
+            row.fail(row.request.located(f"{died}: remove it, or try --engine reference"))
             yield row
 
     def _give_up_if_hopeless(self, seat: Seat, how: str) -> None:
         alive = [other for other in self._seats if not other.is_given_up]
         if not alive:
-            raise ModelError(f"worker processes die while they start ({how}): try fewer --workers")
+            raise ModelError(f"worker processes die during startup ({how}): try fewer --workers")
         if seat.is_given_up:
-            self._say(f"a worker process died {MOST_FAILED_STARTS} times while it started: going on with {len(alive)}")
+            self._say(f"a worker process died {MOST_FAILED_STARTS} times during startup: continuing with {len(alive)}")
         if self._deaths_in_vain >= MOST_DEATHS_IN_VAIN:
             raise ModelError(
                 f"worker processes died {self._deaths_in_vain} times ({how}) without finishing a row: "

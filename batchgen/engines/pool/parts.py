@@ -57,7 +57,7 @@ class Parts:
         self._rows.extend(longest_first(rows))
 
     def take(self, *, is_idle: bool) -> Part | None:
-        """The next part, for a worker that `is_idle` or has rows in hand; None where there is nothing for it."""
+        """The next part, for a worker that `is_idle` or has rows in hand; None if it has no work."""
         if self._suspects and is_idle:
             return self._suspects.popleft()
         share = -(-len(self._rows) // (2 * self.num_workers))

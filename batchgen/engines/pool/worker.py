@@ -48,7 +48,7 @@ class Recipe(Protocol):
 class ModelRecipe:
     """A checkpoint from its folder, on a device. `options.memory` and `num_threads` are this worker's shares.
 
-    `begun` is what the run was begun with.
+    `begun` is what the run was started with.
     """
 
     name: str

@@ -21,7 +21,7 @@ class Mixing(StrEnum):
 
     padded = "padded"
     own_pad = "padded with the model's own pad"
-    equal_lengths = "rows of one length together"
+    equal_lengths = "only rows of the same length together"
     alone = "one row at a time"
 
 

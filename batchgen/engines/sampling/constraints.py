@@ -104,7 +104,7 @@ class Constraints:
             return why_too_short(sequence)
         subject = SUBJECTS[follower.constraint.kind] if follower else "its constraint"
         also = f" and no_repeat_ngram_size {params.no_repeat_ngram_size}" if params.no_repeat_ngram_size else ""
-        return f"no token is left that {subject}{also} would allow after {sequence.num_output_tokens} tokens"
+        return f"{subject}{also} allow no token after {sequence.num_output_tokens} tokens"
 
     def _follow(self, sequence: Sequence) -> _Follower | None:
         """The row's follower, behind the tokens that the row has; None where the row has failed by it."""
@@ -206,4 +206,4 @@ def _fail(sequence: Sequence, problem: str) -> None:
 
 def why_too_short(sequence: Sequence) -> str:
     least, number = sequence.sampling.min_new_tokens, sequence.num_output_tokens
-    return f"min_new_tokens {least} cannot be met: the text that it must be is complete after {number} tokens"
+    return f"min_new_tokens {least} cannot be met: the constrained text is complete after {number} tokens"

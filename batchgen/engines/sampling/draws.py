@@ -14,7 +14,7 @@ import torch
 
 from batchgen.records import RowId
 
-# Batching moves fp32 logits by about 2e-5, and so the log-odds of two tokens, or of two halves of the vocabulary, by
+# Batching moves float32 logits by about 2e-5, and so the log-odds of two tokens, or of two halves of the vocabulary, by
 # twice that at most. A decision between halves that hangs on less, in log-odds, is made again from the row alone.
 DRAW_MARGIN = 1e-4
 

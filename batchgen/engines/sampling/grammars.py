@@ -27,7 +27,7 @@ SUBJECTS = {
     "choice": "the list of choices",
     "grammar": "the grammar",
 }
-NOTHING_FITS = "no text can meet it"
+NOTHING_FITS = "no text can match it"
 TOO_LARGE = "it is too large or too complex"
 KEYS = re.compile(r"Unimplemented keys: \[(.*)\]")
 

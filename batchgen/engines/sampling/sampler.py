@@ -23,7 +23,7 @@ from batchgen.records import Sequence
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Batching moves fp32 logits by about 1e-5 (measured, docs/decisions.md). A greedy choice between two logits closer than
+# Batching moves float32 logits by about 1e-5 (docs/decisions.md). A greedy choice between two logits closer than
 # this, or a draw too close to call, is made again from an unpadded single-row forward.
 GREEDY_MARGIN = 1e-3
 

@@ -44,7 +44,7 @@ class Trials:
         return self._known[constraint]
 
     def checked(self, request: Request) -> Request:
-        """The request, failed where no text can meet its constraint."""
+        """The request, failed where no text can match its constraint."""
         constraint = None if request.error else request.sampling.constraint
         problem = self.problem(constraint) if constraint else None
         return replace(request, error=request.located(problem)) if problem else request
@@ -64,7 +64,7 @@ class Trials:
         except ValueError as error:
             answer = str(error)
         if answer is None:
-            return f"{SUBJECTS[constraint.kind]} cannot be used: compiling it takes too long, or too much memory"
+            return f"{SUBJECTS[constraint.kind]} cannot be used: compiling it takes too much time or memory"
         return in_one_line(constraint, answer) if answer else None
 
     def _ask(self, grammar: str) -> str | None:

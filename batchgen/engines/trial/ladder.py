@@ -45,7 +45,7 @@ def find_rule(model: Model, begun: str | None = None) -> tuple[BatchRule, str]:
         keep_verdict(model, "reference", verdict)
     rungs = {rule.mixing: rule for rule in _rungs(model)}
     found = Mixing(verdict)
-    reason = f"{found}: in other batches its rows get other logits than alone" if found is not Mixing.padded else ""
+    reason = f"{found}: in larger batches its rows get other logits than alone" if found is not Mixing.padded else ""
     order = list(rungs)
     slower = [mixing for mixing in order[order.index(found) :] if mixing == begun]
     return rungs[slower[0] if slower else found], reason

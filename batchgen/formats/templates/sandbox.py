@@ -87,7 +87,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "%" and isinstance(left, str):
-            raise SecurityError("% does not format text here: put values together with ~")
+            raise SecurityError("% cannot format text here: join values with ~")
         if operator == "**" and _bits(left) * abs(right) > MOST_BITS:
             raise SecurityError(f"a power of more than {MOST_BITS} bits")
         if operator == "*":
@@ -99,7 +99,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def spend(self, work: int) -> None:
         self._work += work + STEP
         if self._work > MOST_WORK:
-            raise SecurityError("the template takes too much work for one row")
+            raise SecurityError("the template needs too much work for one row")
 
     @pass_context
     def _write(self, _context: Context, value: Any) -> Any:
@@ -171,7 +171,7 @@ class Metered(NodeTransformer):
 
     def generic_visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> nodes.Node:
         if isinstance(node, nodes.Stmt) and not isinstance(node, self.statements):
-            raise TemplateSyntaxError(f"{type(node).__name__.lower()} is not for prompts", node.lineno)
+            raise TemplateSyntaxError(f"{type(node).__name__.lower()} is not supported in prompts", node.lineno)
         return super().generic_visit(node, *args, **kwargs)
 
     def _sized(self, node: nodes.Expr) -> nodes.Node:
@@ -185,7 +185,7 @@ class Metered(NodeTransformer):
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802
         if node.recursive:
-            raise TemplateSyntaxError("a recursive loop is not for prompts", node.lineno)
+            raise TemplateSyntaxError("a recursive loop is not supported in prompts", node.lineno)
         text = sum(len(inner.data) for inner in node.find_all(nodes.TemplateData))
         self.generic_visit(node)
         arguments: list[nodes.Expr] = [nodes.Const(text)]
@@ -195,7 +195,7 @@ class Metered(NodeTransformer):
 
 def require_size(characters: int) -> None:
     if characters > LONGEST_ROW:
-        raise SecurityError(f"the template makes more than {LONGEST_ROW:,} characters")
+        raise SecurityError(f"the template produces more than {LONGEST_ROW:,} characters")
 
 
 def _bits(value: Any) -> int:

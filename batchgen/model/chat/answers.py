@@ -93,8 +93,8 @@ def parse_by_template(chat: Chat, text: str, request: Request) -> Reply | None:
         parsed = parse_in_time(chat.tokenizer.response_template, text, request.prompt, tools)
     except TimeoutError:
         chat.say_once(
-            f"warning: the model's response template does not come to an end on the answer to {name_row(request.id)}: "
-            "such answers stay whole"
+            f"warning: the model's response template does not finish parsing the answer to {name_row(request.id)}: "
+            "such answers are not split"
         )
         return None
     except Exception:  # noqa: BLE001 - a model's own patterns may raise anything; the text is not lost for it

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from batchgen.model.checkpoint import Checkpoint
 
-NO_TEMPLATE = "and the model has none: give one with --chat-template FILE"
+NO_TEMPLATE = "and the model has none: add --chat-template FILE"
 NOTHING_SAID = ChatOptions()
 
 

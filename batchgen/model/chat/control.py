@@ -62,7 +62,7 @@ class ControlTokens:
         """
         for text in _texts(conversation):
             if self._hidden.search(text):
-                raise ValueError(f"text of a special token beside private-use characters of Unicode: {ONLY_TRUSTED}")
+                raise ValueError(f"the text of a special token next to private-use Unicode characters: {ONLY_TRUSTED}")
         return replace(
             conversation,
             messages=tuple(self._hide_message(message, keep) for message in conversation.messages),
@@ -83,7 +83,7 @@ class ControlTokens:
         """Token ids of a rendered conversation that was hidden: its own special tokens, and text."""
         ids: list[int] = self._encode(rendered).ids
         if not self.are_own(ids, rendered):
-            raise ValueError(f"the tokenizer makes a special token of text: {ONLY_TRUSTED}")
+            raise ValueError(f"the tokenizer turns the text into a special token: {ONLY_TRUSTED}")
         return ids
 
     def offsets(self, rendered: str) -> list[tuple[int, int]]:
@@ -150,7 +150,9 @@ class ControlTokens:
 
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         if backend is None:
-            raise ValueError(f"text of a special token, which this kind of tokenizer cannot keep apart: {ONLY_TRUSTED}")
+            raise ValueError(
+                f"the text of a special token, which this kind of tokenizer cannot keep as text: {ONLY_TRUSTED}"
+            )
         state = json.loads(backend.to_str())
         self._unknown = state["model"].get("unk_id", self.ids.get(state["model"].get("unk_token")))
         names = {token: token.translate(self._hide) for token in self.ids}
@@ -160,7 +162,7 @@ class ControlTokens:
         state["post_processor"] = state["truncation"] = state["padding"] = None
         renamed = Tokenizer.from_str(json.dumps(state))
         if any(renamed.token_to_id(names[token]) != index for token, index in self.ids.items()):
-            raise ValueError(f"text of a special token, which this tokenizer cannot keep apart: {ONLY_TRUSTED}")
+            raise ValueError(f"the text of a special token, which this tokenizer cannot keep as text: {ONLY_TRUSTED}")
         return renamed
 
 

@@ -124,12 +124,12 @@ class ChatEnvironment(Sandbox):
         if not isinstance(owner, str) or getattr(value, "__name__", "") not in ("format", "format_map"):
             return None
         if WIDE.search(owner):
-            raise SecurityError("a format with a width of 1,000 and more")
+            raise SecurityError("a format with a width of 1,000 or more")
         return super(Sandbox, self).wrap_str_format(value)
 
     def _strftime(self, form: str) -> str:
         if WIDE.search(form):
-            raise SecurityError("a date with a width of 1,000 and more")
+            raise SecurityError("a date with a width of 1,000 or more")
         return self._now.strftime(form)
 
 
@@ -204,7 +204,7 @@ def _to_json(
 
 def _format(text: str, *args: Any, **kwargs: Any) -> str:
     if WIDE.search(str(text)):
-        raise SecurityError("a format with a width of 1,000 and more")
+        raise SecurityError("a format with a width of 1,000 or more")
     given: Mapping[str, Any] | tuple[Any, ...] = kwargs or args
     return str(text) % given
 

@@ -10,8 +10,8 @@ from batchgen.model.chat.chat import Chat, Rendered
 from batchgen.records import Request, SamplingParams
 
 WARNING = (
-    "warning: the model has a chat template, and plain prompts do not go through it: --chat asks the model as a user "
-    "would, --no-chat hides this line"
+    "warning: the model has a chat template, but plain prompts are sent without it: add --chat to use it, "
+    "or --no-chat to hide this warning"
 )
 Row = tuple[Request, tuple[int, ...]]
 
@@ -53,7 +53,7 @@ def shorten(chat: Chat, request: Request, room: int, *, parse_special: bool = Fa
         else:
             shortest = Shorter(replace(request, prompt=row.prompt), row.input_ids, starts[drop] - starts[0])
             high = drop - 1
-    reason = f"the last turn alone has more than {room} tokens, and no turns are left to drop"
+    reason = f"the last turn alone has more than {room} tokens, and there are no more turns to drop"
     return shortest or Shorter(request, (), 0, reason)
 
 
@@ -79,7 +79,7 @@ def _warn_of_columns(chat: Chat, request: Request) -> None:
     with suppress(ValueError):  # then they are something else
         conversation_of_prompt(request.prompt, request.beside)
         names = " and ".join(request.beside)
-        chat.say_once(f"warning: {names} beside a plain prompt: no effect without --chat, which renders both together")
+        chat.say_once(f"warning: {names} have no effect on a plain prompt without --chat")
 
 
 def _rendered(chat: Chat, request: Request, row: Rendered) -> Row:
@@ -93,5 +93,7 @@ def _with_end(chat: Chat, request: Request) -> SamplingParams:
     if end is None or sampling.ignore_eos or sampling.num_beams > 1 or end in sampling.stop_token_ids:
         return sampling
     token = chat.tokenizer.convert_ids_to_tokens(end)
-    chat.say_once(f"the chat template closes turns with {token}, which the model does not name: it ends answers too")
+    chat.say_once(
+        f"the chat template closes turns with {token}, which is not an end token of the model: it ends answers too"
+    )
     return replace(sampling, stop_token_ids=(*sampling.stop_token_ids, end))

@@ -55,7 +55,9 @@ class ChatTemplate:
         if len(self.sources) == 1:
             return next(iter(self.sources.values()))
         names = ", ".join(sorted(self.sources))
-        raise ValueError(f"the model has several chat templates and no default: choose with --chat-template: {names}")
+        raise ValueError(
+            f"the model has several chat templates and no default: choose one with --chat-template: {names}"
+        )
 
     def render(self, conversation: Conversation) -> str:
         """The text of a conversation.
@@ -64,11 +66,11 @@ class ChatTemplate:
         """
         source = self.source_for(conversation)
         if taken := OWN_NAMES & conversation.arguments.keys():
-            raise ValueError(f"chat_template_kwargs cannot set {min(taken)}: it is a field of its own")
+            raise ValueError(f"chat_template_kwargs cannot set {min(taken)}: it has its own field")
         messages = _aliased([_given(message.to_dict()) for message in conversation.messages])
         if conversation.continues:
             if conversation.prompts:
-                raise ValueError("add_generation_prompt and continue_final_message contradict each other")
+                raise ValueError("add_generation_prompt and continue_final_message cannot both be true")
             return self._continued(source, messages, conversation)
         return self._render(source, messages, conversation)
 
@@ -91,14 +93,14 @@ class ChatTemplate:
         if final is None:
             raise ValueError("the last message has no content to continue")
         if "content" not in source:
-            raise ValueError(f"{self.name} does not read content: the last message cannot be continued")
+            raise ValueError(f"{self.name} does not use the content of messages: the last message cannot be continued")
         text, messages[-1]["content"] = _tagged(final)
         rendered = self._render(source, messages, conversation)
         tag = CONTINUE_TAG.strip()
         if text.strip() not in rendered or tag not in rendered:
             raise ValueError(
-                f"{self.name} changes the last message, so that it cannot be continued: "
-                "end with a user's message, or set continue_final_message to false"
+                f"{self.name} changes the last message, so it cannot be continued: "
+                "end with a user message, or set continue_final_message to false"
             )
         place = rendered.rindex(tag)
         is_whole = rendered[place : place + len(CONTINUE_TAG)] == CONTINUE_TAG
@@ -142,10 +144,10 @@ def choose_template(chosen: str, own: Mapping[str, str]) -> dict[str, str]:
     except UnicodeDecodeError as error:
         raise UsageError(f"--chat-template {chosen} is not UTF-8 at byte {error.start}") from None
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not a name of a file"
+        reason = getattr(error, "strerror", None) or "not a file name"
         raise UsageError(
-            f"--chat-template {name_in_error(chosen)} is neither a template's name ({named}) nor a file that can be "
-            f"read: {reason}"
+            f"--chat-template {name_in_error(chosen)} is neither the name of a template ({named}) nor a readable file: "
+            f"{reason}"
         ) from None
 
 
@@ -163,7 +165,7 @@ def read_arguments(assignments: list[str]) -> dict[str, Any]:
         if not sign or not key.isidentifier():
             raise UsageError(f"--chat-template-arg {assignment[:60]}: give KEY=VALUE, such as enable_thinking=false")
         if key in OWN_NAMES:
-            raise UsageError(f"--chat-template-arg {key}: that comes from the rows")
+            raise UsageError(f"--chat-template-arg {key}: this is set by the rows")
         try:
             arguments[key] = parse_json(value)
         except ValueError:

@@ -80,7 +80,7 @@ def inspect_attention(model: Model, inspection: Inspection, heads: Heads, query:
     num_heads = getattr(config, "num_attention_heads", None)
     if not isinstance(num_heads, int):  # a recurrent model, or a number for each layer
         raise ModelError(
-            f"the attention of {model.checkpoint.name} cannot be watched: a {config.model_type} has no heads"
+            f"the attention of {model.checkpoint.name} cannot be shown: a {config.model_type} has no heads"
         )
     check_heads(heads, config.num_hidden_layers, num_heads)
     sums = _Sums()
@@ -89,7 +89,7 @@ def inspect_attention(model: Model, inspection: Inspection, heads: Heads, query:
     watch_attention(model, inspection.batch, lambda seen: _add(sums, seen, heads, place, is_pad.to(seen.scores.device)))
     if not sums.number:
         raise UsageError(
-            f"--attention: {heads} cannot be watched, it adds no mask to scores: try mean, or another layer"
+            f"--attention: {heads} cannot be shown, because it adds no mask to scores: try mean, or another layer"
         )
     return [_query_attention(inspection, row, place, sums) for row in range(len(inspection.rows))]
 

@@ -51,7 +51,7 @@ class Masks:
         return {
             "added_to_scores": rows,
             "hidden": self.least,
-            "hidden_is": f"the least {self.dtype}, in eager attention of transformers {self.transformers}",
+            "hidden_is": f"the lowest {self.dtype}, in eager attention of transformers {self.transformers}",
             "fully_masked_query": {
                 "weight_with_least": self.fully_masked.weight_with_least,
                 "weight_with_infinity": self.fully_masked.weight_with_infinity,

@@ -70,5 +70,5 @@ def watch_attention(model: Model, batch: Batch, on_layer: Callable[[Seen], None]
     with torch.inference_mode(), failures_in_one_line(where), watch:
         logits = eager.forward(batch)  # [B, 1, V]
     if not watch.num_layers:
-        raise ModelError(f"the attention of {model.checkpoint.name} cannot be watched: it adds no mask to its scores")
+        raise ModelError(f"the attention of {model.checkpoint.name} cannot be shown: it adds no mask to its scores")
     return logits[:, -1].float().cpu()

@@ -69,7 +69,7 @@ def verify_rows(
     sequences = [sequence for sequence in encoded if not sequence.is_finished]
     if not sequences:
         reason = f", the first because {encoded[0].error}" if encoded else ""
-        raise InputError(f"there is nothing to verify: {len(encoded)} rows, and none of them can be run{reason}")
+        raise InputError(f"there is nothing to verify: {len(encoded)} rows, none of which can be run{reason}")
     strays = oracle.model if model.dtype == oracle.model.dtype else model
     bound = measure_error(oracle, strays, pick_rows(sequences, ERROR_ROWS))
     controls = run_controls(oracle, sequences)

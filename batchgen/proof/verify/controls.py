@@ -50,7 +50,7 @@ def run_controls(oracle: Oracle, sequences: Rows[Sequence]) -> Controls:
     other_pad = (checkpoint.pad_token_id + 1) % checkpoint.vocab_size
     ways: list[tuple[str, Must, Batch]] = [
         ("as batchgen pads", "hold", batch),
-        ("another token as pad", "hold", with_pad(batch, other_pad)),
+        ("another pad token", "hold", with_pad(batch, other_pad)),
         ("without the mask", "break", without_mask(batch)),
         ("padded right", "break", pad_right(rows, checkpoint.pad_token_id)),
     ]

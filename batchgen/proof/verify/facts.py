@@ -13,7 +13,6 @@ from batchgen.text import short_number
 
 Verdict = Literal["identical", "rounding", "bug"]
 VERDICTS: tuple[Verdict, ...] = ("identical", "rounding", "bug")
-SHORT_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +169,7 @@ class VerifyReport:
         )
         return (
             f"{rows:,} {'row' if rows == 1 else 'rows'}, batches of {batch:,}, "
-            f"{SHORT_DTYPES.get(self.dtype, self.dtype)}: {verdicts}, "
+            f"{self.dtype}: {verdicts}, "
             f"max logit difference {short_number(self.max_difference)}"
         )
 

@@ -1,4 +1,4 @@
-"""The oracle: the model in float32, one row at a time, without pads; and how far rounding alone strays from it."""
+"""The oracle: the model in float32, one row at a time, without pads; and how far rounding alone moves from it."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _copies(token_ids: list[int], copies: int) -> Batch:
 
 
 def measure_error(oracle: Oracle, model: Model, sequences: Rows[Sequence]) -> ErrorBound:
-    """How far `model`, in its own dtype, strays from the oracle on prompts that have no padding at all.
+    """How far `model`, in its own dtype, differs from the oracle on prompts that have no padding at all.
 
     Each prompt is run as several copies in one batch, at once and token by token. `model` may be the oracle's own,
     where the dtype is float32.

@@ -63,7 +63,7 @@ class Cluster:
             if self.address == LOCAL and needed > there.get(name, 0.0):
                 raise UsageError(
                     f"{workers} workers need {needed:g} {name}s, and this machine has {there.get(name, 0.0):g}: "
-                    f"ask for fewer --workers or less --{name.lower()}s-per-worker"
+                    f"use fewer --workers or a smaller --{name.lower()}s-per-worker"
                 )
         return Size(workers, cpus, gpus)
 

@@ -113,5 +113,5 @@ def _probe(address: str) -> None:
 
 
 def _unreachable(address: str, reason: str) -> ClusterError:
-    mend = "start it (ray start --head), set RAY_AUTH_MODE=token where it wants one, or use local"
-    return ClusterError(f"--ray {address}: no Ray answers there ({reason}): {mend}")
+    fix = "start it (ray start --head), set RAY_AUTH_MODE=token if it needs one, or use local"
+    return ClusterError(f"--ray {address}: no Ray cluster answers there ({reason}): {fix}")

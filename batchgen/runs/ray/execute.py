@@ -61,7 +61,9 @@ class OnRay:
 def execute_on_ray(job: Job, on: OnRay, observer: Observer) -> Ending:
     """Runs a job, and says how it ended."""
     if job.model.device != "auto":
-        raise UsageError(f"--device {job.model.device} is not for --ray: --gpus-per-worker says what workers run on")
+        raise UsageError(
+            f"--device {job.model.device} is not supported with --ray: --gpus-per-worker sets what workers run on"
+        )
     files = find_files(on.inputs, job.prompts.reading, recursive=on.recursive, say=observer.say)
     _check_notes(job, on, files)
     folder = OutputFolder(_absolute(on.output), job.output_form.form)
@@ -78,7 +80,7 @@ def execute_on_ray(job: Job, on: OnRay, observer: Observer) -> Ending:
         run = RayRun(job, on, observer, checkpoint, cluster, size, folder)
         run.prepare(files)
         if not (pieces := run.find_missing()):
-            observer.note(f"{on.output} is complete, there is nothing to go on with")
+            observer.note(f"{on.output} is complete, there is nothing to continue")
             return replace(run.ending(), was_complete=True)
         try:
             run.generate(pieces)
@@ -110,9 +112,11 @@ def _check_folder(folder: OutputFolder, on: OnRay) -> None:
     names = folder.names()
     ours = [name for name in names if name == MANIFEST or NAME.fullmatch(name) or name.startswith(WRITING)]
     if names and not ours:
-        raise OutputError(f"{OUTPUT} {on.output} is a folder with other things in it: name a new one")
+        raise OutputError(f"{OUTPUT} {on.output} is a folder that has other files: name a new one")
     if ours and not (on.resume or on.overwrite):
-        raise OutputError(f"{OUTPUT} {on.output} holds a run: go on with {RESUME}, or start anew with {OVERWRITE}")
+        raise OutputError(
+            f"{OUTPUT} {on.output} holds a run: continue it with {RESUME}, or start over with {OVERWRITE}"
+        )
 
 
 class RayRun:
@@ -158,7 +162,7 @@ class RayRun:
         self._started_s = time.time()
 
     def prepare(self, files: list[InputFile]) -> None:
-        """Cuts the input, and notes what the run is made of; one that was begun with something else is refused."""
+        """Cuts the input, and notes what the run is made of; one that was started with something else is refused."""
         begun = self.manifest.facts.get("options", {}).get("--part-rows")
         every = self.on.part_rows or begun or GRAIN
         with self.observer.waiting("reading the input"):
@@ -187,7 +191,7 @@ class RayRun:
         self.folder.write_manifest(self.manifest.facts)
 
     def _check_inputs(self, names: list[str], digests: list[str]) -> None:
-        """Refuses other files than the run was begun with, whatever they were called then."""
+        """Refuses other files than the run was started with, whatever they were called then."""
         begun = self.manifest.facts.get("inputs")
         if begun is None:
             return
@@ -195,8 +199,8 @@ class RayRun:
             if old != new:
                 where = f"{self.on.output}/{MANIFEST}"
                 raise OutputError(
-                    f"{where} was begun with {old_name or name} {shown_hash(old)}, and now it is {shown_hash(new)}: "
-                    f"give what was given then, or start anew with {OVERWRITE}"
+                    f"{where} was started with {old_name or name} {shown_hash(old)}, but now it is {shown_hash(new)}: "
+                    f"use the same value as before, or start over with {OVERWRITE}"
                 )
 
     def find_missing(self) -> list[Piece]:
@@ -205,7 +209,7 @@ class RayRun:
         missing = sum(piece.num_rows for piece in pieces)
         all_rows = sum(part.num_rows for part in self.parts)
         if 0 < missing < all_rows:
-            self.observer.note(f"going on with {self.on.output}: {all_rows - missing:,} of {all_rows:,} rows are there")
+            self.observer.note(f"continuing {self.on.output}:  {all_rows - missing:,} of {all_rows:,} rows are done")
         return pieces
 
     def generate(self, pieces: list[Piece]) -> None:

@@ -89,13 +89,15 @@ def find_files(
             sources = find_sources([given], options=options, recursive=recursive, say=say)
             files += [_local(source) for source in sources]
     if not files:
-        raise UsageError("--ray reads files: name some, on a path or URL that every machine can open")
+        raise UsageError("--ray reads files: give a path or URL that every machine can open")
     return files
 
 
 def _local(source: Source) -> InputFile:
     if source.path is None or not source.path.is_file():
-        raise UsageError(f"{source.name}: --ray reads files, which several workers open; write it to one first")
+        raise UsageError(
+            f"{source.name}: --ray only reads files, because several workers open them: write the input to a file first"
+        )
     return InputFile(source.name, str(source.path.resolve()))
 
 

@@ -15,7 +15,7 @@ from batchgen.runs.ray.folder import Piece
 from batchgen.runs.ray.model_files import ModelFiles
 from batchgen.runs.ray.piecework import Outcome, Work, add_up
 
-ISOLATED = "worker processes died each time that they ran this row alone: leave it out"
+ISOLATED = "worker processes died each time they ran this row alone: remove it"
 
 
 class ClusterPieces:

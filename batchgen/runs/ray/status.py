@@ -31,7 +31,7 @@ class FolderStatus:
         folder = OutputFolder(self.place)
         facts = folder.read_manifest()
         if not facts:
-            raise InputError(f"{self.place}: no run has written this folder: it has no {MANIFEST}")
+            raise InputError(f"{self.place}: this is not the output of a run: it has no {MANIFEST}")
         names = [match for name in folder.names() if (match := NAME.fullmatch(name))]
         sizes = {int(number): rows for number, rows in facts.get("inputs", {}).get("part_rows", {}).items()}
         errors = self._errors(folder, [match[0] for match in names])
