@@ -150,7 +150,7 @@ def test_few_threads_without_a_variable_have_no_mend() -> None:
 @pytest.mark.parametrize("name", ["cgroup /job (memory.max)", "RLIMIT_AS (ulimit -v)", "--memory 4G"])
 def test_a_limit_far_below_the_machines_memory(name: str) -> None:
     line = only_advice(on_machine(bounds=(Bound(name, 4 * GIB), *MACHINE.bounds)))
-    assert line.startswith(f"{name} leaves 12% of this machine's memory: {MENDS[name.split()[0]]}")
+    assert line.startswith(f"{name} leaves 12% of this machine's memory: {FIXES[name.split()[0]]}")
 
 
 def test_a_busy_machine_is_no_limit() -> None:
@@ -260,7 +260,7 @@ def test_what_is_unknown_is_said_to_be() -> None:
         hub_answers=False,
     )
     text = "\n".join(drawn(empty))
-    for part in ("missing, broken", "takes unknown", "HF_HOME       unknown", "torch is not installed"):
+    for part in ("missing, broken", "auto picks unknown", "HF_HOME       unknown", "torch is not installed"):
         assert part in text
 
 
@@ -499,7 +499,7 @@ def test_without_torch_the_rest_is_told(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('no libtorch')\n")
     code = "from batchgen.cli import app; app(['doctor'])"
     text = printed_by(code, tmp_path, PYTHONPATH=str(tmp_path))
-    assert "takes unknown" in text
+    assert "auto picks unknown" in text
     assert "torch cannot be imported (ImportError: no libtorch)" in text
 
 

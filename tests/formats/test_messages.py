@@ -134,8 +134,8 @@ def test_parquet_holds_messages_as_lists_of_structs(tmp_path: Path) -> None:
         ),
         (
             {"conversations": [{"from": "alien", "value": "a"}]},
-            "conversations[0].from 'alien' is not one of human, user, gpt, chatgpt, assistant, bing, bard, model, system, "
-            "tool, function_response, observation",
+            "conversations[0].from 'alien' is not one of human, user, gpt, chatgpt, assistant, bing, bard, model, "
+            "system, tool, function_response, observation",
         ),
     ],
 )

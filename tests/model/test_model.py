@@ -201,7 +201,7 @@ def test_absurd_sizes_are_refused_before_anything_is_made_of_them(
 def test_an_index_leads_to_safetensors_of_the_same_folder_only(folder: Path, shard: str) -> None:
     (folder / "model.safetensors").rename(folder / "other.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
-    assert f"leads to {shard}" in refusal(folder)
+    assert f"points to {shard}" in refusal(folder)
 
 
 def test_a_revision_of_a_folder_is_a_usage_error(folder: Path) -> None:

@@ -201,6 +201,6 @@ def test_stores_are_compared_too_and_their_manifests_tell_the_cause(tmp_path: Pa
 def test_what_is_no_output_is_not_comparable(tmp_path: Path) -> None:
     a = written(tmp_path, "a.jsonl", "jsonl", rows())
     assert "not comparable" in failure(invoke("diff", a, written(tmp_path, "b.txt", "text", rows())), 2)
-    assert "is not there" in failure(invoke("diff", a, tmp_path / "c.jsonl"), 1)
+    assert "does not exist" in failure(invoke("diff", a, tmp_path / "c.jsonl"), 1)
     other = written(tmp_path, "d.jsonl", "jsonl", [result_of(id="other")])
     assert invoke("diff", a, other).exit_code == 2

@@ -149,7 +149,7 @@ def test_openai_bodies_say_what_the_text_must_be() -> None:
 @pytest.mark.parametrize(
     ("more", "problem"),
     [
-        ({"response_format": {"type": "xml"}}, "body.response_format is none of"),
+        ({"response_format": {"type": "xml"}}, "body.response_format is not one of"),
         ({"response_format": {"type": "json_schema"}}, "body.response_format.json_schema.schema is missing"),
         ({"structured_outputs": {"structural_tag": "a"}}, "body.structured_outputs.structural_tag is not supported"),
         (
