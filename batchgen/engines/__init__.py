@@ -44,7 +44,7 @@ def make_engine(
 ) -> Engine:
     """The engine that `options` name for a model; `auto` takes the fastest that fits it.
 
-    A run that was `begun` with other kernels or rules continues with those; `say` is told if that is not possible. Near ties
+    A run that was `begun` with other kernels or rules continues with those; if it cannot, `say` is told. Near ties
     are decided again (`options.exact`) in float32 only: 16 bits are too coarse for it. A model that `is_owned` by this
     engine alone lets its weights go where the engine keeps them in another layout. `say` is told each time that memory
     ran out, `on_logits` the logits of each step before anything is decided.

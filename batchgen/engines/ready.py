@@ -52,7 +52,7 @@ def refuse_other_engine(begun: EngineChoice | None, options: EngineOptions, dtyp
     """Raises `OutputError` where another engine is asked for than the run was started with, and numbers are coarse."""
     if begun and options.engine not in ("auto", begun.engine) and dtype != "float32":
         raise OutputError(
-            f"the run was started with engine {begun.engine}, and engine {options.engine} gives other tokens in {dtype}: "
+            f"the run was started with engine {begun.engine}, and in {dtype} {options.engine} gives other tokens: "
             f"remove {parameter('engine')}, or start over with {parameter('overwrite=True')}"
         )
 

@@ -35,7 +35,7 @@ class Phase(Enum):
 class Marks:
     """A thought's marks in the tokens of a model, by how many bytes of a mark are there already.
 
-    `opening[n]` go on with the opening or complete it; `past[n]` complete the closing with text of the answer behind
+    `opening[n]` continue the opening or complete it; `past[n]` complete the closing with text of the answer behind
     it, which must be left to tokens of its own. `breaks[n]` are tokens of n line breaks, and nothing else.
     """
 
@@ -113,7 +113,7 @@ class Ahead:
         return ()
 
     def past(self) -> list[int]:
-        """Tokens that a thought may not go on with, since the answer would begin inside of them."""
+        """Tokens that may not continue a thought, since the answer would begin inside of them."""
         closing = self.marks.thought.closing.encode()
         there = (n for n, past in enumerate(self.marks.past) if past and self.said.endswith(closing[:n]))
         return [token for n in there for token in self.marks.past[n]]
