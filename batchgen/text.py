@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 
 # What must not reach a terminal or a page raw: C0 but newline and tab, DEL, C1, bidirectional controls, surrogates.
 UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -24,6 +25,33 @@ def visible(piece: str) -> str:
     '·dog⏎'
     """
     return escape(piece.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·"))
+
+
+def cell_value(value: object) -> str | int | float | bool | None:
+    """A value that a column of a page can be sorted by."""
+    return value if value is None or isinstance(value, bool | int | float) else escape(str(value))
+
+
+def whole_pieces(text: str, tokens: Sequence[str]) -> Iterator[tuple[str, int, int]]:
+    r"""A text in pieces, each with its first token and the one behind its last.
+
+    A piece is a token, or the tokens that share a character: by themselves they are U+FFFD.
+
+    >>> list(whole_pieces("a \u00e9b", ["a", " ", "\ufffd", "\ufffd", "b"]))
+    [('a', 0, 1), (' ', 1, 2), ('é', 2, 4), ('b', 4, 5)]
+    """
+    place = start = 0  # in the text; the first token that is in no piece
+    for number, token in enumerate(tokens):
+        if "\ufffd" in token:
+            continue
+        found = text.find(token, place) if start < number else place if text.startswith(token, place) else -1
+        if start < number:
+            yield (text[place:found] if found >= 0 else "".join(tokens[start:number])), start, number
+        yield token, number, number + 1
+        start = number + 1
+        place = found + len(token) if found >= 0 else place
+    if start < len(tokens):
+        yield text[place:] or "".join(tokens[start:]), start, len(tokens)
 
 
 def with_id(row_id: object) -> str:

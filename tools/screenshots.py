@@ -1,4 +1,4 @@
-"""Pictures of the three pages in headless Chromium: `inspect`, results and differences, on a desk and on a phone.
+"""Pictures of the pages in headless Chromium: `inspect`, results, differences and scores, on a desk and on a phone.
 
     make screenshots                      those that the documentation shows, into docs/pictures/
     python tools/screenshots.py FOLDER    all, with many rows and on a phone too
@@ -8,6 +8,7 @@ Needs Chromium (apt-get install chromium) and the extra `browser`.
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,14 @@ from playwright.sync_api import BrowserContext, sync_playwright
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = ROOT / "prompts" / "rain.txt"
-SHOWN = ("inspect", "results", "diff")
+SCORED = [
+    {
+        "id": "story",
+        "text": "My dog is a very nice dog. He likes to play with his toys in the garden of the stock market.",
+    },
+    {"id": "ending", "prompt": "It will rain in the", "choices": [" morning.", " old house.", " banana."], "answer": 0},
+]
+SHOWN = ("inspect", "results", "diff", "scores")
 DESK, PHONE = (1240, 820), (390, 800)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
@@ -33,7 +41,7 @@ def batchgen(folder: Path, *words: object, codes: tuple[int, ...] = (0,)) -> Non
 
 def write_pages(folder: Path) -> dict[str, Path]:
     """The pages, by the names of their pictures."""
-    pages = {name: folder / f"{name}.html" for name in ("inspect", "results", "diff", "inspect-many")}
+    pages = {name: folder / f"{name}.html" for name in ("inspect", "results", "diff", "scores", "inspect-many")}
     many = folder / "many.txt"
     many.write_text("".join(f"{line}\n" for line in PROMPTS.read_text().splitlines() * 14))
     varied = ["run", ROOT / "prompts" / "varied.jsonl", "--model", "bundled", "--max-new-tokens", 24, "--logprobs", 3]
@@ -43,6 +51,9 @@ def write_pages(folder: Path) -> dict[str, Path]:
     batchgen(folder, *varied, "-o", "a.jsonl", "--html", pages["results"], codes=(0, 3))
     batchgen(folder, *warmer, "-o", "b.jsonl", codes=(0, 3))
     batchgen(folder, "diff", "a.jsonl", "b.jsonl", "--html", pages["diff"], codes=(4,))
+    texts = folder / "texts.jsonl"
+    texts.write_text("".join(json.dumps(row) + "\n" for row in SCORED))
+    batchgen(folder, "score", texts, "--model", "bundled", "-o", "s.jsonl", "--html", pages["scores"])
     return pages
 
 
@@ -51,6 +62,8 @@ def take(context: BrowserContext, page: Path, size: tuple[int, int], picture: Pa
     tab = context.new_page()
     tab.set_viewport_size({"width": size[0], "height": size[1]})
     tab.goto(page.as_uri())
+    if page.stem == "scores":
+        tab.locator(".pieces span", has_text="stock").hover()
     tab.screenshot(path=picture)
     tab.close()
 

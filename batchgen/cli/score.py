@@ -18,12 +18,16 @@ from batchgen.cli.typed import typed_command
 from batchgen.cli.watching import Watcher, sum_up
 from batchgen.errors import UsageError
 from batchgen.formats.writing import WRITERS, WriteOptions
+from batchgen.proof.answers_page.scores import ScoredRows, facts_of_sums
 from batchgen.records import EngineOptions, Result, SamplingParams, ScoringOptions
 from batchgen.render.scores import print_groups, print_score
 from batchgen.render.screen import OutputConsole, Screen
 from batchgen.runs.checks import check_outputs
+from batchgen.runs.ending import Ending
 from batchgen.runs.execute import execute
 from batchgen.runs.job import FilePrompts, Job, ModelChoice, OutputForm
+
+PAGE_ALTERNATIVES = 5
 
 
 @opt.with_groups
@@ -34,7 +38,7 @@ def score(
     model: opt.ManyDevices,
     sampling: Annotated[SamplingParams, opt.Pick("logprobs")],
     engine: Annotated[EngineOptions, opt.Pick("batch_size", "memory", "share_prefixes", "workers", "quantize")],
-    results: Annotated[opt.OutputOptions, opt.Pick(without=("ids", "html"))],
+    results: Annotated[opt.OutputOptions, opt.Pick(without=("ids",))],
     durable: opt.DurableOptions,
     tokens: Annotated[
         bool,
@@ -63,6 +67,7 @@ def score(
 
     [bold]batchgen score questions.jsonl -o scores.jsonl[/]    rows of prompt and choices, or of prompt and continuation
     [bold]batchgen score book.txt[/]                           perplexity of each line, and of all of them
+    [bold]batchgen score book.txt --html book.html[/]          a page to read: tokens coloured by surprise, alternatives
 
     For a row of messages, the last reply is scored. Nothing is generated.
     """
@@ -77,10 +82,10 @@ def score(
     target = target_of(output, form, durable, in_kind=in_kind)
     if target is None:
         check_stdout(sources)
-    check_outputs(target, {"manifest": results.manifest, "stats": results.stats}, sources)
+    check_outputs(target, {"manifest": results.manifest, "stats": results.stats, "html": results.html}, sources)
     job = Job(
         prompts=FilePrompts(tuple(sources), reading, prompts.limit, screen.say),
-        sampling=_sampling(sampling.logprobs, tokens=tokens or form is opt.Format.table),
+        sampling=_sampling(sampling.logprobs, tokens=tokens or form is opt.Format.table, page=results.html is not None),
         model=ModelChoice(model.model, model.revision, model.device, model.dtype),
         engine=engine,
         chat=chat.options(),
@@ -95,24 +100,47 @@ def score(
         scoring=ScoringOptions(stride, by),
         command=typed_command(context),
     )
-    raise typer.Exit(_score(job, screen, context.obj))
+    raise typer.Exit(_score(job, screen, context.obj, results.html))
 
 
-def _score(job: Job, screen: Screen, interrupts: Interrupts) -> int:
+class ScoreWatcher(Watcher):
+    """Keeps the rows that the page will show, where one was asked for."""
+
+    page: ScoredRows | None = None
+
+    def scored(self, results: Iterable[Result]) -> Iterable[Result]:
+        return self.page.watch(results) if self.page else results
+
+
+def _score(job: Job, screen: Screen, interrupts: Interrupts, html: Path | None) -> int:
     """The exit code."""
-    watcher = Watcher(screen, interrupts, to_stdout=job.target is None)
+    watcher = ScoreWatcher(screen, interrupts, to_stdout=job.target is None)
+    watcher.page = ScoredRows() if html else None
     writers = WRITERS | {opt.Format.table.value: _write_heat}
     stdout = sys.stdout.buffer if job.target is None else None
     ending = execute(job, watcher, stdout=stdout, writers=writers)
+    if html and watcher.page and not ending.was_stopped:
+        ending = replace(ending, written=(*ending.written, _write_page(html, watcher.page, ending)))
     by = job.scoring.by if job.scoring else None
     if by is not None and ending.sums and not (screen.quiet or screen.as_json):
         print_groups(screen.console, by, ending.sums.facts)
     return sum_up(ending, screen, interrupts)
 
 
-def _sampling(logprobs: int | None, *, tokens: bool) -> SamplingParams:
-    """What is told of each token: nothing, its own number, or its alternatives too."""
-    return SamplingParams(max_new_tokens=1, logprobs=0 if logprobs is None and tokens else logprobs)
+def _write_page(html: Path, page: ScoredRows, ending: Ending) -> Path:
+    from batchgen.cli.page import write_page
+    from batchgen.proof.answers_page import render_scores
+
+    sums = ending.sums.facts if ending.sums else {}
+    facts = {"rows": f"{len(page.rows) + page.left_out:,}", "model": ending.ran_on.model, **facts_of_sums(sums)}
+    write_page(html, render_scores(page.rows, html.stem, facts, left_out=page.left_out), overwrite=True)
+    return html
+
+
+def _sampling(logprobs: int | None, *, tokens: bool, page: bool) -> SamplingParams:
+    """What is told of each token: nothing, its own number, or its alternatives too, which a page shows."""
+    least = PAGE_ALTERNATIVES if page else 0 if tokens else None
+    return SamplingParams(max_new_tokens=1, logprobs=least if logprobs is None else logprobs)
 
 
 def _write_heat(results: Iterable[Result], stream: BinaryIO, options: WriteOptions) -> None:

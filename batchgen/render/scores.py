@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from batchgen.records import Logprobs, Result, ScoredText
+from batchgen.records import Result, ScoredText
 from batchgen.render.screen import plural
-from batchgen.text import escape, with_id
+from batchgen.text import escape, whole_pieces, with_id
 
 # Bits that a token takes by its log-probability, and the colour of one that takes so many: from plain to red.
 HEAT = ((1.0, ""), (3.0, "yellow"), (6.0, "dark_orange"), (10.0, "red"), (float("inf"), "bold white on red"))
 BITS = 1.4426950408889634  # 1 / ln 2
+# Sums of a group, by their names in `--stats`, and how a table calls them.
+TEXT_COLUMNS = {"scored_tokens": "tokens", "token_perplexity": "perplexity", "bits_per_byte": "bits/byte"}
+CHOICE_COLUMNS = {
+    "num_answered": "rows",
+    "accuracy": "accuracy",
+    "accuracy_per_token": "per token",
+    "accuracy_per_byte": "per byte",
+}
 
 
 def sums_line(facts: Mapping[str, Any]) -> str:
@@ -39,11 +47,9 @@ def print_groups(console: Console, column: str, facts: Mapping[str, Any]) -> Non
     has_choices = any("accuracy" in group for group in groups.values())
     table = Table(title=None, show_edge=False)
     table.add_column(escape(column))
-    names = (["scored_tokens", "token_perplexity", "bits_per_byte"] if has_texts else []) + (
-        ["num_answered", "accuracy", "accuracy_per_token", "accuracy_per_byte"] if has_choices else []
-    )
-    for name in names:
-        table.add_column(name, justify="right")
+    names = (TEXT_COLUMNS if has_texts else {}) | (CHOICE_COLUMNS if has_choices else {})
+    for title in names.values():
+        table.add_column(title, justify="right")
     for name, group in groups.items():
         table.add_row(Text(escape(name)), *(_number(group.get(fact)) for fact in names))
     console.print(table)
@@ -78,12 +84,9 @@ def heat(text: ScoredText) -> Text:
     """The text, each token in the colour of its surprise."""
     if text.logprobs is None:
         return Text(escape(text.text))
-    return Text.assemble(*((escape(token), colour_of(logprob)) for token, logprob in told(text.logprobs)))
-
-
-def told(logprobs: Logprobs) -> Iterable[tuple[str, float]]:
-    """Each token and its log-probability."""
-    return zip(logprobs.tokens, logprobs.token_logprobs, strict=True)
+    pieces = whole_pieces(text.text, text.logprobs.tokens)
+    found = ((piece, sum(text.logprobs.token_logprobs[start:end])) for piece, start, end in pieces)
+    return Text.assemble(*((escape(piece), colour_of(logprob)) for piece, logprob in found))
 
 
 def colour_of(logprob: float) -> str:

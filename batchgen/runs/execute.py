@@ -134,7 +134,9 @@ class Run:
 
     def _summed(self, results: Iterator[Result]) -> Iterator[Result]:
         """Rows that go out as they come, counted where they are scored."""
-        return summing(results, self.sums, self.job.scoring.by) if self.sums and self.job.scoring else results
+        if not (self.sums and self.job.scoring):
+            return results
+        return summing(self.observer.scored(results), self.sums, self.job.scoring.by)
 
     def _begin(self) -> None:
         """From here on it is told how far the run is."""
@@ -197,7 +199,7 @@ class Run:
             self.reporter.begin(WRITING)
         self.failures = self._find_failures()
         if self.store and self.job.scoring:
-            self.sums = sum_up(self.store.results(), self.job.scoring.by)
+            self.sums = sum_up(self.observer.scored(self.store.results()), self.job.scoring.by)
         if self.job.is_noted:
             self.manifest.end(self.digest, self._stats_facts())
         if self.store and self.job.target:

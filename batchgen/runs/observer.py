@@ -45,6 +45,10 @@ class Observer:
         """Passes results on, to a consumer that writes them to `stream` if there is one."""
         return iter(results)
 
+    def scored(self, results: Iterable[Result]) -> Iterable[Result]:
+        """Passes on every row that a whole run has scored, in order; rows of an interrupted run's beginning too."""
+        return results
+
     def should_stop(self) -> bool:
         """Whether the run is to end soon. Asked at every step; may raise what ends it at once."""
         return False

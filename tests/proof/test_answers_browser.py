@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from batchgen.proof.answers_page import render_results
-from batchgen.records import Logprobs
+from batchgen.proof.answers_page import render_results, render_scores
+from batchgen.records import Logprobs, RowScore, ScoredText
 from tests.support.results import result_of
 
 pytestmark = pytest.mark.browser
@@ -77,3 +77,37 @@ def test_nothing_of_a_text_runs_and_nothing_is_asked_of_the_network(opened: Any)
 def test_it_fits_on_a_phone(opened: Any) -> None:
     opened.set_viewport_size({"width": 360, "height": 740})
     assert opened.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.fixture(scope="module")
+def scores(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    top = (((7, -0.2), (8, -2.0)), ((9, -1.0), (1611, -8.0)))
+    logprobs = Logprobs((845, 1611), (" very", " kind"), (-0.05, -8.0), top, ((" so", " quite"), (" <b>big", " kind")))
+    score = RowScore("text", (ScoredText(" very kind", -8.05, 2, False, logprobs),))
+    path = tmp_path_factory.mktemp("scores") / "page.html"
+    path.write_text(render_scores([result_of(" very kind", score=score)], "scores", {}), encoding="utf-8")
+    tab = browser.new_page()
+    tab.goto(path.as_uri())
+    tab.wait_for_selector("article")
+    return tab
+
+
+def test_a_token_that_is_pointed_at_shows_what_else_was_likely(scores: Any) -> None:
+    token = scores.locator(".pieces span", has_text="kind")
+    assert token.get_attribute("class") == "p4"
+    assert scores.locator("#tip").is_hidden()
+    token.hover()
+    assert scores.locator("#tip p").inner_text() == "log-probability -8 · 11.54 bits"
+    assert scores.locator("#tip div").all_inner_texts() == ["·<b>big\n36.8%", "·kind\n0.03%"]
+    scores.mouse.move(0, 0)
+    assert scores.locator("#tip").is_hidden()
+
+
+def test_arrow_keys_go_from_token_to_token(scores: Any) -> None:
+    scores.locator(".pieces").focus()
+    scores.keyboard.press("ArrowRight")
+    assert "·very" in scores.locator("#tip .own").inner_text()
+    scores.keyboard.press("ArrowRight")
+    assert "·kind" in scores.locator("#tip .own").inner_text()
+    scores.keyboard.press("Escape")
+    assert scores.locator("#tip").is_hidden()

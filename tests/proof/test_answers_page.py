@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from batchgen.proof.answers_page import render_differences, render_results
+from batchgen.proof.answers_page import render_differences, render_results, render_scores
+from batchgen.proof.answers_page.scores import MOST_TOKENS, ScoredRows
 from batchgen.proof.diff import Comparison, diff_results
-from batchgen.records import Logprobs, Result
+from batchgen.records import Logprobs, Result, RowScore, ScoredText
 from tests.support.command import failure, invoke, run
 from tests.support.results import UNSAFE, result_of
 
@@ -109,3 +110,56 @@ def test_diff_writes_a_page_of_the_rows_that_differ(tmp_path: Path) -> None:
     assert "1 of 1 row differ" in page
     both = invoke("diff", tmp_path / "a.jsonl", tmp_path / "b.jsonl", "--html", tmp_path / "e.html", "--json")
     assert "choose one" in failure(both, 2)
+
+
+# Scores.
+
+
+def scored_result(text: str, tokens: tuple[str, ...], **changes: Any) -> Result:
+    numbers = tuple(-1.0 - place for place in range(len(tokens)))
+    ids = tuple(range(len(tokens)))
+    top = tuple(((7, -0.5), (place, number)) for place, number in enumerate(numbers))
+    logprobs = Logprobs(ids, tokens, numbers, top, tuple((" else", token) for token in tokens))
+    score = RowScore("text", (ScoredText(text, sum(numbers), len(tokens), False, logprobs),))
+    return result_of(text, **{"prompt": "", "score": score, **changes})
+
+
+def test_a_scored_text_has_pieces_with_what_else_was_likely() -> None:
+    page = render_scores([scored_result("a é", ("a", " ", "\ufffd", "\ufffd"))], "scores", {}, left_out=3)
+    [row] = data_of(page)["rows"]
+    [answer] = row["answers"]
+    assert answer["pieces"] == [
+        ["a", -1.0, [[" else", -0.5], ["a", -1.0]]], [" ", -2.0, [[" else", -0.5], [" ", -2.0]]], ["é", -7.0],
+    ]  # fmt: skip
+    assert "log-probability -10.000 in 4 tokens, -2.500 each" in answer["head"]
+    assert "3 more rows are not on this page" in page
+
+
+def test_nothing_of_a_scored_text_becomes_markup() -> None:
+    page = render_scores([scored_result(MARKUP, (MARKUP,), metadata={MARKUP: MARKUP})], MARKUP, {})
+    assert page.count("<script") == 2
+    assert "<img" not in page
+
+
+def test_a_page_of_scores_holds_a_bounded_number_of_tokens() -> None:
+    kept = ScoredRows()
+    rows = [result_of(index=index, num_output_tokens=MOST_TOKENS // 2) for index in range(5)]
+    assert [row.index for row in kept.watch(rows)] == [0, 1, 2, 3, 4]
+    assert ([row.index for row in kept.rows], kept.left_out) == ([0, 1], 3)
+
+
+@pytest.mark.parametrize("output", [(), ("-o", "out.jsonl"), ("-o", "out.db")])
+def test_score_writes_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: tuple[str, ...]) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": "My dog is", "choices": [" a very nice dog", " Tuesday"], "answer": 0}, {"text": ""}]
+    stdin = "".join(json.dumps(row) + "\n" for row in rows)
+    said = invoke("score", "--model", "bundled", "--html", "page.html", *output, stdin=stdin)
+    assert said.exit_code == 3
+    assert "page.html" in said.stderr
+    page = (tmp_path / "page.html").read_text()
+    first, failed = data_of(page)["rows"]
+    assert first["answers"][0]["head"].startswith("choice 0 · best")
+    assert [piece for piece, *_ in first["answers"][1]["pieces"]] == [" Tuesday"]
+    assert len(first["answers"][1]["pieces"][0][2]) == 5
+    assert "empty" in failed["answers"][0]["error"]
+    assert "accuracy <b>100.00%</b>" in page

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import batchgen
+from batchgen.proof.answers_page.scores import score_row
 from batchgen.proof.diff import RowDifference
 from batchgen.proof.page import source_hash
 from batchgen.records import Result
-from batchgen.text import escape
+from batchgen.text import cell_value, escape
 
 FOLDER = Path(__file__).parent
 Json = dict[str, Any]
@@ -37,12 +38,25 @@ def render_differences(
     return _render(rows, title, facts, ["A", "B"], left_out)
 
 
+def render_scores(results: Iterable[Result], title: str, facts: Mapping[str, object], *, left_out: int = 0) -> str:
+    """The page of scored rows: texts whose tokens are coloured by surprise, each with its alternatives."""
+    return _render(list(map(score_row, results)), title, facts, ["text"], left_out, is_scored=True)
+
+
 def _place(row: RowDifference) -> int | None:
     """Where the texts part, as they are written on the page."""
     return None if row.character is None else len(escape(row.a.text[: row.character]))
 
 
-def _render(rows: list[Json], title: str, facts: Mapping[str, object], names: list[str], left_out: int) -> str:
+def _render(
+    rows: list[Json],
+    title: str,
+    facts: Mapping[str, object],
+    names: list[str],
+    left_out: int,
+    *,
+    is_scored: bool = False,
+) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -54,6 +68,7 @@ def _render(rows: list[Json], title: str, facts: Mapping[str, object], names: li
         facts={name: escape(str(value)) for name, value in facts.items()},
         data={"rows": rows, "names": names, "columns": columns},
         num_rows=len(rows),
+        is_scored=is_scored,
         left_out=left_out,
         columns=columns,
         style=style,
@@ -70,10 +85,10 @@ def _row(result: Result) -> Json:
         "id": escape(str(result.index if result.id is None else result.id)),
         "sample": result.sample_index,
         "prompt": escape(result.prompt),
-        "metadata": {escape(name): _cell(value) for name, value in result.metadata.items()},
+        "metadata": {escape(name): cell_value(value) for name, value in result.metadata.items()},
     }
     if result.messages:
-        row["turns"] = [[escape(str(turn.get("role"))), _cell(turn.get("content"))] for turn in result.messages]
+        row["turns"] = [[escape(str(turn.get("role"))), cell_value(turn.get("content"))] for turn in result.messages]
     if result.input_ids:
         row |= {"inputIds": list(result.input_ids), "pads": result.num_pads}
     return row
@@ -93,8 +108,3 @@ def _answer(result: Result) -> Json:
     if result.cumulative_logprob is not None:
         answer["score"] = round(result.cumulative_logprob, 3)
     return answer
-
-
-def _cell(value: object) -> str | int | float | bool | None:
-    """A value that a column can be sorted by."""
-    return value if value is None or isinstance(value, bool | int | float) else escape(str(value))

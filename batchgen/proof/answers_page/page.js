@@ -25,6 +25,7 @@
     if (key === "#id") return row.id;
     if (key === "#tokens") return row.answers[0].tokens;
     if (key === "#score") return row.answers[0].score;
+    if (key === "#each") return row.answers[0].each;
     return row.metadata[key];
   };
   const compare = (a, b) => {
@@ -37,6 +38,55 @@
   const collator = new Intl.Collator(undefined, { numeric: true });
 
   const shade = (logprob) => (logprob > -0.1 ? "" : logprob > -0.7 ? "p1" : logprob > -2.3 ? "p2" : logprob > -4.6 ? "p3" : "p4");
+  const surprise = (logprob) => (logprob > -0.7 ? "p0" : logprob > -2.3 ? "p1" : logprob > -4.6 ? "p2" : logprob > -6.9 ? "p3" : "p4");
+  const heat = list.classList.contains("scored") ? surprise : shade;
+
+  // Of the token that is pointed at: how likely it is, and what else was.
+  const told = new WeakMap(), tip = byId("tip");
+  let pointed = null;
+  const percent = (logprob) => {
+    const share = 100 * Math.exp(logprob);
+    return share >= 0.1 ? `${share.toFixed(1)}%` : share >= 1e-4 ? `${share.toPrecision(1)}%` : "below 0.0001%";
+  };
+  const visible = (piece) => piece.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replaceAll(" ", "·");
+  const bar = (piece, logprob, className) => {
+    const row = make("div", undefined, className);
+    const rod = make("i");
+    rod.style.width = `${100 * Math.exp(logprob)}%`;
+    row.append(make("code", visible(piece)), rod, make("b", percent(logprob)));
+    return row;
+  };
+  const point = (span) => {
+    if (pointed) pointed.classList.remove("pointed");
+    pointed = span;
+    tip.hidden = !span;
+    if (!span) return;
+    const { piece, logprob, alternatives } = told.get(span);
+    span.classList.add("pointed");
+    const others = alternatives.filter(([other]) => other !== piece);
+    tip.replaceChildren(
+      make("p", `log-probability ${logprob} · ${(-logprob / Math.LN2).toFixed(2)} bits`),
+      ...[[piece, logprob, "own"], ...others].sort((a, b) => b[1] - a[1]).map(([text, value, own]) => bar(text, value, own)),
+    );
+    const box = [...span.getClientRects()].at(-1), width = tip.offsetWidth, height = tip.offsetHeight;
+    const above = box.bottom + height + 8 > innerHeight && box.top > height + 8;
+    tip.style.left = `${Math.max(4, Math.min(box.left, document.documentElement.clientWidth - width - 4))}px`;
+    tip.style.top = `${above ? box.top - height - 6 : box.bottom + 6}px`;
+  };
+  list.addEventListener("pointerover", (event) => point(told.has(event.target) ? event.target : null));
+  list.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && point(null));
+  list.addEventListener("click", (event) => point(told.has(event.target) ? event.target : null));
+  list.addEventListener("focusout", () => point(null));
+  addEventListener("scroll", () => point(null), { passive: true });
+  list.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    const line = event.target.closest(".pieces");
+    if (event.key === "Escape") point(null);
+    if (!step || !line) return;
+    event.preventDefault();
+    const at = pointed && pointed.parentElement === line ? [...line.children].indexOf(pointed) + step : step < 0 ? line.children.length - 1 : 0;
+    point(line.children[Math.max(0, Math.min(at, line.children.length - 1))]);
+  });
 
   const drawText = (answer, place) => {
     const line = make("p", undefined, "text");
@@ -47,9 +97,10 @@
       line.append(at.slice(0, place).join(""), make("mark", at[place] === undefined ? "∎" : at[place]), at.slice(place + 1).join(""));
     } else if (answer.pieces) {
       line.classList.add("pieces");
-      for (const [piece, logprob] of answer.pieces) {
-        const span = make("span", piece, shade(logprob));
-        span.title = `log-probability ${logprob}`;
+      line.tabIndex = 0;
+      for (const [piece, logprob, alternatives] of answer.pieces) {
+        const span = make("span", piece, heat(logprob));
+        told.set(span, { piece, logprob, alternatives: alternatives || [] });
         line.append(span);
       }
     } else {
@@ -91,14 +142,14 @@
         turn.append(make("i", role), make("p", content === null ? "" : String(content), "text"));
         card.append(turn);
       }
-    } else {
+    } else if (row.prompt || !row.answers[0].head) {
       card.append(make("p", row.prompt, "text prompt"));
     }
     const answers = make("div", undefined, names.length > 1 ? "answers two" : "answers");
     row.answers.forEach((answer, at) => {
       const box = make("section");
       const score = answer.score === undefined ? "" : `, log-probability ${answer.score}`;
-      box.append(make("h3", `${names[at]}: ${answer.tokens} new tokens, ${answer.reason}${score}`));
+      box.append(make("h3", answer.head || `${names[at]}: ${answer.tokens} new tokens, ${answer.reason}${score}`, answer.best ? "best" : undefined));
       if (answer.reasoning) {
         const thought = make("details");
         thought.append(make("summary", "reasoning"), make("p", answer.reasoning, "text"));
