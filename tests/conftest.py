@@ -25,12 +25,17 @@ from hypothesis import settings
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from batchgen.engines import Engine, make_engine
+from batchgen.engines.pool import seat
 from batchgen.machine.kept import kept_path
 from batchgen.model import Checkpoint, Model, open_checkpoint, open_model
+from batchgen.model import checkpoint as checkpoints
+from batchgen.model.config_view import ConfigView, read_config_view
 from batchgen.model.find import BUNDLED_FOLDER
+from batchgen.model.tokenizer import LightTokenizer
 from batchgen.records import EngineOptions, MemoryLimit
 from batchgen.runs import equipment
 from tests.support.engines import FakeEngine
+from tests.support.forked import get_context
 from tests.support.models import ARCHITECTURES, decide_alone, make_network
 
 SESSION_TRIALS = kept_path("trials", {"XDG_CACHE_HOME": os.environ["HF_HOME"]})
@@ -44,6 +49,11 @@ def pytest_configure() -> None:
     gc.set_threshold(50_000)  # as `batchgen.machine.process` does
 
 
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # each collection would look through all that was imported, and running out of memory makes one
+
+
 def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
 
@@ -54,9 +64,10 @@ def pytest_report_header() -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def bundled_tokenizer_is_read_once() -> Iterator[None]:
-    """Hundreds of tests run the bundled model in this process, and its tokenizer takes a third of a second to read."""
-    read = AutoTokenizer.from_pretrained
+    """Hundreds of tests run the bundled model in this process: reading its tokenizer takes longer than the run."""
+    read, read_light = AutoTokenizer.from_pretrained, checkpoints.read_light_tokenizer
     kept: dict[str, PreTrainedTokenizerBase] = {}
+    light = read_light(BUNDLED_FOLDER, read_config_view(BUNDLED_FOLDER))
 
     def read_once(folder: Path, **options: object) -> PreTrainedTokenizerBase:
         if folder != BUNDLED_FOLDER:
@@ -65,7 +76,19 @@ def bundled_tokenizer_is_read_once() -> Iterator[None]:
             kept[repr(options)] = read(folder, **options)
         return kept[repr(options)]
 
-    with mock.patch.object(AutoTokenizer, "from_pretrained", read_once):
+    def read_light_once(folder: Path, config: ConfigView) -> LightTokenizer | None:
+        return light if folder == BUNDLED_FOLDER else read_light(folder, config)
+
+    with (
+        mock.patch.object(AutoTokenizer, "from_pretrained", read_once),
+        mock.patch.object(checkpoints, "read_light_tokenizer", read_light_once),
+    ):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def workers_are_forked() -> Iterator[None]:
+    with mock.patch.object(seat, "get_context", get_context):
         yield
 
 

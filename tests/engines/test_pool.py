@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -43,7 +44,7 @@ def indices(rows: list[Sequence]) -> list[int]:
 
 
 def children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+    return [psutil.Process(child.pid) for child in multiprocessing.active_children()]
 
 
 def test_every_row_is_finished_once_whenever_it_comes() -> None:

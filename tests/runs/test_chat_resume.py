@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 
+from batchgen.cli import app
 from batchgen.formats.reading import find_sources
 from batchgen.records import ChatOptions, EngineOptions, Result, SamplingParams
 from batchgen.runs.execute import execute
 from batchgen.runs.job import FilePrompts, Job, ModelChoice, OutputForm
 from batchgen.runs.observer import Observer
+from batchgen.runs.store import Store
 from batchgen.runs.target import Target
 from tests.support.command import run
-from tests.support.processes import PATIENCE_S
+from tests.support.forked import run_forked
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}{{ eos_token }}{% endfor %}"
@@ -27,22 +28,21 @@ TEMPLATE = (
 )
 FORMS = ["jsonl", "parquet", "openai"]
 NUM_RESULTS = 13
-DIES = """
-import os, signal, sys
-from batchgen.cli import app
-from batchgen.runs.store import Store
-add, num_results = Store.add, []
 
-def add_and_die(self, result):
-    add(self, result)
-    num_results.append(result)
-    if len(num_results) == 7:
-        self.commit()
-        os.kill(os.getpid(), signal.SIGKILL)
 
-Store.add = add_and_die
-app(sys.argv[1:])
-"""
+def die_after(num_results: int, words: list[object]) -> None:
+    """Runs the command, and kills its process at that result."""
+    add, added = Store.add, []
+
+    def add_and_die(store: Store, result: Result) -> None:
+        add(store, result)
+        added.append(result)
+        if len(added) == num_results:
+            store.commit()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Store.add = add_and_die  # type: ignore[method-assign]
+    app(list(map(str, words)))
 
 
 class StopsAfter(Observer):
@@ -141,8 +141,7 @@ def test_a_run_that_is_killed_ends_with_the_same_bytes(tmp_path: Path, template:
     whole, output = output_of(tmp_path / "whole", form), output_of(tmp_path / "killed", form)
     run(source, "-o", whole, *options)
     words = ["run", source, "-o", output, "--model", "bundled", "--max-new-tokens", 5, *options]
-    killed = subprocess.run([sys.executable, "-c", DIES, *map(str, words)], capture_output=True, timeout=PATIENCE_S)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert run_forked(die_after, 7, words) == -signal.SIGKILL
     assert not output.exists()
     resumed = run(source, "-o", output, *options, "--resume")
     assert "7 results kept" in resumed.stderr
