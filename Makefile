@@ -8,7 +8,7 @@ LOWEST := .venv-lowest
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-lowest test-slow test-browser test-ray torture torture-mutants train-check gpu-check screenshots docs lint types fmt check dist clean
+.PHONY: help run test test-lowest test-slow test-browser test-ray torture torture-mutants train-check gpu-check screenshots docs coverage lint types fmt check dist dist-check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,8 +61,12 @@ screenshots: $(READY)  ## pictures of the pages for docs/pictures/, in headless 
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,browser]'
 	$(BIN)/python tools/screenshots.py
 
-docs: $(READY)  ## rerun the commands in README.md and docs/, and write what they print
+docs: $(READY)  ## rerun the commands in README.md and docs/, and write what they print; the manual page
 	$(BIN)/python tools/refresh_docs.py README.md docs/*.md
+	PYTHONPATH=. $(BIN)/python tools/man_page.py > share/man/man1/batchgen.1
+
+coverage: $(READY)  ## the test suite, and which lines of batchgen/ it runs: at least 95%
+	$(BIN)/python -m pytest -n $(JOBS) -m 'not slow and not browser and not ray' --cov --cov-report=term-missing --cov-fail-under=95
 
 train-check: $(READY)  ## the recipe of the bundled model, for a minute, on a made-up corpus
 	$(BIN)/python -m pytest tests/test_train_bundled.py
@@ -88,6 +92,16 @@ check: lint types test  ## lint, types and test
 
 dist: $(READY)  ## sdist and wheel in dist/
 	$(BIN)/python -m build
+
+dist-check: $(READY)  ## the same, built twice and compared, and looked at by twine and check-wheel-contents
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,release]'
+	rm -rf dist build/again
+	$(BIN)/python -m build
+	$(BIN)/python -m build --outdir build/again
+	cd dist && sha256sum * | (cd ../build/again && sha256sum --check)
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	@ls -l dist | awk 'NR > 1 {printf "%s: %.1f MB\n", $$NF, $$5 / 1e6}'
 
 clean:  ## remove the environment and everything that was made
 	rm -rf $(VENV) $(LOWEST) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -29,6 +29,11 @@ LONGEST_CHOICE = 24  # of a label; more choices stand in the text
 
 def format_help(command: Any, context: Any) -> str:
     """The help of a command of the context, as wide as the terminal is."""
+    return draw_help(help_screen(command, context), shutil.get_terminal_size().columns, has_colors=_has_colors())
+
+
+def help_screen(command: Any, context: Any) -> HelpScreen:
+    """What the help of a command says, for a terminal and for the man page."""
     sections = [HelpSection(title, tuple(lines)) for title, lines in _panels(command, context).items()]
     if commands := getattr(command, "commands", None):
         sections.insert(0, HelpSection("Commands", tuple((name, _plain(each.help)) for name, each in commands.items())))
@@ -36,8 +41,7 @@ def format_help(command: Any, context: Any) -> str:
         codes = EXIT_CODES | MORE_CODES.get(command.name, {})
         sections.append(HelpSection("Exit codes", tuple((str(code), text) for code, text in codes.items())))
     usage = " ".join([context.command_path, *(piece.strip("{}") for piece in command.collect_usage_pieces(context))])
-    screen = HelpScreen(usage, inspect.cleandoc(command.help or ""), sections)
-    return draw_help(screen, shutil.get_terminal_size().columns, has_colors=_has_colors())
+    return HelpScreen(usage, inspect.cleandoc(command.help or ""), sections)
 
 
 def _has_colors() -> bool:

@@ -15,7 +15,7 @@ WELL_KNOWN = ("bundled", "gpt2")
 
 def near_model(given: str, cache: Path | None = None) -> str | None:
     """A model's name that differs in spelling, or whose last part this is; often None."""
-    names = [*WELL_KNOWN, *(_cached(cache) if cache else ())]
+    names = list(known_models(cache))
     wanted = given.strip("/ ").lower()
     by_spelling: dict[str, str] = {name.lower(): name for name in reversed(names)}
     by_last_part: dict[str, str] = {name.lower().rpartition("/")[2]: name for name in reversed(names)}
@@ -26,6 +26,13 @@ def near_model(given: str, cache: Path | None = None) -> str | None:
         if close := get_close_matches(wanted, list(spellings), n=1, cutoff=LIKENESS):
             return spellings[close[0]]
     return _near_folder(given)
+
+
+def known_models(cache: Path | None) -> Iterator[str]:
+    """Names that need no folder: the well-known ones, and what the Hub's cache holds."""
+    yield from WELL_KNOWN
+    if cache:
+        yield from (name for name in _cached(cache) if name not in WELL_KNOWN)
 
 
 def _cached(cache: Path) -> Iterator[str]:

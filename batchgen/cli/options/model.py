@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from batchgen.cli.options.completion import complete_model
 from batchgen.cli.options.panels import MODEL
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -22,6 +23,7 @@ class ModelOptions:
             metavar="MODEL",
             help="Folder, Hub id, or bundled. Default: gpt2 if it is cached or can be downloaded, otherwise bundled.",
             rich_help_panel=MODEL,
+            autocompletion=complete_model,
         ),
     ] = None
     revision: Annotated[

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from batchgen.cli.options.completion import complete_column
 from batchgen.cli.options.panels import INPUT
 from batchgen.cli.settings import flag_of
 from batchgen.errors import UsageError
@@ -58,18 +59,25 @@ class PromptOptions:
             metavar="NAME",
             help="Column or JSON field with the prompt. Default: prompt, otherwise text.",
             rich_help_panel=INPUT,
+            autocompletion=complete_column,
         ),
     ] = None
     id_field: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Column or JSON field with the row's id. Default: id.", rich_help_panel=INPUT
+            metavar="NAME",
+            help="Column or JSON field with the row's id. Default: id.",
+            rich_help_panel=INPUT,
+            autocompletion=complete_column,
         ),
     ] = None
     choices_field: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Column with a list of choices; the answer is one of them.", rich_help_panel=INPUT
+            metavar="NAME",
+            help="Column with a list of choices; the answer is one of them.",
+            rich_help_panel=INPUT,
+            autocompletion=complete_column,
         ),
     ] = None
     template: Annotated[
