@@ -8,7 +8,7 @@ LOWEST := .venv-lowest
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-lowest test-slow test-browser test-ray torture torture-mutants train-check gpu-check screenshots docs coverage lint types fmt check dist dist-check clean
+.PHONY: help run test test-lowest test-slow test-browser test-ray torture torture-mutants train-check gpu-check screenshots docs site site-check coverage lint types fmt check dist dist-check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,14 @@ docs: $(READY)  ## rerun the commands in README.md and docs/, and write what the
 
 coverage: $(READY)  ## the test suite, and which lines of batchgen/ it runs: at least 95%
 	$(BIN)/python -m pytest -n $(JOBS) -m 'not slow and not browser and not ray' --cov --cov-report=term-missing --cov-fail-under=95
+
+site: $(READY)  ## the site in build/site/, from docs/ and generated reference pages
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,site]'
+	PYTHONPATH=tools $(BIN)/python -m website
+
+site-check: $(READY)  ## the same, opened in headless Chromium: accessibility, search, screenshots
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,site]'
+	PYTHONPATH=tools $(BIN)/python -m website --check
 
 train-check: $(READY)  ## the recipe of the bundled model, for a minute, on a made-up corpus
 	$(BIN)/python -m pytest tests/test_train_bundled.py

@@ -18,7 +18,7 @@ MORE_CODES = {
     "run": {3: "some rows failed; their error records say why", 130: "stopped by Ctrl-C",
             141: "the reader of the pipe exited", 143: "stopped by SIGTERM"},
     "score": {3: "some rows failed; their error records say why", 130: "stopped by Ctrl-C", 143: "stopped by SIGTERM"},
-    "status": {3: "the run is the run is complete, but some rows failed"},
+    "status": {3: "the run is complete, but some rows failed"},
     "diff": {2: "invalid options, or outputs that cannot be compared", 4: "the outputs differ"},
     "rerun": {3: "some rows failed", 4: "the outputs differ"},
     "inspect": {3: "some rows could not be shown"},
@@ -28,12 +28,12 @@ LONGEST_CHOICE = 24  # of a label; more choices stand in the text
 
 
 def format_help(command: Any, context: Any) -> str:
-    """The help of a command of the context, as wide as the terminal is."""
+    """The help of a command, as wide as the terminal is."""
     return draw_help(help_screen(command, context), shutil.get_terminal_size().columns, has_colors=_has_colors())
 
 
 def help_screen(command: Any, context: Any) -> HelpScreen:
-    """What the help of a command says, for a terminal and for the man page."""
+    """What the help of a command says, before it is drawn: also for the manual page and the site."""
     sections = [HelpSection(title, tuple(lines)) for title, lines in _panels(command, context).items()]
     if commands := getattr(command, "commands", None):
         sections.insert(0, HelpSection("Commands", tuple((name, _plain(each.help)) for name, each in commands.items())))

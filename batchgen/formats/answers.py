@@ -36,11 +36,7 @@ def read_answers(file: Path, form: str, failures: Path | None = None) -> Answers
     """
     read = READERS_BACK.get(form)
     if read is None:
-        what = (
-            "has only the answers, not their rows"
-            if form == "text"
-            else f"results results cannot be read back from {form}"
-        )
+        what = "has only the answers, not their rows" if form == "text" else f"cannot be read back from {form}"
         raise InputError(f"{file} {what}: give JSON Lines, CSV, TSV, Parquet, SQLite or a store")
     if failures and failures.is_file():
         return merge(read(file), read(failures), key=lambda result: (result.index, result.sample_index))

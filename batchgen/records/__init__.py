@@ -214,31 +214,31 @@ class Result:
     `parsed` is what the text of a row with a schema says (`is_json`), None where it was cut short.
     """
 
-    index: int
-    id: RowId | None
-    sample_index: int
-    prompt: str
-    text: str
-    finish_reason: FinishReason
-    num_prompt_tokens: int
-    num_output_tokens: int
-    error: str | None
-    metadata: dict[str, Any]
-    model: str
-    input_ids: tuple[int, ...] = ()
-    output_ids: tuple[int, ...] = ()
-    batch_index: int | None = None
-    padded_length: int | None = None
-    source: str | None = None
-    messages: list[dict[str, Any]] | None = None
-    reasoning: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
-    endpoint: str | None = None
-    cumulative_logprob: float | None = None
-    logprobs: Logprobs | None = None
-    score: RowScore | None = None
-    parsed: Any = None
-    is_json: bool = False
+    index: int  # position of the row in the input, from 0
+    id: RowId | None  # the row's own id, otherwise its index as text; None if the row failed before an id could be read
+    sample_index: int  # 0 to num_samples - 1
+    prompt: str  # the prompt; for a conversation, the rendered text
+    text: str  # the generated text
+    finish_reason: FinishReason  # stop, length or error
+    num_prompt_tokens: int  # prompt tokens, without pads
+    num_output_tokens: int  # generated tokens, including the end token
+    error: str | None  # why the row failed, with file and line; None otherwise
+    metadata: dict[str, Any]  # all other columns of the row
+    model: str  # the name of the model
+    input_ids: tuple[int, ...] = ()  # prompt tokens, without pads
+    output_ids: tuple[int, ...] = ()  # generated tokens, including the end token
+    batch_index: int | None = None  # the batch in which the row ran
+    padded_length: int | None = None  # columns of that batch, pads included
+    source: str | None = None  # file and line: rows.jsonl:12
+    messages: list[dict[str, Any]] | None = None  # the messages of a conversation, as given
+    reasoning: str | None = None  # what the model thought before its answer
+    tool_calls: list[dict[str, Any]] | None = None  # the model's tool calls
+    endpoint: str | None = None  # the URL of an OpenAI Batch request
+    cumulative_logprob: float | None = None  # sum of the log-probabilities of output_ids
+    logprobs: Logprobs | None = None  # log-probabilities of output_ids and of the most likely alternatives
+    score: RowScore | None = None  # what `score` found
+    parsed: Any = None  # the value that the text is JSON for, if the row has a schema
+    is_json: bool = False  # whether `parsed` is a complete JSON value
 
     @property
     def num_pads(self) -> int:
@@ -255,21 +255,21 @@ class RunStats:
     `measured_batch_bytes` what the one that added most did add (None where it cannot be measured).
     """
 
-    rows: int
-    errors: int
-    blank_lines: int
-    batches: int
-    prompt_tokens: int
-    output_tokens: int
-    pad_tokens: int
-    prefill_s: float
-    decode_s: float
-    wall_s: float
-    peak_bytes: int
-    decode_work: int = 0
-    predicted_batch_bytes: int = 0
-    measured_batch_bytes: int | None = None
-    rows_kept: int = 0
+    rows: int  # rows of the input; samples are not counted
+    errors: int  # failed rows
+    blank_lines: int  # skipped blank lines
+    batches: int  # batches, or prefills of the continuous engine
+    prompt_tokens: int  # prompt tokens, without pads
+    output_tokens: int  # generated tokens
+    pad_tokens: int  # pads in all batches
+    prefill_s: float  # seconds in prefills
+    decode_s: float  # seconds in decode steps
+    wall_s: float  # seconds from start to end
+    peak_bytes: int  # high-water mark of the process, or of the device
+    decode_work: int = 0  # cost of all decode steps, as the planner counts it
+    predicted_batch_bytes: int = 0  # predicted memory of the largest batch
+    measured_batch_bytes: int | None = None  # measured memory of the largest batch; None if unknown
+    rows_kept: int = 0  # rows that an earlier run had finished
 
     @property
     def tokens_per_s(self) -> float:

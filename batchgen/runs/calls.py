@@ -54,8 +54,8 @@ def generate(
 
     `prompts` are strings, or mappings with the fields of a JSON Lines row. `model` is a name, a folder, a Hub id, or
     what `open_model` returned, so that several calls share it. `options` are the fields of `SamplingParams`, and what
-    the command calls --device, --dtype, --batch-size and so on. Raises `BatchgenError`, and `ValueError` for sampling
-    invalid options; a bad row does not raise, its Result has an `error`.
+    the command calls --device, --dtype, --batch-size and so on. Raises `BatchgenError`, and `ValueError` for invalid
+    sampling options; a bad row does not raise, its Result has an `error`.
 
     >>> [r.text for r in generate(["My dog is"], model="bundled", max_new_tokens=4)]
     [' a very nice dog']

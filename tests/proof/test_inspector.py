@@ -275,7 +275,7 @@ def test_a_wide_batch_folds_and_its_pads_are_one_line() -> None:
 
 def test_a_row_says_how_many_genuine_eos_it_has() -> None:
     assert (
-        "0 pads + 2 tokens (of which 1 genuine eos) = 2 columns"
+        "0 pads + 2 tokens (including 1 genuine eos) = 2 columns"
         in look("--parse-special", prompts=["<|endoftext|>a"]).stdout
     )
 
