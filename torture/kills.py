@@ -31,7 +31,7 @@ BATCH_S = "0.02"
 COMMIT_S = 1.0
 COMMIT_TAKES_S = 0.3
 LATE = 0.25  # share of kills that wait for the last moments, when the file is written and the store goes
-GOING_ON = re.compile(r"continuing  .*: ([\d,]+) results? kept")
+GOING_ON = re.compile(r"continuing .*: ([\d,]+) results? kept")
 
 
 def fake_rows(folder: Path) -> tuple[Path, bytes]:

@@ -237,7 +237,7 @@ def test_an_interrupted_output_file_keeps_its_rows_beside_it(many: Path, tmp_pat
     output.unlink()
     process = start(many, "-o", output, "--resume")
     assert process.stderr is not None
-    assert process.stderr.readline() == f"batchgen: continuing  {store}: 3 results kept\n"
+    assert process.stderr.readline() == f"batchgen: continuing {store}: 3 results kept\n"
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130

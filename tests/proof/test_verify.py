@@ -330,7 +330,7 @@ def test_the_command_prints_the_sentence_and_the_controls(tmp_path: Path) -> Non
     result = invoke("verify", tmp_path, "--model", "bundled", "--max-new-tokens", 4)
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert lines[0].startswith("3 rows, batches of 3, fp32: 3 identical, max logit difference ")
+    assert lines[0].startswith("3 rows, batches of 3, float32: 3 identical, max logit difference ")
     assert max(map(len, lines)) <= 80
     outcomes = {line[:24].strip(): line.split()[-1] for line in lines if line.strip().endswith(("holds", "breaks"))}
     assert outcomes == {

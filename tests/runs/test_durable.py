@@ -107,7 +107,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(
     begin(prompts, output, *options)
     result = run(prompts, "-o", output, "--resume", *options)
     assert result.exit_code == 0
-    assert f"continuing  {store_of(output)}" in result.stderr
+    assert f"continuing {store_of(output)}" in result.stderr
     assert output.read_bytes() == whole.read_bytes()
     assert visible(tmp_path) == ["out.jsonl", "prompts.txt", "whole.jsonl"]
 
@@ -143,7 +143,7 @@ def test_a_finished_run_stays_as_it_is(prompts: Path, output: Path) -> None:
 def test_a_finished_file_is_not_taken_for_the_answer_to_more_rows(prompts: Path, output: Path) -> None:
     run(prompts, "-o", output)
     write_lines(prompts, [*PROMPTS, "One more"])
-    assert "answers 6 rows, the input has 7, and the store is gone" in failure(
+    assert "answers 6 rows, but the input has 7, and the store is missing" in failure(
         run(prompts, "-o", output, "--resume"), 1
     )
 
@@ -249,7 +249,7 @@ def test_what_is_overwritten_is_forgotten_at_once(prompts: Path, output: Path, t
 
 def test_a_damaged_store_gives_way_to_overwrite(prompts: Path, output: Path) -> None:
     store_of(output).write_text("nonsense " * 1000)
-    assert "is not a store" in failure(run(prompts, "-o", output, "--resume"), 1)
+    assert "is not a batchgen store" in failure(run(prompts, "-o", output, "--resume"), 1)
     assert run(prompts, "-o", output, "--overwrite").exit_code == 0
 
 

@@ -180,7 +180,7 @@ def test_only_what_is_missing_is_run_again(prompts: Path, finished: Path, copy: 
     times = {file: file.stat().st_mtime_ns for file in files}
     files[1].unlink()
     result = of(prompts, copy, "--resume")
-    assert f"continuing  {copy}: " in result.stderr
+    assert f"continuing {copy}: " in result.stderr
     assert lines_of(copy) == lines_of(finished)
     assert {file for file in files if file.stat().st_mtime_ns != times[file]} == {files[1]}
     facts = json.loads((copy / "_batchgen.json").read_text())
