@@ -6,7 +6,7 @@ In the formulas e is bytes an element, S columns, L layers, H hidden size, I inn
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from batchgen.model.layer_rules import layer_windows
 
@@ -54,10 +54,18 @@ class ModelShape:
 def _number(config: PretrainedConfig, *names: str) -> int | None:
     """The first of these that a config has; the greatest where it has one a layer. Recurrent models lack some."""
     for name in names:
-        value = getattr(config, name, None)
+        value = _value(config, name)
         if value:
             return int(max(value) if isinstance(value, list | tuple) else value)
     return None
+
+
+def _value(config: PretrainedConfig, name: str) -> Any:
+    """A field of a config; those of all layers where it is one of the fields that each layer has for itself."""
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:  # Gemma 4: such a field has no value for the whole model
+        return [getattr(layer, name) for layer in config.per_layer_config]
 
 
 def num_parameters(shape: ModelShape) -> int:

@@ -76,5 +76,5 @@ def _see_last_column_only(network: nn.Module, num_layers: int) -> None:
     It gives `[B, 1, H]`, which is added to all columns `[B, T, H]`: right for the last, and of no use to the others.
     """
     mlps = [module for name, module in network.named_modules() if name.endswith(".mlp")]
-    if len(mlps) == num_layers:
-        mlps[-1].register_forward_pre_hook(lambda _, inputs: (inputs[0][:, -1:], *inputs[1:]))
+    if len(mlps) == num_layers:  # one that takes more than hidden states may want all of their columns
+        mlps[-1].register_forward_pre_hook(lambda _, inputs: (inputs[0][:, -1:],) if len(inputs) == 1 else inputs)
