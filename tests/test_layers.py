@@ -44,6 +44,7 @@ LATE = {
     "engines.continuous.engine",
     "engines.continuous.kv_cache",
     "engines.continuous.pages",
+    "engines.continuous.latents",
     "engines.continuous.layer",
     "engines.continuous.linear",
     "engines.continuous.network",

@@ -1,4 +1,7 @@
-"""Families whose layers see a window, bound their scores or have sinks: rows in slots get what each gets alone."""
+"""Families with attention of their own: windows, bounds, sinks, latents, layers that share keys and values.
+
+Rows in slots get what each gets alone.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,12 @@ import random
 import pytest
 from transformers import (
     Cohere2Config,
+    DeepseekV2Config,
+    DeepseekV3Config,
     Gemma2Config,
+    Gemma3nTextConfig,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     GptOssConfig,
     MistralConfig,
     Olmo3Config,
@@ -41,12 +48,36 @@ FAMILIES: dict[str, PretrainedConfig] = {
         head_dim=8, num_local_experts=4, num_experts_per_tok=2, rope_parameters=ROTARY, **MIXED, **SHAPE
     ),
 }
+LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 12}
+EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "first_k_dense_replace": 1, "moe_intermediate_size": 32}
+SHARED = {
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "sliding_window": WINDOW,
+    "num_kv_shared_layers": 2,
+    "vocab_size_per_layer_input": 50257,
+    "hidden_size_per_layer_input": 8,
+    "head_dim": 8,
+    "num_key_value_heads": 2,
+}
+FOUR = {**SHAPE, "num_hidden_layers": 4}
+FAMILIES |= {
+    "deepseek_v2": DeepseekV2Config(num_key_value_heads=4, topk_method="greedy", **LATENT, **EXPERTS, **SHAPE),
+    "deepseek_v3": DeepseekV3Config(num_key_value_heads=4, n_group=1, topk_group=1, **LATENT, **EXPERTS, **SHAPE),
+    "gemma3n": Gemma3nTextConfig(
+        laurel_rank=4, activation_sparsity_pattern=[0.0] * 4, **SHARED, **{**FOUR, "intermediate_size": [64] * 4}
+    ),
+    "gemma4": Gemma4TextConfig(global_head_dim=16, **SHARED, **FOUR),
+}
+# One of each kind runs in the quick suite.
+SLOW = ("qwen2", "gemma3", "olmo3", "cohere2", "deepseek_v2", "gemma3n")
 ATTENTION = {"gemma2": "eager", "gpt_oss": "eager"}  # torch's fused one has neither bounds nor sinks
 TEXT = "the rain in Spain falls mainly on the plain and my dog is very happy to see the green train again"
 WORDS = TEXT.split()
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in FAMILIES]
+)
 def model(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Model:
     return model_of(FAMILIES[request.param], checkpoint, ATTENTION.get(request.param, "sdpa"))
 

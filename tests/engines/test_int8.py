@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, MambaConfig
 
 from batchgen import Model, generate, score
 from batchgen.engines import make_engine
@@ -21,7 +22,7 @@ from batchgen.engines.protocol import finish_all
 from batchgen.errors import UsageError
 from batchgen.records import EngineOptions
 from tests.support.command import failure, invoke, records, run
-from tests.support.models import make_network
+from tests.support.models import SHAPE, make_network
 from tests.support.rows import encoded, ragged_prompts
 
 needs_int8 = pytest.mark.skipif(why_no_int8("cpu") is not None, reason="this processor multiplies no 8-bit integers")
@@ -134,6 +135,15 @@ def test_layers_of_one_product_may_be_asked_in_any_order_and_with_other_inputs()
 
 
 @needs_int8
+@torch.inference_mode()
+def test_a_layer_whose_weight_a_model_reads_itself_stays() -> None:
+    torch.manual_seed(0)
+    network = AutoModelForCausalLM.from_config(MambaConfig(state_size=8, **SHAPE)).eval()
+    wanted = network(IDS, use_cache=False).logits
+    quantize(network)
+    assert float((network(IDS, use_cache=False).logits - wanted).abs().max()) < 0.1 * float(wanted.abs().max())
+
+
 def test_weights_that_nobody_else_needs_are_let_go() -> None:
     network = make_network("gpt2").eval()
     loaded = network.transformer.h[0].mlp

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         view: PrefillView | StepView | None
 
 
+KeysAndValues: TypeAlias = "Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]"
 ATTENTION = "batchgen_slots"  # the name under which transformers finds the attention below
 
 
@@ -115,21 +116,29 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
             torch.cat([view.prefix.values[self.index].expand(rows, -1, -1, -1), value_states], 2),
         )
 
-    def attend(self, query: torch.Tensor, scaling: float, extras: Extras = PLAIN) -> torch.Tensor:
+    def attend(
+        self,
+        query: torch.Tensor,
+        scaling: float,
+        extras: Extras = PLAIN,
+        of: KeysAndValues = lambda keys, values: (keys, values),
+    ) -> torch.Tensor:
         """Attention of one query per row, `[B, H, 1, D]`, to all of the row's columns that it sees: `[B, 1, H, Dv]`.
 
-        Each page gives a part of it, and so does a prefix, which all rows that share it read together.
+        Each page gives a part of it, and so does a prefix, which all rows that share it read together. `of` makes keys
+        and values of what the layer keeps.
         """
         view = self.pool.view
         assert isinstance(view, StepView)
         rows, heads, _, size = query.shape
-        query = (query * scaling).view(rows, self.keys.shape[1], -1, size)  # [B, Hkv, G, D]
+        query = (query * scaling).reshape(rows, self.keys.shape[1], -1, size)  # [B, Hkv, G, D]
         used = len(view.row_of_page)
-        parts = [attend_pages(query, self.keys[:used], self.values[:used], view.row_of_page, view.mask, extras)]
+        kept = of(self.keys[:used], self.values[:used])
+        parts = [attend_pages(query, *kept, view.row_of_page, view.mask, extras)]
         for shared in view.prefixes:
             keys, values = shared.prefix.keys[self.index], shared.prefix.values[self.index]  # [Hkv, P, D]
             seen = keys[:, shared.first :], values[:, shared.first :]
-            parts.append(attend_prefix(query, *seen, shared.rows, shared.mask, extras))
+            parts.append(attend_prefix(query, *of(*seen), shared.rows, shared.mask, extras))
         if extras.sinks is not None:
             parts.append(sink_share(extras.sinks, parts[0], rows))
         return merge(parts, rows).reshape(rows, 1, heads, -1).to(query.dtype)
@@ -156,7 +165,7 @@ def attention(
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls in each layer: the pages in a step, in a prefill the fastest product there is."""
     extras = extras_of(kwargs)
-    if isinstance(key, SlotLayer):
+    if not isinstance(key, torch.Tensor):
         if kwargs.get("sliding_window") != key.window:
             raise NotImplementedError(f"a window of {kwargs.get('sliding_window')} in layer {key.index}")
         return key.attend(query, kwargs["scaling"], extras), None

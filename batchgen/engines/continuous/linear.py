@@ -18,7 +18,7 @@ from transformers.activations import NewGELUActivation
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.pytorch_utils import Conv1D
 
-from batchgen.engines.continuous.packing import PackedLinear, can_pack
+from batchgen.engines.continuous.packing import HiddenWeight, PackedLinear, can_pack
 from batchgen.engines.int8.network import is_quantized
 from batchgen.engines.int8.support import INT8
 
@@ -39,12 +39,11 @@ class UnpackedLinear(nn.Module):
         self.is_conv1d = is_conv1d
 
     @property
-    def weight(self) -> torch.Tensor:
-        """`[O, I]`, for a parent that multiplies with it itself."""
+    def weight(self) -> HiddenWeight:
         return self.packed.weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight = self.packed.weight  # [O, I]
+        weight = self.packed.weight_packed.to_dense()  # [O, I]
         bias = self.packed.bias
         if not self.is_conv1d:
             return F.linear(x, weight, bias)

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from batchgen.engines.continuous.latents import keep_latents
 from batchgen.engines.continuous.layer import ATTENTION
 from batchgen.engines.continuous.linear import PLAIN, kernels_of, speed_up
 from batchgen.engines.continuous.requirements import why_no_slots
@@ -59,6 +60,7 @@ def _make(model: Model, is_owned: bool, has_room: Callable[[int], bool], kernels
     attends = any(rule.attends for rule in layer_rules(model.checkpoint.config))
     own = model.on_same_weights(ATTENTION if attends else None)
     _see_last_column_only(own.network, model.checkpoint.config.get_text_config().num_hidden_layers)
+    keep_latents(own.network)
     loaded = model.network if is_owned else None
     if kernels != INT8:
         speed_up(own.network, loaded, has_room=has_room, kernels=kernels)

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
 from batchgen.model.private import pack_weight, packed_linear
 
 PACKED_ROWS = 64  # that a packed layer is laid out for: those of a decode step in full swing
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenWeight:
+    """A weight that exists only in another layout: what Mamba's layers ask of one, its dtype and a product with it."""
+
+    dtype: torch.dtype
+    as_loaded: Callable[[], torch.Tensor]  # [O, I], made anew
+
+    def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.as_loaded() @ x
 
 
 class PackedLinear(nn.Module):
@@ -23,9 +37,9 @@ class PackedLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
 
     @property
-    def weight(self) -> torch.Tensor:
-        """`[O, I]` as it was loaded, made anew: Mamba multiplies with a layer's weight itself."""
-        return self.weight_packed.to_dense()
+    def weight(self) -> HiddenWeight:
+        """For a parent that reads its layer's weight."""
+        return HiddenWeight(self.weight_packed.dtype, self.weight_packed.to_dense)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         activation, form = ("gelu", "tanh") if self.has_gelu else ("none", "")

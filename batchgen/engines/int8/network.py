@@ -13,6 +13,8 @@ from batchgen.engines.int8.linear import Int8Linear, Int8Product, Int8Weight
 # Layers that read the same input, in the order in which a forward asks them.
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
+READ_WHOLE = ("dt_proj",)  # Mamba multiplies with this layer's weight itself
+
 
 def quantize(network: nn.Module, loaded: nn.Module | None = None) -> None:
     """Replaces all linear layers of a network, and of `loaded`, which shares its tensors and is given where nobody
@@ -34,7 +36,8 @@ def is_quantized(network: nn.Module) -> bool:
 def _groups(network: nn.Module) -> Iterator[tuple[str, tuple[str, ...]]]:
     """The path of a module, and the names of linear layers in it that are one product."""
     for path, parent in network.named_modules():
-        names = [name for name, layer in parent.named_children() if type(layer) in (nn.Linear, Conv1D)]
+        linear = [name for name, layer in parent.named_children() if type(layer) in (nn.Linear, Conv1D)]
+        names = [name for name in linear if name not in READ_WHOLE]
         for group in TOGETHER:
             if set(group) <= set(names) and _fit(parent, group):
                 yield path, group
@@ -57,6 +60,7 @@ def _quantized(layers: list[nn.Module]) -> list[Int8Linear]:
     made, first = [], 0
     for number, weight in enumerate(weights):
         made.append(Int8Linear(product, number, first, *weight.shape))
+        made[-1].weight = weight.new_empty(0, weight.shape[1])  # Mamba asks an output layer for its dtype
         first += len(weight)
     return made
 

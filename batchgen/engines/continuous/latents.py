@@ -1,0 +1,90 @@
+"""Keys and values that are kept compressed (multi-head latent attention, DeepSeek-V2, arXiv:2405.04434).
+
+A column is a latent `[R]` and a rotary key `[Dr]` for all heads, and a family's `expand_kv` makes keys and values of
+them. A step leaves them as they are: since `expand_kv` is linear, the query is brought to the latents instead, and the
+weighted sum of latents to the values.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from batchgen.engines.continuous.layer import SlotLayer
+from batchgen.engines.continuous.slot_attention import PLAIN, Extras
+
+
+def keep_latents(network: nn.Module) -> None:
+    """Lets a network's layers take a slot layer where they would expand all of its columns."""
+    for module in network.modules():
+        if hasattr(type(module), "expand_kv"):
+            module.expand_kv = Expansion(module)  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, slots=True)
+class Expanded:
+    """A layer's `expand_kv` as matrices: keys are latents times `keys` plus rotary keys times `rotary`."""
+
+    keys: torch.Tensor  # [H, R, D]
+    rotary: torch.Tensor  # [H, Dr, D]
+    values: torch.Tensor  # [H, R, Dv]
+
+
+class Expansion:
+    """Stands in for one layer's `expand_kv`."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = weakref.proxy(module)  # which holds this
+        self._expand = type(module).expand_kv  # type: ignore[attr-defined]
+        self._matrices: Expanded | None = None
+
+    def __call__(self, latents: Any, rotary: Any) -> tuple[Any, Any]:
+        """Keys `[B, H, T, D]` and values `[B, H, T, Dv]`; in a step what attends to the layer's pages, twice."""
+        if isinstance(latents, SlotLayer):
+            step = LatentStep(latents, self._as_matrices(latents))
+            return step, step
+        return self._expand(self._module, latents, rotary)  # type: ignore[no-any-return]
+
+    def _as_matrices(self, layer: SlotLayer) -> Expanded:
+        if self._matrices is None:
+            latents, rotary = (torch.eye(of.shape[-1], dtype=of.dtype)[None, None] for of in (layer.keys, layer.values))
+            latents, rotary = latents.to(layer.keys.device), rotary.to(layer.keys.device)
+            none, zero = torch.zeros_like(latents), rotary.new_zeros(1, 1, latents.shape[2], rotary.shape[3])
+            if any(bool(of.any()) for of in self._expand(self._module, none, zero)):
+                raise NotImplementedError("latents with a bias")
+            keys, values = self._expand(self._module, latents, zero)  # [1, H, R, D], [1, H, R, Dv]
+            rotary_keys, _ = self._expand(self._module, none[:, :, : rotary.shape[2]], rotary)  # [1, H, Dr, D]
+            self._matrices = Expanded(keys[0], rotary_keys[0], values[0].contiguous())
+        return self._matrices
+
+
+@dataclass(frozen=True, slots=True)
+class LatentStep:
+    """What a step's attention gets in the place of keys and values."""
+
+    layer: SlotLayer
+    matrices: Expanded
+
+    @property
+    def window(self) -> int | None:
+        return self.layer.window
+
+    @property
+    def index(self) -> int:
+        return self.layer.index
+
+    def attend(self, query: torch.Tensor, scaling: float, extras: Extras = PLAIN) -> torch.Tensor:
+        """Attention of one query per row, `[B, H, 1, D]`: `[B, 1, H, Dv]`."""
+        its = self.matrices
+        heads = query[:, :, 0].transpose(0, 1)  # [H, B, D]
+        query = torch.cat([heads @ its.keys.mT, heads @ its.rotary.mT], -1).transpose(0, 1)  # [B, H, R + Dr]
+        sums = self.layer.attend(query[:, :, None], scaling, extras, of=_as_one_head)  # [B, 1, H, R]
+        return (sums[:, 0].transpose(0, 1) @ its.values).transpose(0, 1)[:, None]
+
+
+def _as_one_head(latents: torch.Tensor, rotary: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.cat([latents, rotary], -1), latents
