@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 import batchgen
-from batchgen import Model, Result, open_model
+from batchgen import Model, Result
 from batchgen.engines.pool.worker import Answer
 from batchgen.engines.sampling.thoughts import Ahead, find_marks
 from batchgen.engines.sampling.token_reader import token_reader
 from batchgen.model.chat import thought_of
 from batchgen.records import Conversation, Message, Request, SamplingParams, Sequence, Thought
 from tests.support.chat_tokenizers import chat_of, make_chat_tokenizer
+from tests.support.models import make_chat_model
 
 ASKED = [{"role": "user", "content": "What is 12?"}]
 DATE = r"[0-9]{4}-(0[1-9]|1[0-2])"
@@ -34,22 +33,7 @@ def thinker(tmp_path_factory: pytest.TempPathFactory) -> Open:
 
     def opened(template: str) -> Model:
         if template not in made:
-            tokenizer, folder = make_chat_tokenizer(template, "bytes"), tmp_path_factory.mktemp(template)
-            torch.manual_seed(0)
-            config = GPT2Config(
-                vocab_size=len(tokenizer),
-                n_embd=32,
-                n_layer=2,
-                n_head=4,
-                n_positions=1024,
-                bos_token_id=None,
-                eos_token_id=None,
-            )
-            network = GPT2LMHeadModel(config)
-            network.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
-            network.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-            made[template] = open_model(str(folder), device="cpu")
+            made[template] = make_chat_model(template, tmp_path_factory.mktemp(template))
         return made[template]
 
     return opened
@@ -279,3 +263,11 @@ def test_no_token_goes_from_the_thought_into_the_answer() -> None:
     past = {texts[token] for token in marks.past[0]}
     assert b" the" in past
     assert all(b" th" in text and len(text) > 3 for text in past)
+
+
+def test_marks_that_are_no_tokens_are_found_in_a_run_too(tmp_path: Path) -> None:
+    model, template = make_chat_model("chatml", tmp_path / "model"), tmp_path / "t.jinja"
+    template.write_text("{{ messages[0].content }}{% if add_generation_prompt %}<think>{% endif %}")
+    [row] = answers(model, 1, regex="a", chat_template=str(template), max_new_tokens=5)
+    assert (row.text, row.finish_reason) == ("", "length")
+    assert row.reasoning

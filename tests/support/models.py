@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from transformers import (
     BloomConfig,
     GenerationConfig,
     GPT2Config,
+    GPT2LMHeadModel,
     GPTNeoXConfig,
     LlamaConfig,
     OPTConfig,
@@ -19,7 +21,8 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from batchgen.model import Checkpoint, Model
+from batchgen.model import Checkpoint, Model, open_model
+from tests.support.chat_tokenizers import make_chat_tokenizer
 
 EOS = 50256
 SMALL = {"vocab_size": 50257, "bos_token_id": EOS, "eos_token_id": EOS}
@@ -93,3 +96,15 @@ def generate_ids_alone(model: Model, prompt_ids: Sequence[int], **options: objec
     )
     output = model.network.generate(input_ids, attention_mask=torch.ones_like(input_ids), generation_config=config)
     return output[0, input_ids.shape[1] :].tolist()
+
+
+def make_chat_model(template: str, folder: Path, spread: float = 0.02) -> Model:
+    """A tiny random model with the tokenizer of a chat template, 400 tokens of bytes and words, saved to a folder."""
+    tokenizer = make_chat_tokenizer(template, "bytes")
+    torch.manual_seed(0)
+    shape = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 1024, "initializer_range": spread}
+    network = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), bos_token_id=None, eos_token_id=None, **shape))
+    network.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return open_model(str(folder), device="cpu")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from functools import lru_cache
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
+    from tokenizers import Tokenizer
 
 # What Metaspace does to a text that goes on, spelled out: the library knows decoders by such parts.
 SPACES = {
@@ -20,23 +23,49 @@ SPACES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A tokenizer's JSON. Two are the same where their hashes are: a model may be opened again."""
+
+    sha256: str
+    text: str = field(compare=False, repr=False)
+
+
 @lru_cache(maxsize=4)
 def token_reader(tokenizer: object, vocab_size: int, eos_token_ids: frozenset[int]) -> LLTokenizer:
     """Built once for each model: that takes a second for 50,000 tokens.
 
     Raises `ValueError` for a tokenizer that is written in Python, or that the library does not read.
     """
-    from llguidance import LLTokenizer
-
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ValueError("constraints need a fast tokenizer (tokenizer.json), which this model does not have")
-    state: dict[str, Any] = json.loads(backend.to_str())
-    state["padding"] = state["truncation"] = None
-    if (state["decoder"] or {}).get("type") == "Metaspace":
-        state["decoder"] = SPACES
-    ends = sorted(token for token in eos_token_ids if token < vocab_size)
+    text = _plain(backend)
+    return _read(
+        _Source(sha256(text.encode()).hexdigest(), text),
+        vocab_size,
+        tuple(sorted(token for token in eos_token_ids if token < vocab_size)),
+    )
+
+
+@lru_cache(maxsize=4)
+def _read(source: _Source, vocab_size: int, ends: tuple[int, ...]) -> LLTokenizer:
+    from llguidance import LLTokenizer
+
     try:
-        return LLTokenizer(json.dumps(state), n_vocab=vocab_size, eos_token=ends or None)
+        return LLTokenizer(source.text, n_vocab=vocab_size, eos_token=list(ends) or None)
     except ValueError as error:
         raise ValueError(f"constraints do not work with this model's tokenizer: {error}") from None
+
+
+def _plain(backend: Tokenizer) -> str:
+    """The tokenizer's JSON without padding and truncation, with a decoder that the library knows."""
+    text: str = backend.to_str()
+    is_spaced = type(backend.decoder).__name__ == "Metaspace"
+    if not (is_spaced or backend.padding or backend.truncation):
+        return text
+    state: dict[str, Any] = json.loads(text)
+    state["padding"] = state["truncation"] = None
+    if is_spaced:
+        state["decoder"] = SPACES
+    return json.dumps(state)

@@ -11,6 +11,7 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
 from batchgen.engines.sampling.grammars import LIMITS, SUBJECTS, in_one_line, source_of
 from batchgen.records import Constraint, FieldError, Request, SamplingParams
@@ -28,20 +29,27 @@ def is_installed() -> bool:
 
 
 class Trials:
-    """What is known of constraints: why each cannot be used, None where it can."""
+    """What is known of constraints: why each cannot be used, None where it can.
+
+    What the library says of one is kept for all trials of this process; that one took too long, for this trial alone.
+    """
+
+    _settled: ClassVar[dict[Constraint, str | None]] = {}
 
     def __init__(self, most_seconds: float = MOST_SECONDS) -> None:
-        self._known: dict[Constraint, str | None] = {}
+        self._given_up: set[Constraint] = set()
         self._process: subprocess.Popen[str] | None = None
         self._most_seconds = most_seconds
 
     def problem(self, constraint: Constraint) -> str | None:
         """Why no text can be made to meet it, in one line."""
-        if constraint not in self._known:
-            while len(self._known) >= MOST_KEPT:
-                del self._known[next(iter(self._known))]
-            self._known[constraint] = self._try(constraint)
-        return self._known[constraint]
+        if not is_installed():
+            return f"{SUBJECTS[constraint.kind]} {MISSING}"
+        if constraint not in self._settled and constraint not in self._given_up:
+            self._try(constraint)
+        if constraint in self._given_up:
+            return f"{SUBJECTS[constraint.kind]} cannot be used: compiling it takes too much time or memory"
+        return self._settled[constraint]
 
     def checked(self, request: Request) -> Request:
         """The request, failed where no text can match its constraint."""
@@ -56,16 +64,17 @@ class Trials:
             self._process.communicate()
         self._process = None
 
-    def _try(self, constraint: Constraint) -> str | None:
-        if not is_installed():
-            return f"{SUBJECTS[constraint.kind]} {MISSING}"
+    def _try(self, constraint: Constraint) -> None:
         try:
             answer = self._ask(source_of(constraint))
         except ValueError as error:
             answer = str(error)
         if answer is None:
-            return f"{SUBJECTS[constraint.kind]} cannot be used: compiling it takes too much time or memory"
-        return in_one_line(constraint, answer) if answer else None
+            self._given_up.add(constraint)
+            return
+        while len(self._settled) >= MOST_KEPT:
+            del self._settled[next(iter(self._settled))]
+        self._settled[constraint] = in_one_line(constraint, answer) if answer else None
 
     def _ask(self, grammar: str) -> str | None:
         """What the library says of a grammar, nothing of a good one; None where its process did not survive it."""

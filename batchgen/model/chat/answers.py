@@ -134,10 +134,10 @@ def split_constrained(chat: Chat, sequence: Sequence, thought: Thought, text: st
     number = sequence.num_thought_tokens
     if not number:
         return Reply(text)
-    marks = {thought.closing, *([thought.opening] if thought.opening else []), *(chat.reasoning_marks or ())}
     is_marked = thought.header is None
+    marks = (thought.closing, thought.opening, *(chat.reasoning_marks or ())) if is_marked else chat.control.ids
     ids = sequence.output_ids[:number]
-    shown = decode_with_marks(chat.tokenizer, ids, marks if is_marked else chat.control.ids)
+    shown = decode_with_marks(chat.tokenizer, ids, {mark for mark in marks if mark in chat.control.ids})
     said = cut_at_stops(shown, sequence.sampling.stop)
     if is_marked:
         begun = said.strip().removeprefix(thought.opening or "")
