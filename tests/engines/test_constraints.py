@@ -220,7 +220,7 @@ def test_an_unsupported_keyword_is_named(trials: Trials) -> None:
 
 def test_compiling_without_end_is_given_up() -> None:
     trials = Trials(most_seconds=0.0)
-    assert "takes too long" in str(trials.problem(Constraint("regex", "given up")))
+    assert "takes too much time" in str(trials.problem(Constraint("regex", "given up")))
     trials.close()
 
 
