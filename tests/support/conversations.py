@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
@@ -55,8 +56,7 @@ def transformers_ids(tokenizer: PreTrainedTokenizerFast, conversation: Conversat
     messages = conversation.messages
     try:
         ids: list[int] = tokenizer.apply_chat_template(
-            # Without what is null: transformers leaves it out only in versions after 5.17.
-            [{key: value for key, value in message.to_dict().items() if value is not None} for message in messages],
+            [_as_later_versions_read(message.to_dict()) for message in messages],
             tools=conversation.tools,
             documents=conversation.documents,
             add_generation_prompt=conversation.prompts,
@@ -67,6 +67,12 @@ def transformers_ids(tokenizer: PreTrainedTokenizerFast, conversation: Conversat
     except Exception:  # noqa: BLE001 - a template can raise anything
         return None
     return ids
+
+
+def _as_later_versions_read(message: dict[str, Any]) -> dict[str, Any]:
+    """Without what is null, and with thoughts under the name that gpt-oss reads: transformers 5.17 does neither."""
+    given = {key: value for key, value in message.items() if value is not None}
+    return {"thinking": given["reasoning_content"], **given} if "reasoning_content" in given else given
 
 
 def encode_rows(chat: Chat, conversations: list[Conversation]) -> list[Sequence]:

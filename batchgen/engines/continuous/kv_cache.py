@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Rows
 
 import torch
-from transformers.cache_utils import Cache, DummyLayer
+from transformers.cache_utils import Cache
 
 from batchgen.engines.continuous.layer import SlotLayer
 from batchgen.engines.continuous.memory import pages_for
@@ -17,6 +17,16 @@ from batchgen.engines.continuous.pages import MOST_HOLES, PagePool
 from batchgen.engines.continuous.slots import Prefix, Slot
 from batchgen.engines.continuous.states import StateAndSlotLayer, StateLayer, StatePool
 from batchgen.model.layer_rules import LayerRule
+
+
+class EmptyLayer:
+    """The place of a layer that keeps nothing: transformers 5.17 has no class for it, later releases have."""
+
+    is_compileable = is_croppable = True
+    supports_early_init = False
+
+
+Layer = SlotLayer | StateLayer | EmptyLayer
 
 
 class SlotCache(Cache):  # type: ignore[misc]
@@ -33,17 +43,15 @@ class SlotCache(Cache):  # type: ignore[misc]
         self.device = device
         self._begun: list[Slot] = []  # those that the step in hand has given a column
 
-    def _layer(self, index: int, rule: LayerRule, by_window: dict[int | None, PagePool]) -> SlotLayer | StateLayer:
-        layer: SlotLayer | StateLayer
-        if rule.attends and rule.num_states:
-            layer = StateAndSlotLayer(by_window[rule.window], index, rule.num_states)
-        elif rule.attends:
-            layer = SlotLayer(by_window[rule.window], index)
-        else:
-            layer = StateLayer(rule.num_states) if rule.num_states else DummyLayer()
+    def _layer(self, index: int, rule: LayerRule, by_window: dict[int | None, PagePool]) -> Layer:
+        layer: Layer
         if rule.attends:
-            by_window[rule.window].layers.append(layer)
-        if rule.num_states and self.states:
+            pool = by_window[rule.window]
+            layer = StateAndSlotLayer(pool, index, rule.num_states) if rule.num_states else SlotLayer(pool, index)
+            pool.layers.append(layer)
+        else:
+            layer = StateLayer(rule.num_states) if rule.num_states else EmptyLayer()
+        if isinstance(layer, StateLayer) and self.states:
             self.states.layers.append(layer)
         return layer
 
