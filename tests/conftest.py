@@ -41,7 +41,7 @@ from tests.support.models import ARCHITECTURES, decide_alone, make_network
 SESSION_TRIALS = kept_path("trials", {"XDG_CACHE_HOME": os.environ["HF_HOME"]})
 
 # The machines that run the tests are shared: no example fails for being slow.
-settings.register_profile("batchgen", deadline=None)
+settings.register_profile("batchgen", deadline=None, max_examples=50)
 settings.load_profile("batchgen")
 
 

@@ -20,22 +20,29 @@ WITHOUT = """
 import runpy, sys
 for name in ("psutil", "typer", "rich"):
     sys.modules[name] = None
+if sys.argv.pop(1) == "little":
+    from benchmarks.gpu import models
+    models.SHAPES, models.DTYPES = models.SHAPES[:1], models.DTYPES[:1]
 runpy.run_module("benchmarks.gpu_check", run_name="__main__")
 """
 
 
-def run_without_extras(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", WITHOUT, *arguments]
+def run_without_extras(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT, *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs psutil elsewhere")
-def test_the_whole_check_runs_on_a_cpu_without_psutil_typer_and_rich(tmp_path: Path) -> None:
-    done = run_without_extras("--device", "cpu", "--tiny", "--minutes", "60", "--out", str(tmp_path))
+@pytest.mark.parametrize(
+    ("size", "dtypes"),
+    [("little", ["float32"]), pytest.param("whole", ["float32", "bfloat16", "float16"], marks=pytest.mark.slow)],
+)
+def test_the_check_runs_on_a_cpu_without_psutil_typer_and_rich(tmp_path: Path, size: str, dtypes: list[str]) -> None:
+    done = run_without_extras(size, "--device", "cpu", "--tiny", "--minutes", 60, "--out", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "gpu-check.json").read_text())
     assert found["faults"] == found["skipped"] == []
-    assert {case["dtype"] for case in found["parity"]} == {"float32", "bfloat16", "float16"}
+    assert {case["dtype"] for case in found["parity"]} == set(dtypes)
     assert all(case["tried"] and not case["broken"] for case in found["not_numbers"])
     assert all(one["continuous"] and one["reference"] and one["generate"] for one in found["speed"])
     assert {one["sampling"] for one in found["syncs"]} == {"greedy", "sampled"}
@@ -43,7 +50,7 @@ def test_the_whole_check_runs_on_a_cpu_without_psutil_typer_and_rich(tmp_path: P
     assert all(one["said"][0].startswith("out of memory with 16 rows") for one in found["backed_off"])
     table = (tmp_path / "gpu-check.md").read_text()
     assert "No faults." in table
-    assert "| GPT-2 124M | float16 | continuous |" in table
+    assert all(f"| GPT-2 124M | {dtype} | continuous |" in table for dtype in dtypes)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

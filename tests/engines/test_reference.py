@@ -26,21 +26,19 @@ from tests.support.rows import RAIN, ragged_prompts
 generate = partial(batchgen.generate, engine="reference")
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 7, 32])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_greedy_tokens_equal_unpadded_generate(
-    tiny_models: dict[str, Model], architecture: str, batch_size: int
-) -> None:
+def test_greedy_tokens_equal_unpadded_generate(tiny_models: dict[str, Model], architecture: str) -> None:
     model = tiny_models[architecture]
-    prompts = ragged_prompts(12)
-    alone = [generate_alone(model, prompt, max_new_tokens=16) for prompt in prompts]
-    assert output_ids(generate(prompts, model, batch_size=batch_size, max_new_tokens=16)) == alone
+    prompts = ragged_prompts(9)
+    alone = [generate_alone(model, prompt, max_new_tokens=12) for prompt in prompts]
+    for batch_size in (1, 2, 7, 32):
+        assert output_ids(generate(prompts, model, batch_size=batch_size, max_new_tokens=12)) == alone
 
 
 def test_greedy_tokens_of_the_bundled_model_equal_unpadded_generate(bundled: Model) -> None:
-    prompts = RAIN + ragged_prompts(13, seed=1)
-    alone = [generate_alone(bundled, prompt, max_new_tokens=20) for prompt in prompts]
-    assert output_ids(generate(prompts, bundled, max_new_tokens=20)) == alone
+    prompts = RAIN + ragged_prompts(6, seed=1)
+    alone = [generate_alone(bundled, prompt, max_new_tokens=12) for prompt in prompts]
+    assert output_ids(generate(prompts, bundled, max_new_tokens=12)) == alone
 
 
 def test_near_ties_fall_as_they_do_alone() -> None:
@@ -73,9 +71,9 @@ def test_penalties_count_real_tokens_only(tiny_models: dict[str, Model], options
 
 @pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2}], ids=str)
 def test_beams_equal_unpadded_generate(bundled: Model, options: dict[str, float]) -> None:
-    prompts = RAIN + ragged_prompts(4, seed=4, longest=12)
-    alone = [generate_alone(bundled, prompt, max_new_tokens=12, num_beams=3, **options) for prompt in prompts]
-    assert output_ids(generate(prompts, bundled, max_new_tokens=12, num_beams=3, **options)) == alone
+    prompts = RAIN + ragged_prompts(2, seed=4, longest=12)
+    alone = [generate_alone(bundled, prompt, max_new_tokens=8, num_beams=3, **options) for prompt in prompts]
+    assert output_ids(generate(prompts, bundled, max_new_tokens=8, num_beams=3, **options)) == alone
 
 
 @pytest.mark.parametrize(
@@ -91,10 +89,9 @@ def test_beams_equal_unpadded_generate(bundled: Model, options: dict[str, float]
 def test_samples_do_not_depend_on_the_batch(bundled: Model, options: dict[str, float]) -> None:
     prompts = RAIN + ragged_prompts(6, seed=5, longest=20)
     runs = [
-        output_ids(generate(prompts, bundled, batch_size=size, max_new_tokens=8, seed=7, **options))
-        for size in (1, 2, 7)
+        output_ids(generate(prompts, bundled, batch_size=size, max_new_tokens=8, seed=7, **options)) for size in (1, 7)
     ]
-    assert runs[0] == runs[1] == runs[2]
+    assert runs[0] == runs[1]
 
 
 def test_samples_follow_the_id_not_the_order(bundled: Model) -> None:

@@ -124,7 +124,7 @@ def test_a_run_that_is_stopped_anywhere_ends_with_the_same_bytes(tmp_path: Path,
     source = write_input(tmp_path / "rows.jsonl", form)
     whole = output_of(tmp_path / "whole", form)
     assert execute(job(source, whole, template, form), Observer()).stats.rows == len(BODIES)
-    for num_results in (1, 4, 7, 11):
+    for num_results in (4, 11):  # after a row, and among the samples of one
         output = output_of(tmp_path / f"stopped{num_results}", form)
         stopped = execute(job(source, output, template, form), StopsAfter(num_results))
         assert num_results <= stopped.kept < NUM_RESULTS
