@@ -62,7 +62,8 @@ screenshots: $(READY)  ## pictures of the pages for docs/pictures/, in headless 
 	$(BIN)/python tools/screenshots.py
 
 docs: $(READY)  ## rerun the commands in README.md and docs/, and write what they print; the manual page
-	$(BIN)/python tools/refresh_docs.py README.md docs/*.md
+	$(BIN)/python tools/refresh_docs.py README.md docs/*.md tools/website/start.md
+	$(BIN)/python tools/terminal_pictures.py
 	PYTHONPATH=. $(BIN)/python tools/man_page.py > share/man/man1/batchgen.1
 
 coverage: $(READY)  ## the test suite, and which lines of batchgen/ it runs: at least 95%

@@ -12,7 +12,12 @@ import typer.main
 from batchgen.cli import app
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "tools" / "website" / "start.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 LINE = re.compile(r"^(?: {4}|)(?:\$ )?(?:[^`\n]*\| *)?(batchgen [^\n]+)$", re.MULTILINE)
 BLOCK = re.compile(r"^```[^\n]*\n(.*?)^```|^((?: {4}[^\n]*\n)+)", re.MULTILINE | re.DOTALL)
 END = {"|", ">", "<", ">>", "&&", "&", "2>", ";"}
@@ -56,7 +61,7 @@ def test_a_command_is_one_that_batchgen_takes(
 
 def test_commands_are_found() -> None:
     assert len(SHOWN) > 80
-    assert {page for page, _ in SHOWN} >= {"README.md", "recipes.md", "index.md"}
+    assert {page for page, _ in SHOWN} >= {"README.md", "recipes.md", "start.md"}
 
 
 def test_an_option_that_does_not_exist_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

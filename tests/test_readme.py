@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import typer.main
 from refresh_docs import blocks, shell, stripped
+from terminal_pictures import PICTURES, picture, words_in
 from typer.testing import CliRunner
 
 from batchgen.cli import app
@@ -19,17 +20,21 @@ from tests.support.in_process import in_shell
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+PAGES = {
+    path.stem: path.read_text(encoding="utf-8")
+    for path in [*sorted((ROOT / "docs").glob("*.md")), ROOT / "tools" / "website" / "start.md"]
+}
 PYTHON = [code for name in ("recipes", "verify") for code in re.findall(r"```python\n(.*?)```", PAGES[name], re.DOTALL)]
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
-def test_the_first_command_of_the_readme_prints_what_it_shows() -> None:
-    command, output = blocks(README)[0]
-    assert shell(command) == output
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_shows_what_its_command_prints(name: str) -> None:
+    shown = (ROOT / "docs" / "pictures" / name).read_text(encoding="utf-8")
+    assert words_in(shown) == words_in(picture(PICTURES[name]))
 
 
-SHOWN = list(dict.fromkeys(blocks(README)[1:] + [block for page in PAGES.values() for block in blocks(page)]))
+SHOWN = list(dict.fromkeys(blocks(README) + [block for page in PAGES.values() for block in blocks(page)]))
 
 
 @pytest.mark.parametrize(("command", "output"), SHOWN, ids=[command for command, _ in SHOWN])

@@ -18,6 +18,7 @@ def assemble(pages: Path) -> None:
     """Writes all sources of the site into a new folder: docs/, pages of the root, generated reference pages."""
     shutil.rmtree(pages, ignore_errors=True)
     shutil.copytree(ROOT / "docs", pages)
+    shutil.copy(Path(__file__).with_name("start.md"), pages / "index.md")
     for name, here in FROM_ROOT.items():
         (pages / here).write_text(within_site((ROOT / name).read_text(encoding="utf-8")), encoding="utf-8")
     reference = pages / "reference"
