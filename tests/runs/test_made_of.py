@@ -96,7 +96,7 @@ def test_another_engine_is_said_in_float32_and_refused_in_16_bits(prompts: Path,
     begin(prompts, output, "--dtype", "bfloat16", "--overwrite")
     line = failure(run(prompts, "-o", output, "--resume", "--dtype", "bfloat16", "--engine", "reference"), 1)
     assert "started with engine continuous" in line
-    assert "leave out --engine, or start over with --overwrite" in line
+    assert "remove --engine, or start over with --overwrite" in line
 
 
 def test_a_change_of_rows_is_said_in_16_bits_alone(prompts: Path, tmp_path: Path) -> None:
