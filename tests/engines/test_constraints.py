@@ -218,6 +218,11 @@ def test_an_unsupported_keyword_is_named(trials: Trials) -> None:
     assert "if, then are not supported" in str(trials.problem(HOSTILE["condition"]))
 
 
+def test_a_schema_may_be_true_or_false(trials: Trials) -> None:
+    assert trials.problem(Constraint("json_schema", "true")) is None
+    assert "no text can match it" in str(trials.problem(HOSTILE["never"]))
+
+
 def test_compiling_without_end_is_given_up() -> None:
     trials = Trials(most_seconds=0.0)
     assert "takes too much time" in str(trials.problem(Constraint("regex", "given up")))

@@ -7,10 +7,11 @@ import json
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
+import pydantic
 import pytest
 
 import batchgen
@@ -177,6 +178,21 @@ def test_python_takes_a_schema_in_any_form(schema: Any) -> None:
     [result] = batchgen.generate("My dog is", model="bundled", max_new_tokens=40, json_schema=schema)
     assert result.parsed == json.loads(result.text)
     assert set(result.parsed) == {"name", "age", "good"}
+
+
+def test_python_takes_a_pydantic_class_and_writes_its_fields_as_columns(tmp_path: Path) -> None:
+    class Review(pydantic.BaseModel):
+        model_config = pydantic.ConfigDict(extra="forbid")
+        good: bool
+        stars: Literal[1, 2, 3]
+
+    output, rows = tmp_path / "table.csv", tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "My dog is"}')
+    batchgen.run(rows, output=output, model="bundled", json_schema=Review, columns=True)
+    [row] = csv.DictReader(output.read_text().splitlines())
+    assert row["good"] in ("true", "false")
+    assert row["stars"] in "123"
+    assert "parsed" not in row
 
 
 def test_files_have_schemas_and_grammars(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ SUBJECTS = {
 }
 NOTHING_FITS = "no text can match it"
 TOO_LARGE = "it is too large or too complex"
+ANYTHING = {"true": "{}"}  # the library takes objects only
 KEYS = re.compile(r"Unimplemented keys: \[(.*)\]")
 
 
@@ -36,9 +37,11 @@ def source_of(constraint: Constraint) -> str:
     """The constraint in the library's own form. Raises `ValueError`."""
     from llguidance import LLMatcher
 
+    if constraint.text == "false" and constraint.is_json:
+        raise ValueError(NOTHING_FITS)
     if constraint.is_json:
         spaces: Any = {"whitespace_flexible": constraint.any_whitespace}
-        return LLMatcher.grammar_from_json_schema(constraint.text, overrides=spaces)
+        return LLMatcher.grammar_from_json_schema(ANYTHING.get(constraint.text, constraint.text), overrides=spaces)
     if constraint.kind == "choice":
         return LLMatcher.grammar_from_lark(f"start: {' | '.join(map(_quoted, json.loads(constraint.text)))}")
     if constraint.kind == "regex":
