@@ -375,7 +375,10 @@ def engine_of(slot_model: Watched, num_rows: int | None = None, **options: Any) 
 
 # What prompts have in common.
 
-PREAMBLE = "You are a kind old man who lives in a small house by the sea and likes to tell stories about it. "
+PREAMBLE = (
+    "You are a kind old man who lives in a small house by the sea and likes to tell stories about it. "
+    "In each of them there is a ship that comes home. "
+)
 
 
 def test_a_prefix_is_computed_once_and_changes_no_token(model: Model) -> None:
@@ -385,9 +388,9 @@ def test_a_prefix_is_computed_once_and_changes_no_token(model: Model) -> None:
     rows = encoded(prompts, model, max_new_tokens=8)
     assert tokens_of(drive(engine_of(slot_model, 4), [rows])) == plain
     [(_, num_tokens)] = slot_model.shapes("prefix")
-    assert num_tokens >= 20
+    assert num_tokens == PAGE
     assert max(columns for _, columns in slot_model.shapes("prefill")) <= max(
-        10, *(row.num_prompt_tokens - num_tokens for row in rows[:9])
+        10, *(row.num_prompt_tokens - num_tokens for row in rows[:10])
     )
 
 
@@ -398,7 +401,9 @@ def test_prompts_that_are_the_prefix_keep_their_tokens(model: Model) -> None:
     shared = tokens_of(drive(engine_of(slot_model, 4), [encoded([PREAMBLE], model, **options)]))
     assert [shared["0", r.sample_index] == list(r.output_ids) for r in plain] == [True] * 9
     assert len(slot_model.shapes("prefix")) == 1
-    assert {columns for _, columns in slot_model.shapes("prefill")} == {1}
+    assert {columns for _, columns in slot_model.shapes("prefill")} == {
+        len(model.checkpoint.tokenizer(PREAMBLE)["input_ids"]) - PAGE
+    }
 
 
 def test_a_prefix_serves_grouped_heads(models: dict[str, Model]) -> None:
@@ -656,7 +661,8 @@ def test_rows_that_wait_again_keep_their_tokens(model: Model) -> None:
     list(drive(engine, [rows]))
     assert engine.stats.new_tokens == 4 * 8
     assert len(slot_model.shapes("prefill")) >= 2
-    assert max(columns for _, columns in slot_model.shapes("prefill")[1:]) >= 5  # three of its tokens were fed again
+    assert max(columns for _, columns in slot_model.shapes("prefill")) <= 8  # their tokens are fed one by one
+    assert len(slot_model.shapes("step")) > 8 + 3
 
 
 def test_a_row_that_fits_nowhere_fails_without_tokens(model: Model) -> None:

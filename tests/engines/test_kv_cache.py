@@ -71,14 +71,15 @@ class Rows:
         self.cache.begin_prefill([row.slot for row in rows], mask)
         for layer in range(LAYERS):
             keys, values = (self.numbers(len(rows), KV_HEADS, width, SIZE) for _ in range(2))
-            seen, _ = self.cache.update(keys, values, layer)
-            assert torch.equal(seen[:, :, seen.shape[2] - width :], keys)
+            place, _ = self.cache.update(keys, values, layer)
+            query = self.numbers(len(rows), KV_HEADS * GROUP, width, SIZE)
+            found = place.attend(query, SCALING)  # [B, T, H, D]
             for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
                 own = keys[i, :, width - length :], values[i, :, width - length :]
                 row.keys.append(torch.cat([*before_keys[layer : layer + 1], own[0]], 1))
                 row.values.append(torch.cat([*before_values[layer : layer + 1], own[1]], 1))
-                if prefix:
-                    assert torch.equal(seen[i, :, : prefix.num_tokens], before_keys[layer])
+                wanted = softmax_attention(query[i, :, -1], row.keys[layer], row.values[layer], place.window)
+                torch.testing.assert_close(found[i, -1], wanted, atol=1e-5, rtol=1e-5)
         self.open += rows
         return rows
 
@@ -185,7 +186,7 @@ def test_rows_that_come_and_go_attend_to_their_own_columns(
     windows: tuple[int | None, ...], actions: list[Callable[[Rows], object]]
 ) -> None:
     rows = Rows(windows)
-    rows.make_prefix(5)
+    rows.make_prefix(2 * PAGE)
     rows.make_prefix(PAGE)
     for action in actions:
         action(rows)
@@ -268,7 +269,7 @@ def test_a_row_that_outgrows_a_window_holds_only_the_pages_that_it_sees() -> Non
 @pytest.mark.parametrize("length", [1, PAGE, 3 * PAGE])
 def test_a_window_moves_on_over_a_prefix_and_out_of_it(length: int) -> None:
     rows = Rows((PAGE, None))
-    rows.make_prefix(PAGE + 3)
+    rows.make_prefix(2 * PAGE)
     rows.prefill([length, 1, 4], 0)
     rows.prefill([2])
     rows.step(2 * PAGE)
@@ -396,7 +397,7 @@ def test_holes_are_filled_once_they_are_too_many() -> None:
 
 def test_many_rows_in_random_order_stay_apart() -> None:
     rows, source = Rows(), random.Random(0)
-    rows.make_prefix(7)
+    rows.make_prefix(PAGE)
     for _ in range(12):
         rows.prefill([source.randint(1, 3 * PAGE) for _ in range(4)], source.choice([None, 0]))
         rows.step()

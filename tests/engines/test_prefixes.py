@@ -5,6 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batchgen.engines.continuous.memory import PAGE
 from batchgen.engines.continuous.prefixes import LEAST_PREFIX, LEAST_SAVED, shared_prefixes, twins
 from batchgen.records import SamplingParams
 from tests.support.rows import rows_of
@@ -20,31 +21,31 @@ def groups_of(token_ids: list[list[int]]) -> list[tuple[int, list[int]]]:
 def test_rows_that_begin_alike_are_one_group() -> None:
     preamble = list(range(40))
     token_ids = [[*preamble, 100 + i] for i in range(6)]
-    assert groups_of([*token_ids, [7], [8, 9]]) == [(40, [0, 1, 2, 3, 4, 5]), (0, [6, 7])]
+    assert groups_of([*token_ids, [7], [8, 9]]) == [(32, [0, 1, 2, 3, 4, 5]), (0, [6, 7])]
 
 
 def test_a_row_that_is_the_prefix_keeps_a_token_of_its_own() -> None:
-    preamble = list(range(40))
-    assert groups_of([preamble] * 5) == [(39, [0, 1, 2, 3, 4])]
-    assert groups_of([preamble, *([*preamble, 50 + i] for i in range(5))]) == [(39, [0, 1, 2, 3, 4, 5])]
+    preamble = list(range(64))
+    assert groups_of([preamble] * 5) == [(32, [0, 1, 2, 3, 4])]
+    assert groups_of([preamble, *([*preamble, 50 + i] for i in range(9))]) == [(64, list(range(1, 10))), (0, [0])]
 
 
 def test_two_preambles_are_two_groups() -> None:
     token_ids = [[start + i for i in range(50)] + [row] for start in (0, 1000) for row in range(5)]
     random.Random(0).shuffle(token_ids)
-    assert [(n, len(group)) for n, group in groups_of(token_ids)] == [(50, 5), (50, 5)]
+    assert [(n, len(group)) for n, group in groups_of(token_ids)] == [(32, 5), (32, 5)]
 
 
 def test_an_odd_row_that_shares_a_little_costs_the_others_nothing() -> None:
     """It stands just before rows that share much more with one another."""
-    token_ids = [[*range(20), 0], *([*range(300), 1000 + i] for i in range(20))]
-    assert groups_of(token_ids) == [(300, list(range(1, 21))), (0, [0])]
+    token_ids = [[*range(40), 0], *([*range(300), 1000 + i] for i in range(20))]
+    assert groups_of(token_ids) == [(288, list(range(1, 21))), (0, [0])]
 
 
 def test_rows_on_both_sides_of_a_larger_prefix_share_the_smaller_one() -> None:
     few = [[*range(100), 5, i] for i in range(5)] + [[*range(100), 5000, i] for i in range(5)]
     many = [[*range(300), 1000 + i] for i in range(10)]
-    assert groups_of([*few, *many]) == [(300, list(range(10, 20))), (100, list(range(10)))]
+    assert groups_of([*few, *many]) == [(288, list(range(10, 20))), (96, list(range(10)))]
 
 
 def test_prompts_that_each_go_on_from_the_last_are_grouped_at_once() -> None:
@@ -64,7 +65,7 @@ def test_no_rows_are_no_groups() -> None:
 
 
 FEW_TOKENS = st.lists(st.integers(0, 1), min_size=1, max_size=12)
-PREAMBLES = st.sampled_from([[], [5] * 20, [5] * 60, [6] * 40, [6] * 15])
+PREAMBLES = st.sampled_from([[], [5] * 40, [5] * 80, [6] * 70, [6] * 35])
 ROWS = st.lists(st.tuples(PREAMBLES, FEW_TOKENS).map(lambda parts: parts[0] + parts[1]), max_size=30)
 
 
@@ -75,6 +76,7 @@ def test_every_row_is_in_one_group_and_begins_with_its_prefix(token_ids: list[li
     for num_tokens, group in groups:
         assert len({tuple(token_ids[i][:num_tokens]) for i in group}) == 1
         assert num_tokens == 0 or num_tokens * (len(group) - 1) >= LEAST_SAVED
+        assert num_tokens % PAGE == 0
         assert all(len(token_ids[i]) > num_tokens for i in group)
 
 

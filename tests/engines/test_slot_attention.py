@@ -1,91 +1,148 @@
-"""Attention to all of a prompt's columns at once, and what hidden columns weigh, against plain softmax attention."""
+"""Attention of prefills and steps against plain softmax attention, and its bits beside other rows."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from batchgen.engines.continuous import layer
-from batchgen.engines.continuous.layer import attention
+from batchgen.engines.continuous.memory import PAGE
 from batchgen.engines.continuous.pages import HIDDEN
-from batchgen.engines.continuous.slot_attention import attend_pages, attend_prompts
+from batchgen.engines.continuous.prompt_attention import attend_prompts, lay_out
+from batchgen.engines.continuous.slot_attention import PLAIN, Extras, Pages, PrefixPages, attend
 
-ROWS, SIZE = 3, 16
-LENGTHS = (6, 9, 4)
+SIZE = 16
+DTYPES = [torch.float32, torch.bfloat16]
+CPU = torch.device("cpu")
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def causal_mask(num_columns: int, before: int = 0) -> torch.Tensor:
-    """`[B, 1, T, P + T]` of left-padded rows behind a prefix of P columns, which all see."""
-    real = torch.arange(num_columns)[None] >= num_columns - torch.tensor(LENGTHS)[:, None]  # [B, T]
-    seen = torch.ones(num_columns, num_columns).tril().bool() & real[:, None, :]
-    return torch.cat([torch.ones(ROWS, num_columns, before, dtype=torch.bool), seen], -1)[:, None]
+def plain_attention(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, window: int | None, extras: Extras
+) -> torch.Tensor:
+    """Of the last of S columns: query `[H, D]`, keys and values `[Hkv, S, D]`."""
+    group = len(query) // len(keys)
+    keys, values = (part[:, -window if window else 0 :].repeat_interleave(group, 0) for part in (keys, values))
+    scores = torch.einsum("hd,hsd->hs", query, keys)
+    if extras.softcap:
+        scores = (scores / extras.softcap).tanh() * extras.softcap
+    sinks = scores[:, :0] if extras.sinks is None else extras.sinks[:, None]
+    weights = torch.cat([scores, sinks], -1).softmax(-1)[:, : scores.shape[1]]
+    return torch.einsum("hs,hsd->hd", weights, values)
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "before"), [(4, 4, 0), (4, 2, 0), (6, 2, 5)])
-def test_prompts_attend_to_the_columns_that_their_mask_shows(heads: int, kv_heads: int, before: int) -> None:
-    num_columns, group = max(LENGTHS), heads // kv_heads
-    query = numbers(ROWS, heads, num_columns, SIZE)
-    keys, values = (numbers(ROWS, kv_heads, before + num_columns, SIZE, seed=seed) for seed in (1, 2))
-    found = attend_prompts(query, keys, values, causal_mask(num_columns, before), 0.3)  # [B, T, H, D]
-    for row, length in enumerate(LENGTHS):
-        pads = num_columns - length
-        for column in range(pads, num_columns):
-            seen = [*range(before), *range(before + pads, before + column + 1)]
-            its_keys, its_values = (part[row, :, seen].repeat_interleave(group, 0) for part in (keys, values))
-            weights = (torch.einsum("hd,hcd->hc", query[row, :, column], its_keys) * 0.3).softmax(-1)
-            wanted = torch.einsum("hc,hcd->hd", weights, its_values)
-            torch.testing.assert_close(found[row, column], wanted, rtol=1e-5, atol=1e-5)
-    assert found.isfinite().all()  # pads see nothing, and must not spread a NaN
+def prompts_alone(lengths: tuple[int, ...], heads: int, kv_heads: int) -> list[list[torch.Tensor]]:
+    """Queries, keys and values of each row, `[1, H, length, D]`."""
+    return [
+        [numbers(1, count, length, SIZE, seed=10 * row + i) for i, count in enumerate((heads, kv_heads, kv_heads))]
+        for row, length in enumerate(lengths)
+    ]
 
 
-def test_pads_weigh_exactly_nothing_in_a_prefill() -> None:
-    num_columns = max(LENGTHS)
-    query, keys, values = (numbers(ROWS, 2, num_columns, SIZE, seed=seed).bfloat16() for seed in range(3))
-    mask = causal_mask(num_columns)
-    pads = ~mask[:, :, -1:].mT  # [B, 1, T, 1]: columns that the last query, and so none, sees
-    found, other = (attend_prompts(query, *pair, mask, 0.25) for pair in (
-        (keys, values), (keys.masked_fill(pads, 1e3), values.masked_fill(pads, 1e4))
-    ))  # fmt: skip
-    real = mask[:, 0, -1]
-    assert torch.equal(found[real], other[real])
+def prefill(rows: list[list[torch.Tensor]], window: int | None = None, extras: Extras = PLAIN) -> list[torch.Tensor]:
+    """What rows get in one left-padded batch, `[length, H, D]` each; their pads are not numbers."""
+    lengths = [row[0].shape[2] for row in rows]
+    columns = max(lengths)
+    layout = lay_out(lengths, columns, CPU)
+    query, keys, values = (
+        torch.cat([torch.nn.functional.pad(x, (0, 0, columns - x.shape[2], 0), value=torch.nan) for x in its])
+        for its in zip(*rows, strict=True)
+    )
+    laid = (layout.from_start(x).transpose(1, 2).contiguous() for x in (keys, values))
+    found = layout.to_columns(attend_prompts(layout.from_start(query), *laid, window=window, extras=extras))
+    return [its[columns - length :] for its, length in zip(found, lengths, strict=True)]
 
 
-def test_hidden_columns_weigh_exactly_nothing_in_a_step() -> None:
-    query, keys, values = numbers(1, 2, 1, SIZE), numbers(2, 2, 8, SIZE, seed=1), numbers(2, 2, 8, SIZE, seed=2)
-    mask = torch.zeros(2, 8)
-    mask[1, 3:] = HIDDEN
-    rows = torch.zeros(2, dtype=torch.int64)
-    found = attend_pages(query, keys, values, rows, mask)
-    keys[1, :, 3:], values[1, :, 3:] = 1e3, 1e4
-    other = attend_pages(query, keys, values, rows, mask)
-    assert torch.equal(found.sums, other.sums)
-    assert torch.equal(found.total, other.total)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "num_columns", "takes_all_at_once"),
-    [(torch.bfloat16, 4 * SIZE, True), (torch.bfloat16, 4 * SIZE + 1, False), (torch.float32, 8, False)],
-)
-def test_scores_are_computed_at_once_where_that_is_quicker_and_they_are_few(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, num_columns: int, takes_all_at_once: bool
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
+@pytest.mark.parametrize("window", [None, 7, PAGE, 40])
+@pytest.mark.parametrize("extras", [PLAIN, Extras(softcap=2.0), Extras(sinks=torch.linspace(-1, 2, 4))])
+def test_a_prefill_attends_to_the_columns_that_each_query_sees(
+    heads: int, kv_heads: int, window: int | None, extras: Extras
 ) -> None:
-    fused = []
+    if extras.sinks is not None:
+        extras = Extras(sinks=torch.linspace(-1, 2, heads))
+    rows = prompts_alone((70, 9, 33), heads, kv_heads)
+    for row, found in zip(rows, prefill(rows, window, extras), strict=True):
+        query, keys, values = (x[0] for x in row)
+        for place in range(query.shape[1]):
+            seen = keys[:, : place + 1], values[:, : place + 1]
+            wanted = plain_attention(query[:, place], *seen, window, extras)
+            torch.testing.assert_close(found[place], wanted, rtol=1e-5, atol=1e-5)
 
-    def sdpa(*args: object, **kwargs: object) -> object:
-        fused.append(True)
-        return sdpa_attention_forward(*args, **kwargs)
 
-    monkeypatch.setattr(layer, "sdpa_attention_forward", sdpa)
-    query, keys, values = (numbers(ROWS, 2, num_columns, SIZE, seed=seed).to(dtype) for seed in range(3))
-    mask = causal_mask(num_columns)
-    module = torch.nn.Module()
-    found, _ = attention(module, query, keys, values, mask, scaling=0.25)
-    assert bool(fused) != takes_all_at_once
-    wanted, _ = sdpa_attention_forward(module, query.float(), keys.float(), values.float(), mask, scaling=0.25)
-    real = mask[:, 0, -1]
-    torch.testing.assert_close(found[real].float(), wanted[real], rtol=0.05, atol=0.05)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [None, 40])
+def test_a_prefill_gives_a_row_its_own_bits_beside_any_rows(dtype: torch.dtype, window: int | None) -> None:
+    rows = [[x.to(dtype) for x in row] for row in prompts_alone((70, 1, 33, 64, 200), 6, 2)]
+    together = prefill(rows, window)
+    for row, found in zip(rows, together, strict=True):
+        assert torch.equal(prefill([row], window)[0], found)
+
+
+def steps(lengths: tuple[int, ...], dtype: torch.dtype, heads: int = 4, kv_heads: int = 2) -> list[list[torch.Tensor]]:
+    """One query and the columns of each row: `[Hkv, G, D]`, `[Hkv, length, D]` twice."""
+    shape = (kv_heads, heads // kv_heads, SIZE)
+    return [
+        [numbers(*(shape if i == 0 else (kv_heads, length, SIZE)), seed=10 * row + i).to(dtype) for i in range(3)]
+        for row, length in enumerate(lengths)
+    ]
+
+
+def step(rows: list[list[torch.Tensor]], shuffled: int = 0, shared: int = 0, extras: Extras = PLAIN) -> torch.Tensor:
+    """What rows get from pages that lie in a shuffled order, the first `shared` columns from a common prefix."""
+    pages = []  # row, place in it, keys, values and mask
+    for row, (_, *columns) in enumerate(rows):
+        for start in range(shared, columns[0].shape[1], PAGE):
+            ours = [x[:, start : start + PAGE] for x in columns]
+            missing = PAGE - ours[0].shape[1]
+            keys, values = (torch.nn.functional.pad(x, (0, 0, 0, missing), value=1e3) for x in ours)
+            mask = torch.zeros(PAGE)
+            mask[PAGE - missing :] = HIDDEN
+            pages.append((row, start, keys, values, mask))
+    places = torch.randperm(len(pages), generator=torch.Generator().manual_seed(shuffled)).tolist()
+    lying = [pages[place] for place in places]
+    order = sorted(range(len(pages)), key=lambda place: lying[place][:2])
+    own = Pages(
+        torch.stack([page[2] for page in lying]),
+        torch.stack([page[3] for page in lying]),
+        torch.tensor([page[0] for page in lying]),
+        torch.stack([page[4] for page in lying]),
+        torch.tensor(order),
+    )
+    prefix = [x[:, :shared] for x in rows[0][1:]]
+    prefixes = [PrefixPages(prefix[0], prefix[1], torch.arange(len(rows)))] if shared else []
+    return attend(torch.stack([row[0] for row in rows]), own, prefixes, extras)
+
+
+@pytest.mark.parametrize("extras", [PLAIN, Extras(softcap=2.0), Extras(sinks=torch.linspace(-1, 2, 4))])
+def test_a_step_attends_to_all_columns_of_each_row(extras: Extras) -> None:
+    rows = steps((5, 32, 100), torch.float32)
+    for row, found in zip(rows, step(rows, extras=extras), strict=True):
+        query, keys, values = row
+        wanted = plain_attention(query.flatten(0, 1), keys, values, None, extras)
+        torch.testing.assert_close(found.flatten(0, 1), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_a_step_gives_a_row_its_own_bits_beside_any_rows_and_wherever_its_pages_lie(
+    dtype: torch.dtype, kv_heads: int
+) -> None:
+    rows = steps((5, 200, 64, 131, 7, 90), dtype, kv_heads=kv_heads)
+    together = step(rows)
+    assert torch.equal(together, step(rows, shuffled=1))
+    for row, found in zip(rows, together, strict=True):
+        assert torch.equal(step([row])[0], found)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_a_shared_prefix_changes_no_bits_of_a_step(dtype: torch.dtype, kv_heads: int) -> None:
+    rows = steps((100, 200, 97, 131), dtype, kv_heads=kv_heads)
+    for row in rows:
+        row[1:] = [torch.cat([first[:, :96], own[:, 96:]], 1) for first, own in zip(rows[0][1:], row[1:], strict=True)]
+    apart = step(rows)
+    for count in (1, 2, 4):
+        assert torch.equal(step(rows[:count], shared=96), apart[:count])

@@ -149,7 +149,7 @@ class ContinuousEngine:
         if not self._prefills and self._waiting and self._has_room() and not (self._owes_step and self._has_finished):
             started = time.perf_counter()
             rows = self._next_rows()
-            lengths = [row.length[0] + row.sequence.num_output_tokens for row in rows]
+            lengths = [row.length[0] for row in rows]
             # Rows that wait again after memory ran out may stand before longer ones: each counts as long as those.
             self._prefills.extend(plan_prefills([*accumulate(reversed(lengths), max)][::-1], prefill_rows))
             self._prefill_s += time.perf_counter() - started
@@ -190,20 +190,22 @@ class ContinuousEngine:
             opening.prefix = self.slot_model.compute_prefix(opening.token_ids)
         slots = [Slot(opening.prefix if opening else None) for _ in rows]
         try:
-            logits = self.slot_model.prefill([row.sequence for row in rows], slots)
-            choices = self.sampler.choose(logits, [row.sequence for row in rows])
+            logits = self.slot_model.prefill([row.prompt for row in rows], slots)
+            for row in rows:
+                row.num_fed = 0
+            choosing, choices = self._choose(rows, logits)
         except BaseException:
             for slot in slots:
                 self.slot_model.cache.close(slot, is_broken=True)  # for all that is known
             raise
-        longest = max(len(row.sequence.token_ids) for row in rows)
+        longest = max(row.sequence.num_prompt_tokens for row in rows)
         for row, slot in zip(rows, slots, strict=True):
             self._waiting.popleft()
             row.slot = slot
             row.sequence.batch_index, row.sequence.padded_length = self._batches, longest
         self._running += rows
         self._batches += 1
-        self._append(rows, choices)
+        self._append(choosing, choices)
         self._owes_step = bool(self._running)
         self._has_finished = bool(self._finished)
         if self._has_finished:
@@ -218,16 +220,25 @@ class ContinuousEngine:
         rows = self._running
         self._num_tried = len(rows)
         slots = [row.slot for row in rows if row.slot]
+        token_ids = [row.next_fed() for row in rows]
         try:
-            logits = self.slot_model.step([row.sequence.output_ids[-1] for row in rows], slots)
-            choices = self.sampler.choose(logits, [row.sequence for row in rows])
+            choosing, choices = self._choose(rows, self.slot_model.step(token_ids, slots))
         except BaseException:
+            for row in rows:
+                row.num_fed -= 1
             self._has_lost_states = not self.slot_model.cache.undo_step()
             raise
         self.slot_model.cache.end_step()
-        self._append(rows, choices)
+        self._append(choosing, choices)
         self._decode_s += time.perf_counter() - started
         self._decode_work += step_work(len(rows))
+
+    def _choose(self, rows: list[SlotRow], logits: torch.Tensor) -> tuple[list[SlotRow], list[int | None]]:
+        """The next tokens of the rows that have been fed all of theirs."""
+        if any(row.is_behind for row in rows):
+            logits = logits[[place for place, row in enumerate(rows) if not row.is_behind]]
+            rows = [row for row in rows if not row.is_behind]
+        return rows, self.sampler.choose(logits, [row.sequence for row in rows]) if rows else []
 
     def _append(self, rows: list[SlotRow], tokens: list[int | None]) -> None:
         """Gives rows their tokens, and retires those that are finished; None is a row that is broken."""
@@ -259,7 +270,7 @@ class ContinuousEngine:
     def _give_way(self) -> None:
         """Half of the running rows wait again, with the tokens they have, and half the slots go.
 
-        All of them wait where a step has changed states and then failed: a prefill makes them anew.
+        All of them wait where a step has changed states and then failed.
         A row that ran out all alone has failed.
         """
         self._prefills.clear()

@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache
 from batchgen.engines.continuous.layer import SlotLayer
 from batchgen.engines.continuous.memory import pages_for
 from batchgen.engines.continuous.pages import MOST_HOLES, PagePool
+from batchgen.engines.continuous.prompt_attention import lay_out
 from batchgen.engines.continuous.slots import Prefix, Slot
 from batchgen.engines.continuous.states import StateAndSlotLayer, StateLayer, StatePool
 from batchgen.model.layer_rules import LayerRule
@@ -67,18 +68,21 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def begin_prefill(self, slots: Rows[Slot], attention_mask: torch.Tensor) -> None:
         """The next forward fills new `slots` with the real columns of a left-padded batch: mask `[B, T]` on the CPU."""
-        for slot, num_columns in zip(slots, attention_mask.sum(-1).tolist(), strict=True):
+        lengths, width = attention_mask.sum(-1).tolist(), attention_mask.shape[1]
+        for slot, num_columns in zip(slots, lengths, strict=True):
             slot.num_columns = num_columns
+        layout = lay_out(lengths, width, self.device)
         for pool in self.pools:
-            pool.begin_prefill(slots, attention_mask.shape[1])
+            pool.begin_prefill(slots, width, layout)
         if self.states:
             self.states.begin_prefill(slots, attention_mask.to(self.device))
 
     def begin_prefix(self, num_tokens: int) -> Prefix:
         """The next forward, of one row, computes a prefix instead of filling a slot."""
         prefix = Prefix(num_tokens)
+        layout = lay_out([num_tokens], num_tokens, self.device)
         for pool in self.pools:
-            pool.begin_prefix(prefix)
+            pool.begin_prefix(prefix, layout)
         return prefix
 
     def begin_step(self, slots: Rows[Slot]) -> None:

@@ -8,6 +8,7 @@ weighted sum of latents to the values.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,10 +44,15 @@ class Expansion:
         self._matrices: Expanded | None = None
 
     def __call__(self, latents: Any, rotary: Any) -> tuple[Any, Any]:
-        """Keys `[B, H, T, D]` and values `[B, H, T, Dv]`; in a step what attends to the layer's pages, twice."""
+        """What attends to a layer's columns, twice; of tensors keys `[B, H, T, D]` and values `[B, H, T, Dv]`."""
         if isinstance(latents, SlotLayer):
-            step = LatentStep(latents, self._as_matrices(latents))
-            return step, step
+            attends: Any = LatentPrompts(latents, self.expanded)
+            if latents.is_stepping:
+                attends = LatentStep(latents, self._as_matrices(latents))
+            return attends, attends
+        return self.expanded(latents, rotary)
+
+    def expanded(self, latents: torch.Tensor, rotary: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self._expand(self._module, latents, rotary)  # type: ignore[no-any-return]
 
     def _as_matrices(self, layer: SlotLayer) -> Expanded:
@@ -60,6 +66,26 @@ class Expansion:
             rotary_keys, _ = self._expand(self._module, none[:, :, : rotary.shape[2]], rotary)  # [1, H, Dr, D]
             self._matrices = Expanded(keys[0], rotary_keys[0], values[0].contiguous())
         return self._matrices
+
+
+@dataclass(frozen=True, slots=True)
+class LatentPrompts:
+    """What a prefill's attention gets in the place of keys and values."""
+
+    layer: SlotLayer
+    expand: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+    @property
+    def window(self) -> int | None:
+        return self.layer.window
+
+    @property
+    def index(self) -> int:
+        return self.layer.index
+
+    def attend(self, query: torch.Tensor, scaling: float, extras: Extras = PLAIN) -> torch.Tensor:
+        """Attention of queries `[B, H, T, D]`: `[B, T, H, Dv]`."""
+        return self.layer.attend(query, scaling, extras, of=self.expand)
 
 
 @dataclass(frozen=True, slots=True)

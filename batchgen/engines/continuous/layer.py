@@ -8,25 +8,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import CacheLayerMixin
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from batchgen.engines.continuous.blocks import zeros
 from batchgen.engines.continuous.memory import PAGE
-from batchgen.engines.continuous.slot_attention import (
-    PLAIN,
-    Extras,
-    attend_pages,
-    attend_prefix,
-    attend_prompts,
-    extras_of,
-    merge,
-    sink_share,
-)
-from batchgen.engines.continuous.slots import PrefillView, StepView
+from batchgen.engines.continuous.prompt_attention import attend_prompts
+from batchgen.engines.continuous.slot_attention import PLAIN, Extras, Pages, PrefixPages, attend, extras_of
+from batchgen.engines.continuous.slots import PrefillView, SharedPrefix, StepView
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
     from typing import Protocol
 
     class Owner(Protocol):
@@ -36,6 +26,8 @@ if TYPE_CHECKING:
         num_pages: int
         num_used: int
         view: PrefillView | StepView | None
+
+        def hold(self, layer: SlotLayer, prompts: tuple[torch.Tensor, torch.Tensor]) -> None: ...
 
 
 KeysAndValues: TypeAlias = "Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]"
@@ -53,6 +45,12 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         self.pool = cast("Owner", weakref.proxy(pool))
         self.window = pool.window
         self.index = index
+        self.prompts: tuple[torch.Tensor, torch.Tensor] | None = None  # keys and values of the prefill in hand
+
+    @property
+    def is_stepping(self) -> bool:
+        """Whether the forward in hand is a step, not a prefill."""
+        return isinstance(self.pool.view, StepView)
 
     @property
     def column_bytes(self) -> int:
@@ -91,8 +89,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> tuple[Any, Any]:
         """Writes keys and values `[B, Hkv, T, D]` where the forward's view says.
 
-        In a prefill they come back, behind their prefix; in a step the layer itself comes in their place, for
-        `attention` below to read.
+        The layer itself comes in their place, for `attention` below to read.
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -105,16 +102,11 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         if view.computes:
             view.computes.keys.append(key_states[0].contiguous())
             view.computes.values.append(value_states[0].contiguous())
-            return key_states, value_states
-        self.keys[view.page, :, view.column] = key_states.transpose(1, 2).flatten(0, 1)[view.real]  # [N, Hkv, D]
-        self.values[view.page, :, view.column] = value_states.transpose(1, 2).flatten(0, 1)[view.real]
-        if view.prefix is None:
-            return key_states, value_states
-        rows = len(key_states)
-        return (
-            torch.cat([view.prefix.keys[self.index].expand(rows, -1, -1, -1), key_states], 2),
-            torch.cat([view.prefix.values[self.index].expand(rows, -1, -1, -1), value_states], 2),
-        )
+        else:
+            self.keys[view.page, :, view.column] = key_states.transpose(1, 2).flatten(0, 1)[view.real]  # [N, Hkv, D]
+            self.values[view.page, :, view.column] = value_states.transpose(1, 2).flatten(0, 1)[view.real]
+        self.pool.hold(self, (key_states, value_states))
+        return self, self
 
     def attend(
         self,
@@ -123,25 +115,40 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         extras: Extras = PLAIN,
         of: KeysAndValues = lambda keys, values: (keys, values),
     ) -> torch.Tensor:
-        """Attention of one query per row, `[B, H, 1, D]`, to all of the row's columns that it sees: `[B, 1, H, Dv]`.
+        """Attention of queries `[B, H, T, D]` to all columns of their rows that they see: `[B, T, H, Dv]`.
 
-        Each page gives a part of it, and so does a prefix, which all rows that share it read together. `of` makes keys
-        and values of what the layer keeps.
+        `of` makes keys and values of what the layer keeps.
         """
         view = self.pool.view
-        assert isinstance(view, StepView)
+        assert view is not None
+        if isinstance(view, PrefillView):
+            return self._attend_prompts(query * scaling, view, extras, of)
         rows, heads, _, size = query.shape
-        query = (query * scaling).reshape(rows, self.keys.shape[1], -1, size)  # [B, Hkv, G, D]
         used = len(view.row_of_page)
-        kept = of(self.keys[:used], self.values[:used])
-        parts = [attend_pages(query, *kept, view.row_of_page, view.mask, extras)]
-        for shared in view.prefixes:
-            keys, values = shared.prefix.keys[self.index], shared.prefix.values[self.index]  # [Hkv, P, D]
-            seen = keys[:, shared.first :], values[:, shared.first :]
-            parts.append(attend_prefix(query, *of(*seen), shared.rows, shared.mask, extras))
-        if extras.sinks is not None:
-            parts.append(sink_share(extras.sinks, parts[0], rows))
-        return merge(parts, rows).reshape(rows, 1, heads, -1).to(query.dtype)
+        own = Pages(*of(self.keys[:used], self.values[:used]), view.row_of_page, view.mask, view.order)
+        prefixes = [self._seen(shared, of) for shared in view.prefixes]
+        query = (query * scaling).reshape(rows, self.keys.shape[1], -1, size)  # [B, Hkv, G, D]
+        return attend(query, own, prefixes, extras).reshape(rows, 1, heads, -1).to(query.dtype)
+
+    def _attend_prompts(
+        self, query: torch.Tensor, view: PrefillView, extras: Extras, of: KeysAndValues
+    ) -> torch.Tensor:
+        layout, prefix = view.layout, view.prefix
+        assert self.prompts is not None
+        keys, values = (layout.from_start(x).transpose(1, 2) for x in self.prompts)  # [B, Hkv, width, D]
+        if prefix:
+            keys, values = (
+                torch.cat([before[self.index].expand(len(x), -1, -1, -1), x], 2)
+                for before, x in ((prefix.keys, keys), (prefix.values, values))
+            )
+        keys, values = of(keys.contiguous(), values.contiguous())
+        return layout.to_columns(
+            attend_prompts(layout.from_start(query), keys, values, window=self.window, extras=extras)
+        )
+
+    def _seen(self, shared: SharedPrefix, of: KeysAndValues) -> PrefixPages:
+        keys, values = shared.prefix.keys[self.index], shared.prefix.values[self.index]  # [Hkv, P, D]
+        return PrefixPages(*of(keys[:, shared.first :], values[:, shared.first :]), shared.rows, shared.mask)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0
@@ -158,62 +165,19 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
 def attention(
     module: torch.nn.Module,
     query: torch.Tensor,
-    key: Any,
-    value: Any,
+    key: SlotLayer,
+    value: SlotLayer,
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What transformers calls in each layer: the pages in a step, in a prefill the fastest product there is."""
-    extras = extras_of(kwargs)
-    if not isinstance(key, torch.Tensor):
-        if kwargs.get("sliding_window") != key.window:
-            raise NotImplementedError(f"a window of {kwargs.get('sliding_window')} in layer {key.index}")
-        return key.attend(query, kwargs["scaling"], extras), None
-    if extras is not PLAIN or (_has_few_scores(query, key) and attention_mask is not None):
-        return attend_prompts(query, key, value, attention_mask, kwargs["scaling"], extras), None
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
+    """What transformers calls in each layer."""
+    if kwargs.get("sliding_window") != key.window:
+        raise NotImplementedError(f"a window of {kwargs.get('sliding_window')} in layer {key.index}")
+    return key.attend(query, kwargs["scaling"], extras_of(kwargs)), None
 
 
-def _has_few_scores(query: torch.Tensor, key: torch.Tensor) -> bool:
-    """Whether to compute all scores at once, which in bfloat16 takes a CPU half the time of torch's fused attention.
-
-    Where the heads are as wide as the hidden size, they take no more memory than four vectors of it a token, as long
-    as an inner layer's of GPT-2.
-    """
-    is_bfloat16_on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16
-    return is_bfloat16_on_cpu and key.shape[2] <= 4 * query.shape[3]
-
-
-def attention_mask(
-    *, q_length: int, kv_length: int, attention_mask: torch.Tensor | None = None, **kwargs: Any
-) -> torch.Tensor | None:
-    """A step needs none, its pages know their columns; a prefill has transformers' own mask, with its pads.
-
-    A window is one of positions. Columns are as far apart as the positions of their tokens, unless there are pads
-    between a prefix and a row's own.
-    """
-    if q_length == kv_length == 1:
-        return None
-    sizes = {"q_length": q_length, "kv_length": kv_length, "attention_mask": attention_mask}
-    is_local = kwargs.get("local_size") is not None and kwargs["local_size"] < kv_length
-    if not is_local or q_length == kv_length or attention_mask is None:
-        return sdpa_mask(**sizes, **kwargs)  # type: ignore[no-any-return]
-    return _mask_of_positions(q_length, attention_mask, kwargs["mask_function"])
-
-
-def _mask_of_positions(
-    num_queries: int, real: torch.Tensor, mask_function: Callable[..., torch.Tensor]
-) -> torch.Tensor:
-    """`[B, 1, T, S]`, true where a query sees a column, by the positions of both; real `[B, S]` is the 2D mask."""
-    positions = real.cumsum(-1) - 1  # [B, S]
-    rows, heads = torch.arange(len(real), device=real.device), torch.zeros(1, device=real.device, dtype=torch.int64)
-    seen = mask_function(
-        rows[:, None, None, None],
-        heads[None, :, None, None],
-        positions[:, None, -num_queries:, None],
-        positions[:, None, None, :],
-    )
-    return seen & real.bool()[:, None, None, :]
+def attention_mask(**_: Any) -> None:
+    """Layers need none: they know their rows' columns, and which of them a query sees."""
 
 
 AttentionInterface.register(ATTENTION, attention)

@@ -15,6 +15,7 @@ from batchgen.engines.continuous.latents import keep_latents
 from batchgen.engines.continuous.layer import ATTENTION
 from batchgen.engines.continuous.linear import PLAIN, kernels_of, speed_up
 from batchgen.engines.continuous.requirements import why_no_slots
+from batchgen.engines.continuous.same_bits import fix_bits
 from batchgen.engines.int8.network import quantize
 from batchgen.engines.int8.support import INT8
 from batchgen.engines.trial.ladder import slots_hold
@@ -64,11 +65,13 @@ def _make(model: Model, is_owned: bool, has_room: Callable[[int], bool], kernels
     loaded = model.network if is_owned else None
     if kernels != INT8:
         speed_up(own.network, loaded, has_room=has_room, kernels=kernels)
+        fix_bits(own.network)
     if not slots_hold(model, own):
         return "in a trial, slots gave other logits than a plain forward pass"
     if kernels == INT8:  # behind the trial, which compares with the weights as they were loaded
         speed_up(own.network, kernels=PLAIN)
         quantize(own.network, loaded)
+        fix_bits(own.network)
     return own
 
 

@@ -17,6 +17,7 @@ import torch
 
 from batchgen.engines.continuous.blocks import touch_block
 from batchgen.engines.continuous.memory import PAGE
+from batchgen.engines.continuous.prompt_attention import RowLayout
 from batchgen.engines.continuous.slots import PrefillView, Prefix, Slot, StepView, by_prefix
 from batchgen.machine.process import untouched_memory_is_free
 
@@ -64,6 +65,7 @@ class PagePool:
         self.num_touched = 0  # pages [0, num_touched) take memory on a CPU; the others are addresses
         self.mask = torch.empty(0, PAGE, device=device)  # [pages, PAGE], added to the scores: 0 or the least float32
         self.view: PrefillView | StepView | None = None  # what the forward in hand writes and reads
+        self._holder: SlotLayer | None = None
         self._num_asked = 0  # pages that rows may come to need; the others are spare
         self._free: list[int] = []  # a heap below num_used
         self._held: dict[Slot, Held] = {}
@@ -96,7 +98,7 @@ class PagePool:
 
     # Around a forward.
 
-    def begin_prefill(self, slots: Rows[Slot], width: int) -> None:
+    def begin_prefill(self, slots: Rows[Slot], width: int, layout: RowLayout) -> None:
         """The next forward fills new `slots` with all of their columns, from a left-padded batch of `width` columns.
 
         Those that no later query sees are not kept.
@@ -109,13 +111,22 @@ class PagePool:
             pages += [held.page_of(column) for column in kept]
             columns += [column % PAGE for column in kept]
         self._touch()
-        view = PrefillView(slots[0].prefix, self._index(real), self._index(pages), self._index(columns))
+        view = PrefillView(layout, slots[0].prefix, self._index(real), self._index(pages), self._index(columns))
         self.mask[view.page, view.column] = 0
         self.view = view
 
-    def begin_prefix(self, prefix: Prefix) -> None:
+    def begin_prefix(self, prefix: Prefix, layout: RowLayout) -> None:
         """The next forward, of one row, computes a prefix instead of filling a slot."""
-        self.view = PrefillView(None, None, None, None, computes=prefix)
+        self.view = PrefillView(layout, None, None, None, None, computes=prefix)
+
+    def hold(self, layer: SlotLayer, prompts: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """Lets a layer keep its keys and values of a prefill until another one has its own: later ones may share them."""
+        self._let_go()
+        self._holder, layer.prompts = layer, prompts
+
+    def _let_go(self) -> None:
+        if self._holder:
+            self._holder.prompts = self._holder = None
 
     def reserve_step(self, slots: Rows[Slot]) -> None:
         """Makes sure of a page for each slot whose next column begins one; out of memory, it changes no slot."""
@@ -125,17 +136,24 @@ class PagePool:
 
     def begin_step(self, slots: Rows[Slot]) -> None:
         """The next forward fills the last column of each of `slots`, all that are open, and attends to all it sees."""
+        self._let_go()
         held = [self._extend(slot) for slot in slots]
         self._touch()
         row_of_page = [0] * self.num_used  # a free page counts as row 0's, which its mask hides
         for row, its in enumerate(held):
             for owned in its.pages:
                 row_of_page[owned] = row
-        page = self._index([its.pages[-1] for its in held])
-        column = self._index([(slot.num_columns - 1) % PAGE for slot in slots])
+        parts = (
+            [its.pages[-1] for its in held],
+            [(slot.num_columns - 1) % PAGE for slot in slots],
+            row_of_page,
+            [owned for its in held for owned in its.pages],
+        )
+        sent = self._index([number for part in parts for number in part])  # all at once, which a device is slow at
+        page, column, rows, order = sent.split([len(part) for part in parts])  # type: ignore[no-untyped-call]
         self.mask[page, column] = 0
         prefixes = by_prefix(slots, self.window, self.device)
-        self.view = StepView(page, column, self._index(row_of_page), self.mask[: self.num_used], prefixes)
+        self.view = StepView(page, column, rows, order, self.mask[: self.num_used], prefixes)
 
     def undo_step(self, slot: Slot) -> None:
         """Takes back the column that `begin_step` gave this slot, which has it no more."""

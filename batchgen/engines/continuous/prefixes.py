@@ -10,10 +10,11 @@ from collections.abc import Sequence as Rows
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise, takewhile
 
+from batchgen.engines.continuous.memory import PAGE
 from batchgen.records import Sequence
 
 # A shared prefix costs a forward of its own; fewer tokens saved than these are not worth it.
-LEAST_PREFIX = 16
+LEAST_PREFIX = PAGE
 LEAST_SAVED = 128
 
 
@@ -40,9 +41,12 @@ def shared_prefixes(sequences: Rows[Sequence]) -> Iterator[tuple[int, list[Seque
 
 
 def _shared(one: Sequence, other: Sequence) -> int:
-    """How many tokens both begin with, and still have one of their own."""
+    """How many tokens of whole pages both begin with, and still have one of their own.
+
+    A row's sums run page by page, so a prefix that ends with one changes none of them.
+    """
     common = common_length(one.input_ids, other.input_ids)
-    return min(common, len(one.input_ids) - 1, len(other.input_ids) - 1)
+    return min(common, len(one.input_ids) - 1, len(other.input_ids) - 1) // PAGE * PAGE
 
 
 @dataclass(frozen=True, slots=True)

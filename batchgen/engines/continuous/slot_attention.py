@@ -1,34 +1,21 @@
-"""Attention of ragged rows. In a decode step in parts: one for each page of a row, one for each prefix that rows share.
+"""Attention of a decode step: each row's query to the pages that it has, and to the prefixes that rows share.
 
-Each part has weights and a weighted sum at a scale of its own; a row's parts are brought to a common scale and added
-(online softmax, arXiv:1805.02867). Pure functions of tensors: B rows, H heads over Hkv key-value heads, G = H / Hkv, D
-head size, U pages.
+Every row's weights are taken from its own highest score, and its sums run page by page in the order of its columns, so
+that they do not depend on other rows, on where its pages lie, or on whether its first ones are shared. Pure functions
+of tensors: B rows, H heads over Hkv key-value heads, G = H / Hkv, D head size, U pages.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 
-LOG2_E = math.log2(math.e)
-SCORES_BYTES = 64 * 2**20  # of a block of queries, where all scores are computed at once
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Share:
-    """Attention of some rows to some of their columns: the highest score, the sum of exp(score - it), the weighted sum.
-
-    rows `[U]` says whose each is; peak and total `[U, Hkv, G, 1]`, sums `[U, Hkv, G, D]`, all float32.
-    """
-
-    rows: torch.Tensor
-    peak: torch.Tensor
-    total: torch.Tensor
-    sums: torch.Tensor
+from batchgen.engines.continuous.memory import PAGE
+from batchgen.engines.continuous.rowwise import bmm, exp_
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,120 +40,123 @@ def extras_of(kwargs: Mapping[str, Any]) -> Extras:
     return PLAIN if softcap is None and sinks is None else Extras(softcap, sinks)
 
 
-def attend_pages(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    row_of_page: torch.Tensor,
-    mask: torch.Tensor,
-    extras: Extras = PLAIN,
-) -> Share:
-    """One product over all pages of all rows.
+@dataclass(frozen=True, slots=True, eq=False)
+class Pages:
+    """The pages of all rows: keys and values `[U, Hkv, PAGE, D]`, as they lie.
 
-    query `[B, Hkv, G, D]`, keys and values `[U, Hkv, PAGE, D]`, row_of_page `[U]`; mask `[U, PAGE]` is added to the
-    scores.
+    row_of_page `[U]`; mask `[U, PAGE]` is added to the scores; order `[N]` are the pages that rows have, each row's in
+    the order of its columns.
     """
-    used, kv_heads, page, _ = keys.shape
-    queries = query[row_of_page].flatten(0, 1)  # [U * Hkv, G, D]
-    scores = extras.bound(torch.bmm(queries, keys.flatten(0, 1).mT).view(used, kv_heads, -1, page).float())
-    scores += mask[:, None, None, :]
-    peak = scores.amax(-1, keepdim=True)  # [U, Hkv, G, 1]
-    weights = _exp_(scores.sub_(peak))
-    total = weights.sum(-1, keepdim=True)
-    sums = torch.bmm(weights.to(values.dtype).flatten(0, 1), values.flatten(0, 1))  # [U * Hkv, G, D]
-    return Share(row_of_page, peak, total, sums.unflatten(0, (used, kv_heads)).float())  # type: ignore[no-untyped-call]
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    row_of_page: torch.Tensor
+    mask: torch.Tensor
+    order: torch.Tensor
 
 
-def attend_prefix(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    sharing: list[int],
-    mask: torch.Tensor | None = None,
-    extras: Extras = PLAIN,
-) -> Share:
-    """One product for all R rows that share a prefix: query `[B, Hkv, G, D]`, keys and values `[Hkv, P, D]`.
+@dataclass(frozen=True, slots=True, eq=False)
+class PrefixPages:
+    """Columns that rows `[R]` share: keys and values `[Hkv, P, D]`, P whole pages; mask `[R, P]` or None is added."""
 
-    mask `[R, P]` is added to the scores.
-    """
-    rows = torch.tensor(sharing, device=query.device)
-    kv_heads, group = query.shape[1:3]
-    queries = query[rows].transpose(0, 1).flatten(1, 2)  # [Hkv, R * G, D]
-    scores = extras.bound(torch.bmm(queries, keys.mT).float())  # [Hkv, R * G, P]
-    if mask is not None:
-        scores += mask.repeat_interleave(group, 0)
-    peak = scores.amax(-1, keepdim=True)
-    weights = _exp_(scores.sub_(peak))
-    total = weights.sum(-1, keepdim=True)
-    sums = torch.bmm(weights.to(values.dtype), values).float()  # [Hkv, R * G, D]
+    keys: torch.Tensor
+    values: torch.Tensor
+    rows: torch.Tensor
+    mask: torch.Tensor | None = None
 
-    def by_row(part: torch.Tensor) -> torch.Tensor:
-        return part.view(kv_heads, len(sharing), group, -1).transpose(0, 1)
-
-    return Share(rows, by_row(peak), by_row(total), by_row(sums))
+    @property
+    def pages(self) -> list[slice]:
+        return [slice(start, start + PAGE) for start in range(0, self.keys.shape[1], PAGE)]
 
 
-def sink_share(sinks: torch.Tensor, like: Share, num_rows: int) -> Share:
-    """Sinks `[H]` as a part of every row's attention beside `like`: a score for each head, and no value."""
-    kv_heads, group, size = like.sums.shape[1:]
-    peak = sinks.float().view(1, kv_heads, group, 1).expand(num_rows, -1, -1, -1)
-    no_value = peak.new_zeros(num_rows, kv_heads, group, size)
-    return Share(torch.arange(num_rows, device=sinks.device), peak, torch.ones_like(peak), no_value)
-
-
-def merge(parts: list[Share], rows: int) -> torch.Tensor:
-    """The rows' attention `[B, Hkv, G, D]`, from parts that were each scaled by a peak of their own."""
-    part = parts[0]
-    if len(parts) > 1:
-        part = Share(*(torch.cat([getattr(p, name) for p in parts]) for name in ("rows", "peak", "total", "sums")))
-    shape = (rows, *part.peak.shape[1:])
-    index = part.rows.view(-1, 1, 1, 1).expand_as(part.peak)
-    peak = part.peak.new_full(shape, -torch.inf).scatter_reduce_(0, index, part.peak, "amax")  # [B, Hkv, G, 1]
-    scale = _exp_(part.peak - peak[part.rows])  # [U, Hkv, G, 1]
-    total = part.total.new_zeros(shape).index_add_(0, part.rows, part.total * scale)
-    sums = part.sums.new_zeros(rows, *part.sums.shape[1:]).index_add_(0, part.rows, part.sums * scale)
-    return sums.div_(total)
-
-
-def attend_prompts(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    mask: torch.Tensor | None,
-    scaling: float,
-    extras: Extras = PLAIN,
+def attend(
+    query: torch.Tensor, own: Pages, prefixes: list[PrefixPages] | None = None, extras: Extras = PLAIN
 ) -> torch.Tensor:
-    """Attention of T queries a row to S columns, all scores of a block of queries at once: `[B, T, H, Dv]`.
+    """Attention of one scaled query a row, `[B, Hkv, G, D]`, to its prefix and its own pages: `[B, Hkv, G, Dv]`."""
+    prefixes = prefixes or []
+    scores = _scores_of_pages(query, own, extras)  # [U, Hkv, G, PAGE]
+    shared = [_scores_of_prefix(query, prefix, extras) for prefix in prefixes]  # [R, Hkv, G, P]
+    sinks = None if extras.sinks is None else extras.sinks.float().view(1, *query.shape[1:3], 1)
+    peak = _peaks(query, own, scores, prefixes, shared, sinks)  # [B, Hkv, G, 1]
+    total = torch.zeros_like(peak) if sinks is None else exp_(sinks - peak)
+    sums = peak.new_zeros(*query.shape[:3], own.values.shape[-1])  # [B, Hkv, G, Dv]
+    for prefix, its in zip(prefixes, shared, strict=True):
+        weights = exp_(its.sub_(peak[prefix.rows]))
+        for page in prefix.pages:
+            total[prefix.rows] += weights[..., page].sum(-1, keepdim=True)
+            sums[prefix.rows] += _by_row(weights[..., page].to(query.dtype), prefix.values[:, page])
+    weights = exp_(scores.sub_(peak[own.row_of_page]))
+    totals = weights.sum(-1, keepdim=True)  # [U, Hkv, G, 1]
+    parts = bmm(weights.to(query.dtype).flatten(0, 1), own.values.flatten(0, 1)).view(*scores.shape[:3], -1)
+    rows = own.row_of_page[own.order]  # [N]
+    total.index_add_(0, rows, totals[own.order])
+    return sums.index_add_(0, rows, parts[own.order].float()).div_(total)
 
-    query `[B, H, T, D]`, keys `[B, Hkv, S, D]` and values `[B, Hkv, S, Dv]`; mask `[B, 1, T, S]` is true where a query
-    sees a column, None where it sees all up to its own.
-    """
-    rows, heads, num_queries, _ = query.shape
-    if mask is None:
-        mask = torch.ones(num_queries, keys.shape[2], dtype=torch.bool, device=query.device)[None, None]
-        mask = mask.tril(keys.shape[2] - num_queries)
-    at_once = max(1, SCORES_BYTES // (rows * heads * keys.shape[2] * query.element_size()))
-    blocks = [slice(start, start + at_once) for start in range(0, num_queries, at_once)]
-    parts = [_attend_block(query[:, :, its], keys, values, mask[:, :, its], scaling, extras) for its in blocks]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+def _scores_of_pages(query: torch.Tensor, own: Pages, extras: Extras) -> torch.Tensor:
+    """One product over all pages of all rows, float32."""
+    queries = query[own.row_of_page].flatten(0, 1)  # [U * Hkv, G, D]
+    products = bmm(queries, own.keys.flatten(0, 1).mT)
+    scores = extras.bound(products.view(len(own.keys), *query.shape[1:3], -1).float())
+    return scores.add_(own.mask[:, None, None, :])
 
 
-def _attend_block(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scaling: float, extras: Extras
+def _scores_of_prefix(query: torch.Tensor, prefix: PrefixPages, extras: Extras) -> torch.Tensor:
+    queries = query[prefix.rows]  # [R, Hkv, G, D]
+    products = [_by_row(queries, prefix.keys[:, page].mT) for page in prefix.pages]
+    scores = extras.bound(torch.cat(products, -1).float())  # [R, Hkv, G, P]
+    return scores if prefix.mask is None else scores.add_(prefix.mask[:, None, None, :])
+
+
+def _peaks(
+    query: torch.Tensor,
+    own: Pages,
+    scores: torch.Tensor,
+    prefixes: list[PrefixPages],
+    shared: list[torch.Tensor],
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    rows, heads, num_queries, size = query.shape
-    kv_heads = keys.shape[1]
-    queries = (query * scaling).reshape(rows, kv_heads, -1, size)  # [B, Hkv, G * T, D]
-    scores = extras.bound(queries @ keys.mT).view(rows, heads, num_queries, -1)
-    hidden = torch.zeros(mask.shape, dtype=scores.dtype, device=scores.device)
-    scores += hidden.masked_fill_(~mask, torch.finfo(scores.dtype).min)
-    if extras.sinks is not None:
-        sinks = extras.sinks.to(scores.dtype).view(1, heads, 1, 1).expand(rows, -1, num_queries, 1)
-        scores = torch.cat([scores, sinks], -1)
-    weights = scores.softmax(-1)[..., : keys.shape[2]].reshape(rows, kv_heads, -1, keys.shape[2])
-    return (weights @ values).view(rows, heads, num_queries, -1).transpose(1, 2).contiguous()
+    """Each row's highest score `[B, Hkv, G, 1]`."""
+    peaks = scores.amax(-1, keepdim=True)  # [U, Hkv, G, 1]
+    index = own.row_of_page.view(-1, 1, 1, 1).expand_as(peaks)
+    lowest = scores.new_full((*query.shape[:3], 1), -torch.inf)
+    peak = lowest.scatter_reduce_(0, index, peaks, "amax")
+    for prefix, its in zip(prefixes, shared, strict=True):
+        peak[prefix.rows] = torch.maximum(peak[prefix.rows], its.amax(-1, keepdim=True))
+    return peak if sinks is None else torch.maximum(peak, sinks)
 
 
-def _exp_(x: torch.Tensor) -> torch.Tensor:
-    """exp in place, as a power of two: on a CPU torch's exp is MKL's, which takes eight times as long to reach 0."""
-    return x.mul_(LOG2_E).exp2_()
+def _by_row(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Products of rows `[R, Hkv, G, K]` with what they share, `[Hkv, K, N]`: `[R, Hkv, G, N]`, each with its own bits.
+
+    All rows in one product of each head where that gives the same bits, else a product for each row.
+    """
+    if agree(left.dtype, left.device.type, left.shape[2], left.shape[3], right.shape[2]):
+        return _together(left, right)
+    return _apart(left, right)
+
+
+def _together(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    rows, kv_heads, group, _ = left.shape
+    products = bmm(left.transpose(0, 1).flatten(1, 2), right)  # [Hkv, R * G, N]
+    return products.view(kv_heads, rows, group, -1).transpose(0, 1)
+
+
+def _apart(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    heads = [bmm(left[:, head], right[head].expand(len(left), -1, -1)) for head in range(len(right))]
+    return torch.stack(heads, 1)
+
+
+@lru_cache
+def agree(dtype: torch.dtype, device_type: str, group: int, inner: int, outer: int) -> bool:
+    """Whether products `[G, K] x [K, N]` have the same bits however many rows of G there are in one.
+
+    In float32 MKL takes other sums below four rows.
+    """
+    if device_type != "cpu":
+        return True
+    random = torch.Generator().manual_seed(0)
+    left = torch.randn(64, 2, group, inner, generator=random).to(dtype)
+    right = torch.randn(2, inner, outer, generator=random).to(dtype)
+    alone = _apart(left, right)
+    return all(torch.equal(_together(left[:rows], right), alone[:rows]) for rows in (1, 2, 3, 5, 16, 64))

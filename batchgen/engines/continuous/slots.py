@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from batchgen.engines.continuous.memory import PAGE
+from batchgen.engines.continuous.prompt_attention import RowLayout
+
 
 @dataclass(slots=True, eq=False)
 class Prefix:
@@ -31,8 +34,12 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PrefillView:
-    """A forward over left-padded prompts: where each column that is kept goes. Or one that `computes` a prefix."""
+    """A forward over left-padded prompts: where each column that is kept goes. Or one that `computes` a prefix.
 
+    `layout` is how its rows lie from their own starts.
+    """
+
+    layout: RowLayout
     prefix: Prefix | None
     real: torch.Tensor | None  # [N], those of the batch's B * T columns, row by row
     page: torch.Tensor | None  # [N]
@@ -42,25 +49,29 @@ class PrefillView:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepView:
-    """A forward of one token per row: where it goes, and which row each page belongs to."""
+    """A forward of one token per row: where it goes, and which row each page belongs to.
+
+    `order` are the pages in use, each row's in the order of its columns.
+    """
 
     page: torch.Tensor  # [B]
     column: torch.Tensor  # [B]
     row_of_page: torch.Tensor  # [U]
+    order: torch.Tensor  # [N]
     mask: torch.Tensor  # [U, PAGE]
     prefixes: list[SharedPrefix]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SharedPrefix:
-    """A prefix that a step's rows `[R]` read together, from column `first` on.
+    """A prefix that a step's rows `[R]` read together, from column `first` on, where a page begins.
 
     mask `[R, P - first]` is added to the scores: 0, or the least float32 where a window has left a column behind; None
     where each row sees all.
     """
 
     prefix: Prefix
-    rows: list[int]
+    rows: torch.Tensor
     first: int = 0
     mask: torch.Tensor | None = None
 
@@ -72,7 +83,7 @@ def by_prefix(slots: Rows[Slot], window: int | None, device: torch.device) -> li
         if slot.prefix:
             rows.setdefault(slot.prefix, []).append(row)
     if window is None:
-        return [SharedPrefix(prefix, its) for prefix, its in rows.items()]
+        return [SharedPrefix(prefix, torch.tensor(its, device=device)) for prefix, its in rows.items()]
     shared = []
     for prefix, its in rows.items():
         firsts = [max(0, slots[row].num_tokens - window) for row in its]
@@ -84,9 +95,10 @@ def by_prefix(slots: Rows[Slot], window: int | None, device: torch.device) -> li
 
 def _windowed(prefix: Prefix, seeing: list[tuple[int, int]], device: torch.device) -> SharedPrefix:
     """The rows that see something of a prefix, each with the first column that it sees."""
-    rows, firsts = [row for row, _ in seeing], [first for _, first in seeing]
-    start = min(firsts)
-    if start == max(firsts):
+    rows = torch.tensor([row for row, _ in seeing], device=device)
+    firsts = [first for _, first in seeing]
+    start = min(firsts) // PAGE * PAGE
+    if max(firsts) == start:
         return SharedPrefix(prefix, rows, start)
     columns = torch.arange(start, prefix.num_tokens, device=device)
     hidden = columns < torch.tensor(firsts, device=device)[:, None]  # [R, P - first]

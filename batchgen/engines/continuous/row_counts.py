@@ -1,0 +1,87 @@
+"""Linear layers whose rows have the same bits beside any others: which numbers of rows a product may have for that.
+
+Kernels sum in another order for another number of rows. Which numbers agree is found by a check of bits on the layer
+itself; others are filled up, or cut into blocks. Knows nothing of attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+BLOCK = 64  # rows, where their number decides bits: fast, and laid out for by packed layers
+FEWER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48)  # that may have a block's bits
+TRIED = (2, 3, 4, 5, 7, 8, 13, 16, 24, 31, 32, 33, 36, 48, 63, 64, 65, 128)
+TRIED_IN_PREFILLS = (96, 127, 129, 192, 255, 256, 384, 500, 512, 777, 1024)
+WIDE = 16384  # outputs; so wide a layer gives logits, and never sees all tokens of a prefill
+
+Product = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class RowCounts:
+    """The numbers of rows that give a row the same bits: any from `least` on; or `block`, and some `fewer`."""
+
+    least: int = 1
+    block: int | None = None
+    fewer: tuple[int, ...] = ()
+
+    def pieces(self, num_rows: int) -> Iterator[tuple[int, int, int]]:
+        """Where each product starts and stops, and how many rows it is filled up to.
+
+        >>> list(RowCounts(least=2).pieces(1)), list(RowCounts(block=64, fewer=(4,)).pieces(67))
+        ([(0, 1, 2)], [(0, 64, 64), (64, 67, 4)])
+        """
+        if self.block is None:
+            yield 0, num_rows, max(num_rows, self.least)
+            return
+        for start in range(0, num_rows, self.block):
+            stop = min(num_rows, start + self.block)
+            yield start, stop, next(size for size in (*self.fewer, self.block) if size >= stop - start)
+
+
+class FixedRows(nn.Module):
+    """A linear layer that multiplies only so many rows at once as `counts` allows."""
+
+    def __init__(self, layer: nn.Module, counts: RowCounts) -> None:
+        super().__init__()
+        self.layer = layer
+        self.counts = counts
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(-1, x.shape[-1])  # [N, I]
+        parts = [self._product(rows[start:stop], size) for start, stop, size in self.counts.pieces(len(rows))]
+        found = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return found.view(*x.shape[:-1], -1)
+
+    def _product(self, rows: torch.Tensor, size: int) -> torch.Tensor:
+        if size == len(rows):
+            return self.layer(rows)  # type: ignore[no-any-return]
+        filled = rows.new_zeros(size, rows.shape[1])
+        filled[: len(rows)] = rows
+        return self.layer(filled)[: len(rows)]  # type: ignore[no-any-return]
+
+
+def find_row_counts(product: Product, num_inputs: int, dtype: torch.dtype) -> RowCounts | None:
+    """Which numbers of rows give the same bits in a product `[N, I]` -> `[N, O]` here; None where none do."""
+    random = torch.Generator().manual_seed(0)
+    rows = torch.randn(BLOCK, num_inputs, generator=random).to(dtype)
+    expected = product(rows)  # [BLOCK, O]
+    shuffled = torch.randperm(BLOCK, generator=random)
+    if not torch.equal(product(rows[shuffled]), expected[shuffled]):
+        return None
+
+    def agrees(count: int) -> bool:
+        found = product(rows.repeat(-(-count // BLOCK), 1)[:count])
+        parts = (found[start : start + BLOCK] for start in range(0, count, BLOCK))
+        return all(torch.equal(part, expected[: len(part)]) for part in parts)
+
+    tried = TRIED if expected.shape[1] >= WIDE else (*TRIED, *TRIED_IN_PREFILLS)
+    least = next((least for least in range(2, 5) if all(agrees(count) for count in tried if count >= least)), None)
+    if least is None:
+        return RowCounts(block=BLOCK, fewer=tuple(count for count in FEWER if agrees(count)))
+    alone = least == 2 and all(torch.equal(product(rows[i : i + 1])[0], expected[i]) for i in range(8))
+    return RowCounts(1 if alone else least)

@@ -1,0 +1,195 @@
+"""Every operation of a layer gives a row the same bits beside any rows; so do whole models, in every batch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from transformers import Gemma3TextConfig, Qwen3Config
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from batchgen import Model
+from batchgen.engines import finish_all, make_engine
+from batchgen.engines.continuous.row_counts import BLOCK, FixedRows, RowCounts, find_row_counts
+from batchgen.engines.continuous.rowwise import by_element, whole_size
+from batchgen.model import Checkpoint
+from batchgen.model.padding import encode
+from batchgen.records import EngineOptions, Request, SamplingParams, Sequence
+from tests.support.models import ARCHITECTURES, QWEN2, SHAPE, model_of
+from tests.support.rows import ragged_prompts
+
+DTYPES = [torch.float32, torch.bfloat16]
+WIDTH = 576
+LAYERS = ["sliding_attention", "full_attention"]
+Operation = Callable[[torch.Tensor], torch.Tensor]
+
+
+def numbers(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)) * 3
+
+
+@pytest.fixture
+def set_threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+BY_ELEMENT: dict[str, Operation] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu, tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "exp2": torch.exp2,
+    "sigmoid": torch.sigmoid,
+    "softplus": F.softplus,
+    "tanh": torch.tanh,
+    "relu": F.relu,
+}
+BY_ROW: dict[str, Operation] = {
+    "layer norm": lambda x: F.layer_norm(x, (WIDTH,)),
+    "rms norm": lambda x: LlamaRMSNorm(WIDTH)(x),
+    "softmax": lambda x: x.softmax(-1),
+    "log softmax": lambda x: x.log_softmax(-1),
+    "largest": lambda x: x.amax(-1, keepdim=True),
+    "sum": lambda x: x[:, :32].float().sum(-1, keepdim=True),
+    "running mass": lambda x: x.double().exp_().cumsum_(-1),
+    "float32": lambda x: x.float(),
+    "cosine": lambda x: x.float().cos(),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", BY_ELEMENT)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_an_activation_gives_a_number_the_same_bits_wherever_it_stands(
+    name: str, dtype: torch.dtype, threads: int, set_threads: Callable[[int], None]
+) -> None:
+    set_threads(threads)
+    rows = numbers(70, 1100).to(dtype)
+    whole = by_element(BY_ELEMENT[name], rows)
+    for start, stop in ((0, 1), (3, 34), (5, 70), (69, 70)):
+        assert torch.equal(by_element(BY_ELEMENT[name], rows[start:stop]), whole[start:stop])
+    assert torch.equal(by_element(BY_ELEMENT[name], rows[2, 7:20]), whole[2, 7:20])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", BY_ROW)
+def test_an_operation_on_rows_gives_each_its_own_bits(name: str, dtype: torch.dtype) -> None:
+    rows = numbers(130, WIDTH).to(dtype)
+    with torch.inference_mode():
+        whole = BY_ROW[name](rows)
+        for start, stop in ((0, 1), (1, 4), (3, 67), (5, 130), (129, 130)):
+            assert torch.equal(BY_ROW[name](rows[start:stop]), whole[start:stop])
+
+
+def test_threads_get_whole_vectors() -> None:
+    for threads in (1, 2, 3, 6, 16):
+        for size in (1, 63, 64, 32769, 100_000, 1_000_001):
+            whole = whole_size(size, 2, threads)
+            assert whole >= size
+            for parts in {min(threads, -(-whole // 32768)), threads if whole > 24576 else 1}:
+                assert whole % parts == 0
+                assert whole // parts % 64 == 0
+
+
+# Linear layers.
+
+
+class Sums(torch.nn.Module):
+    """A product whose bits depend on the number of rows, in a way of its own; it notes the numbers."""
+
+    def __init__(self, differs: Callable[[int], bool]) -> None:
+        super().__init__()
+        self.differs = differs
+        self.counts: list[int] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.counts.append(len(x))
+        found: torch.Tensor = x + 1 if self.differs(len(x)) else x * 1
+        return found
+
+
+@pytest.mark.parametrize(
+    ("differs", "found"),
+    [
+        (lambda n: False, RowCounts()),
+        (lambda n: n == 1, RowCounts(least=2)),
+        (lambda n: n < 4, RowCounts(least=4)),
+        (lambda n: n not in (1, 2, 40, 48, 64), RowCounts(block=64, fewer=(1, 2, 40, 48))),
+        (lambda n: n >= 192, RowCounts(block=64, fewer=(1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48))),
+    ],
+)
+def test_row_counts_with_the_same_bits_are_found(differs: Callable[[int], bool], found: RowCounts) -> None:
+    assert find_row_counts(Sums(differs), 8, torch.float32) == found
+
+
+def test_a_product_whose_rows_change_each_others_bits_has_no_row_counts() -> None:
+    assert find_row_counts(lambda x: x + x[:1], 8, torch.float32) is None
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 64, 65, 130])
+def test_a_layer_multiplies_in_the_numbers_of_rows_that_agree(num_rows: int) -> None:
+    product = Sums(lambda n: n not in (2, 64))
+    layer = FixedRows(product, RowCounts(block=BLOCK, fewer=(2,)))
+    rows = numbers(num_rows, 8)
+    assert torch.equal(layer(rows), rows)
+    assert set(product.counts) <= {2, 64}
+
+
+# Whole models.
+
+GROUPED = {"num_key_value_heads": 2, "max_position_embeddings": 256, **SHAPE}
+CONFIGS = {
+    "gpt2": ARCHITECTURES["gpt2"],
+    "qwen2": QWEN2,
+    "qwen3": Qwen3Config(head_dim=16, **GROUPED),
+    "gemma3": Gemma3TextConfig(head_dim=16, sliding_window=40, layer_types=LAYERS, **GROUPED),
+}
+
+
+def logits_of(
+    model: Model, prompts: list[list[int]], order: list[int], size: int, *, share: bool = True, temperature: float = 0
+) -> dict[int, tuple[list[int], torch.Tensor]]:
+    """Of each prompt its tokens and the logits `[N, V]` that they were chosen from."""
+    steps: dict[int, list[torch.Tensor]] = {}
+
+    def note(logits: torch.Tensor, rows: list[Sequence]) -> None:
+        for row, sequence in enumerate(rows):
+            steps.setdefault(sequence.request.index, []).append(logits[row].clone())
+
+    params = SamplingParams(max_new_tokens=5, temperature=temperature, ignore_eos=True)
+    rows = [Sequence(Request(i, str(i), "", params), 0, list(prompts[i])) for i in order]
+    options = EngineOptions(engine="continuous", batch_size=size, share_prefixes=share)
+    engine = make_engine(model, options, on_logits=note)  # type: ignore[arg-type]
+    finished = list(finish_all(engine, rows))
+    return {s.request.index: (s.output_ids, torch.stack(steps[s.request.index])) for s in finished}
+
+
+def prompts_of(model: Model) -> list[list[int]]:
+    """Ragged ones, and some that begin alike."""
+    texts = [*ragged_prompts(5, longest=60), "the", "the a", *ragged_prompts(1, seed=8, longest=75)]
+    requests = [Request(i, i, text, SamplingParams()) for i, text in enumerate(texts)]
+    plain = [row.input_ids for row in encode(requests, model.checkpoint.codec)]
+    return [*plain, *([*(plain[-1] * 3)[:70], *row[:9]] for row in plain[:4])]
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize(("dtype", "temperature"), [(torch.float32, 0), (torch.bfloat16, 0), (torch.bfloat16, 0.8)])
+def test_a_row_has_the_same_bits_at_any_batch_size_in_any_order_with_and_without_prefixes(
+    checkpoint: Checkpoint, architecture: str, dtype: torch.dtype, temperature: float
+) -> None:
+    loaded = model_of(CONFIGS[architecture], checkpoint)
+    model = replace(loaded, network=loaded.network.to(dtype), dtype=dtype)
+    prompts = prompts_of(model)
+    everything = list(range(len(prompts)))
+    expected = logits_of(model, prompts, everything, len(prompts), temperature=temperature)
+    for size, share in ((1, True), (3, True), (5, False), (32, False)):
+        order = random.Random(size).sample(everything, len(everything))
+        found = logits_of(model, prompts, order, size, share=share, temperature=temperature)
+        for i, (tokens, logits) in expected.items():
+            assert found[i][0] == tokens
+            assert torch.equal(found[i][1], logits), f"prompt {i}, {size} rows, prefixes {share}"
