@@ -16,7 +16,7 @@ from batchgen.engines.continuous.slot_attention import PLAIN, Extras, Pages, Pre
 from batchgen.engines.continuous.slots import PrefillView, SharedPrefix, StepView
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from typing import Protocol
 
     class Owner(Protocol):
@@ -125,7 +125,8 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
             return self._attend_prompts(query * scaling, view, extras, of)
         rows, heads, _, size = query.shape
         used = len(view.row_of_page)
-        own = Pages(*of(self.keys[:used], self.values[:used]), view.row_of_page, view.mask, view.order)
+        keys, values = of(self.keys[:used], self.values[:used])
+        own = Pages(keys, values, view.row_of_page, view.mask, view.order)
         prefixes = [self._seen(shared, of) for shared in view.prefixes]
         query = (query * scaling).reshape(rows, self.keys.shape[1], -1, size)  # [B, Hkv, G, D]
         return attend(query, own, prefixes, extras).reshape(rows, 1, heads, -1).to(query.dtype)
@@ -148,7 +149,8 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def _seen(self, shared: SharedPrefix, of: KeysAndValues) -> PrefixPages:
         keys, values = shared.prefix.keys[self.index], shared.prefix.values[self.index]  # [Hkv, P, D]
-        return PrefixPages(*of(keys[:, shared.first :], values[:, shared.first :]), shared.rows, shared.mask)
+        keys, values = of(keys[:, shared.first :], values[:, shared.first :])
+        return PrefixPages(keys, values, shared.rows, shared.mask)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0

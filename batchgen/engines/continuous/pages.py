@@ -120,13 +120,14 @@ class PagePool:
         self.view = PrefillView(layout, None, None, None, None, computes=prefix)
 
     def hold(self, layer: SlotLayer, prompts: tuple[torch.Tensor, torch.Tensor]) -> None:
-        """Lets a layer keep its keys and values of a prefill until another one has its own: later ones may share them."""
+        """Lets a layer keep its keys and values of a prefill until another one has its own: others may share them."""
         self._let_go()
         self._holder, layer.prompts = layer, prompts
 
     def _let_go(self) -> None:
         if self._holder:
-            self._holder.prompts = self._holder = None
+            self._holder.prompts = None
+        self._holder = None
 
     def reserve_step(self, slots: Rows[Slot]) -> None:
         """Makes sure of a page for each slot whose next column begins one; out of memory, it changes no slot."""
