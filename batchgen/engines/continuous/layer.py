@@ -6,6 +6,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
+from torch.nn.functional import pad
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import CacheLayerMixin
 
@@ -136,6 +137,8 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
     ) -> torch.Tensor:
         layout, prefix = view.layout, view.prefix
         assert self.prompts is not None
+        missing = self.prompts[0].shape[2] - query.shape[2]  # Gemma 4's last layers ask for a prompt's end alone
+        query = pad(query, (0, 0, missing, 0))
         keys, values = (layout.from_start(x).transpose(1, 2) for x in self.prompts)  # [B, Hkv, width, D]
         if prefix:
             keys, values = (
@@ -143,9 +146,8 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
                 for before, x in ((prefix.keys, keys), (prefix.values, values))
             )
         keys, values = of(keys.contiguous(), values.contiguous())
-        return layout.to_columns(
-            attend_prompts(layout.from_start(query), keys, values, window=self.window, extras=extras)
-        )
+        found = attend_prompts(layout.from_start(query), keys, values, window=self.window, extras=extras)
+        return layout.to_columns(found)[:, missing:]
 
     def _seen(self, shared: SharedPrefix, of: KeysAndValues) -> PrefixPages:
         keys, values = shared.prefix.keys[self.index], shared.prefix.values[self.index]  # [Hkv, P, D]
