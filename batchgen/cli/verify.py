@@ -11,7 +11,7 @@ import typer
 
 from batchgen.cli import options as opt
 from batchgen.cli.exit_codes import DIFFERENT
-from batchgen.engines import make_engine
+from batchgen.engines import make_engine, make_scoring_engine
 from batchgen.formats.fields import to_json
 from batchgen.formats.reading import read_requests
 from batchgen.model import load_model, open_checkpoint
@@ -44,7 +44,7 @@ def verify(
     [bold]batchgen verify prompts.txt --sample 100 --dtype bfloat16 --json[/]
 
     Runs the rows greedily in batches, and compares every step with the row alone,
-    unpadded, in float32. It also makes deliberate mistakes, which must change some rows;
+    unpadded, in float32; then their scores. It also makes deliberate mistakes, which must change some rows;
     if none does, it says that this input proves nothing. The exit code is 4 if it finds a bug.
     """
     screen = Screen(quiet=quiet)
@@ -67,6 +67,7 @@ def verify(
             lambda on_logits: make(on_logits=on_logits),
             parse_special=prompts.parse_special,
             chat=open_chat(runs.checkpoint, chat_options, say=screen.say),
+            scorer=make_scoring_engine(runs, engine, say=screen.say),
         )
     if as_json:
         print(to_json(report.to_dict()))

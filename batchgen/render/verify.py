@@ -14,7 +14,7 @@ from batchgen.render.screen import MIN_WIDTH, plural, print_line, print_section
 from batchgen.text import short_number, visible
 
 if TYPE_CHECKING:
-    from batchgen.proof.verify.facts import Control, Controls, DifferenceBin, RowCheck, VerifyReport
+    from batchgen.proof.verify.facts import Control, Controls, DifferenceBin, RowCheck, ScoreCheck, VerifyReport
 
 LABEL_WIDTH = 12
 # Of more rows that differ only the number is told; `--json` has all.
@@ -33,12 +33,22 @@ def print_report(console: Console, report: VerifyReport) -> None:
     print_line(console, f"model {report.model}, engine {report.engine}, {report.device}")
     if bins := report.histogram:
         _print_histogram(console, bins)
+    if report.scores:
+        _print_scores(console, report.scores)
     print_section(console, "What counts as rounding", [("", _bound(report))], 0)
     _print_controls(console, report.controls)
     different = [row for row in report.rows if row.verdict != "identical"]
     if different:
         title = f"{plural(len(different), 'row')} {'differs' if len(different) == 1 else 'differ'}"
         print_section(console, title, _rows(different), 1)
+
+
+def _print_scores(console: Console, scores: ScoreCheck) -> None:
+    tokens = f"{plural(scores.num_tokens, 'token')} of {plural(scores.num_rows, 'row')}"
+    found, allowed = short_number(scores.max_difference), short_number(scores.allowed)
+    console.print(Text("Log-probabilities, scored in batches against alone", style="bold"))
+    verdict = f"  {tokens} differ by up to {found} ({'more than the' if scores.has_bug else 'of'} allowed {allowed})"
+    console.print(Text(verdict, style="bold red" if scores.has_bug else ""), soft_wrap=True)
 
 
 def _print_histogram(console: Console, bins: list[DifferenceBin]) -> None:

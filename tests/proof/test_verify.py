@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from copy import copy
 from dataclasses import fields, replace
 from importlib import import_module
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import MiniMaxConfig
 
 from batchgen import Model, check_padding, open_model
-from batchgen.engines import Engine, make_engine
+from batchgen.engines import Engine, make_engine, make_scoring_engine
 from batchgen.engines.continuous.engine import ContinuousEngine
 from batchgen.engines.reference.engine import ReferenceEngine
 from batchgen.errors import InputError
@@ -27,8 +30,10 @@ from batchgen.proof.verify import (
     LogitRecorder,
     Oracle,
     RowCheck,
+    ScoreCheck,
     VerifyReport,
     check_engine,
+    check_scores,
     greedily,
     measure_error,
     pick_rows,
@@ -39,6 +44,7 @@ from batchgen.proof.verify import (
 from batchgen.proof.verify.facts import DifferenceBin, histogram
 from batchgen.proof.verify.rows import Departure, find_departure, verdict_of
 from batchgen.records import EngineOptions, Sequence
+from batchgen.render.verify import print_report
 from batchgen.text import short_number
 from tests.support.command import invoke
 from tests.support.engines import FakeEngine
@@ -83,6 +89,42 @@ def check(model: Model, oracle: Oracle, plant: Callable[[Engine], None], **optio
     engine = make_engine(model, EngineOptions(batch_size=4, **options), on_logits=recorder.on_logits)
     plant(engine)
     return list(check_engine(engine, recorder, oracle, rows, bound))
+
+
+# Scores.
+
+
+def check_scored(model: Model, oracle: Oracle, plant: Callable[[Engine], None] = lambda engine: None) -> ScoreCheck:
+    engine, rows = make_scoring_engine(model, EngineOptions(batch_size=4)), encoded(PROMPTS, model)
+    plant(engine)
+    return check_scores(engine, oracle, rows, ErrorBound(2e-5, 6e-4), model.dtype_name)
+
+
+def test_scores_in_batches_are_those_of_each_row_alone(oracle: Oracle) -> None:
+    found = check_scored(oracle.model, oracle)
+    lengths = [len(row.input_ids) for row in encoded(PROMPTS, oracle.model)]
+    assert (found.num_rows, found.has_bug, found.allowed) == (sum(length > 1 for length in lengths), False, 1e-4)
+    assert found.num_tokens == sum(lengths) - len(lengths)
+    assert 0 < found.max_difference < 1e-4
+
+
+def test_a_score_that_sees_its_pads_is_a_bug(oracle: Oracle) -> None:
+    def shift(engine: Engine) -> None:
+        """Every token is scored by what comes behind another one."""
+        engine.network = copy(engine.network)
+        hidden = engine.network.hidden
+        engine.network.hidden = lambda rows, columns, *cache: hidden(rows, columns, *cache).roll(1, dims=1)
+
+    found = check_scored(oracle.model, oracle, shift)
+    assert found.has_bug
+    report = VerifyReport(
+        "bundled", "scoring", "cpu", "float32", 4, BOUND, Controls(0, 0, "absolute", ()), scores=found
+    )
+    assert report.has_bug
+    assert report.to_dict()["scores"]["has_bug"]
+    console = Console(file=(written := StringIO()), width=80)
+    print_report(console, report)
+    assert "more than the allowed 1e-4" in written.getvalue()
 
 
 # Every engine, every kind of positions.
@@ -370,6 +412,7 @@ def test_json_and_a_sample(tmp_path: Path) -> None:
     report = json.loads(result.stdout)
     assert [row["index"] for row in report["rows"]] == [0, 4, 8]
     assert report["summary"].startswith("3 rows, batches of 3")
+    assert (report["scores"]["num_rows"], report["scores"]["has_bug"]) == (3, False)
     assert len(report["rows"][0]["differences"]) == 2
     assert "3 rows with their own options are verified greedily" in result.stderr
 

@@ -46,7 +46,7 @@
   let pointed = null;
   const percent = (logprob) => {
     const share = 100 * Math.exp(logprob);
-    return share >= 0.1 ? `${share.toFixed(1)}%` : share >= 1e-4 ? `${share.toPrecision(1)}%` : "below 0.0001%";
+    return share >= 0.1 ? `${share.toFixed(1)}%` : share >= 1e-4 ? `${share.toPrecision(1)}%` : "<0.0001%";
   };
   const visible = (piece) => piece.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replaceAll(" ", "·");
   const bar = (piece, logprob, className) => {

@@ -15,9 +15,10 @@ from batchgen.model.chat import Chat
 from batchgen.model.padding import encode
 from batchgen.proof.verify.callables import check_padding
 from batchgen.proof.verify.controls import pick_rows, run_controls, spread
-from batchgen.proof.verify.facts import Control, Controls, ErrorBound, RowCheck, VerifyReport
+from batchgen.proof.verify.facts import Control, Controls, ErrorBound, RowCheck, ScoreCheck, VerifyReport
 from batchgen.proof.verify.oracle import ERROR_ROWS, Oracle, measure_error
 from batchgen.proof.verify.rows import LogitRecorder, check_engine
+from batchgen.proof.verify.scores import check_scores
 from batchgen.records import Request, SamplingParams, Sequence
 
 if TYPE_CHECKING:
@@ -31,9 +32,11 @@ __all__ = [
     "LogitRecorder",
     "Oracle",
     "RowCheck",
+    "ScoreCheck",
     "VerifyReport",
     "check_engine",
     "check_padding",
+    "check_scores",
     "greedily",
     "measure_error",
     "pick_rows",
@@ -59,11 +62,12 @@ def verify_rows(
     *,
     parse_special: bool = False,
     chat: Chat | None = None,
+    scorer: Engine | None = None,
 ) -> tuple[VerifyReport, list[Sequence]]:
     """Runs greedy requests through an engine and checks every row; also the rows that could not be run.
 
-    `make` gives an engine for `model` that tells the logits it decides from. Raises `InputError` where no row can be
-    run.
+    `make` gives an engine for `model` that tells the logits it decides from; a `scorer` scores the rows that it has
+    finished. Raises `InputError` where no row can be run.
     """
     encoded = _encode(model, requests, parse_special, chat)
     sequences = [sequence for sequence in encoded if not sequence.is_finished]
@@ -87,6 +91,7 @@ def verify_rows(
         controls=controls,
         rows=tuple(checks),
         num_failed=len(failed),
+        scores=check_scores(scorer, oracle, sequences, bound, model.dtype_name) if scorer else None,
     )
     return report, failed
 

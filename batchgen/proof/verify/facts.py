@@ -121,6 +121,24 @@ class Controls:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoreCheck:
+    """Log-probabilities of `num_tokens` tokens as `score` computes them in padded batches, against each row alone."""
+
+    num_rows: int
+    num_tokens: int
+    max_difference: float
+    allowed: float
+
+    @property
+    def has_bug(self) -> bool:
+        return self.max_difference > self.allowed
+
+    def to_dict(self) -> dict[str, Any]:
+        facts = {name: getattr(self, name) for name in ("num_rows", "num_tokens", "allowed", "has_bug")}
+        return {**facts, "max_difference": _finite(self.max_difference)}
+
+
+@dataclass(frozen=True, slots=True)
 class DifferenceBin:
     """Steps whose logit difference lies in [low, high)."""
 
@@ -142,13 +160,16 @@ class VerifyReport:
     controls: Controls
     rows: tuple[RowCheck, ...] = ()
     num_failed: int = 0
+    scores: ScoreCheck | None = None
 
     def count(self, verdict: Verdict) -> int:
         return sum(row.verdict == verdict for row in self.rows)
 
     @property
     def has_bug(self) -> bool:
-        """Whether a row got other tokens or logits than rounding explains, or right padding was seen to change them."""
+        """Whether a row got other tokens, logits or scores than rounding explains, or right padding changed them."""
+        if self.scores and self.scores.has_bug:
+            return True
         return self.count("bug") > 0 or any(c.must == "hold" and c.broke for c in self.controls.controls)
 
     @property
@@ -182,6 +203,7 @@ class VerifyReport:
             "max_difference": _finite(self.max_difference),
             "error": {"measured": self.bound.measured, "allowed": self.bound.allowed},
             "histogram": bins,
+            "scores": self.scores and self.scores.to_dict(),
             "negative_controls": self.controls.to_dict(),
             "rows": [row.to_dict() for row in self.rows],
         }
