@@ -70,10 +70,7 @@ def verify_rows(
     finished. Raises `InputError` where no row can be run.
     """
     encoded = _encode(model, requests, parse_special, chat)
-    sequences = [sequence for sequence in encoded if not sequence.is_finished]
-    if not sequences:
-        reason = f", the first because {encoded[0].error}" if encoded else ""
-        raise InputError(f"there is nothing to verify: {len(encoded)} rows, none of which can be run{reason}")
+    sequences = _runnable(encoded)
     strays = oracle.model if model.dtype == oracle.model.dtype else model
     bound = measure_error(oracle, strays, pick_rows(sequences, ERROR_ROWS))
     controls = run_controls(oracle, sequences)
@@ -94,6 +91,14 @@ def verify_rows(
         scores=check_scores(scorer, oracle, sequences, bound, model.dtype_name) if scorer else None,
     )
     return report, failed
+
+
+def _runnable(encoded: list[Sequence]) -> list[Sequence]:
+    sequences = [sequence for sequence in encoded if not sequence.is_finished]
+    if not sequences:
+        reason = f", the first because {encoded[0].error}" if encoded else ""
+        raise InputError(f"there is nothing to verify: {len(encoded)} rows, none of which can be run{reason}")
+    return sequences
 
 
 def _encode(model: Model, requests: list[Request], parse_special: bool, chat: Chat | None) -> list[Sequence]:
