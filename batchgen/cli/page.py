@@ -14,12 +14,14 @@ from batchgen.cli import options as opt
 from batchgen.errors import OutputError
 from batchgen.formats.fields import to_bytes
 from batchgen.formats.whole import write_at
-from batchgen.proof.answers_page import render_differences, render_results
+from batchgen.proof.answers_page import render_differences, render_results, render_scores
+from batchgen.proof.answers_page.scores import facts_of_sums
 from batchgen.proof.diff import Comparison, RowDifference
 from batchgen.render.diff import headline
 from batchgen.render.screen import Screen
 from batchgen.runs.checks import check_file, is_same
 from batchgen.runs.results import facts_of, read_results
+from batchgen.runs.sums import sum_up
 
 MOST_ROWS = 10_000
 STDOUT = Path("-")
@@ -85,9 +87,10 @@ def page_of(file: Path, limit: int = MOST_ROWS) -> str:
         "dtype": (facts.get("options") or {}).get("--dtype"),
         "engine": stats.get("engine"),
     }
-    return render_results(
-        shown, file.name, {name: value for name, value in named.items() if value}, left_out=rows.left_out()
-    )
+    known = {name: value for name, value in named.items() if value}
+    if any(result.score for result in shown):
+        return render_scores(shown, file.name, known | facts_of_sums(sum_up(shown).facts), left_out=rows.left_out())
+    return render_results(shown, file.name, known, left_out=rows.left_out())
 
 
 def page_of_differences(rows: First[RowDifference], comparison: Comparison, a: Path, b: Path) -> str:

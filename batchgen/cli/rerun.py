@@ -93,8 +93,8 @@ def _command(facts: Mapping[str, Any], manifest: Path) -> tuple[list[str], Path]
     """The words behind `batchgen`, and where they were typed."""
     command = facts.get("command") or {}
     words = [str(word) for word in command.get("words", ())]
-    if len(words) < 2 or words[1] != "run":
-        raise InputError(f"{manifest} does not record its command: name the output of `run`")
+    if len(words) < 2 or words[1] not in ("run", "score"):
+        raise InputError(f"{manifest} does not record its command: name the output of `run` or `score`")
     folder = Path(str(command.get("folder")))
     if not folder.is_dir():
         raise InputError(f"{folder}, where the run was started, does not exist")

@@ -17,7 +17,7 @@ from batchgen.formats.reading import read_requests
 from batchgen.model import load_model, open_checkpoint
 from batchgen.model.chat import open_chat
 from batchgen.proof.verify import Oracle, greedily, spread, verify_rows
-from batchgen.records import EngineOptions, SamplingParams
+from batchgen.records import EngineOptions, SamplingParams, Sequence
 from batchgen.render.screen import OutputConsole, Screen, plural
 from batchgen.render.verify import print_report
 from batchgen.text import with_id
@@ -74,8 +74,10 @@ def verify(
     else:
         print_report(OutputConsole(file=sys.stdout, highlight=False), report)
     if failed:
-        first = failed[0]
-        screen.error(
-            f"{plural(len(failed), 'row')} could not be run, the first{with_id(first.request.id)}: {first.error}"
-        )
+        _tell_failed(screen, failed)
     raise typer.Exit(DIFFERENT if report.has_bug else 0)
+
+
+def _tell_failed(screen: Screen, failed: list[Sequence]) -> None:
+    first = failed[0]
+    screen.error(f"{plural(len(failed), 'row')} could not be run, the first{with_id(first.request.id)}: {first.error}")

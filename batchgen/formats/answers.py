@@ -17,6 +17,7 @@ from batchgen.formats.compression import damage, unpack
 from batchgen.formats.delimited import plain_cell, plain_tsv_cell
 from batchgen.formats.fields import LOGPROBS, PARSED, SUM
 from batchgen.formats.openai_answers import results_of_answer
+from batchgen.formats.scored_answers import is_scored, scored_result
 from batchgen.records import Logprobs, Result
 
 Answers = Iterator[Result]
@@ -76,7 +77,7 @@ def _of_records(file: Path, records: Iterator[list[str]], plain: Callable[[str],
         header = next(records, [])
         for number, cells in enumerate(records):
             values = {name: _of_cell(name, plain(cell)) for name, cell in zip(header, cells, strict=True)}
-            yield _result(_in_fields(values), number, file, number + 2)
+            yield _result(values if is_scored(values) else _in_fields(values), number, file, number + 2)
     except (csv.Error, ValueError) as error:
         raise InputError(f"{file} is not an output of batchgen, or is damaged: {error}") from None
 
@@ -104,7 +105,7 @@ def _read_parquet(file: Path) -> Answers:
             for batch in opened.iter_batches(ROWS_AT_ONCE, use_threads=False):
                 for row in batch.to_pylist():
                     values = {name: _of_value(name, value) for name, value in row.items()}
-                    yield _result(_in_fields(values), number, file, number + 1)
+                    yield _result(values if is_scored(values) else _in_fields(values), number, file, number + 1)
                     number += 1
     except (OSError, ValueError) as error:
         raise InputError(f"{file} is not an output of batchgen, or is damaged: {error}") from None
@@ -126,6 +127,11 @@ def _in_fields(columns: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _result(values: Any, number: int, file: Path, line: int) -> Result:
+    if isinstance(values, dict) and is_scored(values):
+        try:
+            return scored_result(values, number, _logprobs)
+        except (KeyError, TypeError, ValueError):
+            raise _no_result(file, line) from None
     if not isinstance(values, dict) or any(name not in values for name in NEEDED):
         raise _no_result(file, line)
     row = EMPTY.copy()

@@ -153,7 +153,8 @@ def compare_rows(
 ) -> RowDifference | None:
     """What differs between two answers to one row; None where nothing does."""
     if a == b:
-        comparison.compared_scores += a.logprobs is not None or a.cumulative_logprob is not None
+        has_scores = a.logprobs is not None or a.cumulative_logprob is not None or a.score is not None
+        comparison.compared_scores += has_scores
         return None
     texts = normal(a.text), normal(b.text)
     tokens = tokens_of(a), tokens_of(b)
@@ -168,6 +169,7 @@ def compare_rows(
         "finish_reason": a.finish_reason != b.finish_reason,
         "error": (a.error is None) != (b.error is None),
         "reasoning": normal(a.reasoning or "") != normal(b.reasoning or ""),
+        "best": _best_of(a) != _best_of(b),
         "scores": score is not None and score > tolerance,
     }
     parts = tuple(name for name, is_different in differs.items() if is_different)
@@ -177,6 +179,12 @@ def compare_rows(
     token = _parting(tokens[0] or (), tokens[1] or ()) if differs["tokens"] else None
     character = _parting(*texts) if differs["text"] else None
     return RowDifference(name, a.index, a.sample_index, token, character, parts, a, b, score)
+
+
+def _best_of(result: Result) -> int | None:
+    """The choice that is the best of a scored row's."""
+    score = result.score
+    return score.best if score and score.kind == "choices" and score.texts else None
 
 
 def tokens_of(result: Result) -> tuple[int, ...] | None:
@@ -193,6 +201,10 @@ def _parting(a: Sequence[object], b: Sequence[object]) -> int:
 
 def _score_difference(a: Result, b: Result) -> float | None:
     """How far the log-probabilities of the tokens are apart that both have; else their sums', of equal texts."""
+    if a.score and b.score:
+        return max(
+            (abs(x.logprob - y.logprob) for x, y in zip(a.score.texts, b.score.texts, strict=False)), default=None
+        )
     if a.logprobs and b.logprobs:
         num_equal = _parting(a.logprobs.token_ids, b.logprobs.token_ids)
         pairs = zip(a.logprobs.token_logprobs[:num_equal], b.logprobs.token_logprobs[:num_equal], strict=True)

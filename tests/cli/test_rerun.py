@@ -105,3 +105,12 @@ def test_a_resumed_parquet_has_the_same_bytes(folder: Path) -> None:
     (folder / "a.parquet").unlink()
     run("p.txt", "-o", "a.parquet", "--keep-store", "--resume")
     assert (folder / "a.parquet").read_bytes() == whole
+
+
+def test_scores_are_run_again_too(folder: Path) -> None:
+    assert invoke("score", "p.txt", "--model", "bundled", "-o", "s.jsonl", "--html", "s.html").exit_code == 0
+    said = invoke("rerun", "s.jsonl")
+    assert said.exit_code == 0, said.stderr
+    assert "0 of 2 rows differ" in said.stdout
+    assert invoke("page", "s.jsonl").exit_code == 0
+    assert "log-probability" in (folder / "s.jsonl.html").read_text()

@@ -204,3 +204,30 @@ def test_what_is_no_output_is_not_comparable(tmp_path: Path) -> None:
     assert "does not exist" in failure(invoke("diff", a, tmp_path / "c.jsonl"), 1)
     other = written(tmp_path, "d.jsonl", "jsonl", [result_of(id="other")])
     assert invoke("diff", a, other).exit_code == 2
+
+
+SCORED = [
+    {"id": "t", "text": "My dog is"},
+    {"id": "q", "prompt": "My dog is", "choices": [" a very nice dog", " Tuesday"], "answer": 0},
+    {"id": "c", "prompt": "My dog", "continuation": " is"},
+    {"id": "bad", "text": ""},
+]
+
+
+def test_scores_are_compared_whatever_they_are_written_to(tmp_path: Path) -> None:
+    stdin = "".join(json.dumps(row) + "\n" for row in SCORED)
+    names = ("s.jsonl", "s.csv", "s.parquet", "s.db")
+    for name in names:
+        assert invoke("score", "--model", "bundled", "-o", tmp_path / name, stdin=stdin).exit_code == 3
+    for name in names[1:]:
+        said = invoke("diff", tmp_path / "s.jsonl", tmp_path / name)
+        assert said.exit_code == 0, said.stdout + said.stderr
+        assert "0 of 4 rows differ" in said.stdout
+    lines = (tmp_path / "s.jsonl").read_text().splitlines()
+    other = json.loads(lines[1])
+    other["choices"][1]["logprob"] += 0.25
+    (tmp_path / "o.jsonl").write_text("\n".join([lines[0], json.dumps(other), *lines[2:]]) + "\n")
+    words = ("diff", tmp_path / "s.jsonl", tmp_path / "o.jsonl", "--json")
+    [row] = json.loads(invoke(*words).stdout)["differences"]
+    assert (row["id"], row["parts"], row["score"]) == ("q", ["scores"], 0.25)
+    assert invoke(*words, "--tolerance", 0.3).exit_code == 0
