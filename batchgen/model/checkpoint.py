@@ -92,9 +92,7 @@ def read_checkpoint(name: str, folder: Path) -> Checkpoint:
         raise ModelError(f"{folder} has no tokenizer (tokenizer.json): save the tokenizer beside the model")
     verdict = "plain" if folder == BUNDLED_FOLDER else judge_tokenizer(folder)
     light = read_light_tokenizer(folder, outline) if isinstance(outline, ConfigView) else None
-    codec = light or _read_tokenizer(name, folder)
-    if verdict != "plain":
-        codec = GuardedTokenizer(codec, name)
+    codec = GuardedTokenizer(light or _read_tokenizer(name, folder), name, is_plain=verdict == "plain")
     checkpoint = Checkpoint(name, folder, outline, codec, _eos_token_ids(folder, outline, codec))
     if codec.vocab_size > checkpoint.vocab_size:
         raise ModelError(

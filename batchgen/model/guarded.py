@@ -1,17 +1,19 @@
-"""A tokenizer that is unusual, used with care: one that takes too long ends the run, what it panics at fails a row.
+"""A tokenizer used with care: a text that it takes too long or too much memory for, or panics at, fails its row.
 
-Its library answers neither to Ctrl-C nor to time: it works in a thread that this one waits for.
+Its library answers neither to Ctrl-C nor to time. What an unusual tokenizer is to encode is tried in a process with
+limits first, and so are very long texts with any other; only then it is encoded here.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 from batchgen.errors import BatchgenError, ModelError, first_line, is_panic
+from batchgen.model.text_trial import TextTrial
 from batchgen.model.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -19,18 +21,51 @@ T = TypeVar("T")
 PATIENCE_S, CHARACTERS_PER_S = 12.0, 50_000  # slower than any tokenizer on any machine
 _ONE_AT_A_TIME = threading.Lock()
 LOOK_S = 0.1  # how often a thread that waits may be interrupted
+LONG_TEXT = 131_072  # characters; a plain tokenizer takes a tenth of a second and 500 MiB for it, whatever it is
+AT_ONCE = 131_072  # characters whose tokens are held at a time, beside what they are made into
 
 
 class TokenizerFailure(ValueError):  # noqa: N818 - a row's fault, told in its error
     """A text that the tokenizer chokes on."""
 
 
-class GuardedTokenizer:
-    """Has all that the tokenizer has; encoding is timed, and neither encoding nor decoding panics."""
+class Guard:
+    """Raises `TokenizerFailure` for texts that the tokenizer of this JSON must not be given."""
 
-    def __init__(self, tokenizer: Tokenizer, name: str) -> None:
+    def __init__(self, tokenizer_json: Callable[[], str], *, is_plain: bool) -> None:
+        self._json = tokenizer_json
+        self._is_plain = is_plain
+        self._trial: TextTrial | None = None
+
+    def check(self, texts: Sequence[str], *, split_special: bool = False) -> None:
+        for text in texts:
+            if not self.watches(text):
+                continue
+            self._trial = self._trial or TextTrial(self._json())
+            try:
+                problem = self._trial.problem_of(text, split_special=split_special)
+            except OSError as error:
+                problem = f"no process can be started to try it in: {first_line(error)}"
+            if problem:
+                raise TokenizerFailure(f"the tokenizer fails on this text: {problem}")
+
+    def watches(self, text: str) -> bool:
+        return not self._is_plain or len(text) > LONG_TEXT
+
+
+class GuardedTokenizer:
+    """Has all that the tokenizer has; one that `is_plain` is watched with very long texts only."""
+
+    def __init__(self, tokenizer: Tokenizer, name: str, *, is_plain: bool = False) -> None:
         self.tokenizer = tokenizer
         self._name = name
+        self._is_plain = is_plain
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._guard = None if backend is None else self.guard_of(backend)
+
+    def guard_of(self, backend: Any) -> Guard:
+        """What guards another form of the same tokenizer."""
+        return Guard(backend.to_str, is_plain=self._is_plain)
 
     def __getattr__(self, name: str) -> Any:
         if name == "tokenizer":  # while it is copied
@@ -38,8 +73,13 @@ class GuardedTokenizer:
         return getattr(self.tokenizer, name)
 
     def __call__(self, text: Any, **options: Any) -> Mapping[str, Any]:
-        """Raises `ModelError` where it takes too long, since nothing can stop it."""
-        size = len(text) if isinstance(text, str) else sum(map(len, text))
+        """Raises `TokenizerFailure` for what must not be encoded, and `ModelError` where that shows too late."""
+        texts = [text] if isinstance(text, str) else text
+        if self._guard is not None:
+            if not any(map(self._guard.watches, texts)):
+                return self.tokenizer(text, **options)
+            self._guard.check(texts, split_special=bool(options.get("split_special_tokens")))
+        size = sum(map(len, texts))
         ended = _in_thread(lambda: self.tokenizer(text, **options), PATIENCE_S + size / CHARACTERS_PER_S)
         if ended is None:
             raise ModelError(
@@ -51,7 +91,7 @@ class GuardedTokenizer:
     def decode(
         self, token_ids: list[int], skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool = False
     ) -> str:
-        with quiet_panics():
+        with nullcontext() if self._is_plain else quiet_panics():
             return self.tokenizer.decode(
                 token_ids,
                 skip_special_tokens=skip_special_tokens,
@@ -112,7 +152,24 @@ def is_choke(error: BaseException) -> bool:
 
 
 def each_or_why(texts: list[str], encode: Callable[[list[str]], list[list[int]]]) -> list[list[int] | str]:
-    """The token ids of each text, or why the tokenizer chokes on it: then each is tried alone, so that others go on."""
+    """The token ids of each text, or why the tokenizer chokes on it; never more than `AT_ONCE` characters at a time."""
+    return [found for some in _in_parts(texts) for found in _each_or_why(some, encode)]
+
+
+def _in_parts(texts: list[str]) -> Iterator[list[str]]:
+    part, size = list[str](), 0
+    for text in texts:
+        if part and size + len(text) > AT_ONCE:
+            yield part
+            part, size = [], 0
+        part.append(text)
+        size += len(text)
+    if part:
+        yield part
+
+
+def _each_or_why(texts: list[str], encode: Callable[[list[str]], list[list[int]]]) -> list[list[int] | str]:
+    """Where the tokenizer chokes each text is tried alone, so that others go on."""
     try:
         return list(encode(texts))
     except BaseException as error:
@@ -120,5 +177,5 @@ def each_or_why(texts: list[str], encode: Callable[[list[str]], list[list[int]]]
             raise
         if len(texts) == 1:
             is_told = isinstance(error, TokenizerFailure)
-            return [str(error) if is_told else f"the tokenizer fails on this text:  {first_line(error)}"]
-    return [found for text in texts for found in each_or_why([text], encode)]
+            return [str(error) if is_told else f"the tokenizer fails on this text: {first_line(error)}"]
+    return [found for text in texts for found in _each_or_why([text], encode)]

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING
 from batchgen.model.added_ids import added_ids
 from batchgen.model.chat import Chat
 from batchgen.model.chat.rows import WARNING
+from batchgen.model.guarded import each_or_why
 from batchgen.records import Conversation, Message, Passage, Request, Sequence, TooLong
 
 if TYPE_CHECKING:
     from batchgen.model.checkpoint import Checkpoint
+
+TokenIds = dict[str, list[int] | str]  # of texts; why the tokenizer chokes on one
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ class PassageEncoder:
         ids = self._tokenize(rows)
         return [self._row(row, ids) for row in rows]
 
-    def _row(self, request: Request, ids: dict[str, list[int]]) -> Sequence:
+    def _row(self, request: Request, ids: TokenIds) -> Sequence:
         passages: tuple[Passage, ...] = ()
         try:
             if request.error:
@@ -46,7 +49,7 @@ class PassageEncoder:
                 whole = [self._split(request.prompt, reply) for reply in request.replies]
                 passages = tuple(self._continuation(*parts, ids) for parts in whole)
             else:
-                passages = tuple(self._windows(ids[request.prompt]))
+                passages = tuple(self._windows(_known(ids, request.prompt)))
             passages = tuple(self._fitted(passage) for passage in passages)
         except ValueError as problem:
             failed = Sequence(request, 0, [])
@@ -57,7 +60,7 @@ class PassageEncoder:
 
     # Texts to token ids.
 
-    def _tokenize(self, rows: list[Request]) -> dict[str, list[int]]:
+    def _tokenize(self, rows: list[Request]) -> TokenIds:
         """The ids of each text that is needed, without what the tokenizer adds."""
         texts: dict[str, None] = {}
         for row in rows:
@@ -68,10 +71,13 @@ class PassageEncoder:
             for reply in row.replies:
                 context, rest = self._split(row.prompt, reply)
                 texts |= {context: None, context + rest: None}
+        return dict(zip(texts, each_or_why(list(texts), self._token_ids), strict=True))
+
+    def _token_ids(self, texts: list[str]) -> list[list[int]]:
         if not texts:
-            return {}
+            return []
         encoded = self.checkpoint.codec(
-            list(texts),
+            texts,
             add_special_tokens=False,
             padding=False,
             truncation=False,
@@ -79,7 +85,7 @@ class PassageEncoder:
             split_special_tokens=not self.parse_special,
             verbose=False,
         )
-        return dict(zip(texts, encoded["input_ids"], strict=True))
+        return list(encoded["input_ids"])
 
     @staticmethod
     def _split(prompt: str, reply: str) -> tuple[str, str]:
@@ -87,8 +93,8 @@ class PassageEncoder:
         context = prompt.rstrip()
         return context, prompt[len(context) :] + reply
 
-    def _continuation(self, context: str, rest: str, ids: dict[str, list[int]]) -> Passage:
-        whole, start = ids[context + rest], len(ids[context])
+    def _continuation(self, context: str, rest: str, ids: TokenIds) -> Passage:
+        whole, start = _known(ids, context + rest), len(_known(ids, context))
         front = self._front(whole) if not start else self._own_front(whole)
         if len(whole) <= start:
             raise ValueError("the continuation has no tokens of its own to score")
@@ -196,3 +202,11 @@ class PassageEncoder:
         if first is None:
             raise ValueError("cannot tell which tokens belong to the last reply")
         return row.prompt[:start], self._passage(list(row.input_ids), first)
+
+
+def _known(ids: TokenIds, text: str) -> list[int]:
+    """Raises `ValueError` for a text that the tokenizer chokes on."""
+    found = ids[text]
+    if isinstance(found, str):
+        raise ValueError(found)
+    return found

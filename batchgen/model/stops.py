@@ -12,6 +12,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from batchgen.model.guarded import is_choke
 from batchgen.records import Request, Sequence
 
 if TYPE_CHECKING:
@@ -130,7 +131,13 @@ def why_never(tokenizer: PreTrainedTokenizerBase, stop: str, eos_token_ids: froz
     early = next((text for text in ends if text in stop[:-1]), None)
     if early:
         return f"a row ends at {early}"
-    if stop in decode(tokenizer, tokenizer(stop, add_special_tokens=False)["input_ids"], with_special=True):
+    try:
+        ids = tokenizer(stop, add_special_tokens=False)["input_ids"]
+    except BaseException as error:
+        if not is_choke(error):
+            raise
+        return None
+    if stop in decode(tokenizer, ids, with_special=True):
         return None
     missing = [sign for sign in stop if sign not in _signs(tokenizer)]
     return f"the model has no token with {missing[0]!r}" if missing and not _has_bytes(tokenizer) else None

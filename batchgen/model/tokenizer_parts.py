@@ -12,6 +12,8 @@ from typing import Any
 MOST_STEPS, DEEPEST = 64, 8  # no known tokenizer has a tenth of it
 MOST_GROWTH = 32  # characters that become of one
 LONGEST_TEXT = 16_384  # of a token, a replacement or a pattern, in characters
+LONGEST_WORD = 100  # characters; WordPiece looks at all parts of a word, at worst, again for each character
+LONGEST_PIECE = 128  # Unigram looks this far ahead from each character
 MOST_ADDED = 64  # tokens that are put around a text
 INNER = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
 PLAIN = {
@@ -68,8 +70,12 @@ def is_plain(parts: Mapping[str, Any]) -> bool:
         if part == "decoder" and any(step.get("stop") for step in _steps(parts.get(part), part)):
             return False  # the library panics where a token is shorter than what is to be stripped off its end
     model = parts.get("model")
-    longest_word = model.get("max_input_chars_per_word", 0) if isinstance(model, Mapping) else None
-    return isinstance(longest_word, int) and longest_word <= LONGEST_TEXT
+    if not isinstance(model, Mapping):
+        return False
+    longest_word, vocab = model.get("max_input_chars_per_word", 0), model.get("vocab")
+    if isinstance(vocab, list) and max(map(len, _tokens(model)), default=0) > LONGEST_PIECE:
+        return False
+    return isinstance(longest_word, int) and longest_word <= LONGEST_WORD
 
 
 def growth_of(steps: list[Mapping[str, Any]]) -> float:
@@ -135,18 +141,20 @@ def _matches_nothing(pattern: Any) -> bool:
 def _longest_text(parts: Mapping[str, Any]) -> int:
     """Characters of the longest token, replacement or pattern."""
     model, added = parts.get("model"), parts.get("added_tokens")
-    vocab = model.get("vocab") if isinstance(model, Mapping) else None
-    tokens = (
-        vocab
-        if isinstance(vocab, Mapping)
-        else [entry[0] for entry in vocab or [] if isinstance(entry, list) and entry]
-    )
-    lengths = [max((len(str(token)) for token in tokens), default=0)]
+    lengths = [max(map(len, _tokens(model)), default=0)]
     lengths += [len(str(token.get("content"))) for token in added or [] if isinstance(token, Mapping)]
     for part in INNER:
         for step in _steps(parts.get(part), part):
             lengths += [len(str(value)) for name, value in step.items() if name != "precompiled_charsmap"]
     return max(lengths)
+
+
+def _tokens(model: Any) -> list[str]:
+    """The vocabulary of a model, whose kinds keep it in one of two ways."""
+    vocab = model.get("vocab") if isinstance(model, Mapping) else None
+    if isinstance(vocab, list):  # of [piece, score]
+        return [str(entry[0]) for entry in vocab if isinstance(entry, list) and entry]
+    return [*map(str, vocab)] if isinstance(vocab, Mapping) else []
 
 
 def _most_around(processor: Any) -> int:

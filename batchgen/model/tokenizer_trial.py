@@ -19,10 +19,11 @@ from typing import Any, Literal
 from batchgen.errors import ModelError, first_line
 from batchgen.machine.children import safe_children
 from batchgen.machine.kept import keep, read_kept
+from batchgen.model.text_trial import limit_process
 from batchgen.model.tokenizer_parts import find_harm, is_plain
 
 Verdict = Literal["plain", "tried"]
-FILE, RULES, MOST_KEPT = "tokenizers", 1, 500
+FILE, RULES, MOST_KEPT = "tokenizers", 2, 500
 LARGEST_READ_HERE = 32 * 2**20  # bytes; as Python objects a file takes some times as much
 CHILD_BYTES, CHILD_CPU_S, CHILD_S = 3 * 2**30, 12, 18.0
 LONG_RUN, SHORT_RUN = 2_000, 40  # characters of one kind in a row
@@ -95,7 +96,7 @@ def try_in_child(path: Path) -> str | None:
 
 def main() -> None:
     """Tries the tokenizer.json that is named, within limits, and prints what is wrong with it as JSON."""
-    _limit()
+    limit_process(CHILD_BYTES, CHILD_CPU_S)
     path = Path(sys.argv[1])
     problem = None
     try:
@@ -106,15 +107,6 @@ def main() -> None:
         else:
             problem = f"the tokenizer library fails on it: {first_line(error)}"
     print(json.dumps({"problem": problem}))
-
-
-def _limit() -> None:
-    with suppress(ImportError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (CHILD_BYTES, CHILD_BYTES))
-        resource.setrlimit(resource.RLIMIT_CPU, (CHILD_CPU_S, CHILD_CPU_S))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _problem(path: Path) -> str | None:

@@ -10,16 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 
 from batchgen.errors import ModelError
-from batchgen.model import guarded, open_checkpoint, tokenizer_trial
+from batchgen.formats.messages import conversation_of_prompt
+from batchgen.model import guarded, open_checkpoint, text_trial, tokenizer_trial
+from batchgen.model.chat import make_chat
 from batchgen.model.find import BUNDLED_FOLDER
 from batchgen.model.guarded import GuardedTokenizer, TokenizerFailure
 from batchgen.model.padding import encode
+from batchgen.model.passages import PassageEncoder
 from batchgen.model.tokenizer import Tokenizer
 from batchgen.model.tokenizer_files import QWEN2_SPLIT
 from batchgen.model.tokenizer_parts import find_harm, growth_of, is_plain
 from batchgen.model.tokenizer_trial import judge_tokenizer, try_in_child
+from batchgen.records import Request
 from tests.support.command import failure, invoke, records
 from tests.support.rows import requests_of
 
@@ -95,6 +100,15 @@ def test_patterns_that_may_are_not(pattern: str) -> None:
     assert not is_plain({**PLAIN, "pre_tokenizer": splits(pattern)})
 
 
+def test_models_that_look_far_ahead_from_each_character_are_not_plain() -> None:
+    words = {"type": "WordPiece", "vocab": {"a": 0, "##a": 1}, "max_input_chars_per_word": 100}
+    pieces = [[f"{'a' * length}", -1.0] for length in (1, 2, 100)]
+    assert is_plain({**PLAIN, "model": words})
+    assert not is_plain({**PLAIN, "model": {**words, "max_input_chars_per_word": 10_000}})
+    assert is_plain({**PLAIN, "model": {"type": "Unigram", "vocab": pieces}})
+    assert not is_plain({**PLAIN, "model": {"type": "Unigram", "vocab": [*pieces, ["a" * 1000, -1.0]]}})
+
+
 @pytest.fixture
 def spoiled(tmp_path: Path) -> Callable[..., Path]:
     """The bundled model with other parts in its tokenizer."""
@@ -154,8 +168,75 @@ def test_what_is_unusual_and_right_runs(spoiled: Callable[..., Path]) -> None:
 
 def test_plain_tokenizers_need_no_child(spoiled: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer_trial, "try_in_child", lambda path: pytest.fail("a child"))
+    monkeypatch.setattr(text_trial.TextTrial, "_start", lambda trial: pytest.fail("a child"))
     assert judge_tokenizer(spoiled(version="plain")) == "plain"
-    assert not isinstance(open_checkpoint("bundled").codec, GuardedTokenizer)
+    assert encode(requests_of(["My dog is"]), open_checkpoint("bundled").codec)[0].input_ids
+
+
+SEARCHES = r"(?:x|y)*(?:x|y)*[0-9]{2}|[\s\S]"  # through all halves of a run of x and y, from each of its places
+ENDLESS = "xy" * 1500 + "1 11"
+
+
+@pytest.fixture
+def searching(spoiled: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model whose tokenizer holds in its trial, and searches without end on one text."""
+    monkeypatch.setattr(text_trial, "TEXT_CPU_S", 0.3)
+    folder = spoiled(pre_tokenizer=splits(SEARCHES))
+    config = folder / "tokenizer_config.json"  # GPT-2's own class would build another pre_tokenizer
+    config.write_text(json.dumps({**json.loads(config.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"}))
+    return folder
+
+
+ROWS = ["My dog is", ENDLESS, "The sun"]
+
+
+def test_a_text_that_a_tokenizer_searches_without_end_fails_alone(searching: Path) -> None:
+    assert judge_tokenizer(searching) == "tried"
+    rows = encode(requests_of(ROWS), open_checkpoint(str(searching)).codec)
+    errors = [row.error for row in rows]
+    assert errors[0] is errors[2] is None
+    assert "the tokenizer fails on this text: it takes more than 0 s of CPU time for these 3,004 characters" in str(errors[1])
+    assert all(rows[i].input_ids for i in (0, 2))
+
+
+def test_so_it_does_in_scores_and_conversations(searching: Path) -> None:
+    checkpoint = open_checkpoint(str(searching))
+    chat = make_chat({"default": "{{ messages[0].content }}"}, lambda: checkpoint.codec)  # type: ignore[arg-type,return-value]
+    plain = [conversation_of_prompt(text, {}) for text in (*ROWS, f"<|endoftext|> {ENDLESS}")]
+    errors = [row.error for row in chat.encode([one for one in plain if one])]
+    assert [bool(error) for error in errors] == [False, True, False, True]
+    rows = [Request(i, str(i), text, scored="text") for i, text in enumerate(ROWS)]
+    scored = PassageEncoder(checkpoint, chat).encode(rows)
+    assert [bool(row.error) for row in scored] == [False, True, False]
+
+
+def test_a_text_that_takes_too_much_memory_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = "from batchgen.model import text_trial; text_trial.MOST_BYTES = 2**28; text_trial.main()"
+    monkeypatch.setattr(text_trial, "CHILD", small)
+    backend = tokenizers.Tokenizer.from_str(json.dumps({**PLAIN, "normalizer": {"type": "NFKD"}}))
+    trial = text_trial.TextTrial(backend.to_str())
+    assert trial.problem_of("My dog is") is None
+    assert trial.problem_of("\ufdfa" * 200_000) == "it takes more than 3 GiB for these 200,000 characters"
+    assert trial.problem_of("My dog is") is None
+
+
+def test_very_long_texts_are_tried_with_plain_tokenizers_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = list[str]()
+    monkeypatch.setattr(text_trial.TextTrial, "problem_of", lambda trial, text, **_: tried.append(text) or "no")
+    monkeypatch.setattr(guarded, "LONG_TEXT", 20)
+    rows = encode(requests_of(["short", "a long text with many words"]), open_checkpoint("bundled").codec)
+    assert tried == ["a long text with many words"] * 2  # with the others, and alone
+    assert [row.error for row in rows] == [None, "row 1: the tokenizer fails on this text: no"]
+
+
+def test_few_characters_are_encoded_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guarded, "AT_ONCE", 10)
+    seen = list[list[str]]()
+    texts = ["four", "five5", "sixsix", "a text of many characters", "x"]
+    assert guarded.each_or_why(texts, lambda some: seen.append(some) or [[len(text)] for text in some]) == [
+        [len(text)] for text in texts
+    ]
+    assert seen == [["four", "five5"], ["sixsix"], ["a text of many characters"], ["x"]]
 
 
 class Choking:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from batchgen.model.guarded import Guard, GuardedTokenizer
 from batchgen.records import Conversation, Message
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ class ControlTokens:
             if (token.special or token.content in others) and token.content and not token.content.isspace()
         }
         self._tokenizer = tokenizer
-        self._renamed: Tokenizer | None = None
         self._unknown: int | None = None
         self._tokens = re.compile("|".join(map(re.escape, sorted(self.ids, key=len, reverse=True))) or "(?!)")
         self._longest = max(map(len, self.ids), default=0)
@@ -91,11 +91,19 @@ class ControlTokens:
         return list(self._encode(rendered).offsets)
 
     def _encode(self, rendered: str) -> Encoding:
-        backend = self._renamed = self._renamed or self._rename()
+        backend, guard = self._renamed_and_guarded
         named = self._either.sub(
             lambda match: match[1].translate(self._hide) if match[1] else self._show[match[0]], rendered
         )
+        if guard is not None:
+            guard.check([named])
         return backend.encode(named, add_special_tokens=False)
+
+    @cached_property
+    def _renamed_and_guarded(self) -> tuple[Tokenizer, Guard | None]:
+        renamed = self._rename()
+        is_guarded = isinstance(self._tokenizer, GuardedTokenizer)
+        return renamed, self._tokenizer.guard_of(renamed) if is_guarded else None
 
     def are_own(self, ids: list[int], rendered: str) -> bool:
         """Whether the special tokens among these are those that the template wrote."""
