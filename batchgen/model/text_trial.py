@@ -74,26 +74,28 @@ class TextTrial:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C is the run's alone
             )
-        weakref.finalize(self, process.kill)
+        weakref.finalize(self, _end, process)
         if _ask(process, self._json, START_S) is None:
-            process.kill()
+            _end(process)
             raise ChildProcessError("the process that tries texts does not start")
         return process
 
     def _end(self) -> int | None:
         """The exit code of the process, None where it had not ended by itself."""
         process, self._process = self._process, None
-        if process is None:
-            return None
-        for pipe in (process.stdin, process.stdout):
-            with suppress(OSError):
-                pipe.close()  # type: ignore[union-attr]
-        try:
-            return process.wait(LOOK_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            return None
+        return None if process is None else _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> int | None:
+    for pipe in (process.stdin, process.stdout):
+        with suppress(OSError):
+            pipe.close()  # type: ignore[union-attr]
+    try:
+        return process.wait(LOOK_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return None
 
 
 def _ask(process: subprocess.Popen[bytes], question: str, seconds: float) -> bytes | None:

@@ -85,6 +85,21 @@ def check_room(
         )
 
 
+def check_shares(checkpoint: Checkpoint, device: Device, dtype: str, memory: MemoryLimit, num_workers: int) -> None:
+    """Refuses weights that do not fit into what all workers together may take, each with its own."""
+    weights = footprint_of(checkpoint, dtype).weights
+    process = PROCESS_BYTES if device.type == "cpu" else 0
+    most = memory.size_bytes
+    if most is None and memory.share is not None:
+        most = int(memory.share * memory_bounds(device)[0].available_bytes)
+    if most is not None and num_workers * (weights + process) > most:
+        beside = f", beside {size_text(process)} of its process" if process else ""
+        raise ModelError(
+            f"--memory {memory.text} is too little for {num_workers} workers with {checkpoint.name}: the weights of "
+            f"each need {size_text(weights)} in {dtype}{beside}: give more, or fewer --workers"
+        )
+
+
 def choose_device(name: str) -> torch.device:
     """`auto` is CUDA, then Apple's MPS, then the CPU."""
     import torch

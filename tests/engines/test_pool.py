@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -17,10 +18,11 @@ import pytest
 
 from batchgen.engines import finish_all
 from batchgen.engines.pool.devices import choose_devices, num_threads, share_out
-from batchgen.engines.pool.engine import PoolEngine
+from batchgen.engines.pool.engine import PoolEngine, make_pool
 from batchgen.engines.pool.worker import ModelRecipe
 from batchgen.errors import ModelError, UsageError
 from batchgen.machine.limits import parse_memory
+from batchgen.model import open_checkpoint
 from batchgen.records import EngineChoice, EngineOptions, Sequence
 from tests.support.fake_worker import REFUSE, SEGFAULT, FakeRecipe
 from tests.support.processes import PATIENCE_S
@@ -204,6 +206,22 @@ def test_workers_share_memory(cpu: object, memory: str | None, size: int | None,
         assert (memory_of.size_bytes, memory_of.share and float(memory_of.share)) == (size, share)
 
 
+@pytest.mark.parametrize(
+    ("num_workers", "memory", "is_enough"), [(2, "1G", True), (4, "1G", False), (2, "300M", False), (2, "1%", False)]
+)
+def test_weights_of_all_workers_fit_into_the_memory_of_the_run(
+    cpu: object, num_workers: int, memory: str, is_enough: bool
+) -> None:
+    devices, limit = [cpu] * num_workers, parse_memory(memory)
+    make = partial(make_pool, open_checkpoint("bundled"), devices, "float32", EngineOptions(memory=limit))  # type: ignore[arg-type]
+    if is_enough:
+        make().close()
+        return
+    with pytest.raises(ModelError) as refusal:
+        make()
+    assert str(refusal.value).startswith(f"--memory {memory} is too little for {num_workers} workers with bundled: ")
+
+
 def test_workers_share_cores(cpu: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     recipes = share_out(recipe_of(), [cpu] * 1000)  # type: ignore[list-item]
@@ -325,8 +343,9 @@ def test_workers_import_nothing_from_the_working_folder(tmp_path: Path) -> None:
 RUN_FAKE_WORKERS = """
 import os
 from contextlib import closing
+from functools import partial
 from batchgen.engines import finish_all
-from batchgen.engines.pool.engine import PoolEngine
+from batchgen.engines.pool.engine import PoolEngine, make_pool
 from tests.support.fake_worker import FakeRecipe
 from tests.support.rows import rows_of
 

@@ -226,7 +226,7 @@ def test_very_long_texts_are_tried_with_plain_tokenizers_too(monkeypatch: pytest
     monkeypatch.setattr(guarded, "LONG_TEXT", 20)
     rows = encode(requests_of(["short", "a long text with many words"]), open_checkpoint("bundled").codec)
     assert tried == ["a long text with many words"] * 2  # with the others, and alone
-    assert [row.error for row in rows] == [None, "row 1: the tokenizer fails on this text: no"]
+    assert [row.error for row in rows] == [None, "the tokenizer fails on this text: no"]
 
 
 def test_few_characters_are_encoded_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from batchgen.engines.pool.seat import MOST_FAILED_STARTS, PATIENCE_S, Seat
 from batchgen.engines.pool.worker import ModelRecipe, Recipe, WorkReport
 from batchgen.engines.reference.schedule import FIRST_WINDOW
 from batchgen.errors import ModelError
-from batchgen.model.weights import check_room
+from batchgen.model.weights import check_room, check_shares
 from batchgen.planning.kinds import MOST_ROWS_ACCELERATOR
 from batchgen.records import EngineChoice, EngineOptions, EngineStats, Sequence
 
@@ -48,6 +48,8 @@ def make_pool(
         checkpoint.name, checkpoint.folder, "cpu", dtype, options, num_beams, begun=begun, scores=scores
     )
     recipes = share_out(recipe, devices)
+    if options.memory:
+        check_shares(checkpoint, devices[0], dtype, options.memory, len(devices))
     for device in set(devices):
         check_room(checkpoint, device, dtype, num_copies=devices.count(device))
     part_rows = options.batch_size or KINDS["reference"].most_rows.get(devices[0].type, MOST_ROWS_ACCELERATOR)
