@@ -273,7 +273,7 @@ def test_what_cannot_be_decoded_fails_its_row(monkeypatch: pytest.MonkeyPatch) -
     def decode(*_: Any) -> str:
         raise TokenizerFailure("the tokenizer fails on this text:  PanicException: index out of bounds")
 
-    monkeypatch.setattr("batchgen.pipeline.decode_output", decode)
+    monkeypatch.setattr("batchgen.model.replies.decode_output", decode)
     result = invoke("run", "-p", "My dog is", "--model", "bundled", "--max-new-tokens", 2, "--format", "jsonl")
     assert result.exit_code == 3
     assert [row["finish_reason"] for row in records(result)] == ["error"]
