@@ -139,7 +139,7 @@ def _quietly() -> Iterator[None]:
         yield
     except BaseException as error:
         if is_panic(error):
-            raise TokenizerFailure(f"the tokenizer fails on this text:  {first_line(error)}") from None
+            raise TokenizerFailure(f"the tokenizer fails on this text: {first_line(error)}") from None
         raise
     finally:
         os.dup2(before, 2)

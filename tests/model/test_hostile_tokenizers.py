@@ -271,7 +271,7 @@ def test_a_tokenizer_that_takes_too_long_ends_the_run(monkeypatch: pytest.Monkey
 
 def test_what_cannot_be_decoded_fails_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
     def decode(*_: Any) -> str:
-        raise TokenizerFailure("the tokenizer fails on this text:  PanicException: index out of bounds")
+        raise TokenizerFailure("the tokenizer fails on this text: PanicException: index out of bounds")
 
     monkeypatch.setattr("batchgen.model.replies.decode_output", decode)
     result = invoke("run", "-p", "My dog is", "--model", "bundled", "--max-new-tokens", 2, "--format", "jsonl")
