@@ -93,10 +93,10 @@ def check_shares(checkpoint: Checkpoint, device: Device, dtype: str, memory: Mem
     if most is None and memory.share is not None:
         most = int(memory.share * memory_bounds(device)[0].available_bytes)
     if most is not None and num_workers * (weights + process) > most:
-        beside = f", beside {size_text(process)} of its process" if process else ""
+        beside = f", and its process takes {size_text(process)} without them" if process else ""
         raise ModelError(
-            f"--memory {memory.text} is too little for {num_workers} workers with {checkpoint.name}: the weights of "
-            f"each need {size_text(weights)} in {dtype}{beside}: give more, or fewer --workers"
+            f"--memory {memory.text} is too small for {num_workers} workers with {checkpoint.name}: the weights of each "
+            f"need {size_text(weights)} in {dtype}{beside}: increase it, or use fewer --workers"
         )
 
 

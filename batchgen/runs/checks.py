@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -29,6 +30,9 @@ def check_outputs(target: Target | None, notes: Mapping[str, Path | None], sourc
     check_distinct([(OUTPUT, path) for path in (target.files if target else [])], named)
 
 
+URL = re.compile(r"[a-z][a-z0-9+.-]+:/[^/]", re.IGNORECASE)
+
+
 def _check_target(target: Target, sources: Sequence[Source]) -> None:
     output = target.path
     shown = f"{parameter(OUTPUT)} {output}"
@@ -36,6 +40,7 @@ def _check_target(target: Target, sources: Sequence[Source]) -> None:
         raise OutputError(f"{shown} is also an input: write to another file")
     if output.is_dir():
         raise OutputError(f"{shown} is a folder: name a file in it")
+    _check_is_no_url(shown, output)
     if not output.parent.is_dir():
         raise OutputError(f"{shown}: there is no folder {output.parent}")
     for path in target.files:
@@ -68,11 +73,18 @@ def check_file(name: str, path: Path, sources: Sequence[Source], *, overwrite: b
         raise UsageError(f"{shown}: this cannot go to standard output: name a file")
     if any(is_read_from(source, path) for source in sources):
         raise OutputError(f"{shown} is also an input: write to another file")
+    _check_is_no_url(shown, path)
     if path.is_dir() or not path.parent.is_dir():
         raise OutputError(f"{shown}: name a file in an existing folder")
     _check_link(path)
     if path.is_file() and not overwrite:
         raise OutputError(f"{path} exists: add {OVERWRITE} to replace it, or move it away")
+
+
+def _check_is_no_url(shown: str, path: Path) -> None:
+    """A path has lost the second slash of a URL."""
+    if URL.match(str(path)) and not path.parent.is_dir():
+        raise OutputError(f"{shown} is a URL: write to a file on this machine, and copy it there")
 
 
 def _check_link(path: Path) -> None:

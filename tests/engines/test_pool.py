@@ -219,7 +219,7 @@ def test_weights_of_all_workers_fit_into_the_memory_of_the_run(
         return
     with pytest.raises(ModelError) as refusal:
         make()
-    assert str(refusal.value).startswith(f"--memory {memory} is too little for {num_workers} workers with bundled: ")
+    assert str(refusal.value).startswith(f"--memory {memory} is too small for {num_workers} workers with bundled: ")
 
 
 def test_workers_share_cores(cpu: object, monkeypatch: pytest.MonkeyPatch) -> None:
