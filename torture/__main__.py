@@ -19,6 +19,7 @@ from rich.text import Text
 from torture import (
     disks,
     endings,
+    families,
     folders,
     guards,
     hostile,
@@ -44,6 +45,7 @@ CHECKS: list[Check] = [
         order,
         guards,
         spoiled,
+        families,
         kills,
         readers,
         syscalls,

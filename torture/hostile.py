@@ -371,10 +371,16 @@ def hostile(trial: Trial) -> Iterator[Tried]:
     yield Tried(str(kind), problem)
 
 
-def kinds(lab: Lab) -> list[Hostile]:
-    return list(lab.pick(KINDS, len(KINDS)))
+TOKENIZERS = [kind for kind in KINDS if kind.name.startswith("tokenizer whose")]
+OTHERS = [kind for kind in KINDS if kind not in TOKENIZERS]
 
 
+def some_of(kinds: list[Hostile]) -> Callable[[Lab], list[Hostile]]:
+    return lambda lab: list(lab.pick(kinds, len(kinds)))
+
+
+PROMISE = "refused in one line within 10 s, or harmless; no canary"
 CHECKS = [
-    Check("hostile", "hostile model folders: refused in one line within 10 s, or harmless; no canary", kinds, hostile)
+    Check("hostile", f"hostile model folders: {PROMISE}", some_of(OTHERS), hostile),
+    Check("hostile-tokenizer", f"hostile tokenizers: {PROMISE}", some_of(TOKENIZERS), hostile),
 ]

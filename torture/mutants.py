@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOUND = 1  # how torture ends when something did not hold
-LIMIT_S = 600.0
+LIMIT_S = 600.0  # of a check
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "bundled")
 
 
@@ -37,6 +37,7 @@ class Mutant:
 
 KEEPS, BREAKS = "self._write(INSERT, *cells, hash_of(cells))", "    except Exception:  # noqa: BLE001\n        "
 STORE, WHOLE = "batchgen/runs/store.py", "batchgen/formats/whole.py"
+LADDER, WEIGHTS = "batchgen/engines/trial/ladder.py", "batchgen/model/weights.py"
 DATABASE, ROWS = "batchgen/runs/database.py", "batchgen/formats/rows.py"
 MUTANTS = [
     # Those that torture let pass once.
@@ -88,6 +89,34 @@ MUTANTS = [
            ("guard-many-samples",)),
     Mutant("JSON is taken for text", "batchgen/formats/sniff.py", "    look = look_at_json(content)\n",
            '    look = "text"\n', ("guard-unsaid-json",)),
+    # Engines, and what they are made of.
+    Mutant("reference is trusted untried", LADDER, "    if rule.mixing is Mixing.alone:\n", "    if True:\n",
+           ("family-batch",)),
+    Mutant("rows on both sides of LongRoPE's limit share a batch", "batchgen/engines/reference/rules.py",
+           "length if self.crosses(row) else self._is_long(row)", "None", ("family-batch",)),
+    Mutant("verify has no ceiling", "batchgen/proof/verify/oracle.py",
+           "min(allowed, MOST_ROUNDING * largest) if is_float32 else allowed", "allowed", ("family-nonsense",)),
+    Mutant("a race chooses the kernels", "batchgen/engines/continuous/linear.py",
+           "    if kernels == PLAIN or not places",
+           "    import time\n    if int(time.perf_counter() * 10) % 2 or not places", ("family-clock",)),
+    # Text and tokens.
+    Mutant("a stop with a special token is not looked for", "batchgen/model/stops.py",
+           "stops_of(tokenizer, sequence.sampling.stop).marked:", "():", ("model-special-stop",)),
+    Mutant("hostile tokenizers are not looked at", "batchgen/model/tokenizer_trial.py",
+           "        if harm := find_harm(parts):\n            raise", "        if harm := None:\n            raise",
+           ("hostile-tokenizer",)),
+    Mutant("texts are not tried first", "batchgen/model/guarded.py", "            if not self.watches(text):",
+           "            if True:", ("model-endless",)),
+    # Bounds.
+    Mutant("rows of a Parquet file weigh nothing", "batchgen/formats/parquet.py",
+           "cut_by_weight(weights, BYTES_AT_ONCE)", "cut_by_weight(weights, 2**60)", ("bounded",)),
+    Mutant("nested values weigh nothing", "batchgen/formats/jsonl.py", "    num_bytes = weigh_json(line)",
+           "    num_bytes = 1", ("bounded",)),
+    Mutant("--memory is not compared with the weights", WEIGHTS, "    if needed > bound.available_bytes:",
+           "    if False:", ("model-memory",)),
+    Mutant("--memory is not compared with all workers' weights", WEIGHTS,
+           "    if most is not None and num_workers * (weights + process) > most:", "    if False:",
+           ("model-memory",)),
 ]  # fmt: skip
 
 
@@ -109,10 +138,11 @@ def attempt(folder: Path, checks: Sequence[str], share: float) -> tuple[int, str
     """How torture ended in a copy, and what it said."""
     environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "torture", *checks, "--share", str(share), "--patience", "10"]
+    limit_s = LIMIT_S * len(checks)
     try:
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=limit_s)
     except subprocess.TimeoutExpired:
-        return -1, f"it took more than {LIMIT_S:.0f} s"
+        return -1, f"it took more than {limit_s:.0f} s"
     return done.returncode, done.stderr
 
 

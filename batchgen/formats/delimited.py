@@ -17,10 +17,11 @@ from functools import partial
 from typing import BinaryIO
 
 from batchgen.errors import InputError
+from batchgen.formats.column_names import check_columns
 from batchgen.formats.columns import cell_text, choose_columns
 from batchgen.formats.content import Content, Line
 from batchgen.formats.fields import WriteOptions, to_bytes
-from batchgen.formats.rows import ReadOptions, Row, check_columns, row_of_cells, weigh_cells
+from batchgen.formats.rows import ReadOptions, Row, row_of_cells, weigh_cells
 from batchgen.records import LONGEST_ROW, Result
 
 MOST_LINES = 100_000  # of one record

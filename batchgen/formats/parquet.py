@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from batchgen.errors import InputError, OutputError
 from batchgen.formats.arrow_types import to_cell, type_of
 from batchgen.formats.arrow_weights import NUMBER_BYTES, cut_by_weight, weigh_batch
+from batchgen.formats.column_names import check_columns
 from batchgen.formats.columns import Columns, choose_columns
 from batchgen.formats.compression import damage
 from batchgen.formats.content import Content
 from batchgen.formats.fields import WriteOptions, whole_characters
 from batchgen.formats.parquet_facts import facts_to_write
-from batchgen.formats.rows import ReadOptions, Row, check_columns, row_of_cells
+from batchgen.formats.rows import ReadOptions, Row, row_of_cells
 from batchgen.records import LONGEST_ROW, Result
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from batchgen.errors import InputError, UsageError
+from batchgen.formats.column_names import row_has
 from batchgen.formats.json_values import OBJECT_BYTES, is_deeper, parse_json
 from batchgen.formats.messages import BESIDE, CHAT_FIELDS, from_cells, looks_like_messages, read_conversation
 from batchgen.formats.row_options import override, with_choices
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from batchgen.formats.templates import Template
 
 MOST_LEVELS = 100
-MOST_COLUMNS_SHOWN = 12
 PROMPT_FIELDS = ("prompt", "text")
 REPLACED = "\ufffd"  # what stands for bytes that are not UTF-8
 
@@ -246,9 +246,13 @@ def _read_id(columns: dict[str, Any], options: ReadOptions, *, is_whole: bool) -
 
 def _prompt(columns: dict[str, Any], name: str | None, options: ReadOptions) -> str:
     if options.template:
-        return options.template.render(columns)
+        try:
+            return options.template.render(columns)
+        except ValueError as problem:
+            is_lacking = not options.template.columns <= columns.keys()
+            raise ValueError(f"{problem}{row_has(columns)}" if is_lacking else str(problem)) from None
     if name is None:
-        raise ValueError(f"no field {' or '.join(options.prompt_fields)} (see --field)")
+        raise ValueError(f"no field {' or '.join(options.prompt_fields)} (see --field){row_has(columns)}")
     prompt = columns[name]
     if not isinstance(prompt, str):
         raise ValueError(f"the field {name} is not a string")
@@ -279,21 +283,3 @@ def row_of_cells(
 def weigh_cells(cells: Iterable[str]) -> int:
     """About how many bytes the cells of a row take."""
     return sum(len(cell) + OBJECT_BYTES for cell in cells)
-
-
-def check_columns(columns: list[str], name: str, options: ReadOptions, hint: str = "") -> None:
-    """Raises `InputError` where no row of a table can have a prompt, an id, or one value for each name.
-
-    `hint` is what may be wrong with the columns themselves.
-    """
-    if twice := next((column for column in columns if columns.count(column) > 1), None):
-        raise InputError(f"{name} has two columns named {twice!r}: rename one")
-    but = ", but " + ", ".join(columns[:MOST_COLUMNS_SHOWN]) + ("…" if len(columns) > MOST_COLUMNS_SHOWN else "")
-    if options.template and (missing := sorted(options.template.columns.difference(columns))):
-        used = f"which {options.template.name} uses"
-        raise InputError(f"{name} has no column {' and '.join(missing)}, {used}{but}{hint}")
-    if options.prompt_fields and options.find_field(dict.fromkeys(columns)) is None:
-        wanted = " or ".join(options.prompt_fields)
-        raise InputError(f"{name} has no column {wanted}{but}{hint or ': name one with --field, or use --template'}")
-    if options.id_field is not None and options.id_field not in columns:
-        raise InputError(f"{name} has no column {options.id_field}{but}{hint or ' (see --id-field)'}")

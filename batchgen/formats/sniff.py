@@ -12,11 +12,12 @@ from typing import Any, Literal
 
 from batchgen.errors import InputError
 from batchgen.formats.binary import refuse_binary, refuse_packing
+from batchgen.formats.column_names import MOST_COLUMNS_SHOWN
 from batchgen.formats.content import UTF8_BOM, Content
 from batchgen.formats.delimited import DELIMITERS, name_columns, split_tsv
 from batchgen.formats.json_values import LENIENT, WHITESPACE, parse_json
 from batchgen.formats.openai_batch import is_openai_batch
-from batchgen.formats.rows import MOST_COLUMNS_SHOWN, ReadOptions
+from batchgen.formats.rows import ReadOptions
 from batchgen.records import LONGEST_ROW
 
 WHOLE = "whole"  # a file is a prompt

@@ -195,7 +195,7 @@ def test_a_bad_json_row_fails_alone(tmp_path: Path, line: str, problem: str) -> 
 
 def test_a_row_without_the_field_names_it(tmp_path: Path) -> None:
     request = read_line(tmp_path, '{"prompt": "a"}', field="question")
-    assert "no field question (see --field)" in (request.error or "")
+    assert "no field question (see --field); the row has prompt" in (request.error or "")
 
 
 def test_a_bad_row_keeps_its_id_and_columns(tmp_path: Path) -> None:
@@ -625,7 +625,7 @@ def test_a_template_makes_the_prompt_and_all_columns_stay_metadata(tmp_path: Pat
 def test_a_column_that_a_template_misses_fails_its_row_alone(tmp_path: Path) -> None:
     bad, good = read_with_template(tmp_path / "a.jsonl", '{"id": 7, "answer": 42}\n{"question": "why?"}\n')
     assert (bad.id, bad.metadata) == (7, {"answer": 42})
-    assert bad.error == "a.jsonl:1: --template: 'question' is undefined"
+    assert bad.error == "a.jsonl:1: --template: 'question' is undefined; the row has id, answer"
     assert good.error is None
 
 
