@@ -95,8 +95,8 @@ def check_shares(checkpoint: Checkpoint, device: Device, dtype: str, memory: Mem
     if most is not None and num_workers * (weights + process) > most:
         beside = f", and its process takes {size_text(process)} without them" if process else ""
         raise ModelError(
-            f"--memory {memory.text} is too small for {num_workers} workers with {checkpoint.name}: the weights of each "
-            f"need {size_text(weights)} in {dtype}{beside}: increase it, or use fewer --workers"
+            f"--memory {memory.text} is too small for {num_workers} workers with {checkpoint.name}: the weights of "
+            f"each need {size_text(weights)} in {dtype}{beside}: increase it, or use fewer --workers"
         )
 
 
