@@ -135,7 +135,7 @@ def test_what_is_unusual_is_tried_in_a_child_and_a_panic_there_is_one_line(
     spoiled: Callable[..., Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = spoiled(pre_tokenizer=splits("(a|aa)+$b"))
-    with pytest.raises(ModelError, match=r"not used, the tokenizer library fails on it: PanicException: "):
+    with pytest.raises(ModelError, match=r"is refused: the tokenizer library fails on it: PanicException: "):
         judge_tokenizer(folder)
     assert capfd.readouterr().err == ""
 
