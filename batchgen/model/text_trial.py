@@ -20,7 +20,7 @@ from typing import IO
 from batchgen.errors import first_line
 from batchgen.machine.children import safe_children
 
-MOST_BYTES = 3 * 2**30
+MOST_BYTES = 2 * 2**30  # beside this process
 TEXT_CPU_S, CHARACTERS_PER_CPU_S = 3.0, 200_000  # a tokenizer takes a CPU second for a million characters
 START_S, PATIENCE = 60.0, 8  # on a busy machine a CPU second takes some seconds
 MOST_TOKENS = 16  # for each byte of a text
