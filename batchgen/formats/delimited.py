@@ -17,7 +17,7 @@ from functools import partial
 from typing import BinaryIO
 
 from batchgen.errors import InputError
-from batchgen.formats.column_names import check_columns
+from batchgen.formats.column_checks import check_columns
 from batchgen.formats.columns import cell_text, choose_columns
 from batchgen.formats.content import Content, Line
 from batchgen.formats.fields import WriteOptions, to_bytes

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from batchgen.errors import InputError, OutputError
 from batchgen.formats.arrow_types import to_cell, type_of
 from batchgen.formats.arrow_weights import NUMBER_BYTES, cut_by_weight, weigh_batch
-from batchgen.formats.column_names import check_columns
+from batchgen.formats.column_checks import check_columns
 from batchgen.formats.columns import Columns, choose_columns
 from batchgen.formats.compression import damage
 from batchgen.formats.content import Content
