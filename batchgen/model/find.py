@@ -49,7 +49,7 @@ def find_model(
     name = DEFAULT_MODEL if name is None else name
     if name == BUNDLED or _exists(name) or not _is_repository(name):
         if revision:
-            raise UsageError(f"--revision only works with a Hub model;  {name} is not a Hub model")
+            raise UsageError(f"--revision only works with a Hub model; {name} is not a Hub model")
         return name, BUNDLED_FOLDER if name == BUNDLED else _check_folder(name)
     repositories = DEFAULT_REPOSITORIES if name in DEFAULT_REPOSITORIES else (name,)
     try:

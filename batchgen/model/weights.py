@@ -56,7 +56,7 @@ def load_model(
         if keys := loading.get(problem):
             what = problem.replace("_keys", " weights").replace("_msgs", "s")
             raise ModelError(
-                f"{folder} does not have the complete model:  {len(keys)} {what}, first {sorted(map(str, keys))[0]}"
+                f"{folder} does not have the complete model: {len(keys)} {what}, first {sorted(map(str, keys))[0]}"
             )
     network.generation_config = GenerationConfig()  # what the checkpoint asks for must not leak into `generate`
     return Model(checkpoint, network.eval().to(on), on, as_dtype)

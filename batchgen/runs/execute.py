@@ -122,7 +122,7 @@ class Run:
     def generate(self, stdout: BinaryIO | None = None) -> None:
         """Runs every row that is not done, into the store or the stream."""
         if self.store and self.num_before:
-            self.observer.note(f"continuing {self.store.path}:  {results_text(self.num_before)} kept")
+            self.observer.note(f"continuing {self.store.path}: {results_text(self.num_before)} kept")
         self._begin()
         with self.observer.generating(self._count_left, self.num_before, self.job.sampling):
             if self.store:

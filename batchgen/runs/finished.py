@@ -71,7 +71,7 @@ def check_finished_files(target: Target) -> FinishedRecord:
         if is_foreign:  # these were not requests of OpenAI, which would have failures of their own
             continue
         if file and (record.names(file) or os.path.lexists(file)) and not record.holds(file):
-            raise OutputError(f"{file} has changed since its run:  {fix}")
+            raise OutputError(f"{file} has changed since its run: {fix}")
     if target.retry_errors and record.facts.get("stats", {}).get("errors"):
         keep = parameter("keep_store=True")
         raise OutputError(

@@ -209,7 +209,7 @@ class RayRun:
         missing = sum(piece.num_rows for piece in pieces)
         all_rows = sum(part.num_rows for part in self.parts)
         if 0 < missing < all_rows:
-            self.observer.note(f"continuing {self.on.output}:  {all_rows - missing:,} of {all_rows:,} rows are done")
+            self.observer.note(f"continuing {self.on.output}: {all_rows - missing:,} of {all_rows:,} rows are done")
         return pieces
 
     def generate(self, pieces: list[Piece]) -> None:
