@@ -31,8 +31,8 @@ TRUNCATED = "batchgen_truncated_tokens"
 DROPPED = "batchgen_dropped_messages"
 
 
-class Keeper(Protocol):
-    """What keeps results as they finish, and knows those of earlier runs; a run's store."""
+class ResultStore(Protocol):
+    """What the pipeline needs of a store: it keeps results as they finish, and knows those of earlier runs."""
 
     @property
     def done(self) -> Container[tuple[int, int]]:
@@ -96,7 +96,7 @@ class Pipeline:
                 yield self._count(to_result(sequence, self.checkpoint, self.chat))
         assert not order.waiting, "an engine did not finish every row"
 
-    def run_into(self, store: Keeper, requests: Iterable[Request]) -> Iterator[Result]:
+    def run_into(self, store: ResultStore, requests: Iterable[Request]) -> Iterator[Result]:
         """A Result for every row (and sample) that the store does not have, as they finish, and each into the store."""
         waiting: set[int] = set()
         for finished in self._drive(store.unfinished(requests), lambda rows: waiting.update(map(id, rows)), store.done):

@@ -13,7 +13,7 @@ from batchgen.cli.on_ray import choose_ray_format, make_on_ray, refuse_with_ray
 from batchgen.cli.output import OUR_WRITERS, check_columns_flag, check_stdout, choose_format
 from batchgen.cli.signals import Interrupts
 from batchgen.cli.typed import typed_command
-from batchgen.cli.watching import Watcher, sum_up
+from batchgen.cli.watching import Watcher, report_ending
 from batchgen.errors import UsageError
 from batchgen.formats.reading import Source
 from batchgen.records import EngineOptions, SamplingParams
@@ -86,7 +86,7 @@ def _run(job: Job, on_ray: OnRay | None, screen: Screen, interrupts: Interrupts,
     """The exit code."""
     watcher = Watcher(screen, interrupts, to_stdout=job.target is None and on_ray is None)
     if on_ray:
-        return sum_up(execute_on_ray(job, on_ray, watcher), screen, interrupts)
+        return report_ending(execute_on_ray(job, on_ray, watcher), screen, interrupts)
     stdout = sys.stdout.buffer if job.target is None else None
     ending = execute(job, watcher, stdout=stdout, writers=OUR_WRITERS)
     if html and job.target and not ending.was_stopped:
@@ -94,7 +94,7 @@ def _run(job: Job, on_ray: OnRay | None, screen: Screen, interrupts: Interrupts,
 
         write_page(html, page_of(job.target.path), overwrite=True)
         ending = replace(ending, written=(*ending.written, html))
-    return sum_up(ending, screen, interrupts)
+    return report_ending(ending, screen, interrupts)
 
 
 def _check_results(results: opt.OutputOptions, target: Target | None, form: opt.Format, on_ray: OnRay | None) -> None:

@@ -15,7 +15,7 @@ from batchgen.cli.output import check_stdout, choose_format, text_of
 from batchgen.cli.run import target_of
 from batchgen.cli.signals import Interrupts
 from batchgen.cli.typed import typed_command
-from batchgen.cli.watching import Watcher, sum_up
+from batchgen.cli.watching import Watcher, report_ending
 from batchgen.errors import UsageError
 from batchgen.formats.writing import WRITERS, WriteOptions
 from batchgen.proof.answers_page.scores import ScoredRows, facts_of_sums
@@ -124,7 +124,7 @@ def _score(job: Job, screen: Screen, interrupts: Interrupts, html: Path | None) 
     by = job.scoring.by if job.scoring else None
     if by is not None and ending.sums and not (screen.quiet or screen.as_json):
         print_groups(screen.console, by, ending.sums.facts)
-    return sum_up(ending, screen, interrupts)
+    return report_ending(ending, screen, interrupts)
 
 
 def _write_page(html: Path, page: ScoredRows, ending: Ending) -> Path:

@@ -76,7 +76,7 @@ class Watcher(Observer):
         return self.interrupts.stop_requested()
 
 
-def sum_up(ending: Ending, screen: Screen, interrupts: Interrupts) -> int:
+def report_ending(ending: Ending, screen: Screen, interrupts: Interrupts) -> int:
     """The closing lines on stderr, for a program an object with all of it; the exit code."""
     exit_code = _close(ending, screen, interrupts)
     if screen.as_json:
@@ -98,7 +98,7 @@ def _close(ending: Ending, screen: Screen, interrupts: Interrupts) -> int:
     dtype = on.precision if on.is_exact or ending.sums else f"{on.precision} (near ties not decided again)"
     line = summary(ending.stats, on.model, _ran_on(on), dtype, ending.sums is not None)
     if interrupts.stop_requested():
-        screen.say(f"interrupted: {line}{_how_to_go_on(ending)}")
+        screen.say(f"interrupted: {line}{_how_to_continue(ending)}")
         return interrupts.exit_code
     screen.say(line)
     if remark := overrun(ending.stats):
@@ -117,7 +117,7 @@ def _close(ending: Ending, screen: Screen, interrupts: Interrupts) -> int:
     return 0
 
 
-def _how_to_go_on(ending: Ending) -> str:
+def _how_to_continue(ending: Ending) -> str:
     if ending.ran_on.is_on_ray:
         return "; to continue, run the same command with --resume"
     if not ending.store or not ending.kept:

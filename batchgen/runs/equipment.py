@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class Equipment:
     """What rows run on. With several workers, one on each of `devices`, the weights are theirs alone.
 
-    `begun` is what the engine of a run that goes on was made of.
+    `begun` is what the engine of the interrupted run was made of, if this run resumes one.
     """
 
     checkpoint: Checkpoint

@@ -54,7 +54,7 @@ def execute(
                 if not observer.should_stop():
                     raise
         run.write_notes()
-        run.let_go()
+        run.close_store()
         return run.ending()
 
 
@@ -233,8 +233,8 @@ class Run:
                 write_json(path, value, self.files.temporary(path) if self.files else None)
                 self.written.append(path)
 
-    def let_go(self) -> None:
-        """Of the store, where nothing is left to be written from it."""
+    def close_store(self) -> None:
+        """Keeps the store as a single file, or removes it; does nothing if rows are still missing in the output."""
         if not (self.store and self.job.target and self.is_finished):
             return
         if self.job.target.is_store or self.job.target.keep_store:
