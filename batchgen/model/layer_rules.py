@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from batchgen.model.config_view import ConfigView
 
 # transformers' names for kinds of layers, and older ones that configs still use.
-ATTENDING = {"full_attention", "attention", "sliding_attention"}
+ATTENDING = {"full_attention", "attention", "sliding_attention", "chunked_attention"}
 WITH_STATE = {"conv", "linear_attention", "mamba"}
 WITH_BOTH = {"hybrid", "hybrid_sliding"}
 WITHOUT = {"mlp", "moe"}  # neither keys and values nor a state
@@ -20,11 +20,26 @@ SLIDING = {"sliding_attention", "hybrid_sliding"}
 
 @dataclass(frozen=True, slots=True)
 class LayerRule:
-    """`window` is how many columns a query sees, its own included; None is all. `num_states` counts convolutions."""
+    """A query sees all columns up to its own, the last `window`, or those from the last multiple of `chunk` on.
+
+    `num_states` counts convolutions.
+    """
 
     attends: bool = True
     window: int | None = None
+    chunk: int | None = None
     num_states: int = 0
+
+    @property
+    def reach(self) -> int | None:
+        """How many columns a query sees at most, its own included; None is all."""
+        return self.window or self.chunk
+
+    def first_seen(self, position: int) -> int:
+        """The first position that a query at this one sees."""
+        if self.chunk:
+            return position - position % self.chunk
+        return max(0, position + 1 - self.window) if self.window else 0
 
 
 def layer_rules(config: PretrainedConfig | ConfigView) -> list[LayerRule]:
@@ -40,6 +55,7 @@ def layer_rules(config: PretrainedConfig | ConfigView) -> list[LayerRule]:
         LayerRule(
             attends=kind not in WITH_STATE | WITHOUT,
             window=window if kind in SLIDING else None,
+            chunk=getattr(text, "attention_chunk_size", None) if kind == "chunked_attention" else None,
             num_states=num_states if kind in WITH_STATE | WITH_BOTH else 0,
         )
         for kind in kinds
@@ -47,8 +63,8 @@ def layer_rules(config: PretrainedConfig | ConfigView) -> list[LayerRule]:
 
 
 def layer_windows(config: PretrainedConfig | ConfigView) -> list[int | None]:
-    """For each layer how many columns a query sees, its own included; None is all."""
-    return [rule.window for rule in layer_rules(config)]
+    """For each layer how many columns a query sees at most, its own included; None is all."""
+    return [rule.reach for rule in layer_rules(config)]
 
 
 def layer_kinds(config: PretrainedConfig | ConfigView) -> list[str]:

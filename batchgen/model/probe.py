@@ -17,7 +17,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch.overrides import TorchFunctionMode
 
 from batchgen.model.checkpoint import attention_kernel
-from batchgen.model.layer_rules import layer_windows
+from batchgen.model.layer_rules import layer_rules, layer_windows
 from batchgen.model.private import dispatch_mode, reads_number, storage_key, tensors_in
 from batchgen.model.quiet import quiet
 from batchgen.model.shape import Footprint, ModelShape
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 SHORT, LONG = 64, 2048  # columns of the two trial forwards
+LONG_SCAN = 256  # where layers have states: Mamba's scan, in Python, takes seconds for 2,048
 
 
 _known: dict[tuple[str, torch.dtype], Footprint] = {}  # by a config's text: a probe takes half a second
@@ -69,7 +70,7 @@ def _fit(trial: _Trial, formula: Footprint) -> Footprint:
         cache_column=cache_column,
         prefill=((max(low - pair * SHORT, 0.0), max(0.0, pair - 1)),),  # the mask's byte a pair counts elsewhere
         decode_column=trial.step(trial.long) / trial.long,
-        cache_row=0 if by_window else max(0.0, short_cache - cache_column * SHORT),
+        cache_row=trial.state_bytes() if by_window else max(0.0, short_cache - cache_column * SHORT),
         local=tuple((window, column_bytes) for window, column_bytes in by_window.items() if window),
     )
 
@@ -85,18 +86,31 @@ class _Trial:
                 copy.deepcopy(config), dtype=dtype, attn_implementation=attention, trust_remote_code=False
             ).eval()
         self.windows = layer_windows(config)
-        self.long = min(LONG, getattr(config.get_text_config(), "max_position_embeddings", None) or LONG)
+        self._taken = set(inspect.signature(self.network.forward).parameters)
+        has_states = any(rule.num_states for rule in layer_rules(config))
+        self.long = min(
+            LONG_SCAN if has_states else LONG,
+            getattr(config.get_text_config(), "max_position_embeddings", None) or LONG,
+        )
 
     def column_bytes(self) -> dict[int | None, float]:
         """Bytes of one column in the layers of each window, where there are such; a cache forgets what is outside."""
         if not any(self.windows):
             return {}
-        with torch.no_grad(), _FusedAttention(), _LiveBytes(self._weights()):
-            layers = self._forward(1).past_key_values.layers
         found: dict[int | None, float] = {}
-        for layer, window in zip(layers, self.windows, strict=True):
-            found[window] = found.get(window, 0) + layer.keys.nbytes + layer.values.nbytes
+        for layer, window in zip(self._layers(), self.windows, strict=True):
+            kept = (getattr(layer, name, None) for name in ("keys", "values"))  # some layers read another one's
+            found[window] = found.get(window, 0) + sum(block.nbytes for block in kept if block is not None)
         return found
+
+    def state_bytes(self) -> int:
+        """Bytes that layers keep of a row however long it is."""
+        kept = [getattr(layer, name, {}) for layer in self._layers() for name in ("conv_states", "recurrent_states")]
+        return sum(state.nbytes for states in kept for state in states.values() if state is not None)
+
+    def _layers(self) -> Any:
+        with torch.no_grad(), _FusedAttention(), _LiveBytes(self._weights()):
+            return _cache_of(self._forward(1)).layers
 
     @property
     def weights_bytes(self) -> int:
@@ -114,8 +128,11 @@ class _Trial:
         with torch.no_grad(), _FusedAttention(), _LiveBytes(self._weights()) as live:
             output = self._forward(columns)
             live.peak = held = live.total
-            logits: torch.Tensor = self._forward(1, columns, output.past_key_values).logits  # [1, 1, V]
+            logits: torch.Tensor = self._forward(1, columns, _cache_of(output)).logits  # [1, 1, V]
             return max(0, int(live.peak - held - logits.nbytes))
+
+    def _cache_name(self) -> str:
+        return "past_key_values" if "past_key_values" in self._taken else "cache_params"
 
     def _weights(self) -> Iterable[torch.Tensor]:
         yield from self.network.parameters()
@@ -125,14 +142,18 @@ class _Trial:
         ids = torch.ones(1, columns, dtype=torch.int64, device="meta")  # [1, S]
         mask = torch.ones(1, before + columns, dtype=torch.int64, device="meta")  # [1, C]
         options = {"position_ids": ids, "logits_to_keep": 1}
-        taken = inspect.signature(self.network.forward).parameters
         return self.network(
             input_ids=ids,
             attention_mask=mask,
             use_cache=True,
-            **({"past_key_values": past_key_values} if past_key_values is not None else {}),
-            **{name: value for name, value in options.items() if name in taken},
+            **({self._cache_name(): past_key_values} if past_key_values is not None else {}),
+            **{name: value for name, value in options.items() if name in self._taken},
         )
+
+
+def _cache_of(output: Any) -> Any:
+    """What a forward has kept; Mamba calls it by a name of its own."""
+    return output.cache_params if hasattr(output, "cache_params") else output.past_key_values
 
 
 class _FusedAttention(TorchFunctionMode):
@@ -145,9 +166,9 @@ class _FusedAttention(TorchFunctionMode):
         kwargs = kwargs or {}
         if function is not F.scaled_dot_product_attention:
             return function(*args, **kwargs)
-        query, mask = args[0], kwargs.get("attn_mask")
+        query, value, mask = args[0], args[2], kwargs.get("attn_mask")
         numbers = None if mask is None else mask.to(query.dtype)
-        output = torch.empty_like(query)
+        output = query.new_empty(*query.shape[:-1], value.shape[-1])
         del numbers
         return output
 

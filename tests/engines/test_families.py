@@ -17,6 +17,7 @@ from transformers import (
     Gemma3TextConfig,
     Gemma4TextConfig,
     GptOssConfig,
+    Llama4TextConfig,
     MistralConfig,
     Olmo3Config,
     PretrainedConfig,
@@ -24,7 +25,7 @@ from transformers import (
 )
 
 import batchgen
-from batchgen.engines import make_engine
+from batchgen.engines import choose_engine, make_engine
 from batchgen.engines.continuous.engine import ContinuousEngine
 from batchgen.model import Checkpoint, Model
 from tests.support.models import SHAPE, generate_alone, model_of
@@ -67,7 +68,11 @@ FAMILIES |= {
         laurel_rank=4, activation_sparsity_pattern=[0.0] * 4, **SHARED, **{**FOUR, "intermediate_size": [64] * 4}
     ),
     "gemma4": Gemma4TextConfig(global_head_dim=16, **SHARED, **FOUR),
-}
+    "llama4": Llama4TextConfig(
+        head_dim=8, attention_chunk_size=WINDOW, no_rope_layers=[1, 0], num_local_experts=2, intermediate_size_mlp=64,
+        attn_temperature_tuning=False, num_key_value_heads=2, **SHAPE
+    ),
+}  # fmt: skip
 # One of each kind runs in the quick suite.
 SLOW = ("qwen2", "gemma3", "olmo3", "cohere2", "deepseek_v2", "gemma3n")
 ATTENTION = {"gemma2": "eager", "gpt_oss": "eager"}  # torch's fused one has neither bounds nor sinks
@@ -114,6 +119,11 @@ def test_rows_in_slots_get_what_generate_gives_each_alone(
         share_prefixes=share_prefixes,
     )
     assert [list(result.output_ids) for result in results] == [alone[row] for row in order]
+
+
+def test_scales_that_count_columns_rule_slots_out() -> None:
+    reason = "its attention is scaled by the number of columns before a token, including pads"
+    assert choose_engine("auto", Llama4TextConfig()) == ("reference", reason)
 
 
 def test_a_row_that_grows_over_the_window_goes_on_as_alone(model: Model) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import groupby
 from threading import Thread
+from typing import TypeAlias
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from batchgen.model.layer_rules import LayerRule
 LAYERS, KV_HEADS, GROUP, SIZE = 2, 2, 3, 4
 SCALING = SIZE**-0.5
 CPU = torch.device("cpu")
+Window: TypeAlias = int | LayerRule | None
 
 
 @dataclass(eq=False)
@@ -33,11 +36,9 @@ class Row:
     values: list[torch.Tensor] = field(default_factory=list)
 
 
-def softmax_attention(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, window: int | None
-) -> torch.Tensor:
-    """query `[H, D]` to the last `window` columns of keys and values `[Hkv, C, D]`, or to all: `[H, D]`."""
-    seen = slice(-window if window else None, None)
+def softmax_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rule: LayerRule) -> torch.Tensor:
+    """query `[H, D]` to the columns of keys and values `[Hkv, C, D]` that the last of them sees: `[H, D]`."""
+    seen = slice(rule.first_seen(keys.shape[1] - 1), None)
     keys, values = (of[:, seen].repeat_interleave(GROUP, 0) for of in (keys, values))
     weights = (torch.einsum("hd,hcd->hc", query, keys) * SCALING).softmax(-1)
     return torch.einsum("hc,hcd->hd", weights, values)
@@ -46,8 +47,9 @@ def softmax_attention(
 class Rows:
     """A cache, rows in it, and random keys and values; every step is compared with plain attention."""
 
-    def __init__(self, windows: tuple[int | None, ...] = (None,) * LAYERS) -> None:
-        self.cache = SlotCache([LayerRule(window=window) for window in windows], CPU)
+    def __init__(self, windows: tuple[Window, ...] = (None,) * LAYERS) -> None:
+        rules = [window if isinstance(window, LayerRule) else LayerRule(window=window) for window in windows]
+        self.cache = SlotCache(rules, CPU)
         self.random = torch.Generator().manual_seed(0)
         self.open: list[Row] = []
         self.prefixes: list[tuple[Prefix, list[torch.Tensor], list[torch.Tensor]]] = []
@@ -97,7 +99,7 @@ class Rows:
                     query[i, :, 0],
                     torch.cat([row.keys[layer], keys[i]], 1),
                     torch.cat([row.values[layer], values[i]], 1),
-                    place.window,
+                    place.pool.rule,
                 )
                 torch.testing.assert_close(found[i, 0], wanted, atol=1e-5, rtol=1e-5)
             made.append((keys, values))
@@ -157,9 +159,10 @@ class Rows:
         wanted = torch.full_like(pool.mask, HIDDEN)
         for row in self.open:
             num_columns, its = row.slot.num_columns, pool.pages_of(row.slot)
-            assert len(its) <= pages_for(num_columns, pool.window)
+            assert len(its) <= pages_for(num_columns, pool.rule.reach)
             gone = -(-num_columns // PAGE) - len(its)  # pages in front that were given back
-            first = max(0, num_columns + 1 - pool.window) if pool.window else 0
+            skipped = row.slot.num_tokens - num_columns
+            first = max(0, pool.rule.first_seen(row.slot.num_tokens) - skipped)
             for column in range(first, num_columns):
                 wanted[its[column // PAGE - gone], column % PAGE] = 0
         assert torch.equal(pool.mask, wanted)
@@ -177,13 +180,14 @@ ACTIONS: st.SearchStrategy[Callable[[Rows], object]] = st.one_of(
 )
 
 
-WINDOWS = st.sampled_from([(None, None), (None, 7), (PAGE + 1, PAGE + 1), (2, PAGE)])
+CHUNKS = LayerRule(chunk=7), LayerRule(chunk=PAGE)
+WINDOWS = st.sampled_from([(None, None), (None, 7), (PAGE + 1, PAGE + 1), (2, PAGE), CHUNKS, (CHUNKS[1], PAGE)])
 
 
-@settings(max_examples=90)
+@settings(max_examples=120)
 @given(WINDOWS, st.lists(ACTIONS, max_size=14))
 def test_rows_that_come_and_go_attend_to_their_own_columns(
-    windows: tuple[int | None, ...], actions: list[Callable[[Rows], object]]
+    windows: tuple[Window, ...], actions: list[Callable[[Rows], object]]
 ) -> None:
     rows = Rows(windows)
     rows.make_prefix(2 * PAGE)
@@ -264,6 +268,17 @@ def test_a_row_that_outgrows_a_window_holds_only_the_pages_that_it_sees() -> Non
         rows.check()
     assert (len(everywhere.pages_of(row.slot)), len(local.pages_of(row.slot))) == (7, 1)
     assert local.num_used <= 4
+
+
+def test_a_chunk_gives_all_its_pages_back_at_its_end() -> None:
+    rows = Rows((None, LayerRule(chunk=2 * PAGE)))
+    [row] = rows.prefill([PAGE + 5])
+    held = []
+    for _ in range(2 * PAGE):
+        rows.step()
+        rows.check()
+        held.append(len(rows.cache.pools[1].pages_of(row.slot)))
+    assert [number for number, _ in groupby(held)] == [2, 0, 1, 2]
 
 
 @pytest.mark.parametrize("length", [1, PAGE, 3 * PAGE])

@@ -7,6 +7,7 @@ sampling or scheduling.
 from __future__ import annotations
 
 from collections.abc import Sequence as Rows
+from typing import TypeAlias
 
 import torch
 from transformers.cache_utils import Cache
@@ -18,6 +19,8 @@ from batchgen.engines.continuous.prompt_attention import lay_out
 from batchgen.engines.continuous.slots import Prefix, Slot
 from batchgen.engines.continuous.states import StateAndSlotLayer, StateLayer, StatePool
 from batchgen.model.layer_rules import LayerRule
+
+Pools: TypeAlias = dict[tuple[int | None, int | None], PagePool]  # by window and chunk
 
 
 class EmptyLayer:
@@ -37,17 +40,17 @@ class SlotCache(Cache):  # type: ignore[misc]
     """
 
     def __init__(self, rules: Rows[LayerRule], device: torch.device) -> None:
-        by_window = {rule.window: PagePool(rule.window, device) for rule in rules if rule.attends}
-        self.pools = list(by_window.values())
+        pools = {(rule.window, rule.chunk): PagePool(rule, device) for rule in rules if rule.attends}
+        self.pools = list(pools.values())
         self.states = StatePool() if any(rule.num_states for rule in rules) else None
-        super().__init__(layers=[self._layer(index, rule, by_window) for index, rule in enumerate(rules)])
+        super().__init__(layers=[self._layer(index, rule, pools) for index, rule in enumerate(rules)])
         self.device = device
         self._begun: list[Slot] = []  # those that the step in hand has given a column
 
-    def _layer(self, index: int, rule: LayerRule, by_window: dict[int | None, PagePool]) -> Layer:
+    def _layer(self, index: int, rule: LayerRule, pools: Pools) -> Layer:
         layer: Layer
         if rule.attends:
-            pool = by_window[rule.window]
+            pool = pools[rule.window, rule.chunk]
             layer = StateAndSlotLayer(pool, index, rule.num_states) if rule.num_states else SlotLayer(pool, index)
             pool.layers.append(layer)
         else:
@@ -64,7 +67,7 @@ class SlotCache(Cache):  # type: ignore[misc]
     def grow(self, columns: Rows[int]) -> None:
         """Makes room for rows that will have at most so many columns each; what is there is kept."""
         for pool in self.pools:
-            pool.grow(sum(pages_for(num_columns, pool.window) for num_columns in columns))
+            pool.grow(sum(pages_for(num_columns, pool.rule.reach) for num_columns in columns))
 
     def begin_prefill(self, slots: Rows[Slot], attention_mask: torch.Tensor) -> None:
         """The next forward fills new `slots` with the real columns of a left-padded batch: mask `[B, T]` on the CPU."""

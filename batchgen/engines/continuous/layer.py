@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Protocol
 
+    from batchgen.model.layer_rules import LayerRule
+
     class Owner(Protocol):
         """What a layer reads of the pool of pages that it belongs to."""
 
-        window: int | None
+        rule: LayerRule
         num_pages: int
         num_used: int
         view: PrefillView | StepView | None
@@ -44,7 +46,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         super().__init__()
         # Were it a cycle, the pages would stay until the garbage collector comes.
         self.pool = cast("Owner", weakref.proxy(pool))
-        self.window = pool.window
+        self.window = pool.rule.window
         self.index = index
         self.prompts: tuple[torch.Tensor, torch.Tensor] | None = None  # keys and values of the prefill in hand
 

@@ -23,6 +23,7 @@ from batchgen.machine.process import untouched_memory_is_free
 
 if TYPE_CHECKING:
     from batchgen.engines.continuous.layer import SlotLayer
+    from batchgen.model.layer_rules import LayerRule
 
 HIDDEN = torch.finfo(torch.float32).min  # added to the score of a column that holds nothing; -inf - -inf would be NaN
 MOST_HOLES = 1 / 16
@@ -52,12 +53,11 @@ class Held:
 class PagePool:
     """The pages of all layers that attend by one rule.
 
-    `window` is how many columns a query sees, its own included; None is all of them. A column that no later query sees
-    is hidden, and a page of such columns goes back.
+    A column that no later query sees is hidden, and a page of such columns goes back.
     """
 
-    def __init__(self, window: int | None, device: torch.device) -> None:
-        self.window = window
+    def __init__(self, rule: LayerRule, device: torch.device) -> None:
+        self.rule = rule
         self.device = device
         self.layers: list[SlotLayer] = []
         self.num_pages = 0  # that there are
@@ -153,7 +153,7 @@ class PagePool:
         sent = self._index([number for part in parts for number in part])  # all at once, which a device is slow at
         page, column, rows, order = sent.split([len(part) for part in parts])  # type: ignore[no-untyped-call]
         self.mask[page, column] = 0
-        prefixes = by_prefix(slots, self.window, self.device)
+        prefixes = by_prefix(slots, self.rule, self.device)
         self.view = StepView(page, column, rows, order, self.mask[: self.num_used], prefixes)
 
     def undo_step(self, slot: Slot) -> None:
@@ -167,13 +167,13 @@ class PagePool:
             heapq.heappush(self._free, held.pages.pop())
 
     def end_step(self, slots: Rows[Slot]) -> None:
-        """Hides the column of each slot that its next query does not see, and takes pages of such columns back."""
+        """Hides the columns of each slot that its next query does not see, and takes pages of such columns back."""
         gone = []
-        for slot in slots if self.window else ():
-            held, last_hidden = self._held[slot], self._first_seen(slot) - 1
-            if last_hidden >= 0:
-                gone.append((held.page_of(last_hidden), last_hidden % PAGE))
-                if (last_hidden + 1) % PAGE == 0:
+        for slot in slots if self.rule.reach else ():
+            held, seen = self._held[slot], self._first_seen(slot)
+            for column in range(self._first_seen(slot, before=1), seen):
+                gone.append((held.page_of(column), column % PAGE))
+                if (column + 1) % PAGE == 0:
                     heapq.heappush(self._free, held.pages.pop(0))
                     held.num_gone += 1
         if gone:
@@ -230,9 +230,10 @@ class PagePool:
             self.mask[targets] = self.mask[sources]
             self.mask[sources] = HIDDEN
 
-    def _first_seen(self, slot: Slot) -> int:
-        """The first of a slot's own columns that its next query sees."""
-        return max(0, slot.num_columns + 1 - self.window) if self.window else 0
+    def _first_seen(self, slot: Slot, before: int = 0) -> int:
+        """The first of a slot's own columns that its next query sees, or one that came so many `before` it."""
+        skip = slot.num_tokens - slot.num_columns
+        return max(0, self.rule.first_seen(slot.num_tokens - before) - skip)
 
     def _extend(self, slot: Slot) -> Held:
         """Gives a slot pages for the columns it has got."""

@@ -13,8 +13,6 @@ from batchgen.model.private import supports_attention_backend
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-# What kinds of layers that have no slots are, for people.
-LAYERS = {"chunked_attention": "chunked attention"}
 # Families that keep states where no cache of ours is asked for them.
 STATES_ELSEWHERE = {"minimax": "a cache of its own", "recurrent_gemma": "its own modules"}
 
@@ -23,8 +21,10 @@ def why_no_slots(config: ConfigView | PretrainedConfig) -> str | None:
     """What in a config rules slots out, in a few words; None where nothing does."""
     if short_limit(config):
         return "its rotary positions depend on the longest row in the batch (LongRoPE)"
+    if getattr(config.get_text_config(), "attn_temperature_tuning", False):  # Llama 4
+        return "its attention is scaled by the number of columns before a token, including pads"
     if kinds := unknown_kinds(config):
-        return f"some of its layers have {' and '.join(LAYERS.get(kind, kind.replace('_', ' ')) for kind in kinds)}"
+        return f"some of its layers have {' and '.join(kind.replace('_', ' ') for kind in kinds)}"
     if place := STATES_ELSEWHERE.get(config.get_text_config().model_type):
         return f"it keeps its states in {place}"
     # All families that a ConfigView is of take an attention function by name, and have no states.

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
 from batchgen.engines.continuous.memory import PAGE
 from batchgen.engines.continuous.prompt_attention import RowLayout
+
+if TYPE_CHECKING:
+    from batchgen.model.layer_rules import LayerRule
 
 
 @dataclass(slots=True, eq=False)
@@ -76,17 +80,17 @@ class SharedPrefix:
     mask: torch.Tensor | None = None
 
 
-def by_prefix(slots: Rows[Slot], window: int | None, device: torch.device) -> list[SharedPrefix]:
+def by_prefix(slots: Rows[Slot], rule: LayerRule, device: torch.device) -> list[SharedPrefix]:
     """Prefixes that a step's rows see, each with its rows; their last column is the query's own."""
     rows: dict[Prefix, list[int]] = {}
     for row, slot in enumerate(slots):
         if slot.prefix:
             rows.setdefault(slot.prefix, []).append(row)
-    if window is None:
+    if rule.reach is None:
         return [SharedPrefix(prefix, torch.tensor(its, device=device)) for prefix, its in rows.items()]
     shared = []
     for prefix, its in rows.items():
-        firsts = [max(0, slots[row].num_tokens - window) for row in its]
+        firsts = [rule.first_seen(slots[row].num_tokens - 1) for row in its]
         seeing = [(row, first) for row, first in zip(its, firsts, strict=True) if first < prefix.num_tokens]
         if seeing:
             shared.append(_windowed(prefix, seeing, device))
