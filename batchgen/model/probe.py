@@ -45,11 +45,13 @@ def _probe(config: PretrainedConfig, dtype: torch.dtype) -> Footprint:
     formula = Footprint.of_shape(ModelShape.from_config(config), dtype.itemsize, attention)
     if config.model_type == "gpt2":
         return formula
-    try:
-        with quiet():
-            return _fit(_Trial(config, dtype, attention), formula)
-    except Exception:  # noqa: BLE001 - some forwards ask for numbers, which meta tensors do not have
-        return formula
+    for tried in dict.fromkeys((dtype, torch.bfloat16)):  # mixtures of experts have products of the latter only there
+        try:
+            with quiet():
+                return _fit(_Trial(config, tried, attention), formula).times(dtype.itemsize // tried.itemsize)
+        except Exception:  # noqa: BLE001 - some forwards ask for numbers, which meta tensors do not have
+            continue
+    return formula
 
 
 def _fit(trial: _Trial, formula: Footprint) -> Footprint:

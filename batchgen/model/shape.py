@@ -5,7 +5,7 @@ In the formulas e is bytes an element, S columns, L layers, H hidden size, I inn
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from batchgen.model.layer_rules import layer_windows
@@ -134,6 +134,22 @@ class Footprint:
                 (window, shape.windows.count(window) * cache_column / shape.n_layer)
                 for window in sorted({window for window in shape.windows if window})
             ),
+        )
+
+    def times(self, factor: int) -> Footprint:
+        """The same of elements so many times as large; `element_bytes` are right already."""
+        return (
+            self
+            if factor == 1
+            else replace(
+                self,
+                weights=factor * self.weights,
+                cache_column=factor * self.cache_column,
+                prefill=tuple((factor * column, factor * pair) for column, pair in self.prefill),
+                decode_column=factor * self.decode_column,
+                cache_row=factor * self.cache_row,
+                local=tuple((window, factor * column) for window, column in self.local),
+            )
         )
 
     @property

@@ -9,10 +9,12 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
+    Lfm2Config,
     LlamaConfig,
     MambaConfig,
     PretrainedConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 import batchgen.model.probe
@@ -130,8 +132,40 @@ def test_every_architecture_has_a_footprint(name: str) -> None:
     assert footprint.prefill_bytes(1, 10) > 0
 
 
+@pytest.mark.parametrize("model_type", ["lfm2", "mamba"])
+def test_states_are_counted_per_row(model_type: str) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 64, "vocab_size": 500}
+    if model_type == "lfm2":
+        kinds = ["conv", "full_attention", "conv"]
+        config: PretrainedConfig = Lfm2Config(
+            num_attention_heads=4, num_key_value_heads=2, layer_types=kinds, pad_token_id=0, **sizes
+        )
+        wanted = (2 * 3 * 32 * 4, 2 * 2 * 8 * 4)  # two layers' last 3 inputs; one layer's keys and values
+    else:
+        config, wanted = MambaConfig(state_size=8, **sizes), (3 * 64 * (4 + 8) * 4, 0)
+    footprint = probe_footprint(config, torch.float32)
+    assert (footprint.cache_row, footprint.cache_column) == wanted
+    held = SlotMemory(footprint).of_rows([(PAGE, SamplingParams(max_new_tokens=1))] * 5)
+    assert held.kv_cache == 5 * (wanted[0] + PAGE * wanted[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_experts_are_counted(dtype: torch.dtype) -> None:
+    config = Qwen3MoeConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8, vocab_size=500,
+        intermediate_size=64, moe_intermediate_size=32, num_experts=6, num_experts_per_tok=2,
+    )  # fmt: skip
+    network = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    footprint = probe_footprint(config, dtype)
+    assert footprint.weights == sum(weight.nbytes for weight in network.parameters())
+    assert footprint.cache_column == 2 * 2 * 2 * 8 * dtype.itemsize
+
+
 def test_a_model_that_cannot_be_tried_has_the_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batchgen.model.probe, "LONG", 128)  # Mamba's scan goes token by token
-    config = MambaConfig(hidden_size=64, num_hidden_layers=2)
-    formula = Footprint.of_shape(ModelShape.from_config(config), 4, "eager")
-    assert probe_footprint(config, torch.float32) == formula
+    def fail(*_: object) -> None:
+        raise RuntimeError("meta tensors have no numbers")
+
+    monkeypatch.setattr(batchgen.model.probe, "_fit", fail)
+    monkeypatch.setattr(batchgen.model.probe, "_known", {})
+    formula = Footprint.of_shape(ModelShape.from_config(GROUPED), 4, "sdpa")
+    assert probe_footprint(GROUPED, torch.float32) == formula
