@@ -80,7 +80,7 @@ class Rows:
                 own = keys[i, :, width - length :], values[i, :, width - length :]
                 row.keys.append(torch.cat([*before_keys[layer : layer + 1], own[0]], 1))
                 row.values.append(torch.cat([*before_values[layer : layer + 1], own[1]], 1))
-                wanted = softmax_attention(query[i, :, -1], row.keys[layer], row.values[layer], place.window)
+                wanted = softmax_attention(query[i, :, -1], row.keys[layer], row.values[layer], place.pool.rule)
                 torch.testing.assert_close(found[i, -1], wanted, atol=1e-5, rtol=1e-5)
         self.open += rows
         return rows

@@ -46,7 +46,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         super().__init__()
         # Were it a cycle, the pages would stay until the garbage collector comes.
         self.pool = cast("Owner", weakref.proxy(pool))
-        self.window = pool.rule.window
+        self.window, self.chunk = pool.rule.window, pool.rule.chunk
         self.index = index
         self.prompts: tuple[torch.Tensor, torch.Tensor] | None = None  # keys and values of the prefill in hand
 
@@ -148,7 +148,9 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
                 for before, x in ((prefix.keys, keys), (prefix.values, values))
             )
         keys, values = of(keys.contiguous(), values.contiguous())
-        found = attend_prompts(layout.from_start(query), keys, values, window=self.window, extras=extras)
+        found = attend_prompts(
+            layout.from_start(query), keys, values, window=self.window, chunk=self.chunk, extras=extras
+        )
         return layout.to_columns(found)[:, missing:]
 
     def _seen(self, shared: SharedPrefix, of: KeysAndValues) -> PrefixPages:

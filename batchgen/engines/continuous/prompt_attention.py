@@ -14,6 +14,7 @@ import torch
 from batchgen.engines.continuous.memory import PAGE
 from batchgen.engines.continuous.rowwise import bmm
 from batchgen.engines.continuous.slot_attention import PLAIN, Extras
+from batchgen.model.layer_rules import LayerRule
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,34 +55,36 @@ def attend_prompts(
     values: torch.Tensor,
     *,
     window: int | None = None,
+    chunk: int | None = None,
     extras: Extras = PLAIN,
 ) -> torch.Tensor:
     """Attention of rows' last T scaled queries `[B, T, H, D]` to S columns `[B, Hkv, S, D]`: `[B, T, H, Dv]`.
 
-    T and S are whole pages. A query sees the columns up to its own, `window` of them or all.
+    T and S are whole pages. A query sees the columns up to its own: all, `window` of them, or those of its chunk.
     """
+    rule = LayerRule(window=window, chunk=chunk)
     num_before = keys.shape[2] - query.shape[1]
     found = query.new_empty(*query.shape[:3], values.shape[3])
     for first in range(0, query.shape[1], PAGE):
         end = num_before + first + PAGE
-        start = max(0, end - PAGE + 1 - window) // PAGE * PAGE if window else 0
+        start = rule.first_seen(end - PAGE) // PAGE * PAGE
         seen = slice(start, end)
         found[:, first : first + PAGE] = _attend_block(
-            query[:, first : first + PAGE], keys[:, :, seen], values[:, :, seen], window, extras
+            query[:, first : first + PAGE], keys[:, :, seen], values[:, :, seen], rule, start, extras
         )
     return found
 
 
 def _attend_block(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, window: int | None, extras: Extras
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rule: LayerRule, start: int, extras: Extras
 ) -> torch.Tensor:
-    """A page of queries `[B, PAGE, H, D]`, the last of the columns that they see."""
+    """A page of queries `[B, PAGE, H, D]`, the last of the columns from `start` on."""
     rows, _, heads, _ = query.shape
     kv_heads, num_columns = keys.shape[1:3]
     queries = query.transpose(1, 2).reshape(rows * kv_heads, -1, query.shape[3])  # [B * Hkv, G * PAGE, D]
     products = bmm(queries, keys.flatten(0, 1).mT)  # [B * Hkv, G * PAGE, S]
     scores = extras.bound(products).view(rows, heads, PAGE, num_columns)
-    _hide(scores, window)
+    _hide(scores, rule, start)
     if extras.sinks is not None:
         sinks = extras.sinks.to(scores.dtype).view(1, heads, 1, 1).expand(rows, -1, PAGE, 1)
         weights = torch.cat([scores, sinks], -1).softmax(-1)[..., :num_columns]
@@ -91,12 +94,14 @@ def _attend_block(
     return sums.view(rows, heads, PAGE, -1).transpose(1, 2)
 
 
-def _hide(scores: torch.Tensor, window: int | None) -> None:
-    """Gives the columns that a query does not see the least score: those behind it, and those out of its window."""
+def _hide(scores: torch.Tensor, rule: LayerRule, start: int) -> None:
+    """Gives the columns that a query does not see the least score: those behind it, and those that its rule hides."""
     num_columns, device = scores.shape[-1], scores.device
     least = torch.finfo(scores.dtype).min
     queries = torch.arange(num_columns - PAGE, num_columns, device=device)[:, None]  # [PAGE, 1]
     last = torch.arange(num_columns - PAGE, num_columns, device=device)
     scores[..., -PAGE:].masked_fill_(last > queries, least)
-    if window and window < num_columns:
-        scores.masked_fill_(torch.arange(num_columns, device=device) <= queries - window, least)
+    if rule.chunk or (rule.window and rule.window < num_columns):
+        first = [rule.first_seen(start + query) - start for query in range(num_columns - PAGE, num_columns)]
+        hidden = torch.arange(num_columns, device=device) < torch.tensor(first, device=device)[:, None]  # [PAGE, S]
+        scores.masked_fill_(hidden, least)
