@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -50,6 +51,11 @@ class FixedRows(nn.Module):
         super().__init__()
         self.layer = layer
         self.counts = counts
+
+    @property
+    def weight(self) -> Any:
+        """For a parent that reads its layer's weight (Mamba)."""
+        return self.layer.weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, x.shape[-1])  # [N, I]

@@ -43,7 +43,7 @@ def fix_bits(network: nn.Module) -> str | None:
     for parent, name, layer in list(_children(network)):
         if type(layer).__module__ in ACTIVATIONS:
             setattr(parent, name, ByElement(layer))
-        elif isinstance(layer, (PackedLinear, nn.Linear, Conv1D)):
+        elif type(layer) in (PackedLinear, nn.Linear, Conv1D):  # Llama 4's router is one too, and gives a pair
             counts = _counts_of(layer)
             if counts is None:
                 problem = problem or f"the bits of {name} depend on the number of rows"
