@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from typing import Annotated
 
@@ -14,9 +15,10 @@ from batchgen.cli.exit_codes import DIFFERENT
 from batchgen.engines import make_engine, make_scoring_engine
 from batchgen.formats.fields import to_json
 from batchgen.formats.reading import read_requests
-from batchgen.model import load_model, open_checkpoint
+from batchgen.model import Model, load_model, open_checkpoint
 from batchgen.model.chat import open_chat
 from batchgen.proof.verify import Oracle, greedily, spread, verify_rows
+from batchgen.proof.verify.bits import MakeEngine
 from batchgen.records import EngineOptions, SamplingParams, Sequence
 from batchgen.render.screen import OutputConsole, Screen, plural
 from batchgen.render.verify import print_report
@@ -59,12 +61,16 @@ def verify(
         runs = load_model(checkpoint, model.device, model.dtype, engine.memory)
         oracle = Oracle(runs if runs.dtype_name == "float32" else load_model(checkpoint, model.device, "float32"))
     with screen.waiting("verifying"):
-        make = partial(make_engine, runs, engine, say=screen.say)
         report, failed = verify_rows(
             runs,
             oracle,
             requests,
-            lambda on_logits: make(on_logits=on_logits),
+            _maker(runs, engine, screen.say),
+            others={
+                "one at a time": _maker(runs, replace(engine, batch_size=1)),
+                "three at a time": _maker(runs, replace(engine, batch_size=3)),
+                "without shared prefixes": _maker(runs, replace(engine, share_prefixes=False)),
+            },
             parse_special=prompts.parse_special,
             chat=open_chat(runs.checkpoint, chat_options, say=screen.say),
             scorer=make_scoring_engine(runs, engine, say=screen.say),
@@ -81,3 +87,7 @@ def verify(
 def _tell_failed(screen: Screen, failed: list[Sequence]) -> None:
     first = failed[0]
     screen.error(f"{plural(len(failed), 'row')} could not be run, the first{with_id(first.request.id)}: {first.error}")
+
+
+def _maker(model: Model, options: EngineOptions, say: Callable[[str], None] = lambda line: None) -> MakeEngine:
+    return lambda on_logits: make_engine(model, options, on_logits=on_logits, say=say)

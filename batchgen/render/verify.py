@@ -14,7 +14,16 @@ from batchgen.render.screen import MIN_WIDTH, plural, print_line, print_section
 from batchgen.text import short_number, visible
 
 if TYPE_CHECKING:
-    from batchgen.proof.verify.facts import Control, Controls, DifferenceBin, RowCheck, ScoreCheck, VerifyReport
+    from batchgen.proof.verify.facts import (
+        BitCheck,
+        Control,
+        Controls,
+        DifferenceBin,
+        RowCheck,
+        ScoreCheck,
+        VerifyReport,
+        Way,
+    )
 
 LABEL_WIDTH = 12
 # Of more rows that differ only the number is told; `--json` has all.
@@ -31,6 +40,8 @@ def print_report(console: Console, report: VerifyReport) -> None:
     verdict = "bug" if report.has_bug else "rounding" if report.count("rounding") else "identical"
     print_line(console, report.summary, style=STYLES[verdict])
     print_line(console, f"model {report.model}, engine {report.engine}, {report.device}")
+    if report.bits:
+        print_section(console, *_bits(report.bits))
     if bins := report.histogram:
         _print_histogram(console, bins)
     if report.scores:
@@ -49,6 +60,20 @@ def _print_scores(console: Console, scores: ScoreCheck) -> None:
     console.print(Text("Log-probabilities, scored in batches against alone", style="bold"))
     verdict = f"  {tokens} differ by up to {found} ({'more than the' if scores.has_bug else 'of'} allowed {allowed})"
     console.print(Text(verdict, style="bold red" if scores.has_bug else ""), soft_wrap=True)
+
+
+def _bits(bits: BitCheck) -> tuple[str, list[tuple[str, str]], int]:
+    """A section about the bits of a few rows in other ways, from the last row to the first."""
+    title = f"Logits of {plural(bits.num_rows, 'row')} run in other ways and in reverse order"
+    ways = [(way.name, _way(way)) for way in bits.ways]
+    return title, ways, max(len(way.name) for way in bits.ways) + 1
+
+
+def _way(way: Way) -> str:
+    if not way.num_different:
+        return "bit-identical"
+    moved = "" if way.max_difference is None else f", by up to {short_number(way.max_difference)}"
+    return f"{plural(way.num_different, 'row')} with other bits{moved}"
 
 
 def _print_histogram(console: Console, bins: list[DifferenceBin]) -> None:

@@ -41,6 +41,7 @@ from batchgen.proof.verify import (
     spread,
     verify_rows,
 )
+from batchgen.proof.verify.bits import compare_bits
 from batchgen.proof.verify.facts import DifferenceBin, histogram
 from batchgen.proof.verify.rows import Departure, find_departure, verdict_of
 from batchgen.records import EngineOptions, Sequence
@@ -501,3 +502,35 @@ def test_another_number_of_outputs_is_an_error(oracle: Oracle) -> None:
 def test_a_prompt_that_cannot_run_is_an_error(oracle: Oracle) -> None:
     with pytest.raises(InputError, match=r"prompts\[1\]: the prompt is empty"):
         check_padding(lambda prompts: ["x", "x"], ["a", ""], oracle.model)
+
+
+# The same bits in other ways.
+
+
+def test_rows_in_slots_have_the_same_bits_in_other_ways(tiny_models: dict[str, Model]) -> None:
+    model = tiny_models["llama"]
+
+    def maker(**options: Any) -> Callable[[Any], Engine]:
+        return lambda on_logits: make_engine(model, EngineOptions(**options), on_logits=on_logits)
+
+    others = {"one at a time": maker(batch_size=1), "without shared prefixes": maker(share_prefixes=False)}
+    found = compare_bits(maker(batch_size=4), others, encoded(PROMPTS[:5], model, max_new_tokens=3))
+    assert found.num_rows == 5
+    assert [(way.name, way.num_different, way.max_difference) for way in found.ways] == [
+        (name, 0, 0.0) for name in others
+    ]
+    assert found.is_identical
+
+
+def test_rows_with_other_bits_are_counted_and_measured(tiny_models: dict[str, Model]) -> None:
+    model, other = tiny_models["llama"], tiny_models["gpt2"]
+    found = compare_bits(
+        lambda on_logits: make_engine(model, on_logits=on_logits),
+        {"another model": lambda on_logits: make_engine(other, on_logits=on_logits)},
+        encoded(PROMPTS[:3], model, max_new_tokens=2),
+    )
+    [way] = found.ways
+    assert way.num_different == 3
+    assert (way.max_difference or 0) > 0.1
+    assert not found.is_identical
+    assert replace(report_of(), bits=found).to_dict()["bits"]["ways"][0]["name"] == "another model"

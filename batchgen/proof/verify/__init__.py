@@ -5,7 +5,7 @@ Each step's logits, as the engine saw them, are held against those of the same r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,9 +13,10 @@ from batchgen.errors import InputError
 from batchgen.model import Model
 from batchgen.model.chat import Chat
 from batchgen.model.padding import encode
+from batchgen.proof.verify.bits import MakeEngine, compare_bits
 from batchgen.proof.verify.callables import check_padding
 from batchgen.proof.verify.controls import pick_rows, run_controls, spread
-from batchgen.proof.verify.facts import Control, Controls, ErrorBound, RowCheck, ScoreCheck, VerifyReport
+from batchgen.proof.verify.facts import BitCheck, Control, Controls, ErrorBound, RowCheck, ScoreCheck, VerifyReport
 from batchgen.proof.verify.oracle import ERROR_ROWS, Oracle, measure_error
 from batchgen.proof.verify.rows import LogitRecorder, check_engine
 from batchgen.proof.verify.scores import check_scores
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from batchgen.engines.sampling.sampler import OnLogits
 
 __all__ = [
+    "BitCheck",
     "Control",
     "Controls",
     "ErrorBound",
@@ -60,20 +62,23 @@ def verify_rows(
     requests: list[Request],
     make: Callable[[OnLogits], Engine],
     *,
+    others: Mapping[str, MakeEngine] | None = None,
     parse_special: bool = False,
     chat: Chat | None = None,
     scorer: Engine | None = None,
 ) -> tuple[VerifyReport, list[Sequence]]:
     """Runs greedy requests through an engine and checks every row; also the rows that could not be run.
 
-    `make` gives an engine for `model` that tells the logits it decides from; a `scorer` scores the rows that it has
-    finished. Raises `InputError` where no row can be run.
+    `make` gives an engine for `model` that tells the logits it decides from; `others` give some that run the rows in
+    other ways, for a comparison of bits; a `scorer` scores the rows that `make`'s has finished. Raises `InputError`
+    where no row can be run.
     """
     encoded = _encode(model, requests, parse_special, chat)
     sequences = _runnable(encoded)
     strays = oracle.model if model.dtype == oracle.model.dtype else model
     bound = measure_error(oracle, strays, pick_rows(sequences, ERROR_ROWS))
     controls = run_controls(oracle, sequences)
+    bits = compare_bits(make, others, pick_rows(sequences)) if others else None
     recorder = LogitRecorder()
     engine = make(recorder.on_logits)
     checks = sorted(check_engine(engine, recorder, oracle, sequences, bound), key=lambda check: check.index)
@@ -89,6 +94,7 @@ def verify_rows(
         rows=tuple(checks),
         num_failed=len(failed),
         scores=check_scores(scorer, oracle, sequences, bound, model.dtype_name) if scorer else None,
+        bits=bits,
     )
     return report, failed
 

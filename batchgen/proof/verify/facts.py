@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import floor, isfinite, log10
 from typing import Any, Literal
 
@@ -148,6 +148,30 @@ class DifferenceBin:
 
 
 @dataclass(frozen=True, slots=True)
+class Way:
+    """Another way to run the rows: how many got other bits in it, and by how much a logit moved at most."""
+
+    name: str
+    num_different: int
+    max_difference: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class BitCheck:
+    """What became of a few rows in several ways, against the engine as it was asked for."""
+
+    num_rows: int
+    ways: tuple[Way, ...]
+
+    @property
+    def is_identical(self) -> bool:
+        return not any(way.num_different for way in self.ways)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "is_identical": self.is_identical}
+
+
+@dataclass(frozen=True, slots=True)
 class VerifyReport:
     """Everything that `verify` found; `most_rows` is how many ran together at most."""
 
@@ -161,6 +185,7 @@ class VerifyReport:
     rows: tuple[RowCheck, ...] = ()
     num_failed: int = 0
     scores: ScoreCheck | None = None
+    bits: BitCheck | None = None
 
     def count(self, verdict: Verdict) -> int:
         return sum(row.verdict == verdict for row in self.rows)
@@ -205,6 +230,7 @@ class VerifyReport:
             "histogram": bins,
             "scores": self.scores and self.scores.to_dict(),
             "negative_controls": self.controls.to_dict(),
+            "bits": self.bits and self.bits.to_dict(),
             "rows": [row.to_dict() for row in self.rows],
         }
 
