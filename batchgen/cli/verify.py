@@ -66,11 +66,7 @@ def verify(
             oracle,
             requests,
             _maker(runs, engine, screen.say),
-            others={
-                "one at a time": _maker(runs, replace(engine, batch_size=1)),
-                "three at a time": _maker(runs, replace(engine, batch_size=3)),
-                "without shared prefixes": _maker(runs, replace(engine, share_prefixes=False)),
-            },
+            others=_other_ways(runs, engine),
             parse_special=prompts.parse_special,
             chat=open_chat(runs.checkpoint, chat_options, say=screen.say),
             scorer=make_scoring_engine(runs, engine, say=screen.say),
@@ -87,6 +83,14 @@ def verify(
 def _tell_failed(screen: Screen, failed: list[Sequence]) -> None:
     first = failed[0]
     screen.error(f"{plural(len(failed), 'row')} could not be run, the first{with_id(first.request.id)}: {first.error}")
+
+
+def _other_ways(model: Model, options: EngineOptions) -> dict[str, MakeEngine]:
+    return {
+        "one at a time": _maker(model, replace(options, batch_size=1)),
+        "three at a time": _maker(model, replace(options, batch_size=3)),
+        "without shared prefixes": _maker(model, replace(options, share_prefixes=False)),
+    }
 
 
 def _maker(model: Model, options: EngineOptions, say: Callable[[str], None] = lambda line: None) -> MakeEngine:

@@ -78,7 +78,6 @@ def verify_rows(
     strays = oracle.model if model.dtype == oracle.model.dtype else model
     bound = measure_error(oracle, strays, pick_rows(sequences, ERROR_ROWS))
     controls = run_controls(oracle, sequences)
-    bits = compare_bits(make, others, pick_rows(sequences)) if others else None
     recorder = LogitRecorder()
     engine = make(recorder.on_logits)
     checks = sorted(check_engine(engine, recorder, oracle, sequences, bound), key=lambda check: check.index)
@@ -94,7 +93,7 @@ def verify_rows(
         rows=tuple(checks),
         num_failed=len(failed),
         scores=check_scores(scorer, oracle, sequences, bound, model.dtype_name) if scorer else None,
-        bits=bits,
+        bits=compare_bits(make, others, pick_rows(sequences)) if others else None,
     )
     return report, failed
 
