@@ -17,6 +17,7 @@ BLOCK = 64  # rows, where their number decides bits: fast, and laid out for by p
 FEWER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48)  # that may have a block's bits
 TRIED = (2, 3, 4, 5, 7, 8, 13, 16, 24, 31, 32, 33, 36, 48, 63, 64, 65, 128)
 TRIED_IN_PREFILLS = (96, 127, 129, 192, 255, 256, 384, 500, 512, 777, 1024)
+SAMPLE, WIDE_SAMPLE = 256, 16  # rows that a check looks at; of a wide layer
 WIDE = 16384  # outputs; so wide a layer gives logits, and never sees all tokens of a prefill
 
 Product = Callable[[torch.Tensor], torch.Tensor]
@@ -74,20 +75,27 @@ class FixedRows(nn.Module):
 def find_row_counts(product: Product, num_inputs: int, dtype: torch.dtype) -> RowCounts | None:
     """Which numbers of rows give the same bits in a product `[N, I]` -> `[N, O]` here; None where none do."""
     random = torch.Generator().manual_seed(0)
-    rows = torch.randn(BLOCK, num_inputs, generator=random).to(dtype)
-    expected = product(rows)  # [BLOCK, O]
+    rows = torch.randn(SAMPLE, num_inputs, generator=random).to(dtype)
+    expected = product(rows[:BLOCK])  # [BLOCK, O]
+    is_wide = expected.shape[1] >= WIDE
     shuffled = torch.randperm(BLOCK, generator=random)
     if not torch.equal(product(rows[shuffled]), expected[shuffled]):
         return None
+    if is_wide:
+        rows = rows[:BLOCK]
+    else:  # 16 bits hide most sums of another order, so many rows are looked at
+        expected = torch.cat([product(rows[first : first + BLOCK]) for first in range(0, SAMPLE, BLOCK)])
 
     def agrees(count: int) -> bool:
-        found = product(rows.repeat(-(-count // BLOCK), 1)[:count])
-        parts = (found[start : start + BLOCK] for start in range(0, count, BLOCK))
-        return all(torch.equal(part, expected[: len(part)]) for part in parts)
+        if count > len(rows):
+            times = -(-count // len(rows))
+            return torch.equal(product(rows.repeat(times, 1)[:count]), expected.repeat(times, 1)[:count])
+        last = max(count, WIDE_SAMPLE) if is_wide else len(rows)
+        starts = range(0, last - count + 1, count)
+        return all(torch.equal(product(rows[i : i + count]), expected[i : i + count]) for i in starts)
 
-    tried = TRIED if expected.shape[1] >= WIDE else (*TRIED, *TRIED_IN_PREFILLS)
+    tried = TRIED if is_wide else (*TRIED, *TRIED_IN_PREFILLS)
     least = next((least for least in range(2, 5) if all(agrees(count) for count in tried if count >= least)), None)
     if least is None:
         return RowCounts(block=BLOCK, fewer=tuple(count for count in FEWER if agrees(count)))
-    alone = least == 2 and all(torch.equal(product(rows[i : i + 1])[0], expected[i]) for i in range(8))
-    return RowCounts(1 if alone else least)
+    return RowCounts(1 if least == 2 and agrees(1) else least)

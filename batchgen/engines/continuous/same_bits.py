@@ -20,6 +20,7 @@ from batchgen.machine.kept import keep, read_kept
 from batchgen.machine.limits import cpu_name
 
 FILE = "row-counts"
+CHECK = 2  # another check finds other numbers
 ACTIVATIONS = ("torch.nn.modules.activation", "transformers.activations")
 NO_COUNTS = "none"
 
@@ -75,7 +76,7 @@ def _key(layer: nn.Module) -> str:
     kind = f"{type(layer).__name__}{' gelu' if getattr(layer, 'has_gelu', False) else ''}"
     bias = "" if getattr(layer, "bias", None) is None else " bias"
     place = f"{cpu_name()}, {platform.machine()}, {torch.get_num_threads()} threads, torch {version('torch')}"
-    return f"{kind} {inputs} x {outputs}{bias} {str(dtype).removeprefix('torch.')}, {place}"
+    return f"{CHECK}: {kind} {inputs} x {outputs}{bias} {str(dtype).removeprefix('torch.')}, {place}"
 
 
 def _shape(layer: nn.Module) -> tuple[int, int, torch.dtype]:
