@@ -57,6 +57,7 @@ LATE = {
     "engines.continuous.slot_model",
     "engines.continuous.slots",
     "engines.continuous.states",
+    "engines.int8.calibrate",
     "engines.int8.linear",
     "engines.int8.network",
     "engines.reference.engine",

@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, MambaConfig
+from transformers.pytorch_utils import Conv1D
 
 from batchgen import Model, generate, score
 from batchgen.engines import make_engine
 from batchgen.engines.continuous.linear import kernels_of
 from batchgen.engines.int8 import support
+from batchgen.engines.int8.calibrate import loud_columns
 from batchgen.engines.int8.linear import ZERO_POINT, Int8Linear, quantize_rows, quantize_weight
 from batchgen.engines.int8.network import quantize
 from batchgen.engines.int8.support import INT8, check_int8, why_no_int8
@@ -94,6 +96,31 @@ def test_what_is_no_number_stays_in_its_row() -> None:
         found = quantised(x)
     assert found[1].isnan().all()
     assert torch.equal(found[[0, 2]], wanted[[0, 2]])
+
+
+@needs_int8
+def test_columns_that_are_far_larger_than_the_others_cost_them_nothing() -> None:
+    torch.manual_seed(0)
+    plain, spared = nn.Sequential(nn.Linear(96, 40)), nn.Sequential(nn.Linear(96, 40))
+    spared.load_state_dict(plain.state_dict())
+    layer, x = plain[0], torch.randn(9, 96)
+    x[:, [3, 50]] *= 300
+    quantize(plain)
+    quantize(spared, loud={"0": torch.tensor([3, 50])})
+    with torch.inference_mode():
+        wanted = layer(x)
+        coarse, fine = ((holder(x) - wanted).abs().mean() for holder in (plain, spared))
+        assert fine < coarse / 20
+        assert torch.equal(spared(x[-1:]), spared(x)[-1:])
+
+
+@needs_int8
+def test_a_model_has_loud_columns_for_each_layer_and_the_same_every_time(bundled: Model) -> None:
+    loud, again = loud_columns(bundled), loud_columns(bundled)
+    layers = [path for path, layer in bundled.network.named_modules() if type(layer) in (nn.Linear, Conv1D)]
+    assert sorted(loud) == sorted(layers)
+    assert all(torch.equal(loud[path], again[path]) for path in layers)
+    assert {len(places) for places in loud.values()} == {16}
 
 
 @needs_int8
@@ -213,7 +240,7 @@ def test_where_there_is_no_vnni_or_a_device_of_another_kind_one_line_says_so(
 
 @pytest.mark.parametrize(
     ("options", "beams", "why"),
-    [(replace(OPTIONS, engine="reference"), 1, "as they were loaded"), (OPTIONS, 4, "no beams")],
+    [(replace(OPTIONS, engine="reference"), 1, "as they were loaded"), (OPTIONS, 4, "no beam")],
 )
 def test_without_slots_there_are_no_8_bit_integers(
     bundled: Model, monkeypatch: pytest.MonkeyPatch, options: EngineOptions, beams: int, why: str

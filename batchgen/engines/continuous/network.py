@@ -16,6 +16,7 @@ from batchgen.engines.continuous.layer import ATTENTION
 from batchgen.engines.continuous.linear import PLAIN, kernels_of, speed_up
 from batchgen.engines.continuous.requirements import why_no_slots
 from batchgen.engines.continuous.same_bits import fix_bits
+from batchgen.engines.int8.calibrate import loud_columns
 from batchgen.engines.int8.network import quantize
 from batchgen.engines.int8.support import INT8
 from batchgen.engines.trial.ladder import slots_hold
@@ -70,7 +71,7 @@ def _make(model: Model, is_owned: bool, has_room: Callable[[int], bool], kernels
         return "in a trial, slots gave other logits than a plain forward pass"
     if kernels == INT8:  # behind the trial, which compares with the weights as they were loaded
         speed_up(own.network, kernels=PLAIN)
-        quantize(own.network, loaded)
+        quantize(own.network, loaded, loud=loud_columns(model))
         fix_bits(own.network)
     return own
 

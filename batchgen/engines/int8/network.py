@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -10,19 +11,29 @@ from transformers.pytorch_utils import Conv1D
 
 from batchgen.engines.int8.linear import Int8Linear, Int8Product, Int8Weight
 
+NOTHING: Mapping[str, torch.Tensor] = MappingProxyType({})
 # Layers that read the same input, in the order in which a forward asks them.
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 READ_WHOLE = ("dt_proj",)  # Mamba multiplies with this layer's weight itself
 
 
-def quantize(network: nn.Module, loaded: nn.Module | None = None) -> None:
+def quantize(
+    network: nn.Module,
+    loaded: nn.Module | None = None,
+    *,
+    loud: Mapping[str, torch.Tensor] = NOTHING,
+    prefix: str = "",
+) -> None:
     """Replaces all linear layers of a network, and of `loaded`, which shares its tensors and is given where nobody
     else needs it: then each layer's own weight is let go before the next one is quantised.
+
+    `loud` are inputs that stay in float32, by the path of a layer in a network that has this one under `prefix`.
     """
     for path, names in list(_groups(network)):
         parent = network.get_submodule(path)
-        layers = _quantized([parent.get_submodule(name) for name in names])
+        places = loud.get(".".join(part for part in (prefix, path, names[0]) if part))
+        layers = _quantized([parent.get_submodule(name) for name in names], places)
         for owner in (parent, loaded.get_submodule(path) if loaded is not None else None):
             for name, layer in zip(names, layers, strict=True):
                 if owner is not None:
@@ -51,12 +62,12 @@ def _fit(parent: nn.Module, names: tuple[str, ...]) -> bool:
     return len({(_weight_of(layer).shape[1], layer.bias is None) for layer in layers}) == 1
 
 
-def _quantized(layers: list[nn.Module]) -> list[Int8Linear]:
+def _quantized(layers: list[nn.Module], places: torch.Tensor | None) -> list[Int8Linear]:
     weights = [_weight_of(layer).detach() for layer in layers]
     biases = [layer.bias for layer in layers if isinstance(layer.bias, torch.Tensor)]
     whole = weights[0] if len(weights) == 1 else torch.cat(weights)  # [O, I]
     bias = torch.cat([bias.detach() for bias in biases]) if biases else None
-    product = Int8Product(Int8Weight.of(whole, bias), len(layers))
+    product = Int8Product(Int8Weight.of(whole, bias, places), len(layers))
     made, first = [], 0
     for number, weight in enumerate(weights):
         made.append(Int8Linear(product, number, first, *weight.shape))

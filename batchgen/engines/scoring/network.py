@@ -17,6 +17,7 @@ from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from batchgen.engines.continuous.linear import PLAIN, kernels_of, speed_up
+from batchgen.engines.int8.calibrate import loud_columns
 from batchgen.engines.int8.network import quantize
 from batchgen.engines.int8.support import INT8, leave_out
 from batchgen.engines.reference.rules import short_limit
@@ -81,7 +82,7 @@ def scoring_network(
             model, is_owned=is_owned, has_room=has_room, kernels=PLAIN if kernels == INT8 else kernels
         )
         if kernels == INT8:
-            found.quantize(model if is_owned else None)
+            found.quantize(model, is_owned=is_owned)
         made[kernels] = found
     return found
 
@@ -155,16 +156,18 @@ class ScoringNetwork:
         self._given.hidden = None
         return logits[0, :number]
 
-    def quantize(self, loaded: Model | None) -> None:
-        """Goes on in 8-bit integers; the weights of `loaded`, the model itself where nobody else needs it, are let go.
+    def quantize(self, model: Model, *, is_owned: bool) -> None:
+        """Goes on in 8-bit integers; the weights of a model that nobody else needs are let go.
 
         Raises `ModelError` where rows would run on the model as it was loaded.
         """
         if not self.is_split:
             name = self.model.checkpoint.name
             raise ModelError(f"--quantize int8 does not score {name}: in batches its logits were others; {leave_out()}")
-        quantize(self._body, loaded.network.base_model if loaded else None)
-        quantize(self._head, loaded.network if loaded else None)
+        loaded = model.network if is_owned else None
+        loud, prefix = loud_columns(model), model.network.base_model_prefix
+        quantize(self._body, loaded.base_model if loaded else None, loud=loud, prefix=prefix)
+        quantize(self._head, loaded, loud=loud)
         self.kernels = INT8
 
     @property

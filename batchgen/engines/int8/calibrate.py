@@ -1,0 +1,58 @@
+"""Which inputs of a model's layers are far larger than the others, found by one forward over ordinary text.
+
+In language models a few columns are, in every row (LLM.int8(), arXiv:2208.07339): kept out of the integers they leave
+all others a finer scale. The text is fixed and runs alone, so that a model has the same columns in every run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from batchgen.engines.trial.rows import trial_rows
+from batchgen.model.padding import pad
+
+if TYPE_CHECKING:
+    from batchgen.model import Model
+
+# One input in so many stays in float32, in whole steps: more cost time, fewer cost tokens (docs/decisions.md).
+INPUTS_FOR_ONE, STEP = 32, 16
+
+
+def loud_columns(model: Model) -> dict[str, torch.Tensor]:
+    """The inputs with the largest squares of each linear layer that the text reached, in order; none without a text."""
+    rows = trial_rows(model.checkpoint)
+    if not rows:
+        return {}
+    squares: dict[str, torch.Tensor] = {}  # by the path of a layer: [I]
+    hooks = [
+        layer.register_forward_pre_hook(_Listener(squares, path))
+        for path, layer in model.network.named_modules()
+        if type(layer) in (nn.Linear, Conv1D)
+    ]
+    try:
+        with torch.inference_mode():
+            model.forward(pad(rows[-1:], model.checkpoint.pad_token_id), keep=rows[-1].num_prompt_tokens)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {path: _largest(each) for path, each in squares.items()}
+
+
+class _Listener:
+    """Adds up what a layer is given, input by input."""
+
+    def __init__(self, squares: dict[str, torch.Tensor], path: str) -> None:
+        self.squares, self.path = squares, path
+
+    def __call__(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        sums = inputs[0].detach().float().flatten(0, -2).square().sum(0)  # [I]
+        self.squares[self.path] = self.squares[self.path] + sums if self.path in self.squares else sums
+
+
+def _largest(squares: torch.Tensor) -> torch.Tensor:
+    number = min(max(STEP, len(squares) // INPUTS_FOR_ONE // STEP * STEP), len(squares) // 2)
+    return squares.topk(number).indices.sort().values
