@@ -8,7 +8,7 @@ LOWEST := .venv-lowest
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-lowest test-slow test-browser test-ray torture torture-mutants train-check gpu-check screenshots docs site site-check coverage lint types fmt check dist dist-check clean
+.PHONY: help run test test-lowest test-slow test-models models test-browser test-ray torture torture-mutants train-check gpu-check screenshots docs site site-check coverage lint types fmt check dist dist-check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,12 @@ test-lowest: $(LOWEST)/.ready  ## the test suite with the lowest versions that p
 
 test-slow: $(READY)  ## the checks that take longer
 	$(BIN)/python -m pytest -m slow
+
+test-models: $(READY)  ## every family of models against docs/models.md, in about five minutes
+	$(BIN)/python -m pytest tests/test_models_table.py
+
+models: $(READY)  ## try every family of models, and write docs/models.md
+	PYTHONPATH=. $(BIN)/python tools/models_table.py
 
 test-ray: $(READY)  ## the same on Ray, on two CPUs of this machine
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[ray]'

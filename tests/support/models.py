@@ -23,10 +23,8 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from batchgen.model import Checkpoint, Model, open_model
 from tests.support.chat_tokenizers import make_chat_tokenizer
+from tests.support.families import EOS, SHAPE, SMALL
 
-EOS = 50256
-SMALL = {"vocab_size": 50257, "bos_token_id": EOS, "eos_token_id": EOS}
-SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, **SMALL}
 # Learned, rotary (full and partial, with grouped-query heads) and ALiBi positions.
 ARCHITECTURES = {
     "gpt2": GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=128, **SMALL),

@@ -13,6 +13,7 @@ from batchgen.model.private import supports_attention_backend
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+CACHES = {"past_key_values", "cache_params", "state"}  # what forwards call what they keep of earlier tokens
 # Families that keep states where no cache of ours is asked for them.
 STATES_ELSEWHERE = {"minimax": "a cache of its own", "recurrent_gemma": "its own modules"}
 
@@ -39,6 +40,8 @@ def _why_not_by_class(config: PretrainedConfig) -> str | None:
     rules = layer_rules(config)
     taken = set(signature(network_class.forward).parameters)
     has_states = any(rule.num_states for rule in rules)
+    if not taken & CACHES:
+        return "it has no KV cache"
     if "past_key_values" not in taken and not ("cache_params" in taken and has_states):
         return "it keeps its states in another form than transformers' caches"
     if any(rule.attends for rule in rules) and not supports_attention_backend(network_class):

@@ -25,6 +25,14 @@ class Mixing(StrEnum):
     alone = "one row at a time"
 
 
+LENGTHS = {
+    Mixing.padded: "any lengths",
+    Mixing.own_pad: "any lengths, the model's own pad",
+    Mixing.equal_lengths: "equal lengths only",
+    Mixing.alone: "one row at a time",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class BatchRule:
     """How batches are made: `pad_token_id` fills them, and rows share one only where their keys are equal.
@@ -44,6 +52,11 @@ class BatchRule:
         length = len(row.token_ids)
         by_length = length if self.mixing is Mixing.equal_lengths else None
         return by_length, length if self.crosses(row) else self._is_long(row)
+
+    @property
+    def lengths(self) -> str:
+        """Which rows share a batch, in a few words."""
+        return LENGTHS[self.mixing] + (", short and long rows apart" if self.short_limit else "")
 
     def crosses(self, row: Sequence) -> bool:
         """Whether a row may grow over the limit: a forward of the whole row is then not what its steps computed."""

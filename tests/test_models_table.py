@@ -1,0 +1,42 @@
+"""docs/models.md says what is so: `make test-models` tries all of its families, `make models` writes it anew."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import models_table
+import pytest
+from transformers import __version__
+
+from batchgen.model import Checkpoint
+from tests.support.families import OPTIONS, family_of
+
+TEXT = models_table.PAGE.read_text(encoding="utf-8")
+COMMITTED = {row.family.strip("`"): row for row in models_table.rows_of(TEXT)}
+QUICK = ("opt", "bloom")  # one with slots, one without; others run in tests/engines
+
+
+def test_the_page_has_every_config_and_nothing_else() -> None:
+    assert sorted(COMMITTED) == sorted(OPTIONS)
+    assert len({family_of(name) for name in OPTIONS}) >= 60
+
+
+def test_the_page_is_what_the_tool_makes_of_its_rows() -> None:
+    [version] = {line.split(" with ")[1].split(":")[0] for line in TEXT.splitlines() if line.startswith("Each row")}
+    assert models_table.page(COMMITTED.values(), version) == TEXT
+
+
+def test_every_family_gets_what_generate_gives_each_row_alone() -> None:
+    assert {row.parity for row in COMMITTED.values()} == {f"{len(models_table.PROMPTS)} of {len(models_table.PROMPTS)}"}
+
+
+@pytest.mark.parametrize(
+    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in OPTIONS if name not in QUICK)]
+)
+def test_a_family_does_what_the_page_says(name: str, checkpoint: Checkpoint) -> None:
+    found, said = models_table.find_row(name, checkpoint), COMMITTED[name]
+    if found is None:
+        pytest.skip(f"the installed transformers has no {family_of(name)}")
+    if f"transformers {__version__}:" not in TEXT:  # another version may take another engine
+        said = replace(found, parity=said.parity)
+    assert found == said

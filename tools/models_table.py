@@ -1,0 +1,117 @@
+"""docs/models.md: what each family of transformers runs in, tried on tiny random models.
+
+    PYTHONPATH=. python tools/models_table.py
+
+`make models` runs it, in about five minutes; `make test-models` compares the page with what models do.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+from itertools import cycle, islice
+from pathlib import Path
+
+from transformers import __version__
+
+import batchgen
+from batchgen.engines.continuous.network import slot_network
+from batchgen.engines.reference.rules import LENGTHS as BATCHES
+from batchgen.engines.reference.rules import Mixing
+from batchgen.engines.trial.ladder import find_rule
+from batchgen.model import Checkpoint, open_checkpoint
+from batchgen.model.checkpoint import attention_kernel
+from tests.support.families import OPTIONS, config_of, family_of
+from tests.support.models import generate_alone, model_of
+
+PAGE = Path(__file__).parent.parent / "docs" / "models.md"
+HEAD = "| family | engine | rows of one batch | parity | why not slots |\n|---|---|---|---|---|"
+NEW_TOKENS, AT_ONCE = 12, 4
+LENGTHS = (1, 4, 9, 33, 70, 2)  # words of a prompt: within a window of 40 tokens, and beyond it
+SENTENCE = "the rain in Spain falls mainly on the plain and my dog is very happy to see the green train again"
+PROMPTS = [" ".join(islice(cycle(SENTENCE.split()), start, start + length)) for start, length in enumerate(LENGTHS)]
+TEXT = """# Models
+
+batchgen runs decoder-only language models of transformers. The engine decides how fast: in slots (`continuous`) rows
+of any length run together, and a finished row gives its slot to the next one; `reference` is transformers' own
+`generate`, at about a third of the speed. [engines.md](engines.md) explains both.
+
+Find your model by `model_type` in its `config.json`: SmolLM2 and TinyLlama are `llama`, Qwen2.5 is `qwen2`, Mistral 7B
+is `mistral`. Names such as `phi3_longrope` and `mamba_with_biases` are variants of a family.
+
+- **engine**: what `--engine auto` chooses.
+- **rows of one batch**: which rows can run together. For `reference`, batchgen finds out when it first loads a model:
+  it runs rows of very different lengths together and compares them with each row alone. It uses the first way that
+  changes nothing: any lengths, then any lengths with the model's own pad, then equal lengths, then one row at a time.
+- **parity**: {prompts} prompts of 1 to 70 words, {tokens} new tokens in float32: how many rows get the very tokens of
+  plain `generate` on that prompt alone.
+- **why not slots**: the reason that a run prints.
+
+Each row of the table was measured on a tiny random model with {version}: {count} models, {slots} of them in slots.
+`make models` writes this page, and `make test-models` checks it.
+
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the table."""
+
+    family: str
+    engine: str
+    batch: str
+    parity: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"| {' | '.join(astuple(self))} |"
+
+
+def find_row(name: str, checkpoint: Checkpoint) -> Row | None:
+    """What a family does here; None where the installed transformers lacks it."""
+    config = config_of(name)
+    if config is None:
+        return None
+    model = model_of(config, checkpoint, attention_kernel(config))
+    # First of all: RecurrentGemma reads a prompt of one token as a step after whatever its modules saw last.
+    alone = [generate_alone(model, prompt, max_new_tokens=NEW_TOKENS) for prompt in PROMPTS]
+    own, reason = slot_network(model)
+    batch = BATCHES[Mixing.padded] if own else find_rule(model)[0].lengths
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they say what stands in the row
+        results = batchgen.generate(PROMPTS, model, max_new_tokens=NEW_TOKENS, batch_size=AT_ONCE)
+    equal = sum(list(result.output_ids) == ids for result, ids in zip(results, alone, strict=True))
+    parity = f"{equal} of {len(PROMPTS)}"
+    return Row(f"`{name}`", "continuous" if own else "reference", batch, parity, reason)
+
+
+def page(rows: Iterable[Row], version: str) -> str:
+    """The whole document."""
+    rows = sorted(rows, key=lambda row: row.family)
+    slots = sum(row.engine == "continuous" for row in rows)
+    facts = {"prompts": len(PROMPTS), "tokens": NEW_TOKENS, "version": version, "count": len(rows), "slots": slots}
+    return TEXT.format(**facts) + "\n".join([HEAD, *map(str, rows)]) + "\n"
+
+
+def rows_of(text: str) -> list[Row]:
+    """The rows of a page."""
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    return [Row(*(cell.strip() for cell in line[1:-1].split("|"))) for line in lines]
+
+
+def main() -> None:
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()  # no verdict that was kept
+    checkpoint, rows = open_checkpoint("bundled"), []
+    for name in OPTIONS:
+        row = find_row(name, checkpoint)
+        print(row or f"transformers {__version__} has no {family_of(name)}", file=sys.stderr)
+        rows += [row] if row else []
+    PAGE.write_text(page(rows, f"transformers {__version__}"), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
