@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Annotated
 
@@ -12,12 +13,14 @@ import typer
 
 from batchgen.cli import options as opt
 from batchgen.cli.exit_codes import DIFFERENT
-from batchgen.engines import make_engine, make_scoring_engine
+from batchgen.engines import make_engine, make_scoring_engine, quantized
+from batchgen.engines.int8.support import check_int8
 from batchgen.formats.fields import to_json
 from batchgen.formats.reading import read_requests
 from batchgen.model import Model, load_model, open_checkpoint
 from batchgen.model.chat import open_chat
-from batchgen.proof.verify import Oracle, greedily, spread, verify_rows
+from batchgen.model.weights import choose_device
+from batchgen.proof.verify import Oracle, Plain, greedily, spread, verify_rows
 from batchgen.proof.verify.bits import MakeEngine
 from batchgen.records import EngineOptions, SamplingParams, Sequence
 from batchgen.render.screen import OutputConsole, Screen, plural
@@ -32,7 +35,7 @@ def verify(
     chat: Annotated[opt.ChatFlags, opt.Pick(without=("split_reasoning",))],
     model: opt.ModelOptions,
     sampling: Annotated[SamplingParams, opt.Pick("max_new_tokens", max_new_tokens=16)],
-    engine: Annotated[EngineOptions, opt.Pick(without=("workers", "quantize"), batch_size=32)],
+    engine: Annotated[EngineOptions, opt.Pick(without=("workers",), batch_size=32)],
     sample: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Check N rows, evenly spread over the input.", rich_help_panel=opt.INPUT),
@@ -48,6 +51,7 @@ def verify(
     Runs the rows greedily in batches, and compares every step with the row alone,
     unpadded, in float32; then their scores. It also makes deliberate mistakes, which must change some rows;
     if none does, it says that this input proves nothing. The exit code is 4 if it finds a bug.
+    With --quantize the row alone is quantised too, and the report says what that costs.
     """
     screen = Screen(quiet=quiet)
     reading, chat_options = prompts.reading(), chat.options()
@@ -57,19 +61,19 @@ def verify(
     if num_changed:
         screen.say(f"{plural(num_changed, 'row')} with their own options are verified greedily, without those options")
     with screen.waiting("loading the model"):
-        checkpoint = open_checkpoint(model.model, revision=model.revision, say=screen.say)
-        runs = load_model(checkpoint, model.device, model.dtype, engine.memory)
-        oracle = Oracle(runs if runs.dtype_name == "float32" else load_model(checkpoint, model.device, "float32"))
+        runs, oracle = _load(model, engine, screen)
     with screen.waiting("verifying"):
+        sides = _sides(runs, oracle, engine, screen)
         report, failed = verify_rows(
             runs,
-            oracle,
+            sides.oracle,
             requests,
             _maker(runs, engine, screen.say),
             others=_other_ways(runs, engine),
             parse_special=prompts.parse_special,
             chat=open_chat(runs.checkpoint, chat_options, say=screen.say),
             scorer=make_scoring_engine(runs, engine, say=screen.say),
+            plain=sides.plain,
         )
     if as_json:
         print(to_json(report.to_dict()))
@@ -95,3 +99,27 @@ def _other_ways(model: Model, options: EngineOptions) -> dict[str, MakeEngine]:
 
 def _maker(model: Model, options: EngineOptions, say: Callable[[str], None] = lambda line: None) -> MakeEngine:
     return lambda on_logits: make_engine(model, options, on_logits=on_logits, say=say)
+
+
+def _load(model: opt.ModelOptions, engine: EngineOptions, screen: Screen) -> tuple[Model, Oracle]:
+    """The model that runs, and the oracle in float32."""
+    checkpoint = open_checkpoint(model.model, revision=model.revision, say=screen.say)
+    check_int8(engine, choose_device(model.device).type, checkpoint.outline)
+    runs = load_model(checkpoint, model.device, model.dtype, engine.memory)
+    is_float32 = runs.dtype_name == "float32"
+    return runs, Oracle(runs if is_float32 else load_model(checkpoint, model.device, "float32"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Sides:
+    """What rows are held against, and with `--quantize` what they would be without."""
+
+    oracle: Oracle
+    plain: Plain | None = None
+
+
+def _sides(runs: Model, oracle: Oracle, engine: EngineOptions, screen: Screen) -> _Sides:
+    if engine.quantize is None:
+        return _Sides(oracle)
+    without = partial(make_engine, oracle.model, replace(engine, quantize=None), say=screen.say)
+    return _Sides(Oracle(quantized(runs, engine), engine.quantize), Plain(oracle, without))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from batchgen.engines.sampling.sampler import OnLogits, RecomputeLogits, Sampler
     from batchgen.model import Model
 
-__all__ = ["Agree", "Engine", "choose_engine", "finish_all", "make_engine", "make_scoring_engine"]
+__all__ = ["Agree", "Engine", "choose_engine", "finish_all", "make_engine", "make_scoring_engine", "quantized"]
 
 # Told what an engine is to be made of; gives back what the run is made of, which another worker may have chosen.
 Agree = Callable[[EngineChoice], EngineChoice]
@@ -66,6 +66,21 @@ def make_engine(
         return _reference(model, sampler, backoff, ready.rule)
     sampler.recompute = model.logits_alone if is_exact else None
     return _continuous(ready, sampler, backoff, options)
+
+
+def quantized(model: Model, options: EngineOptions) -> Model:
+    """The model with the linear layers of an engine with `options.quantize`, to be asked for logits by itself.
+
+    Raises `UsageError` where it cannot be had.
+    """
+    from batchgen.engines.int8.calibrate import loud_columns
+    from batchgen.engines.int8.network import quantize
+    from batchgen.engines.int8.support import check_int8
+
+    check_int8(options, model.device.type, model.checkpoint.outline)
+    own = model.on_same_weights()
+    quantize(own.network, loud=loud_columns(model))
+    return own
 
 
 def make_scoring_engine(

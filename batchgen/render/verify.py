@@ -14,6 +14,7 @@ from batchgen.render.screen import MIN_WIDTH, plural, print_line, print_section
 from batchgen.text import short_number, visible
 
 if TYPE_CHECKING:
+    from batchgen.proof.verify.cost import QuantizationCost
     from batchgen.proof.verify.facts import (
         BitCheck,
         Control,
@@ -46,6 +47,8 @@ def print_report(console: Console, report: VerifyReport) -> None:
         _print_histogram(console, bins)
     if report.scores:
         _print_scores(console, report.scores)
+    if report.cost:
+        _print_cost(console, report.cost)
     print_section(console, "What counts as rounding", [("", _bound(report))], 0)
     _print_controls(console, report.controls)
     different = [row for row in report.rows if row.verdict != "identical"]
@@ -98,11 +101,36 @@ def _power(number: float) -> str:
 
 def _bound(report: VerifyReport) -> str:
     measured, allowed = short_number(report.bound.measured), short_number(report.bound.allowed)
+    oracle = "those of the row alone" if report.cost else "the float32 oracle"
     return (
         "Even without padding, the shape of a batch (copies side by side, token by token) moves "
-        f"{report.dtype} logits by up to {measured}. Logits that differ from the float32 oracle by more than {allowed} "
+        f"{report.precision} logits by up to {measured}. Logits that differ from {oracle} by more than {allowed} "
         "are a bug, and so is another token where no two logits are that close."
     )
+
+
+def _print_cost(console: Console, cost: QuantizationCost) -> None:
+    """What is other than in float32, and the first rows of which that is true."""
+    table = Table(box=None, padding=(0, 2, 0, 2), show_edge=False, pad_edge=True, show_header=False)
+    table.add_column("", style="cyan")
+    table.add_column("")
+    for name, value in _cost_lines(cost):
+        table.add_row(name, value)
+    console.print(Text(f"What {cost.quantize} costs, against float32", style="bold"))
+    console.print(table)
+
+
+def _cost_lines(cost: QuantizationCost) -> Iterator[tuple[str, str]]:
+    yield "greedy tokens equal", f"{cost.equal_share:.1%}, up to the first that differs"
+    yield "rows equal", f"{cost.equal_rows:,} of {len(cost.rows):,}"
+    first = sorted(row.first_difference for row in cost.rows if row.first_difference is not None)
+    if first:
+        yield "first difference", f"step {first[0]} at the earliest, {first[len(first) // 2]} in the middle"
+    yield "logits move by", f"{short_number(cost.mean_difference)} in the mean"
+    yield "KL divergence", f"{short_number(cost.divergence)} nats a token"
+    if cost.perplexity and cost.quantized_perplexity:
+        both = f"{cost.perplexity:,.2f} and {cost.quantized_perplexity:,.2f}"
+        yield "perplexity", f"{both} of these texts ({cost.perplexity_change:+.1%})"
 
 
 def _print_controls(console: Console, controls: Controls) -> None:

@@ -6,9 +6,10 @@ Each step's logits, as the engine saw them, are held against those of the same r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from batchgen.engines import finish_all
 from batchgen.errors import InputError
 from batchgen.model import Model
 from batchgen.model.chat import Chat
@@ -16,8 +17,10 @@ from batchgen.model.padding import encode
 from batchgen.proof.verify.bits import MakeEngine, compare_bits
 from batchgen.proof.verify.callables import check_padding
 from batchgen.proof.verify.controls import pick_rows, run_controls, spread
+from batchgen.proof.verify.cost import QuantizationCost, RowCost
 from batchgen.proof.verify.facts import BitCheck, Control, Controls, ErrorBound, RowCheck, ScoreCheck, VerifyReport
 from batchgen.proof.verify.oracle import ERROR_ROWS, Oracle, measure_error
+from batchgen.proof.verify.quantized import measure_cost
 from batchgen.proof.verify.rows import LogitRecorder, check_engine
 from batchgen.proof.verify.scores import check_scores
 from batchgen.records import Request, SamplingParams, Sequence
@@ -33,19 +36,31 @@ __all__ = [
     "ErrorBound",
     "LogitRecorder",
     "Oracle",
+    "Plain",
+    "QuantizationCost",
     "RowCheck",
+    "RowCost",
     "ScoreCheck",
     "VerifyReport",
     "check_engine",
     "check_padding",
     "check_scores",
     "greedily",
+    "measure_cost",
     "measure_error",
     "pick_rows",
     "run_controls",
     "spread",
     "verify_rows",
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """A model without quantisation: its oracle, and what makes an engine for it."""
+
+    oracle: Oracle
+    make: Callable[[], Engine]
 
 
 def greedily(requests: Iterable[Request], max_new_tokens: int) -> tuple[list[Request], int]:
@@ -65,23 +80,22 @@ def verify_rows(
     others: Mapping[str, MakeEngine] | None = None,
     parse_special: bool = False,
     chat: Chat | None = None,
+    plain: Plain | None = None,
     scorer: Engine | None = None,
 ) -> tuple[VerifyReport, list[Sequence]]:
     """Runs greedy requests through an engine and checks every row; also the rows that could not be run.
 
     `make` gives an engine for `model` that tells the logits it decides from; `others` give some that run the rows in
-    other ways, for a comparison of bits; a `scorer` scores the rows that `make`'s has finished. Raises `InputError`
-    where no row can be run.
+    other ways, for a comparison of bits; a `scorer` scores the rows that `make`'s has finished; `plain` is what model
+    and oracle are without quantisation, whose cost is measured. Raises `InputError` where no row can be run.
     """
     encoded = _encode(model, requests, parse_special, chat)
     sequences = _runnable(encoded)
-    strays = oracle.model if model.dtype == oracle.model.dtype else model
-    bound = measure_error(oracle, strays, pick_rows(sequences, ERROR_ROWS))
-    controls = run_controls(oracle, sequences)
+    bound = _bound(model, oracle, sequences)
+    controls = run_controls(plain.oracle if plain else oracle, sequences)  # before they have answers
     recorder = LogitRecorder()
     engine = make(recorder.on_logits)
     checks = sorted(check_engine(engine, recorder, oracle, sequences, bound), key=lambda check: check.index)
-    failed = [sequence for sequence in encoded if sequence.finish_reason == "error"]
     report = VerifyReport(
         model=model.checkpoint.name,
         engine=engine.stats.engine,
@@ -91,11 +105,21 @@ def verify_rows(
         bound=bound,
         controls=controls,
         rows=tuple(checks),
-        num_failed=len(failed),
-        scores=check_scores(scorer, oracle, sequences, bound, model.dtype_name) if scorer else None,
+        num_failed=len(_failed(encoded)),
+        scores=check_scores(scorer, oracle, sequences, bound, oracle.quantize or model.dtype_name) if scorer else None,
         bits=compare_bits(make, others, pick_rows(sequences)) if others else None,
+        cost=_cost(oracle, plain, sequences) if plain else None,
     )
-    return report, failed
+    return report, _failed(encoded)
+
+
+def _bound(model: Model, oracle: Oracle, sequences: list[Sequence]) -> ErrorBound:
+    strays = oracle.model if model.dtype == oracle.model.dtype else model
+    return measure_error(oracle, strays, pick_rows(sequences, ERROR_ROWS))
+
+
+def _failed(encoded: list[Sequence]) -> list[Sequence]:
+    return [sequence for sequence in encoded if sequence.finish_reason == "error"]
 
 
 def _runnable(encoded: list[Sequence]) -> list[Sequence]:
@@ -104,6 +128,15 @@ def _runnable(encoded: list[Sequence]) -> list[Sequence]:
         reason = f", the first because {encoded[0].error}" if encoded else ""
         raise InputError(f"there is nothing to verify: {len(encoded)} rows, none of which can be run{reason}")
     return sequences
+
+
+def _cost(oracle: Oracle, plain: Plain, answers: list[Sequence]) -> QuantizationCost:
+    """The same rows again in float32, and what is different."""
+    assert oracle.quantize is not None
+    done = [answer for answer in answers if answer.finish_reason != "error"]
+    again = [Sequence(answer.request, answer.sample_index, list(answer.input_ids)) for answer in done]
+    rows = [row for row in finish_all(plain.make(), again) if row.finish_reason != "error"]
+    return measure_cost(oracle.quantize, plain.oracle, oracle, rows, done)
 
 
 def _encode(model: Model, requests: list[Request], parse_special: bool, chat: Chat | None) -> list[Sequence]:

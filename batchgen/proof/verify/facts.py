@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from math import floor, isfinite, log10
 from typing import Any, Literal
 
-from batchgen.records import RowId
+from batchgen.proof.verify.cost import QuantizationCost
+from batchgen.records import RowId, precision_of
 from batchgen.text import short_number
 
 Verdict = Literal["identical", "rounding", "bug"]
@@ -186,6 +187,12 @@ class VerifyReport:
     num_failed: int = 0
     scores: ScoreCheck | None = None
     bits: BitCheck | None = None
+    cost: QuantizationCost | None = None
+
+    @property
+    def precision(self) -> str:
+        """The dtype, behind what linear layers are quantised to."""
+        return precision_of(self.dtype, self.cost.quantize if self.cost else None)
 
     def count(self, verdict: Verdict) -> int:
         return sum(row.verdict == verdict for row in self.rows)
@@ -215,7 +222,7 @@ class VerifyReport:
         )
         return (
             f"{rows:,} {'row' if rows == 1 else 'rows'}, batches of {batch:,}, "
-            f"{self.dtype}: {verdicts}, "
+            f"{self.precision}: {verdicts}, "
             f"max logit difference {short_number(self.max_difference)}"
         )
 
@@ -232,6 +239,7 @@ class VerifyReport:
             "negative_controls": self.controls.to_dict(),
             "bits": self.bits and self.bits.to_dict(),
             "rows": [row.to_dict() for row in self.rows],
+            "quantization": self.cost.to_dict() if self.cost else None,
         }
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 SAFETY, SAFETY_16_BIT = 30.0, 4.0
 # In float32 never more than this part of the largest logit, whatever a batch of copies does to it.
 MOST_ROUNDING = 1e-3
+# In 8 bits a sum that is off by one rounding can make an input another integer: this part of the largest logit.
+MOST_FLIPPED = 0.05
 LEAST_ULPS = 4  # where less was measured than so many roundings of the largest logit
 ERROR_ROWS = 4  # on which the error is measured
 COPIES = 4  # of a row in a batch, so that its products have another shape
@@ -29,10 +31,11 @@ LAST_STEPS = 6  # tokens of a prompt that are fed one by one
 
 
 class Oracle:
-    """Runs rows alone and unpadded, in float32."""
+    """Runs rows alone and unpadded, in float32; with `quantize` its linear layers are those of such integers."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, quantize: str | None = None) -> None:
         self.model = model
+        self.quantize = quantize
 
     def logits(self, token_ids: list[int], last: int) -> torch.Tensor:
         """Logits `[last, V]` after each of the last tokens of a row, from one forward."""
@@ -95,7 +98,7 @@ def measure_error(oracle: Oracle, model: Model, sequences: Rows[Sequence]) -> Er
         for found in (forward_alone(model, token_ids, last, COPIES), step_alone(model, token_ids, last, COPIES)):
             measured = max(measured, (found - expected[: len(found)]).abs().max().item())
         largest = max(largest, expected.abs().max().item())
-    is_float32 = model.dtype == torch.float32
-    floor = LEAST_ULPS * torch.finfo(model.dtype).eps * largest
+    is_float32 = model.dtype == torch.float32 and oracle.quantize is None
+    floor = (MOST_FLIPPED if oracle.quantize else LEAST_ULPS * torch.finfo(model.dtype).eps) * largest
     allowed = max((SAFETY if is_float32 else SAFETY_16_BIT) * measured, floor)
     return ErrorBound(measured, min(allowed, MOST_ROUNDING * largest) if is_float32 else allowed)
