@@ -40,6 +40,8 @@ batchgen runs decoder-only language models of transformers. The engine decides h
 of any length run together, and a finished row gives its slot to the next one; `reference` is transformers' own
 `generate`, at about a third of the speed. [engines.md](engines.md) explains both.
 
+`batchgen doctor --model M` says the same of one model, from its config and without its weights.
+
 Find your model by `model_type` in its `config.json`: SmolLM2 and TinyLlama are `llama`, Qwen2.5 is `qwen2`, Mistral 7B
 is `mistral`. Names such as `phi3_longrope` and `mamba_with_biases` are variants of a family.
 

@@ -27,7 +27,8 @@ def doctor(
     [bold]batchgen doctor --device cpu --json[/]
     [bold]batchgen doctor --model HuggingFaceTB/SmolLM2-135M-Instruct[/]
 
-    With --model it also shows what the model's chat template does.
+    With --model it also shows how that model runs, without loading its weights: its engine and why, which rows can
+    share a batch, its KV cache, and what its chat template does.
 
     If something is wrong, it shows how to fix it.
     """

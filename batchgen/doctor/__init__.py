@@ -14,6 +14,8 @@ from batchgen.doctor.conversation import examine_chat
 from batchgen.doctor.facts import Diagnosis
 from batchgen.doctor.installation import examine_installation, examine_models
 from batchgen.doctor.machine import examine_machine, measure_gflops
+from batchgen.doctor.network import examine_model
+from batchgen.model import open_checkpoint
 from batchgen.model.find import hub_answers
 
 if TYPE_CHECKING:
@@ -30,16 +32,17 @@ def diagnose(
     root: Path = Path("/"),
     measure: Measure = measure_gflops,
 ) -> Diagnosis:
-    """Examines all there is, `device` most closely, and what `model` does with conversations; `root` stands for `/`.
+    """Examines all there is, `device` most closely, and how `model` runs and talks; `root` stands for `/`.
 
     Raises `UsageError` for what is no device, `ModelError` for one that is not there, or a model that is not.
     """
-    chat = examine_chat(model, revision) if model is not None else None
+    checkpoint = open_checkpoint(model, revision=revision, weights=False) if model is not None else None
+    chat = examine_chat(checkpoint) if checkpoint else None
     with ThreadPoolExecutor(1) as waiting:  # the Hub may take its time, as the import of torch does
         hub = waiting.submit(hub_answers)
         installation = examine_installation(root)
         machine = examine_machine(device, root, measure)
         models = examine_models()
-        return Diagnosis(
-            installation, machine, models, hub_answers=False if hub.exception() else hub.result(), chat=chat
-        )
+        facts = examine_model(checkpoint, device) if checkpoint else None
+        answers = False if hub.exception() else hub.result()
+        return Diagnosis(installation, machine, models, hub_answers=answers, chat=chat, model=facts)

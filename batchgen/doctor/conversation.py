@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from batchgen.doctor.facts import ChatFacts
-from batchgen.model import open_checkpoint
 from batchgen.model.chat import Chat, open_chat
 from batchgen.model.checkpoint import Checkpoint
 
 
-def examine_chat(name: str, revision: str | None = None) -> ChatFacts:
-    """Raises `BatchgenError` where there is no such model."""
-    checkpoint = open_checkpoint(name, revision=revision, weights=False)
+def examine_chat(checkpoint: Checkpoint) -> ChatFacts:
+    """A template that is broken is a finding."""
+    name = checkpoint.name
     chat = open_chat(checkpoint)
     if not chat.has_template:
         return ChatFacts(name, bos=_bos(checkpoint, None))

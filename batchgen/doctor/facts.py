@@ -140,14 +140,36 @@ class ChatFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """How a model runs, without its weights.
+
+    `rows_of_a_batch` is None until a run has tried which rows may share one. `windows` counts the
+    layers with attention by how many columns they see; None is all.
+    """
+
+    model: str
+    family: str
+    engine: str
+    why_no_slots: str | None
+    rows_of_a_batch: str | None
+    dtype: str
+    cache_bytes_per_token: int
+    state_bytes_per_row: int
+    num_layers: int
+    windows: tuple[tuple[int | None, int], ...]
+    context_length: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """All that was found; `hub_answers` is None where it was not asked, `chat` where no model was named."""
+    """All that was found; `hub_answers` is None where it was not asked, `chat` and `model` where no model was named."""
 
     installation: Installation
     machine: Machine
     models: Models
     hub_answers: bool | None
     chat: ChatFacts | None = None
+    model: ModelFacts | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         LinearKernels,
         Machine,
         ModelAtHand,
+        ModelFacts,
         Models,
         Processor,
     )
@@ -43,6 +44,8 @@ def print_diagnosis(console: Console, diagnosis: Diagnosis, advice: Sequence[str
     }
     for title, lines in sections.items():
         print_section(console, title, lines, LABEL_WIDTH)
+    if diagnosis.model:
+        print_model(console, diagnosis.model)
     if diagnosis.chat:
         print_chat(console, diagnosis.chat)
     print_section(console, "Advice", [("-", line) for line in advice or ["no problems found"]], 1)
@@ -118,6 +121,27 @@ def _models(models: Models, hub_answers: bool | None) -> Iterator[Line]:
     yield "HF_HOME", models.hf_home or UNKNOWN
     answers = {True: "answers", False: "does not answer", None: "not asked: HF_HUB_OFFLINE is set"}
     yield "the Hub", answers[hub_answers]
+
+
+def print_model(console: Console, model: ModelFacts) -> None:
+    """The section on how a model runs."""
+    print_section(console, "Model", _how_it_runs(model), LABEL_WIDTH)
+
+
+def _how_it_runs(model: ModelFacts) -> Iterator[Line]:
+    yield "model", model.model
+    yield "family", f"{model.family}, {plural(model.num_layers, 'layer')}"
+    yield "engine", model.engine + (f": {model.why_no_slots}" if model.why_no_slots else "")
+    yield "batches", model.rows_of_a_batch or "not tried yet: the first run finds out which rows can run together"
+    yield "context", plural(model.context_length, "token") if model.context_length else "no limit"
+    for window, number in model.windows:
+        if window:
+            layers = f"{number} of {plural(model.num_layers, 'layer')}"
+            yield "window", f"{layers} see at most {plural(window, 'token')}"
+    if model.cache_bytes_per_token:
+        yield "KV cache", f"{size_text(model.cache_bytes_per_token)} per token in {model.dtype}"
+    if model.state_bytes_per_row:
+        yield "state", f"{size_text(model.state_bytes_per_row)} per row in {model.dtype}"
 
 
 def print_chat(console: Console, chat: ChatFacts) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from batchgen.doctor.conversation import examine_chat
+from batchgen.doctor.conversation import examine_chat as examine
 from batchgen.doctor.facts import ChatFacts
 from batchgen.errors import ModelError
+from batchgen.model import open_checkpoint
 from batchgen.model.find import BUNDLED_FOLDER
 from batchgen.render.doctor import print_chat
 
@@ -28,6 +29,10 @@ def folder(tmp_path: Path) -> Path:
         shutil.copy(path, tmp_path)
     (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
     return tmp_path
+
+
+def examine_chat(name: str) -> ChatFacts:
+    return examine(open_checkpoint(name, weights=False))
 
 
 def drawn(facts: ChatFacts) -> str:

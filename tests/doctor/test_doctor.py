@@ -471,7 +471,7 @@ def test_json_has_all_facts_and_the_advice() -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     [line] = result.stdout.splitlines()
     facts = json.loads(line)
-    assert list(facts) == ["installation", "machine", "models", "hub_answers", "chat", "advice"]
+    assert list(facts) == ["installation", "machine", "models", "hub_answers", "chat", "model", "advice"]
     assert facts["machine"]["device"] == "cpu"
     assert [speed["dtype"] for speed in facts["machine"]["speeds"]] == ["float32", "bfloat16"]
     assert facts["hub_answers"] is None

@@ -19,7 +19,7 @@ from batchgen.engines.continuous.same_bits import fix_bits
 from batchgen.engines.int8.calibrate import loud_columns
 from batchgen.engines.int8.network import quantize
 from batchgen.engines.int8.support import INT8
-from batchgen.engines.trial.ladder import slots_hold
+from batchgen.engines.trial.ladder import NO_SLOTS, slots_hold
 from batchgen.model import Model
 from batchgen.model.layer_rules import layer_rules
 
@@ -68,7 +68,7 @@ def _make(model: Model, is_owned: bool, has_room: Callable[[int], bool], kernels
         speed_up(own.network, loaded, has_room=has_room, kernels=kernels)
         fix_bits(own.network)
     if not slots_hold(model, own):
-        return "in a trial, slots gave other logits than a plain forward pass"
+        return NO_SLOTS
     if kernels == INT8:  # behind the trial, which compares with the weights as they were loaded
         speed_up(own.network, kernels=PLAIN)
         quantize(own.network, loaded, loud=loud_columns(model))

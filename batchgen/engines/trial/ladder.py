@@ -15,10 +15,12 @@ from batchgen.planning.memory import BatchLimits
 if TYPE_CHECKING:
     from batchgen.engines.protocol import Engine
     from batchgen.engines.trial.rows import Watched
+    from batchgen.engines.trial.verdicts import Tried
     from batchgen.model import Model
     from batchgen.records import Sequence
 
 RIGHT, WRONG = "right", "wrong"
+NO_SLOTS = "in a trial, slots gave other logits than a plain forward pass"
 PLENTY_BYTES = 1 << 60
 
 
@@ -32,6 +34,20 @@ def slots_hold(model: Model, own: Model) -> bool:
         verdict = RIGHT if _stray_of_slots(model, own) <= 1 else WRONG
         keep_verdict(model, engine, verdict)
     return verdict == RIGHT
+
+
+def kept_slots(model: Tried) -> bool | None:
+    """Whether slots were right in an earlier trial, with any kernels; None where there was none."""
+    from batchgen.engines.continuous.linear import PACKED, PARTLY, PLAIN
+
+    verdicts = {read_verdict(model, f"continuous, {kernels}") for kernels in (PACKED, PARTLY, PLAIN)}
+    return RIGHT in verdicts if verdicts & {RIGHT, WRONG} else None
+
+
+def kept_rule(model: Tried) -> BatchRule | None:
+    """The rule that an earlier trial of `reference` found; None where there was none."""
+    verdict = read_verdict(model, "reference")
+    return next((rule for rule in _rungs(model) if rule.mixing == verdict), None)
 
 
 def find_rule(model: Model, begun: str | None = None) -> tuple[BatchRule, str]:
@@ -51,7 +67,7 @@ def find_rule(model: Model, begun: str | None = None) -> tuple[BatchRule, str]:
     return rungs[slower[0] if slower else found], reason
 
 
-def _rungs(model: Model) -> Iterator[BatchRule]:
+def _rungs(model: Tried) -> Iterator[BatchRule]:
     checkpoint = model.checkpoint
     pad, limit = checkpoint.pad_token_id, short_limit(checkpoint.config)
     own = getattr(checkpoint.config.get_text_config(), "pad_token_id", None)

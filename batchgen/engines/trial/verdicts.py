@@ -6,31 +6,44 @@ import json
 import platform
 from hashlib import blake2b
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from batchgen.machine.kept import keep, read_kept
 from batchgen.machine.limits import cpu_name
 
 if TYPE_CHECKING:
-    from batchgen.model import Model
+    import torch
+
+    from batchgen.model import Checkpoint
 
 FILE = "trials"
 TRIALS = 2  # other texts, lengths or tolerances make other verdicts
 MOST_KEPT = 500
 
 
-def read_verdict(model: Model, engine: str) -> str | None:
+class Tried(Protocol):
+    """What a verdict is of: a model, which need not be loaded for it."""
+
+    @property
+    def checkpoint(self) -> Checkpoint: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype_name(self) -> str: ...
+
+
+def read_verdict(model: Tried, engine: str) -> str | None:
     """What the last trial of this engine said; None where there was none with the same files, versions and machine."""
     verdict = read_kept(FILE).get(_key(model, engine))
     return verdict if isinstance(verdict, str) else None
 
 
-def keep_verdict(model: Model, engine: str, verdict: str) -> None:
+def keep_verdict(model: Tried, engine: str, verdict: str) -> None:
     if len(read_kept(FILE)) < MOST_KEPT:
         keep(FILE, {_key(model, engine): verdict})
 
 
-def _key(model: Model, engine: str) -> str:
+def _key(model: Tried, engine: str) -> str:
     import torch
 
     folder = model.checkpoint.folder

@@ -1,0 +1,64 @@
+"""What a model runs in and what its rows take, told from its config and from earlier trials: no weights are read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from batchgen.doctor.facts import ModelFacts, or_else
+from batchgen.engines import choose_engine
+from batchgen.engines.reference.rules import LENGTHS, Mixing
+from batchgen.engines.trial.ladder import NO_SLOTS, kept_rule, kept_slots
+from batchgen.model.footprint import footprint_of
+from batchgen.model.layer_rules import layer_rules
+from batchgen.model.weights import choose_device, choose_dtype
+
+if TYPE_CHECKING:
+    import torch
+
+    from batchgen.model import Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Unloaded:
+    """A model as a run would load it."""
+
+    checkpoint: Checkpoint
+    device: torch.device
+    dtype_name: str
+
+
+@or_else(None)  # what is wrong with torch or the device is said elsewhere
+def examine_model(checkpoint: Checkpoint, device: str) -> ModelFacts | None:
+    """What a run with the default options would find."""
+    on = choose_device(device)
+    model = Unloaded(checkpoint, on, choose_dtype("auto", on.type, checkpoint.outline))
+    footprint = footprint_of(checkpoint, model.dtype_name)
+    engine, reason, rows = _way(model)
+    rules = layer_rules(checkpoint.outline)
+    return ModelFacts(
+        checkpoint.name,
+        family=checkpoint.outline.model_type,
+        engine=engine,
+        why_no_slots=reason or None,
+        rows_of_a_batch=rows,
+        dtype=model.dtype_name,
+        cache_bytes_per_token=round(footprint.cache_column),
+        state_bytes_per_row=round(footprint.cache_row),
+        num_layers=len(rules),
+        windows=tuple(Counter(rule.reach for rule in rules if rule.attends).items()),
+        context_length=checkpoint.n_positions,
+    )
+
+
+def _way(model: Unloaded) -> tuple[str, str, str | None]:
+    """The engine, why not slots, and which rows share a batch: None where no run has tried it."""
+    engine, reason = choose_engine("auto", model.checkpoint.outline)
+    if engine == "continuous":
+        are_right = kept_slots(model)
+        if are_right is not False:
+            return engine, reason, LENGTHS[Mixing.padded] if are_right else None
+        engine, reason = "reference", NO_SLOTS
+    rule = kept_rule(model)
+    return engine, reason, rule.lengths if rule else None
