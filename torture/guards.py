@@ -143,7 +143,7 @@ def locked(folder: Path) -> str | None:
     """A second writer of a store is refused, and the first one's output is whole."""
     begin(folder)
     interrupted(folder)
-    first = start(command("--resume"), cwd=folder, environment={"TORTURE_BATCH_S": "3"})
+    first = start(command("--resume"), cwd=folder, environment={"TORTURE_BATCH_S": "8"})
     wait_until(lambda: (folder / "out.jsonl.run.db-wal").exists(), first)
     first.sleep(0.5)
     second = run(command("--resume"), cwd=folder)

@@ -153,7 +153,7 @@ def test_a_url_is_as_good_as_a_path() -> None:
     [
         ("memory://nowhere/x.txt", InputError, "no prompt file at memory://nowhere/x.txt"),
         ("nonsense://x", UsageError, "nonsense://x cannot be reached"),
-        ("-", UsageError, "--ray reads files"),
+        ("-", UsageError, "--ray only reads files"),
     ],
 )
 def test_inputs_that_workers_cannot_read_are_refused(given: str, kind: type[Exception], part: str) -> None:

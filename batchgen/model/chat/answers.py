@@ -52,7 +52,7 @@ def split_thought(text: str, marks: tuple[str, str], *, is_open: bool = False) -
     A thought that was cut short is all there is, and the text is empty.
 
     >>> split_thought("<think>\\nhm\\n</think>\\n\\nYes.", ("<think>", "</think>"))
-    Reply(text='Yes.', reasoning='hm', tool_calls=None)
+    Reply(text='Yes.', reasoning='hm', tool_calls=None, constrained=None)
     """
     opening, closing = marks
     begun = text.lstrip()
@@ -68,7 +68,7 @@ def split_channels(text: str) -> Reply:
     """Reasoning (`analysis`) and text (`final`) of an answer in channels; what is in none of them is text.
 
     >>> split_channels("<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes.")
-    Reply(text='Yes.', reasoning='Hm.', tool_calls=None)
+    Reply(text='Yes.', reasoning='Hm.', tool_calls=None, constrained=None)
     """
     thoughts, texts, end = [], [], 0
     for match in CHANNEL.finditer(text):
