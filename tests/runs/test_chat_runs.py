@@ -194,7 +194,7 @@ def test_inspect_tells_template_roles_and_contents_apart(template: Path) -> None
     assert "template  role  content" in shown
     assert "are the same in every row" in shown
     assert "computes them only once" not in shown  # so few are not worth a forward of their own
-    long = "You answer in one short and friendly sentence, and never in more than that, whatever anybody at all asks of you."
+    long = "You answer in one short and friendly sentence, and never in more than that, " * 2
     system = invoke(*command, "--system", long)
     assert "are the same in every row: a run with many rows computes them only once" in " ".join(system.stdout.split())
 
