@@ -8,6 +8,8 @@ from __future__ import annotations
 import random
 
 import pytest
+import transformers
+from packaging.version import Version
 
 import batchgen
 from batchgen.engines import choose_engine, make_engine
@@ -20,12 +22,15 @@ from tests.support.models import generate_alone, model_of
 QUICK = ("mistral", "gemma2", "gpt_oss", "deepseek_v3", "gemma4", "llama4_untuned")
 SLOW = ("qwen2", "gemma3", "olmo3", "cohere2", "deepseek_v2", "gemma3n")
 ATTENTION = {"gemma2": "eager", "gpt_oss": "eager"}  # torch's fused one has neither bounds nor sinks
+SINCE = {"gemma4": "5.23"}  # its trial fails in 5.17, so that it runs in reference there
 TEXT = "the rain in Spain falls mainly on the plain and my dog is very happy to see the green train again"
 WORDS = TEXT.split()
 
 
 @pytest.fixture(scope="module", params=[*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def model(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Model:
+    if Version(transformers.__version__) < Version(SINCE.get(request.param, "0")):
+        pytest.skip(f"{request.param} has slots from transformers {SINCE[request.param]} on")
     return model_of(config_of(request.param), checkpoint, ATTENTION.get(request.param, "sdpa"))
 
 
