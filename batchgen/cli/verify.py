@@ -98,7 +98,15 @@ def _other_ways(model: Model, options: EngineOptions) -> dict[str, MakeEngine]:
 
 
 def _maker(model: Model, options: EngineOptions, say: Callable[[str], None] = lambda line: None) -> MakeEngine:
-    return lambda on_logits: make_engine(model, options, on_logits=on_logits, say=say)
+    """Makes engines for the same rows, again and again: what they say about themselves is said once."""
+    said: set[str] = set()
+
+    def say_once(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            say(line)
+
+    return lambda on_logits: make_engine(model, options, on_logits=on_logits, say=say_once)
 
 
 def _load(model: opt.ModelOptions, engine: EngineOptions, screen: Screen) -> tuple[Model, Oracle]:

@@ -17,6 +17,7 @@ from rich.console import Console
 from transformers import MiniMaxConfig
 
 from batchgen import Model, check_padding, open_model
+from batchgen.cli.verify import _maker
 from batchgen.engines import Engine, make_engine, make_scoring_engine
 from batchgen.engines.continuous.engine import ContinuousEngine
 from batchgen.engines.reference.engine import ReferenceEngine
@@ -540,3 +541,12 @@ def test_rows_with_other_bits_are_counted_and_measured(tiny_models: dict[str, Mo
     assert (way.max_difference or 0) > 0.1
     assert not found.is_identical
     assert replace(report_of(), bits=found).to_dict()["bits"]["ways"][0]["name"] == "another model"
+
+
+def test_the_same_line_of_several_engines_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("batchgen.cli.verify.make_engine", lambda *_, say, **__: say("slower"))
+    make: Any = _maker(None, EngineOptions(), said.append)  # type: ignore[arg-type]
+    make(None)
+    make(None)
+    assert said == ["slower"]
