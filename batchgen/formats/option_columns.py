@@ -3,56 +3,94 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from batchgen.formats.rows import ReadOptions, Row
-from batchgen.records import SamplingParams, options_of
+from batchgen.records import SamplingParams, options_of, plain_name
+from batchgen.records.near_names import OTHER_NAMES
 
-# What other programs call them.
-ALIASES = {
-    "max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens", "max_output_tokens": "max_new_tokens",
-    "min_tokens": "min_new_tokens", "stop_sequences": "stop",
-}  # fmt: skip
+# What other programs call options, as far as data has no columns of that name.
+ELSEWHERE = (
+    "max_tokens", "max_completion_tokens", "max_output_tokens", "min_tokens", "stop_sequences", "stop_strings",
+    "num_return_sequences", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "response_format",
+)  # fmt: skip
+NUMBERS = (int, float, int | None)
+EXAMPLE = {"max_new_tokens": 100}
 
 
 def warn_of_option_columns(
     rows: Iterable[Row], options: ReadOptions, say: Callable[[str], None] = lambda line: None
 ) -> Iterator[Row]:
     """The same rows. The first one with such a column is told to `say`, and where its options go."""
-    meant = {name: name for name in options_of(SamplingParams)} | ALIASES
-    used = options.template.columns if options.template else frozenset()
-    watched = meant.keys() - used
+    used = {options.field, options.id_field, options.choices_field}
+    used |= options.template.columns if options.template else frozenset()
     has_said = False
     for row in rows:
-        if not has_said and not row.option_names and (names := _found(row.metadata, watched, meant)):
+        if not has_said and not row.option_names and (names := _found(row.metadata, used)):
             has_said = True
-            say(_warning(row, names, meant))
+            say(_warning(row, names))
         yield row
 
 
-def _found(columns: dict[str, Any], watched: Iterable[str], meant: dict[str, str]) -> list[str]:
-    return [name for name in columns if _plain(name) in watched and _is_value_of(meant[_plain(name)], columns[name])]
+def _found(columns: Mapping[str, Any], used: Iterable[str | None]) -> list[str]:
+    return [name for name, value in columns.items() if name not in used and _looks_like_options(name, value)]
 
 
-def _plain(name: str) -> str:
-    return name.strip().lower().replace("-", "_")
+def _looks_like_options(name: str, value: object) -> bool:
+    """Whether a column is an option, or an object of nothing else, such as `sampling_params`."""
+    if isinstance(value, Mapping) and value and all(_is_option(str(key), item) for key, item in value.items()):
+        return True
+    return _is_option(name, value)
+
+
+def _is_option(name: str, value: object) -> bool:
+    option = _meant(name)
+    return option is not None and _is_value_of(option, value)
+
+
+def _meant(name: str) -> str | None:
+    plain = plain_name(name)
+    return plain if plain in options_of(SamplingParams) else OTHER_NAMES[plain] if plain in ELSEWHERE else None
 
 
 def _is_value_of(option: str, value: object) -> bool:
-    """Whether a column's value could be that option's: a seed may also be of a plant."""
-    if options_of(SamplingParams)[option].kind == tuple[str, ...]:
-        return bool(value) and isinstance(value, str | list)
+    """Whether a column's value could be that option's: a seed may also be of a plant, a choice of a customer."""
+    kind = options_of(SamplingParams)[option].kind
+    if kind in NUMBERS:
+        return isinstance(_number(value), int | float) and not isinstance(value, bool)
+    if kind is bool:
+        return isinstance(value, bool)
+    if option in ("choice", "logit_bias", "stop_token_ids"):
+        return bool(value) and isinstance(value, Mapping | list)
+    return bool(value) and isinstance(value, str | list | Mapping) and option != "grammar"
+
+
+def _number(value: object) -> object:
+    """A cell's number: cells of CSV are text."""
     if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return False
-    return isinstance(value, int | float) and not isinstance(value, bool)
+        for kind in (int, float):
+            with suppress(ValueError):
+                return kind(value)
+    return value
 
 
-def _warning(row: Row, names: list[str], meant: dict[str, str]) -> str:
+def _warning(row: Row, names: list[str]) -> str:
     file = f"{row.source.rpartition(':')[0]}: " if row.source else ""
     columns = f"the column {names[0]} is" if len(names) == 1 else f"the columns {', '.join(names)} are"
-    example = json.dumps({"sampling": {meant[_plain(name)]: row.metadata[name] for name in names[:1]}})
+    example = json.dumps({"sampling": _example(row.metadata, names[0])})
     return f"{file}{columns} kept as metadata, without effect: a row's options go in its sampling, such as {example}"
+
+
+def _example(columns: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What the row means, as `sampling` has it, where that would be taken."""
+    value, option = columns[name], _meant(name)
+    items = columns if option else value
+    keys = [name] if option else items
+    given: dict[str, Any] = {near: _number(items[key]) for key in keys if (near := _meant(str(key)))}
+    try:
+        SamplingParams(**given)
+    except (ValueError, TypeError):
+        return EXAMPLE
+    return given

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from batchgen.formats.json_values import parse_json
-from batchgen.records import FieldError, SamplingParams, options_of
+from batchgen.records import FieldError, SamplingParams, near_name, options_of
 from batchgen.records.sampling import CONSTRAINT_FIELDS
 
 
@@ -82,4 +82,6 @@ def _check_key(key: object, keys: list[str]) -> None:
         return
     if key in options_of(SamplingParams):
         raise ValueError(f"sampling.{key} cannot be set per row: set {key} for the whole run")
-    raise ValueError(f"sampling has no key {json.dumps(str(key)[:40])}; known keys: {', '.join(keys)}")
+    near = near_name(str(key), keys)
+    rest = f": did you mean {near}?" if near else f"; known keys: {', '.join(keys)}"
+    raise ValueError(f"sampling has no key {json.dumps(str(key)[:40])}{rest}")

@@ -42,8 +42,17 @@ class ReadOptions:
         """Whether a table with these columns is surely one of prompts."""
         if self.template:
             return bool(self.template.columns) and self.template.columns <= set(columns)
-        named = (*PROMPT_FIELDS, *CHAT_FIELDS) if self.field is None else (self.field,)
-        return not set(named).isdisjoint(columns)
+        return not set(self.prompt_names).isdisjoint(columns)
+
+    def nearly_finds_prompt(self, columns: Iterable[str]) -> str | None:
+        """The first of these columns that has the prompt's name but for its case, and the space around it."""
+        names = set() if self.template else {name.lower() for name in self.prompt_names}
+        return next((column for column in columns if column.strip().lower() in names), None)
+
+    @property
+    def prompt_names(self) -> tuple[str, ...]:
+        """Fields that show that a row is one of prompts."""
+        return (*PROMPT_FIELDS, *CHAT_FIELDS) if self.field is None else (self.field,)
 
     @property
     def prompt_fields(self) -> tuple[str, ...]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shlex
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,7 +27,11 @@ PARQUET_MAGIC = b"PAR1"
 OTHERWISE = "(to change that, use --input-format)"
 EACH_LINE = 64  # lines that are each looked at; then whenever there is twice as much
 SAMPLED_LINES = 20
-TABLES = {",": ("csv", "CSV"), "\t": ("tsv", "TSV"), ";": ("csv", "CSV separated by semicolons")}
+TABLES = {
+    ",": ("csv", "CSV"), "\t": ("tsv", "TSV"), ";": ("csv", "CSV separated by semicolons"),
+    "|": ("csv", "CSV separated by vertical bars"),
+}  # fmt: skip
+OPENINGS = ("{", "[", "[{")  # lines that a JSON document printed over several lines begins with
 Look = Literal["jsonl", "openai-batch", "json", "array and more", "text", "more"]
 
 
@@ -72,6 +78,7 @@ def _guess(content: Content, form: str | None, options: ReadOptions) -> str:
         )
     if table := _table(content, options):
         return table
+    _say_broken_json(content, options)
     return "jsonl" if options.field is not None or options.id_field is not None else "text"
 
 
@@ -137,6 +144,19 @@ def _look_at_break(text: str, error: json.JSONDecodeError, *, at_end: bool, is_a
     return "json" if is_cut or error.msg.startswith("Unterminated") else "text"
 
 
+def _say_broken_json(content: Content, options: ReadOptions) -> None:
+    """Says that what begins like a row of JSON is read as text: it may be a prompt for JSON, or JSON with a typo."""
+    start = content.peek_line()
+    if start.strip().decode("utf-8", "replace") in OPENINGS:
+        start = b"".join(content.peek_lines(len(OPENINGS)))
+    names = "|".join(map(re.escape, options.prompt_names))
+    if re.match(rf"""[\s\x1e\[]*\{{\s*(["']?)({names})\1\s*:""", start.decode("utf-8", "replace")):
+        content.say(
+            f"{content.name} is read as text, although it begins like JSON: it is not valid JSON; "
+            "to read it as such, and see where it is broken, add --input-format jsonl (or json)"
+        )
+
+
 # Tables.
 
 
@@ -157,9 +177,13 @@ class _Sample:
 
 def _table(content: Content, options: ReadOptions) -> str | None:
     """The format of a table, where the header has the column of the prompt and all rows have as many cells."""
-    header = _read_samples(content.peek_line())
+    start, _, behind = content.peek_line().partition(b"\r")
+    header = _read_samples(start)
     if not any(options.finds_prompt(sample.columns) for sample in header):  # so a slow pipe of text need not wait
+        _say_other_case(content, header, options)
         return None
+    if behind.strip():
+        raise InputError(f"{content.name} ends lines with a carriage return alone: convert it with `tr '\\r' '\\n'`")
     lines = content.peek_lines(SAMPLED_LINES)
     for sample in _read_samples(*lines, is_cut=len(lines) == SAMPLED_LINES):
         if not options.finds_prompt(sample.columns):
@@ -180,6 +204,17 @@ def _table(content: Content, options: ReadOptions) -> str | None:
     return None
 
 
+def _say_other_case(content: Content, header: list[_Sample], options: ReadOptions) -> None:
+    """Says that a header that has the column but for its case is read as text."""
+    for sample in header:
+        if len(sample.columns) > 1 and (column := options.nearly_finds_prompt(sample.columns)):
+            form, called = TABLES[sample.delimiter]
+            content.say(
+                f"{content.name} is read as text, although it begins like {called}: "
+                f"to read it as such, add --input-format {form} --field {shlex.quote(column)}"
+            )
+
+
 def _read_samples(*lines: bytes, is_cut: bool = False) -> list[_Sample]:
     """The lines as tables with each of the delimiters; nothing for what is no text."""
     try:
@@ -190,12 +225,20 @@ def _read_samples(*lines: bytes, is_cut: bool = False) -> list[_Sample]:
     for delimiter in TABLES:
         records = [cells for text in texts if (cells := split_tsv(text, delimiter)) != [""]]
         if delimiter != "\t":
-            records = [cells for cells in csv.reader(texts, delimiter=delimiter) if cells]
+            records = _csv_records(texts, delimiter)
             if is_cut and records:  # the last one may go on
                 records.pop()
         if records:
             samples.append(_Sample(delimiter, name_columns(records[0]), records[1:]))
     return samples
+
+
+def _csv_records(texts: list[str], delimiter: str) -> list[list[str]]:
+    """Nothing for what the parser refuses: a carriage return alone, a cell without end."""
+    try:
+        return [cells for cells in csv.reader(texts, delimiter=delimiter) if cells]
+    except csv.Error:
+        return []
 
 
 def _is_name(column: str) -> bool:

@@ -100,7 +100,7 @@ def _unrunnable(request: Request) -> str | None:
     if request.error:
         return request.error
     if not request.prompt:
-        return request.located("the prompt is empty: there is no token to continue from")
+        return "the prompt is empty: there is no token to continue from"
     return None
 
 
@@ -142,7 +142,7 @@ def _samples(
         input_ids = added.cut(input_ids, cut)
     if error:
         failed = Sequence(request, 0, input_ids)
-        failed.fail(request.located(error))
+        failed.fail(error)
         return [failed]
     return [
         Sequence(request, sample_index, list(input_ids), num_truncated_tokens=cut, num_dropped_messages=num_dropped)

@@ -53,7 +53,7 @@ class PassageEncoder:
             passages = tuple(self._fitted(passage) for passage in passages)
         except ValueError as problem:
             failed = Sequence(request, 0, [])
-            failed.fail(str(problem) if request.error else request.located(str(problem)))
+            failed.fail(str(problem))
             return failed
         longest = max(passages, key=lambda passage: len(passage.token_ids))
         return Sequence(request, 0, list(longest.fed), passages=passages)

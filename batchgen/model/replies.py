@@ -22,7 +22,7 @@ def read_reply(sequence: Sequence, checkpoint: Checkpoint, chat: Chat) -> Reply:
         text = decode_output(checkpoint.codec, sequence)
         answer = _answer(sequence, checkpoint) if sequence.num_thought_tokens else text
     except TokenizerFailure as failure:
-        sequence.fail(sequence.request.located(str(failure)))
+        sequence.fail(str(failure))
         return Reply("")
     if not sequence.sampling.is_constrained:
         return split_reply(chat, sequence.output_ids, text, sequence.request)

@@ -10,6 +10,7 @@ from batchgen.records.constraint import Constraint
 from batchgen.records.engine import EngineChoice, EngineOptions, EngineStats, MemoryLimit, precision_of
 from batchgen.records.field_error import FieldError
 from batchgen.records.logprobs import Logprobs, TokenLogprob
+from batchgen.records.near_names import near_name, plain_name
 from batchgen.records.options import options_of, values_of
 from batchgen.records.sampling import SamplingParams
 from batchgen.records.scores import Passage, RowScore, ScoredKind, ScoredText, ScoringOptions
@@ -49,7 +50,9 @@ __all__ = [
     "Thought",
     "TokenLogprob",
     "TooLong",
+    "near_name",
     "options_of",
+    "plain_name",
     "precision_of",
     "values_of",
 ]
@@ -99,8 +102,8 @@ class Request:
         return self.source or f"prompt {self.index}"
 
     def located(self, error: str) -> str:
-        """An error of this row, behind its file and line where it has them."""
-        return f"{self.source}: {error}" if self.source else error
+        """An error of this row, behind its file and line where it has them; once, however often it is located."""
+        return f"{self.source}: {error.removeprefix(f'{self.source}: ')}" if self.source else error
 
     @property
     def weight(self) -> int:
@@ -163,12 +166,15 @@ class Sequence:
     def copy_answer(self, other: Sequence) -> None:
         """Takes over what another sequence with the same tokens and options was given."""
         self.output_ids, self.logprobs = list(other.output_ids), list(other.logprobs)
-        self.finish_reason, self.error = other.finish_reason, other.error
+        self.finish_reason = other.finish_reason
+        if other.error is not None:
+            self.fail(other.error.removeprefix(f"{other.request.source}: "))
         self.batch_index, self.padded_length = other.batch_index, other.padded_length
         self.num_thought_tokens = other.num_thought_tokens
 
     def fail(self, error: str) -> None:
-        self.finish_reason, self.error = "error", error
+        """Ends the row with an error, which says where the row stands."""
+        self.finish_reason, self.error = "error", self.request.located(error)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,22 +6,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from typing import Any, Literal, TypedDict
 
 from batchgen.errors import BatchgenError, UsageError
 from batchgen.machine.limits import parse_memory
-from batchgen.records import ChatOptions, EngineOptions, FieldError, SamplingParams, TooLong
-
-# What other libraries call it.
-ALIASES = {
-    "max_tokens": "max_new_tokens", "max_length": "max_new_tokens", "max_completion_tokens": "max_new_tokens",
-    "min_tokens": "min_new_tokens", "min_length": "min_new_tokens", "n": "num_samples", "best_of": "num_beams",
-    "num_return_sequences": "num_samples", "temp": "temperature", "stop_strings": "stop", "stop_sequences": "stop",
-    "torch_dtype": "dtype", "random_seed": "seed", "ngram_size": "no_repeat_ngram_size",
-    "response_format": "json_schema", "guided_json": "json_schema", "schema": "json_schema",
-    "guided_regex": "regex", "choices": "choice", "guided_choice": "choice", "guided_grammar": "grammar",
-}  # fmt: skip
+from batchgen.records import ChatOptions, EngineOptions, FieldError, SamplingParams, TooLong, near_name
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -200,5 +189,5 @@ def read_keywords(function: str, options: Mapping[str, Any], known: type) -> Key
 
 
 def _hint(name: str, names: list[str]) -> str:
-    near = ALIASES.get(name) or next(iter(get_close_matches(name, names, n=1, cutoff=0.75)), None)
-    return f": did you mean {near}?" if near in names else ""
+    near = near_name(name, names)
+    return f": did you mean {near}?" if near else ""

@@ -143,7 +143,9 @@ def test_the_rows_options_are_named_as_keys_and_the_runs_as_the_runs() -> None:
         ({"stop": ""}, "sampling.stop needs a non-empty text"),
         ({"stop": "\ud83d"}, "sampling.stop has a lone surrogate"),
         ({"num_beams": 2}, "sampling.num_beams cannot be set per row: set num_beams for the whole run"),
-        ({"max_tokens": 2}, 'sampling has no key "max_tokens"; known keys: max_new_tokens, min_new_tokens, '),
+        ({"max_tokens": 2}, 'sampling has no key "max_tokens": did you mean max_new_tokens?'),
+        ({"topP": 0.5}, 'sampling has no key "topP": did you mean top_p?'),
+        ({"best_of": 2}, 'sampling has no key "best_of"; known keys: max_new_tokens, min_new_tokens, '),
         ({"a\n\ud83d": None}, 'sampling has no key "a\\n\\ud83d"; '),
         (
             "greedy",

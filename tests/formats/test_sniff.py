@@ -130,6 +130,33 @@ def test_a_json_line_longer_than_a_row_fails_alone(tmp_path: Path, monkeypatch: 
     assert good.prompt == "b"
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"prompt": "a",}\n', "{'prompt': 'a'}\n", "{prompt: 'a'}\n", '[{"text": "a"},\n', '{\n  "messages": [],\n}\n',
+        '[\n  {"prompt": "a",}\n]\n', '\x1e{"prompt": "a"}\n',
+    ],
+)  # fmt: skip
+def test_broken_json_is_text_and_that_is_said(content: str) -> None:
+    said: list[str] = []
+    source = Content("-", io.BufferedReader(Pipe(content.encode())), say=said.append)
+    assert choose_format(source, None, ReadOptions()) == "text"
+    assert source.read(len(content) + 1) == content.encode()
+    [line] = said
+    assert line.startswith("- is read as text, although it begins like JSON")
+    assert "--input-format json" in line
+
+
+@pytest.mark.parametrize(
+    "content", ['{"name": "Anna", "age":\n', "[INST] {prompt: x}\n", "{\n  prompt\n", '"prompt":\n']
+)
+def test_nothing_is_said_of_other_text(content: str) -> None:
+    said: list[str] = []
+    source = Content("-", io.BufferedReader(Pipe(content.encode())), say=said.append)
+    assert choose_format(source, None, ReadOptions()) == "text"
+    assert not said
+
+
 # Documents.
 
 
@@ -272,6 +299,26 @@ def test_semicolons_are_refused_by_name() -> None:
     with pytest.raises(InputError, match=r"- looks like CSV separated by semicolons: add --delimiter ';'"):
         form_of(b"id;prompt\n7;My dog is\n")
     assert form_of(b"id;prompt\n7;My dog is\n", delimiter=";") == "csv"
+
+
+def test_vertical_bars_are_refused_by_name() -> None:
+    with pytest.raises(InputError, match=r"- looks like CSV separated by vertical bars: add --delimiter '\|'"):
+        form_of(b"id|prompt\n7|My dog is\n")
+
+
+def test_a_header_in_other_case_is_text_and_that_is_said() -> None:
+    said: list[str] = []
+    source = Content("-", io.BufferedReader(Pipe(b"Id, Prompt\n7,My dog is\n")), say=said.append)
+    assert choose_format(source, None, ReadOptions()) == "text"
+    assert said == [
+        "- is read as text, although it begins like CSV: to read it as such, add --input-format csv --field ' Prompt'"
+    ]
+
+
+def test_lines_that_end_with_a_carriage_return_alone_are_refused() -> None:
+    with pytest.raises(InputError, match=r"- ends lines with a carriage return alone: convert it with `tr"):
+        form_of(b"id,prompt\r7,My dog is\r8,The sun\r")
+    assert form_of(b"My dog\ris\n") == "text"
 
 
 # Binary files and other packings.

@@ -182,7 +182,7 @@ class PoolEngine:
         self._say(f"a worker process died ({how}); rows that run again: {len(rows) - len(failed)}")
         for row in failed:
             died = f"{DEATHS_ALONE} worker processes died ({how}) while they ran this row alone"
-            row.fail(row.request.located(f"{died}: remove it, or try --engine reference"))
+            row.fail(f"{died}: remove it, or try --engine reference")
             yield row
 
     def _give_up_if_hopeless(self, seat: Seat, how: str) -> None:

@@ -201,7 +201,7 @@ def _unset_bits(masks: np.ndarray[tuple[int, int], np.dtype[np.uint8]], logits: 
 
 
 def _fail(sequence: Sequence, problem: str) -> None:
-    sequence.fail(sequence.request.located(problem))
+    sequence.fail(problem)
 
 
 def why_too_short(sequence: Sequence) -> str:

@@ -148,7 +148,7 @@ class Sampler:
                 if alone is not None:
                     [(token, _, is_broken)] = self._read(alone[None].float(), [sequence])
             if is_broken == NOTHING_LEFT and self._constraints and not sequence.is_finished:
-                sequence.fail(sequence.request.located(self._constraints.why_stuck(sequence)))
+                sequence.fail(self._constraints.why_stuck(sequence))
             tokens.append(None if is_broken else token)
         return tokens
 
@@ -192,7 +192,7 @@ class Sampler:
             for row, sequence in enumerate(sequences):
                 if sequence.sampling.is_constrained:
                     logits[row] = -torch.inf
-                    sequence.fail(sequence.request.located(str(error)))
+                    sequence.fail(str(error))
             return
         self._constraints = self._constraints or Constraints(reader, self.eos_token_ids)
         self._constraints.forbid(logits, sequences)

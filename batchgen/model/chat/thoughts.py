@@ -93,4 +93,4 @@ def begin_answers(chat: Chat, sequences: list[Sequence]) -> None:
             try:
                 sequence.thought = thought_of(chat, sequence.request)
             except ValueError as error:
-                sequence.fail(sequence.request.located(str(error)))
+                sequence.fail(str(error))

@@ -138,7 +138,7 @@ class FailingEngine:
     def step(self) -> list[Sequence]:
         failed, self._rows = self._rows, []
         for row in failed:
-            row.fail(row.request.located(self.reason))
+            row.fail(self.reason)
         return failed
 
     def close(self) -> None:
