@@ -228,8 +228,6 @@ def to_result(sequence: Sequence, checkpoint: Checkpoint, chat: Chat) -> Result:
     if request.sampling.logprobs is not None and sequence.finish_reason != "error":
         with_texts = request.endpoint is not None  # OpenAI's form names alternatives by their texts
         logprobs = told_logprobs(checkpoint.codec, sequence.output_ids, sequence.logprobs, with_texts=with_texts)
-    counts = {TRUNCATED: sequence.num_truncated_tokens, DROPPED: sequence.num_dropped_messages}
-    cut = {name: count for name, count in counts.items() if count}
     return Result(
         index=request.index,
         id=request.id,
@@ -240,7 +238,7 @@ def to_result(sequence: Sequence, checkpoint: Checkpoint, chat: Chat) -> Result:
         num_prompt_tokens=sequence.num_prompt_tokens,
         num_output_tokens=sequence.num_output_tokens,
         error=sequence.error,
-        metadata={**request.metadata, **cut},
+        metadata=request.metadata | _cut(sequence),
         model=checkpoint.name,
         input_ids=tuple(sequence.input_ids),
         output_ids=tuple(sequence.output_ids),
@@ -256,6 +254,12 @@ def to_result(sequence: Sequence, checkpoint: Checkpoint, chat: Chat) -> Result:
         parsed=parse_answer(reply.answer) if is_json and sequence.finish_reason == "stop" else None,
         is_json=is_json,
     )
+
+
+def _cut(sequence: Sequence) -> dict[str, int]:
+    """What a row has lost that was too long."""
+    counts = {TRUNCATED: sequence.num_truncated_tokens, DROPPED: sequence.num_dropped_messages}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _scored_result(sequence: Sequence, checkpoint: Checkpoint) -> Result:
@@ -274,7 +278,7 @@ def _scored_result(sequence: Sequence, checkpoint: Checkpoint) -> Result:
         num_prompt_tokens=sequence.num_prompt_tokens,
         num_output_tokens=sum(text.num_tokens for text in score.texts),
         error=sequence.error,
-        metadata=request.metadata,
+        metadata=request.metadata | _cut(sequence),
         model=checkpoint.name,
         batch_index=sequence.batch_index,
         padded_length=sequence.padded_length,

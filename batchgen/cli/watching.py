@@ -14,7 +14,7 @@ from batchgen.cli.signals import Interrupts
 from batchgen.errors import with_parameters
 from batchgen.records import Result, SamplingParams
 from batchgen.render.progress import ProgressEvents, ProgressReport, progress_text
-from batchgen.render.scores import sums_line
+from batchgen.render.scores import left_out_lines, sums_line
 from batchgen.render.screen import Screen, overrun, plural, summary
 from batchgen.runs.ending import Ending, RanOn, stats_facts
 from batchgen.runs.observer import Observer
@@ -105,6 +105,8 @@ def _close(ending: Ending, screen: Screen, interrupts: Interrupts) -> int:
         screen.say(remark)
     if ending.sums and (facts := ending.sums.facts):
         screen.say(sums_line(facts))
+        for left_out in left_out_lines(ending.sums):
+            screen.say(left_out)
     if ending.written:
         screen.say(f"wrote {', '.join(map(str, ending.written))}")
     failures = ending.failures

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MOST_LEVELS = 100
 PROMPT_FIELDS = ("prompt", "text")
+REPLIES = ("continuation", "choices")  # what `score` scores behind a prompt
 REPLACED = "\ufffd"  # what stands for bytes that are not UTF-8
 
 
@@ -262,10 +263,17 @@ def _prompt(columns: dict[str, Any], name: str | None, options: ReadOptions) -> 
             raise ValueError(f"{problem}{row_has(columns)}" if is_lacking else str(problem)) from None
     if name is None:
         raise ValueError(f"no field {' or '.join(options.prompt_fields)} (see --field){row_has(columns)}")
+    if options.scores and options.field is None and set(PROMPT_FIELDS) <= columns.keys() and not _has_replies(columns):
+        raise ValueError("the row has a prompt and a text: name one with --field, or call the text continuation")
     prompt = columns[name]
     if not isinstance(prompt, str):
         raise ValueError(f"the field {name} is not a string")
     return prompt
+
+
+def _has_replies(columns: dict[str, Any]) -> bool:
+    """Whether what is scored of a row stands beside its prompt."""
+    return any(columns.get(name) not in (None, "") for name in REPLIES)
 
 
 def row_of_cells(

@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from batchgen.formats.json_values import parse_json
+from batchgen.formats.rows import REPLIES
 from batchgen.records import LONGEST_PROMPT, Request, ScoredKind
 
-CONTINUATION, CHOICES = "continuation", "choices"
+CONTINUATION, CHOICES = REPLIES
 MOST_CHOICES = 1024
 
 

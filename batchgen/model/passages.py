@@ -50,13 +50,14 @@ class PassageEncoder:
                 passages = tuple(self._continuation(*parts, ids) for parts in whole)
             else:
                 passages = tuple(self._windows(_known(ids, request.prompt)))
-            passages = tuple(self._fitted(passage) for passage in passages)
+            fitted = tuple(self._fitted(passage) for passage in passages)
         except ValueError as problem:
             failed = Sequence(request, 0, [])
             failed.fail(str(problem))
             return failed
-        longest = max(passages, key=lambda passage: len(passage.token_ids))
-        return Sequence(request, 0, list(longest.fed), passages=passages)
+        cut = max(len(whole.fed) - len(passage.fed) for whole, passage in zip(passages, fitted, strict=True))
+        longest = max(fitted, key=lambda passage: len(passage.token_ids))
+        return Sequence(request, 0, list(longest.fed), passages=fitted, num_truncated_tokens=cut)
 
     # Texts to token ids.
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from batchgen.records import Result, ScoredText
 from batchgen.render.screen import plural
+from batchgen.runs.sums import MOST_GROUPS, ScoreSums
 from batchgen.text import escape, whole_pieces, with_id
 
 # Bits that a token takes by its log-probability, and the colour of one that takes so many: from plain to red.
@@ -40,16 +42,25 @@ def sums_line(facts: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def left_out_lines(sums: ScoreSums) -> Iterator[str]:
+    """Which rows some of the sums leave out."""
+    if sums.unknown_answers:
+        rows = f"{plural(sums.unknown_answers, 'row')} (the first: {sums.unknown_at})"
+        yield f"{rows} without accuracy: the answer is neither one of the choices nor the place of one, from 0"
+    if sums.num_ungrouped:
+        yield f"{plural(sums.num_ungrouped, 'row')} in no group: --by sums up {MOST_GROUPS:,} values at most"
+
+
 def print_groups(console: Console, column: str, facts: Mapping[str, Any]) -> None:
     """A table of each group's sums."""
     groups: Mapping[str, Mapping[str, Any]] = facts.get("by", {})
     has_texts = any("token_perplexity" in group for group in groups.values())
     has_choices = any("accuracy" in group for group in groups.values())
-    table = Table(title=None, show_edge=False)
-    table.add_column(escape(column))
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column(escape(column), overflow="fold")
     names = (TEXT_COLUMNS if has_texts else {}) | (CHOICE_COLUMNS if has_choices else {})
     for title in names.values():
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
     for name, group in groups.items():
         table.add_row(Text(escape(name)), *(_number(group.get(fact)) for fact in names))
     console.print(table)

@@ -27,7 +27,7 @@ from batchgen.runs.output import OutputFiles, open_store, open_stream
 from batchgen.runs.pace import Pace
 from batchgen.runs.progress import GENERATING, MOST_REASONS, WRITING, ProgressNote, Reporter, measure
 from batchgen.runs.store import Store
-from batchgen.runs.sums import ScoreSums, sum_up, summing
+from batchgen.runs.sums import ScoreSums, sum_up, summing, watch_groups
 from batchgen.runs.target import OPENAI_BATCH, Target
 from batchgen.text import escape
 
@@ -160,7 +160,7 @@ class Run:
         return self.pipeline.run_into(Nowhere(), self._requests())
 
     def _requests(self) -> Iterator[Request]:
-        requests = self.job.requests(self.pipeline.count_blank_line)
+        requests = watch_groups(self.job.requests(self.pipeline.count_blank_line), self.job.scoring, self.observer.say)
         requests = watch_stops(requests, self.equipment.checkpoint, self.observer.say)
         return self.digest.watch(requests) if self.job.is_noted else requests
 

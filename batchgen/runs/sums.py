@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from batchgen.records import Result, RowScore
+from batchgen.records import Request, Result, RowScore, ScoringOptions
 
 ANSWER = "answer"  # the column that names the right choice
 MOST_GROUPS = 1000  # values of a column that have sums of their own
+WHOLE_NUMBER = re.compile(r"[0-9]{1,9}")
+NO_VALUE = "(none)"  # the group of rows that do not have the column
 
 
 @dataclass(slots=True)
 class ScoreSums:
-    """Sums over rows; words are what spaces separate, bytes those of UTF-8."""
+    """Sums over rows; words are what spaces separate, bytes those of UTF-8.
+
+    `unknown_answers` counts rows whose answer is none of their choices, the first of them `unknown_at`;
+    `num_ungrouped` rows whose group would be one too many.
+    """
 
     logprob: float = 0.0
     num_tokens: int = 0
@@ -26,6 +32,9 @@ class ScoreSums:
     right: int = 0
     right_per_token: int = 0
     right_per_byte: int = 0
+    unknown_answers: int = 0
+    unknown_at: str = ""
+    num_ungrouped: int = 0
     groups: dict[str, ScoreSums] = field(default_factory=dict)
 
     def add(self, result: Result) -> None:
@@ -39,11 +48,25 @@ class ScoreSums:
             self.num_tokens += text.num_tokens
             self.num_words += len(re.split(r"\s+", text.text))
             self.num_bytes += text.num_bytes
-        elif (answer := right_choice(score, result.metadata.get(ANSWER))) is not None:
-            self.num_answered += 1
-            self.right += score.best == answer
-            self.right_per_token += score.best_per_token == answer
-            self.right_per_byte += score.best_per_byte == answer
+        elif (given := result.metadata.get(ANSWER)) not in (None, ""):
+            self._compare(score, right_choice(score, given), result.source or f"row {result.index}")
+
+    def _compare(self, score: RowScore, answer: int | None, place: str) -> None:
+        if answer is None:
+            self.unknown_answers += 1
+            self.unknown_at = self.unknown_at or place
+            return
+        self.num_answered += 1
+        self.right += score.best == answer
+        self.right_per_token += score.best_per_token == answer
+        self.right_per_byte += score.best_per_byte == answer
+
+    def add_to_group(self, name: str, result: Result) -> None:
+        """Counts a row in its group too, if there is room for one more."""
+        if name in self.groups or len(self.groups) < MOST_GROUPS:
+            self.groups.setdefault(name, ScoreSums()).add(result)
+        else:
+            self.num_ungrouped += 1
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -67,6 +90,8 @@ class ScoreSums:
                 "accuracy_per_byte": self.right_per_byte / self.num_answered,
                 "num_answered": self.num_answered,
             }
+        if self.unknown_answers:
+            found["unknown_answers"] = self.unknown_answers
         return found | ({"by": {name: group.facts for name, group in self.groups.items()}} if self.groups else {})
 
 
@@ -83,14 +108,29 @@ def summing(results: Iterable[Result], sums: ScoreSums, by: str | None = None) -
     for result in results:
         sums.add(result)
         if by is not None:
-            name = str(result.metadata.get(by))
-            if name in sums.groups or len(sums.groups) < MOST_GROUPS:
-                sums.groups.setdefault(name, ScoreSums()).add(result)
+            value = result.metadata.get(by)
+            sums.add_to_group(NO_VALUE if value is None else str(value), result)
         yield result
 
 
+def watch_groups(
+    requests: Iterable[Request], scoring: ScoringOptions | None, say: Callable[[str], None]
+) -> Iterator[Request]:
+    """Passes rows on; `say` is told of the first that does not have the column of the groups."""
+    by = scoring.by if scoring else None
+    has_said = by is None
+    for request in requests:
+        if not has_said and by not in request.metadata and not request.error:
+            say(f"{request.place} has no column {by} (--by): such rows are summed up under {NO_VALUE}")
+            has_said = True
+        yield request
+
+
 def right_choice(score: RowScore, answer: object) -> int | None:
-    """The place of the right choice: `answer` is its text, or its place from 0. None where it is neither."""
+    """The place of the right choice: `answer` is its text, or its place from 0. None where it is neither.
+
+    A table may have made a place a decimal number, 1.0.
+    """
     texts = [text.text for text in score.texts]
     if isinstance(answer, str):
         if answer in texts:
@@ -98,7 +138,9 @@ def right_choice(score: RowScore, answer: object) -> int | None:
         stripped = [text.strip() for text in texts]
         if answer.strip() in stripped:
             return stripped.index(answer.strip())
-        answer = int(answer) if answer.strip().isdecimal() else None
+        answer = int(answer) if WHOLE_NUMBER.fullmatch(answer := answer.strip().removesuffix(".0")) else None
+    if isinstance(answer, float) and answer.is_integer():
+        answer = int(answer)
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(texts):
         return answer
     return None

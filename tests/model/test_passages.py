@@ -87,7 +87,9 @@ def test_what_is_longer_than_the_model_fails_or_loses_its_beginning(checkpoint: 
     failed = encode(short, long)
     assert failed.error is not None
     assert "more than the model's 8 positions" in failed.error
-    [passage] = encode(short, long, too_long="truncate").passages
+    cut = encode(short, long, too_long="truncate")
+    [passage] = cut.passages
+    assert cut.num_truncated_tokens == len(checkpoint.tokenizer(long.prompt + " swims")["input_ids"]) - 1 - 8
     assert texts(checkpoint, passage)[1] == " swims"
     assert len(passage.fed) == 8
 

@@ -84,6 +84,7 @@ def test_alternatives_come_with_a_number() -> None:
         ({"prompt": "a", "choices": ["b", ""]}, "choices[1] is empty"),
         ({"prompt": "a", "choices": ["b"], "continuation": "c"}, "remove one"),
         ({"text": ""}, "the text is empty"),
+        ({"prompt": "a", "text": "b"}, "the row has a prompt and a text"),
         ({"prompt": "a", "continuation": "\ud800"}, "a lone surrogate"),
         ({"messages": [{"role": "user", "content": "a"}]}, "the messages end with user"),
     ],
@@ -171,6 +172,32 @@ def test_groups_have_sums_of_their_own(tmp_path: Path) -> None:
 def test_an_answer_is_a_place_or_a_text(answer: object, place: int | None) -> None:
     texts = tuple(ScoredText(text, -1.0, 1, False) for text in (" a", " b"))
     assert right_choice(RowScore("choices", texts), answer) == place
+
+
+def test_a_number_that_a_table_made_a_decimal_is_a_place() -> None:
+    texts = tuple(ScoredText(text, -1.0, 1, False) for text in (" a", " b"))
+    assert [right_choice(RowScore("choices", texts), answer) for answer in (1.0, "1.0", 0.5, 2.0)] == [1, 1, None, None]
+
+
+def test_rows_that_accuracy_leaves_out_are_counted_and_said(tmp_path: Path) -> None:
+    stats, row = tmp_path / "stats.json", {"prompt": "My dog is", "choices": CHOICES}
+    rows = [{**row, "answer": answer} for answer in (0, "B", 7, None, "")]
+    result = score("--stats", stats, stdin=lines(rows))
+    facts = json.loads(stats.read_text())
+    assert (facts["num_answered"], facts["unknown_answers"], result.exit_code) == (1, 2, 0)
+    assert "2 rows (the first: -:2) without accuracy: the answer is neither one of the choices" in result.stderr
+
+
+def test_rows_without_the_column_of_the_groups_are_a_group_of_their_own(tmp_path: Path) -> None:
+    stats = tmp_path / "stats.json"
+    result = score("--stats", stats, "--by", "topic", stdin=lines([*ROWS, {"text": "Once upon a time"}]))
+    assert list(json.loads(stats.read_text())["by"]) == ["pets", "days", "(none)"]
+    assert result.stderr.count("-:5 has no column topic (--by)") == 1
+
+
+def test_groups_beyond_the_most_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batchgen.runs.sums.MOST_GROUPS", 1)
+    assert "2 rows in no group" in score("--by", "topic").stderr
 
 
 def test_an_answer_that_is_a_choice_of_digits_is_that_choice() -> None:
