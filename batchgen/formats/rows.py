@@ -11,6 +11,7 @@ from batchgen.formats.column_names import row_has
 from batchgen.formats.json_values import OBJECT_BYTES, is_deeper, parse_json
 from batchgen.formats.messages import BESIDE, CHAT_FIELDS, from_cells, looks_like_messages, read_conversation
 from batchgen.formats.row_options import override, with_choices
+from batchgen.formats.scored_rows import check_is_clear
 from batchgen.formats.seen_ids import Occurrences
 from batchgen.records import LONGEST_PROMPT, Conversation, Request, RowId, SamplingParams
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 MOST_LEVELS = 100
 PROMPT_FIELDS = ("prompt", "text")
-REPLIES = ("continuation", "choices")  # what `score` scores behind a prompt
 REPLACED = "\ufffd"  # what stands for bytes that are not UTF-8
 
 
@@ -263,17 +263,12 @@ def _prompt(columns: dict[str, Any], name: str | None, options: ReadOptions) -> 
             raise ValueError(f"{problem}{row_has(columns)}" if is_lacking else str(problem)) from None
     if name is None:
         raise ValueError(f"no field {' or '.join(options.prompt_fields)} (see --field){row_has(columns)}")
-    if options.scores and options.field is None and set(PROMPT_FIELDS) <= columns.keys() and not _has_replies(columns):
-        raise ValueError("the row has a prompt and a text: name one with --field, or call the text continuation")
+    if options.scores and options.field is None:
+        check_is_clear(columns)
     prompt = columns[name]
     if not isinstance(prompt, str):
         raise ValueError(f"the field {name} is not a string")
     return prompt
-
-
-def _has_replies(columns: dict[str, Any]) -> bool:
-    """Whether what is scored of a row stands beside its prompt."""
-    return any(columns.get(name) not in (None, "") for name in REPLIES)
 
 
 def row_of_cells(

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from batchgen.formats.json_values import parse_json
-from batchgen.formats.rows import REPLIES
 from batchgen.records import LONGEST_PROMPT, Request, ScoredKind
 
-CONTINUATION, CHOICES = REPLIES
+CONTINUATION, CHOICES = "continuation", "choices"
 MOST_CHOICES = 1024
 
 
 def scored_requests(requests: Iterable[Request]) -> Iterator[Request]:
     """The rows, with what is scored of them out of their columns; those that cannot be scored are marked."""
     return map(_scored, requests)
+
+
+def check_is_clear(columns: Mapping[str, Any]) -> None:
+    """Raises `ValueError` for a row that may mean its prompt or its text, since nothing stands behind the former."""
+    has_replies = any(columns.get(name) not in (None, "") for name in (CONTINUATION, CHOICES))
+    if {"prompt", "text"} <= columns.keys() and not has_replies:
+        raise ValueError("the row has a prompt and a text: name one with --field, or call the text continuation")
 
 
 def _scored(request: Request) -> Request:
