@@ -95,7 +95,7 @@ def _close(ending: Ending, screen: Screen, interrupts: Interrupts) -> int:
     if ending.was_complete:
         return 0
     on = ending.ran_on
-    dtype = on.precision if on.is_exact or ending.sums else f"{on.precision} (near ties not decided again)"
+    dtype = on.precision if on.is_independent or ending.sums else f"{on.precision} (rows {on.bits})"
     line = summary(ending.stats, on.model, _ran_on(on), dtype, ending.sums is not None)
     if interrupts.stop_requested():
         screen.say(f"interrupted: {line}{_how_to_continue(ending)}")

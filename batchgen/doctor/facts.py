@@ -143,8 +143,8 @@ class ChatFacts:
 class ModelFacts:
     """How a model runs, without its weights.
 
-    `rows_of_a_batch` is None until a run has tried which rows may share one. `windows` counts the
-    layers with attention by how many columns they see; None is all.
+    `rows_of_a_batch` is None until a run has tried which rows may share one, and so is `bits`, whether a row's bits
+    depend on its batch. `windows` counts the layers with attention by how many columns they see; None is all.
     """
 
     model: str
@@ -152,6 +152,7 @@ class ModelFacts:
     engine: str
     why_no_slots: str | None
     rows_of_a_batch: str | None
+    bits: str | None
     dtype: str
     cache_bytes_per_token: int
     state_bytes_per_row: int

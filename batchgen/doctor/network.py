@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from batchgen.doctor.facts import ModelFacts, or_else
 from batchgen.engines import choose_engine
 from batchgen.engines.reference.rules import LENGTHS, Mixing
-from batchgen.engines.trial.ladder import NO_SLOTS, kept_rule, kept_slots
+from batchgen.engines.trial.ladder import NO_SLOTS, kept_bits, kept_rule, kept_slots
 from batchgen.model.footprint import footprint_of
 from batchgen.model.layer_rules import layer_rules
 from batchgen.model.weights import choose_device, choose_dtype
+from batchgen.records import bits_text
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +44,7 @@ def examine_model(checkpoint: Checkpoint, device: str) -> ModelFacts | None:
         engine=engine,
         why_no_slots=reason or None,
         rows_of_a_batch=rows,
+        bits=kept_bits(model) if engine == "continuous" else bits_text(f"engine {engine}"),
         dtype=model.dtype_name,
         cache_bytes_per_token=round(footprint.cache_column),
         state_bytes_per_row=round(footprint.cache_row),

@@ -6,17 +6,17 @@ Whatever may change how numbers round is in the `EngineChoice`; it is recorded, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from batchgen.engines.choice import KINDS, choose_engine
 from batchgen.engines.int8.support import check_int8, leave_out
 from batchgen.errors import ModelError, OutputError, parameter
-from batchgen.machine.limits import available_bytes
+from batchgen.machine.limits import available_bytes, cpu_name
 from batchgen.machine.speeds import kept_rows
 from batchgen.planning.kinds import EngineKind
 from batchgen.planning.memory import BatchLimits, budget_bytes
-from batchgen.records import EngineChoice, EngineOptions
+from batchgen.records import BATCH_INVARIANT, EngineChoice, EngineOptions, bits_text
 
 if TYPE_CHECKING:
     from batchgen.engines.reference.rules import BatchRule
@@ -69,16 +69,23 @@ def get_ready(
     rows = options.batch_size or limits.most_rows
     if own:
         from batchgen.engines.continuous.linear import kernels_of
+        from batchgen.engines.continuous.network import bits_of
 
         kernels = kernels_of(own.network)
-        choice = EngineChoice(name, kernels, SLOTS, rows, _threads(model), options.share_prefixes)
+        choice = EngineChoice(
+            name, kernels, SLOTS, rows, _threads(model), options.share_prefixes, bits_of(own), _processor(model)
+        )
         return Ready(choice, limits, own)
     from batchgen.engines.trial.ladder import find_rule
 
     rule, reason = find_rule(model, before.batching if before else None)
     if reason:
         say(f"{model.checkpoint.name} runs {reason}")
-    return Ready(EngineChoice(name, "plain", str(rule.mixing), rows, _threads(model)), limits, rule=rule)
+    bits = bits_text(f"engine {REFERENCE}")
+    choice = EngineChoice(
+        name, "plain", str(rule.mixing), rows, _threads(model), bits=bits, processor=_processor(model)
+    )
+    return Ready(choice, limits, rule=rule)
 
 
 def get_ready_to_score(
@@ -96,12 +103,23 @@ def get_ready_to_score(
     memory = ScoringMemory(footprint_of(model.checkpoint, model.dtype_name))
     limits = BatchLimits(memory, room_bytes(model, options), most_rows(1, model.device.type), options.batch_size)
     batching, rows = TOGETHER if network.is_split else ALONE, options.batch_size or limits.most_rows
-    choice = EngineChoice(SCORING, network.kernels, batching, rows, _threads(model), options.share_prefixes)
+    choice = EngineChoice(
+        SCORING,
+        network.kernels,
+        batching,
+        rows,
+        _threads(model),
+        options.share_prefixes,
+        bits_text("scores"),
+        _processor(model),
+    )
     return ReadyToScore(choice, limits, network)
 
 
 def why_different(begun: EngineChoice, now: EngineChoice, dtype: str, *, is_exact: bool) -> str | None:
     """One line if a run continues with other engine facts than it started with; None if rows are the same anyway."""
+    if begun.bits == now.bits == BATCH_INVARIANT:  # how many rows share a step, and what they share, changes none
+        begun = replace(begun, rows=now.rows, share_prefixes=now.share_prefixes)
     changed = begun.differences(now)
     if is_exact:  # near ties are decided alone, so that only another engine is worth a word
         same = f"in {dtype} with near ties decided alone, its rows are the same"
@@ -129,7 +147,7 @@ def _slots(
     own: Model | None = None
     if name == CONTINUOUS:
         kernels = options.quantize or (begun.kernels if begun and begun.engine == CONTINUOUS else None)
-        own, reason = slot_network(model, is_owned=is_owned, has_room=has_room, kernels=kernels)
+        own, reason = slot_network(model, is_owned=is_owned, has_room=has_room, kernels=kernels, is_exact=options.exact)
     if own is None and options.quantize:
         raise ModelError(f"--quantize {options.quantize} does not run {model.checkpoint.name}: {reason}; {leave_out()}")
     if name == CONTINUOUS and own is None and options.engine == CONTINUOUS:
@@ -155,6 +173,11 @@ def _limits(model: Model, options: EngineOptions, kind: EngineKind, begun: Engin
     available = available_bytes(model.device, options.memory)
     best_rows = begun.rows if begun else best_rows
     return kind.limits(footprint, model.device.type, available, options.batch_size, best_rows)
+
+
+def _processor(model: Model) -> str:
+    """Whose kernels compute; an accelerator has the name of its device."""
+    return cpu_name() if model.device.type == "cpu" else str(model.device)
 
 
 def _threads(model: Model) -> int | None:

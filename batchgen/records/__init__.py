@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from batchgen.records.chat import ChatOptions, Conversation, Message
 from batchgen.records.constraint import Constraint
-from batchgen.records.engine import EngineChoice, EngineOptions, EngineStats, MemoryLimit, precision_of
+from batchgen.records.engine import (
+    BATCH_INVARIANT,
+    EngineChoice,
+    EngineOptions,
+    EngineStats,
+    MemoryLimit,
+    bits_text,
+    precision_of,
+)
 from batchgen.records.field_error import FieldError
 from batchgen.records.logprobs import Logprobs, TokenLogprob
 from batchgen.records.near_names import near_name, plain_name
@@ -21,6 +29,7 @@ if TYPE_CHECKING:
 
 # Of the modules beside this one, and of this one.
 __all__ = [
+    "BATCH_INVARIANT",
     "LONGEST_PROMPT",
     "LONGEST_ROW",
     "Batch",
@@ -50,6 +59,7 @@ __all__ = [
     "Thought",
     "TokenLogprob",
     "TooLong",
+    "bits_text",
     "near_name",
     "options_of",
     "plain_name",

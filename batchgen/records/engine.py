@@ -10,6 +10,7 @@ from typing import Any
 from batchgen.records.options import check_values, option
 
 BATCHES = "Batches"
+BATCH_INVARIANT = "batch-invariant"
 MOST_WORKERS = 4096
 
 
@@ -52,7 +53,9 @@ class EngineOptions:
         panel=BATCHES,
     )
     exact: bool = option(
-        True, "Decide near ties from an unpadded forward pass of the row alone (float32).", panel=BATCHES
+        True,
+        "Give a row the same bits in any batch, and in float32 decide near ties from an unpadded forward pass.",
+        panel=BATCHES,
     )
     share_prefixes: bool = option(True, "Compute tokens that several prompts begin with only once.", panel=BATCHES)
     workers: int | None = option(
@@ -87,12 +90,22 @@ def precision_of(dtype: str, quantize: str | None) -> str:
     return f"{quantize} and {dtype}" if quantize else dtype
 
 
+def bits_text(reason: str | None) -> str:
+    """What is promised of a row's bits, where a `reason` may stand in the way.
+
+    >>> bits_text(None), bits_text("engine reference")
+    ('batch-invariant', 'may depend on the batch: engine reference')
+    """
+    return BATCH_INVARIANT if reason is None else f"may depend on the batch: {reason}"
+
+
 @dataclass(frozen=True, slots=True)
 class EngineChoice:
     """What is chosen once for a run because it decides how numbers round: for all its workers, and after a resume.
 
     `kernels` are those of linear layers, `batching` says which rows may share a batch, `rows` how many do at most.
-    `threads` are those of each process, None on an accelerator.
+    `threads` are those of each process, None on an accelerator. `bits` is "batch-invariant" where a row's logits have
+    the same bits in any batch, else why they may not; on another `processor` they may be others all the same.
     """
 
     engine: str
@@ -101,6 +114,8 @@ class EngineChoice:
     rows: int
     threads: int | None
     share_prefixes: bool = True
+    bits: str = BATCH_INVARIANT
+    processor: str = ""
 
     @classmethod
     def from_dict(cls, facts: object) -> EngineChoice | None:

@@ -133,6 +133,7 @@ def _how_it_runs(model: ModelFacts) -> Iterator[Line]:
     yield "family", f"{model.family}, {plural(model.num_layers, 'layer')}"
     yield "engine", model.engine + (f": {model.why_no_slots}" if model.why_no_slots else "")
     yield "batches", model.rows_of_a_batch or "not tried yet: the first run finds out which rows can run together"
+    yield "bits", model.bits or "not tried yet: the first run finds out whether a row's bits depend on its batch"
     yield "context", plural(model.context_length, "token") if model.context_length else "no limit"
     for window, number in model.windows:
         if window:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from batchgen.records import RowId, RunStats, precision_of
+from batchgen.records import BATCH_INVARIANT, RowId, RunStats, precision_of
 from batchgen.runs.sums import ScoreSums
 
 
@@ -22,7 +22,10 @@ class Failures:
 
 @dataclass(frozen=True, slots=True)
 class RanOn:
-    """What a run's rows ran on. `num_threads` are each worker's, None on an accelerator."""
+    """What a run's rows ran on. `num_threads` are each worker's, None on an accelerator.
+
+    `bits` says whether a row's bits depend on its batch; where it `is_exact`, its tokens at least do not.
+    """
 
     model: str
     engine: str
@@ -33,11 +36,17 @@ class RanOn:
     num_threads: int | None = None
     is_on_ray: bool = False
     quantize: str | None = None
+    bits: str | None = None  # nothing was run
 
     @property
     def precision(self) -> str:
         """The dtype, behind what linear layers are quantised to."""
         return precision_of(self.dtype, self.quantize)
+
+    @property
+    def is_independent(self) -> bool:
+        """Whether a row's tokens are the same in any batch."""
+        return self.is_exact or self.bits in (None, BATCH_INVARIANT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +77,8 @@ def stats_facts(stats: RunStats, on: RanOn, **more: Any) -> dict[str, Any]:
         "model": on.model,
         "dtype": on.dtype,
         "quantize": on.quantize,
+        "bits": on.bits,
+        "near_ties_decided_alone": on.is_exact,
         "device": on.device,
         "workers": on.num_workers,
         "engine": on.engine,

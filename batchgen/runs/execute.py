@@ -254,6 +254,7 @@ class Run:
             num_workers=len(on.devices),
             num_threads=on.num_threads,
             quantize=self.job.engine.quantize,
+            bits=self.manifest.bits,
         )
 
     def _stats(self) -> RunStats:
@@ -272,8 +273,7 @@ class Run:
 
     def ending(self) -> Ending:
         """How the run ended; a speed that it showed is kept for `plan`."""
-        stats, on = self._stats(), self.ran_on
-        was_stopped = self.observer.should_stop()
+        stats, on, was_stopped = self._stats(), self.ran_on, self.observer.should_stop()
         if self.store and not was_stopped and (speed := speed_of(stats)):
             write_speed(speed, on.model, on.device, on.precision, on.engine)
         store = self.store.path if self.store and not self.is_finished else None

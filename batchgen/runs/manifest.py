@@ -128,6 +128,11 @@ class Manifest:
         """What the run's engine is made of, once that is chosen."""
         return EngineChoice.from_dict(self.facts.get(ENGINE))
 
+    @property
+    def bits(self) -> str | None:
+        """Whether the run's rows depend on their batches, once that is known."""
+        return self.engine.bits if self.engine else None
+
     def agree(self, choice: EngineChoice) -> EngineChoice:
         """What the run's engine is made of: as it was begun, else this choice, which now holds for the run."""
         if self.engine is None:

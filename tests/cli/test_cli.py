@@ -261,8 +261,10 @@ def test_a_dash_as_output_is_standard_output() -> None:
     assert len(records(run("-p", "My dog is", "-o", "-"))) == 1
 
 
-def test_sixteen_bits_are_said_not_to_be_exact() -> None:
-    assert "near ties not decided again" in run("-p", "My dog is", "--dtype", "bfloat16").stderr
+def test_rows_that_may_depend_on_their_batch_are_said_to() -> None:
+    assert "depend" not in run("-p", "My dog is", "--dtype", "bfloat16").stderr
+    inexact = run("-p", "My dog is", "--no-exact").stderr
+    assert "float32 (rows may depend on the batch: exactness is off)" in inexact
 
 
 def test_an_unknown_suffix_is_a_usage_error(tmp_path: Path) -> None:

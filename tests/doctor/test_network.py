@@ -19,6 +19,7 @@ from batchgen.engines.trial.ladder import NO_SLOTS
 from batchgen.engines.trial.verdicts import keep_verdict
 from batchgen.model import Checkpoint, open_checkpoint
 from batchgen.model.find import BUNDLED_FOLDER
+from batchgen.records import BATCH_INVARIANT
 from batchgen.render.doctor import print_model
 from tests.support.families import config_of
 
@@ -65,9 +66,14 @@ def test_states_are_counted_per_row(tmp_path: Path) -> None:
 def test_it_knows_what_an_earlier_run_found(tmp_path: Path) -> None:
     checkpoint = folder_of("llama", tmp_path)
     model = Unloaded(checkpoint, torch.device("cpu"), "float32")
-    assert examine_model(checkpoint, "cpu").rows_of_a_batch is None
+    facts = examine_model(checkpoint, "cpu")
+    assert (facts.rows_of_a_batch, facts.bits) == (None, None)
+    assert "bits          not tried yet" in drawn(facts)
     keep_verdict(model, "continuous, plain", "right")
-    assert examine_model(checkpoint, "cpu").rows_of_a_batch == "any lengths"
+    keep_verdict(model, "bits, plain", BATCH_INVARIANT)
+    facts = examine_model(checkpoint, "cpu")
+    assert (facts.rows_of_a_batch, facts.bits) == ("any lengths", BATCH_INVARIANT)
+    assert "bits          batch-invariant" in drawn(facts)
 
 
 @pytest.mark.parametrize(

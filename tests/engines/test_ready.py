@@ -11,14 +11,18 @@ import torch
 from batchgen.engines import make_engine, make_scoring_engine, ready
 from batchgen.engines.continuous.engine import ContinuousEngine
 from batchgen.engines.continuous.linear import PACKED, PLAIN, kernels_of
+from batchgen.engines.continuous.row_counts import FixedRows
+from batchgen.engines.continuous.same_bits import ByElement
 from batchgen.engines.ready import refuse_other_engine, why_different
 from batchgen.engines.reference.engine import ReferenceEngine
 from batchgen.engines.reference.rules import Mixing
 from batchgen.engines.scoring.engine import ScoringEngine
 from batchgen.engines.trial import ladder
 from batchgen.errors import OutputError
-from batchgen.model import Model, open_model
-from batchgen.records import EngineChoice, EngineOptions
+from batchgen.machine.limits import cpu_name
+from batchgen.model import Checkpoint, Model, open_model
+from batchgen.records import BATCH_INVARIANT, EngineChoice, EngineOptions
+from tests.support.models import QWEN2, model_of
 
 AUTO = EngineOptions()
 
@@ -43,10 +47,24 @@ def fresh() -> Callable[[], Model]:
 
 def test_what_is_chosen_says_all_that_decides_how_numbers_round(bundled: Model) -> None:
     threads = torch.get_num_threads()
-    assert chosen(bundled) == EngineChoice("continuous", PACKED, "slots", 128, threads)
-    assert chosen(bundled, EngineOptions("reference", batch_size=5)) == EngineChoice(
-        "reference", PLAIN, "padded", 5, threads
+    begun = EngineChoice("continuous", PACKED, "slots", 128, threads, bits=BATCH_INVARIANT, processor=cpu_name())
+    assert chosen(bundled) == begun
+    assert chosen(bundled, EngineOptions(exact=False)) == replace(
+        begun, bits="may depend on the batch: exactness is off"
     )
+    reference = replace(begun, engine="reference", kernels=PLAIN, batching="padded", rows=5)
+    assert chosen(bundled, EngineOptions("reference", batch_size=5)) == replace(
+        reference, bits="may depend on the batch: engine reference"
+    )
+
+
+def test_inexact_rows_run_without_whole_vectors_and_blocks(checkpoint: Checkpoint) -> None:
+    model = model_of(QWEN2, checkpoint)
+    for is_exact in (True, False, True):
+        engine = make_engine(model, EngineOptions(exact=is_exact))
+        assert isinstance(engine, ContinuousEngine)
+        kinds = {type(module) for module in engine.slot_model.model.network.modules()}
+        assert bool(kinds & {FixedRows, ByElement}) == is_exact
 
 
 def test_kernels_stay_those_that_the_run_was_begun_with(
@@ -116,7 +134,9 @@ def test_scores_are_made_with_the_kernels_that_the_run_was_begun_with(fresh: Cal
     choices: list[EngineChoice] = []
     make_scoring_engine(model, agree=lambda choice: choices.append(choice) or choice)
     [first] = choices
-    assert first == EngineChoice("scoring", PACKED, "padded", 4096, torch.get_num_threads())
+    assert replace(first, bits="", processor="") == EngineChoice(
+        "scoring", PACKED, "padded", 4096, torch.get_num_threads(), bits=""
+    )
     begun = replace(first, kernels=PLAIN, rows=7)
     engine = make_scoring_engine(model, begun=begun, agree=lambda choice: begun, say=said.append)
     assert isinstance(engine, ScoringEngine)
@@ -142,6 +162,9 @@ def test_what_cannot_stay_is_said_in_one_line(bundled: Model) -> None:
     changed = "kernels packed, now plain; threads 2, now 1"
     assert line == f"the run was started with {changed}: in bfloat16 the remaining rows may differ"
     assert why_different(begun, begun, "bfloat16", is_exact=False) is None
+    assert why_different(begun, replace(begun, rows=7, share_prefixes=False), "bfloat16", is_exact=False) is None
+    inexact = replace(begun, bits="may depend on the batch: exactness is off")
+    assert "rows 128, now 7" in str(why_different(inexact, replace(inexact, rows=7), "bfloat16", is_exact=False))
     assert why_different(begun, now, "float32", is_exact=True) is None
     other = replace(now, engine="reference")
     assert "engine continuous, now reference" in str(why_different(begun, other, "float32", is_exact=True))

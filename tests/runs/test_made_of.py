@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from batchgen.engines import ready
+from batchgen.machine.limits import cpu_name
+from batchgen.records import BATCH_INVARIANT
 from batchgen.runs.output import open_store
 from batchgen.runs.target import Target
 from tests.support.command import failure, invoke, run
@@ -41,8 +43,29 @@ def test_a_manifest_says_what_the_engine_was_made_of(prompts: Path, tmp_path: Pa
     engine = engine_of(prompts, tmp_path / "out.jsonl", "--batch-size", 3)
     assert engine == {
         "engine": "continuous", "kernels": "packed", "batching": "slots", "rows": 3, "threads": 1,
-        "share_prefixes": True,
+        "share_prefixes": True, "bits": BATCH_INVARIANT, "processor": cpu_name(),
     }  # fmt: skip
+
+
+def test_a_run_says_what_its_rows_bits_depend_on(prompts: Path, tmp_path: Path) -> None:
+    stats = tmp_path / "stats.json"
+    found = {}
+    for option in ("--exact", "--no-exact"):
+        output = tmp_path / f"{option}.jsonl"
+        assert run(prompts, "-o", output, "--stats", stats, option).exit_code == 0
+        facts = json.loads(stats.read_text())
+        found[option] = (facts["bits"], facts["near_ties_decided_alone"])
+    assert found == {
+        "--exact": (BATCH_INVARIANT, True),
+        "--no-exact": ("may depend on the batch: exactness is off", False),
+    }
+
+
+def test_a_run_that_was_begun_exact_goes_on_so(prompts: Path, tmp_path: Path) -> None:
+    begin(prompts, tmp_path / "out.jsonl")
+    result = run(prompts, "-o", tmp_path / "out.jsonl", "--resume", "--no-exact")
+    assert result.exit_code == 1
+    assert "was started with --exact true, but now it is false" in result.stderr
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -99,11 +122,12 @@ def test_another_engine_is_said_in_float32_and_refused_in_16_bits(prompts: Path,
     assert "remove --engine, or start over with --overwrite" in line
 
 
-def test_a_change_of_rows_is_said_in_16_bits_alone(prompts: Path, tmp_path: Path) -> None:
+def test_a_change_of_rows_is_said_where_bits_depend_on_it(prompts: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
-    for dtype, is_said in (("bfloat16", True), ("float32", False)):
-        begin(prompts, output, "--dtype", dtype, "--batch-size", 4, "--overwrite")
-        resumed = run(prompts, "-o", output, "--resume", "--dtype", dtype, "--batch-size", 2)
+    for exact, is_said in (("--no-exact", True), ("--exact", False)):
+        own = ("--dtype", "bfloat16", exact)
+        begin(prompts, output, *own, "--batch-size", 4, "--overwrite")
+        resumed = run(prompts, "-o", output, "--resume", *own, "--batch-size", 2)
         assert (
             "was started with rows 4, now 2: in bfloat16 the remaining rows may differ" in resumed.stderr
         ) == is_said

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeAlias
 from weakref import WeakKeyDictionary
 
 from torch import nn
@@ -19,13 +20,15 @@ from batchgen.engines.continuous.same_bits import fix_bits
 from batchgen.engines.int8.calibrate import loud_columns
 from batchgen.engines.int8.network import quantize
 from batchgen.engines.int8.support import INT8
-from batchgen.engines.trial.ladder import NO_SLOTS, slots_hold
+from batchgen.engines.trial.ladder import NO_SLOTS, find_bits, slots_hold
 from batchgen.model import Model
 from batchgen.model.layer_rules import layer_rules
+from batchgen.records import bits_text
 
-# What was found for each loaded network that is still in use, by the kernels that were asked for: the slots' own, or
-# why there is none.
-_found: WeakKeyDictionary[nn.Module, dict[str | None, Model | str]] = WeakKeyDictionary()
+Kind: TypeAlias = tuple[str | None, bool]  # kernels that were asked for, whether bits are to be the same in any batch
+# What was found for each loaded network that is still in use: the slots' own, or why there is none.
+_found: WeakKeyDictionary[nn.Module, dict[Kind, Model | str]] = WeakKeyDictionary()
+_bits: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # what is promised of those that were made
 
 
 def slot_network(
@@ -34,29 +37,37 @@ def slot_network(
     is_owned: bool = False,
     has_room: Callable[[int], bool] = lambda num_bytes: True,
     kernels: str | None = None,
+    is_exact: bool = True,
 ) -> tuple[Model | None, str]:
     """The model on a network of the slots' own, on the same weights; or None, and why it cannot have one.
 
     A model that `is_owned` by the run alone lets its weights go where they are packed, and gets them back from there;
     it has one such network for good. `has_room` is asked for the bytes of copies of weights, `kernels` are those that
-    a run was started with; `INT8` are chosen by the user alone.
+    a run was started with; `INT8` are chosen by the user alone. With `is_exact`, rows get the same bits in any batch
+    where this machine can; `bits_of` says whether it does.
     """
     made = _found.setdefault(model.network, {})
-    found = _at_hand(made, is_owned, kernels)
+    found = _at_hand(made, is_owned, (kernels, is_exact))
     if found is None:
-        found = made[kernels] = _make(model, is_owned, has_room, kernels)
+        found = made[kernels, is_exact] = _make(model, is_owned, has_room, (kernels, is_exact))
     return (None, found) if isinstance(found, str) else (replace(found, checkpoint=model.checkpoint), "")
 
 
-def _at_hand(made: dict[str | None, Model | str], is_owned: bool, kernels: str | None) -> Model | str | None:
-    """What was made before and serves now: any network of a model whose weights it has, else one with these kernels."""
-    if is_owned or kernels in made:
-        return made.get(kernels, next(iter(made.values()), None))
-    same = (own for own in made.values() if isinstance(own, Model) and kernels_of(own.network) == kernels)
-    return next(same, None)
+def bits_of(own: Model) -> str:
+    """What is promised of rows' bits on a network that `slot_network` made."""
+    return _bits[own.network]
 
 
-def _make(model: Model, is_owned: bool, has_room: Callable[[int], bool], kernels: str | None) -> Model | str:
+def _at_hand(made: dict[Kind, Model | str], is_owned: bool, kind: Kind) -> Model | str | None:
+    """What was made before and serves now: any network of a model whose weights it has, else one of this kind."""
+    if is_owned or kind in made:
+        return made.get(kind, next(iter(made.values()), None))
+    alike = (own for (_, is_exact), own in made.items() if isinstance(own, Model) and is_exact == kind[1])
+    return next((own for own in alike if kernels_of(own.network) == kind[0]), None)
+
+
+def _make(model: Model, is_owned: bool, has_room: Callable[[int], bool], kind: Kind) -> Model | str:
+    kernels, is_exact = kind
     if reason := why_no_slots(model.checkpoint.outline):
         return reason
     attends = any(rule.attends for rule in layer_rules(model.checkpoint.config))
@@ -66,13 +77,14 @@ def _make(model: Model, is_owned: bool, has_room: Callable[[int], bool], kernels
     loaded = model.network if is_owned else None
     if kernels != INT8:
         speed_up(own.network, loaded, has_room=has_room, kernels=kernels)
-        fix_bits(own.network)
+        problem = fix_bits(own.network) if is_exact else None
     if not slots_hold(model, own):
         return NO_SLOTS
     if kernels == INT8:  # behind the trial, which compares with the weights as they were loaded
         speed_up(own.network, kernels=PLAIN)
         quantize(own.network, loaded, loud=loud_columns(model))
-        fix_bits(own.network)
+        problem = fix_bits(own.network) if is_exact else None
+    _bits[own.network] = find_bits(own, problem) if is_exact else bits_text("exactness is off")
     return own
 
 

@@ -39,7 +39,7 @@ class ByElement(nn.Module):
 def fix_bits(network: nn.Module) -> str | None:
     """Fixes rows of linear layers and activations; why the network's bits depend on the batch, None if they do not."""
     if next(network.parameters()).device.type != "cpu":
-        return "only on a CPU is known what bits depend on"
+        return "kernels of accelerators are not checked"
     problem = None
     for parent, name, layer in list(_children(network)):
         if type(layer).__module__ in ACTIVATIONS:
@@ -47,7 +47,7 @@ def fix_bits(network: nn.Module) -> str | None:
         elif type(layer) in (PackedLinear, nn.Linear, Conv1D):  # Llama 4's router is one too, and gives a pair
             counts = _counts_of(layer)
             if counts is None:
-                problem = problem or f"the bits of {name} depend on the number of rows"
+                problem = problem or f"products of {name} have no number of rows with the same bits"
             elif counts != RowCounts():
                 setattr(parent, name, FixedRows(layer, counts))
     return problem

@@ -11,15 +11,18 @@ from batchgen.engines.reference.memory import BatchMemory
 from batchgen.engines.reference.rules import BatchRule, Mixing, short_limit
 from batchgen.engines.trial.verdicts import keep_verdict, read_verdict
 from batchgen.planning.memory import BatchLimits
+from batchgen.records import Sequence, bits_text
 
 if TYPE_CHECKING:
+    import torch
+
     from batchgen.engines.protocol import Engine
     from batchgen.engines.trial.rows import Watched
     from batchgen.engines.trial.verdicts import Tried
     from batchgen.model import Model
-    from batchgen.records import Sequence
 
 RIGHT, WRONG = "right", "wrong"
+OTHER_BITS = "in a trial, logits had other bits in another batch"
 NO_SLOTS = "in a trial, slots gave other logits than a plain forward pass"
 PLENTY_BYTES = 1 << 60
 
@@ -34,6 +37,33 @@ def slots_hold(model: Model, own: Model) -> bool:
         verdict = RIGHT if _stray_of_slots(model, own) <= 1 else WRONG
         keep_verdict(model, engine, verdict)
     return verdict == RIGHT
+
+
+def find_bits(own: Model, problem: str | None) -> str:
+    """What is promised of rows' bits in slots on the network `own`: one at a time they must be those of all together.
+
+    A `problem` that is known already needs no trial.
+    """
+    from batchgen.engines.continuous.linear import kernels_of
+    from batchgen.engines.trial.rows import have_same_bits
+
+    engine = f"bits, {kernels_of(own.network)}"
+    verdict = read_verdict(own, engine)
+    if verdict is None:
+        if problem is None:
+            rows = _rows_within(own, None)
+            together, alone = _steps_in_slots(own, rows, len(rows)), _steps_in_slots(own, rows[::-1], 1)
+            problem = None if have_same_bits(together, alone) else OTHER_BITS
+        verdict = bits_text(problem)
+        keep_verdict(own, engine, verdict)
+    return verdict
+
+
+def kept_bits(model: Tried) -> str | None:
+    """What was found of rows' bits in an earlier run, with the best kernels; None where there was none."""
+    from batchgen.engines.continuous.linear import PACKED, PARTLY, PLAIN
+
+    return next(filter(None, (read_verdict(model, f"bits, {kernels}") for kernels in (PACKED, PARTLY, PLAIN))), None)
 
 
 def kept_slots(model: Tried) -> bool | None:
@@ -95,16 +125,33 @@ def _holds(model: Model, rule: BatchRule) -> bool:
 
 
 def _stray_of_slots(model: Model, own: Model) -> float:
+    from batchgen.engines.trial.rows import Watched
+
+    rows, watched = _rows_within(model, None), Watched()
+    return _stray(_slots_on(own, len(rows), watched), watched, rows, model)
+
+
+def _steps_in_slots(own: Model, rows: list[Sequence], at_once: int) -> dict[int, list[torch.Tensor]]:
+    """Of each row the logits `[V]` of its steps."""
+    from batchgen.engines.protocol import finish_all
+    from batchgen.engines.trial.rows import Watched
+
+    watched = Watched()
+    again = [Sequence(row.request, 0, list(row.input_ids)) for row in rows]
+    for _ in finish_all(_slots_on(own, at_once, watched), again):
+        pass
+    return watched.steps
+
+
+def _slots_on(own: Model, num_rows: int, watched: Watched) -> Engine:
     from batchgen.engines.continuous.engine import ContinuousEngine
     from batchgen.engines.continuous.slot_model import SlotModel
     from batchgen.engines.sampling.sampler import Sampler
-    from batchgen.engines.trial.rows import Watched
     from batchgen.model.footprint import footprint_of
 
-    rows, watched = _rows_within(model, None), Watched()
-    limits = BatchLimits(SlotMemory(footprint_of(model.checkpoint, model.dtype_name)), PLENTY_BYTES, 64, len(rows))
+    limits = BatchLimits(SlotMemory(footprint_of(own.checkpoint, own.dtype_name)), PLENTY_BYTES, 64, num_rows)
     sampler = Sampler([], on_logits=watched.on_logits)
-    return _stray(ContinuousEngine(SlotModel(own), limits, sampler), watched, rows, model)
+    return ContinuousEngine(SlotModel(own), limits, sampler)
 
 
 def _rows_within(model: Model, limit: int | None) -> list[Sequence]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Rows
 from typing import TYPE_CHECKING
 
@@ -98,6 +99,13 @@ def stray(engine: Engine, watched: Watched, rows: list[Sequence], model: Model) 
                 allowed = max(TIMES_PLAIN * plain, TOLERANCE_16_BIT * largest)
             worst = max(worst, float((found - expected).abs().max()) / max(allowed, 1e-30))
     return worst if worst == worst else float("inf")  # NaN is not near anything
+
+
+def have_same_bits(one: Mapping[int, list[torch.Tensor]], other: Mapping[int, list[torch.Tensor]]) -> bool:
+    """Whether all rows got the same logits `[V]` in each of their steps."""
+    return one.keys() == other.keys() and all(
+        len(one[row]) == len(other[row]) and all(map(torch.equal, one[row], other[row])) for row in one
+    )
 
 
 def _alone(model: Model, row: Sequence) -> torch.Tensor:

@@ -280,6 +280,7 @@ class RayRun:
             is_exact=self.job.engine.exact and self.dtype == "float32",
             num_workers=self.pieces.size.workers,
             is_on_ray=True,
+            bits=self.manifest.bits,
         )
 
     def _stats_facts(self) -> dict[str, Any]:
