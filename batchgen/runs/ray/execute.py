@@ -288,8 +288,7 @@ class RayRun:
 
     def ending(self) -> Ending:
         """How the run ended."""
-        stats = self._stats()
-        failures = Failures()
+        stats, failures = self._stats(), Failures()
         if self.pieces.first_error:
             _index, row_id, error = self.pieces.first_error
             failures = Failures(stats.errors, stats.rows, row_id, error)
