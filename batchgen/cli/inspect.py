@@ -176,7 +176,8 @@ def inspect(
 def _open(model: opt.ModelOptions, screen: Screen, *, needs_weights: bool) -> tuple[Checkpoint, Model | None]:
     if not needs_weights:
         with screen.waiting("loading the tokenizer"):
-            return open_checkpoint(model.model, revision=model.revision, weights=False, say=screen.say), None
+            given = model.model
+            return open_checkpoint(given, revision=model.revision, weights=False, runs=False, say=screen.say), None
     with screen.waiting("loading the model"):
         loaded = open_model(model.model, revision=model.revision, device=model.device, dtype="float32", say=screen.say)
     return loaded.checkpoint, loaded

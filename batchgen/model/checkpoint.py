@@ -109,8 +109,16 @@ def _read_config(name: str, folder: Path) -> PretrainedConfig:
         from transformers import AutoConfig
 
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        _forget_quantization(config)
         _check_architecture(name, config)
         return config
+
+
+def _forget_quantization(config: PretrainedConfig) -> None:
+    """Networks of this config are floats: integers that a checkpoint stores are read by `model.stored_integers`."""
+    for part in (config, config.get_text_config()):
+        if hasattr(part, "quantization_config"):
+            del part.quantization_config
 
 
 def _read_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:

@@ -93,7 +93,7 @@ def check_weights(folder: Path) -> None:
         raise ModelError(
             f"{folder} has no *.safetensors: batchgen reads no other weights, because pickles can run code"
         )
-    for name in _indexed(folder / INDEX):
+    for name in indexed_files(folder / INDEX):
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise ModelError(f"{folder / INDEX} points to {name}: batchgen only reads *.safetensors in the same folder")
     for file in files:
@@ -107,7 +107,7 @@ def check_weights(folder: Path) -> None:
             raise ModelError(f"{file} has {size}, more than this process can map: try a smaller model") from None
 
 
-def _indexed(index: Path) -> set[str]:
+def indexed_files(index: Path) -> set[str]:
     """The files that an index names."""
     if not index.is_file():
         return set()

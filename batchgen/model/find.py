@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from batchgen.errors import ModelError, NotCachedError, UsageError, first_line, name_in_error
 from batchgen.model.nearby import near_model
 from batchgen.model.quiet import quiet
+from batchgen.model.stored_integers import stored_scheme
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
@@ -155,23 +156,27 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _download(repository: str, revision: str | None, weights: bool, say: Say) -> Path:
-    from huggingface_hub import snapshot_download
-
     info = _ask_hub(repository, revision)
     patterns = CONFIG_FILES + (WEIGHT_FILES if weights else [])
     wanted = _wanted(info, patterns)
     size_bytes = sum(file.size or 0 for file in wanted)
     if weights:  # the rest is a few kilobytes
+        stored_scheme(repository, _fetch(repository, revision, ["config.json"]))  # refuses what no run can read
         say(f"downloading {repository} ({size_bytes / 1e6:,.0f} MB) to the local cache; --model bundled needs none")
+    return _fetch(repository, revision, [escape(file.rfilename) for file in wanted])
+
+
+def _fetch(repository: str, revision: str | None, patterns: list[str]) -> Path:
+    """The cached snapshot, with the files that match."""
+    from huggingface_hub import snapshot_download
+
     with quiet():
         try:
-            names = [escape(file.rfilename) for file in wanted]
-            folder = snapshot_download(repository, revision=revision, allow_patterns=names)
+            return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
         except Exception as error:  # noqa: BLE001 - any failure of the download is the same news to the user
             raise ModelError(
                 f"the download of {repository} failed: {first_line(error)}; to continue, run the command again"
             ) from None
-    return Path(folder)
 
 
 def _wanted(info: ModelInfo, patterns: list[str]) -> list[RepoSibling]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from batchgen.model.checkpoint import Checkpoint, read_checkpoint
 from batchgen.model.find import Say, find_model
 from batchgen.model.loaded import Model
+from batchgen.model.stored_integers import stored_scheme
 from batchgen.model.weights import load_model
 
 
@@ -21,7 +22,18 @@ def open_model(
 
 
 def open_checkpoint(
-    name: str | None = None, *, revision: str | None = None, weights: bool = True, say: Say = lambda line: None
+    name: str | None = None,
+    *,
+    revision: str | None = None,
+    weights: bool = True,
+    runs: bool = True,
+    say: Say = lambda line: None,
 ) -> Checkpoint:
-    """Finds a model and reads all but its weights."""
-    return read_checkpoint(*find_model(name, revision, weights=weights, say=say))
+    """Finds a model and reads all but its weights, which need not be there without `weights`.
+
+    Weights that no run can read are refused, unless this model only encodes (`runs`).
+    """
+    name, folder = find_model(name, revision, weights=weights, say=say)
+    if runs:
+        stored_scheme(name, folder)
+    return read_checkpoint(name, folder)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from batchgen.errors import ModelError, UsageError
 from batchgen.machine.devices import Device
@@ -14,12 +15,13 @@ from batchgen.model.footprint import footprint_of
 from batchgen.model.loaded import Model
 from batchgen.model.private import set_attention
 from batchgen.model.quiet import one_line, quiet
+from batchgen.model.stored_integers import StoredWeights, stored_scheme
 from batchgen.records import MemoryLimit
 from batchgen.text import size_text
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 PROCESS_BYTES = 256 * 2**20  # of a worker, beside its weights: Python, torch and transformers
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -30,7 +32,7 @@ def load_model(
 ) -> Model:
     """The checkpoint with its weights on `device`; missing, misshaped or too many weights are refused."""
     import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
     on = choose_device(device)
     dtype = choose_dtype(dtype, on.type, checkpoint.outline)
@@ -42,24 +44,35 @@ def load_model(
         # Named in both places: a config may ask for a kernel from the Hub, which is code.
         attention = attention_kernel(checkpoint.config)
         set_attention(checkpoint.config, attention)
-        network, loading = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=checkpoint.config,
-            dtype=as_dtype,
-            attn_implementation=attention,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        network, loading, stored = _read_network(checkpoint, attention, as_dtype)
     for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
         if keys := loading.get(problem):
             what = problem.replace("_keys", " weights").replace("_msgs", "s")
             raise ModelError(
                 f"{folder} does not have the complete model: {len(keys)} {what}, first {sorted(map(str, keys))[0]}"
             )
+    if stored:
+        stored.keep_scales(network)
     network.generation_config = GenerationConfig()  # what the checkpoint asks for must not leak into `generate`
     return Model(checkpoint, network.eval().to(on), on, as_dtype)
+
+
+def _read_network(
+    checkpoint: Checkpoint, attention: str, dtype: torch.dtype
+) -> tuple[PreTrainedModel, Mapping[str, Any], StoredWeights | None]:
+    """A network, what was wrong with the files, and what they are read by where they hold integers."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+
+    folder, config = checkpoint.folder, checkpoint.config
+    options = {"config": config, "dtype": dtype, "attn_implementation": attention, "output_loading_info": True}
+    if scheme := stored_scheme(checkpoint.name, folder):
+        stored = StoredWeights(folder, scheme)
+        family = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        return *family.from_pretrained(None, state_dict=stored.floats(dtype), **options), stored
+    network, loading = AutoModelForCausalLM.from_pretrained(
+        folder, use_safetensors=True, trust_remote_code=False, local_files_only=True, **options
+    )
+    return network, loading, None
 
 
 def check_room(

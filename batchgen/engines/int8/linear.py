@@ -20,16 +20,24 @@ OUTPUTS_AT_ONCE = 1024  # of a weight that is quantised
 LEAST_PEAK = 1e-30  # of a row or column of zeros, whose scale would be 0
 
 
-def quantize_weight(weight: torch.Tensor, loud: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """`[O, I]` as signed integers with a scale `[O]` for each output, zeros in columns `loud`; some rows at a time."""
+def quantize_weight(
+    weight: torch.Tensor, loud: torch.Tensor | None = None, given: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`[O, I]` as signed integers with a scale `[O]` for each output, zeros in columns `loud`; some rows at a time.
+
+    Scales that are `given` are those of the integers that the weight was made from: they come back as they were, also
+    from 16 bits, which round by a quarter of a step at most.
+    """
     integers = torch.empty(weight.shape, dtype=torch.int8)
-    scale = torch.empty(len(weight))
+    scale = torch.empty(len(weight)) if given is None else given
+    least = -MOST if given is None else -MOST - 1
     for first in range(0, len(weight), OUTPUTS_AT_ONCE):
         some = slice(first, first + OUTPUTS_AT_ONCE)
         part = weight[some].float()
         part = part if loud is None else part.index_fill(1, loud, 0.0)
-        scale[some] = part.abs().amax(1).clamp_min_(LEAST_PEAK).div_(MOST)
-        integers[some] = (part / scale[some, None]).round_().clamp_(-MOST, MOST).to(torch.int8)
+        if given is None:
+            scale[some] = part.abs().amax(1).clamp_min_(LEAST_PEAK).div_(MOST)
+        integers[some] = (part / scale[some, None]).round_().clamp_(least, MOST).to(torch.int8)
     return integers, scale
 
 
@@ -66,9 +74,15 @@ class Int8Weight:
     loud: LoudColumns | None = None
 
     @classmethod
-    def of(cls, weight: torch.Tensor, bias: torch.Tensor | None, places: torch.Tensor | None = None) -> Int8Weight:
-        """`places` are the inputs that stay in float32."""
-        integers, scale = quantize_weight(weight, places)
+    def of(
+        cls,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        places: torch.Tensor | None = None,
+        given: torch.Tensor | None = None,
+    ) -> Int8Weight:
+        """`places` are the inputs that stay in float32, `given` the scales of a weight that was stored in integers."""
+        integers, scale = quantize_weight(weight, places, given)
         zeros = torch.zeros(len(scale), dtype=torch.int64)
         loud = None if places is None else LoudColumns.of(weight, places)
         bias = None if bias is None else bias.detach().float()

@@ -57,9 +57,17 @@ def _groups(network: nn.Module) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def _fit(parent: nn.Module, names: tuple[str, ...]) -> bool:
-    """Whether layers can be one: they read as much, and all or none of them have a bias."""
+    """Whether layers can be one: they read as much, and all or none of them have a bias, or scales of their own."""
     layers = [parent.get_submodule(name) for name in names]
-    return len({(_weight_of(layer).shape[1], layer.bias is None) for layer in layers}) == 1
+    kinds = {(_weight_of(layer).shape[1], layer.bias is None, _given_scales([layer]) is None) for layer in layers}
+    return len(kinds) == 1
+
+
+def _given_scales(layers: list[nn.Module]) -> torch.Tensor | None:
+    """The scales that weights were stored with (`model.stored_integers`), `[O]`; None where they were floats."""
+    scales = [getattr(layer, "weight_scale", None) for layer in layers]
+    given = [scale for scale in scales if isinstance(scale, torch.Tensor)]
+    return torch.cat(given) if len(given) == len(layers) else None
 
 
 def _quantized(layers: list[nn.Module], places: torch.Tensor | None) -> list[Int8Linear]:
@@ -67,7 +75,7 @@ def _quantized(layers: list[nn.Module], places: torch.Tensor | None) -> list[Int
     biases = [layer.bias for layer in layers if isinstance(layer.bias, torch.Tensor)]
     whole = weights[0] if len(weights) == 1 else torch.cat(weights)  # [O, I]
     bias = torch.cat([bias.detach() for bias in biases]) if biases else None
-    product = Int8Product(Int8Weight.of(whole, bias, places), len(layers))
+    product = Int8Product(Int8Weight.of(whole, bias, places, _given_scales(layers)), len(layers))
     made, first = [], 0
     for number, weight in enumerate(weights):
         made.append(Int8Linear(product, number, first, *weight.shape))
