@@ -19,7 +19,8 @@ from torture.lab import Found
 
 REAL = (sys.executable, "-m", "batchgen", "run", "--model", "bundled")
 FAKE = (sys.executable, str(Path(__file__).with_name("fake.py")), "run")
-PATIENCE_S = 120.0
+PATIENCE_S = 240.0
+TICK_S = 1.0
 NO_FOLDER = os.devnull + "/cache"  # nothing can be written there
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if not name.startswith(("BATCHGEN_", "TORTURE_"))},
@@ -104,15 +105,26 @@ class Running:
 
     def wait(self, limit_s: float = PATIENCE_S, stdin: bytes | None = None) -> Ended:
         """Its end; one that takes longer is killed, which its code tells."""
-        try:
-            stdout, stderr = self.process.communicate(stdin, timeout=limit_s)
-        except subprocess.TimeoutExpired:
+        ended = self._communicate(stdin, limit_s)
+        if ended is None:
             self.signal(signal.SIGKILL)
             stdout, stderr = self.process.communicate()
             stderr = (stderr or b"") + f"\nkilled: it ran for more than {limit_s} s".encode()
+        else:
+            stdout, stderr = ended
         code = self.process.returncode
         errors = (stderr or b"").decode("utf-8", "surrogateescape")
         return Ended(code if code >= 0 else 128 - code, stdout or b"", errors, time.monotonic() - self.started)
+
+
+    def _communicate(self, stdin: bytes | None, limit_s: float) -> tuple[bytes | None, bytes | None] | None:
+        """What it wrote until its end; None where it runs on. A second in which all of us were stopped counts once."""
+        left_s = limit_s
+        while left_s > 0:
+            with suppress(subprocess.TimeoutExpired):
+                return self.process.communicate(stdin, timeout=min(TICK_S, left_s))
+            stdin, left_s = None, left_s - TICK_S
+        return None
 
 
 def wait_until(holds: Callable[[], bool], running: Running, pause_s: float = 0.002) -> None:

@@ -30,9 +30,9 @@ def option_hint(given: str, command: str, words: Sequence[str], flags: Mapping[s
     if given in INPUTS:
         return f" (inputs have no flag: batchgen {command} FILE)"
     if near := near_options(given, flags[command]):
-        return f" (did you mean {_either(near)}?)"
+        return f" (did you mean {either(near)}?)"
     owners = [name for name in flags if given in flags[name]]
-    return f" (it belongs to {_either(owners, 'and')})" if owners else ""
+    return f" (it belongs to {either(owners, 'and')})" if owners else ""
 
 
 def _too_early(given: str, words: Sequence[str], flags: Mapping[str, Sequence[str]]) -> str:
@@ -46,7 +46,7 @@ def _too_early(given: str, words: Sequence[str], flags: Mapping[str, Sequence[st
         return ""
     if near == [given]:
         return f" (put {given} after {command})" if place else f" (it belongs to run: batchgen run {given} …)"
-    return f" (did you mean {_either(near)}, after {command}?)"
+    return f" (did you mean {either(near)}, after {command}?)"
 
 
 def _typed(given: str, words: Sequence[str]) -> str:
@@ -94,7 +94,7 @@ def command_hint(given: str, commands: Sequence[str]) -> str:
     return f" (to continue its prompts: batchgen run {given})" if is_file else ""
 
 
-def _either(words: Sequence[str], link: str = "or") -> str:
+def either(words: Sequence[str], link: str = "or") -> str:
     """`a`, `a or b`, `a, b or c`."""
     *others, last = words
     return f"{', '.join(others)} {link} {last}" if others else last

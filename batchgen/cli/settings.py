@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import typer
 
 from batchgen.cli.config_files import Setting, config_files, read_settings
+from batchgen.cli.hints import either, near_options
 from batchgen.errors import UsageError
 
 ENVIRONMENT = "BATCHGEN"  # BATCHGEN_MAX_NEW_TOKENS is --max-new-tokens, of every command that has it
 SETTINGS = "batchgen.settings"  # where a context keeps what is in force, by command and option
 NOTES = "batchgen.notes"  # and lines about how options were read
 SCREEN = "batchgen.screen"  # and the command's screen
+OTHER_VARIABLES = {"BATCHGEN_TRACEBACK"}
+NOT_A_SWITCH = "the value must be true or false"
 
 
 def flag_of(field: str) -> str:
@@ -39,7 +44,7 @@ def apply_settings(context: Any, commands: Mapping[str, Any]) -> None:
     for setting in settings:
         found = [name for name in commands if setting.command in (None, name) and setting.key in options[name]]
         if not found:
-            raise UsageError(f"{setting.place}: unknown option{_of(setting.command)}")
+            raise UsageError(f"{setting.place}: unknown option{_of(setting.command)}{_meant(setting, options)}")
         for name in found:
             option = options[name][setting.key]
             defaults[name][option.name] = _as_given(setting, option)
@@ -58,6 +63,23 @@ def _options(command: Any) -> dict[str, Any]:
     }
 
 
+def _meant(setting: Setting, options: Mapping[str, Mapping[str, Any]]) -> str:
+    """What to add for a key that no command has; often nothing."""
+    tables = options if setting.command is None else {setting.command: options[setting.command]}
+    keys = {key for table in tables.values() for key in table}
+    if isinstance(setting.value, dict):
+        near = [f"[{name}]" for name in get_close_matches(setting.key, list(options), n=1)]
+    elif setting.key.removeprefix("no-") in keys:
+        near = [f"{setting.key.removeprefix('no-')} = {str(setting.value is False).lower()}"]
+    else:
+        near = [flag.removeprefix("--") for flag in near_options(f"--{setting.key}", [f"--{key}" for key in keys])]
+    return " ".join(["", *_did_you_mean(near)])
+
+
+def _did_you_mean(near: Iterable[str]) -> list[str]:
+    return [f"(did you mean {either(found)}?)"] if (found := sorted(near)) else []
+
+
 def _of(command: str | None) -> str:
     return f" of {command}" if command else ""
 
@@ -67,7 +89,7 @@ def _as_given(setting: Setting, option: Any) -> Any:
     value = setting.value
     if option.is_flag:
         if not isinstance(value, bool):
-            raise UsageError(f"{setting.place}: the value must be true or false")
+            raise UsageError(f"{setting.place}: {NOT_A_SWITCH}")
         return value
     values = value if isinstance(value, list) and option.multiple else [value]
     if not all(isinstance(item, str | int | float) and not isinstance(item, bool) for item in values):
@@ -90,7 +112,45 @@ def explain_setting(error: typer.BadParameter) -> str | None:
         if came_from(error.ctx, name, "ENVIRONMENT")
         else ""
     )
-    return f"{place}: {error.message.removeprefix('Value error, ').rstrip('.')}" if place else None
+    reason = (
+        NOT_A_SWITCH
+        if getattr(error.param, "is_flag", False)
+        else error.message.removeprefix("Value error, ").rstrip(".")
+    )
+    return f"{place}: {reason}" if place else None
+
+
+def unknown_variables(context: Any, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Lines about variables of the environment that set nothing: those that no command has, and lists."""
+    given = {name for name in environ if name.startswith(f"{ENVIRONMENT}_")} - OTHER_VARIABLES
+    mine = _variables(context.command)
+    unread = given - {name for name, is_read in mine.items() if is_read}
+    if not unread:
+        return []
+    all_of_them = [_variables(command) for name, command in context.parent.command.commands.items() if name != "help"]
+    known = {name: any(each.get(name, False) for each in all_of_them) for each in all_of_them for name in each}
+    return [line for name in sorted(unread) if (line := _useless(name, known))]
+
+
+def _variables(command: Any) -> dict[str, bool]:
+    """The variables of a command's options, and whether they are read: one that can be repeated is not."""
+    return {_variable(key): option.allow_from_autoenv for key, option in _options(command).items()}
+
+
+def _useless(name: str, known: Mapping[str, bool]) -> str | None:
+    """What to say of a variable that the command does not read; nothing where another command does."""
+    if name in known:
+        return None if known[name] else f"{name} has no effect: give {_flag(name)} on the command line"
+    near = map(_variable, near_options(_flag(name), [_flag(other) for other, is_read in known.items() if is_read]))
+    return " ".join([f"{name} has no effect: there is no such option", *_did_you_mean(near)])
+
+
+def _variable(flag: str) -> str:
+    return f"{ENVIRONMENT}_{flag.removeprefix('--').upper().replace('-', '_')}"
+
+
+def _flag(variable: str) -> str:
+    return flag_of(variable.removeprefix(f"{ENVIRONMENT}_").lower())
 
 
 def tell_settings(context: typer.Context, quiet: bool) -> bool:
@@ -109,7 +169,7 @@ def tell_settings(context: typer.Context, quiet: bool) -> bool:
     for file in [] if quiet and "quiet" not in in_force else files:
         keys = ", ".join(setting.key for setting in in_force.values() if setting.file == file)
         screen.say(f"settings from {file}: {keys}")
-    for line in [] if quiet else context.meta.get(NOTES, []):
+    for line in [] if quiet else [*unknown_variables(context), *context.meta.get(NOTES, [])]:
         screen.say(line)
     screen.quiet = quiet
     return quiet

@@ -215,6 +215,7 @@ def row_of_columns(
     row_id, bad_id = _read_id(columns, options, is_whole=problem is None)
     taken = (name, options.id_name, "sampling", *(BESIDE if is_chat else ()))
     metadata = {key: item for key, item in columns.items() if key not in taken}
+    unread = {options.id_name} if bad_id and options.id_name in columns else set()
     problem = problem or bad_id
     prompt, conversation = "", None
     sampling = None if "sampling" in (name, options.id_name) else columns.get("sampling")
@@ -226,6 +227,8 @@ def row_of_columns(
         sampling = with_choices(sampling, columns, options.choices_field)
     except ValueError as error:
         problem = problem or str(error)
+        unread |= {name or ""} if conversation is None and not prompt else set()
+    metadata |= {key: columns[key] for key in unread & columns.keys()}
     return Row(
         prompt, row_id, metadata, problem, source, sampling, num_bytes=num_bytes, conversation=conversation,
         beside={} if is_chat else _beside(metadata, options),

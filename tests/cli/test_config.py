@@ -190,3 +190,42 @@ def test_a_file_that_is_too_large_is_refused(here: Path) -> None:
 def test_files_are_looked_for_in_the_user_s_folder_and_here() -> None:
     assert config_files({"HOME": "/me"}) == [Path("/me/.config/batchgen/batchgen.toml"), Path("batchgen.toml")]
     assert config_files({"XDG_CONFIG_HOME": "/etc/xdg"})[0] == Path("/etc/xdg/batchgen/batchgen.toml")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("max_tokens = 2", "max-tokens: unknown option (did you mean max-new-tokens?)"),
+        ("[run]\nmax-tokens = 2", "[run] max-tokens: unknown option of run (did you mean max-new-tokens?)"),
+        ("[runn]\nseed = 2", "runn: unknown option (did you mean [run]?)"),
+        ("no-exact = true", "no-exact: unknown option (did you mean exact = false?)"),
+        ("api-key = 1", "api-key: unknown option"),
+    ],
+)
+def test_an_unknown_key_is_told_the_near_one(here: Path, line: str, words: str) -> None:
+    Path("batchgen.toml").write_text(line)
+    assert failure("run", "-p", "x") == f"batchgen.toml: {words}"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "BATCHGEN_TEMPRATURE",
+            ["BATCHGEN_TEMPRATURE has no effect: there is no such option (did you mean BATCHGEN_TEMPERATURE?)"],
+        ),
+        ("BATCHGEN_HOME", ["BATCHGEN_HOME has no effect: there is no such option"]),
+        ("BATCHGEN_STOP", ["BATCHGEN_STOP has no effect: give --stop on the command line"]),
+        ("BATCHGEN_STRIDE", []),
+        ("BATCHGEN_TRACEBACK", []),
+        ("BATCHGEN_SEED", []),
+    ],
+)
+def test_a_variable_that_sets_nothing_is_said(here: Path, name: str, words: list[str]) -> None:
+    result = invoke("plan", "--model", "bundled", "-p", "x", **{name: "1"})
+    assert [line.removeprefix("batchgen: ") for line in result.stderr.splitlines() if "no effect" in line] == words
+    assert not invoke("plan", "--model", "bundled", "-p", "x", "-q", **{name: "1"}).stderr
+
+
+def test_a_switch_of_the_environment_that_is_none_is_refused(here: Path) -> None:
+    assert failure("run", "-p", "x", BATCHGEN_EXACT="maybe") == "BATCHGEN_EXACT: the value must be true or false"
