@@ -116,7 +116,6 @@ class Running:
         errors = (stderr or b"").decode("utf-8", "surrogateescape")
         return Ended(code if code >= 0 else 128 - code, stdout or b"", errors, time.monotonic() - self.started)
 
-
     def _communicate(self, stdin: bytes | None, limit_s: float) -> tuple[bytes | None, bytes | None] | None:
         """What it wrote until its end; None where it runs on. A second in which all of us were stopped counts once."""
         left_s = limit_s
