@@ -83,7 +83,7 @@ def measure(point: Point) -> dict[str, float]:
 
     from batchgen.engines import finish_all
     from batchgen.engines.reference.engine import ReferenceEngine
-    from batchgen.engines.reference.memory import BatchMemory
+    from batchgen.engines.reference.memory import LIBRARIES_BYTES, BatchMemory
     from batchgen.engines.sampling.sampler import Sampler
     from batchgen.machine.limits import PeakMeter
     from batchgen.model import Checkpoint, Model, open_checkpoint
@@ -125,7 +125,8 @@ def measure(point: Point) -> dict[str, float]:
     run(batch)
     growth = meter.growth_bytes()
     live = live_bytes(lambda: run(rows(point.rows, point.columns)))
-    return {"predicted": batch_bytes(limits_of(batch), batch), "live": live, "resident": growth or 0}
+    predicted = batch_bytes(limits_of(batch), batch) - LIBRARIES_BYTES  # which the warm-up has taken
+    return {"predicted": predicted, "live": live, "resident": growth or 0}
 
 
 def live_bytes(work) -> int:

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 
 from batchgen.engines.choice import choose_engine
 from batchgen.engines.protocol import Engine, finish_all
-from batchgen.engines.ready import Ready, get_ready, get_ready_to_score, room_bytes, why_different
+from batchgen.engines.ready import Ready, ReadyToScore, get_ready, get_ready_to_score, room_bytes, why_different
 from batchgen.machine.limits import Bound, PeakMeter, memory_bounds
 from batchgen.planning.backoff import Backoff
-from batchgen.planning.memory import BatchLimits
 from batchgen.records import EngineChoice, EngineOptions, Sequence
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def make_engine(
         ready = get_ready(model, options, num_beams, is_owned, agreed, say)
     if line := why_different(agreed, ready.choice, model.dtype_name, is_exact=is_exact):
         say(line)
-    backoff = _backoff(model, options, ready.limits, reuse_blocks, say)
+    backoff = _backoff(model, options, ready, reuse_blocks, say)
     sampler = Sampler(model.checkpoint.eos_token_ids, model.checkpoint.codec, on_logits=on_logits)
     if ready.rule:
         sampler.recompute = _alone_by(ready.rule, model) if is_exact else None
@@ -106,24 +105,27 @@ def make_scoring_engine(
         say(line)
     if not ready.network.is_split:
         say(f"{model.checkpoint.name} scores texts one at a time, which is slower: its logits differ in batches")
-    backoff = _backoff(model, options, ready.limits, reuse_blocks, say)
+    backoff = _backoff(model, options, ready, reuse_blocks, say)
     return ScoringEngine(model, ready.network, backoff, share=options.share_prefixes)
 
 
 def _backoff(
     model: Model,
     options: EngineOptions,
-    limits: BatchLimits,
+    ready: Ready | ReadyToScore,
     reuse_blocks: Callable[[bool], None],
     say: Callable[[str], None],
 ) -> Backoff:
+    from batchgen.model.footprint import overrun_keeper
+
     return Backoff(
-        limits,
+        ready.limits,
         budget=lambda: room_bytes(model, options),
         wall=lambda: _wall_bytes(memory_bounds(model.device, options.memory)),
         reuse_blocks=reuse_blocks,
         meter=PeakMeter(model.device),
         say=say,
+        keep_overrun=overrun_keeper(model.checkpoint, model.dtype_name, ready.choice.engine),
     )
 
 

@@ -100,7 +100,7 @@ def get_ready_to_score(
     room = room_bytes(model, options)
     kernels = options.quantize or (begun.kernels if begun and begun.engine == SCORING else None)
     network = scoring_network(model, is_owned=is_owned, has_room=lambda num_bytes: num_bytes <= room, kernels=kernels)
-    memory = ScoringMemory(footprint_of(model.checkpoint, model.dtype_name))
+    memory = ScoringMemory(footprint_of(model.checkpoint, model.dtype_name, SCORING))
     limits = BatchLimits(memory, room_bytes(model, options), most_rows(1, model.device.type), options.batch_size)
     batching, rows = TOGETHER if network.is_split else ALONE, options.batch_size or limits.most_rows
     choice = EngineChoice(
@@ -169,7 +169,7 @@ def _limits(model: Model, options: EngineOptions, kind: EngineKind, begun: Engin
     from batchgen.model.footprint import footprint_of
 
     best_rows = kept_rows(model.checkpoint.name, str(model.device), model.dtype_name) if kind.takes_best_rows else None
-    footprint = footprint_of(model.checkpoint, model.dtype_name)
+    footprint = footprint_of(model.checkpoint, model.dtype_name, kind.name)
     available = available_bytes(model.device, options.memory)
     best_rows = begun.rows if begun else best_rows
     return kind.limits(footprint, model.device.type, available, options.batch_size, best_rows)

@@ -1,24 +1,88 @@
-"""What a model and its rows take in memory, told before anything is loaded."""
+"""What a model and its rows take in memory, told before anything is loaded, and kept between runs."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from hashlib import blake2b
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from batchgen.machine.kept import keep, read_kept
 from batchgen.model.shape import Footprint, ModelShape
 
 if TYPE_CHECKING:
     from batchgen.model.checkpoint import Checkpoint
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+FILE, OVERRUNS = "footprints", "overruns"  # what trial forwards showed, and what runs took beyond it
+PROBES = 1  # another probe, or other formulas, find other numbers
+MOST_KEPT = 200
+MOST_OVERRUN = 4.0  # more is a fault elsewhere, and would leave no room for rows
 
 
-def footprint_of(checkpoint: Checkpoint, dtype: str) -> Footprint:
-    """Bytes that a model takes in `dtype`: GPT-2's formulas, or what trial forwards show; needs no weights."""
+def footprint_of(checkpoint: Checkpoint, dtype: str, engine: str = "") -> Footprint:
+    """Bytes that a model takes in `dtype`: GPT-2's formulas, or what trial forwards show; needs no weights.
+
+    `engine` has its runs' overruns counted in.
+    """
+    return replace(_probed(checkpoint, dtype), overrun=_kept_overrun(checkpoint, dtype, engine))
+
+
+def overrun_keeper(checkpoint: Checkpoint, dtype: str, engine: str) -> Callable[[float], None]:
+    """Keeps how many times what was predicted rows took, so that the next run plans with it."""
+
+    def keep_overrun(times: float) -> None:
+        before = _kept_overrun(checkpoint, dtype, engine)
+        keep(OVERRUNS, {_overrun_key(checkpoint, dtype, engine): round(min(MOST_OVERRUN, before * times), 3)})
+
+    return keep_overrun
+
+
+def _kept_overrun(checkpoint: Checkpoint, dtype: str, engine: str) -> float:
+    kept = read_kept(OVERRUNS)
+    times = kept.get(_overrun_key(checkpoint, dtype, engine)) if kept and engine else None
+    return times if isinstance(times, float) and 1 <= times <= MOST_OVERRUN else 1.0
+
+
+def _probed(checkpoint: Checkpoint, dtype: str) -> Footprint:
     if checkpoint.outline.model_type == "gpt2":
         return Footprint.of_shape(ModelShape.from_config(checkpoint.outline), ELEMENT_BYTES[dtype], "sdpa")
-    import torch
+    key = _key(checkpoint.config.to_json_string(use_diff=False), dtype)
+    kept = read_kept(FILE)
+    if (footprint := _read(kept.get(key))) is None:
+        import torch
 
-    from batchgen.model.probe import probe_footprint
+        from batchgen.model.probe import probe_footprint
 
-    as_dtype: torch.dtype = getattr(torch, dtype)
-    return probe_footprint(checkpoint.config, as_dtype)
+        as_dtype: torch.dtype = getattr(torch, dtype)
+        footprint = probe_footprint(checkpoint.config, as_dtype)
+        if len(kept) < MOST_KEPT:
+            keep(FILE, {key: asdict(footprint)})
+    return footprint
+
+
+def _read(facts: object) -> Footprint | None:
+    """A footprint as it was kept; None where that cannot be read."""
+    try:
+        footprint = Footprint(**facts)  # type: ignore[arg-type]
+        return replace(
+            footprint,
+            prefill=tuple((column, pair) for column, pair in footprint.prefill),
+            local=tuple((window, column) for window, column in footprint.local),
+        )
+    except TypeError:
+        return None
+
+
+def _overrun_key(checkpoint: Checkpoint, dtype: str, engine: str) -> str:
+    """Without the whole config, which takes seconds to read."""
+    outline = checkpoint.outline
+    return _key(checkpoint.name, outline.model_type, repr(ModelShape.from_config(outline)), dtype, engine)
+
+
+def _key(*words: str) -> str:
+    """By all that the numbers depend on, versions too."""
+    depends_on = [PROBES, *words, *map(version, ("torch", "transformers"))]
+    return blake2b(json.dumps(depends_on).encode(), digest_size=16).hexdigest()

@@ -107,6 +107,7 @@ class Footprint:
     decode_column: float  # what a step copies of the cache while it makes room for one column
     cache_row: float = 0  # the state of a recurrent layer: it does not grow with the columns
     local: tuple[tuple[int, float], ...] = ()  # of `cache_column`, what layers take that see only a window of columns
+    overrun: float = 1.0  # how many times what is predicted from these numbers rows have taken in earlier runs
 
     @classmethod
     def of_shape(cls, shape: ModelShape, element_bytes: int, attention: str = "sdpa") -> Footprint:

@@ -19,6 +19,8 @@ from batchgen.text import size_text
 LEAST_TELLING_BYTES = 64 * 2**20
 # Memory is plenty for a batch that needs less than this share of its budget: it may hold half as much again.
 PLENTY_SHARE = 0.6
+# Rows that take so many times what was predicted are worth a word, and the next run plans with it.
+TELLING_OVERRUN = 1.15
 
 
 class Backoff:
@@ -26,7 +28,8 @@ class Backoff:
 
     `budget` says how many bytes rows may take now, and `wall` how many nothing may take, where the kernel would not
     refuse them but kill the process. `reuse_blocks` is told whether memory is plenty for what runs next. `say` gets one
-    line for each time that memory ran out.
+    line for each time that memory ran out, and one at the end if rows took more than was predicted; `keep_overrun` is
+    then told how many times as much.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class Backoff:
         reuse_blocks: Callable[[bool], None] = lambda is_plenty: None,
         meter: PeakMeter | None = None,
         say: Callable[[str], None] = lambda line: None,
+        keep_overrun: Callable[[float], None] = lambda times: None,
     ) -> None:
         self._limits = limits
         self._budget = budget or (lambda: limits.budget_bytes)
@@ -45,9 +49,11 @@ class Backoff:
         self._reuse_blocks = reuse_blocks
         self._meter = meter
         self._say = say
+        self._keep_overrun = keep_overrun
         self._is_plenty = False
         self.ceiling_bytes: int | None = None
         self._correction = 1.0  # measured over predicted bytes, where that was more than 1
+        self._worst: tuple[int, int] = (1, 1)  # predicted and measured bytes, where their ratio was highest
         self.predicted_bytes = 0  # of the largest batch
         self.measured_bytes: int | None = None
 
@@ -69,12 +75,19 @@ class Backoff:
         """The most that the process, or its tensors on the device, ever held."""
         return self._meter.peak_bytes if self._meter else peak_bytes()
 
-    def expect(self, predicted: int, *, anew: bool) -> None:
-        """Notes what is expected of the rows that run next; growth is measured from here on if it begins `anew`."""
+    def expect(self, predicted: int, *, anew: bool, prefills_apart: bool = False) -> None:
+        """Notes what is expected of the rows that run next; growth is measured from here on if it begins `anew`.
+
+        Where `prefills_apart`, their blocks go back as they are freed, until `begin_steps`.
+        """
         self._is_plenty = predicted < PLENTY_SHARE * self.limits.budget_bytes
-        self._reuse_blocks(self._is_plenty)
+        self._reuse_blocks(self._is_plenty and not prefills_apart)
         if self._meter and anew:
             self._meter.start()
+
+    def begin_steps(self) -> None:
+        """Rows have been prefilled; what steps free may be kept for the next ones."""
+        self._reuse_blocks(self._is_plenty)
 
     def compare(self, predicted: int) -> None:
         """Notes what was taken since `expect`; where memory is short, more than was expected makes the next smaller."""
@@ -84,6 +97,18 @@ class Backoff:
         self.measured_bytes = max(self.measured_bytes or 0, growth)
         if predicted >= LEAST_TELLING_BYTES and not self._is_plenty:
             self._correction = max(self._correction, growth / predicted)
+        if growth >= LEAST_TELLING_BYTES and growth / predicted > self._worst[1] / self._worst[0]:
+            self._worst = predicted, growth
+
+    def end(self) -> None:
+        """Says by how much rows took more than was predicted, and has it kept for the next run."""
+        predicted, measured = self._worst
+        times = measured / predicted
+        if times > TELLING_OVERRUN:
+            self._keep_overrun(times)
+            took = f"rows took {size_text(measured)} of memory where {size_text(predicted)} was predicted"
+            self._say(f"{took}: the next run of this model plans with {times:.1f} times as much")
+        self._worst = 1, 1
 
     def lower_ceiling(self, num_bytes: int) -> None:
         """Memory ran out: from now on rows are expected to take no more than this together."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Hashable, Iterable
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from batchgen.model.shape import Footprint
@@ -103,6 +103,12 @@ def with_workspace(*, kv_cache: int, attention_mask: int, logits: int, activatio
         activations=activations,
         workspace=WORKSPACE_BYTES + int(WORKSPACE_SHARE * tensors),
     )
+
+
+def as_it_was(estimate: MemoryEstimate, footprint: Footprint) -> MemoryEstimate:
+    """The estimate with what rows of this model were found to take beyond it; that counts as workspace."""
+    beyond = int((footprint.overrun - 1) * estimate.total)
+    return replace(estimate, workspace=estimate.workspace + beyond) if beyond else estimate
 
 
 def budget_bytes(available_bytes: int) -> int:

@@ -60,7 +60,7 @@ def make_room(
     """What `run` would find with these options, before it loads the weights."""
     on = certain_cpu(device) or choose_device(device)
     dtype = choose_dtype(dtype, on.type, checkpoint.outline)
-    footprint = footprint_of(checkpoint, dtype)
+    footprint = footprint_of(checkpoint, dtype, kind.name)
     shape = ModelShape.from_config(checkpoint.outline)
     weights_bytes = int8_weights(footprint, shape) if options.quantize else footprint.weights
     packed_bytes = 0 if options.quantize else kind.copied_bytes(shape, footprint.element_bytes, on.type)

@@ -222,13 +222,15 @@ def test_a_batch_that_took_more_than_predicted_lowers_the_budget() -> None:
 
 
 @pytest.mark.parametrize(("share", "is_plenty"), [(1.5, False), (2, True)])
-def test_where_memory_is_plenty_it_is_used_for_speed(share: float, is_plenty: bool) -> None:
+def test_where_memory_is_plenty_steps_use_it_for_speed(share: float, is_plenty: bool) -> None:
     rows = short_rows([800] * 16)
     predicted = batch_bytes(limits_of(), rows)
     told: list[bool] = []
     backoff = Backoff(limits_of(int(share * predicted)), meter=FakeMeter([2 * predicted]), reuse_blocks=told.append)
     run_all(backoff, [rows], Runner(MemoryError, lambda _: False))
-    assert told == [is_plenty]
+    assert told == [False]  # prefills give their blocks back
+    backoff.begin_steps()
+    assert told == [False, is_plenty]
     assert (backoff.limits.budget_bytes == int(share * predicted)) == is_plenty
 
 

@@ -151,6 +151,13 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v3": ("", {**LATENT, **ROUTED, **ONE_GROUP, **SHAPE, "num_key_value_heads": 4}),
     "glm4_moe_lite": ("", {**LATENT, **ROUTED, **ONE_GROUP, **SHAPE, "num_key_value_heads": 4}),
     "minicpm3": ("", {**LATENT, **SHAPE, "num_key_value_heads": 4}),
+    "longcat_flash": (
+        "",
+        {
+            "num_layers": 2, "n_routed_experts": 4, "moe_topk": 2, "expert_ffn_hidden_size": 32, "zero_expert_num": 2,
+            "ffn_hidden_size": 64, "head_dim": 8, **LATENT, **SHAPE, "num_hidden_layers": 4, "num_key_value_heads": 4,
+        },
+    ),
     "youtu": ("", {**LATENT, **SHAPE, "num_key_value_heads": 4}),
     # States: convolutions, linear attention, state spaces.
     "lfm2": ("", {"conv_bias": True, **CONV, **GROUPED}),

@@ -119,10 +119,10 @@ class ContinuousEngine:
     def close(self) -> None:
         """Lets go of rows and cache."""
         with torch.inference_mode():
-            for row in self._running:
-                if row.slot:
-                    self.slot_model.cache.close(row.slot)
+            for slot in [row.slot for row in self._running if row.slot]:
+                self.slot_model.cache.close(slot)
             self.slot_model.cache.shrink()
+        self._room.end()
         for queue in (self._waiting, self._running, self._finished, self._prefills):
             queue.clear()
         self._owes_step = False

@@ -37,10 +37,17 @@ class UnpackedLinear(nn.Module):
         super().__init__()
         self.packed = packed
         self.is_conv1d = is_conv1d
+        self.in_features, self.out_features = packed.in_features, packed.out_features
+
+    # For a parent that reads its layer's weight and bias, as Mamba's does.
 
     @property
     def weight(self) -> HiddenWeight:
         return self.packed.weight
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        return self.packed.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight = self.packed.weight_packed.to_dense()  # [O, I]

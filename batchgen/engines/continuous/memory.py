@@ -7,7 +7,7 @@ from collections.abc import Sequence as Rows
 from dataclasses import dataclass, replace
 
 from batchgen.model.shape import Footprint, ModelShape
-from batchgen.planning.memory import FLOAT32_BYTES, BatchLimits, kinds_of, logits_factor, with_workspace
+from batchgen.planning.memory import FLOAT32_BYTES, BatchLimits, as_it_was, kinds_of, logits_factor, with_workspace
 from batchgen.records import MemoryEstimate, SamplingParams
 
 # Once, on top of live tensors: kernels and scratch for the numbers of rows met last, and the holes that logits leave in
@@ -84,7 +84,7 @@ def _peak(
         activations=max(footprint.prefill_bytes(filled, columns) + behind, footprint.prefill_bytes(1, prefix_tokens)),
     )
     peak = max(step, prefill, key=lambda moment: moment.total)
-    return replace(peak, workspace=peak.workspace + KERNELS_BYTES)
+    return as_it_was(replace(peak, workspace=peak.workspace + KERNELS_BYTES), footprint)
 
 
 def last_column(num_prompt_tokens: int, sampling: SamplingParams) -> int:

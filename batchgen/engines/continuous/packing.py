@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,13 +16,29 @@ PACKED_ROWS = 64  # that a packed layer is laid out for: those of a decode step 
 
 @dataclass(frozen=True, slots=True)
 class HiddenWeight:
-    """A weight that exists only in another layout: what Mamba's layers ask of one, its dtype and a product with it."""
+    """A weight that exists only in another layout, for parents that read their layer's weight: Mamba, some routers.
+
+    Whatever is asked of it but its dtype is asked of the tensor, made anew each time.
+    """
 
     dtype: torch.dtype
     as_loaded: Callable[[], torch.Tensor]  # [O, I], made anew
 
     def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
         return self.as_loaded() @ x
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # Python's and copy's own, not the tensor's
+            raise AttributeError(name)
+        return getattr(self.as_loaded(), name)
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return function(*map(_tensor, args), **{name: _tensor(value) for name, value in (kwargs or {}).items()})
+
+
+def _tensor(value: Any) -> Any:
+    return value.as_loaded() if isinstance(value, HiddenWeight) else value
 
 
 class PackedLinear(nn.Module):

@@ -17,6 +17,10 @@ CACHES = {"past_key_values", "cache_params", "state"}  # what forwards call what
 # Families that keep states where no cache of ours is asked for them.
 STATES_ELSEWHERE = {"minimax": "a cache of its own", "recurrent_gemma": "its own modules"}
 
+# Families whose attention works on the keys and values that a cache returns, where ours returns none: JetMoE repeats
+# them for its experts, DiffLlama splits the values in two.
+BEHIND_THE_CACHE = {"diffllama", "jetmoe"}
+
 
 def why_no_slots(config: ConfigView | PretrainedConfig) -> str | None:
     """What in a config rules slots out, in a few words; None where nothing does."""
@@ -28,6 +32,8 @@ def why_no_slots(config: ConfigView | PretrainedConfig) -> str | None:
         return f"some of its layers have {' and '.join(kind.replace('_', ' ') for kind in kinds)}"
     if place := STATES_ELSEWHERE.get(config.get_text_config().model_type):
         return f"it keeps its states in {place}"
+    if config.get_text_config().model_type in BEHIND_THE_CACHE:
+        return "its attention rearranges keys and values that come from the cache"
     # All families that a ConfigView is of take an attention function by name, and have no states.
     return None if isinstance(config, ConfigView) else _why_not_by_class(config)
 

@@ -36,6 +36,11 @@ class SlotRoom:
         if self.backoff.predicted_bytes:
             self.backoff.compare(self.backoff.predicted_bytes)
 
+    def end(self) -> None:
+        """No rows come any more."""
+        self.measure()
+        self.backoff.end()
+
     def halve(self, num_rows: int, left: int) -> None:
         """Memory ran out with so many rows in slots."""
         self.backoff.lower_ceiling(self.backoff.ceiling_bytes or self.backoff.limits.budget_bytes)

@@ -184,6 +184,7 @@ class _Desk:
             self._answers += [Answer.of(row) for row in engine.step()]
             if self._answers or time.monotonic() - self._last_report > REPORT_EVERY_S:
                 self.report()
+        engine.close()
 
     def say(self, line: str) -> None:
         self._said.append(line)

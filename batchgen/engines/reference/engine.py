@@ -128,6 +128,7 @@ class ReferenceEngine:
             self._batch.call.abandon()
         self._batch = None
         self._queue.clear()
+        self._backoff.end()
 
     def _count(self, batch: _Running, seconds: float, *, is_over: bool) -> None:
         self._new_tokens += sum(row.error is None for row in batch.left)
@@ -135,6 +136,7 @@ class ReferenceEngine:
             self._decode_s += seconds
         else:
             self._prefill_s += seconds
+            self._backoff.begin_steps()
         batch.is_prefilled = True
         if is_over:
             self._batch = None

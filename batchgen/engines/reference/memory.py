@@ -6,11 +6,15 @@ size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from batchgen.model.shape import Footprint
-from batchgen.planning.memory import FLOAT32_BYTES, logits_factor, with_workspace
+from batchgen.planning.memory import FLOAT32_BYTES, as_it_was, logits_factor, with_workspace
 from batchgen.records import MemoryEstimate, SamplingParams
+
+# Once in a process, on top of live tensors: what `generate` imports, kernels and their scratch (measured:
+# docs/memory.md).
+LIBRARIES_BYTES = 40 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,8 @@ class BatchMemory:
         rows *= sampling.num_beams
         prefill = _prefill(self.footprint, rows, columns)
         decode = _last_step(self.footprint, rows, columns + sampling.max_new_tokens - 1, sampling)
-        return max(prefill, decode, key=lambda moment: moment.total)
+        peak = max(prefill, decode, key=lambda moment: moment.total)
+        return as_it_was(replace(peak, workspace=peak.workspace + LIBRARIES_BYTES), self.footprint)
 
     def rows_at_once(self, columns: int) -> int | None:
         """A batch is one forward: memory alone bounds it."""

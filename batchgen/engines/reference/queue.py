@@ -35,7 +35,7 @@ class BatchQueue:
         if self._backoff.hits_the_wall(rows):
             self._backoff.fail(rows[0])
         else:
-            self._backoff.expect(self.bytes_of(rows), anew=True)
+            self._backoff.expect(self.bytes_of(rows), anew=True, prefills_apart=True)
         return rows
 
     def done(self, rows: list[Sequence]) -> None:

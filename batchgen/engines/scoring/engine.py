@@ -93,6 +93,7 @@ class ScoringEngine:
 
     def close(self) -> None:
         self._work.clear()
+        self._backoff.end()
 
     # Memory.
 

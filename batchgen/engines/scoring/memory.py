@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from batchgen.model.shape import Footprint
-from batchgen.planning.memory import FLOAT32_BYTES, with_workspace
+from batchgen.planning.memory import FLOAT32_BYTES, as_it_was, with_workspace
 from batchgen.records import MemoryEstimate, SamplingParams
 
 MOST_LOGITS = 2**24  # `network.PIECE_NUMBERS`, which needs torch
@@ -26,12 +26,13 @@ class ScoringMemory:
         """Bytes above the weights at the peak."""
         vocab_size = self.footprint.vocab_size
         num_logits = min(rows * columns, max(LEAST_ROWS, MOST_LOGITS // vocab_size)) * vocab_size
-        return with_workspace(
+        estimate = with_workspace(
             kv_cache=self.footprint.cache_bytes(rows, columns),
             attention_mask=rows * columns**2,
             logits=LOGITS_COPIES * num_logits * FLOAT32_BYTES,
             activations=self.footprint.prefill_bytes(rows, columns),
         )
+        return as_it_was(estimate, self.footprint)
 
     def rows_at_once(self, columns: int) -> int | None:
         """All rows of a forward go through it at once."""
