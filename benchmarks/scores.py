@@ -1,10 +1,11 @@
 """How exact scores are, and what they cost: rows in batches against each row alone, choices against whole rows, memory.
 
-    python benchmarks/scores.py exact MODEL [--rows 500]     # exits with 4 where a token strays by more than 1e-4
+    python benchmarks/scores.py exact MODEL [--rows 500] [--batch-sizes 1 7 64]
     python benchmarks/scores.py choices MODEL [--rows 8]     # 4 choices behind a prompt of 300 tokens
     python benchmarks/scores.py memory MODEL [--rows 64]     # texts of 512 tokens: predicted and measured bytes
 
-Alone is an unpadded forward of the row by itself, on the network as it was loaded.
+Alone is an unpadded forward of the row by itself, on the network as it was loaded. `exact` exits with 4 where a token
+strays by more than 1e-4.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import random
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 
@@ -23,29 +24,35 @@ from batchgen import Model
 from batchgen.engines import Engine, finish_all, make_scoring_engine
 from batchgen.records import EngineOptions, Passage, Request, Sequence
 
-BATCHES = (1, 7, 64)
 ALLOWED = 1e-4
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("measure", choices=list(MEASURES))
+    parser.add_argument("measure", choices=["exact", "choices", "memory"])
     parser.add_argument("model")
     parser.add_argument("--rows", type=int)
+    parser.add_argument("--batch-sizes", type=int, nargs="*", default=[1, 7, 64])
     given = parser.parse_args()
-    measure, rows = MEASURES[given.measure]
-    measure(batchgen.open_model(given.model, device="cpu", dtype="float32"), given.rows or rows)
+    model = batchgen.open_model(given.model, device="cpu", dtype="float32")
+    if given.measure == "exact":
+        exact(model, given.rows or 500, given.batch_sizes)
+    elif given.measure == "choices":
+        choices(model, given.rows or 8)
+    else:
+        memory(model, given.rows or 64)
 
 
 # Exactness.
 
 
-def exact(model: Model, number: int) -> None:
+def exact(model: Model, number: int, batch_sizes: list[int]) -> None:
     """The largest difference of any token, over rows of all kinds in several batch sizes, shuffled."""
     rows = list(make_rows(model, number, random.Random(0)))
     wanted = [[alone(model, passage) for passage in row] for row in rows]
+    print(f"{sum(map(len, rows))} texts of {number} rows alone: done", flush=True)
     largest = 0.0
-    for batch_size in BATCHES:
+    for batch_size in batch_sizes:
         engine = make_scoring_engine(model, EngineOptions(batch_size=batch_size))
         strays = [
             max(abs(entry.logprob - own) for entry, own in zip(row.scores[place], wanted[index][place], strict=True))
@@ -63,10 +70,10 @@ def exact(model: Model, number: int) -> None:
 
 
 def make_rows(model: Model, number: int, draw: random.Random) -> Iterable[tuple[Passage, ...]]:
-    """Texts, continuations and four choices in turn, of 1 to 400 tokens, most of them short."""
+    """Texts, continuations and four choices in turn, of 1 to 300 tokens, most of them short."""
     for index in range(number):
-        prompt = tokens_of(model, draw, min(400, 1 + int(draw.expovariate(1 / 50))))
-        ends = [tokens_of(model, draw, draw.randint(1, 12)) for _ in range((0, 1, 4)[index % 3])]
+        prompt = tokens_of(model, draw, min(300, 1 + int(draw.expovariate(1 / (9, 9, 9, 40)[index % 4]))))
+        ends = [tokens_of(model, draw, draw.randint(1, 8)) for _ in range((0, 1, 0, 4)[index % 4])]
         yield tuple(Passage(prompt + end, len(prompt)) for end in ends) or (Passage((*prompt, *prompt[:1]), 1),)
 
 
@@ -135,12 +142,6 @@ def memory(model: Model, number: int) -> None:
         f"predicted {found.predicted_bytes / 2**20:,.0f} MiB, measured {(found.measured_bytes or 0) / 2**20:,.0f} MiB"
     )
 
-
-MEASURES: dict[str, tuple[Callable[[Model, int], None], int]] = {
-    "exact": (exact, 500),
-    "choices": (choices, 8),
-    "memory": (memory, 64),
-}
 
 if __name__ == "__main__":
     main()

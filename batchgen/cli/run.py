@@ -9,20 +9,18 @@ from pathlib import Path
 import typer
 
 from batchgen.cli import options as opt
-from batchgen.cli.on_ray import choose_ray_format, make_on_ray, refuse_with_ray
-from batchgen.cli.output import OUR_WRITERS, check_columns_flag, check_stdout, choose_format
+from batchgen.cli.destination import Destination, choose_destination
+from batchgen.cli.output import OUR_WRITERS, check_columns_flag
 from batchgen.cli.signals import Interrupts
 from batchgen.cli.typed import typed_command
 from batchgen.cli.watching import Watcher, report_ending
 from batchgen.errors import UsageError
-from batchgen.formats.reading import Source
 from batchgen.records import EngineOptions, SamplingParams
 from batchgen.render.screen import Screen
 from batchgen.runs.checks import check_outputs
 from batchgen.runs.execute import execute
 from batchgen.runs.job import FilePrompts, Job, ModelChoice, OutputForm
 from batchgen.runs.ray.execute import OnRay, execute_on_ray
-from batchgen.runs.target import Target
 
 
 @opt.with_groups
@@ -47,30 +45,18 @@ def run(
     [bold]echo My dog is | batchgen run | jq .text[/]      a pipe
     """
     screen = Screen(quiet=quiet, as_json=progress == "json")
-    output = None if results.output == Path("-") else results.output
     reading = prompts.reading()
-    on_ray = make_on_ray(cluster, prompts, engine, output, durable)
-    sources: list[Source] = []
-    target = None
-    if on_ray:
-        refuse_with_ray(prompts, durable)
-        form = choose_ray_format(results.format)
-    else:
-        form = choose_format(results.format, output, ids=results.ids, csv_raw=results.csv_raw)
-        sources = prompts.sources(context, reading, screen.say)
-        target = target_of(output, form, durable, in_kind=results.are_in_kind(form))
-        if target is None:
-            check_stdout(sources)
-    _check_results(results, target, form, on_ray)
-    check_outputs(target, {"manifest": results.manifest, "stats": results.stats, "html": results.html}, sources)
+    to = choose_destination(context, prompts, reading, cluster, engine, results, durable, screen)
+    _check_results(results, to)
+    check_outputs(to.target, {"manifest": results.manifest, "stats": results.stats, "html": results.html}, to.sources)
     job = Job(
-        prompts=FilePrompts(tuple(sources), reading, prompts.limit, screen.say),
+        prompts=FilePrompts(to.sources, reading, prompts.limit, screen.say),
         sampling=sampling,
         model=ModelChoice(model.model, model.revision, model.device, model.dtype),
         engine=engine,
         chat=chat.options(),
-        output_form=OutputForm(form.value, results.ids, results.csv_raw, results.are_in_kind(form), results.columns),
-        target=target,
+        output_form=OutputForm(to.form.value, results.ids, results.csv_raw, to.in_kind, results.columns),
+        target=to.target,
         too_long=too_long,
         parse_special=prompts.parse_special,
         strict=durable.strict,
@@ -79,7 +65,7 @@ def run(
         owns_process=True,
         command=typed_command(context),
     )
-    raise typer.Exit(_run(job, on_ray, screen, context.obj, results.html))
+    raise typer.Exit(_run(job, to.on_ray, screen, context.obj, results.html))
 
 
 def _run(job: Job, on_ray: OnRay | None, screen: Screen, interrupts: Interrupts, html: Path | None) -> int:
@@ -97,26 +83,9 @@ def _run(job: Job, on_ray: OnRay | None, screen: Screen, interrupts: Interrupts,
     return report_ending(ending, screen, interrupts)
 
 
-def _check_results(results: opt.OutputOptions, target: Target | None, form: opt.Format, on_ray: OnRay | None) -> None:
-    """Refuses a page of no file, and columns where there are none."""
-    _check_page(target, results)
-    check_columns_flag(results.columns, form, on_ray=on_ray is not None)
-
-
-def _check_page(target: Target | None, results: opt.OutputOptions) -> None:
-    """Refuses a page of results that will not be read again."""
+def _check_results(results: opt.OutputOptions, to: Destination) -> None:
+    """Refuses a page of results that will not be read again, and columns where there are none."""
+    target = to.target
     if results.html and (target is None or target.is_stream or target.form == opt.Format.text.value):
         raise UsageError("--html needs a file with the rows in it: name one with -o, not .txt")
-
-
-def target_of(output: Path | None, form: opt.Format, durable: opt.DurableOptions, *, in_kind: bool) -> Target | None:
-    """The file that is written, and what becomes of one that is there. Raises `UsageError`."""
-    resume = durable.resume or durable.retry_errors
-    if durable.overwrite and resume:
-        raise UsageError("--overwrite and --resume cannot be combined: choose one")
-    if output is None:
-        if resume or durable.keep_store:
-            flag = "--retry-errors" if durable.retry_errors else "--resume" if resume else "--keep-store"
-            raise UsageError(f"{flag} needs a file: name it with -o")
-        return None
-    return Target(output, form.value, durable.overwrite, resume, durable.retry_errors, durable.keep_store, in_kind)
+    check_columns_flag(results.columns, to.form, on_ray=to.on_ray is not None)

@@ -11,8 +11,8 @@ from typing import Annotated, BinaryIO
 import typer
 
 from batchgen.cli import options as opt
-from batchgen.cli.output import check_stdout, choose_format, text_of
-from batchgen.cli.run import target_of
+from batchgen.cli.destination import Destination, choose_destination
+from batchgen.cli.output import text_of
 from batchgen.cli.signals import Interrupts
 from batchgen.cli.typed import typed_command
 from batchgen.cli.watching import Watcher, report_ending
@@ -26,6 +26,7 @@ from batchgen.runs.checks import check_outputs
 from batchgen.runs.ending import Ending
 from batchgen.runs.execute import execute
 from batchgen.runs.job import FilePrompts, Job, ModelChoice, OutputForm
+from batchgen.runs.ray.execute import execute_on_ray
 
 PAGE_ALTERNATIVES = 5
 
@@ -38,7 +39,8 @@ def score(
     model: opt.ManyDevices,
     sampling: Annotated[SamplingParams, opt.Pick("logprobs")],
     engine: Annotated[EngineOptions, opt.Pick("batch_size", "memory", "share_prefixes", "workers", "quantize")],
-    results: Annotated[opt.OutputOptions, opt.Pick(without=("ids",))],
+    cluster: opt.ClusterOptions,
+    results: Annotated[opt.OutputOptions, opt.Pick(without=("ids", "columns"))],
     durable: opt.DurableOptions,
     tokens: Annotated[
         bool,
@@ -72,25 +74,19 @@ def score(
     For a row of messages, the last reply is scored. Nothing is generated.
     """
     screen = Screen(quiet=quiet, as_json=progress == "json")
-    output = None if results.output == Path("-") else results.output
     reading = replace(prompts.reading(), scores=True)
-    form = choose_format(results.format, output, csv_raw=results.csv_raw)
-    if form is opt.Format.text:
-        raise UsageError("scores are not plain text: write .jsonl, .csv, .tsv, .parquet or .db")
-    sources = prompts.sources(context, reading, screen.say)
-    in_kind = results.format is opt.Format.auto and form is opt.Format.jsonl
-    target = target_of(output, form, durable, in_kind=in_kind)
-    if target is None:
-        check_stdout(sources)
-    check_outputs(target, {"manifest": results.manifest, "stats": results.stats, "html": results.html}, sources)
+    to = choose_destination(context, prompts, reading, cluster, engine, results, durable, screen)
+    _check_results(results, to)
+    check_outputs(to.target, {"manifest": results.manifest, "stats": results.stats, "html": results.html}, to.sources)
+    shows_tokens = tokens or to.form is opt.Format.table
     job = Job(
-        prompts=FilePrompts(tuple(sources), reading, prompts.limit, screen.say),
-        sampling=_sampling(sampling.logprobs, tokens=tokens or form is opt.Format.table, page=results.html is not None),
+        prompts=FilePrompts(to.sources, reading, prompts.limit, screen.say),
+        sampling=_sampling(sampling.logprobs, tokens=shows_tokens, page=results.html is not None),
         model=ModelChoice(model.model, model.revision, model.device, model.dtype),
         engine=engine,
         chat=chat.options(),
-        output_form=OutputForm(form.value, csv_raw=results.csv_raw, in_kind=in_kind),
-        target=target,
+        output_form=OutputForm(to.form.value, csv_raw=results.csv_raw, in_kind=to.in_kind),
+        target=to.target,
         too_long=too_long,
         parse_special=prompts.parse_special,
         strict=durable.strict,
@@ -100,7 +96,7 @@ def score(
         scoring=ScoringOptions(stride, by),
         command=typed_command(context),
     )
-    raise typer.Exit(_score(job, screen, context.obj, results.html))
+    raise typer.Exit(_score(job, to, screen, context.obj, results.html))
 
 
 class ScoreWatcher(Watcher):
@@ -112,13 +108,22 @@ class ScoreWatcher(Watcher):
         return self.page.watch(results) if self.page else results
 
 
-def _score(job: Job, screen: Screen, interrupts: Interrupts, html: Path | None) -> int:
+def _check_results(results: opt.OutputOptions, to: Destination) -> None:
+    if to.form is opt.Format.text:
+        raise UsageError("scores are not plain text: write .jsonl, .csv, .tsv, .parquet or .db")
+    if results.html and to.on_ray:
+        raise UsageError("--html is not supported with --ray: remove one")
+
+
+def _score(job: Job, to: Destination, screen: Screen, interrupts: Interrupts, html: Path | None) -> int:
     """The exit code."""
-    watcher = ScoreWatcher(screen, interrupts, to_stdout=job.target is None)
+    watcher = ScoreWatcher(screen, interrupts, to_stdout=to.is_stdout)
     watcher.page = ScoredRows() if html else None
-    writers = WRITERS | {opt.Format.table.value: _write_heat}
-    stdout = sys.stdout.buffer if job.target is None else None
-    ending = execute(job, watcher, stdout=stdout, writers=writers)
+    if to.on_ray:
+        ending = execute_on_ray(job, to.on_ray, watcher)
+    else:
+        stdout = sys.stdout.buffer if to.is_stdout else None
+        ending = execute(job, watcher, stdout=stdout, writers=WRITERS | {opt.Format.table.value: _write_heat})
     if html and watcher.page and not ending.was_stopped:
         ending = replace(ending, written=(*ending.written, _write_page(html, watcher.page, ending)))
     by = job.scoring.by if job.scoring else None

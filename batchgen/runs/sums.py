@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from batchgen.records import Request, Result, RowScore, ScoringOptions
@@ -21,9 +21,10 @@ class ScoreSums:
     """Sums over rows; words are what spaces separate, bytes those of UTF-8.
 
     `unknown_answers` counts rows whose answer is none of their choices, the first of them `unknown_at`;
-    `num_ungrouped` rows whose group would be one too many.
+    `num_ungrouped` rows whose group would be one more than `most_groups`.
     """
 
+    num_rows: int = 0
     logprob: float = 0.0
     num_tokens: int = 0
     num_words: int = 0
@@ -35,6 +36,7 @@ class ScoreSums:
     unknown_answers: int = 0
     unknown_at: str = ""
     num_ungrouped: int = 0
+    most_groups: int = MOST_GROUPS
     groups: dict[str, ScoreSums] = field(default_factory=dict)
 
     def add(self, result: Result) -> None:
@@ -42,6 +44,7 @@ class ScoreSums:
         score = result.score
         if score is None or not score.texts:
             return
+        self.num_rows += 1
         if score.kind != "choices":
             [text] = score.texts
             self.logprob += text.logprob
@@ -61,12 +64,27 @@ class ScoreSums:
         self.right_per_token += score.best_per_token == answer
         self.right_per_byte += score.best_per_byte == answer
 
-    def add_to_group(self, name: str, result: Result) -> None:
-        """Counts a row in its group too, if there is room for one more."""
-        if name in self.groups or len(self.groups) < MOST_GROUPS:
-            self.groups.setdefault(name, ScoreSums()).add(result)
-        else:
-            self.num_ungrouped += 1
+    def group(self, name: str) -> ScoreSums | None:
+        """The sums of a value; None where there is no room for one more."""
+        if name in self.groups or len(self.groups) < self.most_groups:
+            return self.groups.setdefault(name, ScoreSums())
+        return None
+
+    def merge(self, other: ScoreSums) -> None:
+        """Adds the sums of the rows that come next."""
+        for name in ADDED:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.unknown_at = self.unknown_at or other.unknown_at
+        for name, sums in other.groups.items():
+            if (own := self.group(name)) is not None:
+                own.merge(sums)
+            else:
+                self.num_ungrouped += sums.num_rows
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ScoreSums:
+        """What `asdict` made of it, back from JSON."""
+        return cls(**{**values, "groups": {name: cls.from_dict(group) for name, group in values["groups"].items()}})
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -95,6 +113,9 @@ class ScoreSums:
         return found | ({"by": {name: group.facts for name, group in self.groups.items()}} if self.groups else {})
 
 
+ADDED = [item.name for item in fields(ScoreSums) if item.type in ("int", "float") and item.name != "most_groups"]
+
+
 def sum_up(results: Iterable[Result], by: str | None = None) -> ScoreSums:
     """The sums of all rows, and with `by` those of each value of a column."""
     sums = ScoreSums()
@@ -109,7 +130,11 @@ def summing(results: Iterable[Result], sums: ScoreSums, by: str | None = None) -
         sums.add(result)
         if by is not None:
             value = result.metadata.get(by)
-            sums.add_to_group(NO_VALUE if value is None else str(value), result)
+            group = sums.group(NO_VALUE if value is None else str(value))
+            if group is not None:
+                group.add(result)
+            elif result.score and result.score.texts:
+                sums.num_ungrouped += 1
         yield result
 
 

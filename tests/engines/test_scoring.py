@@ -25,12 +25,12 @@ ENDS = (" the dog was", " a", " of the old house and the rain")
 
 
 def requests(number: int = 24, logprobs: int | None = 2) -> list[Request]:
-    """Texts, continuations and choices in turn, of lengths from one word to forty."""
+    """Texts, continuations and choices in turn, of lengths from one word to forty; some choices have one token."""
     params = SamplingParams(logprobs=logprobs)
-    kinds = [("text", ()), ("continuation", ENDS[:1]), ("choices", ENDS)]
+    kinds = [("text", ()), ("continuation", ENDS[:1]), ("choices", ENDS), ("choices", (" a", " the", " dog"))]
     made = []
     for index, prompt in enumerate(ragged_prompts(number)):
-        kind, replies = kinds[index % 3]
+        kind, replies = kinds[index % 4]
         made.append(Request(index, str(index), prompt, params, scored=kind, replies=replies))
     return made
 
@@ -197,8 +197,23 @@ def test_no_more_rows_run_together_than_there_is_room_for() -> None:
     assert [len(work.items) for work in plan_work(rows, lambda columns: 4, share=True)] == [4, 4, 2]
 
 
+def test_prompts_of_like_length_run_together() -> None:
+    rows = [tuple(Passage((*range(length), last, last), length) for last in (7, 8, 9)) for length in (40, 42, 45)]
+    [work] = plan_work(rows_of(*rows), lambda columns: 9, share=True)
+    assert (work.prefix, work.columns, len(work.groups), work.num_rows) == (40, 8, 3, 9)
+
+
+def test_choices_of_one_token_need_no_more_than_their_prompts() -> None:
+    rows = [tuple(Passage((*range(length), last), length) for last in range(10)) for length in (41, 45, 48)]
+    parts = plan_work(rows_of(*rows), lambda columns: 2, share=True)
+    assert [(part.prefix, part.columns, part.num_rows, len(part.items)) for part in parts] == [
+        (48, 0, 2, 20),
+        (48, 0, 1, 10),
+    ]
+
+
 def test_a_row_with_more_choices_than_there_is_room_for_is_cut() -> None:
-    choices = tuple(Passage((*range(40), last), 40) for last in range(10))
+    choices = tuple(Passage((*range(40), last, last), 40) for last in range(10))
     parts = plan_work(rows_of(choices), lambda columns: 4, share=True)
     assert [(part.prefix, len(part.items)) for part in parts] == [(40, 4), (40, 4), (40, 2)]
 

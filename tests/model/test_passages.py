@@ -10,6 +10,7 @@ from batchgen.model import Checkpoint
 from batchgen.model.chat import Chat
 from batchgen.model.passages import PassageEncoder
 from batchgen.records import Conversation, Message, Passage, Request, Sequence
+from tests.support.harness import disjoint_window, rolling_windows
 from tests.support.models import EOS
 
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
@@ -79,6 +80,15 @@ def test_a_longer_text_goes_through_in_windows(checkpoint: Checkpoint, stride: i
     assert len(passages[0].scored) == 8
     assert all(len(passage.fed) == 8 for passage in passages[1:])
     assert [passage.start for passage in passages][: len(passages) - 1] == starts[: len(passages) - 1]
+
+
+@pytest.mark.parametrize("number", [5, 8, 9, 16, 19])
+def test_windows_at_a_stride_of_the_models_length_are_those_of_lm_eval(checkpoint: Checkpoint, number: int) -> None:
+    short = replace(checkpoint, outline=type(checkpoint.config)(n_positions=8))
+    ids = checkpoint.tokenizer("the dog and the cat and the bird and the fish and the house and the rain")["input_ids"]
+    passages = encode(short, row(checkpoint.tokenizer.decode(ids[:number])), stride=8).passages
+    expected = [disjoint_window(pair) for pair in rolling_windows(ids[:number], EOS, 8, 1)]
+    assert [(list(passage.token_ids[: passage.start]), list(passage.scored)) for passage in passages] == expected
 
 
 def test_what_is_longer_than_the_model_fails_or_loses_its_beginning(checkpoint: Checkpoint) -> None:

@@ -6,8 +6,6 @@ The cluster is this process; `test_ray.py` has a real one.
 from __future__ import annotations
 
 import json
-import pickle
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,31 +18,17 @@ from batchgen.runs.job import FilePrompts, Job, OutputForm
 from batchgen.runs.observer import Observer
 from batchgen.runs.ray.cluster import Size
 from batchgen.runs.ray.execute import OnRay, RayRun
-from batchgen.runs.ray.folder import MANIFEST, OutputFolder, Piece
+from batchgen.runs.ray.folder import MANIFEST, OutputFolder
 from batchgen.runs.ray.inputs import find_files
 from batchgen.runs.ray.model_files import model_paths
-from batchgen.runs.ray.piecework import Outcome, PieceWorker, Work
 from tests.support.command import records, run
+from tests.support.one_machine import OneMachine
 
 TEMPLATE = (
     "{{ strftime_now('%Y-%m-%d') }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
 )
 ROWS = [{"messages": [{"role": "user", "content": f"My {pet} is"}]} for pet in ("dog", "cat", "king")]
 SAMPLED = SamplingParams(max_new_tokens=4, temperature=1.0, num_samples=2)
-
-
-class OneMachine:
-    """Runs pieces here, as a worker that was sent them would."""
-
-    def ship(self, checkpoint: Checkpoint) -> Checkpoint:
-        return checkpoint
-
-    def run(
-        self, pieces: list[Piece], work: Work, checkpoint: Checkpoint, recipe: object, size: Size
-    ) -> Iterator[Outcome]:
-        work, recipe = pickle.loads(pickle.dumps((work, recipe)))
-        worker = PieceWorker("worker", work, checkpoint, recipe, lambda choice: choice)
-        yield from map(worker.run, pieces)
 
 
 @pytest.fixture

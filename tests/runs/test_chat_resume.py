@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,16 +10,15 @@ from typing import IO, Any
 
 import pytest
 
-from batchgen.cli import app
 from batchgen.formats.reading import find_sources
 from batchgen.records import ChatOptions, EngineOptions, Result, SamplingParams
 from batchgen.runs.execute import execute
 from batchgen.runs.job import FilePrompts, Job, ModelChoice, OutputForm
 from batchgen.runs.observer import Observer
-from batchgen.runs.store import Store
 from batchgen.runs.target import Target
 from tests.support.command import run
 from tests.support.forked import run_forked
+from tests.support.killed import die_after
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}{{ eos_token }}{% endfor %}"
@@ -28,21 +26,6 @@ TEMPLATE = (
 )
 FORMS = ["jsonl", "parquet", "openai"]
 NUM_RESULTS = 13
-
-
-def die_after(num_results: int, words: list[object]) -> None:
-    """Runs the command, and kills its process at that result."""
-    add, added = Store.add, []
-
-    def add_and_die(store: Store, result: Result) -> None:
-        add(store, result)
-        added.append(result)
-        if len(added) == num_results:
-            store.commit()
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    Store.add = add_and_die  # type: ignore[method-assign]
-    app(list(map(str, words)))
 
 
 class StopsAfter(Observer):

@@ -163,6 +163,20 @@ def test_conversations_are_the_same_too(address: str, tmp_path: Path) -> None:
     )
 
 
+def test_scores_are_the_same_too(address: str, tmp_path: Path) -> None:
+    rows, output, plain = tmp_path / "rows.jsonl", tmp_path / "out", tmp_path / "plain.jsonl"
+    asked = [{"prompt": f"King {i} was", "choices": [" old", " a dog"], "answer": i % 2} for i in range(24)]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in [*asked, {"text": "It will rain."}]))
+    told = invoke("score", rows, "--model", "bundled", "-o", plain)
+    result = invoke(
+        "score", rows, "--model", "bundled", "-o", output, "--ray", address, "--workers", 2, "--part-rows", 7
+    )
+    assert result.exit_code == 0, result.stderr
+    assert lines_of(output) == plain.read_text().splitlines()
+    sums = next(line for line in told.stderr.splitlines() if "accuracy" in line)
+    assert sums in result.stderr.splitlines()
+
+
 def test_parquet_has_the_same_rows(address: str, prompts: Path, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     result = of(prompts / "c.txt", tmp_path / "out", "--format", "parquet")

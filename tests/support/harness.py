@@ -19,7 +19,7 @@ def _register(name: str) -> Callable[[type], type]:
     return lambda model: model
 
 
-def _windows(
+def rolling_windows(
     token_list: list[int], prefix_token: int, max_seq_len: int, context_len: int
 ) -> Iterator[tuple[list[int], list[int]]]:
     """Pairs of what goes in and what is predicted: disjoint predictions, full windows."""
@@ -29,7 +29,7 @@ def _windows(
         yield whole[max(0, end - max_seq_len) : end], token_list[start:end]
 
 
-def _disjoint(pair: tuple[list[int], list[int]]) -> tuple[list[int], list[int]]:
+def disjoint_window(pair: tuple[list[int], list[int]]) -> tuple[list[int], list[int]]:
     fed, predicted = pair
     return fed[: len(fed) - len(predicted) + 1], predicted
 
@@ -56,7 +56,7 @@ NAMES: dict[str, dict[str, Any]] = {
         "normalize_gen_kwargs": _normalised,
         "postprocess_generated_text": _cut,
     },
-    "lm_eval.utils": {"get_rolling_token_windows": _windows, "make_disjoint_window": _disjoint},
+    "lm_eval.utils": {"get_rolling_token_windows": rolling_windows, "make_disjoint_window": disjoint_window},
 }
 
 

@@ -99,7 +99,7 @@ class ScoringEngine:
 
     def _predicted(self, work: ScoringWork) -> int:
         columns = work.prefix + work.columns
-        return self._backoff.limits.memory.estimate(len(work.items), columns, PLAIN).total
+        return self._backoff.limits.memory.estimate(work.num_rows, columns, PLAIN).total
 
     def _expect(self, work: ScoringWork) -> None:
         predicted = self._predicted(work)
@@ -129,7 +129,7 @@ class ScoringEngine:
                 self._note([(item, len(logits))], self._read(logits, list(item.passage.scored), _wanted([item])))
             return
         if work.prefix:
-            self._score_shared(work)
+            (self._score_shared if work.columns else self._score_prompts)(work)
             return
         items = work.items
         hidden = self.network.hidden(_enough([item.passage.fed for item in items], work.columns), work.columns)
@@ -138,6 +138,14 @@ class ScoringEngine:
         )
         del hidden
         self._read_all([(item, len(item.passage.scored)) for item in items], states)
+
+    def _score_prompts(self, work: ScoringWork) -> None:
+        """Prompts, each with choices of one token: its last column has the logits of them all."""
+        prompts = [group[0].passage.fed for group in work.groups]
+        hidden = self.network.hidden(_enough(prompts, work.prefix), work.prefix)
+        states = [hidden[row, len(prompt) - 1] for row, prompt in enumerate(prompts)]
+        owners = [state for state, group in zip(states, work.groups, strict=True) for _ in group]
+        self._read_all([(item, 1) for item in work.items], torch.stack(owners))
 
     def _score_shared(self, work: ScoringWork) -> None:
         """Prompts once; then what is behind them, each with its prompt's keys and values."""

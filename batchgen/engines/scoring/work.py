@@ -1,4 +1,4 @@
-"""Which passages are scored by one forward: of like length, or with prompts of one length that they share.
+"""Which passages are scored by one forward: of like length, or with prompts of like length that they share.
 
 How many columns a row is padded to is decided by its own length alone, so that its numbers do not depend on the rows
 beside it. Knows nothing of models.
@@ -32,7 +32,8 @@ class Item:
 class ScoringWork:
     """Groups of passages for one forward; those of a group share their first `prefix` tokens, computed once.
 
-    Behind these every passage is padded to `columns`.
+    Behind these every passage is padded to `columns`. With 0 columns nothing is left to compute behind a prompt: the
+    prompts are padded to `prefix`.
     """
 
     groups: list[list[Item]]
@@ -42,6 +43,11 @@ class ScoringWork:
     @property
     def items(self) -> list[Item]:
         return [item for group in self.groups for item in group]
+
+    @property
+    def num_rows(self) -> int:
+        """Of its largest forward."""
+        return sum(_rows_of(group, self.columns) for group in self.groups)
 
     @property
     def sequences(self) -> list[Sequence]:
@@ -61,6 +67,11 @@ class ScoringWork:
         )
 
 
+def _step(num_tokens: int) -> int:
+    """What lengths are rounded to, so that rows of like length run together."""
+    return 8 if num_tokens <= 128 else 16
+
+
 def padded(num_tokens: int, borders: Iterable[int] = ()) -> int:
     """Columns of a row of so many tokens: up to 15 more of them, and the same for rows of nearly its length.
 
@@ -69,8 +80,7 @@ def padded(num_tokens: int, borders: Iterable[int] = ()) -> int:
     >>> [padded(number) for number in (1, 9, 70, 300)], padded(70, [71])
     ([8, 16, 72, 304], 71)
     """
-    step = 8 if num_tokens <= 128 else 16
-    columns = -(-num_tokens // step) * step
+    columns = -(-num_tokens // _step(num_tokens)) * _step(num_tokens)
     return min([columns, *(border for border in borders if border >= num_tokens)])
 
 
@@ -83,8 +93,7 @@ def plan_work(sequences: Iterable[Sequence], room: Room, *, share: bool, borders
         prefix = shared_tokens([item.passage for item in items]) if share else 0
         longest = max(len(item.passage.fed) for item in items)
         if prefix and not any(prefix <= border < longest for border in borders):
-            columns = padded(longest - prefix, [border - prefix for border in borders])
-            shared.setdefault((prefix, columns), []).append(items)
+            shared.setdefault(_key(prefix, longest, borders), []).append(items)
         else:
             for item in items:
                 alone.setdefault(padded(len(item.passage.fed), borders), []).append([item])
@@ -93,15 +102,31 @@ def plan_work(sequences: Iterable[Sequence], room: Room, *, share: bool, borders
     return sorted(work, key=lambda part: -(part.prefix + part.columns))
 
 
+def _key(prefix: int, longest: int, borders: Rows[int]) -> tuple[int, int]:
+    """Columns of a prompt, and of what is behind it. The end of a prompt that no other has the length of goes there."""
+    if prefix == longest:
+        return padded(prefix, borders), 0
+    prefix = prefix // _step(prefix) * _step(prefix)
+    return prefix, padded(longest - prefix, [border - prefix for border in borders])
+
+
+def _rows_of(group: list[Item], columns: int) -> int:
+    """Rows of a group in its largest forward."""
+    return len(group) if columns else 1
+
+
 def _cut(groups: list[list[Item]], prefix: int, columns: int, room: Room) -> Iterator[ScoringWork]:
     """Groups in parts of as many rows as may run together. A group of more is cut, and its prompt computed for each."""
     most = max(1, room(prefix + columns))
+    longest = most if columns else max(map(len, groups))
     part: list[list[Item]] = []
-    for group in (whole[start : start + most] for whole in groups for start in range(0, len(whole), most)):
-        if part and sum(map(len, part)) + len(group) > most:
+    num_rows = 0
+    for group in (whole[start : start + longest] for whole in groups for start in range(0, len(whole), longest)):
+        if part and num_rows + _rows_of(group, columns) > most:
             yield ScoringWork(part, prefix, columns)
-            part = []
+            part, num_rows = [], 0
         part.append(group)
+        num_rows += _rows_of(group, columns)
     yield ScoringWork(part, prefix, columns)
 
 

@@ -36,6 +36,7 @@ from batchgen.runs.ray.folder import MANIFEST, NAME, WRITING, OutputFolder, Piec
 from batchgen.runs.ray.inputs import InputFile, find_files, is_url
 from batchgen.runs.ray.pieces import ClusterPieces
 from batchgen.runs.ray.piecework import Outcome, Work
+from batchgen.runs.sums import ScoreSums
 
 SAY_EVERY_S = 5.0
 OUTPUT = parameter("output")
@@ -151,11 +152,13 @@ class RayRun:
             self.chat.chosen_templates,
             self.manifest.started,
             job.output_form.in_kind,
+            job.scoring,
         )
         recipe = replace(_recipe(job, checkpoint, self.dtype), begun=self.manifest.engine)
         self.pieces = ClusterPieces(cluster, work, checkpoint, recipe, size)
         self.parts: list[FilePart] = []
         self.num_blanks = 0
+        self.sums: ScoreSums | None = None
         self.written: list[Path] = []
         self._has_said: set[str] = set()
         self._last_line = time.monotonic()
@@ -218,6 +221,8 @@ class RayRun:
         self._note_progress(num_missing)
         for outcome in self.pieces.run(pieces):
             self._report(outcome, num_missing)
+        if self.job.scoring:
+            self.sums = self.folder.read_sums()
         self.manifest.finish(self._stats_facts())
         self.folder.write_manifest(self.manifest.facts)
 
@@ -284,7 +289,8 @@ class RayRun:
         )
 
     def _stats_facts(self) -> dict[str, Any]:
-        return stats_facts(self._stats(), self.ran_on, isolated_rows=self.pieces.num_isolated)
+        scores = self.sums.facts if self.sums else {}
+        return stats_facts(self._stats(), self.ran_on, isolated_rows=self.pieces.num_isolated, **scores)
 
     def ending(self) -> Ending:
         """How the run ended."""
@@ -293,8 +299,10 @@ class RayRun:
             _index, row_id, error = self.pieces.first_error
             failures = Failures(stats.errors, stats.rows, row_id, error)
         written = (Path(self.on.output), *self.written)
-        return Ending(stats, self.ran_on, failures, written=written, was_stopped=self.observer.should_stop())
+        was_stopped = self.observer.should_stop()
+        return Ending(stats, self.ran_on, failures, written=written, was_stopped=was_stopped, sums=self.sums)
 
 
 def _recipe(job: Job, checkpoint: Checkpoint, dtype: str) -> ModelRecipe:
-    return ModelRecipe(checkpoint.name, checkpoint.folder, "cpu", dtype, job.engine, job.sampling.num_beams)
+    beams, scores = job.sampling.num_beams, job.scoring is not None
+    return ModelRecipe(checkpoint.name, checkpoint.folder, "cpu", dtype, job.engine, beams, scores=scores)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO, cast
 from uuid import uuid4
 
 from batchgen.errors import OutputError
@@ -22,8 +22,10 @@ from batchgen.records import Result
 from batchgen.runs.progress import ProgressNote, read_progress
 from batchgen.runs.ray.file_parts import FilePart
 from batchgen.runs.ray.inputs import filesystem_of, is_url, reason_of
+from batchgen.runs.sums import ScoreSums
 
 MANIFEST, PROGRESS = "_batchgen.json", "_progress.json"
+SUMS = "_sums-"  # of a part's scores, before its name without a suffix
 WRITING = "_writing-"
 NAME = re.compile(r"part-(\d{5,})(?:\.(\d{6,})-(\d{6,}))?\.(jsonl|parquet)")
 
@@ -89,7 +91,8 @@ class OutputFolder:
     def clean(self, *, all_of_ours: bool = False) -> None:
         """Removes what workers had not finished when they ended; with `all_of_ours` whatever a run left."""
         for name in self.names():
-            if name.startswith(WRITING) or (all_of_ours and (name in (MANIFEST, PROGRESS) or NAME.fullmatch(name))):
+            is_ours = name in (MANIFEST, PROGRESS) or name.startswith(SUMS) or NAME.fullmatch(name)
+            if name.startswith(WRITING) or (all_of_ours and is_ours):
                 self.filesystem.rm(f"{self.path}/{name}")
 
     def missing(self, parts: Iterable[FilePart]) -> Iterator[Piece]:
@@ -112,13 +115,36 @@ class OutputFolder:
         self.filesystem.invalidate_cache()
         return bool(self.filesystem.exists(f"{self.path}/{piece.stem}.{self.form}"))
 
-    def write(self, piece: Piece, results: Iterable[Result], *, ids: bool = False, in_kind: bool = False) -> None:
+    def write(
+        self,
+        piece: Piece,
+        results: Iterable[Result],
+        *,
+        ids: bool = False,
+        in_kind: bool = False,
+        sums: ScoreSums | None = None,
+    ) -> None:
         """All results of a piece, to a file that gets its name when it is complete.
 
-        With `in_kind` OpenAI's requests are answered in OpenAI's form, those that failed among the others.
+        With `in_kind` OpenAI's requests are answered in OpenAI's form, those that failed among the others. `sums` are
+        complete with the last of the results; they are there before the piece is.
         """
         write = write_in_kind if in_kind else WRITERS[self.form]
-        self._commit(f"{piece.stem}.{self.form}", lambda stream: write(results, stream, WriteOptions(ids=ids)))
+
+        def write_all(stream: IO[bytes]) -> None:
+            write(results, cast(BinaryIO, stream), WriteOptions(ids=ids))
+            if sums is not None:
+                self._write_json(f"{SUMS}{piece.stem}.json", asdict(sums))
+
+        self._commit(f"{piece.stem}.{self.form}", write_all)
+
+    def read_sums(self) -> ScoreSums:
+        """The sums of all pieces that are there, in input order."""
+        total = ScoreSums()
+        for name in self.names():
+            if NAME.fullmatch(name):
+                total.merge(ScoreSums.from_dict(self._read_json(f"{SUMS}{name.rsplit('.', 1)[0]}.json")))
+        return total
 
     def read_manifest(self) -> dict[str, Any]:
         """What a run that began here was made of; nothing where none did."""
@@ -139,10 +165,13 @@ class OutputFolder:
         return facts if isinstance(facts, dict) else {}
 
     def write_progress(self, progress: ProgressNote) -> None:
-        self._commit(PROGRESS, lambda stream: stream.write(f"{json.dumps(asdict(progress))}\n".encode()))
+        self._write_json(PROGRESS, asdict(progress))
 
     def write_manifest(self, facts: dict[str, Any]) -> None:
-        self._commit(MANIFEST, lambda stream: stream.write(f"{json.dumps(facts, indent=2)}\n".encode()))
+        self._write_json(MANIFEST, facts, indent=2)
+
+    def _write_json(self, name: str, facts: dict[str, Any], indent: int | None = None) -> None:
+        self._commit(name, lambda stream: stream.write(f"{json.dumps(facts, indent=indent)}\n".encode()))
 
     def _commit(self, name: str, write: Any) -> None:
         partial = f"{self.path}/{WRITING}{uuid4().hex[:8]}-{name}"

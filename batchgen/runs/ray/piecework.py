@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -10,15 +11,27 @@ from batchgen.engines import Agree, Engine
 from batchgen.engines.pool.worker import Recipe
 from batchgen.errors import BatchgenError
 from batchgen.formats.reading import ReadOptions
+from batchgen.formats.scored_rows import scored_requests
 from batchgen.model import Checkpoint
 from batchgen.model.chat import open_chat
 from batchgen.model.chat.template import START
 from batchgen.model.find import Say
 from batchgen.model.stops import watch_stops
 from batchgen.pipeline import Pipeline
-from batchgen.records import ChatOptions, EngineChoice, EngineStats, RowId, RunStats, SamplingParams, Sequence, TooLong
+from batchgen.records import (
+    ChatOptions,
+    EngineChoice,
+    EngineStats,
+    RowId,
+    RunStats,
+    SamplingParams,
+    ScoringOptions,
+    Sequence,
+    TooLong,
+)
 from batchgen.runs.ray.file_parts import read_part
 from batchgen.runs.ray.folder import OutputFolder, Piece
+from batchgen.runs.sums import ScoreSums, summing, watch_groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +49,7 @@ class Work:
     chat_templates: Mapping[str, str] | None = None  # in place of the model's own
     started: datetime = START
     in_kind: bool = False
+    scoring: ScoringOptions | None = None
 
     def pipeline(self, checkpoint: Checkpoint, engine: Engine, say: Say = lambda line: None) -> Pipeline:
         return Pipeline(
@@ -45,13 +59,19 @@ class Work:
             parse_special=self.parse_special,
             strict=self.strict,
             chat=open_chat(checkpoint, self.chat, self.chat_templates, say=say, now=self.started),
+            scoring=self.scoring,
         )
 
     def run(self, piece: Piece, pipeline: Pipeline, say: Callable[[str], None] = lambda line: None) -> None:
         """Every row of a piece, in order, into its file."""
         requests = read_part(piece.part, self.sampling, self.reading, piece.start, piece.stop, say)
         requests = watch_stops(requests, pipeline.checkpoint, say)
-        self.folder.write(piece, pipeline.run(requests), ids=self.ids, in_kind=self.in_kind)
+        results, sums = pipeline.run(requests), None
+        if self.scoring:
+            sums = ScoreSums(most_groups=sys.maxsize)  # which of all parts have sums of their own is decided at the end
+            rows = watch_groups(scored_requests(requests), self.scoring, say)
+            results = summing(pipeline.run(rows), sums, self.scoring.by)
+        self.folder.write(piece, results, ids=self.ids, in_kind=self.in_kind, sums=sums)
 
     def fail(self, piece: Piece, checkpoint: Checkpoint, reason: str) -> Pipeline:
         """Error records for the rows of a piece, without running them."""
