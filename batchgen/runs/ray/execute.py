@@ -13,7 +13,7 @@ from typing import Any
 
 from batchgen.engines.pool.worker import ModelRecipe
 from batchgen.engines.ready import refuse_other_engine
-from batchgen.errors import OVERWRITE, RESUME, ClusterError, OutputError, UsageError, parameter
+from batchgen.errors import OVERWRITE, ClusterError, OutputError, UsageError
 from batchgen.formats.extras import check_output_extras
 from batchgen.formats.whole import write_json
 from batchgen.model import Checkpoint, open_checkpoint
@@ -21,25 +21,24 @@ from batchgen.model.chat import open_chat
 from batchgen.model.padding import check_named_tokens
 from batchgen.model.weights import choose_dtype
 from batchgen.records import RunStats
-from batchgen.runs.checks import is_same
 from batchgen.runs.ending import Ending, Failures, RanOn, stats_facts
 from batchgen.runs.job import Job
 from batchgen.runs.manifest import Manifest, model_facts, shown_hash
 from batchgen.runs.observer import Observer
 from batchgen.runs.pace import RunProgress
 from batchgen.runs.progress import GENERATING, ProgressNote
+from batchgen.runs.ray.checks import check_folder, check_notes
 from batchgen.runs.ray.cluster import Cluster, Size
 from batchgen.runs.ray.connection import connect
 from batchgen.runs.ray.cut import GRAIN, CutFile, choose_part_rows, cut_file, make_parts
 from batchgen.runs.ray.file_parts import FilePart, number_ids
-from batchgen.runs.ray.folder import MANIFEST, NAME, WRITING, OutputFolder, Piece
+from batchgen.runs.ray.folder import MANIFEST, OutputFolder, Piece
 from batchgen.runs.ray.inputs import InputFile, find_files, is_url
 from batchgen.runs.ray.pieces import ClusterPieces
 from batchgen.runs.ray.piecework import Outcome, Work
 from batchgen.runs.sums import ScoreSums
 
 SAY_EVERY_S = 5.0
-OUTPUT = parameter("output")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +65,9 @@ def execute_on_ray(job: Job, on: OnRay, observer: Observer) -> Ending:
             f"--device {job.model.device} is not supported with --ray: --gpus-per-worker sets what workers run on"
         )
     files = find_files(on.inputs, job.prompts.reading, recursive=on.recursive, say=observer.say)
-    _check_notes(job, on, files)
+    check_notes(job.manifest, job.stats, on.output, files)
     folder = OutputFolder(_absolute(on.output), job.output_form.form)
-    _check_folder(folder, on)
+    check_folder(folder, on.output, is_wanted=on.resume or on.overwrite)
     if find_spec("ray") is None:
         raise ClusterError("--ray needs another package: pip install 'ray[data]'")
     check_output_extras(job.output_form.form)
@@ -92,32 +91,9 @@ def execute_on_ray(job: Job, on: OnRay, observer: Observer) -> Ending:
         return run.ending()
 
 
-def _check_notes(job: Job, on: OnRay, files: list[InputFile]) -> None:
-    """Refuses notes that are inputs, or would stand among the output's parts."""
-    for name, path in (("manifest", job.manifest), ("stats", job.stats)):
-        if path is None:
-            continue
-        shown = f"{parameter(name)} {path}"
-        if any(is_same(path, Path(file.place)) for file in files if not is_url(file.place)):
-            raise OutputError(f"{shown} is also an input: write to another file")
-        if not is_url(on.output) and Path(on.output).resolve() in path.resolve().parents:
-            raise OutputError(f"{shown} is in the output's folder: write to another file")
-
-
 def _absolute(output: str) -> str:
     """Where workers find it, which are in other folders."""
     return output if is_url(output) else str(Path(output).resolve())
-
-
-def _check_folder(folder: OutputFolder, on: OnRay) -> None:
-    names = folder.names()
-    ours = [name for name in names if name == MANIFEST or NAME.fullmatch(name) or name.startswith(WRITING)]
-    if names and not ours:
-        raise OutputError(f"{OUTPUT} {on.output} is a folder that has other files: name a new one")
-    if ours and not (on.resume or on.overwrite):
-        raise OutputError(
-            f"{OUTPUT} {on.output} holds a run: continue it with {RESUME}, or start over with {OVERWRITE}"
-        )
 
 
 class RayRun:
