@@ -19,7 +19,7 @@ from batchgen.model import Checkpoint
 from batchgen.model.chat import Chat, begin_answers
 from batchgen.model.padding import encode
 from batchgen.model.passages import PassageEncoder
-from batchgen.model.replies import read_reply
+from batchgen.model.replies import forced_parts, read_reply
 from batchgen.model.scored_texts import row_score
 from batchgen.model.token_texts import told_logprobs
 from batchgen.planning.windows import Windows
@@ -253,6 +253,7 @@ def to_result(sequence: Sequence, checkpoint: Checkpoint, chat: Chat) -> Result:
         logprobs=logprobs,
         parsed=parse_answer(reply.answer) if is_json and sequence.finish_reason == "stop" else None,
         is_json=is_json,
+        forced=forced_parts(sequence, checkpoint, reply.text),
     )
 
 

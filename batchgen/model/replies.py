@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from batchgen.model.chat import Chat, Reply, split_constrained, split_reply
 from batchgen.model.guarded import TokenizerFailure
-from batchgen.model.stops import decode_output
+from batchgen.model.stops import decode, decode_output
 from batchgen.records import Sequence
 
 if TYPE_CHECKING:
@@ -29,6 +30,21 @@ def read_reply(sequence: Sequence, checkpoint: Checkpoint, chat: Chat) -> Reply:
     if sequence.thought is None or not chat.options.split_reasoning:
         return Reply(text, constrained=answer)
     return split_constrained(chat, sequence, sequence.thought, answer)
+
+
+def forced_parts(sequence: Sequence, checkpoint: Checkpoint, text: str) -> tuple[tuple[int, int], ...]:
+    """Where the constraint left no choice in a row's text, as starts and ends; none where its pieces do not make it."""
+    if not sequence.forced:
+        return ()
+    first, places = sequence.num_thought_tokens, set(sequence.forced)
+    numbered = enumerate(sequence.output_ids[first:], first)
+    pieces, whole = [], ""
+    for is_forced, group in groupby(numbered, key=lambda token: token[0] in places):
+        start = len(whole)
+        whole += decode(checkpoint.codec, [token for _, token in group])
+        if is_forced and start < len(text):
+            pieces.append((start, min(len(whole), len(text))))
+    return tuple(pieces) if whole.startswith(text) else ()
 
 
 def _answer(sequence: Sequence, checkpoint: Checkpoint) -> str:

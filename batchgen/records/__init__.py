@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
 from batchgen.records.chat import ChatOptions, Conversation, Message
@@ -147,6 +148,7 @@ class Sequence:
     padded_length: int | None = None
     thought: Thought | None = None
     num_thought_tokens: int = 0
+    forced: list[int] = field(default_factory=list)  # places of output tokens that the row's constraint left no choice
 
     @property
     def sampling(self) -> SamplingParams:
@@ -173,6 +175,12 @@ class Sequence:
         """Of the token that comes next; one that was noted for it before gives way, since a step may be done again."""
         self.logprobs[self.num_output_tokens :] = [logprob]
 
+    def note_forced(self, start: int, tokens: list[int], forced: list[int]) -> None:
+        """Of the output `tokens` from place `start` on: those that are the first of the `forced` ones."""
+        known = self.forced[-1] if self.forced else -1  # a row may start again
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(tokens, forced, strict=False))
+        self.forced += [place for place, _ in enumerate(same, start) if place > known]
+
     def copy_answer(self, other: Sequence) -> None:
         """Takes over what another sequence with the same tokens and options was given."""
         self.output_ids, self.logprobs = list(other.output_ids), list(other.logprobs)
@@ -180,7 +188,7 @@ class Sequence:
         if other.error is not None:
             self.fail(other.error.removeprefix(f"{other.request.source}: "))
         self.batch_index, self.padded_length = other.batch_index, other.padded_length
-        self.num_thought_tokens = other.num_thought_tokens
+        self.num_thought_tokens, self.forced = other.num_thought_tokens, list(other.forced)
 
     def fail(self, error: str) -> None:
         """Ends the row with an error, which says where the row stands."""
@@ -255,6 +263,7 @@ class Result:
     score: RowScore | None = None  # what `score` found
     parsed: Any = None  # the value that the text is JSON for, if the row has a schema
     is_json: bool = False  # whether `parsed` is a complete JSON value
+    forced: tuple[tuple[int, int], ...] = ()  # parts of `text` that the constraint left no choice: start and end
 
     @property
     def num_pads(self) -> int:

@@ -101,8 +101,9 @@ def _counts(result: Result) -> str:
     sample = f", sample {result.sample_index}" if result.sample_index else ""
     prompt = f"{plural(result.num_pads, 'pad')} + {plural(result.num_prompt_tokens, 'token')}"
     columns = plural(result.padded_length, "column")
+    forced = f", {sum(end - start for start, end in result.forced)} characters forced" if result.forced else ""
     likely = "" if result.cumulative_logprob is None else f", logprob {result.cumulative_logprob:.3f}"
-    return f"{prompt} = {columns}; {result.num_output_tokens} new ({result.finish_reason}){likely}{sample}"
+    return f"{prompt} = {columns}; {result.num_output_tokens} new ({result.finish_reason}){forced}{likely}{sample}"
 
 
 def _continuation(result: Result, prompt_tail: int, marker: str) -> Text:
@@ -113,7 +114,19 @@ def _continuation(result: Result, prompt_tail: int, marker: str) -> Text:
     text.append(marker, style="dim")
     if result.reasoning:
         text.append(escape(_shortened(result.reasoning, prompt_tail)) + " ", style="dim italic")
-    return text.append(escape(result.text), style="bold green")
+    for start, end, style in _parts(result):
+        text.append(escape(result.text[start:end]), style=style)
+    return text
+
+
+def _parts(result: Result) -> Iterator[tuple[int, int, str]]:
+    """The text in parts: what the model chose, and what its constraint left no choice."""
+    chosen_from = 0
+    for start, end in result.forced:
+        yield chosen_from, start, "bold green"
+        yield start, end, "dim green"
+        chosen_from = end
+    yield chosen_from, len(result.text), "bold green"
 
 
 def _last_turn(result: Result) -> str:

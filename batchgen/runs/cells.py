@@ -13,7 +13,8 @@ from typing import Any
 from batchgen.formats.fields import to_json
 from batchgen.records import Logprobs, Request, Result, RowScore
 
-FIELDS = [field.name for field in fields(Result)]  # the columns of `results`, but that `index` is its row_index
+# The columns of `results`, but that `index` is its row_index; what is only shown on a terminal is not kept.
+FIELDS = [field.name for field in fields(Result) if field.name != "forced"]
 JSON_FIELDS = {"metadata", "input_ids", "output_ids", "messages", "tool_calls", "parsed"}
 WHOLE_NUMBER = re.compile(rb"-?\d+")
 HASH_BYTES = 16

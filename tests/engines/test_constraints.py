@@ -9,10 +9,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import jsonschema
+import numpy as np
 import pytest
+import torch
 
 from batchgen import Model
 from batchgen.engines import finish_all, make_engine
+from batchgen.engines.sampling.grammars import compile_grammar
+from batchgen.engines.sampling.sampler import Sampler
+from batchgen.engines.sampling.token_reader import token_reader
 from batchgen.engines.sampling.trying import Trials, check_constraint
 from batchgen.model.stops import decode_output
 from batchgen.records import Constraint, EngineOptions, FieldError, Request, SamplingParams, Sequence
@@ -134,6 +139,52 @@ def test_a_row_that_ignores_the_end_token_ends_where_nothing_may_follow(bundled:
     row = one(bundled, regex="[a-z]{3,5}", ignore_eos=True, max_new_tokens=30)
     assert row.finish_reason == "stop"
     assert len(decode_output(bundled.checkpoint.tokenizer, row)) == 5
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_forced_tokens_are_those_that_a_decision_would_take(small: Model, engine: str) -> None:
+    for options in ({"json_schema": PERSON}, {"choice": ANSWERS}, {"grammar": 'start: "abcdef" /[0-9]/ "ghi"'}):
+        taken = one(small, engine, **options, temperature=1.0)
+        decided = one(small, engine, **options, temperature=1.0, logprobs=0)  # whose rows read their logits
+        assert taken.output_ids == decided.output_ids
+        assert taken.forced
+        assert not decided.forced
+
+
+def test_a_forced_token_is_the_only_one_that_its_mask_allows(small: Model) -> None:
+    checkpoint, choose = small.checkpoint, random.Random(0)
+    reader = token_reader(checkpoint.tokenizer, checkpoint.config.vocab_size, checkpoint.eos_token_ids)
+    num_forced = 0
+    for constraint in (Constraint("json_schema", json.dumps(PERSON)), Constraint("choice", json.dumps(ANSWERS))):
+        matcher, forced = compile_grammar(reader, constraint), []
+        while not matcher.is_stopped():
+            forced = forced or matcher.compute_ff_tokens()
+            allowed = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little").nonzero()[0]
+            if forced:
+                assert list(allowed) == forced[:1]
+            num_forced += bool(forced)
+            forced = forced[1:]
+            matcher.consume_token(int(choose.choice(allowed)))
+    assert num_forced > 10
+
+
+def test_a_row_without_a_choice_takes_one_forward(bundled: Model) -> None:
+    seen: list[int] = []
+    engine = make_engine(bundled, EngineOptions("continuous"), on_logits=lambda logits, rows: seen.append(len(rows)))
+    [row] = finish_all(engine, encoded(["My dog is"], bundled, choice=["no way, not today"], max_new_tokens=30))
+    assert decode_output(bundled.checkpoint.tokenizer, row) == "no way, not today"
+    assert row.forced == list(range(row.num_output_tokens))
+    assert seen == [1]
+
+
+def test_a_forced_row_that_is_no_number_fails(small: Model) -> None:
+    sampler = Sampler(small.checkpoint.eos_token_ids, small.checkpoint.tokenizer)
+    rows = encoded(["a", "b"], small, choice=["xy"])
+    logits = torch.zeros(2, small.checkpoint.config.vocab_size)
+    logits[1] = torch.nan
+    fine, broken = sampler.choose(logits, rows)
+    assert fine is not None
+    assert broken is None
 
 
 def test_samples_of_a_row_each_fit(bundled: Model) -> None:

@@ -151,9 +151,9 @@ def test_samples_and_a_resumed_run_write_the_same(thinker: Open, tmp_path: Path)
     assert sum(len(text) == 2 for _, text, _ in plain) >= 3
 
 
-def test_a_worker_says_how_much_of_a_row_is_its_thought() -> None:
-    row = Sequence(Request(0, "0", "a"), 0, [1], num_thought_tokens=7)
-    assert Answer.of(row).num_thought_tokens == 7
+def test_a_worker_says_how_much_of_a_row_is_its_thought_and_what_was_forced() -> None:
+    answer = Answer.of(Sequence(Request(0, "0", "a"), 0, [1], num_thought_tokens=7, forced=[8, 9]))
+    assert (answer.num_thought_tokens, answer.forced) == (7, [8, 9])
 
 
 @pytest.mark.slow

@@ -86,6 +86,15 @@ def test_an_error_stands_in_place_of_the_text() -> None:
     assert "error: too long" in "\n".join(table_of(failed))
 
 
+def test_what_a_constraint_forced_is_marked() -> None:
+    result = result_of(text='{"a":7}', forced=((0, 5), (6, 7)))
+    stream = StringIO()
+    ResultTable(Console(file=stream, width=160, force_terminal=True, color_system="standard"), EOS).write([result])
+    assert "6 characters forced" in stream.getvalue()
+    assert '\x1b[2;32m{"a":' in stream.getvalue()
+    assert "\x1b[1;32m7" in stream.getvalue()
+
+
 def test_a_long_prompt_shows_its_end() -> None:
     lines = table_of(result_of(prompt="x" * 500 + " the end"))
     assert len(lines) < 12

@@ -246,8 +246,7 @@ class ContinuousEngine:
             if token is None:
                 row.sequence.fail(row.sequence.error or self.slot_model.model.nan_message)
             else:
-                self._new_tokens += 1
-                self.sampler.append(row.sequence, token)
+                self._new_tokens += self.sampler.extend(row.sequence, token)
         done = [row for row in rows if row.sequence.is_finished]
         if done:
             self._running = [row for row in self._running if not row.sequence.is_finished]

@@ -79,7 +79,7 @@ class Seat:
         row = self.rows.pop(answer.key)
         row.output_ids, row.finish_reason, row.error = answer.output_ids, answer.finish_reason, answer.error
         row.padded_length, row.logprobs, row.scores = answer.padded_length, answer.logprobs, answer.scores
-        row.num_thought_tokens = answer.num_thought_tokens
+        row.num_thought_tokens, row.forced = answer.num_thought_tokens, answer.forced
         row.batch_index = None if answer.batch_index is None else self._first_batch + answer.batch_index
         self._tokens_in_hand -= len(answer.output_ids) + sum(map(len, answer.scores.values()))
         return row

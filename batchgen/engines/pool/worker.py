@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol
@@ -106,11 +106,13 @@ class Answer:
     logprobs: list[TokenLogprob]
     scores: dict[int, list[TokenLogprob]]
     num_thought_tokens: int = 0
+    forced: list[int] = field(default_factory=list)
 
     @classmethod
     def of(cls, row: Sequence) -> Answer:
-        place, thought = (row.batch_index, row.padded_length), row.num_thought_tokens
-        return cls(key_of(row), row.output_ids, row.finish_reason, row.error, *place, row.logprobs, row.scores, thought)
+        place, constrained = (row.batch_index, row.padded_length), (row.num_thought_tokens, row.forced)
+        ending = row.finish_reason, row.error
+        return cls(key_of(row), row.output_ids, *ending, *place, row.logprobs, row.scores, *constrained)
 
 
 @dataclass(frozen=True, slots=True)

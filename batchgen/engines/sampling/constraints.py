@@ -1,6 +1,7 @@
 """Which tokens a row's constraint lets it take next, as packed bits that are worked out while a forward runs.
 
-Each row has a matcher of its own, which follows the row's output; it is made of a grammar that is compiled once.
+Each row has a matcher of its own, which follows the row's output; it is made of a grammar that is compiled once. Where
+only one token is allowed, and then only one again, the row is given these tokens without a mask.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from collections.abc import Sequence as Rows
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -19,7 +21,7 @@ import torch
 
 from batchgen.engines.sampling.grammars import SUBJECTS, compile_grammar, in_one_line
 from batchgen.engines.sampling.logprobs import rows_at_once
-from batchgen.engines.sampling.thoughts import Ahead, find_marks
+from batchgen.engines.sampling.thoughts import Ahead, Phase, find_marks
 from batchgen.records import Constraint, Sequence
 
 if TYPE_CHECKING:
@@ -34,7 +36,8 @@ Bits = np.ndarray[tuple[int], np.dtype[np.uint8]]  # [V / 8], the first token in
 class _Follower:
     """Where a row stands in its constraint: so many of its output tokens are taken, and the mask for the next one.
 
-    `ahead` is where a row stands that may think before it answers.
+    `ahead` is where a row stands that may think before it answers. `forced` are the only tokens that may come next, one
+    after the other; while there are some, there is no mask.
     """
 
     constraint: Constraint
@@ -42,6 +45,7 @@ class _Follower:
     ahead: Ahead | None = None
     num_taken: int = 0
     mask: Future[Bits] | None = None
+    forced: list[int] = field(default_factory=list)
 
     @property
     def is_free(self) -> bool:
@@ -49,6 +53,7 @@ class _Follower:
         return self.ahead is not None and self.ahead.is_inside
 
     def take(self, tokens: list[int]) -> None:
+        self.num_taken, self.mask, self.forced = self.num_taken + len(tokens), None, self.forced[len(tokens) :]
         if self.ahead is None:
             self.matcher.consume_tokens(tokens)
             return
@@ -95,7 +100,35 @@ class Constraints:
             if sequence.num_output_tokens < least:
                 _fail(sequence, why_too_short(sequence))
         elif not sequence.is_finished:
+            self._look_ahead(follower, sequence)
+
+    def forced(self, sequence: Sequence) -> int | None:
+        """The only token that a row may take next, where nothing else has a say in that."""
+        follower = self._follow(sequence)
+        if follower is None or follower.is_free:
+            return None
+        if not (follower.forced or follower.mask):
+            self._look_ahead(follower, sequence)
+        return follower.forced[0] if follower.forced else None
+
+    def _look_ahead(self, follower: _Follower, sequence: Sequence) -> None:
+        """Finds the tokens that must come next, or begins with the mask."""
+        if not follower.forced:
+            follower.forced = self._only_tokens(follower, sequence)
+        if not follower.forced:
             follower.mask = self._start(follower, sequence)
+
+    def _only_tokens(self, follower: _Follower, sequence: Sequence) -> list[int]:
+        """The tokens that a row takes whatever its logits are; none of a row that reads them, or that bans tokens.
+
+        The library's masks allow each of these tokens alone, so they are the ones that masks would lead to.
+        """
+        params, matcher = sequence.sampling, follower.matcher
+        is_answer = follower.ahead is None or follower.ahead.phase is Phase.answer
+        if not is_answer or params.no_repeat_ngram_size or params.logprobs is not None or matcher.is_accepting():
+            return []
+        ends = self._eos_token_ids | self._ends(sequence)
+        return list(takewhile(lambda token: token not in ends, matcher.compute_ff_tokens()))
 
     def why_stuck(self, sequence: Sequence) -> str:
         """Of a row that has no token left that it may take."""
@@ -120,8 +153,10 @@ class Constraints:
             self._followers[sequence] = follower
         tokens = sequence.output_ids[follower.num_taken :]
         if tokens:
-            follower.num_taken, follower.mask = sequence.num_output_tokens, None
-            if not sequence.is_finished or sequence.finish_reason == "length":
+            sequence.note_forced(follower.num_taken, tokens, follower.forced)
+            if sequence.is_finished and sequence.finish_reason != "length":
+                follower.num_taken, follower.forced = sequence.num_output_tokens, []
+            else:
                 follower.take(tokens)
                 if follower.matcher.is_error():
                     _fail(sequence, in_one_line(follower.constraint, follower.matcher.get_error()))

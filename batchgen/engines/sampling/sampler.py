@@ -134,6 +134,7 @@ class Sampler:
         self.on_logits = on_logits
         self.host_syncs = 0  # how often the host waited for numbers of the device
         self._constraints: Constraints | None = None
+        self._unconstrained = ""  # why rows cannot be
 
     def choose(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> list[int | None]:
         """Next token of each row from float32 logits `[B, V]`, which are overwritten.
@@ -141,6 +142,27 @@ class Sampler:
         None where they are NaN, and where a row's constraint fails it, which the row's `error` then says.
         """
         self.on_logits(logits, sequences)
+        forced = self._forced(logits, sequences)
+        if not forced:
+            return self._decided(logits, sequences)
+        others = [row for row in range(len(sequences)) if row not in forced]
+        decided = self._decided(logits[others], [sequences[row] for row in others]) if others else []
+        tokens = forced | dict(zip(others, decided, strict=True))
+        return [tokens[row] for row in range(len(sequences))]
+
+    def _forced(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> dict[int, int | None]:
+        """The tokens of rows that have only one to choose from, None of those whose logits are broken."""
+        if not any(sequence.sampling.is_constrained for sequence in sequences) or not self._can_constrain(logits):
+            return {}
+        found = {row: token for row, s in enumerate(sequences) if (token := self._only_token(s)) is not None}
+        if not found:
+            return {}
+        is_fine = logits[list(found)].amax(-1).isfinite().tolist()
+        self.host_syncs += 1
+        return {row: token if fine else None for (row, token), fine in zip(found.items(), is_fine, strict=True)}
+
+    def _decided(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> list[int | None]:
+        """As `choose`, by the logits."""
         tokens: list[int | None] = []
         for sequence, (token, is_close, is_broken) in zip(sequences, self._read(logits, sequences), strict=True):
             if self.recompute and is_close and not is_broken and not sequence.is_finished:
@@ -157,6 +179,21 @@ class Sampler:
         append_token(sequence, token_id, self.eos_token_ids, self.tokenizer)
         if sequence.sampling.is_constrained and self._constraints:
             self._constraints.advance(sequence)
+
+    def extend(self, sequence: Sequence, token_id: int) -> int:
+        """Adds a token to a sequence, and those that must follow it; says how many these were."""
+        before = sequence.num_output_tokens
+        token: int | None = token_id
+        while token is not None:
+            self.append(sequence, token)
+            token = self._only_token(sequence)
+        return sequence.num_output_tokens - before
+
+    def _only_token(self, sequence: Sequence) -> int | None:
+        """The only token that may follow those of a row that is not finished: it needs no logits."""
+        if sequence.is_finished or not (sequence.sampling.is_constrained and self._constraints):
+            return None
+        return self._constraints.forced(sequence)
 
     def _read(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> list[list[int]]:
         """As `_decide`; rows that ask for log-probabilities get that of their token, of the logits as they came."""
@@ -186,16 +223,23 @@ class Sampler:
 
     def _forbid(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> None:
         """Leaves constrained rows only the tokens that they may take."""
+        if self._constraints:
+            self._constraints.forbid(logits, sequences)
+            return
+        for row, sequence in enumerate(sequences):
+            if sequence.sampling.is_constrained:
+                logits[row] = -torch.inf
+                sequence.fail(self._unconstrained)
+
+    def _can_constrain(self, logits: torch.Tensor) -> bool:
+        """Whether there are constraints on this model's tokens; `_unconstrained` says why not."""
         try:
             reader = token_reader(self.tokenizer, logits.shape[-1], self.eos_token_ids)
         except ValueError as error:
-            for row, sequence in enumerate(sequences):
-                if sequence.sampling.is_constrained:
-                    logits[row] = -torch.inf
-                    sequence.fail(str(error))
-            return
+            self._unconstrained = str(error)
+            return False
         self._constraints = self._constraints or Constraints(reader, self.eos_token_ids)
-        self._constraints.forbid(logits, sequences)
+        return True
 
 
 def _decide_greedy(logits: torch.Tensor) -> torch.Tensor:
