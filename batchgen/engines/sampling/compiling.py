@@ -4,8 +4,15 @@ Is run as a file, with nothing of batchgen: a grammar a line comes in, what is w
 """
 
 import json
+import signal
 import sys
 from contextlib import suppress
+
+
+def set_clock(seconds: float) -> None:
+    """Ends this process after so many seconds of processor time, wherever it is then; 0 stops the clock."""
+    if hasattr(signal, "setitimer"):  # not on Windows
+        signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def main() -> None:
@@ -21,9 +28,11 @@ def main() -> None:
 
     tokenizer = LLTokenizer("byte")
     for line in sys.stdin:
+        set_clock(settings["seconds"])
         matcher = LLMatcher(tokenizer, json.loads(line), log_level=0, limits=LLParserLimits(**settings["limits"]))
         if not matcher.is_error():
             matcher.compute_bitmask()
+        set_clock(0)
         sys.stdout.write(json.dumps(matcher.get_error() if matcher.is_error() else "") + "\n")
         sys.stdout.flush()
 

@@ -18,7 +18,8 @@ from batchgen.records import Constraint, FieldError, Request, SamplingParams
 from batchgen.records.sampling import CONSTRAINT_FIELDS
 
 MOST_BYTES = 768 * 2**20  # of addresses; what a process of Python with the library has itself is 100 MiB
-MOST_SECONDS = 10.0
+MOST_SECONDS = 10.0  # of processor time
+PATIENCE = 6  # times as long by the clock, where the machine is busy or a process cannot be told how long it may take
 MOST_KEPT = 4096
 MISSING = "needs another package: pip install llguidance"
 
@@ -78,10 +79,10 @@ class Trials:
 
     def _ask(self, grammar: str) -> str | None:
         """What the library says of a grammar, nothing of a good one; None where its process did not survive it."""
-        process = self._process = self._process or _start()
+        process = self._process = self._process or _start(self._most_seconds)
         assert process.stdin
         assert process.stdout
-        clock = threading.Timer(self._most_seconds, process.kill)
+        clock = threading.Timer(PATIENCE * self._most_seconds, process.kill)
         clock.start()
         line = ""
         with suppress(OSError):
@@ -95,7 +96,7 @@ class Trials:
         return str(json.loads(line))
 
 
-def _start() -> subprocess.Popen[str]:
+def _start(most_seconds: float) -> subprocess.Popen[str]:
     """A process that tries grammars. It ends with its input, however this one ends."""
     process = subprocess.Popen(
         [sys.executable, "-P", str(Path(__file__).with_name("compiling.py"))],
@@ -107,7 +108,8 @@ def _start() -> subprocess.Popen[str]:
     )
     assert process.stdin
     with suppress(OSError):
-        process.stdin.write(json.dumps({"path": sys.path, "bytes": MOST_BYTES, "limits": LIMITS}) + "\n")
+        settings = {"path": sys.path, "bytes": MOST_BYTES, "seconds": most_seconds, "limits": LIMITS}
+        process.stdin.write(json.dumps(settings) + "\n")
         process.stdin.flush()
     return process
 
