@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
 from batchgen.records.chat import ChatOptions, Conversation, Message
@@ -175,12 +174,6 @@ class Sequence:
         """Of the token that comes next; one that was noted for it before gives way, since a step may be done again."""
         self.logprobs[self.num_output_tokens :] = [logprob]
 
-    def note_forced(self, start: int, tokens: list[int], forced: list[int]) -> None:
-        """Of the output `tokens` from place `start` on: those that are the first of the `forced` ones."""
-        known = self.forced[-1] if self.forced else -1  # a row may start again
-        same = takewhile(lambda pair: pair[0] == pair[1], zip(tokens, forced, strict=False))
-        self.forced += [place for place, _ in enumerate(same, start) if place > known]
-
     def copy_answer(self, other: Sequence) -> None:
         """Takes over what another sequence with the same tokens and options was given."""
         self.output_ids, self.logprobs = list(other.output_ids), list(other.logprobs)
@@ -231,12 +224,7 @@ class MemoryEstimate:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One row of the output. `prompt + text` is the whole text; `num_output_tokens` counts the eos.
-
-    Of a conversation, `prompt` is what the chat template made of `messages`, and what the model thought before it
-    answered is in `reasoning`. `logprobs` of the `output_ids`, and their sum, are there where the row asks for them.
-    `parsed` is what the text of a row with a schema says (`is_json`), None where it was cut short.
-    """
+    """One row of the output. `prompt + text` is the whole text; `logprobs` are there where the row asks for them."""
 
     index: int  # position of the row in the input, from 0
     id: RowId | None  # the row's own id, otherwise its index as text; None if the row failed before an id could be read
@@ -261,7 +249,7 @@ class Result:
     cumulative_logprob: float | None = None  # sum of the log-probabilities of output_ids
     logprobs: Logprobs | None = None  # log-probabilities of output_ids and of the most likely alternatives
     score: RowScore | None = None  # what `score` found
-    parsed: Any = None  # the value that the text is JSON for, if the row has a schema
+    parsed: Any = None  # the value that the text is JSON for, if the row has a schema; None if it was cut short
     is_json: bool = False  # whether `parsed` is a complete JSON value
     forced: tuple[tuple[int, int], ...] = ()  # parts of `text` that the constraint left no choice: start and end
 

@@ -153,7 +153,7 @@ class Constraints:
             self._followers[sequence] = follower
         tokens = sequence.output_ids[follower.num_taken :]
         if tokens:
-            sequence.note_forced(follower.num_taken, tokens, follower.forced)
+            _note_forced(sequence, follower)
             if sequence.is_finished and sequence.finish_reason != "length":
                 follower.num_taken, follower.forced = sequence.num_output_tokens, []
             else:
@@ -200,6 +200,15 @@ class Constraints:
             return nothing
         missing = len(nothing) - len(mask)
         return np.pad(mask, (0, missing)) if missing > 0 else mask[: len(nothing)]
+
+
+def _note_forced(sequence: Sequence, follower: _Follower) -> None:
+    """Which of a row's new tokens were forced: the places of the first ones that are."""
+    start = follower.num_taken
+    known = sequence.forced[-1] if sequence.forced else -1  # a row may start again
+    pairs = zip(sequence.output_ids[start:], follower.forced, strict=False)
+    same = takewhile(lambda pair: pair[0] == pair[1], pairs)
+    sequence.forced += [place for place, _ in enumerate(same, start) if place > known]
 
 
 def _allowed(follower: _Follower, eos_token_ids: frozenset[int], ends: set[int]) -> Bits:

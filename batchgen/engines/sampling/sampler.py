@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from batchgen.engines.sampling.constraints import Constraints
-from batchgen.engines.sampling.draws import DRAW_MARGIN, draw, num_levels, running_mass, uniforms
+from batchgen.engines.sampling.draws import DRAW_MARGIN, draw, num_levels, uniforms
+from batchgen.engines.sampling.filters import column, filter_logits
 from batchgen.engines.sampling.logprobs import Reading
 from batchgen.engines.sampling.penalties import penalize
 from batchgen.engines.sampling.token_reader import token_reader
@@ -34,70 +35,6 @@ TOP_BLOCK = 128  # logits; the blocks' maxima are then about as many as a block 
 RecomputeLogits = Callable[[Sequence], torch.Tensor | None]
 # Told the logits `[B, V]` of the rows that are about to get a token, before anything is done to them.
 OnLogits = Callable[[torch.Tensor, Rows[Sequence]], None]
-
-
-def keep_top_k(logits: torch.Tensor, top_k: Rows[int]) -> torch.Tensor:
-    """Keep mask `[B, V]` of the `top_k` largest logits of each of B rows; 0 keeps all. Ties are kept."""
-    values = logits.topk(min(max(1, *top_k), logits.shape[-1])).values  # [B, K]
-    wanted = _column(top_k, logits)[:, None]  # [B, 1]
-    least = values.gather(-1, (wanted - 1).clamp(0, values.shape[-1] - 1))  # [B, 1]
-    return (logits >= least) | (wanted == 0)
-
-
-def keep_top_p(logits: torch.Tensor, top_p: torch.Tensor, margin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keep mask `[B, V]` of the fewest tokens whose probabilities reach `top_p` `[B]` (arXiv:1904.09751).
-
-    Also which tokens `[B, V]` moving the logits by `margin` `[B]` could let in or out; so in the functions below.
-    """
-    ordered, order = logits.sort(dim=-1, descending=True)  # [B, V]
-    cdf = running_mass(ordered)
-    cdf /= cdf[:, -1:].clone()
-    distance = cdf.sub_(top_p[:, None].double())[:, :-1]  # of the mass ahead of each token but the first
-    reach = margin * top_p * (1 - top_p)  # how far a margin in log-odds moves this mass
-    keep, unsure = torch.ones_like(order, dtype=torch.bool), torch.zeros_like(order, dtype=torch.bool)
-    keep[:, 1:] = (distance < 0) | (top_p == 1)[:, None]
-    unsure[:, 1:] = distance.abs_() < reach[:, None]
-    return keep.scatter(-1, order, keep), unsure.scatter(-1, order, unsure)
-
-
-def keep_min_p(logits: torch.Tensor, min_p: torch.Tensor, margin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keep mask `[B, V]` of tokens at least `min_p` `[B]` times as likely as the likeliest (arXiv:2407.01082)."""
-    floor = logits.max(-1, keepdim=True).values + min_p.log()[:, None]
-    return logits >= floor, (logits - floor).abs() < margin[:, None]
-
-
-def filter_logits(
-    logits: torch.Tensor, top_k: Rows[int], top_p: Rows[float], min_p: Rows[float], margin: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits `[B, V]` with -inf where top-k, top-p and min-p of the B rows cut; and the mask of unsure tokens.
-
-    What no row asks for is told on the host: asking the device would wait for it.
-    """
-    kept, unsure = logits, torch.zeros_like(logits, dtype=torch.bool)
-    if any(k > 0 for k in top_k):
-        kept = kept.masked_fill(~keep_top_k(kept, top_k), -torch.inf)
-    if any(p < 1 for p in top_p):
-        keep, close = keep_top_p(kept, _column(top_p, kept), margin)
-        kept, unsure = kept.masked_fill(~keep, -torch.inf), unsure | close
-    if any(p > 0 for p in min_p):
-        keep, close = keep_min_p(kept, _column(min_p, kept), margin)
-        kept, unsure = kept.masked_fill(~keep, -torch.inf), unsure | close
-    if kept is not logits:
-        unsure |= _near_the_cut(logits, kept, margin)
-    return kept, unsure
-
-
-def _column(values: Rows[float], like: torch.Tensor) -> torch.Tensor:
-    """A number for each row, `[B]`, where `like` is."""
-    return torch.tensor(values, device=like.device)
-
-
-def _near_the_cut(logits: torch.Tensor, kept: torch.Tensor, margin: torch.Tensor) -> torch.Tensor:
-    """Tokens `[B, V]` so close to the least kept logit that rounding could swap them with a dropped one."""
-    is_dropped = kept == -torch.inf
-    least = kept.masked_fill(is_dropped, torch.inf).amin(-1, keepdim=True)
-    near = (logits - least).abs() < margin[:, None]
-    return near & (near & is_dropped).any(-1, keepdim=True)
 
 
 def append_token(
@@ -281,7 +218,7 @@ def top_two(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
 def _decide_sampled(logits: torch.Tensor, sequences: Rows[Sequence]) -> torch.Tensor:
     """As `_decide_greedy`: `[B, 3]` int64."""
     params = [sequence.sampling for sequence in sequences]
-    temperature = _column([p.temperature for p in params], logits)
+    temperature = column([p.temperature for p in params], logits)
     scaled = logits / temperature[:, None]
     margin = DRAW_MARGIN / temperature.clamp(max=1.0)
     top_k, top_p, min_p = zip(*((p.top_k, p.top_p, p.min_p) for p in params), strict=True)
