@@ -64,6 +64,7 @@ LATE = {
     "engines.reference.processors",
     "engines.sampling.constraints",
     "engines.sampling.draws",
+    "engines.sampling.filters",
     "engines.sampling.logprobs",
     "engines.sampling.penalties",
     "engines.sampling.sampler",
