@@ -22,11 +22,13 @@ from batchgen.errors import BatchgenError, ModelError, UsageError
 from batchgen.machine.limits import parse_memory
 from batchgen.model import open_model
 from batchgen.model.chat import Chat, open_chat
+from batchgen.model.guarded import TokenizerFailure
 from batchgen.model.stops import decode_output
 from batchgen.records import (
     ChatOptions,
     Conversation,
     EngineOptions,
+    FieldError,
     Message,
     Passage,
     Request,
@@ -235,10 +237,10 @@ class EvaluatedModel(TemplateLM):
         )
         try:
             return self._chat.template.render(conversation)
-        except ValueError:
+        except ValueError as error:
             others = tuple(message for message in messages if message.role != "system")
             if others == messages:
-                raise
+                raise ModelError(str(error)) from None
             self._chat.say_once("the chat template takes no system message: it is left out")
             return self._chat.template.render(replace(conversation, messages=others))
 
@@ -289,7 +291,7 @@ def main() -> None:
     """lm-eval's command line, which knows the model `batchgen` too."""
     try:
         cli_evaluate()
-    except BatchgenError as error:
+    except (BatchgenError, FieldError, TokenizerFailure) as error:
         sys.exit(f"error: {error}")
 
 

@@ -16,7 +16,9 @@ import pytest
 import torch
 
 from batchgen import Model, generate
-from batchgen.errors import UsageError
+from batchgen.errors import ModelError, UsageError
+from batchgen.model.guarded import TokenizerFailure
+from batchgen.records import FieldError
 from tests.support.harness import fake_harness
 
 ENVIRON = {**os.environ, "HF_DATASETS_OFFLINE": "1"}
@@ -128,6 +130,36 @@ def test_a_template_that_takes_no_system_message_gets_the_others(harness: Any, t
     assert "raise_exception" in model.chat_template(str(template))
     turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
     assert model.apply_chat_template(turns) == "<user>Hi<assistant>"
+
+
+def test_a_conversation_that_the_template_refuses_is_told_as_an_error(harness: Any, tmp_path: Path) -> None:
+    template = tmp_path / "strict.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}{{ raise_exception('never') }}")
+    model = harness.EvaluatedModel("bundled", device="cpu")
+    model.chat_template(str(template))
+    with pytest.raises(ModelError, match="never"):
+        model.apply_chat_template([{"role": "user", "content": "Hi"}])
+
+
+@pytest.mark.parametrize(
+    ("error", "end"),
+    [
+        (ModelError("no such model"), "error: no such model"),
+        (TokenizerFailure("the tokenizer fails on this text"), "error: the tokenizer fails on this text"),
+        (FieldError("{top_p} 3.0 is not in (0, 1]"), "error: top_p 3.0 is not in (0, 1]"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_ends_an_evaluation_is_one_line(
+    harness: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, end: str
+) -> None:
+    def evaluate() -> None:
+        raise error
+
+    monkeypatch.setattr(harness, "cli_evaluate", evaluate)
+    with pytest.raises(SystemExit) as exit_:
+        harness.main()
+    assert exit_.value.code == end
 
 
 def start(code: str) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,8 @@ ELSEWHERE = {
     "--max-length": "--max-new-tokens", "--num-return-sequences": "--num-samples", "--best-of": "--num-samples",
     "--beams": "--num-beams", "--beam-size": "--num-beams", "--do-sample": "--temperature", "--gpu": "--device",
     "--gpus": "--device", "--cuda": "--device", "--precision": "--dtype", "--force": "--overwrite",
-    "--outfile": "--output",
+    "--outfile": "--output", "--max-len": "--max-new-tokens", "--json": "--format", "--jsonl": "--format",
+    "--csv": "--format", "--tsv": "--format", "--parquet": "--format",
 }  # fmt: skip
 INPUTS = ("--input", "--inputs", "--file", "--files", "--prompts")
 
@@ -70,17 +71,24 @@ def near_options(given: str, flags: Iterable[str]) -> list[str]:
     name = given.lower().replace("_", "-")
     if name in long:
         return [name]
-    if name in ELSEWHERE:
-        return [flag for flag in long if flag == ELSEWHERE[name]]
+    meant = {letters(other): flag for other, flag in [*ELSEWHERE.items(), *zip(long, long, strict=True)]}
+    if (flag := meant.get(letters(name))) in long:
+        return [flag]
     if len(name) < len("--x"):
         return []
     words = set(name.strip("-").split("-"))
     kinds = (
         [flag for flag in long if flag.startswith(name)],
         [flag for flag in long if words <= set(flag.strip("-").split("-"))],
+        [flag for flag in long if name.startswith(f"{flag}-")],
         get_close_matches(name.strip("-"), [flag.strip("-") for flag in long], n=1, cutoff=LIKENESS),
     )
     return [f"--{flag.strip('-')}" for flag in next(filter(None, kinds), [])][:MOST]
+
+
+def letters(flag: str) -> str:
+    """A flag without its dashes, which people leave out or put elsewhere."""
+    return flag.replace("-", "")
 
 
 def command_hint(given: str, commands: Sequence[str]) -> str:

@@ -29,6 +29,8 @@ FLAGS = {
         ("--max_new_tokens", ["--max-new-tokens"]),
         ("--Model", ["--model"]),
         ("--max-tokens", ["--max-new-tokens"]),
+        ("--maxtokens", ["--max-new-tokens"]),
+        ("--model-name", ["--model"]),
         ("--gpu", ["--device"]),
         ("--force", ["--overwrite"]),
         ("--penalty", ["--repetition-penalty", "--presence-penalty"]),
