@@ -14,11 +14,13 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from batchgen import Model
 from batchgen.engines import finish_all, make_engine
+from batchgen.engines.continuous.raw_products import FixedProducts
 from batchgen.engines.continuous.row_counts import BLOCK, FixedRows, RowCounts, find_row_counts
 from batchgen.engines.continuous.rowwise import by_element, whole_size
 from batchgen.model import Checkpoint
 from batchgen.model.padding import encode
 from batchgen.records import EngineOptions, Request, SamplingParams, Sequence
+from tests.support.families import config_of
 from tests.support.models import ARCHITECTURES, QWEN2, SHAPE, model_of
 from tests.support.rows import ragged_prompts
 
@@ -131,6 +133,31 @@ def test_a_product_whose_rows_change_each_others_bits_has_no_row_counts() -> Non
     assert find_row_counts(lambda x: x + x[:1], 8, torch.float32) is None
 
 
+def test_a_narrow_product_in_16_bits_has_blocks_alone() -> None:
+    """So few outputs would hide most sums of another order."""
+    assert find_row_counts(Sums(lambda n: False), 8, torch.bfloat16) == RowCounts(block=64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_familys_own_products_give_a_row_its_own_bits(dtype: torch.dtype) -> None:
+    rows, weight = numbers(70, 256).to(dtype), numbers(96, 256).to(dtype)
+    experts, counts = numbers(3, 256, 96).to(dtype), (1, 60, 70)
+    products: dict[str, Operation] = {
+        "linear": lambda x: F.linear(x, weight),
+        "from the right": lambda x: x @ weight.T,
+        "from the left": lambda x: (weight @ x[:, :, None])[..., 0],
+    }
+    with torch.inference_mode(), FixedProducts():
+        for name, product in products.items():
+            whole = product(rows)
+            for start, stop in ((0, 1), (3, 5), (7, 70)):
+                assert torch.equal(product(rows[start:stop]), whole[start:stop]), name
+        grouped = F.grouped_mm(rows, experts, offs=torch.tensor(counts, dtype=torch.int32))
+        for start, stop, expert in ((0, 1, 0), (3, 5, 1), (64, 70, 2)):
+            ends = torch.tensor([stop - start if place >= expert else 0 for place in range(3)], dtype=torch.int32)
+            assert torch.equal(F.grouped_mm(rows[start:stop], experts, offs=ends), grouped[start:stop])
+
+
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 64, 65, 130])
 def test_a_layer_multiplies_in_the_numbers_of_rows_that_agree(num_rows: int) -> None:
     product = Sums(lambda n: n not in (2, 64))
@@ -148,6 +175,8 @@ CONFIGS = {
     "qwen2": QWEN2,
     "qwen3": Qwen3Config(head_dim=16, **GROUPED),
     "gemma3": Gemma3TextConfig(head_dim=16, sliding_window=40, layer_types=LAYERS, **GROUPED),
+    "qwen3_moe": config_of("qwen3_moe"),
+    "deepseek_v2": config_of("deepseek_v2"),
 }
 
 

@@ -16,30 +16,54 @@ import torch
 from torch import nn
 
 from batchgen.engines.continuous.layer import SlotLayer
+from batchgen.engines.continuous.row_counts import in_pieces, kept_counts
 from batchgen.engines.continuous.slot_attention import PLAIN, Extras
 
 
-def keep_latents(network: nn.Module) -> None:
-    """Lets a network's layers take a slot layer where they would expand all of its columns."""
+def keep_latents(network: nn.Module, *, is_exact: bool = True) -> None:
+    """Lets a network's layers take a slot layer where they would expand all of its columns.
+
+    Where it `is_exact`, a row's products have the same bits beside any rows.
+    """
     for module in network.modules():
         if hasattr(type(module), "expand_kv"):
-            module.expand_kv = Expansion(module)  # type: ignore[assignment]
+            module.expand_kv = Expansion(module, is_exact)  # type: ignore[assignment]
+
+
+class HeadProduct:
+    """A matrix for each head, `[H, I, O]`: takes rows `[B, H, I]` to `[B, H, O]`."""
+
+    def __init__(self, matrices: torch.Tensor, is_exact: bool) -> None:
+        self._matrices = matrices
+        heads, inputs, outputs = matrices.shape
+        sizes = heads * inputs, heads * outputs
+        self._counts = kept_counts(self._product, f"{heads} heads", *sizes, matrices.dtype) if is_exact else None
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        flat = rows.flatten(1)  # [B, H * I]
+        found = in_pieces(self._product, flat, self._counts) if self._counts else self._product(flat)
+        return found.view(*rows.shape[:2], -1)
+
+    def _product(self, rows: torch.Tensor) -> torch.Tensor:
+        by_head = rows.view(len(rows), len(self._matrices), -1).transpose(0, 1)  # [H, B, I]
+        return torch.bmm(by_head, self._matrices).transpose(0, 1).flatten(1)
 
 
 @dataclass(frozen=True, slots=True)
 class Expanded:
-    """A layer's `expand_kv` as matrices: keys are latents times `keys` plus rotary keys times `rotary`."""
+    """A layer's `expand_kv` as matrices: of queries latents and rotary keys, and of latents values."""
 
-    keys: torch.Tensor  # [H, R, D]
-    rotary: torch.Tensor  # [H, Dr, D]
-    values: torch.Tensor  # [H, R, Dv]
+    keys: HeadProduct  # [H, D, R]
+    rotary: HeadProduct  # [H, D, Dr]
+    values: HeadProduct  # [H, R, Dv]
 
 
 class Expansion:
     """Stands in for one layer's `expand_kv`."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, is_exact: bool) -> None:
         self._module = weakref.proxy(module)  # which holds this
+        self._is_exact = is_exact
         self._expand = type(module).expand_kv  # type: ignore[attr-defined]
         self._matrices: Expanded | None = None
 
@@ -64,7 +88,8 @@ class Expansion:
                 raise NotImplementedError("latents with a bias")
             keys, values = self._expand(self._module, latents, zero)  # [1, H, R, D], [1, H, R, Dv]
             rotary_keys, _ = self._expand(self._module, none[:, :, : rotary.shape[2]], rotary)  # [1, H, Dr, D]
-            self._matrices = Expanded(keys[0], rotary_keys[0], values[0].contiguous())
+            its = (keys[0].mT, rotary_keys[0].mT, values[0])
+            self._matrices = Expanded(*(HeadProduct(matrix.contiguous(), self._is_exact) for matrix in its))
         return self._matrices
 
 
@@ -106,10 +131,10 @@ class LatentStep:
     def attend(self, query: torch.Tensor, scaling: float, extras: Extras = PLAIN) -> torch.Tensor:
         """Attention of one query per row, `[B, H, 1, D]`: `[B, 1, H, Dv]`."""
         its = self.matrices
-        heads = query[:, :, 0].transpose(0, 1)  # [H, B, D]
-        query = torch.cat([heads @ its.keys.mT, heads @ its.rotary.mT], -1).transpose(0, 1)  # [B, H, R + Dr]
+        heads = query[:, :, 0]  # [B, H, D]
+        query = torch.cat([its.keys(heads), its.rotary(heads)], -1)  # [B, H, R + Dr]
         sums = self.layer.attend(query[:, :, None], scaling, extras, of=_as_one_head)  # [B, 1, H, R]
-        return (sums[:, 0].transpose(0, 1) @ its.values).transpose(0, 1)[:, None]
+        return its.values(sums[:, 0])[:, None]
 
 
 def _as_one_head(latents: torch.Tensor, rotary: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

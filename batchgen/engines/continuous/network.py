@@ -73,7 +73,7 @@ def _make(model: Model, is_owned: bool, has_room: Callable[[int], bool], kind: K
     attends = any(rule.attends for rule in layer_rules(model.checkpoint.config))
     own = model.on_same_weights(ATTENTION if attends else None)
     _see_last_column_only(own.network, model.checkpoint.config.get_text_config().num_hidden_layers)
-    keep_latents(own.network)
+    keep_latents(own.network, is_exact=is_exact)
     loaded = model.network if is_owned else None
     if kernels != INT8:
         speed_up(own.network, loaded, has_room=has_room, kernels=kernels)

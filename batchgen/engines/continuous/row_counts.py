@@ -1,23 +1,34 @@
 """Linear layers whose rows have the same bits beside any others: which numbers of rows a product may have for that.
 
 Kernels sum in another order for another number of rows. Which numbers agree is found by a check of bits on the layer
-itself; others are filled up, or cut into blocks. Knows nothing of attention.
+itself, and kept with the threads, versions and processor that it depends on; others are filled up, or cut into blocks.
+Knows nothing of attention.
 """
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import nn
+
+from batchgen.machine.kept import keep, read_kept
+from batchgen.machine.limits import cpu_name
+
+FILE = "row-counts"
+CHECK = 3  # another check finds other numbers
+NO_COUNTS = "none"
 
 BLOCK = 64  # rows, where their number decides bits: fast, and laid out for by packed layers
 FEWER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48)  # that may have a block's bits
 TRIED = (2, 3, 4, 5, 7, 8, 13, 16, 24, 31, 32, 33, 36, 48, 63, 64, 65, 128)
 TRIED_IN_PREFILLS = (96, 127, 129, 192, 255, 256, 384, 500, 512, 777, 1024)
 SAMPLE, WIDE_SAMPLE = 256, 16  # rows that a check looks at; of a wide layer
+NARROW = 128  # outputs; in 16 bits so few show too seldom that a sum ran in another order
 WIDE = 16384  # outputs; so wide a layer gives logits, and never sees all tokens of a prefill
 
 Product = Callable[[torch.Tensor], torch.Tensor]
@@ -59,17 +70,36 @@ class FixedRows(nn.Module):
         return self.layer.weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = x.reshape(-1, x.shape[-1])  # [N, I]
-        parts = [self._product(rows[start:stop], size) for start, stop, size in self.counts.pieces(len(rows))]
-        found = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return found.view(*x.shape[:-1], -1)
+        return in_pieces(self.layer, x, self.counts)
 
-    def _product(self, rows: torch.Tensor, size: int) -> torch.Tensor:
-        if size == len(rows):
-            return self.layer(rows)  # type: ignore[no-any-return]
-        filled = rows.new_zeros(size, rows.shape[1])
-        filled[: len(rows)] = rows
-        return self.layer(filled)[: len(rows)]  # type: ignore[no-any-return]
+
+def in_pieces(product: Product, x: torch.Tensor, counts: RowCounts) -> torch.Tensor:
+    """The products of rows `[…, I]` with a weight, `[…, O]`, in the numbers of rows that `counts` allows."""
+    rows = x.reshape(-1, x.shape[-1])  # [N, I]
+    parts = [_filled(product, rows[start:stop], size) for start, stop, size in counts.pieces(len(rows))]
+    found = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return found.view(*x.shape[:-1], -1)
+
+
+def _filled(product: Product, rows: torch.Tensor, size: int) -> torch.Tensor:
+    if size == len(rows):
+        return product(rows)
+    filled = rows.new_zeros(size, rows.shape[1])
+    filled[: len(rows)] = rows
+    return product(filled)[: len(rows)]
+
+
+def kept_counts(product: Product, kind: str, inputs: int, outputs: int, dtype: torch.dtype) -> RowCounts | None:
+    """As `find_row_counts`; what was found of a kind and shape is kept, with all that it depends on."""
+    place = f"{cpu_name()}, {platform.machine()}, {torch.get_num_threads()} threads, torch {version('torch')}"
+    key = f"{CHECK}: {kind} {inputs} x {outputs} {str(dtype).removeprefix('torch.')}, {place}"
+    kept = read_kept(FILE).get(key)
+    if kept is None:
+        with torch.inference_mode():
+            counts = find_row_counts(product, inputs, dtype)
+        keep(FILE, {key: [counts.least, counts.block, counts.fewer] if counts else NO_COUNTS})
+        return counts
+    return None if kept == NO_COUNTS else RowCounts(kept[0], kept[1], tuple(kept[2]))
 
 
 def find_row_counts(product: Product, num_inputs: int, dtype: torch.dtype) -> RowCounts | None:
@@ -81,6 +111,8 @@ def find_row_counts(product: Product, num_inputs: int, dtype: torch.dtype) -> Ro
     shuffled = torch.randperm(BLOCK, generator=random)
     if not torch.equal(product(rows[shuffled]), expected[shuffled]):
         return None
+    if expected.shape[1] < NARROW and dtype != torch.float32:
+        return RowCounts(block=BLOCK)
     if is_wide:
         rows = rows[:BLOCK]
     else:  # 16 bits hide most sums of another order, so many rows are looked at

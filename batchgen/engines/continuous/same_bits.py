@@ -1,28 +1,19 @@
-"""Makes a network of the engine's own give each row the same bits beside any others, as far as this machine can.
-
-What a check of bits found of a layer's shape is kept with the threads, versions and processor that it depends on.
-"""
+"""Makes a network of the engine's own give each row the same bits beside any others, as far as this machine can."""
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator
-from importlib.metadata import version
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from batchgen.engines.continuous.packing import PackedLinear
-from batchgen.engines.continuous.row_counts import FixedRows, RowCounts, find_row_counts
+from batchgen.engines.continuous.raw_products import fix_raw_products
+from batchgen.engines.continuous.row_counts import FixedRows, RowCounts, kept_counts
 from batchgen.engines.continuous.rowwise import by_element
-from batchgen.machine.kept import keep, read_kept
-from batchgen.machine.limits import cpu_name
 
-FILE = "row-counts"
-CHECK = 2  # another check finds other numbers
 ACTIVATIONS = ("torch.nn.modules.activation", "transformers.activations")
-NO_COUNTS = "none"
 
 
 class ByElement(nn.Module):
@@ -50,7 +41,16 @@ def fix_bits(network: nn.Module) -> str | None:
                 problem = problem or f"products of {name} have no number of rows with the same bits"
             elif counts != RowCounts():
                 setattr(parent, name, FixedRows(layer, counts))
+    if any(map(_computes_by_itself, network.modules())):
+        fix_raw_products(network)
     return problem
+
+
+def _computes_by_itself(module: nn.Module) -> bool:
+    """Whether a family's own module multiplies with parameters: routers, experts, recurrent layers."""
+    is_known = isinstance(module, (PackedLinear, nn.Linear, Conv1D, nn.Embedding, nn.Conv1d))
+    is_norm = "norm" in type(module).__name__.lower()
+    return not (is_known or is_norm) and next(module.parameters(recurse=False), None) is not None
 
 
 def _children(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
@@ -60,23 +60,10 @@ def _children(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
 
 
 def _counts_of(layer: nn.Module) -> RowCounts | None:
-    key = _key(layer)
-    kept = read_kept(FILE).get(key)
-    if kept is None:
-        num_inputs, _, dtype = _shape(layer)
-        with torch.inference_mode():
-            counts = find_row_counts(layer, num_inputs, dtype)
-        keep(FILE, {key: [counts.least, counts.block, counts.fewer] if counts else NO_COUNTS})
-        return counts
-    return None if kept == NO_COUNTS else RowCounts(kept[0], kept[1], tuple(kept[2]))
-
-
-def _key(layer: nn.Module) -> str:
     inputs, outputs, dtype = _shape(layer)
     kind = f"{type(layer).__name__}{' gelu' if getattr(layer, 'has_gelu', False) else ''}"
     bias = "" if getattr(layer, "bias", None) is None else " bias"
-    place = f"{cpu_name()}, {platform.machine()}, {torch.get_num_threads()} threads, torch {version('torch')}"
-    return f"{CHECK}: {kind} {inputs} x {outputs}{bias} {str(dtype).removeprefix('torch.')}, {place}"
+    return kept_counts(layer, kind + bias, inputs, outputs, dtype)
 
 
 def _shape(layer: nn.Module) -> tuple[int, int, torch.dtype]:

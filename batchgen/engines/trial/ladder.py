@@ -10,6 +10,7 @@ from batchgen.engines.continuous.memory import SlotMemory
 from batchgen.engines.reference.memory import BatchMemory
 from batchgen.engines.reference.rules import BatchRule, Mixing, short_limit
 from batchgen.engines.trial.verdicts import keep_verdict, read_verdict
+from batchgen.model.layer_rules import layer_rules
 from batchgen.planning.memory import BatchLimits
 from batchgen.records import Sequence, bits_text
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 RIGHT, WRONG = "right", "wrong"
 OTHER_BITS = "in a trial, logits had other bits in another batch"
+STATES_IN_16_BITS = "16 bits hide what order a state is summed in"
 NO_SLOTS = "in a trial, slots gave other logits than a plain forward pass"
 PLENTY_BYTES = 1 << 60
 
@@ -50,6 +52,8 @@ def find_bits(own: Model, problem: str | None) -> str:
     engine = f"bits, {kernels_of(own.network)}"
     verdict = read_verdict(own, engine)
     if verdict is None:
+        if any(rule.num_states for rule in layer_rules(own.checkpoint.config)) and own.dtype_name != "float32":
+            problem = problem or STATES_IN_16_BITS
         if problem is None:
             rows = _rows_within(own, None)
             together, alone = _steps_in_slots(own, rows, len(rows)), _steps_in_slots(own, rows[::-1], 1)
