@@ -50,6 +50,7 @@ LATE = {
     "engines.continuous.network",
     "engines.continuous.packing",
     "engines.continuous.prompt_attention",
+    "engines.continuous.raw_products",
     "engines.continuous.row_counts",
     "engines.continuous.rowwise",
     "engines.continuous.same_bits",
