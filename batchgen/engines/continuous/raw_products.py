@@ -33,11 +33,11 @@ def fix_raw_products(network: nn.Module) -> None:
     network.register_forward_hook(lambda *_: _leave(mode), always_call=True)
 
 
-def _enter(mode: FixedProducts) -> None:
+def _enter(mode: Any) -> None:
     mode.__enter__()
 
 
-def _leave(mode: FixedProducts) -> None:
+def _leave(mode: Any) -> None:
     mode.__exit__(None, None, None)
 
 
