@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 FILE, OVERRUNS = "footprints", "overruns"  # what trial forwards showed, and what runs took beyond it
-PROBES = 1  # another probe, or other formulas, find other numbers
+PROBES = 2  # another probe, or other formulas, find other numbers
 MOST_KEPT = 200
 MOST_OVERRUN = 4.0  # more is a fault elsewhere, and would leave no room for rows
 

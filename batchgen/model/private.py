@@ -130,6 +130,13 @@ def reads_number(operation: object) -> bool:
     return operation is torch.ops.aten._local_scalar_dense.default
 
 
+def is_grouped_product(operation: object) -> bool:
+    """Whether an operation multiplies groups of rows, each by a matrix of its own, as mixtures of experts do."""
+    import torch
+
+    return operation is torch._grouped_mm
+
+
 def missing_names() -> list[str]:
     """The names above that the installed torch and transformers no longer have."""
     return [name for name, find in _NAMES.items() if not _is_there(find)]
@@ -178,6 +185,7 @@ _NAMES: dict[str, Callable[[], object]] = {
     "torch: utils._python_dispatch": dispatch_mode,
     "torch: utils._pytree": lambda: tensors_in([]),
     "torch: aten._local_scalar_dense": lambda: reads_number(None),
+    "torch: _grouped_mm": lambda: is_grouped_product(None),
 }
 
 

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from batchgen.model.checkpoint import attention_kernel
 from batchgen.model.layer_rules import layer_rules, layer_windows
-from batchgen.model.private import dispatch_mode, reads_number, storage_key, tensors_in
+from batchgen.model.private import dispatch_mode, is_grouped_product, reads_number, storage_key, tensors_in
 from batchgen.model.quiet import quiet
 from batchgen.model.shape import Footprint, ModelShape
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 SHORT, LONG = 64, 2048  # columns of the two trial forwards
-LONG_SCAN = 256  # where layers have states: Mamba's scan, in Python, takes seconds for 2,048
+LONG_SCAN = 128  # where a forward may be a loop over columns in Python (Mamba, RWKV): 2,048 of them take a minute
+CACHE_NAMES = ("past_key_values", "cache_params", "state")  # by which forwards take and give what they keep
 
 
 _known: dict[tuple[str, torch.dtype], Footprint] = {}  # by a config's text: a probe takes half a second
@@ -89,7 +90,7 @@ class _Trial:
             ).eval()
         self.windows = layer_windows(config)
         self._taken = set(inspect.signature(self.network.forward).parameters)
-        has_states = any(rule.num_states for rule in layer_rules(config))
+        has_states = any(rule.num_states for rule in layer_rules(config)) or "past_key_values" not in self._taken
         self.long = min(
             LONG_SCAN if has_states else LONG,
             getattr(config.get_text_config(), "max_position_embeddings", None) or LONG,
@@ -111,7 +112,7 @@ class _Trial:
         return sum(state.nbytes for states in kept for state in states.values() if state is not None)
 
     def _layers(self) -> Any:
-        with torch.no_grad(), _FusedAttention(), _LiveBytes(self._weights()):
+        with torch.no_grad(), _Kernels(), _LiveBytes(self._weights()):
             return _cache_of(self._forward(1)).layers
 
     @property
@@ -120,21 +121,21 @@ class _Trial:
 
     def prefill(self, columns: int) -> tuple[int, int]:
         """Bytes of one row of `columns` tokens: at the forward's peak, and what its cache keeps."""
-        with torch.no_grad(), _FusedAttention(), _LiveBytes(self._weights()) as live:
+        with torch.no_grad(), _Kernels(), _LiveBytes(self._weights()) as live:
             output = self._forward(columns)
             logits: torch.Tensor = output.logits  # [1, 1 or S, V]
             return live.peak, int(live.total - logits.nbytes)
 
     def step(self, columns: int) -> int:
         """Bytes that one step takes above a cache of `columns` columns, but for its logits."""
-        with torch.no_grad(), _FusedAttention(), _LiveBytes(self._weights()) as live:
+        with torch.no_grad(), _Kernels(), _LiveBytes(self._weights()) as live:
             output = self._forward(columns)
             live.peak = held = live.total
             logits: torch.Tensor = self._forward(1, columns, _cache_of(output)).logits  # [1, 1, V]
             return max(0, int(live.peak - held - logits.nbytes))
 
     def _cache_name(self) -> str:
-        return "past_key_values" if "past_key_values" in self._taken else "cache_params"
+        return next(name for name in CACHE_NAMES if name in self._taken)
 
     def _weights(self) -> Iterable[torch.Tensor]:
         yield from self.network.parameters()
@@ -154,18 +155,21 @@ class _Trial:
 
 
 def _cache_of(output: Any) -> Any:
-    """What a forward has kept; Mamba calls it by a name of its own."""
-    return output.cache_params if hasattr(output, "cache_params") else output.past_key_values
+    """What a forward has kept."""
+    return next(kept for name in CACHE_NAMES if (kept := getattr(output, name, None)) is not None)
 
 
-class _FusedAttention(TorchFunctionMode):
-    """Scaled dot product attention as one kernel, which has no scores in memory; the meta device knows only the other.
+class _Kernels(TorchFunctionMode):
+    """Two kernels as they are on a device; the meta device knows only others.
 
-    Like the kernel it makes numbers of a boolean mask.
+    Scaled dot product attention is one kernel, which has no scores in memory; like the kernel it makes numbers of a
+    boolean mask. Grouped products of experts, which the meta device has in bfloat16 alone, have no copies.
     """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if is_grouped_product(function):
+            return args[0].new_empty(*args[0].shape[:-1], args[1].shape[-1])
         if function is not F.scaled_dot_product_attention:
             return function(*args, **kwargs)
         query, value, mask = args[0], args[2], kwargs.get("attn_mask")

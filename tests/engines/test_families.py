@@ -14,9 +14,12 @@ from packaging.version import Version
 import batchgen
 from batchgen.engines import choose_engine, make_engine
 from batchgen.engines.continuous.engine import ContinuousEngine
+from batchgen.engines.continuous.memory import PAGE
 from batchgen.model import Checkpoint, Model
+from batchgen.records import EngineOptions, SamplingParams
 from tests.support.families import WINDOW, config_of
 from tests.support.models import generate_alone, model_of
+from tests.support.rows import rows_of_lengths
 
 # One of each kind runs in the quick suite.
 QUICK = ("mistral", "gemma2", "gpt_oss", "deepseek_v3", "gemma4", "llama4_untuned")
@@ -66,6 +69,24 @@ def test_rows_in_slots_get_what_generate_gives_each_alone(
         share_prefixes=share_prefixes,
     )
     assert [list(result.output_ids) for result in results] == [alone[row] for row in order]
+
+
+def test_windowed_layers_hold_a_window_of_a_long_prompt(checkpoint: Checkpoint) -> None:
+    kinds = ["sliding_attention"] * 5 + ["full_attention"]
+    config = transformers.Gemma3TextConfig(
+        hidden_size=16, num_hidden_layers=6, num_attention_heads=1, num_key_value_heads=1, head_dim=8,
+        layer_types=kinds, intermediate_size=16, vocab_size=50257, sliding_window=256,
+    )  # fmt: skip
+    engine = make_engine(model_of(config, checkpoint), EngineOptions(share_prefixes=False))
+    assert isinstance(engine, ContinuousEngine)
+    engine.add(rows_of_lengths([2000], SamplingParams(max_new_tokens=4)))
+    engine.step()
+    pools = engine.slot_model.cache.pools
+    whole = 2000
+    windowed, full = (sum(p.num_used * PAGE for p in pools if bool(p.rule.window) is w) for w in (True, False))
+    assert full >= whole
+    assert windowed < 0.16 * whole
+    assert 5 * windowed + full < 0.30 * 6 * whole
 
 
 def test_scales_that_count_columns_rule_slots_out() -> None:

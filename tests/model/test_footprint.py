@@ -15,6 +15,8 @@ from transformers import (
     PretrainedConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
+    RwkvConfig,
 )
 
 import batchgen.model.probe
@@ -159,6 +161,23 @@ def test_experts_are_counted(dtype: torch.dtype) -> None:
     footprint = probe_footprint(config, dtype)
     assert footprint.weights == sum(weight.nbytes for weight in network.parameters())
     assert footprint.cache_column == 2 * 2 * 2 * 8 * dtype.itemsize
+
+
+def test_states_outside_of_caches_are_counted_in_a_second() -> None:
+    config = RwkvConfig(hidden_size=32, num_hidden_layers=2, attention_hidden_size=32, vocab_size=500)
+    footprint = probe_footprint(config, torch.float32)
+    assert (footprint.cache_row, footprint.cache_column) == (2 * 5 * 32 * 4, 0)
+
+
+def test_states_beside_experts_are_counted_in_the_dtype_they_have() -> None:
+    config = Qwen3NextConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8, vocab_size=500,
+        layer_types=["linear_attention", "full_attention"], linear_num_key_heads=4, linear_num_value_heads=4,
+        linear_key_head_dim=8, linear_value_head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32,
+        shared_expert_intermediate_size=32,
+    )  # fmt: skip
+    recurrent, convolution = 4 * 8 * 8, 3 * 4 * 8 * 4  # the latter of the last 4 inputs
+    assert probe_footprint(config, torch.float32).cache_row == 4 * (recurrent + convolution)
 
 
 def test_a_model_that_cannot_be_tried_has_the_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
