@@ -24,7 +24,8 @@ PAGES = {
     path.stem: path.read_text(encoding="utf-8")
     for path in [*sorted((ROOT / "docs").glob("*.md")), ROOT / "tools" / "website" / "start.md"]
 }
-PYTHON = [code for name in ("recipes", "verify") for code in re.findall(r"```python\n(.*?)```", PAGES[name], re.DOTALL)]
+DOCS_WITH_PYTHON = ("recipes", "verify", "scores", "constraints")
+PYTHON = [code for name in DOCS_WITH_PYTHON for code in re.findall(r"```python\n(.*?)```", PAGES[name], re.DOTALL)]
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
@@ -55,17 +56,28 @@ def python(command: str) -> str:
     return stripped(output.getvalue())
 
 
-RECIPES = ("generate", "run", "check_padding")
+RECIPES = ("generate", "run", "check_padding", "logits", "pydantic")
 
 
-@pytest.mark.parametrize(("code", "num_lines"), zip(PYTHON, (2, 1, 2), strict=True), ids=RECIPES)
+@pytest.mark.parametrize(("code", "num_lines"), zip(PYTHON, (2, 1, 2, 3, 1), strict=True), ids=RECIPES)
 def test_the_python_recipes_run(
     code: str, num_lines: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(ROOT / "prompts", tmp_path / "prompts")
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
-    assert len(capsys.readouterr().out.splitlines()) == num_lines
+    printed = capsys.readouterr().out
+    assert len(printed.splitlines()) == num_lines
+    assert "logsumexp" not in code or indented(printed) in PAGES["scores"]
+
+
+def indented(text: str) -> str:
+    """A block of Markdown.
+
+    >>> indented("a\\nb\\n")
+    '    a\\n    b\\n'
+    """
+    return "".join(f"    {line}\n" for line in text.splitlines())
 
 
 @pytest.mark.parametrize("name", COMMANDS)

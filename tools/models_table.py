@@ -36,22 +36,22 @@ SENTENCE = "the rain in Spain falls mainly on the plain and my dog is very happy
 PROMPTS = [" ".join(islice(cycle(SENTENCE.split()), start, start + length)) for start, length in enumerate(LENGTHS)]
 TEXT = """# Models
 
-batchgen runs decoder-only language models of transformers. The engine decides how fast: in slots (`continuous`) rows
-of any length run together, and a finished row gives its slot to the next one; `reference` is transformers' own
-`generate`, at about a third of the speed. [engines.md](engines.md) explains both.
+batchgen runs decoder-only language models of transformers. How fast depends on the engine. With `continuous`, rows
+of any length run together in slots, and the next row takes the slot of a finished one; `reference` is transformers' own
+`generate`, at about a third of the speed. [Engines](engines.md) explains both.
 
-`batchgen doctor --model M` says the same of one model, from its config and without its weights.
+`batchgen doctor --model M` shows the engine of one model, from its config and without its weights.
 
 Find your model by `model_type` in its `config.json`: SmolLM2 and TinyLlama are `llama`, Qwen2.5 is `qwen2`, Mistral 7B
 is `mistral`. Names such as `phi3_longrope` and `mamba_with_biases` are variants of a family.
 
 - **engine**: what `--engine auto` chooses.
-- **rows of one batch**: which rows can run together. For `reference`, batchgen finds out when it first loads a model:
-  it runs rows of very different lengths together and compares them with each row alone. It uses the first way that
-  changes nothing: any lengths, then any lengths with the model's own pad, then equal lengths, then one row at a time.
-- **parity**: {prompts} prompts of 1 to 70 words, {tokens} new tokens in float32: how many rows get the very tokens of
-  plain `generate` on that prompt alone.
-- **why not slots**: the reason that a run prints.
+- **rows of one batch**: which rows can run together. For `reference`, batchgen tests this when it first loads a model:
+  it runs rows of very different lengths together and compares them with each row alone. It uses the first option that
+  changes nothing: any lengths, any lengths with the model's own pad, equal lengths, one row at a time.
+- **parity**: {prompts} prompts of 1 to 70 words, {tokens} new tokens in float32: how many rows get exactly the
+  tokens of plain `generate` on that prompt alone.
+- **why not slots**: the reason, as a run prints it.
 
 Each row of the table was measured on a tiny random model with {version}: {count} models, {slots} of them in slots.
 `make models` writes this page, and `make test-models` checks it.

@@ -29,13 +29,19 @@ def blocks(text: str) -> list[tuple[str, str]]:
 
 
 def shell(command: str) -> str:
-    """What a command prints, with this environment's programs first; lines without spaces at their ends."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "COLUMNS": "80"}
+    """What a command prints, without spaces at the ends of lines. Raises if it fails or prints nothing."""
     run = subprocess.run(
-        ["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+        ["bash", "-c", command], cwd=ROOT, env=shell_environment(), capture_output=True, text=True, timeout=120
     )
+    if run.returncode or not run.stdout:
+        raise RuntimeError(f"{command}: exit code {run.returncode}: {run.stderr}")
     return stripped(run.stdout)
+
+
+def shell_environment() -> dict[str, str]:
+    """The environment of a documented command: this environment's programs come first, and lines have 80 columns."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "COLUMNS": "80"}
 
 
 def stripped(output: str) -> str:

@@ -17,7 +17,7 @@ def open_model(
     dtype: str = "auto",
     say: Say = lambda line: None,
 ) -> Model:
-    """Finds, checks and loads a model; the three steps below. Raises `ModelError` or `UsageError`."""
+    """Finds, checks and loads a model. Raises `ModelError` or `UsageError`."""
     return load_model(open_checkpoint(name, revision=revision, say=say), device, dtype)
 
 

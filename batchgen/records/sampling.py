@@ -23,9 +23,9 @@ MOST_SAMPLES = 16_384  # of a row: all of them are made at once
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How to choose tokens. `temperature` 0 is greedy; 0 turns `top_k` (as -1 does), `min_p` and n-gram bans off.
+    """How to choose tokens. `temperature` 0 is greedy; 0 turns off `top_k` (so does -1), `min_p` and n-gram bans.
 
-    Raises `FieldError`, a `ValueError`, where a value is out of range or two options conflict.
+    Raises `FieldError`, a `ValueError`, if a value is out of range or two options conflict.
     """
 
     max_new_tokens: int = option(50, "Maximum number of new tokens per row.", value="N", panel=LENGTH, least=1)

@@ -22,29 +22,29 @@ if TYPE_CHECKING:
 WIDTH = 76  # of sentences, on however wide a terminal
 
 ALONE = """
-A language model continues a text: it predicts the next token, appends it, and predicts again. One prompt at a time is
-right, and slow: each call reads every weight of the model.
+A language model continues a text: it predicts the next token, appends it, and predicts again. Running one prompt at a
+time works, but it is slow: each call reads every weight of the model.
 """
 PADDED = """
-A call takes a rectangle of token ids, and these prompts have {lengths} tokens. So the shorter rows are filled up with
+A call takes a rectangle of token ids, but these prompts have {lengths} tokens. So the shorter rows are filled with
 pads. They go on the left, because the model continues a row at its right end. Any token would do as a pad; batchgen
-takes the end-of-sequence token, {pad}. The attention mask says which tokens are real (1) and which are pads (0), and
-the positions count real tokens only.
+uses the end-of-sequence token, {pad}. The attention mask marks real tokens (1) and pads (0), and the positions count
+real tokens only.
 """
 MASKED = """
 Attention decides how much each token looks at the others. Before the softmax, the score of every pad is replaced by
-{least}, the least number that float32 has. The exponential of that is 0, so a pad gets no weight at all. The last two
-columns show what would happen without the mask.
+{least}, the lowest number of float32. Its exponential is 0, so a pad gets no weight at all. The last two columns show
+what would happen without the mask.
 """
 RIGHT = """
-The next token is predicted from the last column. With pads on the right that column is a pad, in all rows but the
+The next token is predicted from the last column. With pads on the right, that column is a pad in every row except the
 longest, and the model continues the pad.
 """
 INFINITY = """
-Minus infinity in place of the least number gives every token the same weights. The two part where a query sees nothing
-but pads, as the pads' own queries do: with minus infinity each weight is {infinite}; with the least number each of the
-{columns} columns gets {uniform:.3g}. No token reads what comes of it, but a NaN would spread from there: 0 times NaN is
-NaN.
+Minus infinity instead of the lowest number gives every real token the same weights. The two differ for a query that
+sees only pads, as the pads' own queries do: with minus infinity, each weight is {infinite}; with the lowest number,
+each of the {columns} columns gets {uniform:.3g}. No token reads the result, but NaN would spread from there, because 0
+times NaN is NaN.
 """
 
 

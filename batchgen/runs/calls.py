@@ -53,9 +53,9 @@ def generate(
     """Continues prompts, as `batchgen run` does; one Result for each (and each sample), in order.
 
     `prompts` are strings, or mappings with the fields of a JSON Lines row. `model` is a name, a folder, a Hub id, or
-    what `open_model` returned, so that several calls share it. `options` are the fields of `SamplingParams`, and what
-    the command calls --device, --dtype, --batch-size and so on. Raises `BatchgenError`, and `ValueError` for invalid
-    sampling options; a bad row does not raise, its Result has an `error`.
+    a `Model` from `open_model`, which several calls can share. `options` are the fields of `SamplingParams`, and the
+    command's --device, --dtype, --batch-size and so on. Raises `BatchgenError`, and `ValueError` for invalid
+    sampling options. A bad row does not raise: its Result has an `error`.
 
     >>> [r.text for r in generate(["My dog is"], model="bundled", max_new_tokens=4)]
     [' a very nice dog']
@@ -68,10 +68,10 @@ def generate(
 def stream(
     prompts: Prompt | Iterable[Prompt], model: str | Model | None = None, **options: Unpack[GenerateOptions]
 ) -> Iterator[Result]:
-    """Continues prompts and yields each Result as its row finishes; `index` says which prompt it answers.
+    """Continues prompts and yields each Result as its row finishes; its `index` is that of the prompt.
 
-    Takes what `generate` takes, and reads an iterator of prompts as it goes on: memory stays flat. Options are checked
-    at once, the model is loaded for the first Result.
+    Takes the arguments of `generate`. An iterator of prompts is read as needed, so memory does not grow with their
+    number. Options are checked immediately; the model is loaded for the first Result.
 
     >>> next(stream(["My dog is"], model="bundled", max_new_tokens=4)).text
     ' a very nice dog'
@@ -94,13 +94,13 @@ def run(
     overwrite: bool = False,
     **options: Unpack[FileOptions],
 ) -> RunStats:
-    """Continues every prompt of files into a file, durably, as `batchgen run INPUTS -o FILE` does.
+    """Continues the prompts of files and writes the results to a file, durably, as `batchgen run INPUTS -o FILE` does.
 
-    `inputs` are paths, globs or folders. A run that ends early keeps its finished rows, and `resume` goes on from them.
+    `inputs` are paths, globs or folders. A run that ends early keeps its finished rows; `resume` continues from them.
     `options` are those of `generate`, and field, id_field, choices_field, template, input_format, delimiter,
     whole_files, recursive, limit, format, ids, csv_raw, columns, retry_errors, keep_store, strict, manifest, stats.
     Returns the counts; failed rows are in the file and counted.
-    Raises `BatchgenError`: `OutputError` where `output` exists and neither `resume` nor `overwrite` is said.
+    Raises `BatchgenError`: `OutputError` if `output` exists and neither `resume` nor `overwrite` is set.
     """
     keywords = read_keywords("run", options, FileOptions)
     reading = _reading(keywords)

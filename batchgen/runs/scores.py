@@ -16,11 +16,12 @@ from batchgen.runs.keywords import ScoreOptions, python_words, read_keywords
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How likely a row's text is, or each of its choices; the numbers are natural logarithms.
+    """How likely a row's text is, or each of its choices, as natural logarithms.
 
-    `logprob` is the sum over `num_tokens`; `is_greedy` says whether each token is the likeliest in its place. Of
-    choices, `best` and the like are places in `choices`, and `is_tie` says that rounding alone could change them. What
-    a row does not have is None; all of it where it failed, and `error` says why.
+    `logprob` is the sum over `num_tokens`; `is_greedy` is true if each token is the most likely one at its position.
+    With choices, `best`, `best_per_token` and `best_per_byte` are indices into `choices`, and `is_tie` is true if
+    rounding alone could change one of them. Fields that do not apply are None. If the row failed, all of them are
+    None, and `error` is the reason.
     """
 
     index: int
@@ -65,12 +66,12 @@ class Score:
 def score(
     rows: Prompt | Iterable[Prompt], model: str | Model | None = None, **options: Unpack[ScoreOptions]
 ) -> list[Score]:
-    """How likely texts are, as `batchgen score` says it; one Score for each row, in order.
+    """Scores how likely texts are, as `batchgen score` does; one Score for each row, in order.
 
     `rows` are texts, or mappings with the fields of a JSON Lines row: `prompt` and `continuation`, `prompt` and
-    `choices`, `text`, or `messages`, of which the last reply is scored. `logprobs` (a number) gives each token's
-    log-probability and its likeliest alternatives, `tokens` the former alone. Raises `BatchgenError`; a bad row does
-    not raise, its Score has an `error`.
+    `choices`, `text`, or `messages`, of which the last reply is scored. `tokens` adds each token's log-probability;
+    `logprobs`, a number, also adds that many of the most likely alternatives. Raises `BatchgenError`. A bad row does
+    not raise: its Score has an `error`.
 
     >>> [row] = score([{"prompt": "My dog is", "choices": [" a very nice dog", " Tuesday"]}], model="bundled")
     >>> row.best, row.choices[0].num_tokens, row.is_tie

@@ -273,11 +273,14 @@ def test_a_row_says_how_many_messages_were_dropped(bundled: Model, template: Pat
     assert result.messages == messages
 
 
-def test_the_token_that_closes_a_turn_ends_an_answer_though_the_model_does_not_name_it(template: Path) -> None:
-    checkpoint = open_checkpoint("bundled", weights=False)
+@pytest.mark.parametrize("kind", ["codec", "tokenizer"])
+def test_the_token_that_closes_a_turn_ends_an_answer_though_the_model_does_not_name_it(
+    kind: str, template: Path
+) -> None:
+    tokenizer = getattr(open_checkpoint("bundled", weights=False), kind)
     said: list[str] = []
     options = ChatOptions(chat=True, template=str(template))
-    chat = make_chat({}, lambda: checkpoint.tokenizer, options, say=said.append, eos_token_ids=frozenset({1}))
+    chat = make_chat({}, lambda: tokenizer, options, say=said.append, eos_token_ids=frozenset({1}))
     rows = [Request(i, str(i), "a", SamplingParams(ignore_eos=i == 2)) for i in range(3)]
     first, second, ignoring = (row.sampling.stop_token_ids for row, _ in render_rows(chat, rows))
     assert (first, second, ignoring) == ((EOS,), (EOS,), ())

@@ -14,7 +14,7 @@ from website.markdown import code, fence, table
 
 INTRODUCTION = """# Python
 
-Everything here can be imported from `batchgen`. Recipes are in [Python](../recipes.md#python).
+Everything here can be imported from `batchgen`. Recipes are in [Python](../recipes.md#call-it-from-python).
 """
 
 

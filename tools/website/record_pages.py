@@ -24,7 +24,7 @@ def records_page() -> str:
     parts = [
         "# Records and formats",
         "## Result",
-        "One record per row and sample. [Formats](../formats.md#out) shows what each format writes.",
+        "One record per row and sample. [Formats](../formats.md#output) shows what each format writes.",
         fields_of(Result),
         "## RunStats",
         "What `--stats` writes and `run` returns.",

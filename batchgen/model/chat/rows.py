@@ -92,7 +92,7 @@ def _with_end(chat: Chat, request: Request) -> SamplingParams:
     sampling, end = request.sampling, chat.unnamed_end
     if end is None or sampling.ignore_eos or sampling.num_beams > 1 or end in sampling.stop_token_ids:
         return sampling
-    token = chat.tokenizer.convert_ids_to_tokens(end)
+    token = chat.tokenizer.convert_ids_to_tokens([end])[0]
     chat.say_once(
         f"the chat template closes turns with {token}, which is not an end token of the model: it ends answers too"
     )

@@ -14,8 +14,8 @@ CHANNEL_MARKS = ("<|channel|>", "<|message|>")
 FINAL = r"<\|channel\|>final[^<]*(?:<\|constrain\|>\w*)?"
 IN_FINAL = re.compile(FINAL + r"<\|message\|>(?!.*(?:<\|channel\|>|<\|start\|>|<\|end\|>))", re.DOTALL)
 UNKNOWN = (
-    "the model's response template does not say with a plain text where an answer begins, so that it cannot be "
-    "constrained: remove the constraint"
+    "the model's response template does not mark the beginning of an answer with a plain text, so the answer cannot "
+    "be constrained: remove the constraint"
 )
 
 

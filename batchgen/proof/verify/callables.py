@@ -28,12 +28,12 @@ def check_padding(
     device: str = "auto",
     dtype: str = "float32",
 ) -> list[RowCheck]:
-    """Checks a loop of your own: does each prompt get what unpadded greedy `generate` gives it alone?
+    """Checks your own loop: does each prompt get the same tokens as from unpadded greedy `generate` alone?
 
-    `call` takes the prompts and gives, for each, a text or token ids (a list, or a tensor's row): what was generated,
-    or the whole row with its prompt and its pads. It must be greedy, make up to `max_new_tokens` tokens and use the
-    same model: a name, a folder or a Hub id. `dtype` is what it computes in: float32 is the oracle, and what other
-    dtypes may differ is measured. Each row comes out identical, rounding or bug. Raises `BatchgenError`.
+    `call` takes the prompts and returns a text or token ids (a list, or a row of a tensor) for each: the generated
+    part, or the whole row with its prompt and pads. It must be greedy, generate up to `max_new_tokens` tokens, and use
+    the same model: a name, a folder or a Hub id. `dtype` is the dtype it computes in. The oracle uses float32; how far
+    another dtype may differ is measured. The verdict on each row is identical, rounding or bug. Raises `BatchgenError`.
 
     >>> checks = check_padding(lambda prompts: [" a very nice dog"], ["My dog is"], "bundled", max_new_tokens=4)
     >>> [check.verdict for check in checks]

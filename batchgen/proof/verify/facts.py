@@ -30,11 +30,11 @@ class ErrorBound:
 
 @dataclass(frozen=True, slots=True)
 class RowCheck:
-    """One row in its batch against the same row alone and unpadded.
+    """One row in its batch, compared with the same row alone and unpadded.
 
-    `differences` has the largest logit difference of each step (empty where no logits were seen: a row that was
-    answered with another one's tokens, or a callable of somebody else's). The margin is that of the oracle's two best
-    tokens at the first differing step, `token` what the row got there and `expected` what the oracle says.
+    `differences` has the largest logit difference of each step. It is empty if no logits were seen: for a row that was
+    answered with an identical row's tokens, or for the caller's own loop. At the first step that differs, `margin` is
+    the gap between the oracle's two best logits, `token` is the row's token, and `expected` is the oracle's.
     """
 
     id: RowId | None
