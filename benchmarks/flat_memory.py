@@ -9,47 +9,17 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import psutil
+from idle import IdleEngine
 
 from batchgen.engines.choice import KINDS
 from batchgen.model import open_checkpoint
 from batchgen.model.shape import Footprint, ModelShape
 from batchgen.pipeline import Pipeline
 from batchgen.planning.forecast import forecast
-from batchgen.records import EngineStats, Request, SamplingParams, Sequence
-
-
-class IdleEngine:
-    """Finishes each row with one token, all that it has in one step."""
-
-    wants_rows = 64
-
-    def __init__(self) -> None:
-        self._rows: list[Sequence] = []
-        self._new_tokens = 0
-
-    @property
-    def is_idle(self) -> bool:
-        return not self._rows
-
-    @property
-    def stats(self) -> EngineStats:
-        return EngineStats("idle", new_tokens=self._new_tokens)
-
-    def add(self, sequences: Iterable[Sequence]) -> None:
-        self._rows += sequences
-
-    def step(self) -> list[Sequence]:
-        rows, self._rows = self._rows, []
-        for row in rows:
-            row.output_ids, row.finish_reason = [11], "length"
-        self._new_tokens += len(rows)
-        return rows
-
-    def close(self) -> None:
-        self._rows = []
+from batchgen.records import Request, SamplingParams
 
 
 def requests(num_rows: int, resident: list[int]) -> Iterator[Request]:
@@ -76,7 +46,7 @@ def main() -> None:
             limits = kind.limits(footprint, "cpu", 1 << 32)
             done = forecast(checkpoint, requests(num_rows, resident), limits, kind).rows
         else:
-            done = sum(1 for _ in Pipeline(checkpoint, IdleEngine()).run(requests(num_rows, resident)))
+            done = sum(1 for _ in Pipeline(checkpoint, IdleEngine(wants_rows=64)).run(requests(num_rows, resident)))
         assert done == num_rows
         grown = (resident[1] - resident[0]) / 2**20
         print(

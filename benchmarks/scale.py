@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from idle import IdleEngine
 from workloads import make_model, make_rows
 
 from batchgen.engines import finish_all
@@ -27,41 +28,10 @@ from batchgen.formats.reading import find_sources, read_requests
 from batchgen.model import open_checkpoint
 from batchgen.model.padding import encode
 from batchgen.pipeline import to_result
-from batchgen.records import EngineStats, Request, Result, SamplingParams, Sequence
+from batchgen.records import Request, Result, SamplingParams, Sequence
 from batchgen.runs.store import Store
 
 ROWS = 10_000  # of the main process's own work
-
-
-class IdleEngine:
-    """Gives every row as many tokens as asked for, all that it has in one step."""
-
-    wants_rows = 16
-
-    def __init__(self) -> None:
-        self._rows: list[Sequence] = []
-        self._new_tokens = 0
-
-    @property
-    def is_idle(self) -> bool:
-        return not self._rows
-
-    @property
-    def stats(self) -> EngineStats:
-        return EngineStats("idle", new_tokens=self._new_tokens)
-
-    def add(self, sequences: Iterable[Sequence]) -> None:
-        self._rows += sequences
-
-    def step(self) -> list[Sequence]:
-        rows, self._rows = self._rows, []
-        for row in rows:
-            row.output_ids, row.finish_reason = [262] * row.sampling.max_new_tokens, "length"
-            self._new_tokens += len(row.output_ids)
-        return rows
-
-    def close(self) -> None:
-        self._rows = []
 
 
 @dataclass(frozen=True)
@@ -69,7 +39,7 @@ class IdleRecipe:
     """Makes one in a worker's process."""
 
     def make(self, say: Callable[[str], None]) -> IdleEngine:
-        return IdleEngine()
+        return IdleEngine(wants_rows=16)
 
 
 def run(prompts: Path, folder: Path, model: str, new_tokens: int, *options: str) -> float:

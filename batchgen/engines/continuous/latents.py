@@ -94,11 +94,10 @@ class Expansion:
 
 
 @dataclass(frozen=True, slots=True)
-class LatentPrompts:
-    """What a prefill's attention gets in the place of keys and values."""
+class LatentColumns:
+    """What attention gets instead of keys and values: the slot layer that has the latents."""
 
     layer: SlotLayer
-    expand: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
     @property
     def window(self) -> int | None:
@@ -107,6 +106,13 @@ class LatentPrompts:
     @property
     def index(self) -> int:
         return self.layer.index
+
+
+@dataclass(frozen=True, slots=True)
+class LatentPrompts(LatentColumns):
+    """Those of a prefill: keys and values are expanded from the latents."""
+
+    expand: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
     def attend(self, query: torch.Tensor, scaling: float, extras: Extras = PLAIN) -> torch.Tensor:
         """Attention of queries `[B, H, T, D]`: `[B, T, H, Dv]`."""
@@ -114,19 +120,10 @@ class LatentPrompts:
 
 
 @dataclass(frozen=True, slots=True)
-class LatentStep:
-    """What a step's attention gets in the place of keys and values."""
+class LatentStep(LatentColumns):
+    """Those of a step: the query is brought to the latents."""
 
-    layer: SlotLayer
     matrices: Expanded
-
-    @property
-    def window(self) -> int | None:
-        return self.layer.window
-
-    @property
-    def index(self) -> int:
-        return self.layer.index
 
     def attend(self, query: torch.Tensor, scaling: float, extras: Extras = PLAIN) -> torch.Tensor:
         """Attention of one query per row, `[B, H, 1, D]`: `[B, 1, H, Dv]`."""
