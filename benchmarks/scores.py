@@ -71,10 +71,17 @@ def exact(model: Model, number: int, batch_sizes: list[int]) -> None:
 
 def make_rows(model: Model, number: int, draw: random.Random) -> Iterable[tuple[Passage, ...]]:
     """Texts, continuations and four choices in turn, of 1 to 300 tokens, most of them short."""
+    first = first_token(model)
     for index in range(number):
         prompt = tokens_of(model, draw, min(300, 1 + int(draw.expovariate(1 / (9, 9, 9, 40)[index % 4]))))
         ends = [tokens_of(model, draw, draw.randint(1, 8)) for _ in range((0, 1, 0, 4)[index % 4])]
-        yield tuple(Passage(prompt + end, len(prompt)) for end in ends) or (Passage((*prompt, *prompt[:1]), 1),)
+        yield tuple(Passage(prompt + end, len(prompt)) for end in ends) or (Passage((first, *prompt), 1),)
+
+
+def first_token(model: Model) -> int:
+    """What a text without a prompt is scored behind."""
+    bos = model.checkpoint.tokenizer.bos_token_id
+    return model.checkpoint.pad_token_id if bos is None else int(bos)
 
 
 def tokens_of(model: Model, draw: random.Random, number: int) -> tuple[int, ...]:
