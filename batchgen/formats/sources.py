@@ -160,6 +160,8 @@ def _check_file(path: Path, *, any_suffix: bool) -> Source:
     if suffix in NOT_TEXT and not any_suffix:
         known = ", ".join(FORMATS_BY_SUFFIX)
         raise InputError(f"{path}: cannot read {suffix} files; give {known}, or set --input-format")
+    if path.is_symlink() and not path.exists():
+        raise InputError(f"{path} is a broken link")
     path.stat()
     if not os.access(path, os.R_OK):
         raise InputError(f"{path} cannot be read: permission denied")

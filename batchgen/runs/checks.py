@@ -84,7 +84,9 @@ def check_file(name: str, path: Path, sources: Sequence[Source], *, overwrite: b
 def _check_is_no_url(shown: str, path: Path) -> None:
     """A path has lost the second slash of a URL."""
     if URL.match(str(path)) and not path.parent.is_dir():
-        raise OutputError(f"{shown} is a URL: write to a file on this machine, and copy it there")
+        raise OutputError(
+            f"{shown.replace(':/', '://', 1)} is a URL: write to a file on this machine, and copy it there"
+        )
 
 
 def _check_link(path: Path) -> None:

@@ -167,8 +167,9 @@ class Job:
         reading = self.prompts.reading
         flags = {"--" + name.replace("_", "-"): value for name, value in values_of(self.sampling).items()}
         scoring = {"--stride": self.scoring.stride} if self.scoring else {}
-        return flags | {
-            "command": "score" if self.scoring else "run",
+        return {
+            "command": "score" if self.scoring else "run",  # first: other defaults come with it
+            **flags,
             **scoring,
             "--field": reading.field,
             "--id-field": reading.id_field,

@@ -250,7 +250,7 @@ def test_an_output_that_is_an_input_is_refused(rain: Path) -> None:
 def test_an_output_in_no_folder_is_refused(tmp_path: Path) -> None:
     assert "there is no folder" in failure(run("-p", "x", "-o", tmp_path / "no" / "out.jsonl"), 1)
     for words in (["-o", "s3://bucket/out.jsonl"], ["--stats", "gs://bucket/stats.json"]):
-        assert "is a URL: write to a file on this machine" in failure(run("-p", "x", *words), 1)
+        assert f"{words[1]} is a URL: write to a file on this machine" in failure(run("-p", "x", *words), 1)
 
 
 def test_a_folder_as_output_is_refused(tmp_path: Path) -> None:

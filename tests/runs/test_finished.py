@@ -71,6 +71,12 @@ def test_other_options_are_another_job(finished: Path, options: list[object], di
     assert finished.read_bytes() == before
 
 
+def test_scores_do_not_go_on_with_a_file_of_answers(finished: Path) -> None:
+    options = ["-o", finished, "--resume", "--model", "bundled"]
+    line = failure(invoke("score", finished.with_name("prompts.txt"), *options), 1)
+    assert 'was started with command "run", but now it is "score"' in line
+
+
 def test_another_model_is_another_job(finished: Path, folders: dict[str, Path]) -> None:
     arguments = [finished.parent / "prompts.txt", "--max-new-tokens", 5, "-o", finished, "--resume"]
     assert "was started with model" in failure(invoke("run", "--model", folders["gpt2"], *arguments), 1)
