@@ -110,7 +110,7 @@ def get_ready_to_score(
         rows,
         _threads(model),
         options.share_prefixes,
-        bits_text("scores"),
+        bits_text("scores are not checked"),
         _processor(model),
     )
     return ReadyToScore(choice, limits, network)
