@@ -34,7 +34,7 @@ RUN /opt/batchgen/bin/pip install --no-cache-dir -c /src/constraints.txt '/src[c
 FROM python:${PYTHON}-slim AS base
 RUN useradd --create-home --uid 1000 batchgen && mkdir /data && chown batchgen /data
 ENV PATH=/opt/batchgen/bin:$PATH HF_HOME=/home/batchgen/.cache/huggingface
-USER batchgen
+USER 1000
 WORKDIR /data
 ENTRYPOINT ["batchgen"]
 CMD ["--help"]

@@ -51,7 +51,7 @@ def test_the_image_copies_what_is_there_and_runs_the_command_as_a_user_without_r
     ]
     assert "batchgen" in copied
     assert all((ROOT / word).exists() for word in copied)
-    assert re.search(r"^USER batchgen$", DOCKERFILE, re.MULTILINE)
+    assert re.search(r"^USER 1000$", DOCKERFILE, re.MULTILINE)
     assert 'ENTRYPOINT ["batchgen"]' in DOCKERFILE
 
 

@@ -224,7 +224,7 @@ class MemoryEstimate:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One row of the output. `prompt + text` is the whole text; `logprobs` are there where the row asks for them."""
+    """One row of the output. `prompt + text` is the whole text; `logprobs` are set if the row asks for them."""
 
     index: int  # position of the row in the input, from 0
     id: RowId | None  # the row's own id, otherwise its index as text; None if the row failed before an id could be read
