@@ -10,14 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from batchgen.bench.advice import find_bests, find_gain, recommend
+from batchgen.bench.advice import find_bests, find_gain, find_quantised_gain, recommend
 from batchgen.bench.facts import WORKLOADS, BenchReport, Ceiling, Point, Task
 from batchgen.bench.keep import keep
 from batchgen.bench.sweep import sweep
 from batchgen.bench.workload import differing_share
 from batchgen.engines.choice import CONTINUOUS
+from batchgen.engines.int8.support import check_int8
 from batchgen.errors import first_line, is_out_of_memory
 from batchgen.planning.kinds import MOST_ROWS_ACCELERATOR
+from batchgen.records import EngineOptions, precision_of
 
 if TYPE_CHECKING:
     from batchgen.bench.lab import Lab
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BenchReport", "Plan", "keep", "make_plan", "measure", "open_labs"]
 
-OpenLab = Callable[[str, str], "Lab"]  # dtype, engine
+OpenLab = Callable[[str, str], "Lab"]  # precision, engine
 
 # bfloat16 is swept where it multiplies matrices so many times as fast as float32.
 FAST = 1.2
@@ -47,15 +49,21 @@ class Plan:
     max_new_tokens: int
     seconds: float
     bfloat16_ratio: float | None = None  # of float32's rate of products, where that left bfloat16 out
+    quantize: str | None = None  # what linear layers are in too, beside each dtype
 
-    def tasks(self, dtype: str, engine: str) -> list[Task]:
+    def tasks(self, precision: str, engine: str) -> list[Task]:
         """From the fewest rows up."""
-        return [Task(dtype, engine, workload, rows) for rows in self.rows for workload in WORKLOADS]
+        return [Task(precision, engine, workload, rows) for rows in self.rows for workload in WORKLOADS]
 
     @property
     def parts(self) -> list[tuple[str, str]]:
-        """Dtype and engine of each lab, the most telling first."""
-        return [(dtype, engine) for engine in self.engines for dtype in self.dtypes]
+        """Precision and engine of each lab, the most telling first; only slots run quantised layers."""
+        quantised = [precision_of(dtype, self.quantize) for dtype in self.dtypes if self.quantize]
+        return [
+            (precision, engine)
+            for engine in self.engines
+            for precision in (*self.dtypes, *(quantised if engine == "continuous" else ()))
+        ]
 
 
 def make_plan(
@@ -67,6 +75,7 @@ def make_plan(
     rows: tuple[int, ...] = (),
     max_new_tokens: int = 32,
     seconds: float = 60.0,
+    quantize: str | None = None,
 ) -> Plan:
     """What these options mean for a model on this machine; no `rows` are the usual ones for the device.
 
@@ -76,7 +85,9 @@ def make_plan(
     from batchgen.engines import choose_engine
     from batchgen.model.weights import choose_device
 
-    on = str(choose_device(device))
+    chosen_device = choose_device(device)
+    check_int8(EngineOptions(engine, quantize=quantize), chosen_device.type, checkpoint.outline)
+    on = str(chosen_device)
     most_rows = CONTINUOUS.most_rows.get(on, MOST_ROWS_ACCELERATOR)
     chosen = choose_engine(engine, checkpoint.outline)[0]
     engines = (chosen, "reference") if engine == "auto" else (chosen,)
@@ -93,6 +104,7 @@ def make_plan(
         max_new_tokens,
         seconds,
         None if "bfloat16" in names else ratio,
+        quantize,
     )
 
 
@@ -135,15 +147,15 @@ def measure(
     found = _Findings()
     end = clock() + plan.seconds
     parts = plan.parts
-    for i, (dtype, engine) in enumerate(parts):
+    for i, (precision, engine) in enumerate(parts):
         share = SHARES[engine] / sum(SHARES[later] for _, later in parts[i:])
         part_end = clock() + share * (end - clock())
-        tasks = plan.tasks(dtype, engine)
+        tasks = plan.tasks(precision, engine)
         on_task(tasks[0])
         try:
-            lab = open_lab(dtype, engine)
-            _look_around(found, lab, dtype, plan)
-        except Exception as error:  # noqa: BLE001 - a dtype that does not load or run is a finding
+            lab = open_lab(precision, engine)
+            _look_around(found, lab, precision, plan)
+        except Exception as error:  # noqa: BLE001 - a precision that does not load or run is a finding
             problem = "memory" if is_out_of_memory(error) else first_line(error)
             found.points += [Point(task, problem=problem) for task in tasks]
             continue
@@ -152,19 +164,19 @@ def measure(
     return _report(plan, found)
 
 
-def _look_around(found: _Findings, lab: Lab, dtype: str, plan: Plan) -> None:
-    """What is measured once in a dtype."""
-    if dtype not in found.ceilings:
-        found.ceilings[dtype] = lab.ceiling()
-        if {"float32", "bfloat16"} <= set(plan.dtypes):
-            found.answers[dtype] = lab.answer_words()
+def _look_around(found: _Findings, lab: Lab, precision: str, plan: Plan) -> None:
+    """What is measured once in a precision."""
+    if precision not in found.ceilings:
+        found.ceilings[precision] = lab.ceiling()
+        if "float32" in plan.dtypes and (plan.quantize or "bfloat16" in plan.dtypes):
+            found.answers[precision] = lab.answer_words()
 
 
 def _report(plan: Plan, found: _Findings) -> BenchReport:
     bests = find_bests(found.points, plan.most_rows)
-    exact, coarse = found.answers.get("float32"), found.answers.get("bfloat16")
-    differing = differing_share(exact, coarse) if exact and coarse else None
-    gain = find_gain(bests, differing)
+    exact = found.answers.get("float32")
+    differing = {name: differing_share(exact, answers) for name, answers in found.answers.items() if exact}
+    gain, quantised = find_gain(bests, differing, "bfloat16"), find_quantised_gain(bests, differing)
     return BenchReport(
         model=plan.model,
         device=plan.device,
@@ -173,5 +185,6 @@ def _report(plan: Plan, found: _Findings) -> BenchReport:
         ceilings=tuple(found.ceilings.values()),
         bests=bests,
         gain=gain,
-        advice=recommend(bests, gain, plan.bfloat16_ratio),
+        quantised=quantised,
+        advice=recommend(bests, gain, plan.bfloat16_ratio, quantised),
     )

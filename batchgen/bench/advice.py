@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import sqrt
 
 from batchgen.bench.facts import WORKLOADS, Best, Gain, Point
 from batchgen.bench.sweep import NO_TIME, OUT_OF_MEMORY
+from batchgen.records import parts_of_precision
 
 # Rates nearer to the best than this are as good: fewer rows take less memory and finish sooner.
 AS_GOOD = 0.97
@@ -47,12 +48,19 @@ def _both_workloads(points: Sequence[Point]) -> Iterator[tuple[int, float]]:
             yield rows, sqrt(fixed * ragged)
 
 
-def find_gain(bests: Sequence[Best], differing_share: float | None) -> Gain | None:
-    """What bfloat16 gains on the engine that is best in float32; None where the best of both is not known."""
+def find_gain(bests: Sequence[Best], differing: Mapping[str, float], precision: str) -> Gain | None:
+    """What a precision gains on the engine that is best in float32; None where the best of both is not known."""
     settled = [best for best in bests if best.is_settled]
     exact = next((best for best in settled if best.dtype == "float32"), None)
-    coarse = [best for best in settled if exact and (best.dtype, best.engine) == ("bfloat16", exact.engine)]
-    return Gain(coarse[0].rate / exact.rate, differing_share) if exact and coarse else None
+    coarse = [best for best in settled if exact and (best.dtype, best.engine) == (precision, exact.engine)]
+    return Gain(coarse[0].rate / exact.rate, differing.get(precision), precision) if exact and coarse else None
+
+
+def find_quantised_gain(bests: Sequence[Best], differing: Mapping[str, float]) -> Gain | None:
+    """The same of the fastest precision with quantised layers."""
+    names = dict.fromkeys(best.dtype for best in bests if parts_of_precision(best.dtype)[1])
+    gains = [gain for name in names if (gain := find_gain(bests, differing, name))]
+    return max(gains, key=lambda gain: gain.times, default=None)
 
 
 def where_it_stops(best: Best) -> str:
@@ -73,16 +81,24 @@ def _against_one(best: Best) -> str:
     return f", {best.times:.1f} times as fast as one row at a time" if best.times and best.rows > 1 else ""
 
 
-def recommend(bests: Sequence[Best], gain: Gain | None, bfloat16_ratio: float | None = None) -> str:
+def recommend(
+    bests: Sequence[Best], gain: Gain | None, bfloat16_ratio: float | None = None, quantised: Gain | None = None
+) -> str:
     """The settings, in one sentence; `bfloat16_ratio` is of float32's rate of products, where bfloat16 was left out."""
     if not bests:
         return "nothing could be measured: increase --seconds, or see what failed"
     best = bests[0]
     if not best.is_known:
         return f"no advice: there was time for {best.most_tried:,} {_rows(best.most_tried)} at most: increase --seconds"
-    options = f"--engine {best.engine} --dtype {best.dtype} --batch-size {best.rows}"
+    options = f"--engine {best.engine} {_options(best.dtype)} --batch-size {best.rows}"
     more = "" if best.had_time else " (larger batches need more --seconds)"
-    return f"use {options}, for about {best.rate:,.0f} tokens/s{more}{_on_bfloat16(gain, bfloat16_ratio)}"
+    others = _on_bfloat16(gain, bfloat16_ratio) + (f"; {_gain(quantised)}" if quantised else "")
+    return f"use {options}, for about {best.rate:,.0f} tokens/s{more}{others}"
+
+
+def _options(precision: str) -> str:
+    dtype, quantize = parts_of_precision(precision)
+    return f"--dtype {dtype}{f' --quantize {quantize}' if quantize else ''}"
 
 
 def _rows(number: int) -> str:
@@ -96,5 +112,10 @@ def _on_bfloat16(gain: Gain | None, ratio: float | None) -> str:
         )
     if gain.times < WORTH_IT:
         return "; bfloat16 is no faster here"
+    return f"; {_gain(gain)}"
+
+
+def _gain(gain: Gain) -> str:
+    """What it gains, and what that costs."""
     changed = "" if gain.differing_share is None else f", and changes {gain.differing_share:.0%} of greedy tokens"
-    return f"; --dtype bfloat16 is {gain.times:.1f} times as fast{changed}"
+    return f"{_options(gain.precision)} is {gain.times:.1f} times as fast{changed}"

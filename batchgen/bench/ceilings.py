@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from batchgen.bench.facts import Ceiling
+from batchgen.records import parts_of_precision
 
 if TYPE_CHECKING:
     import torch
@@ -34,30 +35,44 @@ def linear_sizes(network: PreTrainedModel) -> tuple[int, int]:
     return sum(layer.weight.numel() for layer in layers), sum(layer.weight.nbytes for layer in layers)
 
 
-def measure_ceiling(dtype: str, sizes: tuple[int, int], config: PretrainedConfig, device: torch.device) -> Ceiling:
+def measure_ceiling(precision: str, sizes: tuple[int, int], config: PretrainedConfig, device: torch.device) -> Ceiling:
     """Both ceilings of a model with linear layers of these `sizes`."""
     parameters, num_bytes = sizes
-    return Ceiling(dtype, matmul_gflops(dtype, config, device), read_rate(num_bytes, device), 2 * parameters, num_bytes)
+    if parts_of_precision(precision)[1]:
+        num_bytes = parameters  # a byte each
+    gflops, rate = matmul_gflops(precision, config, device), read_rate(num_bytes, device)
+    return Ceiling(precision, gflops, rate, 2 * parameters, num_bytes)
 
 
 def matmul_gflops(
-    dtype: str, config: PretrainedConfig, device: torch.device, clock: Clock = time.perf_counter
+    precision: str, config: PretrainedConfig, device: torch.device, clock: Clock = time.perf_counter
 ) -> float:
     """The best rate, in GFLOP/s, of the model's feed-forward layer in any form that the engines use."""
     import torch
 
     text = config.get_text_config()
     num_in = text.hidden_size
+    dtype, quantize = parts_of_precision(precision)
     num_out = getattr(text, "n_inner", None) or getattr(text, "intermediate_size", None) or 4 * num_in
     with torch.inference_mode():
         layer = torch.nn.Linear(num_in, num_out, device=device, dtype=getattr(torch, dtype))
         rates = [0.0]
         for rows in MATMUL_ROWS:
             x = torch.ones(rows, num_in, device=device, dtype=layer.weight.dtype)  # [rows, n_embd]
-            for form in _forms(layer):
+            for form in [_integers(layer)] if quantize else _forms(layer):
                 seconds = _fastest(lambda form=form, x=x: form(x), device, clock)  # type: ignore[misc]
                 rates.append(2 * rows * num_in * num_out / seconds / 1e9)
     return max(rates)
+
+
+def _integers(layer: nn.Linear) -> Form:
+    """The product of 8-bit integers alone, without what makes them of floats."""
+    import torch
+
+    from batchgen.engines.int8.linear import Int8Weight
+
+    weight = Int8Weight.of(layer.weight.detach(), None)
+    return lambda x: weight.product(x.to(torch.uint8))
 
 
 def _forms(layer: nn.Linear) -> list[Form]:

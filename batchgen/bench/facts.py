@@ -12,7 +12,7 @@ WORKLOADS = ("fixed", "ragged")
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One point of the sweep."""
+    """One point of the sweep; `dtype` is a precision: where layers are quantised, "int8 and float32"."""
 
     dtype: str
     engine: str
@@ -70,10 +70,11 @@ class Ceiling:
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """What bfloat16 does here: how many times float32's rate, and the share of greedy tokens that it changes."""
+    """What a coarser precision does here: how many times float32's rate, and the share of greedy tokens it changes."""
 
     times: float
     differing_share: float | None
+    precision: str = "bfloat16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,7 @@ class BenchReport:
     gain: Gain | None
     advice: str
     kept: bool = False
+    quantised: Gain | None = None  # the fastest with quantised layers
 
     @property
     def recommended(self) -> Best | None:
@@ -139,6 +141,9 @@ class BenchReport:
             "tokens_per_s_alone": best and _round(best.alone),
             "bfloat16_times": gain and _round(gain.times),
             "bfloat16_differing_share": gain and _round(gain.differing_share),
+            "quantized": self.quantised and self.quantised.precision,
+            "quantized_times": self.quantised and _round(self.quantised.times),
+            "quantized_differing_share": self.quantised and _round(self.quantised.differing_share),
             "kept": self.kept,
             "advice": self.advice,
         }

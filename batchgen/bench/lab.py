@@ -17,7 +17,7 @@ from batchgen.machine.process import reuse_blocks
 from batchgen.model import Model
 from batchgen.model.weights import load_model
 from batchgen.planning.backoff import release
-from batchgen.records import EngineOptions, EngineStats, Sequence
+from batchgen.records import EngineOptions, EngineStats, Sequence, parts_of_precision
 
 if TYPE_CHECKING:
     from batchgen.model import Checkpoint
@@ -42,10 +42,11 @@ class Lab(Protocol):
 class ModelLab:
     """A lab with a real model; loading it also warms up."""
 
-    def __init__(self, checkpoint: Checkpoint, device: str, dtype: str, engine: str, max_new_tokens: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, device: str, precision: str, engine: str, max_new_tokens: int) -> None:
         release()  # what the last lab held
-        self.dtype = dtype
-        self.engine = engine
+        self.precision = precision
+        dtype, quantize = parts_of_precision(precision)
+        self.options = EngineOptions(engine, quantize=quantize)
         self.max_new_tokens = max_new_tokens
         self.model = load_model(replace(checkpoint, outline=copy.deepcopy(checkpoint.outline)), device, dtype)
         self.endless = replace(self.model, checkpoint=without_eos(self.model.checkpoint))
@@ -67,7 +68,7 @@ class ModelLab:
         )
 
     def ceiling(self) -> Ceiling:
-        return measure_ceiling(self.dtype, self._sizes, self.model.checkpoint.config, self.model.device)
+        return measure_ceiling(self.precision, self._sizes, self.model.checkpoint.config, self.model.device)
 
     def answer_words(self) -> list[list[int]]:
         rows = word_rows(self.max_new_tokens, self.model.checkpoint)
@@ -76,7 +77,7 @@ class ModelLab:
 
     def _generate(self, model: Model, rows: list[Sequence], num_rows: int) -> EngineStats:
         said: list[str] = []
-        options = EngineOptions(engine=self.engine, batch_size=num_rows)
+        options = replace(self.options, batch_size=num_rows)
         engine = make_engine(model, options, is_owned=True, reuse_blocks=reuse_blocks, say=said.append)
         for _ in finish_all(engine, rows):
             pass

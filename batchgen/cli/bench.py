@@ -17,6 +17,7 @@ from batchgen.cli import options as opt
 from batchgen.errors import UsageError
 from batchgen.formats.fields import to_json
 from batchgen.model import open_checkpoint
+from batchgen.records import EngineOptions
 from batchgen.render.bench import print_report
 from batchgen.render.screen import OutputConsole, Screen, Waiting, plural
 
@@ -36,6 +37,7 @@ class SweptDtype(StrEnum):
 @opt.with_groups
 def bench(
     model: Annotated[opt.ModelOptions, opt.Pick(without=("dtype",))],
+    weights: Annotated[EngineOptions, opt.Pick("quantize")],
     dtype: Annotated[
         list[SweptDtype] | None,
         typer.Option(
@@ -79,6 +81,7 @@ def bench(
     [bold]batchgen bench | tail -n 1 | jq .rows[/]         the settings as JSON
 
     Fixed rows are all the same; ragged rows have prompts of 3 to 200 tokens and end one by one.
+    With --quantize each dtype is also measured with quantised layers, and the advice says how many tokens change.
     The settings are kept in your cache folder, where `plan` and `--batch-size auto` find them.
     """
     screen = Screen(quiet=quiet)
@@ -93,6 +96,7 @@ def bench(
             rows=sweep,
             max_new_tokens=max_new_tokens,
             seconds=seconds,
+            quantize=weights.quantize,
         )
         report = keep(measure(plan, open_labs(checkpoint, plan), on_task=partial(_show, waiting)))
     if as_json:

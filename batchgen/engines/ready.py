@@ -16,7 +16,7 @@ from batchgen.machine.limits import available_bytes, cpu_name
 from batchgen.machine.speeds import kept_rows
 from batchgen.planning.kinds import EngineKind
 from batchgen.planning.memory import BatchLimits, budget_bytes
-from batchgen.records import BATCH_INVARIANT, EngineChoice, EngineOptions, bits_text
+from batchgen.records import BATCH_INVARIANT, EngineChoice, EngineOptions, bits_text, precision_of
 
 if TYPE_CHECKING:
     from batchgen.engines.reference.rules import BatchRule
@@ -168,7 +168,8 @@ def _choose_name(model: Model, options: EngineOptions, num_beams: int, begun: En
 def _limits(model: Model, options: EngineOptions, kind: EngineKind, begun: EngineChoice | None) -> BatchLimits:
     from batchgen.model.footprint import footprint_of
 
-    best_rows = kept_rows(model.checkpoint.name, str(model.device), model.dtype_name) if kind.takes_best_rows else None
+    precision = precision_of(model.dtype_name, options.quantize)
+    best_rows = kept_rows(model.checkpoint.name, str(model.device), precision) if kind.takes_best_rows else None
     footprint = footprint_of(model.checkpoint, model.dtype_name, kind.name)
     available = available_bytes(model.device, options.memory)
     best_rows = begun.rows if begun else best_rows

@@ -67,6 +67,7 @@ def make_room(
     bounds = tuple(memory_bounds(on, options.memory))
     available_bytes = max(0, bounds[0].available_bytes - weights_bytes - packed_bytes)
     names = (checkpoint.name, str(on), dtype)
-    best_rows = kept_rows(*names) if kind.takes_best_rows else None
+    precision = precision_of(dtype, options.quantize)
+    best_rows = kept_rows(checkpoint.name, str(on), precision) if kind.takes_best_rows else None
     limits = kind.limits(footprint, on.type, available_bytes, options.batch_size, best_rows)
     return Room(*names, kind.name, weights_bytes, packed_bytes, bounds, limits, options.quantize)

@@ -14,6 +14,7 @@ from batchgen.records.engine import (
     EngineStats,
     MemoryLimit,
     bits_text,
+    parts_of_precision,
     precision_of,
 )
 from batchgen.records.field_error import FieldError
@@ -62,6 +63,7 @@ __all__ = [
     "bits_text",
     "near_name",
     "options_of",
+    "parts_of_precision",
     "plain_name",
     "precision_of",
     "values_of",

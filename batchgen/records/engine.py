@@ -90,6 +90,16 @@ def precision_of(dtype: str, quantize: str | None) -> str:
     return f"{quantize} and {dtype}" if quantize else dtype
 
 
+def parts_of_precision(precision: str) -> tuple[str, str | None]:
+    """Dtype, and what linear layers are quantised to.
+
+    >>> parts_of_precision("float32"), parts_of_precision("int8 and bfloat16")
+    (('float32', None), ('bfloat16', 'int8'))
+    """
+    quantize, joint, dtype = precision.partition(" and ")
+    return (dtype, quantize) if joint else (precision, None)
+
+
 def bits_text(reason: str | None) -> str:
     """What is promised of a row's bits, where a `reason` may stand in the way.
 

@@ -21,13 +21,14 @@ import batchgen.bench
 import batchgen.bench.ceilings
 from batchgen.bench import Plan, keep, make_plan, measure
 from batchgen.bench.advice import find_best, find_gain, recommend, where_it_stops
-from batchgen.bench.ceilings import linear_sizes, matmul_gflops
+from batchgen.bench.ceilings import linear_sizes, matmul_gflops, measure_ceiling
 from batchgen.bench.facts import BenchReport, Best, Ceiling, Gain, Point, Sample, Task
 from batchgen.bench.sweep import MOST_RUNS, NoMemoryError, sweep
 from batchgen.bench.workload import differing_share, make_rows, ragged_lengths, word_rows
 from batchgen.cli import app
 from batchgen.cli.bench import parse_rows
 from batchgen.engines import finish_all, make_engine
+from batchgen.engines.int8.support import why_no_int8
 from batchgen.errors import ModelError, UsageError
 from batchgen.machine.speeds import kept_rows, read_gain, read_speed
 from batchgen.model import Checkpoint, Model
@@ -40,15 +41,16 @@ PLAN = Plan("some/model", "cpu", ("float32",), ("continuous",), (1, 8, 32, 64, 1
 COMMAND = sys.modules["batchgen.cli.bench"]  # the package has the function under this name
 # Tokens/s by rows: more than 64 gain nothing.
 RATES = {1: 100.0, 8: 600.0, 32: 1500.0, 64: 1980.0, 128: 2000.0}
+TIMES = {"float32": 1.0, "bfloat16": 2.0, "int8 and float32": 2.5, "int8 and bfloat16": 3.0}
 
 
 class FakeLab:
-    """Rows come at `RATES`, twice as fast in bfloat16, half as fast in `reference`; time passes only in here."""
+    """Rows come at `RATES`, some `TIMES` as fast, half as fast in `reference`; time passes only in here."""
 
     def __init__(self, clock: FakeClock, dtype: str, engine: str) -> None:
         self.clock = clock
         self.dtype = dtype
-        self.times = (2.0 if dtype == "bfloat16" else 1.0) * (0.5 if engine == "reference" else 1.0)
+        self.times = TIMES[dtype] * (0.5 if engine == "reference" else 1.0)
 
     def run(self, task: Task) -> Sample:
         seconds = 32 * task.rows / (RATES[task.rows] * self.times)
@@ -236,7 +238,7 @@ def test_a_bfloat16_that_gains_nothing_is_not_advised() -> None:
     best = best_of({1: 100})
     assert best
     assert recommend([best], Gain(0.9, 0.5)).endswith("; bfloat16 is no faster here")
-    assert find_gain([best], 0.5) is None
+    assert find_gain([best], {"bfloat16": 0.5}, "bfloat16") is None
 
 
 def test_a_bfloat16_that_was_left_out_is_explained() -> None:
@@ -360,6 +362,44 @@ def test_any_number_of_rows_fits(number: int, monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_axis_has_round_numbers() -> None:
     assert [round_up(value) for value in (1.0, 1.1, 8.1, 2539 / 9)] == [1.0, 1.5, 10.0, 300.0]
+
+
+# Quantised layers.
+
+
+def test_quantised_layers_are_measured_in_slots_beside_each_dtype() -> None:
+    report = measured(**BOTH, quantize="int8", seconds=600.0)
+    parts = {(point.task.dtype, point.task.engine) for point in report.points}
+    quantised = {("int8 and float32", "continuous"), ("int8 and bfloat16", "continuous")}
+    assert parts == quantised | {(dtype, engine) for dtype in BOTH["dtypes"] for engine in BOTH["engines"]}
+    assert report.quantised == Gain(pytest.approx(3.0), pytest.approx(1 / 6), "int8 and bfloat16")
+    assert report.bests[0].dtype == "float32"
+    assert report.advice.endswith(
+        "--dtype bfloat16 --quantize int8 is 3.0 times as fast, and changes 17% of greedy tokens"
+    )
+    assert (report.summary()["quantized"], report.summary()["quantized_times"]) == ("int8 and bfloat16", 3.0)
+
+
+def test_without_float32_the_fastest_is_recommended_with_its_flags() -> None:
+    report = measured(dtypes=("bfloat16",), quantize="int8", seconds=600.0)
+    assert report.quantised is None
+    assert "--dtype bfloat16 --quantize int8 --batch-size 64" in report.advice
+
+
+def test_the_best_rows_of_quantised_layers_are_their_own(tmp_path: Path) -> None:
+    environ = {"XDG_CACHE_HOME": str(tmp_path)}
+    keep(measured(quantize="int8", seconds=600.0), environ)
+    assert kept_rows("some/model", "cpu", "int8 and float32", environ) == 64
+    assert read_speed("some/model", "cpu", "int8 and float32", "continuous", environ)
+
+
+def test_int8_has_ceilings_of_its_own(bundled: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    if why_no_int8("cpu"):
+        pytest.skip("this processor multiplies no 8-bit integers")
+    monkeypatch.setattr(batchgen.bench.ceilings, "MEASURE_S", 0.001)
+    ceiling = measure_ceiling("int8 and bfloat16", (1000, 4000), bundled.checkpoint.config, bundled.device)
+    assert (ceiling.dtype, ceiling.bytes_per_step) == ("int8 and bfloat16", 1000)
+    assert ceiling.gflops > 0
 
 
 # The command.

@@ -91,16 +91,19 @@ class Int8Weight:
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         """`[N, I]` -> `[N, O]`, in the dtype of `x`."""
         if self.loud is None:
-            output = self._product(x)
+            output = self._scaled(x)
             return (output if self.bias is None else output.add_(self.bias)).to(x.dtype)
         output = packed_linear(x.index_select(1, self.loud.places).float(), self.loud.packed, self.bias)
-        return output.add_(self._product(x * self.loud.others)).to(x.dtype)
+        return output.add_(self._scaled(x * self.loud.others)).to(x.dtype)
 
-    def _product(self, x: torch.Tensor) -> torch.Tensor:
+    def _scaled(self, x: torch.Tensor) -> torch.Tensor:
         """`[N, O]` in float32, scaled apart from the sum: a fused operation may round by where a number stands."""
         integers, scale = quantize_rows(x)
-        product = int8_linear(integers, ZERO_POINT, self.packed, self.scale, self.zeros, torch.float32)
-        return product.mul_(scale)
+        return self.product(integers).mul_(scale)
+
+    def product(self, integers: torch.Tensor) -> torch.Tensor:
+        """`[N, I]`, unsigned, times the weights and their scales: `[N, O]` in float32."""
+        return int8_linear(integers, ZERO_POINT, self.packed, self.scale, self.zeros, torch.float32)
 
 
 class Int8Product:
