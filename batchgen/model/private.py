@@ -64,6 +64,15 @@ def packed_linear(
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], form)  # type: ignore[no-any-return]
 
 
+def packed_linear_plus(
+    x: torch.Tensor, other: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """`[…, I]` times a packed weight, plus a bias `[O]` and `other` `[…, O]`."""
+    import torch
+
+    return torch.ops.mkldnn._linear_pointwise.binary(x, other, weight, bias, "add")  # type: ignore[no-any-return]
+
+
 def has_vnni() -> bool:
     """Whether this processor multiplies unsigned by signed 8-bit integers and adds them up in 32 bits at once."""
     import torch
@@ -178,6 +187,7 @@ _NAMES: dict[str, Callable[[], object]] = {
     "transformers: _attn_implementation": lambda: _config_class()._attn_implementation,
     "torch: mkldnn._reorder_linear_weight": lambda: _operations("mkldnn")._reorder_linear_weight,
     "torch: mkldnn._linear_pointwise": lambda: _operations("mkldnn")._linear_pointwise,
+    "torch: mkldnn._linear_pointwise.binary": lambda: _operations("mkldnn")._linear_pointwise.binary,
     "torch: cpu._is_vnni_supported": lambda: _torch().cpu._is_vnni_supported,
     "torch: onednn.qlinear_prepack": lambda: _operations("onednn").qlinear_prepack,
     "torch: onednn.qlinear_pointwise": lambda: _operations("onednn").qlinear_pointwise,

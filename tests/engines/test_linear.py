@@ -87,9 +87,9 @@ def test_a_packed_layer_applies_the_gelu_behind_it_and_nothing_else(activation: 
     wanted = logits_of(network)
     speed_up(network)
     mlp = network.transformer.h[0].mlp
-    assert mlp.c_fc.has_gelu == is_fused
+    assert (mlp.c_fc.follow == "gelu tanh") == is_fused
     assert isinstance(mlp.act, nn.Identity) == is_fused
-    assert not mlp.c_proj.has_gelu
+    assert mlp.c_proj.follow == ""
     torch.testing.assert_close(logits_of(network), wanted, atol=1e-4, rtol=1e-4)
 
 
@@ -109,7 +109,7 @@ def test_a_network_that_is_used_by_others_needs_room_for_all_of_its_weights() ->
     network = make_network("gpt2").eval()
     asked: list[int] = []
     speed_up(network, has_room=lambda num_bytes: bool(asked.append(num_bytes)))
-    assert asked == [sum(place.layer.weight.nbytes for place in linear._places(network))]
+    assert asked == [sum(place.weight_bytes for place in linear._places(network))]
 
 
 def test_without_room_for_its_copy_the_tied_output_layer_stays() -> None:

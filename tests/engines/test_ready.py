@@ -10,7 +10,7 @@ import torch
 
 from batchgen.engines import make_engine, make_scoring_engine, ready
 from batchgen.engines.continuous.engine import ContinuousEngine
-from batchgen.engines.continuous.linear import PACKED, PLAIN, kernels_of
+from batchgen.engines.continuous.linear import FUSED, PACKED, PLAIN, kernels_of
 from batchgen.engines.continuous.row_counts import FixedRows
 from batchgen.engines.continuous.same_bits import ByElement
 from batchgen.engines.ready import refuse_other_engine, why_different
@@ -47,7 +47,7 @@ def fresh() -> Callable[[], Model]:
 
 def test_what_is_chosen_says_all_that_decides_how_numbers_round(bundled: Model) -> None:
     threads = torch.get_num_threads()
-    begun = EngineChoice("continuous", PACKED, "slots", 128, threads, bits=BATCH_INVARIANT, processor=cpu_name())
+    begun = EngineChoice("continuous", FUSED, "slots", 128, threads, bits=BATCH_INVARIANT, processor=cpu_name())
     assert chosen(bundled) == begun
     assert chosen(bundled, EngineOptions(exact=False)) == replace(
         begun, bits="may depend on the batch: exactness is off"
@@ -156,10 +156,10 @@ def test_another_engine_is_refused_in_16_bits_only(bundled: Model) -> None:
 
 
 def test_what_cannot_stay_is_said_in_one_line(bundled: Model) -> None:
-    begun = EngineChoice("continuous", PACKED, "slots", 128, 2)
+    begun = EngineChoice("continuous", FUSED, "slots", 128, 2)
     now = EngineChoice("continuous", PLAIN, "slots", 128, 1)
     line = why_different(begun, now, "bfloat16", is_exact=False)
-    changed = "kernels packed, now plain; threads 2, now 1"
+    changed = "kernels fused, now plain; threads 2, now 1"
     assert line == f"the run was started with {changed}: in bfloat16 the remaining rows may differ"
     assert why_different(begun, begun, "bfloat16", is_exact=False) is None
     assert why_different(begun, replace(begun, rows=7, share_prefixes=False), "bfloat16", is_exact=False) is None
@@ -171,7 +171,7 @@ def test_what_cannot_stay_is_said_in_one_line(bundled: Model) -> None:
 
 
 def test_a_choice_comes_back_from_json_and_nothing_else_does() -> None:
-    choice = EngineChoice("continuous", PACKED, "slots", 128, None)
+    choice = EngineChoice("continuous", FUSED, "slots", 128, None)
     assert EngineChoice.from_dict(choice.to_dict()) == choice
     for other in (None, {}, [], "continuous", {**choice.to_dict(), "more": 1}, {"engine": "continuous"}):
         assert EngineChoice.from_dict(other) is None

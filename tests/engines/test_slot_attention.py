@@ -103,13 +103,18 @@ def step(rows: list[list[torch.Tensor]], shuffled: int = 0, shared: int = 0, ext
             pages.append((row, start, keys, values, mask))
     places = torch.randperm(len(pages), generator=torch.Generator().manual_seed(shuffled)).tolist()
     lying = [pages[place] for place in places]
-    order = sorted(range(len(pages)), key=lambda place: lying[place][:2])
+    order, first = [], []
+    for row in range(len(rows)):
+        first.append(len(order))
+        order += [len(pages) + row * shared // PAGE + page for page in range(shared // PAGE)]
+        order += sorted((i for i, page in enumerate(lying) if page[0] == row), key=lambda place: lying[place][1])
     own = Pages(
         torch.stack([page[2] for page in lying]),
         torch.stack([page[3] for page in lying]),
         torch.tensor([page[0] for page in lying]),
         torch.stack([page[4] for page in lying]),
         torch.tensor(order),
+        torch.tensor(first),
     )
     prefix = [x[:, :shared] for x in rows[0][1:]]
     prefixes = [PrefixPages(prefix[0], prefix[1], torch.arange(len(rows)))] if shared else []

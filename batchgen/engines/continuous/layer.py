@@ -98,8 +98,9 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
             self.lazy_initialization(key_states, value_states)
         view = self.pool.view
         if isinstance(view, StepView):
-            self.keys[view.page, :, view.column] = key_states[:, :, 0]  # [B, Hkv, D]
-            self.values[view.page, :, view.column] = value_states[:, :, 0]
+            rows = len(view.page)  # a step may be filled up with more
+            self.keys[view.page, :, view.column] = key_states[:rows, :, 0]  # [B, Hkv, D]
+            self.values[view.page, :, view.column] = value_states[:rows, :, 0]
             return self, self
         assert view is not None
         if view.computes:
@@ -126,13 +127,14 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         assert view is not None
         if isinstance(view, PrefillView):
             return self._attend_prompts(query * scaling, view, extras, of)
-        rows, heads, _, size = query.shape
-        used = len(view.row_of_page)
+        filled, heads, _, size = query.shape
+        rows, used = len(view.page), len(view.row_of_page)
         keys, values = of(self.keys[:used], self.values[:used])
-        own = Pages(keys, values, view.row_of_page, view.mask, view.order)
+        own = Pages(keys, values, view.row_of_page, view.mask, view.order, view.first)
         prefixes = [self._seen(shared, of) for shared in view.prefixes]
-        query = (query * scaling).reshape(rows, self.keys.shape[1], -1, size)  # [B, Hkv, G, D]
-        return attend(query, own, prefixes, extras).reshape(rows, 1, heads, -1).to(query.dtype)
+        query = query[:rows].reshape(rows, self.keys.shape[1], -1, size)  # [B, Hkv, G, D]
+        found = attend(query, own, prefixes, extras, scaling).reshape(rows, 1, heads, -1).to(query.dtype)
+        return found if filled == rows else torch.cat([found, found[-1:].expand(filled - rows, -1, -1, -1)])
 
     def _attend_prompts(
         self, query: torch.Tensor, view: PrefillView, extras: Extras, of: KeysAndValues
@@ -156,7 +158,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
     def _seen(self, shared: SharedPrefix, of: KeysAndValues) -> PrefixPages:
         keys, values = shared.prefix.keys[self.index], shared.prefix.values[self.index]  # [Hkv, P, D]
         keys, values = of(keys[:, shared.first :], values[:, shared.first :])
-        return PrefixPages(keys, values, shared.rows, shared.mask)
+        return PrefixPages(keys, values, shared.index, shared.mask)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0

@@ -19,10 +19,13 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.pytorch_utils import Conv1D
 
 from batchgen.engines.continuous.packing import HiddenWeight, PackedLinear, can_pack
+from batchgen.engines.fused.block import Block
+from batchgen.engines.fused.product import Product, is_linear
 from batchgen.engines.int8.network import is_quantized
 from batchgen.engines.int8.support import INT8
 
-PACKED, PARTLY, PLAIN = "packed", "packed, except weights shared with the embedding", "plain"
+PLAIN, PACKED, PARTLY = "plain", "packed", "packed, except weights shared with the embedding"
+FUSED, FUSED_PARTLY = "fused", "fused, except weights shared with the embedding"  # packed, in layers of `fused`
 
 Layer: TypeAlias = nn.Linear | Conv1D
 
@@ -30,12 +33,13 @@ Layer: TypeAlias = nn.Linear | Conv1D
 class UnpackedLinear(nn.Module):
     """A loaded layer whose own weight was let go: each product gets it back, bit for bit, from the packed layer.
 
-    The operation is the loaded one, `F.linear` or that of GPT-2's `Conv1D`.
+    The operation is the loaded one, `F.linear` or that of GPT-2's `Conv1D`. Its outputs are some `rows` of the packed.
     """
 
-    def __init__(self, packed: PackedLinear, *, is_conv1d: bool) -> None:
+    def __init__(self, packed: PackedLinear, rows: slice, *, is_conv1d: bool) -> None:
         super().__init__()
         self.packed = packed
+        self.rows = rows
         self.is_conv1d = is_conv1d
         self.in_features, self.out_features = packed.in_features, packed.out_features
 
@@ -43,15 +47,18 @@ class UnpackedLinear(nn.Module):
 
     @property
     def weight(self) -> HiddenWeight:
-        return self.packed.weight
+        return HiddenWeight(self.packed.weight.dtype, self._as_loaded)
+
+    def _as_loaded(self) -> torch.Tensor:
+        return self.packed.weight.as_loaded()[self.rows]
 
     @property
     def bias(self) -> torch.Tensor | None:
         return self.packed.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight = self.packed.weight_packed.to_dense()  # [O, I]
-        bias = self.packed.bias
+        weight = self._as_loaded()  # [O, I]
+        bias = None if self.packed.bias is None else self.packed.bias[self.rows]
         if not self.is_conv1d:
             return F.linear(x, weight, bias)
         columns = weight.T.contiguous()  # [I, O], as it was loaded
@@ -60,13 +67,17 @@ class UnpackedLinear(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a layer is: its path in the network, and its parent there."""
+    """A parent's child, and the linear layers that it consists of."""
 
-    path: str
     parent: nn.Module
     name: str
-    layer: Layer
+    layers: list[Layer]
     is_shared: bool  # its weight is the embedding's too
+    follow: str = ""
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(layer.weight.nbytes for layer in self.layers)
 
 
 def speed_up(
@@ -85,17 +96,18 @@ def speed_up(
     """
     _fuse_activations(network)
     places = list(_places(network))
-    copied = sum(place.layer.weight.nbytes for place in places if loaded is None or place.is_shared)
-    dtypes = {(place.layer.weight.device, place.layer.weight.dtype) for place in places}
+    copied = sum(place.weight_bytes for place in places if loaded is None or place.is_shared)
+    dtypes = {(layer.weight.device, layer.weight.dtype) for place in places for layer in place.layers}
     if kernels == PLAIN or not places or not all(can_pack(*kind) for kind in dtypes):
         return False
     has_all = has_room(copied)
     if not has_all and loaded is None:
         return False
-    if kernels == PARTLY or not has_all:
+    if kernels in (PARTLY, FUSED_PARTLY) or not has_all:
         places = [place for place in places if not place.is_shared]
+    homes = _homes(loaded) if loaded is not None else {}
     while places:  # whose weights are let go one by one
-        _pack(places.pop(), loaded)
+        _pack(places.pop(), homes)
     _fuse_gelu(network)
     return True
 
@@ -107,16 +119,40 @@ def kernels_of(network: nn.Module) -> str:
     kinds = Counter(type(module) for module in network.modules())
     if not kinds[PackedLinear]:
         return PLAIN
-    return PARTLY if kinds[nn.Linear] or kinds[Conv1D] else PACKED
+    whole, partly = (FUSED, FUSED_PARTLY) if kinds[Block] else (PACKED, PARTLY)
+    return partly if kinds[nn.Linear] or kinds[Conv1D] else whole
 
 
-def _pack(place: _Place, loaded: nn.Module | None) -> None:
-    packed = PackedLinear(weight_of(place.layer), place.layer.bias)
+def _pack(place: _Place, homes: dict[int, tuple[nn.Module, str]]) -> None:
+    """Packs what is at a place; those layers of the loaded network that have its weights get them back from there."""
+    weights = [weight_of(layer) for layer in place.layers]
+    packed = PackedLinear(weights[0] if len(weights) == 1 else torch.cat(weights), _bias_of(place.layers), place.follow)
     setattr(place.parent, place.name, packed)
-    if loaded is not None and not place.is_shared:
-        parent, _, name = place.path.rpartition(".")
-        again = UnpackedLinear(packed, is_conv1d=isinstance(place.layer, Conv1D))
-        setattr(loaded.get_submodule(parent), name, again)
+    first = 0
+    for layer in place.layers if not place.is_shared else ():
+        rows = slice(first, first + len(weight_of(layer)))
+        first = rows.stop
+        if id(layer.weight) in homes:
+            parent, name = homes[id(layer.weight)]
+            setattr(parent, name, UnpackedLinear(packed, rows, is_conv1d=isinstance(layer, Conv1D)))
+
+
+def _bias_of(layers: list[Layer]) -> torch.Tensor | None:
+    """The bias `[O]` of layers side by side."""
+    if all(layer.bias is None for layer in layers):
+        return None
+    none = (torch.zeros_like(weight_of(layer)[:, 0]) for layer in layers)
+    return torch.cat([zeros if layer.bias is None else layer.bias for layer, zeros in zip(layers, none, strict=True)])
+
+
+def _homes(network: nn.Module) -> dict[int, tuple[nn.Module, str]]:
+    """Where in a network each weight is, by its identity."""
+    return {
+        id(layer.weight): (parent, name)
+        for parent in network.modules()
+        for name, layer in parent.named_children()
+        if is_linear(layer)
+    }
 
 
 def weight_of(layer: Layer) -> torch.Tensor:
@@ -126,11 +162,14 @@ def weight_of(layer: Layer) -> torch.Tensor:
 
 def _places(network: nn.Module) -> Iterator[_Place]:
     users = Counter(id(parameter) for module in network.modules() for parameter in module.parameters(recurse=False))
-    for path, parent in list(network.named_modules()):
-        for name, layer in list(parent.named_children()):
-            if type(layer) in (nn.Linear, Conv1D):
-                whole = f"{path}.{name}" if path else name
-                yield _Place(whole, parent, name, layer, is_shared=users[id(layer.weight)] > 1)
+    products = [module for module in network.modules() if isinstance(module, Product)]
+    inside = {id(module) for product in products for module in product.modules()}
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Product):
+                yield _Place(parent, name, list(child.layers), is_shared=False, follow=child.follow)
+            elif is_linear(child) and id(parent) not in inside:
+                yield _Place(parent, name, [child], is_shared=users[id(child.weight)] > 1)
 
 
 def _fuse_activations(network: nn.Module) -> None:
@@ -145,5 +184,5 @@ def _fuse_gelu(network: nn.Module) -> None:
     """Lets packed inner layers of GPT-2 apply the gelu behind them: one pass over memory, and one rounding, fewer."""
     for module in network.modules():
         if type(module) is GPT2MLP and type(module.c_fc) is PackedLinear and type(module.act) is nn.GELU:
-            module.c_fc.has_gelu = True
+            module.c_fc.follow = "gelu tanh"
             module.act = nn.Identity()

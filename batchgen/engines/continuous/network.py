@@ -14,9 +14,11 @@ from torch import nn
 
 from batchgen.engines.continuous.latents import keep_latents
 from batchgen.engines.continuous.layer import ATTENTION
-from batchgen.engines.continuous.linear import PLAIN, kernels_of, speed_up
+from batchgen.engines.continuous.linear import FUSED, FUSED_PARTLY, PLAIN, kernels_of, speed_up
+from batchgen.engines.continuous.packing import can_pack
 from batchgen.engines.continuous.requirements import why_no_slots
 from batchgen.engines.continuous.same_bits import fix_bits
+from batchgen.engines.fused.recognize import fuse_layers
 from batchgen.engines.int8.calibrate import loud_columns
 from batchgen.engines.int8.network import quantize
 from batchgen.engines.int8.support import INT8
@@ -72,6 +74,8 @@ def _make(model: Model, is_owned: bool, has_room: Callable[[int], bool], kind: K
         return reason
     attends = any(rule.attends for rule in layer_rules(model.checkpoint.config))
     own = model.on_same_weights(ATTENTION if attends else None)
+    if kernels in (None, FUSED, FUSED_PARTLY) and can_pack(model.device, model.dtype):
+        fuse_layers(own)
     _see_last_column_only(own.network, model.checkpoint.config.get_text_config().num_hidden_layers)
     keep_latents(own.network, is_exact=is_exact)
     loaded = model.network if is_owned else None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from batchgen.model.private import pack_weight, packed_linear
+from batchgen.model.private import pack_weight, packed_linear, packed_linear_plus
 
 PACKED_ROWS = 64  # that a packed layer is laid out for: those of a decode step in full swing
 
@@ -42,25 +42,29 @@ def _tensor(value: Any) -> Any:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer `[…, I]` -> `[…, O]` whose weights lie as oneDNN wants them; `has_gelu` applies its tanh form."""
+    """A linear layer `[…, I]` -> `[…, O]` whose weights lie as oneDNN wants them, and what follows in the same pass.
 
-    has_gelu = False
+    That is an activation and its form, "gelu tanh", or "add" of another tensor.
+    """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, follow: str = "") -> None:
         """weight `[O, I]`, bias `[O]`."""
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.weight_packed = pack_weight(weight.detach().contiguous(), PACKED_ROWS)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self.follow = follow
 
     @property
     def weight(self) -> HiddenWeight:
         """For a parent that reads its layer's weight."""
         return HiddenWeight(self.weight_packed.dtype, self.weight_packed.to_dense)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        activation, form = ("gelu", "tanh") if self.has_gelu else ("none", "")
-        return packed_linear(x, self.weight_packed, self.bias, activation, form)
+    def forward(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
+        if other is not None:
+            return packed_linear_plus(x, other, self.weight_packed, self.bias)
+        activation, _, form = self.follow.partition(" ")
+        return packed_linear(x, self.weight_packed, self.bias, activation or "none", form)
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:

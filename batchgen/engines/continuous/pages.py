@@ -11,6 +11,7 @@ from collections.abc import Sequence as Rows
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +19,7 @@ import torch
 from batchgen.engines.continuous.blocks import touch_block
 from batchgen.engines.continuous.memory import PAGE
 from batchgen.engines.continuous.prompt_attention import RowLayout
-from batchgen.engines.continuous.slots import PrefillView, Prefix, Slot, StepView, by_prefix
+from batchgen.engines.continuous.slots import PrefillView, Prefix, SharedPrefix, Slot, StepView, by_prefix
 from batchgen.machine.process import untouched_memory_is_free
 
 if TYPE_CHECKING:
@@ -144,17 +145,29 @@ class PagePool:
         for row, its in enumerate(held):
             for owned in its.pages:
                 row_of_page[owned] = row
+        prefixes = by_prefix(slots, self.rule, self.device)
+        read = self._read_pages(held, prefixes)
         parts = (
             [its.pages[-1] for its in held],
             [(slot.num_columns - 1) % PAGE for slot in slots],
             row_of_page,
-            [owned for its in held for owned in its.pages],
+            [page for its in read for page in its],
+            [0, *accumulate(len(its) for its in read[:-1])],
         )
         sent = self._index([number for part in parts for number in part])  # all at once, which a device is slow at
-        page, column, rows, order = sent.split([len(part) for part in parts])  # type: ignore[no-untyped-call]
+        page, column, rows, order, first = sent.split([len(part) for part in parts])  # type: ignore[no-untyped-call]
         self.mask[page, column] = 0
-        prefixes = by_prefix(slots, self.rule, self.device)
-        self.view = StepView(page, column, rows, order, self.mask[: self.num_used], prefixes)
+        self.view = StepView(page, column, rows, order, first, self.mask[: self.num_used], prefixes)
+
+    def _read_pages(self, held: list[Held], prefixes: list[SharedPrefix]) -> list[list[int]]:
+        """The pages that each row reads, in the order of its columns; a prefix's are numbered as `StepView` says."""
+        before: list[list[int]] = [[] for _ in held]
+        end = self.num_used
+        for shared in prefixes:
+            for row in shared.rows:
+                before[row] = list(range(end, end + shared.num_pages))
+                end += shared.num_pages
+        return [pages + its.pages for pages, its in zip(before, held, strict=True)]
 
     def undo_step(self, slot: Slot) -> None:
         """Takes back the column that `begin_step` gave this slot, which has it no more."""

@@ -92,4 +92,4 @@ class FixedProducts(TorchFunctionMode):
         if key not in self._counts:
             self._counts[key] = kept_counts(product, kind, inputs, outputs, weight.dtype)
         counts = self._counts[key]
-        return product(x) if counts is None or not x.numel() else in_pieces(product, x, counts)
+        return product(x) if counts is None or not x.numel() else in_pieces(product, counts, x)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import pad
 
 from batchgen.machine.kept import keep, read_kept
 from batchgen.machine.limits import cpu_name
@@ -69,24 +70,25 @@ class FixedRows(nn.Module):
         """For a parent that reads its layer's weight (Mamba)."""
         return self.layer.weight
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return in_pieces(self.layer, x, self.counts)
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """Inputs `[…, I]`, and `[…, O]` where the layer adds another tensor."""
+        return in_pieces(self.layer, self.counts, *inputs)
 
 
-def in_pieces(product: Product, x: torch.Tensor, counts: RowCounts) -> torch.Tensor:
+def in_pieces(product: Callable[..., torch.Tensor], counts: RowCounts, *inputs: torch.Tensor) -> torch.Tensor:
     """The products of rows `[…, I]` with a weight, `[…, O]`, in the numbers of rows that `counts` allows."""
-    rows = x.reshape(-1, x.shape[-1])  # [N, I]
-    parts = [_filled(product, rows[start:stop], size) for start, stop, size in counts.pieces(len(rows))]
+    rows = [x.reshape(-1, x.shape[-1]) for x in inputs]  # [N, I]
+    pieces = counts.pieces(len(rows[0]))
+    parts = [_filled(product, [its[start:stop] for its in rows], size) for start, stop, size in pieces]
     found = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return found.view(*x.shape[:-1], -1)
+    return found.view(*inputs[0].shape[:-1], -1)
 
 
-def _filled(product: Product, rows: torch.Tensor, size: int) -> torch.Tensor:
-    if size == len(rows):
-        return product(rows)
-    filled = rows.new_zeros(size, rows.shape[1])
-    filled[: len(rows)] = rows
-    return product(filled)[: len(rows)]
+def _filled(product: Callable[..., torch.Tensor], rows: list[torch.Tensor], size: int) -> torch.Tensor:
+    num_rows = len(rows[0])
+    if size == num_rows:
+        return product(*rows)
+    return product(*(pad(its, (0, 0, 0, size - num_rows)) for its in rows))[:num_rows]
 
 
 def kept_counts(product: Product, kind: str, inputs: int, outputs: int, dtype: torch.dtype) -> RowCounts | None:

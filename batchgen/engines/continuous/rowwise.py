@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 
@@ -17,6 +18,7 @@ GRAIN, GELU_GRAIN = 32768, 0x6000  # elements that torch leaves to one thread; o
 SMALL = 4096  # multiplications; torch gives so small 16-bit products to another kernel
 
 
+@lru_cache(4096)
 def whole_size(num_elements: int, element_bytes: int, num_threads: int) -> int:
     """The least number of elements, `num_elements` or more, that torch splits among its threads at whole vectors.
 
@@ -46,9 +48,9 @@ def by_element(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor
     return function(padded)[: x.numel()].view(x.shape)
 
 
-def exp_(x: torch.Tensor) -> torch.Tensor:
-    """exp as a power of two, in place: torch's exp is MKL's, which takes eight times as long to reach 0."""
-    return by_element(torch.exp2_, x.mul_(LOG2_E))
+def exp_(x: torch.Tensor, scaling: float = 1.0) -> torch.Tensor:
+    """exp(x * scaling), in place, as a power of two: torch's exp is MKL's, eight times as slow where it reaches 0."""
+    return by_element(torch.exp2_, x.mul_(scaling * LOG2_E))
 
 
 def bmm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

@@ -10,8 +10,9 @@ from transformers.pytorch_utils import Conv1D
 
 from batchgen.engines.continuous.packing import PackedLinear
 from batchgen.engines.continuous.raw_products import fix_raw_products
-from batchgen.engines.continuous.row_counts import FixedRows, RowCounts, kept_counts
+from batchgen.engines.continuous.row_counts import FixedRows, Product, RowCounts, kept_counts
 from batchgen.engines.continuous.rowwise import by_element
+from batchgen.engines.fused.product import ADD
 
 ACTIVATIONS = ("torch.nn.modules.activation", "transformers.activations")
 
@@ -61,9 +62,17 @@ def _children(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
 
 def _counts_of(layer: nn.Module) -> RowCounts | None:
     inputs, outputs, dtype = _shape(layer)
-    kind = f"{type(layer).__name__}{' gelu' if getattr(layer, 'has_gelu', False) else ''}"
+    kind = f"{type(layer).__name__} {getattr(layer, 'follow', '')}".rstrip()
     bias = "" if getattr(layer, "bias", None) is None else " bias"
-    return kept_counts(layer, kind + bias, inputs, outputs, dtype)
+    return kept_counts(_of_rows_alone(layer), kind + bias, inputs, outputs, dtype)
+
+
+def _of_rows_alone(layer: nn.Module) -> Product:
+    """A layer as a function of its rows, also where it adds another tensor to them."""
+    if getattr(layer, "follow", "") != ADD:
+        return layer
+    outputs = _shape(layer)[1]
+    return lambda rows: layer(rows, rows[:, :1].expand(-1, outputs).contiguous())
 
 
 def _shape(layer: nn.Module) -> tuple[int, int, torch.dtype]:

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch.nn.functional import embedding_bag
 
 from batchgen.engines.continuous.memory import PAGE
 from batchgen.engines.continuous.rowwise import bmm, exp_
@@ -44,8 +45,8 @@ def extras_of(kwargs: Mapping[str, Any]) -> Extras:
 class Pages:
     """The pages of all rows: keys and values `[U, Hkv, PAGE, D]`, as they lie.
 
-    row_of_page `[U]`; mask `[U, PAGE]` is added to the scores; order `[N]` are the pages that rows have, each row's in
-    the order of its columns.
+    row_of_page `[U]`; mask `[U, PAGE]` is added to the scores; order `[N]` are the pages that rows read, each row's in
+    the order of its columns, from first `[B]` on. Pages of prefixes count behind these U, row by row.
     """
 
     keys: torch.Tensor
@@ -53,6 +54,7 @@ class Pages:
     row_of_page: torch.Tensor
     mask: torch.Tensor
     order: torch.Tensor
+    first: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,42 +72,62 @@ class PrefixPages:
 
 
 def attend(
-    query: torch.Tensor, own: Pages, prefixes: list[PrefixPages] | None = None, extras: Extras = PLAIN
+    query: torch.Tensor,
+    own: Pages,
+    prefixes: list[PrefixPages] | None = None,
+    extras: Extras = PLAIN,
+    scaling: float = 1.0,
 ) -> torch.Tensor:
-    """Attention of one scaled query a row, `[B, Hkv, G, D]`, to its prefix and its own pages: `[B, Hkv, G, Dv]`."""
+    """Attention of one query a row, `[B, Hkv, G, D]`, to its prefix and its own pages: `[B, Hkv, G, Dv]`.
+
+    Scores are scaled with their exponent, where nothing else is done to them.
+    """
     prefixes = prefixes or []
+    if extras is not PLAIN:
+        query, scaling = query * scaling, 1.0
     scores = _scores_of_pages(query, own, extras)  # [U, Hkv, G, PAGE]
     shared = [_scores_of_prefix(query, prefix, extras) for prefix in prefixes]  # [R, Hkv, G, P]
     sinks = None if extras.sinks is None else extras.sinks.float().view(1, *query.shape[1:3], 1)
     peak = _peaks(query, own, scores, prefixes, shared, sinks)  # [B, Hkv, G, 1]
-    total = torch.zeros_like(peak) if sinks is None else exp_(sinks - peak)
-    sums = peak.new_zeros(*query.shape[:3], own.values.shape[-1])  # [B, Hkv, G, Dv]
+    parts = [_parts_of_pages(exp_(scores.sub_(peak.index_select(0, own.row_of_page)), scaling), own)]
     for prefix, its in zip(prefixes, shared, strict=True):
-        weights = exp_(its.sub_(peak[prefix.rows]))
-        for page in prefix.pages:
-            total[prefix.rows] += weights[..., page].sum(-1, keepdim=True)
-            sums[prefix.rows] += _by_row(weights[..., page].to(query.dtype), prefix.values[:, page])
-    weights = exp_(scores.sub_(peak[own.row_of_page]))
-    totals = weights.sum(-1, keepdim=True)  # [U, Hkv, G, 1]
-    parts = bmm(weights.to(query.dtype).flatten(0, 1), own.values.flatten(0, 1)).view(*scores.shape[:3], -1)
-    rows = own.row_of_page[own.order]  # [N]
-    total.index_add_(0, rows, totals[own.order])
-    return sums.index_add_(0, rows, parts[own.order].float()).div_(total)
+        parts.append(_parts_of_prefix(exp_(its.sub_(peak.index_select(0, prefix.rows)), scaling), prefix))
+    # Page by page in the order that says: its sums of rows begin with their first column.
+    table = torch.cat(parts) if prefixes else parts[0]  # [U + …, Hkv, G, Dv + 1]
+    sums = embedding_bag(own.order, table.flatten(1), own.first, mode="sum").view(len(query), *table.shape[1:])
+    total = sums[..., -1:]
+    return sums[..., :-1] / (total if sinks is None else total + exp_(sinks - peak))
 
 
 def _scores_of_pages(query: torch.Tensor, own: Pages, extras: Extras) -> torch.Tensor:
     """One product over all pages of all rows, float32."""
-    queries = query[own.row_of_page].flatten(0, 1)  # [U * Hkv, G, D]
-    products = bmm(queries, own.keys.flatten(0, 1).mT)
-    scores = extras.bound(products.view(len(own.keys), *query.shape[1:3], -1).float())
-    return scores.add_(own.mask[:, None, None, :])
+    queries = query.index_select(0, own.row_of_page).flatten(0, 1)  # [U * Hkv, G, D]
+    products = bmm(queries, own.keys.flatten(0, 1).mT).view(len(own.keys), *query.shape[1:3], -1)
+    scores = products if extras.softcap is None else extras.bound(products.float())
+    return torch.add(scores, own.mask[:, None, None, :])
 
 
 def _scores_of_prefix(query: torch.Tensor, prefix: PrefixPages, extras: Extras) -> torch.Tensor:
-    queries = query[prefix.rows]  # [R, Hkv, G, D]
+    queries = query.index_select(0, prefix.rows)  # [R, Hkv, G, D]
     products = [_by_row(queries, prefix.keys[:, page].mT) for page in prefix.pages]
     scores = extras.bound(torch.cat(products, -1).float())  # [R, Hkv, G, P]
     return scores if prefix.mask is None else scores.add_(prefix.mask[:, None, None, :])
+
+
+def _parts_of_pages(weights: torch.Tensor, own: Pages) -> torch.Tensor:
+    """Weights `[U, Hkv, G, PAGE]` times the values of each page, and behind that their total: `[U, Hkv, G, Dv + 1]`."""
+    sums = bmm(weights.to(own.values.dtype).flatten(0, 1), own.values.flatten(0, 1))
+    return torch.cat([sums.view(*weights.shape[:3], -1), weights.sum(-1, keepdim=True)], -1)
+
+
+def _parts_of_prefix(weights: torch.Tensor, prefix: PrefixPages) -> torch.Tensor:
+    """The same of weights `[R, Hkv, G, P]`, of each row each page: `[R * P / PAGE, Hkv, G, Dv + 1]`."""
+    parts = []
+    for page in prefix.pages:
+        its = weights[..., page]
+        sums = _by_row(its.to(prefix.values.dtype), prefix.values[:, page])
+        parts.append(torch.cat([sums, its.sum(-1, keepdim=True)], -1))
+    return torch.stack(parts, 1).flatten(0, 1)
 
 
 def _peaks(

@@ -55,29 +55,36 @@ class PrefillView:
 class StepView:
     """A forward of one token per row: where it goes, and which row each page belongs to.
 
-    `order` are the pages in use, each row's in the order of its columns.
+    `order` are the pages that rows read, each row's in the order of its columns, from `first` on. Numbers from U on
+    are pages of prefixes: those of the first one for each of its rows, then the next one's.
     """
 
     page: torch.Tensor  # [B]
     column: torch.Tensor  # [B]
     row_of_page: torch.Tensor  # [U]
     order: torch.Tensor  # [N]
+    first: torch.Tensor  # [B]
     mask: torch.Tensor  # [U, PAGE]
     prefixes: list[SharedPrefix]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SharedPrefix:
-    """A prefix that a step's rows `[R]` read together, from column `first` on, where a page begins.
+    """A prefix that a step's `rows` read together, from column `first` on, where a page begins; `index` `[R]` are they.
 
     mask `[R, P - first]` is added to the scores: 0, or the least float32 where a window has left a column behind; None
     where each row sees all.
     """
 
     prefix: Prefix
-    rows: torch.Tensor
+    rows: list[int]
+    index: torch.Tensor
     first: int = 0
     mask: torch.Tensor | None = None
+
+    @property
+    def num_pages(self) -> int:
+        return -(-(self.prefix.num_tokens - self.first) // PAGE)
 
 
 def by_prefix(slots: Rows[Slot], rule: LayerRule, device: torch.device) -> list[SharedPrefix]:
@@ -87,7 +94,7 @@ def by_prefix(slots: Rows[Slot], rule: LayerRule, device: torch.device) -> list[
         if slot.prefix:
             rows.setdefault(slot.prefix, []).append(row)
     if rule.reach is None:
-        return [SharedPrefix(prefix, torch.tensor(its, device=device)) for prefix, its in rows.items()]
+        return [SharedPrefix(prefix, its, torch.tensor(its, device=device)) for prefix, its in rows.items()]
     shared = []
     for prefix, its in rows.items():
         firsts = [rule.first_seen(slots[row].num_tokens - 1) for row in its]
@@ -99,11 +106,12 @@ def by_prefix(slots: Rows[Slot], rule: LayerRule, device: torch.device) -> list[
 
 def _windowed(prefix: Prefix, seeing: list[tuple[int, int]], device: torch.device) -> SharedPrefix:
     """The rows that see something of a prefix, each with the first column that it sees."""
-    rows = torch.tensor([row for row, _ in seeing], device=device)
+    rows = [row for row, _ in seeing]
+    index = torch.tensor(rows, device=device)
     firsts = [first for _, first in seeing]
     start = min(firsts) // PAGE * PAGE
     if max(firsts) == start:
-        return SharedPrefix(prefix, rows, start)
+        return SharedPrefix(prefix, rows, index, start)
     columns = torch.arange(start, prefix.num_tokens, device=device)
     hidden = columns < torch.tensor(firsts, device=device)[:, None]  # [R, P - first]
-    return SharedPrefix(prefix, rows, start, hidden * torch.finfo(torch.float32).min)
+    return SharedPrefix(prefix, rows, index, start, hidden * torch.finfo(torch.float32).min)

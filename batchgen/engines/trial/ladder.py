@@ -72,9 +72,10 @@ def kept_bits(model: Tried) -> str | None:
 
 def kept_slots(model: Tried) -> bool | None:
     """Whether slots were right in an earlier trial, with any kernels; None where there was none."""
-    from batchgen.engines.continuous.linear import PACKED, PARTLY, PLAIN
+    from batchgen.engines.continuous.linear import FUSED, FUSED_PARTLY, PACKED, PARTLY, PLAIN
 
-    verdicts = {read_verdict(model, f"continuous, {kernels}") for kernels in (PACKED, PARTLY, PLAIN)}
+    kinds = (FUSED, FUSED_PARTLY, PACKED, PARTLY, PLAIN)
+    verdicts = {read_verdict(model, f"continuous, {kernels}") for kernels in kinds}
     return RIGHT in verdicts if verdicts & {RIGHT, WRONG} else None
 
 

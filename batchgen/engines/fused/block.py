@@ -1,0 +1,113 @@
+"""A decoder layer as few operations: norm, one product for query, key and value, attention, norm, MLP.
+
+Knows the cache that the slots keep, and no family.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+
+from batchgen.engines.continuous.slot_attention import Extras
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionPlan:
+    """How a layer attends: the number of its cache, heads of queries and of keys, scaling and extras."""
+
+    index: int
+    queries: int
+    keys: int
+    scaling: float
+    extras: Extras
+
+
+class Rotary:
+    """Cosines and sines of the forward in hand, as a block multiplies with them; one for all blocks of a network."""
+
+    def __init__(self) -> None:
+        self._given: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._made: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def tables(self, given: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """`[B, T, 1, D]` of `[B, T, D]`; the sines of a rotated half with its sign."""
+        if self._made is None or self._given is None or self._given[0] is not given[0]:
+            cosines, sines = given
+            half = sines.shape[-1] // 2
+            signed = torch.cat([-sines[..., :half], sines[..., half:]], -1)
+            self._given, self._made = given, (cosines[:, :, None], signed[:, :, None])
+        return self._made
+
+
+class Block(nn.Module):
+    """A decoder layer. Parts that a layer does not have are None."""
+
+    sees_last_only = False  # the last one: only the last column goes on to the MLP
+
+    def __init__(self, heads: AttentionPlan, rotary: Rotary | None) -> None:
+        super().__init__()
+        self.heads = heads
+        self.rotary = rotary
+        self.norm: nn.Module
+        self.mixed: nn.Module  # queries, keys and values side by side
+        self.norm_queries: nn.Module | None = None
+        self.norm_keys: nn.Module | None = None
+        self.out: nn.Module
+        self.norm_out: nn.Module | None = None
+        self.norm_inner: nn.Module
+        self.up: nn.Module  # with `gated`, a gate and what it lets through side by side
+        self.gated: nn.Module | None = None  # the gate's activation
+        self.down: nn.Module
+        self.norm_down: nn.Module | None = None
+        self.gives_tuple = False
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """hidden_states `[B, T, E]`, and what transformers hands to a layer; the cache and the positions are of use."""
+        cache = next(value for value in (*kwargs.values(), *args) if isinstance(value, Cache))
+        found = self._attend(self.norm(hidden_states), cache, kwargs.get("position_embeddings")).flatten(2)
+        columns = found.shape[1]
+        if self.sees_last_only:
+            found, hidden_states = found[:, -1:], hidden_states[:, -1:]
+        hidden = _added(self.out, found, self.norm_out, hidden_states)
+        inner = self.up(self.norm_inner(hidden))
+        if self.gated is not None:
+            gate, through = inner.chunk(2, -1)
+            inner = self.gated(gate).mul_(through)
+        hidden = _added(self.down, inner, self.norm_down, hidden)
+        hidden = hidden.expand(-1, columns, -1)  # of no use to the others
+        return (hidden,) if self.gives_tuple else hidden
+
+    def _attend(
+        self, x: torch.Tensor, cache: Cache, positions: tuple[torch.Tensor, torch.Tensor] | None
+    ) -> torch.Tensor:
+        """`[B, T, H, Dv]`."""
+        its = self.heads
+        mixed = self.mixed(x).unflatten(-1, (its.queries + 2 * its.keys, -1))  # [B, T, H + 2 Hkv, D]
+        turned, values = mixed[:, :, : -its.keys], mixed[:, :, -its.keys :]
+        if self.norm_queries is not None and self.norm_keys is not None:
+            normed = [self.norm_queries(turned[:, :, : its.queries]), self.norm_keys(turned[:, :, its.queries :])]
+            turned = torch.cat(normed, 2)
+        if self.rotary is not None and positions is not None:
+            cosines, sines = self.rotary.tables(positions)
+            turned = _turn(turned, cosines, sines)
+        query, keys = turned[:, :, : its.queries].transpose(1, 2), turned[:, :, its.queries :].transpose(1, 2)
+        layer, _ = cache.update(keys, values.transpose(1, 2), its.index)
+        return layer.attend(query, its.scaling, its.extras)  # type: ignore[no-any-return]
+
+
+def _turn(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+    """Heads `[B, T, N, D]` turned by their positions, in halves (arXiv:2104.09864).
+
+    Not by `addcmul`, which rounds by where in memory a number stands.
+    """
+    half = x.shape[-1] // 2
+    swapped = torch.cat([x[..., half:], x[..., :half]], -1)
+    return (x * cosines).add_(swapped.mul_(sines))
+
+
+def _added(product: nn.Module, x: torch.Tensor, norm: nn.Module | None, hidden: torch.Tensor) -> torch.Tensor:
+    return product(x, hidden) if norm is None else hidden + norm(product(x))  # type: ignore[no-any-return]

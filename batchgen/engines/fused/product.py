@@ -1,0 +1,48 @@
+"""Products of a decoder layer: linear layers side by side, and what is done to their sum while it is at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+# What a product may be followed by, as oneDNN names it: an activation, or another tensor of its shape.
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "swish": F.silu,
+    "gelu tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu none": F.gelu,
+    "relu": F.relu,
+}
+ADD = "add"
+
+
+class Product(nn.Module):
+    """Linear layers of one input side by side, `[…, I]` -> `[…, O]`; `follow` is an activation, or adds `other`.
+
+    Computed one by one here; `linear` packs them as one.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], follow: str = "") -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.follow = follow
+
+    def forward(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
+        made = torch.cat([layer(x) for layer in self.layers], -1)
+        if self.follow in ACTIVATIONS:
+            return ACTIVATIONS[self.follow](made)
+        return made if other is None else made + other
+
+
+def is_linear(module: nn.Module) -> bool:
+    return type(module) in (nn.Linear, Conv1D)
+
+
+def activation_name(module: nn.Module) -> str | None:
+    """Which of `ACTIVATIONS` a module computes."""
+    x = torch.linspace(-8, 8, 201)
+    made = module(x)
+    return next((name for name, function in ACTIVATIONS.items() if torch.allclose(function(x), made, atol=1e-5)), None)
