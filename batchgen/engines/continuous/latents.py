@@ -41,7 +41,7 @@ class HeadProduct:
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         flat = rows.flatten(1)  # [B, H * I]
-        found = in_pieces(self._product, flat, self._counts) if self._counts else self._product(flat)
+        found = in_pieces(self._product, self._counts, flat) if self._counts else self._product(flat)
         return found.view(*rows.shape[:2], -1)
 
     def _product(self, rows: torch.Tensor) -> torch.Tensor:

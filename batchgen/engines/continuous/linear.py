@@ -41,7 +41,7 @@ class UnpackedLinear(nn.Module):
         self.packed = packed
         self.rows = rows
         self.is_conv1d = is_conv1d
-        self.in_features, self.out_features = packed.in_features, packed.out_features
+        self.in_features, self.out_features = packed.in_features, rows.stop - rows.start
 
     # For a parent that reads its layer's weight and bias, as Mamba's does.
 
@@ -54,11 +54,10 @@ class UnpackedLinear(nn.Module):
 
     @property
     def bias(self) -> torch.Tensor | None:
-        return self.packed.bias
+        return None if self.packed.bias is None else self.packed.bias[self.rows]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight = self._as_loaded()  # [O, I]
-        bias = None if self.packed.bias is None else self.packed.bias[self.rows]
+        weight, bias = self._as_loaded(), self.bias  # [O, I], [O]
         if not self.is_conv1d:
             return F.linear(x, weight, bias)
         columns = weight.T.contiguous()  # [I, O], as it was loaded
