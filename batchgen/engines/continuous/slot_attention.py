@@ -78,7 +78,7 @@ def attend(
     extras: Extras = PLAIN,
     scaling: float = 1.0,
 ) -> torch.Tensor:
-    """Attention of one query a row, `[B, Hkv, G, D]`, to its prefix and its own pages: `[B, Hkv, G, Dv]`.
+    """Attention of one query per row, `[B, Hkv, G, D]`, to its prefix and its own pages: `[B, Hkv, G, Dv]`.
 
     Scores are scaled with their exponent, where nothing else is done to them.
     """
