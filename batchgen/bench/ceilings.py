@@ -69,9 +69,9 @@ def _integers(layer: nn.Linear) -> Form:
     """The product of 8-bit integers alone, without what makes them of floats."""
     import torch
 
-    from batchgen.engines.int8.linear import Int8Weight
+    from batchgen.engines.int8.linear import Int8Group, quantize_weight
 
-    weight = Int8Weight.of(layer.weight.detach(), None)
+    weight = Int8Group.of(*quantize_weight(layer.weight.detach()))
     return lambda x: weight.product(x.to(torch.uint8))
 
 

@@ -17,7 +17,7 @@ from batchgen.engines import make_engine
 from batchgen.engines.continuous.linear import kernels_of
 from batchgen.engines.int8 import support
 from batchgen.engines.int8.calibrate import loud_columns
-from batchgen.engines.int8.linear import ZERO_POINT, Int8Linear, quantize_rows, quantize_weight
+from batchgen.engines.int8.linear import ZERO_POINT, Int8Linear, Int8Weight, quantize_rows, quantize_weight
 from batchgen.engines.int8.network import quantize
 from batchgen.engines.int8.support import INT8, check_int8, why_no_int8
 from batchgen.engines.protocol import finish_all
@@ -51,9 +51,11 @@ def test_a_weight_is_off_by_half_a_step_at_most() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_row_is_off_by_half_a_step_at_most(dtype: torch.dtype) -> None:
     x = (torch.randn(50, 64) * torch.logspace(-3, 3, 50)[:, None]).to(dtype)
-    integers, scale = quantize_rows(x)
-    back = (integers.float() - ZERO_POINT) * scale
-    assert ((back - x.float()).abs() <= scale * 0.5001).all()
+    for groups in (1, 4):
+        integers, scale = quantize_rows(x, groups)  # [G, 50, 64 / G], [G, 50, 1]
+        back = (integers.float() - ZERO_POINT) * scale
+        wanted = x.float().view(50, groups, -1).transpose(0, 1)
+        assert ((back - wanted).abs() <= scale * 0.5001).all()
 
 
 def test_rows_and_weights_of_zeros_stay_zeros() -> None:
@@ -112,6 +114,22 @@ def test_columns_that_are_far_larger_than_the_others_cost_them_nothing() -> None
         coarse, fine = ((holder(x) - wanted).abs().mean() for holder in (plain, spared))
         assert fine < coarse / 20
         assert torch.equal(spared(x[-1:]), spared(x)[-1:])
+
+
+@needs_int8
+@torch.inference_mode()
+def test_layers_with_few_outputs_have_scales_for_groups_of_inputs() -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(768, 40), torch.randn(9, 768)
+    x[:, :384] *= 50
+    layer.weight[:, :384] /= 50
+    wide, narrow = Int8Weight.of(layer.weight.detach(), None), layer.weight.detach()
+    assert len(wide.groups) == 2
+    whole = quantize_weight(narrow)[0].float() @ (quantize_rows(x)[0][0].float() - ZERO_POINT).T
+    wanted = x @ narrow.T
+    coarse = whole.T * quantize_weight(narrow)[1] * quantize_rows(x)[1][0]
+    assert (wide.multiply(x) - wanted).abs().mean() < (coarse - wanted).abs().mean() / 3
+    assert torch.equal(wide.multiply(x[-1:]), wide.multiply(x)[-1:])
 
 
 @needs_int8

@@ -134,7 +134,7 @@ def test_layers_of_one_product_keep_the_scales_of_each(folder: Path, integers: T
     wanted = attention.q_proj(x), attention.v_proj(x)
     quantize(network)
     found = attention.q_proj(x), attention.v_proj(x)
-    assert torch.equal(attention.q_proj.product.weight.scale[48:], integers["scale"][:16].float().flatten())
+    assert torch.equal(attention.q_proj.product.weight.groups[0].scale[48:], integers["scale"][:16].float().flatten())
     assert all((one - other).abs().max() < 0.02 * other.abs().max() for one, other in zip(found, wanted, strict=True))
 
 

@@ -17,6 +17,8 @@ MOST = 127  # of a signed 8-bit integer that has its opposite
 ZERO_POINT = 128  # of inputs, which are unsigned
 PACKED_ROWS = 64  # that a packed weight is laid out for
 OUTPUTS_AT_ONCE = 1024  # of a weight that is quantised
+# Inputs that share a scale in layers with fewer outputs than inputs (docs/decisions.md).
+LARGEST_GROUP, SMALLEST_GROUP, STEP = 384, 128, 32
 LEAST_PEAK = 1e-30  # of a row or column of zeros, whose scale would be 0
 
 
@@ -41,12 +43,31 @@ def quantize_weight(
     return integers, scale
 
 
-def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`[N, I]` as unsigned integers around `ZERO_POINT`, with a scale `[N, 1]` for each row."""
-    peak = x.abs().amax(-1, keepdim=True).float().clamp_min_(LEAST_PEAK)
-    scaled = torch.mul(x, MOST / peak).add_(ZERO_POINT + 0.5)  # the conversion cuts off what is behind the point
+def quantize_rows(
+    x: torch.Tensor, num_groups: int = 1, loud: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`[N, I]` as unsigned integers around `ZERO_POINT`, `[G, N, I / G]`; a scale for each row of a group, `[G, N, 1]`.
+
+    What becomes of columns `loud` does not matter, since their weights are 0: they only have no say in the scales.
+    """
+    size = x.abs()
+    size = size if loud is None else size.index_fill_(1, loud, 0.0)
+    peak = size.view(len(x), num_groups, -1).amax(-1, keepdim=True).float().clamp_min_(LEAST_PEAK)  # [N, G, 1]
+    scaled = torch.mul(x.view(len(x), num_groups, -1), MOST / peak)  # [N, G, I / G]
+    scaled = scaled.add_(ZERO_POINT + 0.5)  # the conversion cuts off what is behind the point
     # By way of 16 bits, which takes half the time of torch's direct conversion.
-    return scaled.to(torch.int16).to(torch.uint8), peak.div_(MOST)
+    integers = scaled.to(torch.int16).transpose(0, 1).to(torch.uint8, memory_format=torch.contiguous_format)
+    return integers, peak.transpose(0, 1).div(MOST)
+
+
+def num_groups(num_outputs: int, num_inputs: int) -> int:
+    """How many groups of inputs have scales of their own: one, but in layers with few outputs, where adding is cheap.
+
+    >>> num_groups(576, 1536), num_groups(1536, 576), num_groups(2048, 8192)
+    (4, 1, 32)
+    """
+    sizes = range(LARGEST_GROUP, SMALLEST_GROUP - 1, -STEP) if num_inputs > num_outputs else ()
+    return next((num_inputs // size for size in sizes if num_inputs % size == 0), 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,22 +75,36 @@ class LoudColumns:
     """The few inputs of a layer that are far larger than the others, and their weights, which stay in float32."""
 
     places: torch.Tensor  # [K]
-    others: torch.Tensor  # [I], 1 for all inputs but these
     packed: torch.Tensor  # weights [O, K]
 
     @classmethod
     def of(cls, weight: torch.Tensor, places: torch.Tensor) -> LoudColumns:
-        others = torch.ones(weight.shape[1], dtype=weight.dtype).index_fill(0, places, 0.0)
-        return cls(places, others, pack_weight(weight[:, places].float().contiguous(), PACKED_ROWS))
+        return cls(places, pack_weight(weight[:, places].float().contiguous(), PACKED_ROWS))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Int8Weight:
-    """Weights `[O, I]` as oneDNN multiplies them, and a bias `[O]`, in float32."""
+class Int8Group:
+    """Weights `[O, I]` of some inputs, as oneDNN multiplies them."""
 
     packed: torch.Tensor
     scale: torch.Tensor  # [O], float32
     zeros: torch.Tensor  # [O]: weights have no zero point
+
+    @classmethod
+    def of(cls, integers: torch.Tensor, scale: torch.Tensor) -> Int8Group:
+        zeros = torch.zeros(len(scale), dtype=torch.int64)
+        return cls(pack_int8(integers.contiguous(), PACKED_ROWS), scale, zeros)
+
+    def product(self, integers: torch.Tensor) -> torch.Tensor:
+        """`[N, I]`, unsigned, times the weights and their scales: `[N, O]` in float32."""
+        return int8_linear(integers, ZERO_POINT, self.packed, self.scale, self.zeros, torch.float32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Int8Weight:
+    """Weights `[O, I]` in groups of inputs, and a bias `[O]` in float32."""
+
+    groups: tuple[Int8Group, ...]
     bias: torch.Tensor | None
     loud: LoudColumns | None = None
 
@@ -82,28 +117,33 @@ class Int8Weight:
         given: torch.Tensor | None = None,
     ) -> Int8Weight:
         """`places` are the inputs that stay in float32, `given` the scales of a weight that was stored in integers."""
-        integers, scale = quantize_weight(weight, places, given)
-        zeros = torch.zeros(len(scale), dtype=torch.int64)
+        number, spared = num_groups(*weight.shape), torch.ones(weight.shape[1], dtype=torch.bool)
         loud = None if places is None else LoudColumns.of(weight, places)
-        bias = None if bias is None else bias.detach().float()
-        return cls(pack_int8(integers, PACKED_ROWS), scale, zeros, bias, loud)
+        if places is not None:
+            spared[places] = False
+        groups = [
+            Int8Group.of(*quantize_weight(part, (~some).nonzero().flatten(), given))
+            for part, some in zip(weight.chunk(number, 1), spared.chunk(number), strict=True)
+        ]
+        return cls(tuple(groups), None if bias is None else bias.detach().float(), loud)
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         """`[N, I]` -> `[N, O]`, in the dtype of `x`."""
         if self.loud is None:
-            output = self._scaled(x)
+            output = self._products(x, None)
             return (output if self.bias is None else output.add_(self.bias)).to(x.dtype)
         output = packed_linear(x.index_select(1, self.loud.places).float(), self.loud.packed, self.bias)
-        return output.add_(self._scaled(x * self.loud.others)).to(x.dtype)
+        return self._products(x, output, self.loud.places).to(x.dtype)
 
-    def _scaled(self, x: torch.Tensor) -> torch.Tensor:
-        """`[N, O]` in float32, scaled apart from the sum: a fused operation may round by where a number stands."""
-        integers, scale = quantize_rows(x)
-        return self.product(integers).mul_(scale)
-
-    def product(self, integers: torch.Tensor) -> torch.Tensor:
-        """`[N, I]`, unsigned, times the weights and their scales: `[N, O]` in float32."""
-        return int8_linear(integers, ZERO_POINT, self.packed, self.scale, self.zeros, torch.float32)
+    def _products(self, x: torch.Tensor, output: torch.Tensor | None, loud: torch.Tensor | None = None) -> torch.Tensor:
+        """`[N, O]` in float32, added to `output`; scaled apart from the sum, since a fused operation may round by where
+        a number stands."""
+        integers, scales = quantize_rows(x, len(self.groups), loud)
+        for group, some, scale in zip(self.groups, integers, scales, strict=True):
+            product = group.product(some).mul_(scale)
+            output = product if output is None else output.add_(product)
+        assert output is not None
+        return output
 
 
 class Int8Product:
