@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not can_pack(torch.device("cpu"), torch.float32)
 def test_a_hidden_weight_is_read_like_the_tensor_that_was_packed() -> None:
     weight, bias, x = torch.randn(6, 4), torch.randn(6), torch.randn(3, 4)
     packed = PackedLinear(weight, bias)
-    for layer in (packed, UnpackedLinear(packed, is_conv1d=False)):
+    for layer in (packed, UnpackedLinear(packed, slice(0, 6), is_conv1d=False)):
         assert layer.weight.shape == weight.shape
         assert torch.equal(layer.weight.type(torch.float64), weight.double())
         assert torch.equal(F.linear(x, layer.weight, layer.bias), F.linear(x, weight, bias))

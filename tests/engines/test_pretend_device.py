@@ -27,7 +27,7 @@ SAMPLINGS: dict[str, dict[str, float]] = {
 # Of a step of several rows, without near ties and rows that leave. In `_call_generate` transformers waits itself: for
 # whether a row goes on, and for whether the mask hides anything.
 DRAW_SYNCS = {"nonzero in draw": 1}
-DRAW_UPLOADS = {"upload in _column": 4, "upload in _decide_sampled": 1}
+DRAW_UPLOADS = {"upload in column": 4, "upload in _decide_sampled": 1}
 STEP_SYNCS = {
     "continuous": {"tolist in _decide": 1},
     "reference": {"tolist in _decide": 1, "item in _call_generate": 2},
