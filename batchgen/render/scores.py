@@ -12,7 +12,7 @@ from rich.text import Text
 
 from batchgen.records import Result, ScoredText
 from batchgen.render.screen import plural
-from batchgen.runs.sums import MOST_GROUPS, ScoreSums
+from batchgen.runs.sums import ScoreSums
 from batchgen.text import escape, whole_pieces, with_id
 
 # Bits that a token takes by its log-probability, and the colour of one that takes so many: from plain to red.
@@ -48,7 +48,7 @@ def left_out_lines(sums: ScoreSums) -> Iterator[str]:
         rows = f"{plural(sums.unknown_answers, 'row')} (the first: {sums.unknown_at})"
         yield f"{rows} without accuracy: the answer is neither one of the choices nor the place of one, from 0"
     if sums.num_ungrouped:
-        yield f"{plural(sums.num_ungrouped, 'row')} in no group: --by sums up {MOST_GROUPS:,} values at most"
+        yield f"{plural(sums.num_ungrouped, 'row')} in no group: --by sums up {sums.most_groups:,} values at most"
 
 
 def print_groups(console: Console, column: str, facts: Mapping[str, Any]) -> None:

@@ -42,7 +42,7 @@ def engine_of(prompts: Path, output: Path, *options: object) -> dict[str, Any]:
 def test_a_manifest_says_what_the_engine_was_made_of(prompts: Path, tmp_path: Path) -> None:
     engine = engine_of(prompts, tmp_path / "out.jsonl", "--batch-size", 3)
     assert engine == {
-        "engine": "continuous", "kernels": "packed", "batching": "slots", "rows": 3, "threads": 1,
+        "engine": "continuous", "kernels": "fused", "batching": "slots", "rows": 3, "threads": 1,
         "share_prefixes": True, "bits": BATCH_INVARIANT, "processor": cpu_name(),
     }  # fmt: skip
 

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import sqlite3
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from typer.testing import Result
 
 import batchgen
 from batchgen.records import RowScore, ScoredText
-from batchgen.runs.sums import right_choice
+from batchgen.runs.sums import ScoreSums, right_choice
 from tests.support.command import failure, invoke, records, run
 
 CHOICES = [" a very nice dog", " Tuesday"]
@@ -196,8 +197,8 @@ def test_rows_without_the_column_of_the_groups_are_a_group_of_their_own(tmp_path
 
 
 def test_groups_beyond_the_most_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("batchgen.runs.sums.MOST_GROUPS", 1)
-    assert "2 rows in no group" in score("--by", "topic").stderr
+    monkeypatch.setattr("batchgen.runs.execute.ScoreSums", partial(ScoreSums, most_groups=1))
+    assert "2 rows in no group: --by sums up 1 values at most" in score("--by", "topic").stderr
 
 
 def test_an_answer_that_is_a_choice_of_digits_is_that_choice() -> None:
