@@ -430,7 +430,7 @@ def test_a_long_path_is_named_whole(tmp_path: Path) -> None:
     path = tmp_path / ("deep" * 30) / "gone.txt"
     path.parent.mkdir()
     path.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=f"^{re.escape(str(path))} cannot be read"):
+    with pytest.raises(InputError, match=f"^{re.escape(str(path))} is a broken link"):
         find_sources([str(path.parent)])
 
 
