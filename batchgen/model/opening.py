@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from batchgen.model.checkpoint import Checkpoint, read_checkpoint
+from batchgen.model.checks import check_files
 from batchgen.model.find import Say, find_model
 from batchgen.model.loaded import Model
 from batchgen.model.stored_integers import stored_scheme
@@ -34,6 +35,7 @@ def open_checkpoint(
     Weights that no run can read are refused, unless this model only encodes (`runs`).
     """
     name, folder = find_model(name, revision, weights=weights, say=say)
+    check_files(folder)  # a pipe in the place of config.json is not waited for
     if runs:
         stored_scheme(name, folder)
     return read_checkpoint(name, folder)
