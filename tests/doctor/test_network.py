@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from batchgen.cli import app
 from batchgen.doctor.facts import Machine, ModelFacts, Processor
 from batchgen.doctor.network import Unloaded, examine_model
+from batchgen.engines.continuous.linear import KERNELS
 from batchgen.engines.trial.ladder import NO_SLOTS
 from batchgen.engines.trial.verdicts import keep_verdict
 from batchgen.model import Checkpoint, open_checkpoint
@@ -63,14 +64,15 @@ def test_states_are_counted_per_row(tmp_path: Path) -> None:
     assert "state         6 KiB per row" in drawn(facts)
 
 
-def test_it_knows_what_an_earlier_run_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_it_knows_what_an_earlier_run_found_with_any_kernels(tmp_path: Path, kernels: str) -> None:
     checkpoint = folder_of("llama", tmp_path)
     model = Unloaded(checkpoint, torch.device("cpu"), "float32")
     facts = examine_model(checkpoint, "cpu")
     assert (facts.rows_of_a_batch, facts.bits) == (None, None)
     assert "bits          not tried yet" in drawn(facts)
-    keep_verdict(model, "continuous, plain", "right")
-    keep_verdict(model, "bits, plain", BATCH_INVARIANT)
+    keep_verdict(model, f"continuous, {kernels}", "right")
+    keep_verdict(model, f"bits, {kernels}", BATCH_INVARIANT)
     facts = examine_model(checkpoint, "cpu")
     assert (facts.rows_of_a_batch, facts.bits) == ("any lengths", BATCH_INVARIANT)
     assert "bits          batch-invariant" in drawn(facts)

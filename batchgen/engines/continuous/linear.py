@@ -26,6 +26,7 @@ from batchgen.engines.int8.support import INT8
 
 PLAIN, PACKED, PARTLY = "plain", "packed", "packed, except weights shared with the embedding"
 FUSED, FUSED_PARTLY = "fused", "fused, except weights shared with the embedding"  # packed, in layers of `fused`
+KERNELS = (FUSED, FUSED_PARTLY, PACKED, PARTLY, PLAIN)  # the best first
 
 Layer: TypeAlias = nn.Linear | Conv1D
 

@@ -65,17 +65,16 @@ def find_bits(own: Model, problem: str | None) -> str:
 
 def kept_bits(model: Tried) -> str | None:
     """What was found of rows' bits in an earlier run, with the best kernels; None where there was none."""
-    from batchgen.engines.continuous.linear import PACKED, PARTLY, PLAIN
+    from batchgen.engines.continuous.linear import KERNELS
 
-    return next(filter(None, (read_verdict(model, f"bits, {kernels}") for kernels in (PACKED, PARTLY, PLAIN))), None)
+    return next(filter(None, (read_verdict(model, f"bits, {kernels}") for kernels in KERNELS)), None)
 
 
 def kept_slots(model: Tried) -> bool | None:
     """Whether slots were right in an earlier trial, with any kernels; None where there was none."""
-    from batchgen.engines.continuous.linear import FUSED, FUSED_PARTLY, PACKED, PARTLY, PLAIN
+    from batchgen.engines.continuous.linear import KERNELS
 
-    kinds = (FUSED, FUSED_PARTLY, PACKED, PARTLY, PLAIN)
-    verdicts = {read_verdict(model, f"continuous, {kernels}") for kernels in kinds}
+    verdicts = {read_verdict(model, f"continuous, {kernels}") for kernels in KERNELS}
     return RIGHT in verdicts if verdicts & {RIGHT, WRONG} else None
 
 
