@@ -26,3 +26,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         )
         yield context
         context.close()
+
+
+@pytest.fixture
+def expect(browser: Any) -> Any:
+    """Playwright's assertions, which wait: a browser draws what a page shows a moment after the page asks for it."""
+    return pytest.importorskip("playwright.sync_api").expect

@@ -1,4 +1,7 @@
-"""The page of results in headless Chromium, opened from a file: ten thousand rows, searched, filtered and sorted."""
+"""The page of results in headless Chromium, opened from a file: ten thousand rows, searched, filtered and sorted.
+
+A card has no text until the browser has drawn it (`content-visibility: auto`), so what is in one is waited for.
+"""
 
 from __future__ import annotations
 
@@ -35,32 +38,32 @@ def opened(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return tab
 
 
-def test_of_ten_thousand_rows_a_part_is_drawn_and_any_is_found(opened: Any) -> None:
+def test_of_ten_thousand_rows_a_part_is_drawn_and_any_is_found(opened: Any, expect: Any) -> None:
     assert opened.locator("#count").inner_text() == "10,000 rows"
     assert opened.locator("article").count() < 200
     opened.fill("#search", "answer 9999")
     assert opened.locator("#count").inner_text() == "1 of 10,000 rows"
-    assert "answer 9999" in opened.locator("article").inner_text()
+    expect(opened.locator("article")).to_contain_text("answer 9999")
     opened.fill("#search", "")
 
 
-def test_rows_are_filtered_and_sorted(opened: Any) -> None:
+def test_rows_are_filtered_and_sorted(opened: Any, expect: Any) -> None:
     opened.select_option("#reason", "stop")
     assert opened.locator("#count").inner_text() == "1 of 10,000 rows"
     opened.select_option("#reason", "")
     opened.select_option("#sort", "topic")
     opened.check("#down")
-    assert "topic: 6" in opened.locator("article").first.inner_text()
+    expect(opened.locator("article").first).to_contain_text("topic: 6")
     opened.uncheck("#down")
     opened.select_option("#sort", "")
 
 
-def test_tokens_are_coloured_and_ids_are_there_when_asked(opened: Any) -> None:
+def test_tokens_are_coloured_and_ids_are_there_when_asked(opened: Any, expect: Any) -> None:
     first = opened.locator("article").first
-    assert first.locator(".pieces .p3").inner_text() == " kind"
+    expect(first.locator(".pieces .p3")).to_have_text(" kind")
     first.locator("summary").click()
-    assert "output_ids  845 1611" in first.locator("pre").inner_text()
-    assert "(5 × 0) 1 1 1" in first.locator("pre").inner_text()
+    expect(first.locator("pre")).to_contain_text("output_ids  845 1611")
+    expect(first.locator("pre")).to_contain_text("(5 × 0) 1 1 1")
 
 
 def test_scrolling_draws_more(opened: Any) -> None:
