@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from batchgen.doctor.facts import ModelFacts, or_else
 from batchgen.engines import choose_engine
 from batchgen.engines.reference.rules import LENGTHS, Mixing
-from batchgen.engines.trial.ladder import NO_SLOTS, kept_bits, kept_rule, kept_slots
+from batchgen.engines.trial.ladder import kept_bits, kept_rule, kept_slots
 from batchgen.model.footprint import footprint_of
 from batchgen.model.layer_rules import layer_rules
 from batchgen.model.weights import choose_device, choose_dtype
@@ -58,9 +58,9 @@ def _way(model: Unloaded) -> tuple[str, str, str | None]:
     """The engine, why not slots, and which rows share a batch: None where no run has tried it."""
     engine, reason = choose_engine("auto", model.checkpoint.outline)
     if engine == "continuous":
-        are_right = kept_slots(model)
+        are_right, reason = kept_slots(model) or (None, "")
         if are_right is not False:
             return engine, reason, LENGTHS[Mixing.padded] if are_right else None
-        engine, reason = "reference", NO_SLOTS
+        engine = "reference"
     rule = kept_rule(model)
     return engine, reason, rule.lengths if rule else None

@@ -16,7 +16,6 @@ from batchgen.cli import app
 from batchgen.doctor.facts import Machine, ModelFacts, Processor
 from batchgen.doctor.network import Unloaded, examine_model
 from batchgen.engines.continuous.linear import KERNELS
-from batchgen.engines.trial.ladder import NO_SLOTS
 from batchgen.engines.trial.verdicts import keep_verdict
 from batchgen.model import Checkpoint, open_checkpoint
 from batchgen.model.find import BUNDLED_FOLDER
@@ -83,10 +82,11 @@ def test_it_knows_what_an_earlier_run_found_with_any_kernels(tmp_path: Path, ker
 )
 def test_it_knows_that_slots_were_wrong(tmp_path: Path, kept: str, rows: str | None) -> None:
     model = Unloaded(folder_of("llama", tmp_path), torch.device("cpu"), "float32")
-    keep_verdict(model, "continuous, packed", "wrong")
+    keep_verdict(model, "continuous, fused", "in a trial, slots gave other logits")
+    keep_verdict(model, "continuous, packed", reason := "in a trial, slots failed: TypeError: no cache like this")
     keep_verdict(model, "reference", kept)
     facts = examine_model(model.checkpoint, "cpu")
-    assert (facts.engine, facts.why_no_slots, facts.rows_of_a_batch) == ("reference", NO_SLOTS, rows)
+    assert (facts.engine, facts.why_no_slots, facts.rows_of_a_batch) == ("reference", reason, rows)
 
 
 def test_the_command_says_it_of_a_folder_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -253,9 +253,15 @@ def tripping(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
         raise TypeError("no cache like this")
 
 
-@pytest.mark.parametrize("hook", [off_by_one, tripping])
+@pytest.mark.parametrize(
+    ("hook", "reason"),
+    [
+        (off_by_one, "in a trial, slots gave other logits than a plain forward pass"),
+        (tripping, "in a trial, slots failed: TypeError: no cache like this"),
+    ],
+)
 def test_a_model_whose_trial_fails_is_as_it_was(
-    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, hook: Callable[..., Any]
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, hook: Callable[..., Any], reason: str
 ) -> None:
     monkeypatch.setattr("batchgen.engines.trial.ladder.read_verdict", lambda model, engine: None)
     monkeypatch.setattr("batchgen.engines.trial.ladder.keep_verdict", lambda model, engine, verdict: None)
@@ -263,10 +269,7 @@ def test_a_model_whose_trial_fails_is_as_it_was(
     layers = [type(module) for module in model.network.modules()]
     model.network.register_forward_pre_hook(hook, with_kwargs=True)
     assert not isinstance(make_engine(model, say=lines.append), ContinuousEngine)
-    assert (
-        lines[0]
-        == "using engine reference, which is slower: in a trial, slots gave other logits than a plain forward pass"
-    )
+    assert lines[0] == f"using engine reference, which is slower: {reason}"
     assert model.network.config._attn_implementation == "eager"
     assert [type(module) for module in model.network.modules()] == layers
     with pytest.raises(ModelError, match="--engine continuous does not run tiny: in a trial, slots"):
@@ -276,7 +279,7 @@ def test_a_model_whose_trial_fails_is_as_it_was(
 def test_a_second_engine_makes_tries_and_probes_nothing_again(bundled: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     first = slots_of(bundled).slot_model.model.network
     monkeypatch.setattr(network, "speed_up", lambda *args, **options: pytest.fail("packed again"))
-    monkeypatch.setattr(network, "slots_hold", lambda *args: pytest.fail("tried again"))
+    monkeypatch.setattr(network, "why_slots_fail", lambda *args: pytest.fail("tried again"))
     monkeypatch.setattr(probe, "_probe", lambda *args: pytest.fail("probed again"))
     assert slots_of(bundled).slot_model.model.network is first
 

@@ -12,6 +12,7 @@ from transformers import Gemma2Config, Gemma3TextConfig, MistralConfig, Qwen3Con
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from batchgen.engines.continuous import network
 from batchgen.engines.continuous.layer import ATTENTION
 from batchgen.engines.continuous.linear import FUSED, PACKED, UnpackedLinear, kernels_of
 from batchgen.engines.continuous.network import slot_network
@@ -120,6 +121,61 @@ def test_weights_of_blocks_are_held_once_and_given_back_bit_for_bit(family: str,
     assert sum(isinstance(module, UnpackedLinear) for module in layer.modules()) == len(weights)
     with torch.inference_mode():
         assert torch.equal(model.forward(row), before)
+
+
+@pytest.fixture
+def untried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No verdict of an earlier trial."""
+    monkeypatch.setattr("batchgen.engines.trial.ladder.read_verdict", lambda model, engine: None)
+    monkeypatch.setattr("batchgen.engines.trial.ladder.keep_verdict", lambda model, engine, verdict: None)
+
+
+def fuse_wrongly(model: Model) -> int:
+    """Blocks whose last norm doubles what it should make."""
+    count = fuse_layers(model)
+    for module in model.network.modules():
+        if isinstance(module, Block):
+            module.norm_inner.register_forward_hook(lambda norm, args, made: made * 2)
+    return count
+
+
+def fuse_and_fail(model: Model) -> int:
+    count = fuse_layers(model)
+    for module in model.network.modules():
+        if isinstance(module, Block):
+            module.register_forward_pre_hook(lambda block, args: {}["no such state"])
+    return count
+
+
+@pytest.mark.usefixtures("untried")
+@pytest.mark.parametrize("is_owned", [False, True])
+@pytest.mark.parametrize("fuse", [fuse_wrongly, fuse_and_fail])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_blocks_that_fail_their_trial_leave_the_layers_as_they_were(
+    family: str, fuse: Callable[[Model], int], is_owned: bool, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "fuse_layers", fuse)
+    model = model_of(FAMILIES[family], checkpoint)
+    own, reason = slot_network(model, is_owned=is_owned)
+    assert own is not None, reason
+    assert kernels_of(own.network) == PACKED
+    assert (sum(isinstance(module, UnpackedLinear) for module in model.network.modules()) > 0) == is_owned
+
+
+@pytest.mark.usefixtures("untried")
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+def test_an_owned_model_without_slots_has_its_weights_back(
+    family: str, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(FAMILIES[family], checkpoint)
+    before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+    kinds = [type(module) for module in model.network.modules()]
+    monkeypatch.setattr(network, "why_slots_fail", lambda model, own: "in a trial, slots failed")
+    assert slot_network(model, is_owned=True) == (None, "in a trial, slots failed")
+    assert [type(module) for module in model.network.modules()] == kinds
+    after = model.network.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 def test_a_run_that_was_begun_without_blocks_goes_on_without(checkpoint: Checkpoint) -> None:

@@ -26,7 +26,8 @@ from batchgen.engines.int8.support import INT8
 
 PLAIN, PACKED, PARTLY = "plain", "packed", "packed, except weights shared with the embedding"
 FUSED, FUSED_PARTLY = "fused", "fused, except weights shared with the embedding"  # packed, in layers of `fused`
-KERNELS = (FUSED, FUSED_PARTLY, PACKED, PARTLY, PLAIN)  # the best first
+WITH_BLOCKS = (FUSED, FUSED_PARTLY)
+KERNELS = (*WITH_BLOCKS, PACKED, PARTLY, PLAIN)  # the best first
 
 Layer: TypeAlias = nn.Linear | Conv1D
 
@@ -56,6 +57,16 @@ class UnpackedLinear(nn.Module):
     @property
     def bias(self) -> torch.Tensor | None:
         return None if self.packed.bias is None else self.packed.bias[self.rows]
+
+    def unpack(self) -> Layer:
+        """The layer as it was loaded, with a weight and a bias of its own."""
+        weight, bias = self._as_loaded(), self.bias  # [O, I], [O]
+        with torch.device("meta"):
+            layer: Layer = Conv1D(*weight.shape) if self.is_conv1d else nn.Linear(weight.shape[1], len(weight))
+        layer.weight = nn.Parameter(torch.empty_like(layer.weight, device="cpu", dtype=weight.dtype), False)
+        weight_of(layer).copy_(weight)
+        layer.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
+        return layer.eval()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight, bias = self._as_loaded(), self.bias  # [O, I], [O]
@@ -110,6 +121,14 @@ def speed_up(
         _pack(places.pop(), homes)
     _fuse_gelu(network)
     return True
+
+
+def unpack(loaded: nn.Module) -> None:
+    """Gives a loaded network the weights back that `speed_up` let go, one layer after the other."""
+    for parent in list(loaded.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, UnpackedLinear):
+                setattr(parent, name, layer.unpack())
 
 
 def kernels_of(network: nn.Module) -> str:

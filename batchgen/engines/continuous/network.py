@@ -14,7 +14,7 @@ from torch import nn
 
 from batchgen.engines.continuous.latents import keep_latents
 from batchgen.engines.continuous.layer import ATTENTION
-from batchgen.engines.continuous.linear import FUSED, FUSED_PARTLY, PLAIN, kernels_of, speed_up
+from batchgen.engines.continuous.linear import PLAIN, WITH_BLOCKS, kernels_of, speed_up, unpack
 from batchgen.engines.continuous.packing import can_pack
 from batchgen.engines.continuous.requirements import why_no_slots
 from batchgen.engines.continuous.same_bits import fix_bits
@@ -22,7 +22,7 @@ from batchgen.engines.fused.recognize import fuse_layers
 from batchgen.engines.int8.calibrate import loud_columns
 from batchgen.engines.int8.network import quantize
 from batchgen.engines.int8.support import INT8
-from batchgen.engines.trial.ladder import NO_SLOTS, find_bits, slots_hold
+from batchgen.engines.trial.ladder import are_known_wrong, find_bits, why_slots_fail
 from batchgen.model import Model
 from batchgen.model.layer_rules import layer_rules
 from batchgen.records import bits_text
@@ -69,26 +69,54 @@ def _at_hand(made: dict[Kind, Model | str], is_owned: bool, kind: Kind) -> Model
 
 
 def _make(model: Model, is_owned: bool, has_room: Callable[[int], bool], kind: Kind) -> Model | str:
+    """With fused layers, and where these fail their trial without; a model without slots has its weights back."""
+    found = why_no_slots(model.checkpoint.outline)
+    for is_fused in () if found else _ways(model, kind[0]):
+        own, found = _try(model, is_owned, has_room, kind, is_fused=is_fused)
+        if own:
+            return own
+    assert found
+    return found
+
+
+def _try(
+    model: Model, is_owned: bool, has_room: Callable[[int], bool], kind: Kind, *, is_fused: bool
+) -> tuple[Model | None, str | None]:
+    """The network, made and tried; or None, and why it is not right."""
     kernels, is_exact = kind
-    if reason := why_no_slots(model.checkpoint.outline):
-        return reason
-    attends = any(rule.attends for rule in layer_rules(model.checkpoint.config))
-    own = model.on_same_weights(ATTENTION if attends else None)
-    if kernels in (None, FUSED, FUSED_PARTLY) and can_pack(model.device, model.dtype):
-        fuse_layers(own)
-    _see_last_column_only(own.network, model.checkpoint.config.get_text_config().num_hidden_layers)
-    keep_latents(own.network, is_exact=is_exact)
+    own = _build(model, is_fused=is_fused, is_exact=is_exact)
     loaded = model.network if is_owned else None
+    problem = None
     if kernels != INT8:
         speed_up(own.network, loaded, has_room=has_room, kernels=kernels)
         problem = fix_bits(own.network) if is_exact else None
-    if not slots_hold(model, own):
-        return NO_SLOTS
+    if reason := why_slots_fail(model, own):
+        del own  # and with it all that is packed, but for what is to be unpacked
+        unpack(model.network)
+        return None, reason
     if kernels == INT8:  # behind the trial, which compares with the weights as they were loaded
         speed_up(own.network, kernels=PLAIN)
         quantize(own.network, loaded, loud=loud_columns(model))
         problem = fix_bits(own.network) if is_exact else None
     _bits[own.network] = find_bits(own, problem) if is_exact else bits_text("exactness is off")
+    return own, None
+
+
+def _ways(model: Model, kernels: str | None) -> tuple[bool, ...]:
+    """Whether to fuse layers, in the order of trying: never where they cannot be, or failed in an earlier trial."""
+    can_be = kernels in (None, *WITH_BLOCKS) and can_pack(model.device, model.dtype)
+    is_wrong = any(are_known_wrong(model, kind) for kind in WITH_BLOCKS)
+    return (True, False) if can_be and not is_wrong else (False,)
+
+
+def _build(model: Model, *, is_fused: bool, is_exact: bool) -> Model:
+    """The network with our attention, on the weights as they were loaded."""
+    attends = any(rule.attends for rule in layer_rules(model.checkpoint.config))
+    own = model.on_same_weights(ATTENTION if attends else None)
+    if is_fused:
+        fuse_layers(own)
+    _see_last_column_only(own.network, model.checkpoint.config.get_text_config().num_hidden_layers)
+    keep_latents(own.network, is_exact=is_exact)
     return own
 
 

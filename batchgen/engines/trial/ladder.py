@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from batchgen.engines.continuous.memory import SlotMemory
 from batchgen.engines.reference.memory import BatchMemory
 from batchgen.engines.reference.rules import BatchRule, Mixing, short_limit
 from batchgen.engines.trial.verdicts import keep_verdict, read_verdict
+from batchgen.errors import ModelError, first_line, is_out_of_memory
 from batchgen.model.layer_rules import layer_rules
 from batchgen.planning.memory import BatchLimits
 from batchgen.records import Sequence, bits_text
@@ -18,27 +18,29 @@ if TYPE_CHECKING:
     import torch
 
     from batchgen.engines.protocol import Engine
-    from batchgen.engines.trial.rows import Watched
+    from batchgen.engines.trial.rows import Fault, Watched
     from batchgen.engines.trial.verdicts import Tried
     from batchgen.model import Model
 
-RIGHT, WRONG = "right", "wrong"
+RIGHT = "right"
 OTHER_BITS = "in a trial, logits had other bits in another batch"
 STATES_IN_16_BITS = "16 bits hide what order a state is summed in"
-NO_SLOTS = "in a trial, slots gave other logits than a plain forward pass"
+UNLIKE_ALONE = "in larger batches its rows get other logits than alone"
 PLENTY_BYTES = 1 << 60
 
 
-def slots_hold(model: Model, own: Model) -> bool:
-    """Whether rows in slots on the network `own` get what the model gives them alone."""
+def why_slots_fail(model: Model, own: Model) -> str | None:
+    """What is wrong with rows in slots on the network `own`; None where they get what the model gives them alone."""
     from batchgen.engines.continuous.linear import kernels_of
 
     engine = f"continuous, {kernels_of(own.network)}"
     verdict = read_verdict(model, engine)
     if verdict is None:
-        verdict = RIGHT if _stray_of_slots(model, own) <= 1 else WRONG
-        keep_verdict(model, engine, verdict)
-    return verdict == RIGHT
+        fault = _fault_of_slots(model, own)
+        verdict = f"in a trial, slots {fault.text}" if fault else RIGHT
+        if fault is None or fault.lasts:
+            keep_verdict(model, engine, verdict)
+    return None if verdict == RIGHT else verdict
 
 
 def find_bits(own: Model, problem: str | None) -> str:
@@ -70,12 +72,19 @@ def kept_bits(model: Tried) -> str | None:
     return next(filter(None, (read_verdict(model, f"bits, {kernels}") for kernels in KERNELS)), None)
 
 
-def kept_slots(model: Tried) -> bool | None:
-    """Whether slots were right in an earlier trial, with any kernels; None where there was none."""
+def kept_slots(model: Tried) -> tuple[bool, str] | None:
+    """Whether slots were right in an earlier trial, with any kernels, else why not; None where there was none."""
     from batchgen.engines.continuous.linear import KERNELS
 
-    verdicts = {read_verdict(model, f"continuous, {kernels}") for kernels in KERNELS}
-    return RIGHT in verdicts if verdicts & {RIGHT, WRONG} else None
+    verdicts = list(filter(None, (read_verdict(model, f"continuous, {kernels}") for kernels in KERNELS)))
+    if RIGHT in verdicts:
+        return True, ""
+    return (False, verdicts[-1]) if verdicts else None
+
+
+def are_known_wrong(model: Tried, kernels: str) -> bool:
+    """Whether slots with these kernels failed in an earlier trial."""
+    return read_verdict(model, f"continuous, {kernels}") not in (None, RIGHT)
 
 
 def kept_rule(model: Tried) -> BatchRule | None:
@@ -89,13 +98,12 @@ def find_rule(model: Model, begun: str | None = None) -> tuple[BatchRule, str]:
 
     A run that was `begun` in a slower way goes on in that; in a quicker one only where that is right here.
     """
-    verdict = read_verdict(model, "reference")
+    verdict, why = read_verdict(model, "reference"), read_verdict(model, "reference, why") or UNLIKE_ALONE
     if verdict not in set(Mixing):
-        verdict = next((rule.mixing for rule in _rungs(model) if _holds(model, rule)), Mixing.alone)
-        keep_verdict(model, "reference", verdict)
+        verdict, why = _try_rungs(model)
     rungs = {rule.mixing: rule for rule in _rungs(model)}
     found = Mixing(verdict)
-    reason = f"{found}: in larger batches its rows get other logits than alone" if found is not Mixing.padded else ""
+    reason = f"{found}: {why}" if found is not Mixing.padded else ""
     order = list(rungs)
     slower = [mixing for mixing in order[order.index(found) :] if mixing == begun]
     return rungs[slower[0] if slower else found], reason
@@ -107,32 +115,49 @@ def _rungs(model: Tried) -> Iterator[BatchRule]:
     own = getattr(checkpoint.config.get_text_config(), "pad_token_id", None)
     own_pad = own if isinstance(own, int) and 0 <= own < checkpoint.vocab_size else pad
     yield BatchRule(Mixing.padded, pad, limit)
-    yield BatchRule(Mixing.own_pad, own_pad, limit)
+    if own_pad != pad:
+        yield BatchRule(Mixing.own_pad, own_pad, limit)
     yield BatchRule(Mixing.equal_lengths, pad, limit)
     yield BatchRule(Mixing.alone, pad, limit)
 
 
-def _holds(model: Model, rule: BatchRule) -> bool:
+def _try_rungs(model: Model) -> tuple[Mixing, str]:
+    """The first way that holds, and what is wrong with the first of all."""
+    from batchgen.engines.trial.rows import OTHER_LOGITS
+
+    faults: list[Fault] = []
+    for rule in _rungs(model):
+        if fault := _fault_of_rule(model, rule):
+            faults.append(fault)
+        else:
+            break
+    says_why = faults and faults[0] != OTHER_LOGITS
+    why = f"in a trial, larger batches {faults[0].text}" if says_why else UNLIKE_ALONE
+    if all(fault.lasts for fault in faults):
+        keep_verdict(model, "reference", rule.mixing)
+        keep_verdict(model, "reference, why", why)
+    return rule.mixing, why
+
+
+def _fault_of_rule(model: Model, rule: BatchRule) -> Fault | None:
     from batchgen.engines.reference.engine import ReferenceEngine
     from batchgen.engines.sampling.sampler import Sampler
     from batchgen.engines.trial.rows import Watched
     from batchgen.model.footprint import footprint_of
 
     if rule.mixing is Mixing.alone:
-        return True
-    if rule.mixing is Mixing.own_pad and rule.pad_token_id == model.checkpoint.pad_token_id:
-        return False  # the rung above
+        return None
     rows, watched = _rows_within(model, rule.short_limit), Watched()
     limits = BatchLimits(BatchMemory(footprint_of(model.checkpoint, model.dtype_name)), PLENTY_BYTES, 64, len(rows))
     sampler = Sampler([], on_logits=watched.on_logits)
-    return _stray(ReferenceEngine(model, limits, sampler, rule=rule), watched, rows, model) <= 1
+    return _fault(ReferenceEngine(model, limits, sampler, rule=rule), watched, rows, model)
 
 
-def _stray_of_slots(model: Model, own: Model) -> float:
+def _fault_of_slots(model: Model, own: Model) -> Fault | None:
     from batchgen.engines.trial.rows import Watched
 
     rows, watched = _rows_within(model, None), Watched()
-    return _stray(_slots_on(own, len(rows), watched), watched, rows, model)
+    return _fault(_slots_on(own, len(rows), watched), watched, rows, model)
 
 
 def _steps_in_slots(own: Model, rows: list[Sequence], at_once: int) -> dict[int, list[torch.Tensor]]:
@@ -166,11 +191,14 @@ def _rows_within(model: Model, limit: int | None) -> list[Sequence]:
     return [row for row in rows if limit is None or row.num_prompt_tokens + row.sampling.max_new_tokens <= limit]
 
 
-def _stray(engine: Engine, watched: Watched, rows: list[Sequence], model: Model) -> float:
-    """As `rows.stray`; infinite for an engine that an architecture trips over, or where there is nothing to try."""
-    from batchgen.engines.trial.rows import stray
+def _fault(engine: Engine, watched: Watched, rows: list[Sequence], model: Model) -> Fault | None:
+    """As `find_fault`; a fault, too, is an architecture that an engine trips over, or where there is nothing to try."""
+    from batchgen.engines.trial.rows import Fault, find_fault
 
-    if rows:
-        with suppress(Exception):
-            return stray(engine, watched, rows, model)
-    return float("inf")
+    if not rows:
+        return Fault("could not be tried, since its tokenizer and its vocabulary do not fit each other")
+    try:
+        return find_fault(engine, watched, rows, model)
+    except Exception as error:  # noqa: BLE001 - nearly any: the line says which
+        cause = error.__cause__ if isinstance(error, ModelError) and error.__cause__ else error
+        return Fault(f"failed: {first_line(cause)}", lasts=not is_out_of_memory(cause))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Rows
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -76,15 +77,36 @@ class Watched:
             self.steps.setdefault(sequence.request.index, []).append(logits[row].float().cpu().clone())
 
 
-def stray(engine: Engine, watched: Watched, rows: list[Sequence], model: Model) -> float:
-    """How many times as far as allowed an engine's logits lie from those of the rows alone: more than 1 is wrong.
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What an engine did wrong, as the end of a sentence that begins with the engine's name.
 
-    Infinite where a row fails, or where it was not asked.
+    One that does not `last` may be another one next time: memory ran out, say.
+    """
+
+    text: str
+    lasts: bool = True
+
+
+OTHER_LOGITS = Fault("gave other logits than a plain forward pass")
+
+
+def find_fault(engine: Engine, watched: Watched, rows: list[Sequence], model: Model) -> Fault | None:
+    """What is wrong with an engine, by the logits that it gives rows and those of the rows alone; None if nothing is.
+
+    Raises whatever the engine raises.
     """
     for _ in finish_all(engine, rows):
         pass
-    if any(row.error or len(watched.steps.get(row.request.index, [])) != NEW_TOKENS for row in rows):
-        return float("inf")
+    if error := next((row.error for row in rows if row.error), None):
+        return Fault(f"failed a row: {error}", lasts=False)
+    if any(len(watched.steps.get(row.request.index, [])) != NEW_TOKENS for row in rows):
+        return Fault("did not decide each token from logits")
+    return None if _stray(watched, rows, model) <= 1 else OTHER_LOGITS
+
+
+def _stray(watched: Watched, rows: list[Sequence], model: Model) -> float:
+    """How many times as far as allowed the logits lie from those of the rows alone."""
     is_float32 = model.dtype == torch.float32
     judge = model if is_float32 else widened(model)
     worst = 0.0
