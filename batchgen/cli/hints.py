@@ -17,6 +17,7 @@ ELSEWHERE = {
     "--outfile": "--output", "--max-len": "--max-new-tokens", "--json": "--format", "--jsonl": "--format",
     "--csv": "--format", "--tsv": "--format", "--parquet": "--format",
 }  # fmt: skip
+ADAPTERS = ("--adapter", "--adapters", "--lora", "--lora-modules", "--lora-path", "--peft")
 INPUTS = ("--input", "--inputs", "--file", "--files", "--prompts")
 
 
@@ -30,6 +31,8 @@ def option_hint(given: str, command: str, words: Sequence[str], flags: Mapping[s
     given = _typed(given, words)
     if given in INPUTS:
         return f" (inputs have no flag: batchgen {command} FILE)"
+    if given in ADAPTERS:
+        return " (LoRA adapters are not supported: merge yours into its model, and give that folder to --model)"
     if near := near_options(given, flags[command]):
         return f" (did you mean {either(near)}?)"
     owners = [name for name in flags if given in flags[name]]

@@ -32,6 +32,7 @@ MORE_TEMPLATES = "additional_chat_templates/*.jinja"  # the only files in a fold
 TOKENIZER_FILES = ["tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
                    "chat_template.jinja", MORE_TEMPLATES]  # fmt: skip
 CONFIG_FILES = ["config.json", "generation_config.json", *TOKENIZER_FILES]
+GGUF = ".gguf"
 WEIGHT_FILES = ["model*.safetensors", "model.safetensors.index.json"]
 
 Say = Callable[[str], None]
@@ -48,7 +49,7 @@ def find_model(
     if name is None and revision is None:
         return _find_default(weights, say)
     name = DEFAULT_MODEL if name is None else name
-    if name == BUNDLED or _exists(name) or not _is_repository(name):
+    if name == BUNDLED or _exists(name) or name.lower().endswith(GGUF) or not _is_repository(name):
         if revision:
             raise UsageError(f"--revision only works with a Hub model; {name} is not a Hub model")
         return name, BUNDLED_FOLDER if name == BUNDLED else _check_folder(name)
@@ -104,6 +105,9 @@ def _check_folder(name: str) -> Path:
         raise ModelError("--model has an empty name: is a shell variable unset?")
     folder = _to_path(name)
     if not _exists(name) or not folder.is_dir():
+        if name.lower().endswith(GGUF):
+            fix = "give the folder or Hub id of the model that it was made from, in safetensors"
+            raise ModelError(f"--model {name_in_error(name)} is a GGUF file, which is not supported: {fix}")
         reason = "is a file" if _exists(name) else "is neither a folder nor a Hub id"
         fix = f"{_meant(name)}give a model folder, a Hub id such as gpt2, or bundled"
         raise ModelError(f"--model {name_in_error(name)} {reason}: {fix}")

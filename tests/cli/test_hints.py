@@ -58,6 +58,10 @@ def test_inputs_have_no_flag() -> None:
     assert option_hint("--input", "run", ["run", "--input"], FLAGS) == " (inputs have no flag: batchgen run FILE)"
 
 
+def test_what_is_not_supported_says_what_to_do_instead() -> None:
+    assert "merge yours into its model" in option_hint("--adapter", "run", ["run", "--adapter", "a"], FLAGS)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -78,6 +78,11 @@ def test_a_file_instead_of_a_folder(folder: Path) -> None:
     assert "is a file" in refusal(folder / "config.json")
 
 
+@pytest.mark.parametrize("name", ["x.gguf", "owner/x-Q4_K_M.gguf", "./X.GGUF"])
+def test_a_gguf_file_is_called_one(name: str) -> None:
+    assert "is a GGUF file, which is not supported" in refusal(name)
+
+
 def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
     assert "no config.json" in refusal(tmp_path)
 
