@@ -53,8 +53,8 @@ test-ray: $(READY)  ## the same on Ray, on two CPUs of this machine
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[ray]'
 	$(BIN)/python -m pytest -m ray
 
-torture: $(READY)  ## kills, full disks, races, hostile input: ONLY="kill race" SEED=0 SHARE=1 CASE=3
-	$(BIN)/python -m torture $(ONLY) --seed $(or $(SEED),0) --share $(or $(SHARE),1) --patience $(or $(PATIENCE),1) $(if $(CASE),--case $(CASE))
+torture: $(READY)  ## kills, full disks, races, hostile input: ONLY="kill race" SEED=0 SHARE=1 CASE=3 JOBS=2
+	$(BIN)/python -m torture $(ONLY) --seed $(or $(SEED),0) --share $(or $(SHARE),1) --jobs $(JOBS) $(if $(PATIENCE),--patience $(PATIENCE)) $(if $(CASE),--case $(CASE))
 
 torture-mutants: $(READY)  ## faults put into copies of the source: torture must find each; ONLY="fsync lock" JOBS=2
 	$(BIN)/python -m torture.mutants $(ONLY) --jobs $(JOBS)

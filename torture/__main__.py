@@ -6,10 +6,11 @@ Exit code 1: something did not hold. 2: nothing was tried, or a check itself is 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
+import signal
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from rich.console import Console
@@ -35,7 +36,8 @@ from torture import (
     syscalls,
     terminals,
 )  # fmt: skip
-from torture.lab import Check, Lab, Tally, perform
+from torture.commands import keep_cache
+from torture.lab import Check, Lab, Tally, perform_all
 
 CHECKS: list[Check] = [
     check
@@ -64,24 +66,29 @@ CHECKS: list[Check] = [
 
 def main() -> int:
     options = parse()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    os.umask(0o022)
     root = Path(tempfile.mkdtemp(prefix="torture-"))
-    lab = Lab(root, options.seed, options.share, options.patience)
-    tallies = []
-    for check in CHECKS:
-        if not options.checks or any(
-            check.name == name or check.name.startswith(f"{name}-") for name in options.checks
-        ):
-            print(f"{time.strftime('%H:%M:%S')} {check.name}: {check.promise}", file=sys.stderr, flush=True)
-            tallies.append(perform(check, lab, options.case))
+    keep_cache(root / "cache")
+    lab = Lab(root, options.seed, options.share, options.patience or options.jobs)
+    tallies = perform_all(
+        [check for check in CHECKS if is_wanted(check, options.checks)], lab, options.jobs, options.case
+    )
     draw(tallies)
     failed = [tally for tally in tallies if tally.failures]
     report(failed, options.seed, root)
     broken = [tally for tally in tallies if tally.broken]
     if not (failed or broken or options.keep):
         shutil.rmtree(root)
+    if lab.was_interrupted:
+        return 128 + signal.SIGINT
     if failed:
         return 1
     return 2 if broken or not any(tally.tried for tally in tallies) else 0
+
+
+def is_wanted(check: Check, names: list[str]) -> bool:
+    return not names or any(check.name == name or check.name.startswith(f"{name}-") for name in names)
 
 
 def parse() -> argparse.Namespace:
@@ -92,7 +99,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of all dice")
     parser.add_argument("--case", type=int, help="only this case of each check")
     parser.add_argument("--share", type=float, default=1.0, help="of the cases to try: 0.1 is a quick look")
-    parser.add_argument("--patience", type=float, default=1.0, help="times each limit, on a machine that is busy")
+    parser.add_argument("--jobs", type=int, default=2, help="cases at a time")
+    parser.add_argument("--patience", type=float, help="times each limit, on a busy machine; else as many as jobs")
     parser.add_argument("--keep", action="store_true", help="keep the folder even if all held")
     options = parser.parse_args()
     families = {check.name.split("-")[0] for check in CHECKS} | {check.name for check in CHECKS}

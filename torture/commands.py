@@ -31,6 +31,11 @@ ENVIRONMENT = {
 }
 
 
+def keep_cache(folder: Path) -> None:
+    """From now on, what batchgen learns of a model is kept there: an engine is tried once, not at each start."""
+    ENVIRONMENT["XDG_CACHE_HOME"] = str(folder)
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
     """How a process ended; `code` is what a shell says, 128 and the signal's number for one that was killed."""

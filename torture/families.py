@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from torture.commands import FAKE, REAL, Ended, run, write_jsonl
+from torture.commands import FAKE, NO_FOLDER, REAL, Ended, run, write_jsonl
 from torture.hostile import BUNDLED
 from torture.lab import Check, Skipped, Trial, Tried
 from torture.spoiled import copy_model, generate, tokens
@@ -109,7 +109,8 @@ def clocks(trial: Trial) -> Iterator[Tried]:
     seen = {}
     for clock in range(4):
         command = [*REAL, "-p", "My dog is", "--max-new-tokens", "4", "-q", "--format", "jsonl"]
-        environment = {"PYTHONPATH": _first_on_path(trial.folder / "clock"), "CLOCK": str(clock)}
+        path = _first_on_path(trial.folder / "clock")
+        environment = {"PYTHONPATH": path, "CLOCK": str(clock), "XDG_CACHE_HOME": NO_FOLDER}
         ended = run([*command, "--manifest", f"{clock}.json"], cwd=trial.folder, environment=environment)
         if ended.code:
             yield Tried("clocks", f"exit {ended.code}: {ended.stderr[-1000:]}")

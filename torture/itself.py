@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr
 from io import StringIO
 
 from torture.lab import Check, Found, Lab, Tally, Trial, Tried, perform
@@ -35,8 +34,7 @@ def judged(trial: Trial) -> Iterator[Tried]:
     what, attempt, wanted = trial.given
     root = trial.folder / "inner"
     root.mkdir()
-    with redirect_stderr(StringIO()):
-        tally: Tally = perform(Check("inner", "", lambda lab: [None], attempt), Lab(root))
+    tally: Tally = perform(Check("inner", "", lambda lab: [None], attempt), Lab(root, says=StringIO()))
     found = len(tally.failures), len(tally.broken)
     yield Tried(what, None if found == wanted else f"{found[0]} failures and {found[1]} broken cases")
 

@@ -9,9 +9,11 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from threading import Lock
+from typing import Any, TextIO, TypeVar
 
 T = TypeVar("T")
 
@@ -35,15 +37,20 @@ class Tried:
 class Lab:
     """Where checks work: a folder, the seed of all dice, the share of cases to try, and how busy the machine is.
 
-    On one that has other work too, every limit on time counts `patience` times.
+    On one that has other work too, every limit on time counts `patience` times. `says` is where findings are printed.
     """
 
-    def __init__(self, root: Path, seed: int = 0, share: float = 1.0, patience: float = 1.0) -> None:
+    def __init__(
+        self, root: Path, seed: int = 0, share: float = 1.0, patience: float = 1.0, says: TextIO = sys.stderr
+    ) -> None:
         self.root = root
         self.seed = seed
         self.share = share
         self.patience = patience
-        self._made: dict[str, Any] = {}
+        self.says = says
+        self.lock = Lock()  # of all tallies
+        self.was_interrupted = False
+        self._made: dict[str, Future[Any]] = {}
 
     def some(self, number: int) -> int:
         """That many cases, or the share of them that was asked for."""
@@ -55,13 +62,19 @@ class Lab:
         return [cases[i * len(cases) // number] for i in range(number)]
 
     def once(self, make: Callable[[Path], T]) -> T:
-        """What several cases share: made by the first one, in a folder of its own."""
+        """What several cases share: made by the first one, in a folder of its own; the others wait, or fail like it."""
         name = make.__qualname__
-        if name not in self._made:
-            folder = self.root / f"shared-{name}"
-            folder.mkdir()
-            self._made[name] = make(folder)
-        return self._made[name]  # type: ignore[no-any-return]
+        with self.lock:
+            is_first = name not in self._made
+            made = self._made.setdefault(name, Future())
+        if is_first:
+            try:
+                folder = self.root / f"shared-{make.__module__}-{name}"
+                folder.mkdir()
+                made.set_result(make(folder))
+            except Exception as error:  # noqa: BLE001 - those who wait shall have it too
+                made.set_exception(error)
+        return made.result()  # type: ignore[no-any-return]
 
 
 @dataclass(slots=True)
@@ -76,7 +89,8 @@ class Trial:
     figures: dict[str, float]
 
     def measure(self, name: str, value: float) -> None:
-        self.figures[name] = max(value, self.figures.get(name, value))
+        with self.lab.lock:
+            self.figures[name] = max(value, self.figures.get(name, value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,51 +125,79 @@ class Tally:
 
 def perform(check: Check, lab: Lab, only: int | None = None) -> Tally:
     """Tries every case, or `only` one; the folders of those that failed are kept."""
-    tally = Tally(check)
+    return perform_all([check], lab, only=only)[0]
+
+
+def perform_all(checks: Sequence[Check], lab: Lab, jobs: int = 1, only: int | None = None) -> list[Tally]:
+    """Tries the checks, `jobs` cases at a time. Interrupted, it starts no other case; what was tried is counted."""
+    tallies, begun = [Tally(check) for check in checks], []
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            for tally in tallies:
+                begun.append(_begin(tally, lab, pool, only))
+            for tally, cases in zip(tallies, begun, strict=True):
+                for case in cases:
+                    case.result()
+                _tell(lab, f"{time.strftime('%H:%M:%S')} {tally.check.name}: {tally.held} of {tally.tried} held")
+        except KeyboardInterrupt:
+            lab.was_interrupted = True
+            pool.shutdown(wait=False, cancel_futures=True)
+    return tallies
+
+
+def _begin(tally: Tally, lab: Lab, pool: ThreadPoolExecutor, only: int | None) -> list[Future[None]]:
+    """The cases of a check, on their way."""
     started = time.monotonic()
+    cases: Sequence[Any] = []
     try:
-        cases = check.cases(lab)
+        cases = tally.check.cases(lab)
     except Skipped as skipped:
         tally.skipped[str(skipped)] += 1
-        cases = []
     except Found as found:
-        _count(tally, 0, Tried("the scene", str(found)))
-        cases = []
+        _count(tally, lab, 0, Tried("the scene", str(found)))
     except Exception:  # noqa: BLE001 - the check itself is at fault, and the others go on
-        _break(tally, 0)
-        cases = []
-    for number, given in enumerate(cases):
-        if only is None or only == number:
-            _try(check, lab, number, given, tally)
-    tally.seconds = time.monotonic() - started
-    return tally
+        _break(tally, lab, 0)
+    tally.seconds += time.monotonic() - started
+    wanted = [(number, given) for number, given in enumerate(cases) if only is None or only == number]
+    return [pool.submit(_try, lab, number, given, tally) for number, given in wanted]
 
 
-def _try(check: Check, lab: Lab, number: int, given: Any, tally: Tally) -> None:
+def _try(lab: Lab, number: int, given: Any, tally: Tally) -> None:
+    check, started = tally.check, time.monotonic()
     folder = lab.root / f"{check.name}-{number}"
     folder.mkdir()
     trial = Trial(number, given, random.Random(f"{lab.seed} {check.name} {number}"), folder, lab, tally.figures)
-    num_bad = len(tally.failures) + len(tally.broken)
     try:
         for tried in check.attempt(trial):
-            _count(tally, number, tried)
+            _count(tally, lab, number, tried)
     except Skipped as skipped:
-        tally.skipped[str(skipped)] += 1
+        with lab.lock:
+            tally.skipped[str(skipped)] += 1
     except Found as found:
-        _count(tally, number, Tried(f"case {given}", str(found)))
+        _count(tally, lab, number, Tried(f"case {given}", str(found)))
     except Exception:  # noqa: BLE001
-        _break(tally, number)
-    if len(tally.failures) + len(tally.broken) == num_bad:
+        _break(tally, lab, number)
+    with lab.lock:
+        tally.seconds += time.monotonic() - started
+        is_good = number not in {bad for bad, _ in (*tally.failures, *tally.broken)}
+    if is_good:
         shutil.rmtree(folder)
 
 
-def _break(tally: Tally, number: int) -> None:
-    tally.broken.append((number, traceback.format_exc()))
-    print(f"BROKEN {tally.check.name}, case {number}: {traceback.format_exc()}", file=sys.stderr, flush=True)
+def _break(tally: Tally, lab: Lab, number: int) -> None:
+    with lab.lock:
+        tally.broken.append((number, traceback.format_exc()))
+    _tell(lab, f"BROKEN {tally.check.name}, case {number}: {traceback.format_exc()}")
 
 
-def _count(tally: Tally, number: int, tried: Tried) -> None:
-    tally.tried += 1
+def _count(tally: Tally, lab: Lab, number: int, tried: Tried) -> None:
+    with lab.lock:
+        tally.tried += 1
+        if tried.problem:
+            tally.failures.append((number, tried))
     if tried.problem:
-        tally.failures.append((number, tried))
-        print(f"FAILED {tally.check.name}, case {number}: {tried.what}: {tried.problem}", file=sys.stderr, flush=True)
+        _tell(lab, f"FAILED {tally.check.name}, case {number}: {tried.what}: {tried.problem}")
+
+
+def _tell(lab: Lab, line: str) -> None:
+    print(line, file=lab.says, flush=True)

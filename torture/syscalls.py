@@ -98,9 +98,8 @@ def check_strace(_folder: Path) -> bool:
 def prepare(folder: Path) -> dict[str, tuple[bytes, Counter[str]]]:
     """For each start: what an uninterrupted run leaves, and how often it makes each system call."""
     made = {}
-    write_jsonl(folder / "rows.jsonl", ROWS)
     for start in STARTS:
-        scene = begin(folder / start.name, folder, start)
+        scene = begin(folder / start.name, start)
         ended = perform(scene, start, *start.options, wrap=strace(scene, start.output, "-e", TRACED))
         assert ended.code == SOME_FAILED, ended.stderr
         trace = (folder / f"{start.name}.trace").read_text()
@@ -108,11 +107,10 @@ def prepare(folder: Path) -> dict[str, tuple[bytes, Counter[str]]]:
     return made
 
 
-def begin(folder: Path, shared: Path, start: Start) -> Path:
+def begin(folder: Path, start: Start) -> Path:
     """The folder as a run finds it. An interrupted run was killed amid its commits, so its journal is still hot."""
     folder.mkdir(exist_ok=True)
-    if not (folder.parent / "rows.jsonl").exists():
-        shutil.copy(shared / "rows.jsonl", folder.parent)
+    write_jsonl(folder.parent / "rows.jsonl", ROWS)
     if start.before is not None:
         kill = strace(folder, start.output, "-e", "trace=fdatasync", "--inject=fdatasync:signal=KILL:when=9")
         ended = perform(folder, start, *start.before, wrap=kill)
@@ -162,7 +160,7 @@ def fault_blows(lab: Lab) -> list[Blow]:
 
 def strike(trial: Trial) -> Ended:
     blow = trial.given
-    scene = begin(trial.folder / "scene", trial.lab.root / "shared-prepare", blow.start)
+    scene = begin(trial.folder / "scene", blow.start)
     wrap = strace(scene, blow.start.output, "-e", TRACED, f"--inject={blow.injection}")
     return perform(scene, blow.start, *blow.start.options, "-q", wrap=wrap)
 
