@@ -51,7 +51,8 @@ MUTANTS = [
     Mutant("no exclusive lock", "batchgen/runs/locks.py", "        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)",
            "        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)", ("race-start", "guard-locked"), 0.02),
     Mutant("a check's own assertion is taken for a finding", "torture/lab.py",
-           f"{BREAKS}_break(tally, number)", f'{BREAKS}_count(tally, number, Tried("case", "it broke"))', ("itself",)),
+           f"{BREAKS}_break(tally, lab, number)", f'{BREAKS}_count(tally, lab, number, Tried("case", "it broke"))',
+           ("itself",)),
     # One of each other kind.
     Mutant("rows with one id draw alike", ROWS, "counts.next(index, row.id)", "0", ("right",)),
     Mutant("a failed row gets its place as id", ROWS, "if row.id is None and not error else", "if row.id is None else",

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from batchgen.cli.settings import ENVIRONMENT
+from batchgen.errors import UsageError
 
 TYPED = "batchgen.typed"  # in a context's `meta`: the words of the command line
 # First lines of the commands' docstrings: `batchgen --help` imports none of them.
@@ -31,8 +32,27 @@ SUMMARIES = {
 }
 
 
+# Parameters that take any text, or that are refused elsewhere if they are empty.
+MAY_BE_EMPTY = {"inputs", "model", "prompt", "system", "stop", "regex", "choice", "chat_template_arg"}
+
+
 class CommandWithHelp(TyperCommand):
-    """A command whose help is drawn by us: typer's has types of Python and leaves few columns for words."""
+    """A command whose help is drawn by us: typer's has types of Python and leaves few columns for words.
+
+    An empty value is refused by the option's name: as a path it would be the working folder.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not ctx.resilient_parsing:
+            given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+            for parameter in self.params:
+                value = given.get(parameter.name)
+                if parameter.name not in MAY_BE_EMPTY and "" in (value if isinstance(value, list) else [value]):
+                    name = min(parameter.opts, key=len)
+                    raise UsageError(
+                        f"{name if name.startswith('-') else name.upper()} is empty: is a shell variable unset?"
+                    )
+        return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         from batchgen.cli.helping import format_help

@@ -122,7 +122,7 @@ def why_different(begun: EngineChoice, now: EngineChoice, dtype: str, *, is_exac
         begun = replace(begun, rows=now.rows, share_prefixes=now.share_prefixes)
     changed = begun.differences(now)
     if is_exact:  # near ties are decided alone, so that only another engine is worth a word
-        same = f"in {dtype} with near ties decided alone, its rows are the same"
+        same = f"in {dtype} with near ties decided alone, its tokens are the same, and log-probabilities up to rounding"
         return f"the run was started with {changed[0]}: {same}" if begun.engine != now.engine else None
     if not changed:
         return None

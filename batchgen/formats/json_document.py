@@ -12,7 +12,15 @@ from collections.abc import Iterator
 
 from batchgen.errors import InputError
 from batchgen.formats.content import UTF8_BOM, Content
-from batchgen.formats.json_values import LENIENT, explain, parse_json, skip_whitespace, too_heavy, weigh_json
+from batchgen.formats.json_values import (
+    LENIENT,
+    explain,
+    parse_json,
+    read_members,
+    skip_whitespace,
+    too_heavy,
+    weigh_json,
+)
 from batchgen.formats.rows import ReadOptions, Row, row_of_columns, row_of_object, row_of_text
 from batchgen.records import LONGEST_ROW
 
@@ -32,10 +40,9 @@ def _row(text: str, source: str, options: ReadOptions) -> Row:
     try:
         value, problem = parse_json(text), None
     except ValueError as error:  # NaN, say: nothing that hides where the value ends
-        value, problem = LENIENT.decode(text), f"not valid JSON: {error}"
+        value, problem = read_members(text), f"not valid JSON: {error}"
     if problem:
-        columns = value if isinstance(value, dict) else {}
-        return row_of_columns(columns, source, options, problem=problem, num_bytes=num_bytes)
+        return row_of_columns(value, source, options, problem=problem, num_bytes=num_bytes)
     if isinstance(value, str):
         return row_of_text(value, source, options)
     return row_of_object(value, source, options, num_bytes)

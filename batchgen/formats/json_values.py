@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from batchgen.records import LONGEST_ROW
+from batchgen.records.json_object import DuplicateKeyError, object_of_members
 
 WHITESPACE = " \t\n\r"
 SPACE = re.compile(f"[{WHITESPACE}]*")
@@ -21,12 +22,16 @@ STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
 def parse_json(text: str) -> Any:
-    """One JSON value, and nothing that only Python takes for one.
+    """One JSON value, and nothing that only Python takes for one. No object may have a key twice.
 
-    Raises `ValueError`, in few words.
+    Raises `ValueError`, in few words; for a key that comes twice, `DuplicateKeyError`.
     """
     try:
-        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        return json.loads(
+            text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=object_of_members
+        )
+    except DuplicateKeyError:
+        raise
     except (ValueError, RecursionError) as error:
         raise ValueError(explain(error)) from None
 
@@ -50,7 +55,6 @@ def _finite(digits: str) -> float:
     return value
 
 
-STRICT = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
 # For a look, and for what is left of a broken object: numbers that JSON does not have are null.
 LENIENT = json.JSONDecoder(
     parse_constant=lambda name: None,
@@ -73,14 +77,17 @@ def read_members(text: str) -> dict[str, Any]:
     """The members of a broken JSON object up to the break; numbers that JSON does not have are None.
 
     Only complete ones: a value that the break may have cut short is left out, and so is everything where another value
-    follows the object on the same line.
+    follows the object on the same line. A key that comes twice is left out, too.
 
     >>> read_members('{"id": 7, "loss": NaN, "topic": "dogs", "prompt": ')
     {'id': 7, 'loss': None, 'topic': 'dogs'}
     >>> read_members('{"id": 7}{"id": 8}'), read_members('{"id": 12')
     ({}, {})
+    >>> read_members('{"id": 7, "prompt": "a", "id": 8}')
+    {'prompt': 'a'}
     """
     members: dict[str, Any] = {}
+    twice: set[str] = set()
     place = skip_whitespace(text, 0)
     if not text.startswith("{", place):
         return members
@@ -88,9 +95,14 @@ def read_members(text: str) -> dict[str, Any]:
         try:
             key, value, place = _read_member(text, place + 1)
         except (ValueError, RecursionError):
-            return members
+            return _without(members, twice)
+        twice |= {key} & members.keys()
         members[key] = value
-    return members if skip_whitespace(text, place + 1) == len(text) else {}
+    return _without(members, twice) if skip_whitespace(text, place + 1) == len(text) else {}
+
+
+def _without(members: dict[str, Any], keys: set[str]) -> dict[str, Any]:
+    return {key: value for key, value in members.items() if key not in keys}
 
 
 def _read_member(text: str, start: int) -> tuple[str, Any, int]:
@@ -135,10 +147,13 @@ def too_heavy(num_bytes: int) -> str | None:
 
 
 def parse_answer(text: str) -> Any:
-    """What the JSON that a model wrote says; None where it is none, or Python has no number for it."""
+    """What the JSON that a model wrote says; None where it is none, or Python has no number for it.
+
+    Of a key that comes twice, the last value.
+    """
     try:
-        value = parse_json(text)
-    except ValueError:
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    except (ValueError, RecursionError):
         return None
     return None if is_deeper(value, MOST_ANSWER_LEVELS) else value
 

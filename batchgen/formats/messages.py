@@ -10,6 +10,7 @@ from typing import Any
 
 from batchgen.formats.json_values import is_deeper, parse_json
 from batchgen.records import LONGEST_PROMPT, Conversation, Message
+from batchgen.records.json_object import DuplicateKeyError
 
 CHAT_FIELDS = ("messages", "conversations")
 # What a row with messages may say beside them.
@@ -94,6 +95,8 @@ def looks_like_messages(cell: object) -> bool:
         return False
     try:
         return is_conversation(parse_json(cell))
+    except DuplicateKeyError:  # said when the messages are read
+        return True
     except ValueError:
         return False
 

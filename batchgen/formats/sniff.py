@@ -17,7 +17,7 @@ from batchgen.formats.binary import refuse_binary, refuse_packing
 from batchgen.formats.column_names import MOST_COLUMNS_SHOWN
 from batchgen.formats.content import UTF8_BOM, Content
 from batchgen.formats.delimited import DELIMITERS, name_columns, split_tsv
-from batchgen.formats.json_values import LENIENT, WHITESPACE, parse_json
+from batchgen.formats.json_values import LENIENT, WHITESPACE, read_members
 from batchgen.formats.openai_batch import is_openai_batch
 from batchgen.formats.rows import ReadOptions
 from batchgen.records import LONGEST_ROW
@@ -59,11 +59,8 @@ def choose_format(content: Content, form: str | None, options: ReadOptions) -> s
 
 def _jsonl_or_batch(content: Content) -> str:
     """By the first line: requests of an OpenAI Batch, or ordinary rows."""
-    try:
-        value = parse_json((content.peek_row() or b"").decode("utf-8"))
-    except ValueError:
-        value = None
-    return "openai-batch" if is_openai_batch(value) else "jsonl"
+    members = read_members((content.peek_row() or b"").decode("utf-8", "replace"))
+    return "openai-batch" if is_openai_batch(members) else "jsonl"
 
 
 def _guess(content: Content, form: str | None, options: ReadOptions) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from batchgen.records.field_error import FieldError
+from batchgen.records.json_object import object_of_members
 
 ConstraintKind = Literal["json_schema", "regex", "choice", "grammar"]
 WHITESPACE = ("compact", "any")
@@ -68,7 +69,7 @@ def read_schema(name: str, value: object) -> JsonSchema | None:
 
 def _parsed(name: str, text: str) -> Any:
     try:
-        return json.loads(_fitting(name, text))
+        return json.loads(_fitting(name, text), object_pairs_hook=object_of_members)
     except (ValueError, RecursionError) as error:
         problem = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise FieldError(f"{{{name}}} is not JSON: {problem}") from None

@@ -12,7 +12,8 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from batchgen import BatchgenError, generate, run
-from batchgen.errors import ModelError
+from batchgen.cli.lazy import MAY_BE_EMPTY, SUMMARIES, LazyCommand
+from batchgen.errors import ModelError, UsageError
 from batchgen.machine.limits import Bound
 from batchgen.model.find import BUNDLED_FOLDER
 from tests.support.command import failure, invoke
@@ -113,3 +114,24 @@ def test_a_limit_in_python_is_checked(tmp_path: Path, limit: float, problem: str
     (tmp_path / "rows.txt").write_text("x\n")
     with pytest.raises((BatchgenError, ValueError), match=problem):
         run(tmp_path / "rows.txt", output=tmp_path / "o.jsonl", model="bundled", limit=limit)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", [name for name in SUMMARIES if name != "help"])
+def test_an_empty_value_is_refused_by_name_and_never_taken_for_the_working_folder(name: str) -> None:
+    command = LazyCommand(name)
+    files = ["a.jsonl", "b.jsonl"][
+        : sum(parameter.nargs == 1 for parameter in command.params if is_argument(parameter))
+    ]
+    for parameter in command.params:
+        if is_argument(parameter) or parameter.is_flag or parameter.name in MAY_BE_EMPTY:
+            continue
+        for words in ([parameter.opts[0], ""], [f"{parameter.opts[0]}="]):
+            with pytest.raises(UsageError, match=f"{min(parameter.opts, key=len)} is empty: is a shell variable unset"):
+                command.make_context(name, [*files, *words])
+    for place in range(len(files)):
+        with pytest.raises(UsageError, match="is empty: is a shell variable unset"):
+            command.make_context(name, [*files[:place], "", *files[place + 1 :]])
+
+
+def is_argument(parameter: Any) -> bool:
+    return bool(parameter.param_type_name == "argument")

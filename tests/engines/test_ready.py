@@ -167,7 +167,9 @@ def test_what_cannot_stay_is_said_in_one_line(bundled: Model) -> None:
     assert "rows 128, now 7" in str(why_different(inexact, replace(inexact, rows=7), "bfloat16", is_exact=False))
     assert why_different(begun, now, "float32", is_exact=True) is None
     other = replace(now, engine="reference")
-    assert "engine continuous, now reference" in str(why_different(begun, other, "float32", is_exact=True))
+    line = str(why_different(begun, other, "float32", is_exact=True))
+    assert "engine continuous, now reference" in line
+    assert "its tokens are the same, and log-probabilities up to rounding" in line
 
 
 def test_a_choice_comes_back_from_json_and_nothing_else_does() -> None:

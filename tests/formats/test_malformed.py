@@ -137,3 +137,35 @@ def test_damaged_packing_is_one_line_or_the_rows(tmp_path: Path, seed: int) -> N
         assert "\n" not in requests
     else:
         assert len(requests) == 500
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_a_row_with_a_key_twice_fails_and_has_no_id_that_may_be_wrong(tmp_path: Path, name: str) -> None:
+    lines = [
+        '{"id": "a", "prompt": "x"}', '{"id": "b", "prompt": "x", "prompt": "y", "topic": 1}',
+        '{"id": "c", "id": "d", "prompt": "x"}', '{"id": "e", "prompt": "x", "more": [{"k": 1, "k": 2}]}',
+    ]  # fmt: skip
+    text = "\n".join(lines) if name.endswith("l") else f"[{','.join(lines)}]"
+    (tmp_path / name).write_text(text)
+    first, second, third, fourth = read_requests(find_sources([str(tmp_path / name)]), ReadOptions())
+    assert first.error is None
+    assert 'duplicate key "prompt"' in str(second.error)
+    assert (second.id, second.metadata, second.prompt) == ("b", {"topic": 1}, "")
+    assert 'duplicate key "id"' in str(third.error)
+    assert third.id is None
+    assert 'duplicate key "k"' in str(fourth.error)
+
+
+def test_an_openai_request_with_a_key_twice_fails_also_as_the_first_of_its_file(tmp_path: Path) -> None:
+    body = '{"prompt": "x", "max_tokens": 1, "max_tokens": 2}'
+    (tmp_path / "rows.jsonl").write_text(f'{{"custom_id": "a", "body": {body}}}\n')
+    [row] = read_requests(find_sources([str(tmp_path / "rows.jsonl")]), ReadOptions())
+    assert (row.id, row.endpoint) == ("a", "/v1/completions")
+    assert 'duplicate key "max_tokens"' in str(row.error)
+
+
+def test_messages_in_a_cell_with_a_key_twice_are_no_prompt(tmp_path: Path) -> None:
+    cell = '[{"role": "user", "content": "x", "content": "y"}]'.replace('"', '""')
+    (tmp_path / "rows.csv").write_text(f'prompt\n"{cell}"\n')
+    [row] = read_requests(find_sources([str(tmp_path / "rows.csv")]), ReadOptions())
+    assert 'duplicate key "content"' in str(row.error)

@@ -16,6 +16,7 @@ from batchgen.cli.options.escapes import read_escapes
 from batchgen.cli.settings import flag_of
 from batchgen.machine.limits import MemoryLimit, parse_memory
 from batchgen.records.constraint import Grammar, JsonSchema
+from batchgen.records.json_object import object_of_members
 from batchgen.records.options import MOST_INT, LogitBias, Option, OptionField
 
 # Types whose text has a form of its own.
@@ -36,7 +37,7 @@ def read_bias(text: Any) -> dict[str, Any]:
         return text
     token, is_pair, bias = str(text).partition("=")
     try:
-        read = {token.strip(): float(bias)} if is_pair else json.loads(text)
+        read = {token.strip(): float(bias)} if is_pair else json.loads(text, object_pairs_hook=object_of_members)
     except ValueError:
         read = None
     if not isinstance(read, dict):

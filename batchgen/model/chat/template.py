@@ -158,6 +158,7 @@ def read_arguments(assignments: list[str]) -> dict[str, Any]:
     {'enable_thinking': False, 'date_string': '1 May 2026'}
     """
     from batchgen.formats.json_values import parse_json
+    from batchgen.records.json_object import DuplicateKeyError
 
     arguments: dict[str, Any] = {}
     for assignment in assignments:
@@ -168,6 +169,8 @@ def read_arguments(assignments: list[str]) -> dict[str, Any]:
             raise UsageError(f"--chat-template-arg {key}: this is set by the rows")
         try:
             arguments[key] = parse_json(value)
+        except DuplicateKeyError as error:
+            raise UsageError(f"--chat-template-arg {key}: {error}") from None
         except ValueError:
             arguments[key] = value
     return arguments
