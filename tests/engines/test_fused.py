@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from batchgen.engines.continuous import network
 from batchgen.engines.continuous.layer import ATTENTION
-from batchgen.engines.continuous.linear import FUSED, PACKED, UnpackedLinear, kernels_of
+from batchgen.engines.continuous.linear import FUSED, FUSED_PLAIN, PACKED, UnpackedLinear, kernels_of
 from batchgen.engines.continuous.network import slot_network
 from batchgen.engines.fused.block import Block
 from batchgen.engines.fused.norm import FusedNorm, fused_norm
@@ -182,3 +182,14 @@ def test_a_run_that_was_begun_without_blocks_goes_on_without(checkpoint: Checkpo
     own, _ = slot_network(model_of(ARCHITECTURES["llama"], checkpoint), kernels=PACKED)
     assert own is not None
     assert kernels_of(own.network) == PACKED
+
+
+def test_blocks_without_room_for_packed_weights_have_a_name_and_a_run_goes_on_with_them(checkpoint: Checkpoint) -> None:
+    """On the weights as they were loaded: not the plain kernels, which round in other places."""
+    model = model_of(MistralConfig(**SHAPE), checkpoint)
+    own, _ = slot_network(model, has_room=lambda num_bytes: False)
+    assert own is not None
+    assert kernels_of(own.network) == FUSED_PLAIN
+    again, _ = slot_network(model_of(MistralConfig(**SHAPE), checkpoint), kernels=FUSED_PLAIN)
+    assert again is not None
+    assert kernels_of(again.network) == FUSED_PLAIN

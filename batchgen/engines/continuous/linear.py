@@ -25,9 +25,10 @@ from batchgen.engines.int8.network import is_quantized
 from batchgen.engines.int8.support import INT8
 
 PLAIN, PACKED, PARTLY = "plain", "packed", "packed, except weights shared with the embedding"
-FUSED, FUSED_PARTLY = "fused", "fused, except weights shared with the embedding"  # packed, in layers of `fused`
-WITH_BLOCKS = (FUSED, FUSED_PARTLY)
-KERNELS = (*WITH_BLOCKS, PACKED, PARTLY, PLAIN)  # the best first
+# In layers of `fused`: packed, packed but for those, not packed.
+FUSED, FUSED_PARTLY, FUSED_PLAIN = "fused", "fused, except weights shared with the embedding", "fused, not packed"
+WITH_BLOCKS = (FUSED, FUSED_PARTLY, FUSED_PLAIN)
+KERNELS = (FUSED, FUSED_PARTLY, PACKED, PARTLY, FUSED_PLAIN, PLAIN)  # the best first
 
 Layer: TypeAlias = nn.Linear | Conv1D
 
@@ -109,7 +110,7 @@ def speed_up(
     places = list(_places(network))
     copied = sum(place.weight_bytes for place in places if loaded is None or place.is_shared)
     dtypes = {(layer.weight.device, layer.weight.dtype) for place in places for layer in place.layers}
-    if kernels == PLAIN or not places or not all(can_pack(*kind) for kind in dtypes):
+    if kernels in (PLAIN, FUSED_PLAIN) or not places or not all(can_pack(*kind) for kind in dtypes):
         return False
     has_all = has_room(copied)
     if not has_all and loaded is None:
@@ -137,7 +138,7 @@ def kernels_of(network: nn.Module) -> str:
         return INT8
     kinds = Counter(type(module) for module in network.modules())
     if not kinds[PackedLinear]:
-        return PLAIN
+        return FUSED_PLAIN if kinds[Block] else PLAIN
     whole, partly = (FUSED, FUSED_PARTLY) if kinds[Block] else (PACKED, PARTLY)
     return partly if kinds[nn.Linear] or kinds[Conv1D] else whole
 
