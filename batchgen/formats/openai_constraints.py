@@ -1,4 +1,4 @@
-"""What the text of an answer must be, as OpenAI's bodies say it, and vLLM's."""
+"""What the text of an answer must be, as OpenAI and vLLM spell it: in a request's body, or in a row's `sampling`."""
 
 from __future__ import annotations
 
@@ -15,42 +15,45 @@ CONSTRAINT_KEYS = {FORMAT, OUTPUTS, *GUIDED}
 ANY_WHITESPACE = "disable_any_whitespace"
 
 
-def read_constraint(body: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Our options of constraints, and what the body calls each. Raises `ValueError` for what is not supported."""
+def read_constraint(given: Mapping[str, Any], within: str = "body") -> tuple[dict[str, Any], dict[str, str]]:
+    """Our options of constraints, and what `given` calls each. Raises `ValueError` for what is not supported."""
     options: dict[str, Any] = {}
     names: dict[str, str] = {}
     for place, found in (
-        (FORMAT, _of_format(body.get(FORMAT))),
-        (OUTPUTS, _of_outputs(body.get(OUTPUTS))),
-        *((key, {ours: body[key]} if body.get(key) is not None else {}) for key, ours in GUIDED.items()),
+        (FORMAT, _of_format(given.get(FORMAT), f"{within}.{FORMAT}")),
+        (OUTPUTS, _of_outputs(given.get(OUTPUTS), f"{within}.{OUTPUTS}")),
+        *((key, {ours: given[key]} if given.get(key) is not None else {}) for key, ours in GUIDED.items()),
     ):
+        for ours in found:
+            if ours in names or given.get(ours) is not None:
+                raise ValueError(f"{names.get(ours, f'{within}.{ours}')} and {within}.{place} cannot be used together")
         options |= found
-        names |= dict.fromkeys(found, f"body.{place}")
+        names |= dict.fromkeys(found, f"{within}.{place}")
     return options, names
 
 
-def _of_format(given: Any) -> dict[str, Any]:
+def _of_format(given: Any, name: str) -> dict[str, Any]:
     kind = given.get("type") if isinstance(given, Mapping) else given
     if kind is None or kind == "text":
         return {}
     if kind == "json_object":
         return {"json_object": True}
     if kind != "json_schema":
-        raise ValueError(f"body.{FORMAT} is not one of text, json_object, json_schema")
+        raise ValueError(f"{name} is not one of text, json_object, json_schema")
     described = given.get("json_schema")
     if not isinstance(described, Mapping) or not isinstance(described.get("schema"), Mapping | bool):
-        raise ValueError(f"body.{FORMAT}.json_schema.schema is missing")
+        raise ValueError(f"{name}.json_schema.schema is missing")
     return {"json_schema": described["schema"]}
 
 
-def _of_outputs(given: Any) -> dict[str, Any]:
+def _of_outputs(given: Any, name: str) -> dict[str, Any]:
     if given is None:
         return {}
     if not isinstance(given, Mapping):
-        raise ValueError(f'body.{OUTPUTS} is not an object such as {{"regex": "[a-z]+"}}')
+        raise ValueError(f'{name} is not an object such as {{"regex": "[a-z]+"}}')
     asked = {key: value for key, value in given.items() if value is not None and value is not False}
     if unknown := sorted(asked.keys() - OURS.keys() - {ANY_WHITESPACE}):
-        raise ValueError(f"body.{OUTPUTS}.{unknown[0][:40]} is not supported: remove it")
+        raise ValueError(f"{name}.{unknown[0][:40]} is not supported: remove it")
     spaces = {} if given.get(ANY_WHITESPACE) is None else {"json_whitespace": _spaces(given[ANY_WHITESPACE])}
     return {OURS[key]: value for key, value in asked.items() if key in OURS} | spaces
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from batchgen.formats.json_values import parse_json
+from batchgen.formats.openai_constraints import CONSTRAINT_KEYS, read_constraint
 from batchgen.records import FieldError, SamplingParams, near_name, options_of
 from batchgen.records.sampling import CONSTRAINT_FIELDS
 
@@ -24,8 +25,8 @@ def override(run: SamplingParams, given: object, names: Mapping[str, str] | None
     """The run's options, with those that a row's `sampling` names in their place; null leaves the run's.
 
     A row that asks for greedy leaves behind what the run has for sampling alone, and one with a constraint of its own
-    the run's. Raises `ValueError`, one line: the
-    row's options under their keys (as `names` spells them), the run's as such.
+    the run's; OpenAI's and vLLM's spellings of constraints are read too. Raises `ValueError`, one line: the row's
+    options under their keys (as `names` spells them), the run's as such.
 
     >>> run = SamplingParams(temperature=1.0, top_p=0.9)
     >>> override(run, {"temperature": 0, "max_new_tokens": 5}) == SamplingParams(max_new_tokens=5)
@@ -35,10 +36,12 @@ def override(run: SamplingParams, given: object, names: Mapping[str, str] | None
         raise ValueError(
             'sampling must be an object such as {"temperature": 0.7}; if the column means something else, rename it'
         )
+    constraint, spellings = read_constraint(given, "sampling")
+    given = constraint | {key: value for key, value in given.items() if key not in CONSTRAINT_KEYS}
     for key in given:
         _check_key(key, row_keys(type(run)))
     own: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    names = {key: f"sampling.{key}" for key in own} | {key: name for key, name in (names or {}).items() if key in own}
+    names = {key: f"sampling.{key}" for key in own} | spellings | {k: n for k, n in (names or {}).items() if k in own}
     try:
         return replace(run, **{**_left_behind(run, own), **own})
     except FieldError as error:
@@ -50,7 +53,7 @@ def with_choices(sampling: object, columns: Mapping[str, Any], field: str | None
 
     A constraint that the row names itself stays. Raises `ValueError`, one line.
     """
-    if field is None or (isinstance(sampling, Mapping) and any(sampling.get(name) for name in CONSTRAINT_FIELDS)):
+    if field is None or (isinstance(sampling, Mapping) and _is_constrained(sampling)):
         return sampling
     if field not in columns:
         raise ValueError(f"no field {field} (see --choices-field)")
@@ -69,12 +72,18 @@ def with_choices(sampling: object, columns: Mapping[str, Any], field: str | None
 
 def _left_behind(run: SamplingParams, own: Mapping[str, Any]) -> dict[str, Any]:
     """What a row does not take over from the run, as if nobody had said it."""
-    is_greedy, is_constrained = own.get("temperature") == 0, any(own.get(name) for name in CONSTRAINT_FIELDS)
+    is_greedy, is_constrained = own.get("temperature") == 0, _is_constrained(own)
     return {
         name: item.default
         for name, item in options_of(type(run)).items()
         if (is_greedy and item.option.only_sampled) or (is_constrained and name in CONSTRAINT_FIELDS)
     }
+
+
+def _is_constrained(given: Mapping[str, Any]) -> bool:
+    """Whether options name a constraint; the schemas `{}` and `false` are some, too."""
+    named = [name for name in (*CONSTRAINT_FIELDS, *CONSTRAINT_KEYS) if given.get(name) is not None]
+    return any(name != "json_object" or given[name] for name in named)
 
 
 def _check_key(key: object, keys: list[str]) -> None:

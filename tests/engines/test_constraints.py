@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import jsonschema
 import numpy as np
@@ -269,6 +270,23 @@ def test_an_unsupported_keyword_is_named(trials: Trials) -> None:
     assert "if, then are not supported" in str(trials.problem(HOSTILE["condition"]))
 
 
+@pytest.mark.parametrize(
+    ("kind", "text", "problem"),
+    [
+        ("json_schema", '{"$ref":"file:///a.json"}', "cannot be used: file:///a.json is outside the schema"),
+        ("json_schema", '{"oneOf":[{"type":"integer"},{"type":"number"}]}', "use anyOf"),
+        ("json_schema", '{"type":"array","uniqueItems":true,"x-guidance":{"lenient":true}}', "uniqueItems is not"),
+        ("grammar", "start: <|endoftext|>", "special tokens in grammars are not supported"),
+    ],
+)
+def test_what_is_wrong_with_a_constraint_can_be_mended(trials: Trials, kind: Any, text: str, problem: str) -> None:
+    assert problem in str(trials.problem(Constraint(kind, text)))
+
+
+def test_a_choice_may_have_any_character(trials: Trials) -> None:
+    assert trials.problem(Constraint("choice", json.dumps(['\x01\x7f\x9f\u2028\U0001f600"\\']))) is None
+
+
 def test_a_schema_may_be_true_or_false(trials: Trials) -> None:
     assert trials.problem(Constraint("json_schema", "true")) is None
     assert "no text can match it" in str(trials.problem(HOSTILE["never"]))
@@ -295,6 +313,7 @@ def test_a_row_has_one_constraint_and_no_beams() -> None:
         ({"json_schema": "{"}, "json_schema is not JSON"),
         ({"json_schema": {"const": float("inf")}}, "json_schema is not JSON"),
         ({"regex": ""}, "regex must be a non-empty text"),
+        ({"choice": []}, "choice needs at least one text"),
         ({"grammar": "\ud800"}, "lone surrogate"),
     ]:
         with pytest.raises(FieldError, match=named):

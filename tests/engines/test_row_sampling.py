@@ -162,6 +162,55 @@ def test_the_message_names_the_key_and_the_mend_in_one_line(sampling: object, pr
     assert message.isprintable()
 
 
+NAMED = {"type": "json_schema", "json_schema": {"name": "a", "strict": True, "schema": {"const": 1}}}
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        ({"response_format": {"type": "json_object"}}, {"json_object": True}),
+        ({"response_format": NAMED, "temperature": 0}, {"json_schema": {"const": 1}}),
+        ({"response_format": None, "guided_regex": None}, {"regex": "run"}),
+        (
+            {"structured_outputs": {"json": {"const": 1}, "disable_any_whitespace": False}},
+            {"json_schema": {"const": 1}, "json_whitespace": "any"},
+        ),
+        ({"structured_outputs": {"choice": ["a", "b"]}}, {"choice": ["a", "b"]}),
+        ({"guided_grammar": 'start: "a"'}, {"grammar": 'start: "a"'}),
+        ({"json_schema": {}}, {"json_schema": {}}),
+        ({"json_schema": False}, {"json_schema": False}),
+        ({"json_object": False}, {"regex": "run"}),
+    ],
+)
+def test_a_rows_constraint_in_any_spelling_replaces_that_of_the_run(
+    sampling: dict[str, object], expected: dict[str, object]
+) -> None:
+    assert override(SamplingParams(regex="run"), sampling) == SamplingParams(**expected)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "problem"),
+    [
+        ({"response_format": {"type": "xml"}}, "sampling.response_format is not one of text, json_object, json_schema"),
+        ({"response_format": {"type": "json_schema"}}, "sampling.response_format.json_schema.schema is missing"),
+        ({"response_format": NAMED, "regex": "a"}, "sampling.response_format and sampling.regex both constrain"),
+        (
+            {"response_format": NAMED, "json_schema": {}},
+            "sampling.json_schema and sampling.response_format cannot be used",
+        ),
+        ({"structured_outputs": {"choice": []}}, "sampling.structured_outputs needs at least one text"),
+        ({"structured_outputs": {"regex": ""}}, "sampling.structured_outputs must be a non-empty text"),
+        (
+            {"structured_outputs": {"structural_tag": "a"}},
+            "sampling.structured_outputs.structural_tag is not supported",
+        ),
+    ],
+    ids=str,
+)
+def test_a_constraint_in_another_spelling_is_refused_by_that(sampling: object, problem: str) -> None:
+    assert problem_of(sampling).startswith(problem)
+
+
 def test_a_bad_sampling_fails_its_row_alone(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     rows = [{"prompt": "a", "id": "x", "n": 1, "sampling": {"top_p": 2}}, {"prompt": "b", "sampling": {"seed": 3}}]

@@ -111,13 +111,15 @@ def test_choices_come_from_a_column() -> None:
         {"prompt": "My dog is", "options": '["red"]'},
         {"prompt": "My dog is", "options": "red"},
         {"prompt": "My dog is", "options": ["red"], "sampling": {"regex": "[0-9]"}},
+        {"prompt": "My dog is", "options": ["red"], "sampling": {"structured_outputs": {"regex": "[0-9]"}}},
         {"prompt": "My dog is"},
     ]
-    big, red, bad, number, missing = records(run("--choices-field", "options", stdin=lines(*rows)))
+    big, red, bad, number, digit, missing = records(run("--choices-field", "options", stdin=lines(*rows)))
     assert big["text"] in ("big", "small")
     assert red["text"] == "red"
     assert "the field options is not a list of choices" in bad["error"]
     assert number["text"].isdigit()
+    assert digit["text"].isdigit()
     assert "no field options" in missing["error"]
 
 
@@ -158,6 +160,10 @@ def test_openai_bodies_say_what_the_text_must_be() -> None:
             "outputs and body.structured_outputs",
         ),
         ({"structured_outputs": {"regex": "(a"}}, "unclosed group"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}, "guided_json": {"const": 1}},
+            "body.response_format and body.guided_json cannot be used together",
+        ),
     ],
 )
 def test_what_openai_bodies_ask_in_vain_is_named(more: dict[str, Any], problem: str) -> None:

@@ -29,19 +29,24 @@ SUBJECTS = {
 }
 NOTHING_FITS = "no text can match it"
 TOO_LARGE = "it is too large or too complex"
-ANYTHING = {"true": "{}"}  # the library takes objects only
 KEYS = re.compile(r"Unimplemented keys: \[(.*)\]")
+ELSEWHERE = re.compile(r"Resource '(.*)' is not present in a registry")
+UNPRINTABLE = re.compile(r"[\x7f-\x9f]")
+# What the library says where a person could not do what it advises.
+PLAINER = {
+    "coerce_one_of": "oneOf is supported only if it is clear that its schemas exclude each other: use anyOf",
+    "unknown special token": "special tokens in grammars are not supported",
+}
+SETTINGS = "x-guidance"  # a key by which a schema would change how strictly the library reads it
 
 
 def source_of(constraint: Constraint) -> str:
     """The constraint in the library's own form. Raises `ValueError`."""
     from llguidance import LLMatcher
 
-    if constraint.text == "false" and constraint.is_json:
-        raise ValueError(NOTHING_FITS)
     if constraint.is_json:
         spaces: Any = {"whitespace_flexible": constraint.any_whitespace}
-        return LLMatcher.grammar_from_json_schema(ANYTHING.get(constraint.text, constraint.text), overrides=spaces)
+        return LLMatcher.grammar_from_json_schema(_schema(constraint.text), overrides=spaces)
     if constraint.kind == "choice":
         return LLMatcher.grammar_from_lark(f"start: {' | '.join(map(_quoted, json.loads(constraint.text)))}")
     if constraint.kind == "regex":
@@ -49,8 +54,18 @@ def source_of(constraint: Constraint) -> str:
     return LLMatcher.grammar_from_lark(constraint.text)
 
 
+def _schema(text: str) -> str:
+    """A schema that the library takes, which are objects only, and whose own settings it would follow."""
+    if text == "false":
+        raise ValueError(NOTHING_FITS)
+    if SETTINGS not in text:
+        return "{}" if text == "true" else text
+    return json.dumps({key: value for key, value in json.loads(text).items() if key != SETTINGS}, ensure_ascii=False)
+
+
 def _quoted(choice: str) -> str:
-    return json.dumps(choice, ensure_ascii=False)
+    quoted = json.dumps(choice, ensure_ascii=False)
+    return UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", quoted)
 
 
 def compile_grammar(tokenizer: LLTokenizer, constraint: Constraint) -> LLMatcher:
@@ -76,6 +91,10 @@ def _reason(message: str) -> str:
     if keys := KEYS.search(message):
         names = ", ".join(sorted(json.loads(f"[{keys[1]}]")))
         return f"{names} {'are' if ',' in names else 'is'} not supported"
+    if elsewhere := ELSEWHERE.search(message):
+        return f"{elsewhere[1]} is outside the schema"
+    if plainer := next((plainer for known, plainer in PLAINER.items() if known in message), None):
+        return plainer
     if "NoExtensionBias" in message:
         return NOTHING_FITS
     if any(word in message for word in ("fuel", "too big", "too large", "too many", "too complex", "TooComplex")):
