@@ -134,7 +134,8 @@ class SamplingParams:
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.choice, list) and not self.choice:  # the default is a tuple
+        given: object = self.choice
+        if given == []:  # the default is a tuple
             raise FieldError("{choice} needs at least one text")
         check_values(self)
         if self.top_k == -1:  # off, as vLLM has it

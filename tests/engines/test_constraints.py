@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import random
 import re
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -19,7 +21,7 @@ from batchgen.engines import finish_all, make_engine
 from batchgen.engines.sampling.grammars import compile_grammar
 from batchgen.engines.sampling.sampler import Sampler
 from batchgen.engines.sampling.token_reader import token_reader
-from batchgen.engines.sampling.trying import Trials, check_constraint
+from batchgen.engines.sampling.trying import Trials, check_constraint, kill_in
 from batchgen.model.stops import decode_output
 from batchgen.records import Constraint, EngineOptions, FieldError, Request, SamplingParams, Sequence
 from tests.support.models import make_chat_model
@@ -46,7 +48,13 @@ KINDS: list[tuple[dict[str, object], Callable[[str], object]]] = [
     ({"grammar": LIST, "max_new_tokens": 12}, lambda text: re.fullmatch(r"- [a-z]{2,6}(\n- [a-z]{2,6})*", text)),
     ({}, lambda text: True),
 ]
-WAYS = [{}, {"temperature": 1.0}, {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.2}, {"logprobs": 2}]
+WAYS = [
+    {},
+    {"temperature": 1.0},
+    {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.2},
+    {"logprobs": 2, "presence_penalty": 0.5, "frequency_penalty": 0.5},
+    {"temperature": 1.5, "logprobs": 0, "min_p": 0.01, "no_repeat_ngram_size": 9},
+]
 ENGINES = ["reference", "continuous"]
 
 
@@ -56,7 +64,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return make_chat_model("chatml", tmp_path_factory.mktemp("small"), spread=0.3)
 
 
-def mixed_rows(model: Model, number: int = 15) -> list[Sequence]:
+def mixed_rows(model: Model, number: int = len(KINDS) * len(WAYS)) -> list[Sequence]:
     prompts = ragged_prompts(number, longest=15)
     rows = []
     for index, prompt in enumerate(prompts):
@@ -194,6 +202,20 @@ def test_samples_of_a_row_each_fit(bundled: Model) -> None:
     assert texts == {"a", "b", "c"}
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_stop_string_may_end_a_text_that_is_not_complete(small: Model, engine: str) -> None:
+    row = one(small, engine, regex="ab-[a-z]{3}-cd", stop=["-"], max_new_tokens=30)
+    assert (decode_output(small.checkpoint.tokenizer, row), row.finish_reason) == ("ab", "stop")
+    row = one(small, engine, regex="[a-z]{3}-cd", stop=["cd"], max_new_tokens=30)
+    assert re.fullmatch("[a-z]{3}-", decode_output(small.checkpoint.tokenizer, row))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_each_token_of_a_constrained_row_has_its_log_probability(small: Model, engine: str) -> None:
+    row = one(small, engine, json_schema=PERSON, logprobs=1, max_new_tokens=60)
+    assert len(row.logprobs) == row.num_output_tokens > 10
+
+
 def test_log_probabilities_are_the_models_own(bundled: Model) -> None:
     row = one(bundled, choice=["Q"], logprobs=1)
     assert row.logprobs[0].logprob < -5
@@ -296,6 +318,25 @@ def test_compiling_without_end_is_given_up() -> None:
     trials = Trials(most_seconds=0.0)
     assert "takes too much time" in str(trials.problem(Constraint("regex", "given up")))
     trials.close()
+
+
+class AfterNaps(threading.Event):
+    """Is set at the end of so many waits, each of which the machine may have slept through."""
+
+    def __init__(self, naps: int) -> None:
+        super().__init__()
+        self.naps = naps
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.naps -= 1
+        return self.naps <= 0
+
+
+@pytest.mark.parametrize(("naps", "is_killed"), [(3, False), (4, True)])
+def test_however_long_a_machine_sleeps_it_counts_once(naps: int, is_killed: bool) -> None:
+    killed: list[bool] = []
+    kill_in(3.0, SimpleNamespace(kill=lambda: killed.append(True)), AfterNaps(naps))  # type: ignore[arg-type]
+    assert bool(killed) is is_killed
 
 
 def test_a_constraint_of_the_whole_run_is_refused_by_name() -> None:

@@ -16,8 +16,18 @@ import pytest
 
 import batchgen
 from batchgen.formats.json_values import parse_answer
+from batchgen.formats.reading import ReadOptions
+from batchgen.model import Checkpoint
+from batchgen.records import SamplingParams
+from batchgen.runs.job import FilePrompts, Job
+from batchgen.runs.observer import Observer
+from batchgen.runs.ray.cluster import Size
+from batchgen.runs.ray.execute import OnRay, RayRun
+from batchgen.runs.ray.folder import OutputFolder
+from batchgen.runs.ray.inputs import find_files
 from batchgen.runs.store import Store
 from tests.support.command import invoke, records, run
+from tests.support.one_machine import OneMachine
 from tests.support.results import result_of
 
 SCHEMA = {
@@ -31,6 +41,17 @@ SCHEMA = {
     "additionalProperties": False,
 }
 ASKED = ("--json-schema", json.dumps(SCHEMA), "--max-new-tokens", 40)
+# Rows of every kind, under a constraint of the run; one is bad, one has two samples.
+MIXED: tuple[dict[str, Any], ...] = (
+    {"prompt": "My dog is", "sampling": {"json_schema": SCHEMA}},
+    {"prompt": "My dog is", "sampling": {"regex": "[a-z]{3}-[0-9]+", "num_samples": 2, "repetition_penalty": 1.2}},
+    {"prompt": "My dog is", "sampling": {"choice": ["yes", "yes, but", "no"], "logprobs": 1, "presence_penalty": 1.0}},
+    {"prompt": "My dog is", "sampling": {"grammar": 'start: "ab" /[a-z]+/ "yz"', "stop": "b", "temperature": 0}},
+    {"prompt": "My dog is", "sampling": {"regex": "(a"}},
+    {"prompt": "It will rain"},
+    {"prompt": "It will rain", "sampling": {"response_format": {"type": "json_object"}, "max_new_tokens": 5}},
+)
+MIXED_FLAGS = ("--regex", "[a-z]{1,4}", "--temperature", 1, "--max-new-tokens", 40)
 RAIN = "It will rain in the\nI want to eat a big bowl of\nMy dog is\n"
 
 
@@ -266,27 +287,49 @@ def test_without_the_library_it_is_refused_before_any_work(monkeypatch: pytest.M
     assert "pip install llguidance" in row["error"]
 
 
-DRAWN = ("--regex", "[a-z]{1,4}", "--temperature", 1, "--keep-store")
-
-
-def texts(output: Path) -> list[str]:
-    return [json.loads(line)["text"] for line in output.read_text().splitlines()]
+def written(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in output.read_text().splitlines()]
 
 
 def test_a_resumed_run_writes_the_same(tmp_path: Path) -> None:
     plain, part = tmp_path / "plain.jsonl", tmp_path / "part.jsonl"
-    run("-o", plain, *DRAWN, stdin=RAIN)
-    run("-o", part, *DRAWN, stdin=RAIN.splitlines()[0])
-    assert run("-o", part, "--resume", *DRAWN, stdin=RAIN).exit_code == 0
-    assert texts(part) == texts(plain)
+    run("-o", plain, *MIXED_FLAGS, stdin=lines(*MIXED))
+    run("-o", part, *MIXED_FLAGS, "--keep-store", stdin=lines(*MIXED[:3]))
+    assert run("-o", part, "--resume", *MIXED_FLAGS, stdin=lines(*MIXED)).exit_code == 3
+    assert written(part) == written(plain)
+    assert [row["error"] is None for row in written(part)] == [True] * 5 + [False] + [True] * 2
 
 
 @pytest.mark.slow
 def test_workers_write_the_same(tmp_path: Path) -> None:
     plain, workers = tmp_path / "plain.jsonl", tmp_path / "workers.jsonl"
-    run("-o", plain, *DRAWN, stdin=RAIN)
-    run("-o", workers, "--workers", 2, *DRAWN, stdin=RAIN)
-    assert texts(workers) == texts(plain)
+    run("-o", plain, *MIXED_FLAGS, stdin=lines(*MIXED))
+    run("-o", workers, "--workers", 2, *MIXED_FLAGS, stdin=lines(*MIXED))
+    assert written(workers) == written(plain)
+
+
+def test_a_cluster_writes_the_same_also_when_it_goes_on(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    plain, rows = tmp_path / "plain.jsonl", tmp_path / "rows.jsonl"
+    rows.write_text(lines(*MIXED))
+    run(rows, "-o", plain, *MIXED_FLAGS)
+    for lost in (None, "part-00001.jsonl"):
+        if lost:
+            (tmp_path / "out" / lost).unlink()
+        run_on_this_machine(rows, tmp_path / "out", checkpoint)
+        parts = sorted((tmp_path / "out").glob("part-*"))
+        assert [row for part in parts for row in written(part)] == written(plain)
+
+
+def run_on_this_machine(rows: Path, output: Path, checkpoint: Checkpoint) -> None:
+    """As Ray would, in this process."""
+    folder = OutputFolder(str(output))
+    folder.make()
+    job = Job(FilePrompts((), ReadOptions()), SamplingParams(regex="[a-z]{1,4}", temperature=1.0, max_new_tokens=40))
+    on = OnRay("local", (str(rows),), str(output), part_rows=3)
+    size = Size(1, 1.0, 0.0)
+    ray_run = RayRun(job, on, Observer(), checkpoint, OneMachine(), size, folder)  # type: ignore[arg-type]
+    ray_run.prepare(find_files(on.inputs))
+    ray_run.generate(ray_run.find_missing())
 
 
 def test_a_run_that_was_begun_with_another_is_refused(tmp_path: Path) -> None:

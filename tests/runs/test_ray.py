@@ -163,6 +163,17 @@ def test_conversations_are_the_same_too(address: str, tmp_path: Path) -> None:
     )
 
 
+def test_constrained_rows_are_the_same_too(address: str, tmp_path: Path) -> None:
+    rows, output = tmp_path / "rows.jsonl", tmp_path / "out"
+    own: list[dict[str, Any]] = [{}, {"choice": ["yes", "no"]}, {"json_schema": {"enum": [1, "a"]}}, {"regex": "(a"}]
+    values = [{"prompt": f"The king number {i}", "sampling": own[i % 4]} for i in range(20)]
+    rows.write_text("".join(json.dumps(value) + "\n" for value in values))
+    options = ["--regex", "[a-z]{3}", "--num-samples", 2, "--temperature", 1]
+    result = run(rows, "-o", output, "--ray", address, "--part-rows", 7, *options)
+    assert result.exit_code == 3, result.stderr
+    assert [json.loads(line) for line in lines_of(output)] == records(run(rows, *options))
+
+
 def test_scores_are_the_same_too(address: str, tmp_path: Path) -> None:
     rows, output, plain = tmp_path / "rows.jsonl", tmp_path / "out", tmp_path / "plain.jsonl"
     asked = [{"prompt": f"King {i} was", "choices": [" old", " a dog"], "answer": i % 2} for i in range(24)]

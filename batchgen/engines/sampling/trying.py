@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -19,7 +20,10 @@ from batchgen.records.sampling import CONSTRAINT_FIELDS
 
 MOST_BYTES = 768 * 2**20  # of addresses; what a process of Python with the library has itself is 100 MiB
 MOST_SECONDS = 10.0  # of processor time
-PATIENCE = 6  # times as long by the clock, where the machine is busy or a process cannot be told how long it may take
+# So many times as long by the clock. The process ends itself after its processor time, but on Windows, and a busy
+# machine may give it little.
+PATIENCE = 6 if os.name == "nt" else 30
+TICK_S = 1.0  # a machine that sleeps for hours, or a process that is suspended, makes one of it
 MOST_KEPT = 4096
 MISSING = "needs another package: pip install llguidance"
 
@@ -82,18 +86,28 @@ class Trials:
         process = self._process = self._process or _start(self._most_seconds)
         assert process.stdin
         assert process.stdout
-        clock = threading.Timer(PATIENCE * self._most_seconds, process.kill)
+        done = threading.Event()
+        clock = threading.Thread(target=kill_in, args=(PATIENCE * self._most_seconds, process, done), daemon=True)
         clock.start()
         line = ""
         with suppress(OSError):
             process.stdin.write(json.dumps(grammar) + "\n")
             process.stdin.flush()
             line = process.stdout.readline()
-        clock.cancel()
+        done.set()
         if not line:
             self.close()
             return None
         return str(json.loads(line))
+
+
+def kill_in(seconds: float, process: subprocess.Popen[str], done: threading.Event) -> None:
+    """Kills a process after so many seconds in which this one was awake, unless it is `done`."""
+    while seconds > 0:
+        if done.wait(min(TICK_S, seconds)):
+            return
+        seconds -= TICK_S
+    process.kill()
 
 
 def _start(most_seconds: float) -> subprocess.Popen[str]:
