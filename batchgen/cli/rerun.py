@@ -90,12 +90,12 @@ def _read(manifest: Path) -> Mapping[str, Any]:
 
 
 def _command(facts: Mapping[str, Any], manifest: Path) -> tuple[list[str], Path]:
-    """The words behind `batchgen`, and where they were typed."""
+    """The words behind `batchgen`, and where they were typed; a Parquet file does not say where, so it is here."""
     command = facts.get("command") or {}
     words = [str(word) for word in command.get("words", ())]
     if len(words) < 2 or words[1] not in ("run", "score"):
         raise InputError(f"{manifest} does not record its command: name the output of `run` or `score`")
-    folder = Path(str(command.get("folder")))
+    folder = Path(str(command.get("folder", ".")))
     if not folder.is_dir():
         raise InputError(f"{folder}, where the run was started, does not exist")
     return words[1:], folder

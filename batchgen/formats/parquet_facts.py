@@ -16,20 +16,20 @@ def facts_to_write(facts: Mapping[str, Any]) -> dict[str, str]:
     """The file's metadata; nothing where nothing is known of the run."""
     kept = {name: value for name, value in facts.items() if name not in PASSING}
     if command := kept.get("command"):
-        kept["command"] = {**command, "words": ["batchgen", *_without_output(command["words"][1:])]}
+        kept["command"] = {"words": ["batchgen", *_without_output(command["words"][1:])]}
     return {KEY: json.dumps(kept)} if kept else {}
 
 
 def _without_output(words: Sequence[str]) -> Iterator[str]:
-    """A command that does not say where its rows go.
+    """A command that does not say where its rows go, nor how much it is to say meanwhile.
 
-    >>> list(_without_output(["run", "a.txt", "-o", "a.parquet", "-ob", "--output=c", "--seed", "1"]))
+    >>> list(_without_output(["run", "a.txt", "-q", "-o", "a.parquet", "-ob", "--output=c", "--seed", "1"]))
     ['run', 'a.txt', '--seed', '1']
     """
-    names = ("-o", "--output")
+    names = ("-o", "--output", "--progress")
     for before, word in zip(["", *words], words, strict=False):
-        is_joined = word.startswith("--output=") or (word.startswith("-o") and not word.startswith("--"))
-        if word not in names and before not in names and not is_joined:
+        is_joined = word.startswith(("--output=", "--progress=")) or word.startswith("-o")
+        if word not in (*names, "-q", "--quiet") and before not in names and not is_joined:
             yield word
 
 

@@ -96,6 +96,7 @@ def test_parquet_and_sqlite_carry_what_they_were_made_of(folder: Path) -> None:
     assert facts["model"]["model"] == "bundled"
     assert facts["engine"]["engine"] == "continuous"
     assert not facts.keys() & {"stats", "started", "finished"}
+    assert facts["command"].keys() == {"words"}  # the same bytes wherever it ran
     assert read_parquet_facts(folder / "p.txt") == {}
 
 
