@@ -169,7 +169,23 @@ def _rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | ValueError]:
 def _row(columns: dict[str, Any] | ValueError, source: str, options: ReadOptions, num_bytes: int) -> Row:
     if isinstance(columns, ValueError):
         return Row(error=str(columns), source=source)
-    return row_of_cells({name: _plain(value) for name, value in columns.items()}, source, options, num_bytes=num_bytes)
+    plain = {name: _plain(value) for name, value in columns.items()}
+    problem = None
+    of_template = sorted(options.template.columns) if options.template else []
+    for name in (options.find_field(plain), options.id_name, *of_template):
+        if name and isinstance(raw := columns.get(name), bytes) and (place := _broken_at(raw)) is not None:
+            plain[name] = raw.decode("utf-8", "replace")
+            problem = f"the field {name} is not UTF-8 at byte {place}"
+    return row_of_cells(plain, source, options, problem=problem, num_bytes=num_bytes)
+
+
+def _broken_at(raw: bytes) -> int | None:
+    """The first byte that is not UTF-8."""
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start
+    return None
 
 
 def _plain(value: Any) -> Any:

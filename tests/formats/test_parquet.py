@@ -78,6 +78,14 @@ def test_rows_that_have_no_prompt_fail_alone(tmp_path: Path) -> None:
     assert (good.error, last.prompt) == (None, "d")
 
 
+def test_bytes_that_are_no_text_are_no_prompt_and_no_id(tmp_path: Path) -> None:
+    prompts, ids = pa.array([b"a", b"\xffb", b"c"]), pa.array([b"x", b"y", b"\xff"])
+    good, bad, nameless = read(tmp_path / "a.parquet", packed(prompt=prompts, id=ids))
+    assert (good.prompt, good.id, good.error) == ("a", "x", None)
+    assert (bad.id, bad.error) == ("y", "a.parquet:2: the field prompt is not UTF-8 at byte 0")
+    assert (nameless.id, nameless.error) == (None, "a.parquet:3: the field id is not UTF-8 at byte 0")
+
+
 def test_a_column_may_hold_the_row_s_own_sampling(tmp_path: Path) -> None:
     given_sampling = [{"max_new_tokens": 3, "seed": None}, None]
     own, none = read(tmp_path / "a.parquet", packed(prompt=["a", "b"], sampling=given_sampling))
