@@ -28,7 +28,7 @@ def _without_output(words: Sequence[str]) -> Iterator[str]:
     """
     names = ("-o", "--output", "--progress")
     for before, word in zip(["", *words], words, strict=False):
-        is_joined = word.startswith(("--output=", "--progress=")) or word.startswith("-o")
+        is_joined = word.startswith(("--output=", "--progress=", "-o"))
         if word not in (*names, "-q", "--quiet") and before not in names and not is_joined:
             yield word
 
