@@ -19,12 +19,12 @@ from contextlib import contextmanager
 
 
 def parameter(text: str) -> str:
-    """A parameter of the Python functions in a message, which a command line shows as its flag."""
+    """Mark a parameter of the Python functions in a message; the command line shows it as its flag."""
     return f"\0{text}\0"
 
 
 def with_parameters(message: str, name: Callable[[str], str] = str) -> str:
-    """A message as a person should see it: parameters as Python has them, or as `name` calls them.
+    """Resolve the parameters marked in a message: as Python names, or as named by `name`.
 
     >>> message = f"{parameter('overwrite=True')} replaces it"
     >>> with_parameters(message), with_parameters(message, lambda text: "--overwrite")
@@ -38,7 +38,7 @@ OVERWRITE, RESUME = parameter("overwrite=True"), parameter("resume=True")
 
 
 class BatchgenError(Exception):
-    """Base of every error that a user can fix."""
+    """Base class of every error that the user can fix."""
 
     exit_code = 1
 
@@ -46,7 +46,7 @@ class BatchgenError(Exception):
         return self.named(str)
 
     def named(self, name: Callable[[str], str]) -> str:
-        """The message with other names for the parameters that it mentions."""
+        """Return the message with its parameters named by `name`."""
         return with_parameters(super().__str__(), name)
 
 
@@ -80,9 +80,10 @@ class ClusterError(BatchgenError):
     """Ray is not installed, does not answer or has failed."""
 
 
-# Bytes of a file's name and of a path, on Linux; other systems have no longer ones.
+# Maximum bytes of a file name and of a path on Linux; other systems do not allow longer ones.
 LONGEST_NAME, LONGEST_PATH = 255, 4096
-# How libraries word what is not a torch.OutOfMemoryError: torch's CPU allocator and Apple's, C++, oneDNN, cuBLAS.
+# How libraries report a lack of memory other than by torch.OutOfMemoryError: the CPU allocators of torch and Apple,
+# C++, oneDNN, cuBLAS.
 OUT_OF_MEMORY = (
     "DefaultCPUAllocator",
     "out of memory",
@@ -95,9 +96,9 @@ OUT_OF_MEMORY = (
 
 @contextmanager
 def failures_in_one_line(where: str) -> Iterator[None]:
-    """Whatever a forward of the model raises, as a `ModelError` that says where; out of memory passes.
+    """Turn whatever a forward pass of the model raises into a `ModelError` that says where, except out of memory.
 
-    A config whose sizes do not fit each other shows here first, as nearly any exception.
+    A config with inconsistent sizes first fails here, with almost any exception.
     """
     try:
         yield
@@ -113,7 +114,7 @@ def failures_in_one_line(where: str) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception of a library says, in one line, with its class: the text alone may say nothing.
+    """Return the first line of a library's exception, with its class, since the text alone may say nothing.
 
     >>> first_line(RuntimeError("shape mismatch\\nat 0")), first_line(StopIteration())
     ('RuntimeError: shape mismatch', 'StopIteration')
@@ -123,18 +124,18 @@ def first_line(error: BaseException) -> str:
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether it is a panic of a library that is written in Rust, which is no `Exception`."""
+    """Whether an error is a panic of a library written in Rust, which is not an `Exception`."""
     return type(error).__name__ == "PanicException"
 
 
 def name_in_error(name: str) -> str:
-    """A file's name as it is; of what can be none, a prompt in its place say, the beginning."""
+    """Return a file's name; if it is too long to be one (for example a prompt given by mistake), only its start."""
     is_path = len(name) <= LONGEST_PATH and all(len(part) <= LONGEST_NAME for part in name.split("/"))
     return name if is_path else f"{name[:60]}…"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is one of the kinds of out-of-memory: Python's, torch's, or a library's in its own words."""
+    """Whether an error means out of memory: Python's, torch's, or a library's error with one of the known phrases."""
     import torch
 
     if isinstance(error, MemoryError | torch.OutOfMemoryError):

@@ -1,4 +1,4 @@
-"""The straight line, written once: Requests in, Results out, in input order.
+"""The pipeline: Requests in, Results out, in input order.
 
 Request -> encode -> Sequence -> engine -> Sequence (finished) -> Result
 """
@@ -26,36 +26,36 @@ from batchgen.planning.windows import Windows
 from batchgen.records import Request, Result, RunStats, ScoringOptions, Sequence, TooLong
 from batchgen.text import name_row
 
-# Where a truncated row says so: beside the row's own columns, under a name that no column will have.
+# How a truncated row is marked: next to the row's own columns, under names that no column is likely to have.
 TRUNCATED = "batchgen_truncated_tokens"
 DROPPED = "batchgen_dropped_messages"
 
 
 class ResultStore(Protocol):
-    """What the pipeline needs of a store: it keeps results as they finish, and knows those of earlier runs."""
+    """What the pipeline needs from a store: it keeps results as they finish and knows those of earlier runs."""
 
     @property
     def done(self) -> Container[tuple[int, int]]:
-        """(index, sample_index) of results that are there, of rows that are not complete."""
+        """(index, sample_index) of the stored results of incomplete rows."""
         ...
 
     def unfinished(self, requests: Iterable[Request]) -> Iterator[Request]:
-        """The requests that still have samples to run."""
+        """Yield the requests that still have samples to run."""
         ...
 
     def add(self, result: Result) -> None: ...
 
     def forget(self, index: int) -> None:
-        """The row of that index counts as never read."""
+        """Mark a row as not read yet."""
         ...
 
 
 class Pipeline:
-    """Runs requests through an engine, window by window, and counts what passes.
+    """Runs requests through an engine, window by window, and counts what passes through.
 
-    A `strict` one raises `InputError` at the first row that fails. `should_stop` is asked before each of the engine's
-    steps; a yes raises `KeyboardInterrupt`. `on_step` is told how many tokens each step made. With `scoring` nothing is
-    generated: the engine scores the rows.
+    With `strict`, the first failed row raises `InputError`. `should_stop` is called before each step of the engine; if
+    it returns true, `KeyboardInterrupt` is raised. `on_step` receives the number of tokens made by each step. With
+    `scoring`, the engine scores the rows and generates nothing.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Pipeline:
         self._started = time.perf_counter()
 
     def run(self, requests: Iterable[Request]) -> Iterator[Result]:
-        """A Result for every row (and sample), in input order, each as soon as those before it are there."""
+        """Yield a Result for every row (and sample) in input order, each as soon as all before it are finished."""
         order = InOrder()
         for finished in self._drive(requests, order.waiting.extend):
             self._check(finished)
@@ -97,7 +97,7 @@ class Pipeline:
         assert not order.waiting, "an engine did not finish every row"
 
     def run_into(self, store: ResultStore, requests: Iterable[Request]) -> Iterator[Result]:
-        """A Result for every row (and sample) that the store does not have, as they finish, and each into the store."""
+        """Add a Result to the store for every row (and sample) that it lacks, and yield it, as rows finish."""
         waiting: set[int] = set()
         for finished in self._drive(store.unfinished(requests), lambda rows: waiting.update(map(id, rows)), store.done):
             waiting.remove(id(finished))
@@ -115,7 +115,7 @@ class Pipeline:
         on_window: Callable[[list[Sequence]], object],
         done: Container[tuple[int, int]] = (),
     ) -> Iterator[Sequence]:
-        """The loop over the engine: windows in where it wants rows, a step, finished sequences out."""
+        """Loop over the engine: pass in windows when it wants rows, run a step, yield finished sequences."""
         engine = self.engine
         windows = Windows(requests, first=engine.wants_rows, weigh=attrgetter("weight"))
         has_more = True
@@ -144,7 +144,7 @@ class Pipeline:
         return finished
 
     def _encode(self, window: list[Request], done: Container[tuple[int, int]]) -> list[Sequence]:
-        """The sequences of a window's requests that are not done yet."""
+        """Return the sequences of a window's requests that are not done yet."""
         if self._passages:
             rows = self._passages.encode(window)
             return [row for row in rows if (row.request.index, row.sample_index) not in done]
@@ -164,7 +164,7 @@ class Pipeline:
         self._blank_lines += 1
 
     def stats(self) -> RunStats:
-        """What was done so far."""
+        """Return the counts and times so far."""
         engine = self.engine.stats
         return RunStats(
             rows=self._rows,
@@ -184,7 +184,7 @@ class Pipeline:
         )
 
     def _check(self, finished: Sequence) -> None:
-        """Ends a strict run at its first row that failed."""
+        """End a strict run at its first failed row."""
         if self.strict and finished.error:
             row = name_row(finished.request.id)
             raise InputError(f"{row} failed, and --strict stops the run: {finished.error}")
@@ -202,14 +202,14 @@ class Pipeline:
 
 
 class InOrder:
-    """Sequences on their way through an engine, in input order; they leave it in the same, however they finish."""
+    """Restores the input order of sequences, whatever the order in which an engine finishes them."""
 
     def __init__(self) -> None:
         self.waiting: deque[Sequence] = deque()
         self._done: set[int] = set()
 
     def pop(self, finished: Sequence) -> Iterator[Sequence]:
-        """Those that may go now that one more is finished: the first, and all finished ones behind it."""
+        """Mark a sequence as finished; yield the finished sequences at the front of the queue."""
         self._done.add(id(finished))
         while self.waiting and id(self.waiting[0]) in self._done:
             self._done.remove(id(self.waiting[0]))
@@ -217,7 +217,7 @@ class InOrder:
 
 
 def to_result(sequence: Sequence, checkpoint: Checkpoint, chat: Chat) -> Result:
-    """The finished sequence as the user sees it; an answer in a conversation in its parts."""
+    """Make the Result of a finished sequence; a conversation's answer is split into its parts."""
     request = sequence.request
     if request.scored:
         return _scored_result(sequence, checkpoint)
@@ -226,7 +226,7 @@ def to_result(sequence: Sequence, checkpoint: Checkpoint, chat: Chat) -> Result:
     is_json = constraint is not None and constraint.is_json
     logprobs = None
     if request.sampling.logprobs is not None and sequence.finish_reason != "error":
-        with_texts = request.endpoint is not None  # OpenAI's form names alternatives by their texts
+        with_texts = request.endpoint is not None  # OpenAI's format names alternatives by their text
         logprobs = told_logprobs(checkpoint.codec, sequence.output_ids, sequence.logprobs, with_texts=with_texts)
     return Result(
         index=request.index,
@@ -258,13 +258,13 @@ def to_result(sequence: Sequence, checkpoint: Checkpoint, chat: Chat) -> Result:
 
 
 def _cut(sequence: Sequence) -> dict[str, int]:
-    """What a row has lost that was too long."""
+    """Return what was cut from a row that was too long."""
     counts = {TRUNCATED: sequence.num_truncated_tokens, DROPPED: sequence.num_dropped_messages}
     return {name: count for name, count in counts.items() if count}
 
 
 def _scored_result(sequence: Sequence, checkpoint: Checkpoint) -> Result:
-    """The scored sequence as the user sees it; `text` is what was scored, but for choices, of which there are many."""
+    """Make the Result of a scored sequence; `text` is the scored text, or empty if there are several choices."""
     request = sequence.request
     score = row_score(sequence, checkpoint.codec)
     texts = [text.text for text in score.texts] or list(request.replies)

@@ -1,16 +1,16 @@
-"""Text and numbers made fit to be shown: dangerous characters written out, spaces drawn, two figures."""
+"""Formats text and numbers for display: escapes unsafe characters, shows spaces, rounds to two digits."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
 
-# What must not reach a terminal or a page raw: C0 but newline and tab, DEL, C1, bidirectional controls, surrogates.
+# Must not reach a terminal or a page raw: C0 except newline and tab, DEL, C1, bidirectional controls, surrogates.
 UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def escape(text: str) -> str:
-    r"""Text with its dangerous characters written out.
+    r"""Escape unsafe characters.
 
     >>> escape("a\x1b[31mb")
     'a\\x1b[31mb'
@@ -19,7 +19,7 @@ def escape(text: str) -> str:
 
 
 def visible(piece: str) -> str:
-    r"""A token on one line, its spaces and line breaks drawn.
+    r"""Show a token on one line, with visible spaces and line breaks.
 
     >>> visible(" dog\n")
     '·dog⏎'
@@ -28,19 +28,19 @@ def visible(piece: str) -> str:
 
 
 def cell_value(value: object) -> str | int | float | bool | None:
-    """A value that a column of a page can be sorted by."""
+    """Return a value that a column on a page can be sorted by."""
     return value if value is None or isinstance(value, bool | int | float) else escape(str(value))
 
 
 def whole_pieces(text: str, tokens: Sequence[str]) -> Iterator[tuple[str, int, int]]:
-    r"""A text in pieces, each with its first token and the one behind its last.
+    r"""Split a text into pieces; yield each with the index of its first token and one past its last.
 
-    A piece is a token, or the tokens that share a character: by themselves they are U+FFFD.
+    A piece is one token, or several tokens that share a character and decode to U+FFFD by themselves.
 
     >>> list(whole_pieces("a \u00e9b", ["a", " ", "\ufffd", "\ufffd", "b"]))
     [('a', 0, 1), (' ', 1, 2), ('é', 2, 4), ('b', 4, 5)]
     """
-    place = start = 0  # in the text; the first token that is in no piece
+    place = start = 0  # `place` is in the text; `start` is the first token not in a piece yet
     for number, token in enumerate(tokens):
         if "\ufffd" in token:
             continue
@@ -55,7 +55,7 @@ def whole_pieces(text: str, tokens: Sequence[str]) -> Iterator[tuple[str, int, i
 
 
 def with_id(row_id: object) -> str:
-    """A row's id in a sentence, where it has one.
+    """Return ` with id …` for a sentence, or nothing for a row without an id.
 
     >>> f"the first{with_id(7)}: too long", f"the first{with_id(None)}: too long"
     ('the first with id 7: too long', 'the first: too long')
@@ -64,12 +64,12 @@ def with_id(row_id: object) -> str:
 
 
 def name_row(row_id: object) -> str:
-    """A row in a sentence: `row 7`, or `a row` where it has no id."""
+    """Name a row in a sentence: `row 7`, or `a row` if it has no id."""
     return "a row" if row_id is None else f"row {row_id}"
 
 
 def short_number(number: float) -> str:
-    """Two figures, the exponent as a person writes it.
+    """Format a number with two significant digits and a short exponent.
 
     >>> short_number(1.1e-05), short_number(0.0), short_number(2.93)
     ('1.1e-5', '0', '2.9')
@@ -83,7 +83,7 @@ def short_number(number: float) -> str:
 
 
 def clock_text(seconds: float) -> str:
-    """A time as hours, minutes and seconds.
+    """Format a time as hours, minutes and seconds.
 
     >>> clock_text(7.4), clock_text(11_107)
     ('0:00:07', '3:05:07')
@@ -93,7 +93,7 @@ def clock_text(seconds: float) -> str:
 
 
 def size_text(num_bytes: int) -> str:
-    """Bytes as a person reads them.
+    """Format a number of bytes in the largest fitting unit.
 
     >>> size_text(0), size_text(72 << 10), size_text(3 << 29)
     ('0 B', '72 KiB', '1.5 GiB')
@@ -104,7 +104,7 @@ def size_text(num_bytes: int) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """Hours, minutes and seconds; of what takes more than two days, days and hours.
+    """Format a time as hours, minutes and seconds, or as days and hours from two days on.
 
     >>> duration_text(75.4), duration_text(12307), duration_text(200_000)
     ('0:01:15', '3:25:07', '2 d 7 h')

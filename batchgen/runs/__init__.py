@@ -1,1 +1,1 @@
-"""A run from start to end, without a terminal: job, order, store, output files, manifest; on Ray too."""
+"""A run from start to end, without a terminal: job, order, store, output files, manifest, and runs on Ray."""

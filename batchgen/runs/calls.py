@@ -1,4 +1,4 @@
-"""batchgen from Python: `generate`, `stream` and `run` do what the command does, without a terminal."""
+"""batchgen from Python: `generate`, `stream` and `run` do what the command line does, without a terminal."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ PathLike = str | os.PathLike[str]
 
 
 class Warnings(Observer):
-    """Says what a caller should know as Python warnings."""
+    """Passes the run's messages on as Python warnings."""
 
     def say(self, line: str) -> None:
         warn(line)
 
 
 def warn(line: str) -> None:
-    """What a caller should know, with the names of parameters in it."""
+    """Issue a Python warning that names parameters instead of command-line flags."""
     warnings.warn(in_python_words(with_parameters(line)), stacklevel=3)
 
 
@@ -50,12 +50,12 @@ def warn(line: str) -> None:
 def generate(
     prompts: Prompt | Iterable[Prompt], model: str | Model | None = None, **options: Unpack[GenerateOptions]
 ) -> list[Result]:
-    """Continues prompts, as `batchgen run` does; one Result for each (and each sample), in order.
+    """Generate a continuation of each prompt, like `batchgen run`; return one Result per prompt and sample, in order.
 
-    `prompts` are strings, or mappings with the fields of a JSON Lines row. `model` is a name, a folder, a Hub id, or
-    a `Model` from `open_model`, which several calls can share. `options` are the fields of `SamplingParams`, and the
-    command's --device, --dtype, --batch-size and so on. Raises `BatchgenError`, and `ValueError` for invalid
-    sampling options. A bad row does not raise: its Result has an `error`.
+    `prompts` are strings or mappings with the fields of a JSON Lines row. `model` is a name, a folder, a Hub id, or a
+    `Model` from `open_model`, which several calls can share. `options` are the fields of `SamplingParams` and the
+    command's --device, --dtype, --batch-size and so on. Raises `BatchgenError`, and `ValueError` for invalid sampling
+    options. A bad row does not raise: its Result has an `error`.
 
     >>> [r.text for r in generate(["My dog is"], model="bundled", max_new_tokens=4)]
     [' a very nice dog']
@@ -68,10 +68,11 @@ def generate(
 def stream(
     prompts: Prompt | Iterable[Prompt], model: str | Model | None = None, **options: Unpack[GenerateOptions]
 ) -> Iterator[Result]:
-    """Continues prompts and yields each Result as its row finishes; its `index` is that of the prompt.
+    """Generate a continuation of each prompt and yield each Result as its row finishes.
 
-    Takes the arguments of `generate`. An iterator of prompts is read as needed, so memory does not grow with their
-    number. Options are checked immediately; the model is loaded for the first Result.
+    A Result's `index` is the position of its prompt. Takes the arguments of `generate`. An iterator of prompts is read
+    as needed, so memory does not grow with their number. Options are checked immediately; the model is loaded for the
+    first Result.
 
     >>> next(stream(["My dog is"], model="bundled", max_new_tokens=4)).text
     ' a very nice dog'
@@ -94,13 +95,13 @@ def run(
     overwrite: bool = False,
     **options: Unpack[FileOptions],
 ) -> RunStats:
-    """Continues the prompts of files and writes the results to a file, durably, as `batchgen run INPUTS -o FILE` does.
+    """Generate from files and write the results durably to a file, like `batchgen run INPUTS -o FILE`.
 
     `inputs` are paths, globs or folders. A run that ends early keeps its finished rows; `resume` continues from them.
-    `options` are those of `generate`, and field, id_field, choices_field, template, input_format, delimiter,
+    `options` are those of `generate`, plus field, id_field, choices_field, template, input_format, delimiter,
     whole_files, recursive, limit, format, ids, csv_raw, columns, retry_errors, keep_store, strict, manifest, stats.
-    Returns the counts; failed rows are in the file and counted.
-    Raises `BatchgenError`: `OutputError` if `output` exists and neither `resume` nor `overwrite` is set.
+    Returns the counts; failed rows are written to the file and counted. Raises `BatchgenError`; in particular
+    `OutputError` if `output` exists and neither `resume` nor `overwrite` is set.
     """
     keywords = read_keywords("run", options, FileOptions)
     reading = _reading(keywords)
@@ -163,7 +164,7 @@ def _target(output: Path, keywords: Keywords, *, resume: bool, overwrite: bool) 
 
 
 def job_of(prompts: Prompt | Iterable[Prompt], model: str | Model | None, keywords: Keywords, **more: Any) -> Job:
-    """A job over rows that a caller hands over, whose results go back to the caller."""
+    """Make a job from rows passed by the caller; its results are returned to the caller."""
     items = [prompts] if isinstance(prompts, str | Mapping) else prompts
     rows = (_to_row(item, number) for number, item in enumerate(items))
     return _make_job(GivenPrompts(rows, say=warn), model, keywords, **more)

@@ -1,4 +1,4 @@
-"""A Result as a row of the store's table, and back; a hash of each row, which damage does not pass."""
+"""Converts a Result to a row of the store's table and back; each row has a hash that reveals damage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from batchgen.formats.fields import to_json
 from batchgen.records import Logprobs, Request, Result, RowScore
 
-# The columns of `results`, but that `index` is its row_index; what is only shown on a terminal is not kept.
+# The columns of `results`; `index` is stored as row_index. `forced` is only shown on a terminal and not kept.
 FIELDS = [field.name for field in fields(Result) if field.name != "forced"]
 JSON_FIELDS = {"metadata", "input_ids", "output_ids", "messages", "tool_calls", "parsed"}
 WHOLE_NUMBER = re.compile(rb"-?\d+")
@@ -21,21 +21,21 @@ HASH_BYTES = 16
 
 
 def to_cells(result: Result) -> list[object]:
-    """What SQLite holds of a result, in the order of `FIELDS`."""
+    """Return the values that SQLite stores for a result, in the order of `FIELDS`."""
     return [_to_cell(name, getattr(result, name)) for name in FIELDS]
 
 
 def _to_cell(name: str, value: object) -> object:
-    """Numbers and text as they are.
+    """Return the SQLite value of a field; numbers and text are stored unchanged.
 
-    A blob where SQLite has no such thing: whole numbers beyond 64 bits by their digits, text with lone surrogates.
+    What SQLite cannot represent becomes a blob: integers beyond 64 bits as their digits, text with lone surrogates.
     """
     if name in JSON_FIELDS:
         return to_json(value)
     if isinstance(value, Logprobs | RowScore):
         return to_json(asdict(value))
     if isinstance(value, bool):
-        return int(value)  # which is how SQLite gives it back
+        return int(value)  # SQLite returns it as an int
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return str(value).encode()
     if isinstance(value, str):
@@ -47,7 +47,7 @@ def _to_cell(name: str, value: object) -> object:
 
 
 def to_result(cells: Sequence[Any]) -> Result:
-    """The result that these cells hold."""
+    """Build the result from its cells."""
     values = {name: _from_cell(name, cell) for name, cell in zip(FIELDS, cells, strict=True)}
     for name in ("input_ids", "output_ids"):
         values[name] = tuple(values[name])
@@ -68,7 +68,7 @@ def _from_cell(name: str, cell: Any) -> Any:
 
 
 def hash_of(cells: Iterable[object]) -> bytes:
-    """A hash of cells, their types and where each ends."""
+    """Hash cells together with their types and boundaries."""
     whole = blake2b(digest_size=HASH_BYTES)
     for cell in cells:
         text = cell if isinstance(cell, bytes | str) else repr(cell)
@@ -79,9 +79,9 @@ def hash_of(cells: Iterable[object]) -> bytes:
 
 
 def digest_of(request: Request) -> bytes:
-    """What tells whether a row of the input is still the same: 16 bytes of all that its results depend on.
+    """Return a 16-byte hash of everything that a row's results depend on, to detect whether an input row has changed.
 
-    How its file was named is not among that, in an error neither.
+    The name of the input file is not included, not even where an error message contains it.
     """
     file = (request.source or "").rpartition(":")[0]
     error = request.error.replace(file, "") if request.error and file else request.error

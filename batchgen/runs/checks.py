@@ -1,4 +1,4 @@
-"""What is refused before anything is loaded: files that would be lost, or written over each other."""
+"""Checks made before anything is loaded: no file may be lost, and no two outputs may be the same file."""
 
 from __future__ import annotations
 
@@ -17,11 +17,15 @@ from batchgen.runs.locks import IN_USE
 from batchgen.runs.target import Target
 
 OUTPUT = "output"
-Named = tuple[str, Path]  # a file, and the parameter that names it
+Named = tuple[str, Path]  # the parameter that names a file, and the file
 
 
 def check_outputs(target: Target | None, notes: Mapping[str, Path | None], sources: Sequence[Source]) -> None:
-    """Refuses an output and notes (by their parameters) that are there, inputs, each other, or in no folder."""
+    """Check the paths of the output and the notes (keyed by parameter) before a run.
+
+    Raises `OutputError` if the output exists (without overwrite or resume), or if any of them is an input, is the same
+    file as another, or has no folder.
+    """
     if target:
         _check_target(target, sources)
     named = [(name, path) for name, path in notes.items() if path]
@@ -67,7 +71,7 @@ def _check_is_new(target: Target) -> None:
 
 
 def check_file(name: str, path: Path, sources: Sequence[Source], *, overwrite: bool) -> None:
-    """Refuses the file of a parameter that is there, is an input, has no folder, or is a dash."""
+    """Check the file of a parameter; raise if it exists, is an input, has no folder, or is a dash."""
     shown = f"{parameter(name)} {path}"
     if str(path) == "-":
         raise UsageError(f"{shown}: this cannot go to standard output: name a file")
@@ -82,7 +86,7 @@ def check_file(name: str, path: Path, sources: Sequence[Source], *, overwrite: b
 
 
 def _check_is_no_url(shown: str, path: Path) -> None:
-    """A path has lost the second slash of a URL."""
+    """Refuse a URL. A `Path` has already lost its second slash."""
     if URL.match(str(path)) and not path.parent.is_dir():
         raise OutputError(
             f"{shown.replace(':/', '://', 1)} is a URL: write to a file on this machine, and copy it there"
@@ -95,7 +99,7 @@ def _check_link(path: Path) -> None:
 
 
 def check_distinct(outputs: Iterable[Named], others: Sequence[Named]) -> None:
-    """Refuses files (by their parameters) that are the same; those of one output may be what they like."""
+    """Refuse two parameters that name the same file; the files of the output are not compared with each other."""
     pairs = [*((output, other) for output in outputs for other in others), *combinations(others, 2)]
     for (first, path), (second, other) in pairs:
         if is_same(path, other):
@@ -104,7 +108,7 @@ def check_distinct(outputs: Iterable[Named], others: Sequence[Named]) -> None:
 
 
 def is_same(first: Path, second: Path) -> bool:
-    """Whether two names lead to one file; a pipe or a device takes both."""
+    """Whether two paths lead to the same file. Pipes and devices never count: they can take both."""
     for path in (first, second):
         if path.exists() and not path.is_file():
             return False
@@ -114,7 +118,7 @@ def is_same(first: Path, second: Path) -> bool:
 
 
 def is_read_from(source: Source, file: Path | int) -> bool:
-    """Whether a source is the very file, under whatever name."""
+    """Whether a source reads this very file, whatever its name."""
     with suppress(OSError):
         status, other = source.status, os.stat(file)  # noqa: PTH116 - a descriptor too
         return status is not None and stat.S_ISREG(other.st_mode) and os.path.samestat(status, other)

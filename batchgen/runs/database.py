@@ -1,4 +1,4 @@
-"""The file of a run store: one process at a time writes it, others may read it; its tables."""
+"""The SQLite file of a run store and its tables: one process at a time writes it, others may read it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from batchgen.errors import OVERWRITE, RESUME, InputError, InUseError, OutputErr
 from batchgen.runs.cells import FIELDS
 from batchgen.runs.locks import HELD, IN_USE, FileLock, allows_readers, identity, is_locked
 
-LOCK_PATIENCE_S = 1.0  # of two that open a file at the same moment one has to wait for the other to step back
-APPLICATION_ID = 0x62617467  # "batg", in the file's header
+LOCK_PATIENCE_S = 1.0  # if two processes open a file at once, one waits for the other to back off
+APPLICATION_ID = 0x62617467  # "batg", in the file header
 SCHEMA_VERSION = 6
 DAMAGED = f"is damaged: move it away, or start over with {OVERWRITE}"
 PRIVATE = 0o600
-STATUS = "-status"  # behind the store's name: what a run says of itself where its store cannot be read
-# docs/store.md says what stands where.
+STATUS = "-status"  # appended to the store's name: the progress file of a run whose store cannot be read
+# docs/store.md describes the tables.
 TABLES = """
 CREATE TABLE manifest (name TEXT PRIMARY KEY, value TEXT NOT NULL, hash BLOB NOT NULL);
 CREATE TABLE inputs (row_index INTEGER PRIMARY KEY, digest BLOB, num_samples INTEGER NOT NULL);
@@ -37,14 +37,14 @@ COLUMNS = ", ".join(["row_index", *FIELDS[1:], "hash"])
 
 
 class Connection(sqlite3.Connection):
-    """A connection to a store, with the lock on its file. `is_shared` says whether others can read meanwhile."""
+    """A connection to a store, with the lock on its file. `is_shared` says whether others can read at the same time."""
 
     lock: FileLock | None = None
     is_shared = False
     file: tuple[int, int] | None = None
 
     def close(self) -> None:
-        super().close()  # first: to close any descriptor of the file drops SQLite's locks
+        super().close()  # first: closing any descriptor of the file drops SQLite's locks
         if self.file:
             HELD.discard(self.file)
         if self.lock:
@@ -52,9 +52,10 @@ class Connection(sqlite3.Connection):
 
 
 def connect(path: Path, mode: int | None = PRIVATE) -> Connection:
-    """The store at a path, locked until the connection is closed; a new one has `mode`, by default the user's umask.
+    """Open the store at a path and lock it until the connection is closed.
 
-    Raises `OutputError` where there is something else, `InUseError` where another process has it, `sqlite3.Error`.
+    A new file gets `mode`, or follows the user's umask if `mode` is None. Raises `OutputError` if the path is not a
+    store, `InUseError` if another process has it open, and `sqlite3.Error`.
     """
     _make_file(path, mode)
     lock = _lock(path)
@@ -70,7 +71,7 @@ def connect(path: Path, mode: int | None = PRIVATE) -> Connection:
     try:
         opened = identity(path)
         _begin(connection)
-        if opened != identity(path):  # whoever had it has removed it
+        if opened != identity(path):  # its previous owner has removed it
             raise InUseError(f"{path} {IN_USE}")
         _check_schema(connection, path)
         connection.execute("COMMIT")
@@ -84,7 +85,7 @@ def connect(path: Path, mode: int | None = PRIVATE) -> Connection:
 
 
 def _lock(path: Path) -> FileLock | None:
-    """The lock that lets others read; None where SQLite's own has to do, which does not."""
+    """Take the lock that lets others read; return None if only SQLite's own lock is available, which does not."""
     if not allows_readers(path):
         return None
     try:
@@ -92,11 +93,11 @@ def _lock(path: Path) -> FileLock | None:
     except OSError as error:
         if isinstance(error, FileNotFoundError) and os.access(path.parent, os.W_OK):  # another run has removed it
             raise InUseError(f"{path} {IN_USE}") from None
-        return None  # SQLite says why it cannot be opened
+        return None  # SQLite will report why it cannot be opened
 
 
 def _begin(connection: Connection) -> None:
-    """A transaction in a database with a write-ahead log."""
+    """Begin a transaction in a database with a write-ahead log."""
     if connection.is_shared:
         try:
             _execute(connection, "journal_mode = WAL", "synchronous = FULL")
@@ -104,7 +105,7 @@ def _begin(connection: Connection) -> None:
         except sqlite3.OperationalError as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN):
                 raise
-            connection.is_shared = False  # the file system has no memory to share
+            connection.is_shared = False  # the file system does not support shared memory
         else:
             return
     _execute(connection, "locking_mode = EXCLUSIVE", "journal_mode = WAL", "synchronous = FULL")
@@ -118,9 +119,10 @@ def _execute(connection: sqlite3.Connection, *pragmas: str) -> None:
 
 @contextmanager
 def open_for_reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """The store at a path, of a run that may be alive: nothing is changed, and the run waits for nothing.
+    """Open the store of a run that may still be running; changes nothing and never makes the run wait.
 
-    Raises `OutputError` where there is no store that can be read, `InUseError` where a run keeps it to itself.
+    Raises `InputError` if the database is not a store of this version, `OutputError` if it cannot be read, and
+    `InUseError` if a run does not share it.
     """
     with in_one_line(path):
         address = f"{path.absolute().as_uri()}?mode=ro"
@@ -132,11 +134,11 @@ def open_for_reading(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _make_file(path: Path, mode: int | None) -> None:
-    """An empty file, where there is none: SQLite itself would follow a link, and let everybody read."""
+    """Create an empty file if there is none: SQLite itself would follow a link, and make the file readable by all."""
     if path.is_symlink() and not path.exists():
         raise OutputError(f"{path} is a broken link: remove it")
     flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)
-    with suppress(OSError):  # there already; or SQLite says why it cannot be made
+    with suppress(OSError):  # it exists, or SQLite will report why it cannot be created
         descriptor = os.open(path, flags, 0o666 if mode is None else mode)
         try:
             if mode is not None:
@@ -146,14 +148,14 @@ def _make_file(path: Path, mode: int | None) -> None:
 
 
 def is_database(path: Path) -> bool:
-    """Whether a file is SQLite's, by its first bytes."""
+    """Whether a file is an SQLite database, judged by its first bytes."""
     with suppress(OSError), path.open("rb") as stream:
         return stream.read(16) == b"SQLite format 3\0"
     return False
 
 
 def is_in_use(path: Path) -> bool:
-    """Whether another process has the store at a path. Writes nothing."""
+    """Whether another process has the store at a path open. Writes nothing."""
     if is_locked(path):
         return True
     if identity(path) is None or allows_readers(path):
@@ -167,7 +169,7 @@ def is_in_use(path: Path) -> bool:
 
 
 def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
-    """Makes the tables of a new file; refuses another program's."""
+    """Create the tables of a new file; refuse a database of another program or version."""
     found = _numbers(connection)
     tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     if found == [0, 0] and not tables:
@@ -186,7 +188,7 @@ def _numbers(connection: sqlite3.Connection) -> list[Any]:
 
 
 def file_beside(store: Path) -> Path:
-    """Where a run says how far it is, if others cannot read its store."""
+    """Return the file where a run reports its progress if others cannot read its store."""
     return store.with_name(store.name + STATUS)
 
 
@@ -196,7 +198,7 @@ def in_one_line(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", 0)
-        # Whoever had the file may have removed it while this process waited for the lock.
+        # The previous owner may have removed the file while this process waited for the lock.
         if code & 0xFF == sqlite3.SQLITE_BUSY or code == sqlite3.SQLITE_READONLY_DBMOVED:
             raise InUseError(f"{path} {IN_USE}") from error
         raise OutputError(f"{path} {_reason(code, error)}") from error
@@ -217,6 +219,6 @@ def _reason(code: int, error: sqlite3.Error) -> str:
 
 
 def remove_store(path: Path) -> None:
-    """Removes a store's journal, and the file last: who is killed in between leaves none without the other."""
-    for ending in ("-wal", "-shm", "-journal", STATUS, "", "-wal", "-shm"):  # a reader may have made the last ones anew
+    """Remove a store, the file last, so that a kill in between never leaves a journal without its file."""
+    for ending in ("-wal", "-shm", "-journal", STATUS, "", "-wal", "-shm"):  # a reader may have recreated the last two
         path.with_name(path.name + ending).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""How a run ended, for whoever tells it to a person."""
+"""How a run ended, for whoever reports it to the user."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from batchgen.runs.sums import ScoreSums
 
 @dataclass(frozen=True, slots=True)
 class Failures:
-    """How many rows failed, of how many, and the first of them."""
+    """How many rows failed, out of how many, and the first failed row."""
 
     number: int = 0
     of: int = 0
@@ -22,9 +22,9 @@ class Failures:
 
 @dataclass(frozen=True, slots=True)
 class RanOn:
-    """What a run's rows ran on. `num_threads` are each worker's, None on an accelerator.
+    """What a run's rows ran on. `num_threads` is per worker, and None on an accelerator.
 
-    `bits` says whether a row's bits depend on its batch; where it `is_exact`, its tokens at least do not.
+    `bits` says whether the bits of a row's results depend on its batch. If `is_exact`, at least its tokens do not.
     """
 
     model: str
@@ -36,25 +36,25 @@ class RanOn:
     num_threads: int | None = None
     is_on_ray: bool = False
     quantize: str | None = None
-    bits: str | None = None  # nothing was run
+    bits: str | None = None  # None: nothing was run
 
     @property
     def precision(self) -> str:
-        """The dtype, behind what linear layers are quantised to."""
+        """The dtype, preceded by what the linear layers are quantised to, if any."""
         return precision_of(self.dtype, self.quantize)
 
     @property
     def is_independent(self) -> bool:
-        """Whether a row's tokens are the same in any batch."""
+        """Whether a row gets the same tokens in any batch."""
         return self.is_exact or self.bits in (None, BATCH_INVARIANT)
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What a run did, on what, and which files it has `written`.
+    """What a run did, what it ran on, and which files were `written`.
 
-    One that was stopped has `kept` results in `store`, where a run with `resume` goes on from them. `was_complete` says
-    that an earlier run had done everything. `sums` are those of rows that were scored.
+    A stopped run has `kept` results in `store`; a run with `resume` continues from them. `was_complete` means that an
+    earlier run had already done everything. `sums` are those of scored rows.
     """
 
     stats: RunStats
@@ -69,7 +69,7 @@ class Ending:
 
 
 def stats_facts(stats: RunStats, on: RanOn, **more: Any) -> dict[str, Any]:
-    """Counts, times and what they were measured on, as `--stats` and the manifest have them."""
+    """Return counts, times and what they were measured on, as written by `--stats` and in the manifest."""
     return asdict(stats) | {
         "tokens_per_s": stats.tokens_per_s,
         "padding_share": stats.padding_share,

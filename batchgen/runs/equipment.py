@@ -1,4 +1,4 @@
-"""What a run's rows run on: a model's files, devices, dtype; then its weights and an engine, or a pool of workers."""
+"""What a run computes with: the model's files, devices and dtype, then its weights and an engine, or a worker pool."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Equipment:
-    """What rows run on. With several workers, one on each of `devices`, the weights are theirs alone.
+    """What rows run on. With several workers, one per entry of `devices`, only the workers load the weights.
 
-    `begun` is what the engine of the interrupted run was made of, if this run resumes one.
+    `begun` describes the engine of the interrupted run, if this run resumes one.
     """
 
     checkpoint: Checkpoint
@@ -46,7 +46,7 @@ class Equipment:
 
     @property
     def device(self) -> str:
-        """The devices by name, each once."""
+        """The names of the devices, without duplicates."""
         return ",".join(dict.fromkeys(map(str, self.devices)))
 
     @property
@@ -62,7 +62,7 @@ class Equipment:
 
 
 def find_equipment(job: Job, observer: Observer, started: datetime = START) -> Equipment:
-    """Everything but the weights."""
+    """Find everything except the weights."""
     choice = job.model
     generates = job.scoring is None
     if model := choice.loaded:
@@ -80,20 +80,20 @@ def find_equipment(job: Job, observer: Observer, started: datetime = START) -> E
 
 
 def made_of(job: Job, found: Equipment) -> dict[str, Facts]:
-    """What the run's results depend on, beside its input. Refuses weights that must not be read."""
-    check_weights(found.checkpoint.folder)  # before they are read for their hash
+    """Return what the run's results depend on besides its input. Raises if the weights must not be read."""
+    check_weights(found.checkpoint.folder)  # before they are read to be hashed
     options = {**job.options, "--dtype": found.dtype, "chat_template_sha256": found.chat.digest}
     return {"model": model_facts(found.checkpoint), "options": options}
 
 
 def load_equipment(job: Job, manifest: Manifest, observer: Observer) -> Equipment:
-    """The model. A run that was started with another one, or other options, is refused before weights are loaded."""
+    """Load the model. A run started with another model or other options is refused before the weights are loaded."""
     check_constraint(job.sampling)
     found = find_equipment(job, observer, manifest.started)
     check_named_tokens(job.sampling, found.checkpoint.vocab_size)
     if job.is_noted:
         manifest.begin(found.device, observer.say, command=job.command, **made_of(job, found))
-        # Rows that are there already say where they come from by that name.
+        # Rows that are already stored give the model this name.
         found = replace(found, checkpoint=replace(found.checkpoint, name=manifest.facts["model"]["model"]))
         found = replace(found, begun=manifest.engine)
         refuse_other_engine(found.begun, job.engine, found.dtype)
@@ -105,7 +105,7 @@ def load_equipment(job: Job, manifest: Manifest, observer: Observer) -> Equipmen
 
 
 def _take_threads(found: Equipment) -> None:
-    """Lets this process compute with the threads that the run was started with, where there are CPUs for them."""
+    """Use as many threads as the run was started with, if this machine has enough CPUs."""
     import torch
 
     begun = found.begun
@@ -114,7 +114,7 @@ def _take_threads(found: Equipment) -> None:
 
 
 def make_run_engine(job: Job, equipment: Equipment, manifest: Manifest, observer: Observer) -> Engine:
-    """The engine that the job asks for, on the model that is loaded, or in a process for each device."""
+    """Make the engine that the job asks for, on the loaded model, or in one process per device."""
     model, beams = equipment.model, job.sampling.num_beams
     if model is None:
         return make_pool(
@@ -153,4 +153,4 @@ def make_run_engine(job: Job, equipment: Equipment, manifest: Manifest, observer
 
 
 def _leave_heap(is_plenty: bool) -> None:
-    """A library has no business with its caller's heap."""
+    """Do nothing: a library must not change how its caller's process allocates memory."""

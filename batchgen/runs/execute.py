@@ -1,4 +1,4 @@
-"""A run from start to end: prompts through the engine to a stream, or into a store and from there to a file."""
+"""A run from start to end: prompts go through the engine to a stream, or into a store and from there to a file."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def execute(
     stdout: BinaryIO | None = None,
     writers: Mapping[str, Writer] = WRITERS,
 ) -> Ending:
-    """Runs a job into its target, else into `stdout`, and says how it ended.
+    """Run a job, write its results to the target (or to `stdout` if there is none), and return how it ended.
 
-    A run that the observer stops ends early; without an observer that asked for it, `KeyboardInterrupt` passes.
+    A run that the observer stops ends early. `KeyboardInterrupt` is raised on unless the observer asked to stop.
     """
     if job.target and job.target.is_complete:
         return find_finished(job, job.target, observer)
@@ -60,7 +60,7 @@ def execute(
 
 @contextmanager
 def open_run(job: Job, observer: Observer, writers: Mapping[str, Writer] = WRITERS) -> Iterator[Run]:
-    """A run that is ready to generate: what it needs is there, its store is open, its model is loaded."""
+    """Open a run that is ready to generate: packages are checked, the store is open, the model is loaded."""
     job.prompts.check_extras()
     check_output_extras(job.output_form.form, job.target.path if job.target else None)
     with _open_store(job) as store:
@@ -77,7 +77,7 @@ def _open_store(job: Job) -> AbstractContextManager[Store | None]:
 
 
 class Run:
-    """One run of a job: to a stream as rows come, or into a store, and from there to a file."""
+    """One run of a job: to a stream as rows finish, or into a store and from there to a file."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class Run:
         self._last_stats: RunStats | None = None
 
     def generate(self, stdout: BinaryIO | None = None) -> None:
-        """Runs every row that is not done, into the store or the stream."""
+        """Run every row that is not done yet, into the store or the stream."""
         if self.store and self.num_before:
             self.observer.note(f"continuing {self.store.path}: {results_text(self.num_before)} kept")
         self._begin()
@@ -133,13 +133,13 @@ class Run:
                 self._write(self.observer.track(self._summed(self.pipeline.run(self._requests())), stream), stream)
 
     def _summed(self, results: Iterator[Result]) -> Iterator[Result]:
-        """Rows that go out as they come, counted where they are scored."""
+        """Pass on rows that go straight to the output; count them in the sums if the job scores."""
         if not (self.sums and self.job.scoring):
             return results
         return summing(self.observer.scored(results), self.sums, self.job.scoring.by)
 
     def _begin(self) -> None:
-        """From here on it is told how far the run is."""
+        """Start reporting progress."""
         if not (self.store and self.reporter):
             return
         tokens_before = self.store.count_tokens() if self.num_before else (0, 0)
@@ -156,7 +156,7 @@ class Run:
         self.observer.on_step(num_tokens)
 
     def results(self) -> Iterator[Result]:
-        """Every row, as it finishes; nothing is kept."""
+        """Yield every row as it finishes, without keeping any."""
         return self.pipeline.run_into(Nowhere(), self._requests())
 
     def _requests(self) -> Iterator[Request]:
@@ -165,7 +165,7 @@ class Run:
         return self.digest.watch(requests) if self.job.is_noted else requests
 
     def _count_left(self) -> int | None:
-        """Results to come, where that can be known."""
+        """Return the number of results still to come, or None if unknown."""
         rows = self._num_rows
         return rows and max(0, rows * self.job.sampling.num_samples - self.num_before)
 
@@ -194,7 +194,7 @@ class Run:
         write(results if self.store else self.manifest.with_input(results, self.digest), stream, options)
 
     def finish(self) -> None:
-        """After the last row: what was noted is complete, and the file is written."""
+        """Complete the manifest and write the output file, after the last row."""
         if self.reporter:
             self.reporter.begin(WRITING)
         self.failures = self._find_failures()
@@ -207,7 +207,7 @@ class Run:
         self.is_finished = True
 
     def _write_target(self, target: Target, store: Store) -> list[Path]:
-        """Every file of the output, by its name; a store is looked through, that nothing is lacking."""
+        """Write every file of the output and return their paths; a store is only checked for missing results."""
         if not self.files:
             deque(store.complete_results(), maxlen=0)
             if self.job.columns is not None:
@@ -226,7 +226,7 @@ class Run:
         return Failures(stats.errors, stats.rows, first.id, first.error or "") if first else Failures()
 
     def write_notes(self) -> None:
-        """The files for the manifest and the counts, also of a run that was interrupted."""
+        """Write the manifest and stats files, also if the run was interrupted."""
         facts = {self.job.manifest: self.manifest.facts, self.job.stats: self._stats_facts()}
         for path, value in facts.items():
             if path:
@@ -234,7 +234,7 @@ class Run:
                 self.written.append(path)
 
     def close_store(self) -> None:
-        """Keeps the store as a single file, or removes it; does nothing if rows are still missing in the output."""
+        """Keep the store as a single file, or remove it; do nothing if rows are still missing in the output."""
         if not (self.store and self.job.target and self.is_finished):
             return
         if self.job.target.is_store or self.job.target.keep_store:
@@ -258,7 +258,7 @@ class Run:
         )
 
     def _stats(self) -> RunStats:
-        """Rows of the whole output, those that were kept too; tokens and times of this run."""
+        """Return the stats: rows of the whole output, including those kept; tokens and times of this run only."""
         stats = self.pipeline.stats()
         if not self.store or self.store.is_closed:
             return self._last_stats or stats
@@ -272,7 +272,7 @@ class Run:
         return stats_facts(self._stats(), self.ran_on, results_before=self.num_before, **scores)
 
     def ending(self) -> Ending:
-        """How the run ended; a speed that it showed is kept for `plan`."""
+        """Return how the run ended, and save its measured speed for `plan`."""
         stats, on, was_stopped = self._stats(), self.ran_on, self.observer.should_stop()
         if self.store and not was_stopped and (speed := speed_of(stats)):
             write_speed(speed, on.model, on.device, on.precision, on.engine)
@@ -282,7 +282,7 @@ class Run:
 
 
 class Nowhere:
-    """Keeps no result; for rows that go to a caller as they finish."""
+    """A store that keeps nothing, for rows that are passed to the caller as they finish."""
 
     done: frozenset[tuple[int, int]] = frozenset()
 

@@ -1,4 +1,4 @@
-"""What a finished file was made of, in a small file beside it; and whether a run would make the same one again."""
+"""A small record beside a finished file says what the file was made of, so that a rerun can tell if it would match."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ FILES = "files"
 
 
 def facts_of_file(file: Path) -> dict[str, object]:
-    """What tells a file from every other: its size and a hash of its bytes."""
+    """Return a file's size and the hash of its bytes, which identify it."""
     return {"bytes": file.stat().st_size, "blake2b": digest_of_file(file)}
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedRecord:
-    """The record of a finished file: `facts` are those of the manifest, and `files` by their names."""
+    """The record of a finished file: `facts` are those of the manifest, plus `files` by name."""
 
     path: Path
     facts: Mapping[str, Any]
 
     def holds(self, file: Path) -> bool:
-        """Whether a file is the one that the run wrote."""
+        """Whether a file is exactly what the run wrote."""
         known = self.facts.get(FILES, {}).get(file.name)
         return bool(known) and file.is_file() and facts_of_file(file) == known
 
@@ -39,7 +39,7 @@ class FinishedRecord:
 
 
 def read_record(target: Target) -> FinishedRecord | None:
-    """The record beside a target; None where there is none that can be read."""
+    """Read the record beside a target; return None if there is none or it cannot be read."""
     try:
         facts = json.loads(target.record.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -50,7 +50,7 @@ def read_record(target: Target) -> FinishedRecord | None:
 
 
 def write_record(target: Target, facts: Mapping[str, Any], files: Mapping[str, object], temporary: Path) -> None:
-    """Replaces the record beside a target."""
+    """Write the record beside a target, replacing the previous one."""
     text = json.dumps({"version": FORMAT_VERSION, **facts, FILES: dict(files)}, indent=1) + "\n"
     state = FileState.of(target.record)
     write_whole(
@@ -59,7 +59,7 @@ def write_record(target: Target, facts: Mapping[str, Any], files: Mapping[str, o
 
 
 def check_finished_files(target: Target) -> FinishedRecord:
-    """The record of a finished target. Raises `OutputError` where it is not what a run wrote there."""
+    """Return the record of a finished target. Raises `OutputError` if its files are not what the run wrote."""
     fix = f"start over with {OVERWRITE}, or name another output"
     record = read_record(target)
     if record is None:
@@ -68,7 +68,7 @@ def check_finished_files(target: Target) -> FinishedRecord:
         )
     for file in (target.file, target.failures_file):
         is_foreign = file == target.failures_file and target.in_kind and file and not record.names(file)
-        if is_foreign:  # these were not requests of OpenAI, which would have failures of their own
+        if is_foreign:  # the run did not answer OpenAI requests, so this failures file is not its own
             continue
         if file and (record.names(file) or os.path.lexists(file)) and not record.holds(file):
             raise OutputError(f"{file} has changed since its run: {fix}")

@@ -32,21 +32,21 @@ class Prompts(Protocol):
     def reading(self) -> ReadOptions: ...
 
     def requests(self, sampling: SamplingParams, on_blank: Callable[[], None]) -> Iterator[Request]:
-        """Every row, in input order; `on_blank` is told of each blank line."""
+        """Yield every row, in input order; `on_blank` is called for each blank line."""
         ...
 
     def count(self) -> int | None:
-        """Rows to come; None where counting costs much, or they can be read only once."""
+        """Return the number of rows; None if counting is expensive, or if they can be read only once."""
         ...
 
     def check_extras(self) -> None:
-        """Raises `InputError` where reading them needs a package that is not installed."""
+        """Raise `InputError` if reading them needs a package that is not installed."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class FilePrompts:
-    """The first `limit` rows of files, pipes, standard input, texts. What is odd about them is told to `say`."""
+    """The first `limit` rows of files, pipes, standard input or texts. Warnings about them are passed to `say`."""
 
     sources: tuple[Source, ...]
     reading: ReadOptions = field(default_factory=ReadOptions)
@@ -66,7 +66,7 @@ class FilePrompts:
 
 @dataclass(frozen=True, slots=True)
 class GivenPrompts:
-    """Rows that a caller hands over."""
+    """Rows passed by the caller."""
 
     rows: Iterable[Row]
     reading: ReadOptions = field(default_factory=ReadOptions)
@@ -84,7 +84,7 @@ class GivenPrompts:
 
 @dataclass(frozen=True, slots=True)
 class ModelChoice:
-    """Which model, where and in what it computes. `loaded` is one that the caller has opened, on its own device."""
+    """Which model, on which device, in which dtype. `loaded` is a model opened by the caller, on its own device."""
 
     name: str | None = None
     revision: str | None = None
@@ -95,9 +95,10 @@ class ModelChoice:
 
 @dataclass(frozen=True, slots=True)
 class OutputForm:
-    """How results are written: a format, token ids with `ids`, formulas in CSV as they are with `csv_raw`.
+    """How results are written: the format, token ids with `ids`, unescaped CSV formulas with `csv_raw`.
 
-    With `in_kind`, for JSON Lines that nobody asked for by name, OpenAI's requests are answered in OpenAI's form.
+    With `in_kind`, which is set for JSON Lines unless the format was chosen explicitly, OpenAI requests get answers in
+    OpenAI's format.
     """
 
     form: str = "jsonl"
@@ -108,18 +109,18 @@ class OutputForm:
 
     @property
     def options(self) -> dict[str, Any]:
-        """By the names of the command line."""
+        """The options, keyed by their command-line names."""
         facts = {"--format": self.form, "--ids": self.ids, "--csv-raw": self.csv_raw}
         return facts | {"--columns": self.columns}
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a run is to do. Without a `target` its rows go to the caller.
+    """What a run has to do. Without a `target`, results go to the caller.
 
-    `manifest` and `stats` are files to write beside it. With `owns_process` it may set how the process allocates.
-    `command` is what was typed, where a command line asks for it. With `scoring` rows are scored,
-    and nothing is generated.
+    `manifest` and `stats` are additional files to write. With `owns_process`, the run may change how the process
+    allocates memory. `command` is the command line as typed, if there is one. With `scoring`, rows are scored and
+    nothing is generated.
     """
 
     prompts: Prompts
@@ -139,13 +140,13 @@ class Job:
     scoring: ScoringOptions | None = None
 
     def requests(self, on_blank: Callable[[], None] = lambda: None) -> Iterator[Request]:
-        """Every row, with what is scored of it where the job is to score."""
+        """Yield every row, with its texts to score if the job scores."""
         requests = self.prompts.requests(self.sampling, on_blank)
         return scored_requests(requests) if self.scoring else requests
 
     @property
     def columns(self) -> tuple[str, ...] | None:
-        """What a table has columns for, as `WriteOptions` takes it: the properties that the run's schema names."""
+        """The columns of a table, as `WriteOptions` takes them: the properties named by the run's schema."""
         if not self.output_form.columns:
             return None
         schema = json.loads(self.sampling.json_schema or "{}")
@@ -158,17 +159,17 @@ class Job:
 
     @property
     def is_noted(self) -> bool:
-        """Whether anybody will ask what the run was made of."""
-        return self.is_durable or self.manifest is not None or self.output_form.form == "parquet"  # it stands inside
+        """Whether what the run is made of must be recorded."""
+        return self.is_durable or self.manifest is not None or self.output_form.form == "parquet"  # Parquet contains it
 
     @property
     def options(self) -> dict[str, Any]:
-        """What rows' results depend on, by the names of the command line."""
+        """Everything that rows' results depend on, keyed by command-line names."""
         reading = self.prompts.reading
         flags = {"--" + name.replace("_", "-"): value for name, value in values_of(self.sampling).items()}
         scoring = {"--stride": self.scoring.stride} if self.scoring else {}
         return {
-            "command": "score" if self.scoring else "run",  # first: other defaults come with it
+            "command": "score" if self.scoring else "run",  # first: the command decides the other defaults
             **flags,
             **scoring,
             "--field": reading.field,

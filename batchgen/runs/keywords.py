@@ -1,4 +1,4 @@
-"""The options of the Python functions: their types, for editors, and what a wrong name may have meant."""
+"""The options of the Python functions: their types, for editors, and suggestions for misspelled names."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class SamplingOptions(TypedDict, total=False):
 
 
 class GenerateOptions(SamplingOptions, total=False):
-    """How `generate` and `stream` choose tokens, and on what they run."""
+    """How `generate` and `stream` choose tokens, and what they run on."""
 
     revision: str | None
     device: str
@@ -65,7 +65,7 @@ class GenerateOptions(SamplingOptions, total=False):
 
 
 class ScoreOptions(TypedDict, total=False):
-    """What `score` looks at, and on what it runs."""
+    """What `score` computes, and what it runs on."""
 
     logprobs: int | None
     tokens: bool
@@ -87,7 +87,7 @@ class ScoreOptions(TypedDict, total=False):
 
 
 class FileOptions(GenerateOptions, total=False):
-    """How `run` reads files and writes one, beside that."""
+    """The options of `generate`, plus how `run` reads files and writes its output."""
 
     field: str | None
     id_field: str | None
@@ -115,7 +115,7 @@ FLAG = re.compile(r"(?<![\w-])--([a-z]+(?:-[a-z]+)*)")
 
 @contextmanager
 def python_words() -> Iterator[None]:
-    """What is raised inside names parameters where it names flags of the command line."""
+    """Rewrite errors raised inside, so that they name parameters instead of command-line flags."""
     try:
         yield
     except BatchgenError as error:
@@ -124,7 +124,7 @@ def python_words() -> Iterator[None]:
 
 
 def in_python_words(message: str) -> str:
-    """A message for the command line, in the words of Python.
+    """Rewrite a message for the command line so that it names Python parameters.
 
     >>> in_python_words("--dtype float7 is not one of float32; see --no-such-flag")
     'dtype float7 is not one of float32; see --no-such-flag'
@@ -139,16 +139,16 @@ def in_python_words(message: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Keywords:
-    """Options by name, all of them known: each record takes its own."""
+    """Known options by name; each record takes its own."""
 
     given: Mapping[str, Any]
 
     def sampling(self) -> SamplingParams:
-        """Raises `ValueError` for an invalid value."""
+        """Return the sampling options. Raises `ValueError` for an invalid value."""
         return SamplingParams(**self._of(SamplingParams))
 
     def engine(self) -> EngineOptions:
-        """Raises `UsageError` for an invalid value."""
+        """Return the engine options. Raises `UsageError` for an invalid value."""
         options = self._of(EngineOptions)
         if options.get("batch_size") == "auto":
             options["batch_size"] = None
@@ -160,7 +160,7 @@ class Keywords:
             raise UsageError(str(error)) from None
 
     def chat(self) -> ChatOptions:
-        """Raises `UsageError` if they conflict."""
+        """Return the chat options. Raises `UsageError` if they conflict."""
         names = {"chat_template": "template", "chat_template_args": "arguments"}
         given = self.of("chat", "system", "split_reasoning", *names)
         try:
@@ -169,7 +169,7 @@ class Keywords:
             raise UsageError(str(error)) from None
 
     def of(self, *names: str) -> dict[str, Any]:
-        """Those of these names that were given."""
+        """Return those of the named options that were given."""
         return {name: self.given[name] for name in names if name in self.given}
 
     def _of(self, record: type) -> dict[str, Any]:
@@ -177,7 +177,7 @@ class Keywords:
 
 
 def read_keywords(function: str, options: Mapping[str, Any], known: type) -> Keywords:
-    """The options of a call, as `known` (a TypedDict) has them. Raises `TypeError`, which says the near name."""
+    """Check a call's options against `known` (a TypedDict). Raises `TypeError` with a suggestion for unknown names."""
     names = [name for base in known.__mro__ for name in getattr(base, "__annotations__", {})]
     for name in options:
         if name not in names:

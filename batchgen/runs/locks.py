@@ -1,7 +1,7 @@
-"""The lock on a store's file: one writer at a time, and readers beside it.
+"""The lock on a store's file: one writer at a time, with concurrent readers.
 
-It is `flock`'s, which does not get into the way of the locks that SQLite itself takes on the same file. The system
-drops it when its process ends, however that is.
+It uses `flock`, which does not interfere with the locks that SQLite takes on the same file. The system releases it when
+its process ends, for whatever reason.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ else:
 
 IN_USE = "is in use by another run: wait for it, or name another output"
 TRY_AGAIN_S = 0.02
-# Stores that this process writes: to open and close one of these files again would drop SQLite's own locks on it.
+# Stores that this process writes. Opening and closing one of these files again would drop SQLite's own locks on it.
 HELD: set[tuple[int, int]] = set()
 
 
 def allows_readers(path: Path) -> bool:
-    """Whether others can read a store while it is written: that needs memory which all of them share."""
+    """Whether others can read a store while it is written; this needs memory that all of them share."""
     return HAS_FLOCK and not is_on_network(path.parent)
 
 
 class FileLock:
-    """A lock on a file that is there, held until it is closed.
+    """A lock on an existing file, held until it is closed.
 
-    Raises `InUseError` where another process has it, or removes the file, until `patience_s` are over; `OSError`.
+    Raises `InUseError` if another process still holds it after `patience_s` seconds, or has removed the file; `OSError`
+    if the file cannot be opened.
     """
 
     def __init__(self, path: Path, patience_s: float) -> None:
@@ -52,18 +53,18 @@ class FileLock:
             if time.monotonic() >= deadline:
                 raise InUseError(f"{path} {IN_USE}")
             time.sleep(TRY_AGAIN_S)
-        if identity(self._descriptor) != identity(path):  # whoever had it has removed it
+        if identity(self._descriptor) != identity(path):  # its previous owner has removed it
             raise InUseError(f"{path} {IN_USE}")
 
     def close(self) -> None:
-        """Lets go of it."""
+        """Release the lock."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = -1
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process has the lock of a file. Writes nothing, and waits for nobody."""
+    """Whether a process holds the lock of a file. Writes nothing and does not wait."""
     if not HAS_FLOCK:
         return False
     if identity(path) in HELD:
@@ -92,7 +93,7 @@ def _is_taken(descriptor: int, kind: int) -> bool:
 
 
 def identity(file: Path | int) -> tuple[int, int] | None:
-    """Which file a name, or a descriptor, stands for."""
+    """Return which file (device, inode) a path or a descriptor refers to; None if it does not exist."""
     try:
         status = os.stat(file)  # noqa: PTH116 - a descriptor too
     except OSError:

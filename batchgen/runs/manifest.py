@@ -1,4 +1,4 @@
-"""What a run was made of: versions, model, options, input, machine; and that a resumed run is made of the same."""
+"""What a run is made of (versions, model, options, input, machine), and the check that a resumed run still matches."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ Facts = dict[str, Any]
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors")
 HASHES = ("weights_sha256", "config_sha256", "tokenizer_sha256")
 ENGINE = "engine"
-FILES_NOTE = "files"  # of the files that a store's run writes
-OWN_NOTES = {FILES_NOTE, "progress"}  # a store's own, of the run and not of what it was made of
-TOLD_BY_HASH = {"--chat-template"}  # a file may have been moved
-GOES_ON = {"--overwrite", "--resume", "--retry-errors"}  # of a command: what it found, and not what it makes
-HASH_SHOWN = 12  # digits of a hash are enough to tell two apart
+FILES_NOTE = "files"  # the note of the files that the run writes
+OWN_NOTES = {FILES_NOTE, "progress"}  # notes about the run itself, not about what it is made of
+TOLD_BY_HASH = {"--chat-template"}  # the path may change; its hash is compared instead
+GOES_ON = {"--overwrite", "--resume", "--retry-errors"}  # about earlier output: not part of the recorded command
+HASH_SHOWN = 12  # digits of a hash, enough to distinguish two
 
 
 def model_facts(checkpoint: Checkpoint) -> Facts:
-    """Name, revision (of a model from the Hub) and hashes of all files that its answers depend on."""
+    """Return the model's name, its revision (if from the Hub) and hashes of all files that its answers depend on."""
     from batchgen.model.find import CONFIG_FILES, TOKENIZER_FILES
 
     folder = checkpoint.folder
@@ -52,7 +52,7 @@ def _files(folder: Path, patterns: Iterable[str]) -> list[Path]:
 
 
 def _hash(files: Iterable[Path]) -> str:
-    """Of the files' names and contents."""
+    """Hash the names and contents of files."""
     whole = sha256()
     for file in files:
         with file.open("rb") as stream:
@@ -80,13 +80,13 @@ def version_facts() -> Facts:
 
 
 class Manifest:
-    """What is noted of a run as it goes on; kept in its store, where it has one.
+    """What is recorded about a run as it proceeds; kept in its store, if it has one.
 
     `facts` is what `--manifest` writes: model, options, engine, versions, machine, input, stats, started, finished.
     """
 
     def __init__(self, store: Store | None = None, *, facts: Facts | None = None, where: object = None) -> None:
-        """Of a new run, or of one that was begun in a store, or with `facts` which stand in `where`."""
+        """Open the manifest of a new run, of the run in a store, or of a run with the `facts` read from `where`."""
         self._store = store
         self._where = store.path if store else where
         noted = store.manifest() if store else dict(facts or {})
@@ -95,7 +95,7 @@ class Manifest:
 
     @property
     def started(self) -> datetime:
-        """When the run was begun, by this machine's clock; also of one that goes on."""
+        """When the run was first started, in local time; a resumed run keeps the time of the first start."""
         return datetime.fromisoformat(self._started).astimezone().replace(tzinfo=None)
 
     def begin(
@@ -106,9 +106,9 @@ class Manifest:
         command: Sequence[str] = (),
         **made_of: Facts,
     ) -> None:
-        """Notes what the run is made of (`model`, `options`), and what was typed; says which versions have changed.
+        """Record what the run is made of (`model`, `options`) and the command; report which versions have changed.
 
-        Raises `OutputError`, which names the first difference, where it was started with something else.
+        Raises `OutputError` naming the first difference if the run was started with something else.
         """
         if self._where:
             compare(self.facts, made_of, self._where, say)
@@ -120,27 +120,27 @@ class Manifest:
             words = [word for word in command if word not in GOES_ON]
             self.note("command", {"words": words, "folder": str(Path.cwd())})
         self.note("started", self._started)
-        for name in ("stats", "finished"):  # of a run that continues with more rows
+        for name in ("stats", "finished"):  # a run that continues with more rows has them already
             self._forget(name)
 
     @property
     def engine(self) -> EngineChoice | None:
-        """What the run's engine is made of, once that is chosen."""
+        """What the run's engine is made of, once it is chosen."""
         return EngineChoice.from_dict(self.facts.get(ENGINE))
 
     @property
     def bits(self) -> str | None:
-        """Whether the run's rows depend on their batches, once that is known."""
+        """Whether the run's rows depend on their batches, once known."""
         return self.engine.bits if self.engine else None
 
     def agree(self, choice: EngineChoice) -> EngineChoice:
-        """What the run's engine is made of: as it was begun, else this choice, which now holds for the run."""
+        """Return what the run's engine is made of: the recorded choice, or else this one, which is then recorded."""
         if self.engine is None:
             self.note(ENGINE, choice.to_dict())
         return self.engine or choice
 
     def with_input(self, results: Iterable[Result], input: InputDigest) -> Iterator[Result]:
-        """The results as they come; once the last one is there, all of the input is known, and noted."""
+        """Pass on the results; after the last one all of the input has been read, and its hash is recorded."""
         yield from results
         if self.facts.get("options"):
             self.note("input", input.facts)
@@ -154,7 +154,7 @@ class Manifest:
         self.note("finished", _now())
 
     def note(self, name: str, value: object) -> None:
-        """Keeps a fact, in place of the last of that name."""
+        """Record a fact, replacing the previous one of that name."""
         self.facts[name] = value
         if self._store:
             self._store.note(name, value)
@@ -174,9 +174,9 @@ def compare(
     where: object,
     say: Callable[[str], object] = lambda line: None,
 ) -> None:
-    """Raises `OutputError` for the first thing that a run is made of which is not what it was started with.
+    """Raise `OutputError` for the first difference between what a run is made of now and what it was started with.
 
-    A model may have another name, if its files are the same ones. Versions may differ, and `say` is told so.
+    A model may have a different name if its files are the same. Versions may differ; `say` is told which.
     """
     for part, facts in now.items():
         known = begun.get(part, {})
@@ -213,12 +213,12 @@ def _shown(name: str, value: object) -> str:
 
 
 def shown_hash(digest: str | None) -> str:
-    """As much of a hash as tells two apart."""
+    """Shorten a hash to enough digits to distinguish two."""
     return f"{digest[:HASH_SHOWN]}…" if digest else "(none)"
 
 
 class InputDigest:
-    """A hash of all rows that pass, in their order."""
+    """A hash of all rows that pass through, in order."""
 
     def __init__(self) -> None:
         self.num_rows = 0

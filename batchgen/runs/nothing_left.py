@@ -1,4 +1,4 @@
-"""A run that resumes a finished file: if the file answers the same job, nothing is left to do."""
+"""Resuming a finished file: if the file already answers the same job, nothing is left to do."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from batchgen.runs.target import Target
 
 
 def find_finished(job: Job, target: Target, observer: Observer) -> Ending:
-    """The ending of a job that was done before.
+    """Return the ending of a job that an earlier run completed.
 
-    Raises `OutputError` where the finished file answers another job: other rows, options, model or format.
+    Raises `OutputError` if the finished file answers another job: other rows, options, model or format.
     """
     record = check_finished_files(target)
     found = find_equipment(job, observer)

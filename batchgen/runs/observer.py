@@ -1,4 +1,4 @@
-"""What a run says to its caller, and asks of it."""
+"""What a run reports to its caller, and what it asks."""
 
 from __future__ import annotations
 
@@ -11,44 +11,46 @@ from batchgen.runs.pace import RunProgress
 
 
 class Observer:
-    """Watches a run and may stop it. This one is quiet; a caller overrides what it wants to know."""
+    """Watches a run and may stop it. This base class does nothing; callers override the methods they need."""
 
     def say(self, line: str) -> None:
-        """What a person should know who did not ask."""
+        """Receive a warning that the user should see."""
 
     def note(self, line: str) -> None:
-        """How the run goes on, for a person who watches."""
+        """Receive a message about the run's course, for a user who is watching."""
 
     def on_progress(self, progress: RunProgress) -> None:
-        """How far a run is whose steps are made elsewhere; said now and then."""
+        """Receive the progress of a run whose steps are made elsewhere; called now and then."""
 
     def waiting(self, what: str) -> AbstractContextManager[object]:
-        """Around something that takes time."""
+        """Return a context for something that takes time."""
         return nullcontext()
 
     def steps(self) -> AbstractContextManager[object]:
-        """Around everything that `should_stop` can end soon."""
+        """Return a context for everything that `should_stop` can end early."""
         return nullcontext()
 
     def generating(
         self, count_left: Callable[[], int | None], num_kept: int, sampling: SamplingParams
     ) -> AbstractContextManager[object]:
-        """Around the generation. `count_left` reads the input for the number of results to come, None if unknown;
-        `num_kept` are there already.
+        """Return a context for the generation.
+
+        `count_left` reads the input and returns the number of results to come, or None if unknown; `num_kept` results
+        exist already.
         """
         return nullcontext()
 
     def on_step(self, num_tokens: int) -> None:
-        """The engine made one token for each of `num_tokens` rows; below 0 they are taken back."""
+        """Note that the engine made one token for each of `num_tokens` rows; a negative number takes tokens back."""
 
     def track(self, results: Iterable[Result], stream: IO[Any] | None = None) -> Iterator[Result]:
-        """Passes results on, to a consumer that writes them to `stream` if there is one."""
+        """Pass on results; the consumer writes them to `stream`, if there is one."""
         return iter(results)
 
     def scored(self, results: Iterable[Result]) -> Iterable[Result]:
-        """Passes on every row that a whole run has scored, in order; rows of an interrupted run's beginning too."""
+        """Pass on all scored rows of a whole run in order, including rows from before an interruption."""
         return results
 
     def should_stop(self) -> bool:
-        """Whether the run is to end soon. Asked at every step; may raise what ends it at once."""
+        """Whether the run should end soon. Called at every step; may raise to end the run at once."""
         return False

@@ -1,4 +1,4 @@
-"""The files of a run's output, while it goes on: its store, and what is written from it when it is done."""
+"""The files of a run's output: its store while it runs, and the files written from it when it is done."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from batchgen.runs.target import Target
 
 @contextmanager
 def open_store(target: Target) -> Iterator[Store]:
-    """The store of a run, which no other run has.
+    """Open the store of a run, which no other run can have.
 
-    One that no row was read into is removed at the end, but where an older output stands beside it: without the store
-    that would look like this run's.
+    At the end, a store into which no row was read is removed, unless an older output exists next to it: without the
+    store, that output would look like this run's.
     """
     store = _open_anew(target) if target.overwrite else _open(target)
     try:
@@ -42,29 +42,32 @@ def _is_unwritten(target: Target) -> bool:
 
 
 def _open(target: Target) -> Store:
-    """As private as the output that it stands for; without one, private unless it is itself the output."""
+    """Open the store with the mode of the output file.
+
+    Without an output file it is private, unless it is itself the output.
+    """
     mode = mode_of(target.file)
     return Store(target.store, None if target.is_store else PRIVATE if mode is None else mode)
 
 
 def _open_anew(target: Target) -> Store:
-    """An empty store in the place of whatever is there, unless another run uses it."""
+    """Replace whatever is at the store's path with an empty store, unless another run uses it."""
     try:
         store = _open(target)
     except InUseError:
         raise
-    except OutputError:  # damaged, or something else
+    except OutputError:  # damaged, or not a store
         remove_store(target.store)
         return _open(target)
     store.clear()
-    store.commit()  # a run that is killed from here on is not taken for the old one
+    store.commit()  # if the run is killed from here on, its store cannot be mistaken for the old one
     return store
 
 
 class OutputFiles:
-    """Writes a target's files from its store; each replaces what stood there when the run began, and nothing else.
+    """Writes a target's files from its store. Each may replace only the file that existed when the run began.
 
-    Raises `OutputError` where another file has taken its place.
+    Raises `OutputError` if another file is in its place.
     """
 
     def __init__(self, target: Target, store: Store) -> None:
@@ -96,7 +99,7 @@ class OutputFiles:
         self.store.commit()
 
     def temporary(self, file: Path) -> Path:
-        """A name for a file that is being written; a run that is killed meanwhile removes it when it goes on."""
+        """Return a name for a file being written; if the run is killed, the resumed run removes that file."""
         made = temporary_name(file)
         self._temporaries.append(str(made))
         self._note()
@@ -111,14 +114,14 @@ class OutputFiles:
     def write(
         self, write: Callable[[BinaryIO, Rows], object], facts: Mapping[str, Any], *, is_batch: bool
     ) -> list[Path]:
-        """All files, and before each gets its name the record of what it was made of; which files these are.
+        """Write all files and return their paths; the record is updated before each file gets its final name.
 
-        `write` fills a stream with `all` rows, or for an OpenAI Batch the `answered` and the `failed` ones.
+        `write` fills a stream with `all` rows or, for an OpenAI Batch, with the `answered` and the `failed` ones.
         """
         files: dict[str, object] = {}
         failures = self.target.failures_file if is_batch else None
         if failures and self.target.in_kind and not (self.target.overwrite or self.target.resume):
-            self._replaces.pop(failures.name, None)  # nobody could know that it would be written
+            self._replaces.pop(failures.name, None)  # it was not known at the start that this file would be written
 
         def note(file: Path, temporary: Path) -> None:
             files[file.name] = facts_of_file(temporary)
@@ -161,10 +164,10 @@ class OutputFiles:
 
 @contextmanager
 def open_stream(path: Path) -> Iterator[BinaryIO]:
-    """A pipe or device by its name."""
+    """Open a pipe or device by name."""
     try:
         with path.open("wb") as stream, packed(stream, split_suffixes(path)[1]) as packing:
             yield packing
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full device does not say which it is
+        error.filename = error.filename or str(path)  # the error of a full device has no file name
         raise

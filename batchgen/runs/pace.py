@@ -1,4 +1,4 @@
-"""How fast a run goes, and how long it still takes. Knows neither the run nor who is told."""
+"""How fast a run goes and how long it will still take. Knows neither the run nor who is told."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 from batchgen.records import Result
 
-RECENT_S = 15.0  # what `recent` tokens a second are of
+RECENT_S = 15.0  # the time over which `recent_tokens_per_s` is measured
 SAMPLE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class RunProgress:
-    """How far a run is. `done`, `failed` and `total` (None where unknown) count `unit`: rows, or samples of rows.
+    """How far a run is. `done`, `failed` and `total` (None if unknown) count `unit`: rows, or samples of rows.
 
-    `kept` of those that are done were there when the run began. Tokens are this run's.
+    `kept` of the done ones existed when the run began. Tokens are those of this run.
     """
 
     unit: str
@@ -33,9 +33,9 @@ class RunProgress:
 
 
 class Pace:
-    """Counts a run's steps and results. It is counted in tokens, so that it moves at each step.
+    """Counts a run's steps and results. It counts tokens, so that progress moves at each step.
 
-    `total` is how many results are to come, None where that is unknown; `num_kept` were there when it began.
+    `total` is the number of results to come, or None if unknown; `num_kept` results existed when the run began.
     """
 
     def __init__(self, max_new_tokens: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -43,20 +43,20 @@ class Pace:
         self.total: int | None = None
         self.num_kept = 0
         self.num_results = self.num_failed = self.num_tokens = 0
-        self.prompt_tokens = self.output_tokens = 0  # of results
+        self.prompt_tokens = self.output_tokens = 0  # of finished results
         self._in_flight = 0
         self._clock = clock
         self._started = clock()
         self._samples = deque([(self._started, 0)])
 
     def begin(self, total: int | None, num_kept: int) -> None:
-        """The clock starts here: what came before was loading."""
+        """Start the clock; loading time is not counted."""
         self.total, self.num_kept = total, num_kept
         self._started = self._clock()
         self._samples = deque([(self._started, 0)])
 
     def on_step(self, num_tokens: int) -> None:
-        """The engine made one token for each of `num_tokens` rows; below 0 they are taken back."""
+        """Count one token for each of `num_tokens` rows; a negative number takes tokens back."""
         self.num_tokens += num_tokens
         self._in_flight += num_tokens
         now = self._clock()
@@ -73,7 +73,7 @@ class Pace:
         self._in_flight = max(0, self._in_flight - result.num_output_tokens)
 
     def track(self, results: Iterable[Result]) -> Iterator[Result]:
-        """Passes results on, and counts them."""
+        """Pass on results and count them."""
         for result in results:
             self.on_result(result)
             yield result
@@ -84,19 +84,19 @@ class Pace:
 
     @property
     def tokens_per_s(self) -> float:
-        """Over all of it."""
+        """Tokens per second since the start."""
         return self.num_tokens / self.elapsed_s
 
     @property
     def recent_tokens_per_s(self) -> float:
-        """Over the last seconds."""
+        """Tokens per second over the last seconds."""
         since, tokens = self._samples[0]
         passed_s = self._clock() - since
         return max(0, self.num_tokens - tokens) / passed_s if passed_s > 0 else 0.0
 
     @property
     def done_tokens(self) -> int:
-        """As if each result had as many tokens as it may have: what a bar shows."""
+        """Tokens for a progress bar: every finished result counts as `max_new_tokens`."""
         return self.num_results * self.max_new_tokens + self._in_flight
 
     @property
@@ -105,13 +105,13 @@ class Pace:
 
     @property
     def seconds_left(self) -> float | None:
-        """None where that cannot be said yet."""
+        """The estimated time left; None if it cannot be estimated yet."""
         if not self.total_tokens or not self.done_tokens:
             return None
         return max(0.0, (self.total_tokens - self.done_tokens) / self.done_tokens * self.elapsed_s)
 
     def progress(self, unit: str) -> RunProgress:
-        """How far it is now."""
+        """Return the current progress."""
         return RunProgress(
             unit=unit,
             done=self.num_kept + self.num_results,

@@ -1,4 +1,4 @@
-"""What a run notes of itself each second, for others to see; in its store, or beside one that they cannot read."""
+"""The progress that a run records each second for others to see, in its store or in a file next to it."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ LOADING, GENERATING, WRITING = "loading the model", "generating", "writing the o
 
 @dataclass(frozen=True, slots=True)
 class ProgressNote:
-    """How far a run was when it last made progress. Times are seconds since 1970, rates tokens a second.
+    """How far a run was when it last made progress. Times are seconds since 1970, rates are tokens per second.
 
-    `prompt_tokens` and `output_tokens` are those of all results, `new_tokens` those that this run has made so far.
-    Rows, failures and reasons are noted only beside a store that others cannot read.
+    `prompt_tokens` and `output_tokens` cover all results, `new_tokens` only what this run has made so far. Rows,
+    failures and reasons are recorded only in the file next to a store that others cannot read.
     """
 
     phase: str
@@ -58,7 +58,7 @@ class ProgressNote:
 
 
 def read_progress(facts: Mapping[str, Any] | None) -> ProgressNote | None:
-    """What was noted; None where nothing was, or another version noted something else."""
+    """Return the recorded progress; None if there is none, or if another version recorded it differently."""
     try:
         known = {field.name for field in fields(ProgressNote)}
         progress = ProgressNote(**{name: value for name, value in (facts or {}).items() if name in known})
@@ -68,7 +68,7 @@ def read_progress(facts: Mapping[str, Any] | None) -> ProgressNote | None:
 
 
 class Reporter:
-    """Notes how far a run is, when it has moved."""
+    """Records a run's progress whenever it has changed."""
 
     def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
         self.store = store
@@ -79,12 +79,12 @@ class Reporter:
         store.on_second = self.note
 
     def begin(self, phase: str) -> None:
-        """The run comes to another part of its work."""
+        """Start another phase of the run."""
         self._progress = replace(self._progress, phase=phase)
         self.note()
 
     def note(self) -> None:
-        """What `measure` makes of what was noted last; nothing where that is the same."""
+        """Record what `measure` makes of the current phase, if it differs from the last record."""
         progress = self.measure(self._progress)
         moved = self._last is None or _work(progress) != _work(self._last)
         if not moved:
@@ -110,7 +110,7 @@ def measure(
     rows_total: int | None,
     tokens_before: tuple[int, int],
 ) -> ProgressNote:
-    """A note with what is known now; `tokens_before` are those of results that were there when the run began."""
+    """Return a note with the current numbers; `tokens_before` counts the results that existed when the run began."""
     return replace(
         progress,
         rows_total=rows_total,
@@ -131,12 +131,12 @@ def measure(
 
 
 def _work(progress: ProgressNote) -> tuple[object, ...]:
-    """What changes when a run moves, and not with time alone."""
+    """Return the fields that change when a run makes progress, not merely because time passes."""
     return progress.phase, progress.new_tokens, progress.prompt_tokens, progress.output_tokens, progress.rows_total
 
 
 def read_status_file(store: Path) -> ProgressNote | None:
-    """What a run has written beside its store."""
+    """Read the progress that a run has written next to its store; None if there is none."""
     try:
         facts = json.loads(file_beside(store).read_text(encoding="utf-8"))
     except (OSError, ValueError):

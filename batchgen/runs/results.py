@@ -1,4 +1,4 @@
-"""The results of a run that goes on, was interrupted, or is done: from its store while it has one, else its file."""
+"""The results of a running, interrupted or finished run: from its store while there is one, otherwise from its file."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ LOOK_AGAIN_S = 0.5
 
 
 def read_results(path: Path) -> Iterator[Result]:
-    """Every finished result, in input order.
+    """Yield every finished result, in input order.
 
-    Raises `InputError` where there is no output of a run, `InUseError` where a live run keeps its store to itself.
+    Raises `InputError` if there is no output of a run, and `InUseError` if a live run does not share its store.
     """
     target = target_of(path)
     if is_database(target.store):
@@ -34,9 +34,9 @@ def read_results(path: Path) -> Iterator[Result]:
 
 
 def follow_results(path: Path, wait: Callable[[], object] = lambda: time.sleep(LOOK_AGAIN_S)) -> Iterator[Result]:
-    """Every result in input order, each as soon as it and all before it are finished, until the run has ended.
+    """Yield results in input order until the run ends, each as soon as it and all before it are finished.
 
-    `wait` is called where there is nothing new.
+    `wait` is called when there is nothing new.
     """
     target = target_of(path)
     if not is_database(target.store):
@@ -51,7 +51,7 @@ def follow_results(path: Path, wait: Callable[[], object] = lambda: time.sleep(L
 
 
 class Follower:
-    """Results of a store in input order, as rows become complete."""
+    """Reads the results of a store in input order, as rows become complete."""
 
     def __init__(self, stored: StoredRun) -> None:
         self._stored = stored
@@ -59,7 +59,7 @@ class Follower:
         self._next_index = 0
 
     def ready(self) -> Iterator[Result]:
-        """Those that nothing is lacking before."""
+        """Yield the new results up to the first row that is not complete."""
         held: list[Result] = []
         expected = self._stored.num_samples_after(self._next_index - 1)
         index, num_samples = next(expected, (-1, 0))
@@ -73,7 +73,7 @@ class Follower:
                 index, num_samples = next(expected, (-1, 0))
 
     def rest(self) -> Iterator[Result]:
-        """All that are left."""
+        """Yield all remaining results."""
         return self._stored.results_after(self._last)
 
 
@@ -86,7 +86,7 @@ def _of_file(path: Path, target: Target) -> Iterator[Result]:
 
 
 def form_of_file(target: Target) -> str:
-    """The format of a finished file: as its record says, else by its suffix."""
+    """Return the format of a finished file: from its record, or else from its suffix."""
     record = read_record(target)
     if record and (form := record.facts.get("output", {}).get("--format")):
         return str(form)
@@ -97,19 +97,19 @@ def form_of_file(target: Target) -> str:
 
 
 def _belongs(target: Target, failures: Path) -> bool:
-    """Whether a file of failures is of the same run."""
+    """Whether a file of failures was written by the same run."""
     record = read_record(target)
     return record is not None and record.names(failures)
 
 
 def form_of_output_file(path: Path) -> str:
-    """The format that an output's rows are read from; a store's is SQLite's."""
+    """Return the format that an output's rows are read from; for a store that is SQLite."""
     target = target_of(path)
     return SQLITE if is_database(target.store) else form_of_file(target)
 
 
 def facts_of(path: Path) -> dict[str, Any]:
-    """What the run of an output was made of, as its manifest has it; nothing where that is not known."""
+    """Return what the run of an output was made of, as in its manifest; empty if unknown."""
     target = target_of(path)
     if is_database(target.store):
         with open_stored(target.store) as stored:

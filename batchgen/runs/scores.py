@@ -16,12 +16,12 @@ from batchgen.runs.keywords import ScoreOptions, python_words, read_keywords
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How likely a row's text is, or each of its choices, as natural logarithms.
+    """The log-likelihood (natural logarithm) of a row's text or of each of its choices.
 
     `logprob` is the sum over `num_tokens`; `is_greedy` is true if each token is the most likely one at its position.
     With choices, `best`, `best_per_token` and `best_per_byte` are indices into `choices`, and `is_tie` is true if
-    rounding alone could change one of them. Fields that do not apply are None. If the row failed, all of them are
-    None, and `error` is the reason.
+    rounding alone could change one of them. Fields that do not apply are None. If the row failed, all of them are None,
+    and `error` is the reason.
     """
 
     index: int
@@ -44,12 +44,12 @@ class Score:
 
     @property
     def continuation(self) -> str:
-        """The text that was scored, as a record calls it behind a prompt."""
+        """The scored text, under the name it has in records with a prompt."""
         return self.text
 
     @classmethod
     def of(cls, result: Result) -> Score:
-        """The score of a row that was run."""
+        """Make the score of a finished row."""
         score = result.score
         found: dict[str, Any] = {}
         if score and score.texts and score.kind == "choices":
@@ -66,10 +66,10 @@ class Score:
 def score(
     rows: Prompt | Iterable[Prompt], model: str | Model | None = None, **options: Unpack[ScoreOptions]
 ) -> list[Score]:
-    """Scores how likely texts are, as `batchgen score` does; one Score for each row, in order.
+    """Score how likely texts are, like `batchgen score`; return one Score per row, in order.
 
     `rows` are texts, or mappings with the fields of a JSON Lines row: `prompt` and `continuation`, `prompt` and
-    `choices`, `text`, or `messages`, of which the last reply is scored. `tokens` adds each token's log-probability;
+    `choices`, `text`, or `messages`, whose last reply is scored. `tokens` adds each token's log-probability;
     `logprobs`, a number, also adds that many of the most likely alternatives. Raises `BatchgenError`. A bad row does
     not raise: its Score has an `error`.
 

@@ -1,4 +1,4 @@
-"""How far a run is or was, from what it keeps beside its output. Changes nothing, and waits for nothing."""
+"""How far a run is or was, from what it keeps next to its output. Changes nothing and never waits."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ STORE_SUFFIX = ".run.db"
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:
-    """How far a run is. Times are seconds since 1970; what is not known is None.
+    """How far a run is. Times are seconds since 1970; unknown values are None.
 
-    `command` is what began it, typed in `folder`. `reasons` are the first kinds of errors, each with its rows.
-    `seconds_left` is as of `noted_s`, its last progress.
+    `command` is the command that started it, typed in `folder`. `reasons` are the first kinds of errors, each with its
+    number of rows. `noted_s` is the time of its last progress.
     """
 
     path: str
@@ -51,17 +51,17 @@ class RunStatus:
 
     @property
     def has_failed(self) -> bool:
-        """Whether it is complete, and rows of it failed."""
+        """Whether the run is complete and some of its rows failed."""
         return self.state == "complete" and self.rows_failed > 0
 
 
 def read_status(path: Path, clock: Callable[[], float] = time.time) -> RunStatus:
-    """The status of the run that writes, or has written, a file; its store's name does too.
+    """Return the status of the run that writes, or has written, a file; the name of its store also works.
 
-    Raises `InputError` where there is no such run.
+    Raises `InputError` if there is no such run.
     """
     target = target_of(path)
-    for _ in range(2):  # a run may end, and remove its store, between two looks
+    for _ in range(2):  # a run may end and remove its store between the two checks
         if is_database(target.store) or is_in_use(target.store):
             try:
                 return _of_store(path, target)
@@ -74,7 +74,7 @@ def read_status(path: Path, clock: Callable[[], float] = time.time) -> RunStatus
 
 
 def target_of(path: Path) -> Target:
-    """What a run writes under a name: its output's, or that of the store beside it."""
+    """Return the target of a path, which names an output or the store next to one."""
     if path.name.endswith(STORE_SUFFIX) and path.exists():
         path = path.with_name(path.name.removesuffix(STORE_SUFFIX))
     target = Target(path, "jsonl")
@@ -107,7 +107,7 @@ def _of_store(path: Path, target: Target) -> RunStatus:
 
 
 def _is_written(target: Target, finished: str | None) -> bool:
-    """Whether the run of a store has come to its end, and has written its file."""
+    """Whether the run of a store has finished and its output file is written."""
     if finished is None or target.is_store:
         return finished is not None
     record = read_record(target)
@@ -115,7 +115,7 @@ def _is_written(target: Target, finished: str | None) -> bool:
 
 
 def _of_a_store_that_is_locked(path: Path, store: Path) -> RunStatus:
-    """Of a run that keeps its store to itself, or has only just made it."""
+    """Return the status of a run that does not share its store, or has only just created it."""
     progress = read_status_file(store)
     if progress is None:
         return RunStatus(str(path), "running", 0, None, 0, has_store=True)
@@ -147,7 +147,7 @@ def _status(path: Path, facts: Mapping[str, Any], progress: ProgressNote | None,
 
 
 def with_progress(status: RunStatus, progress: ProgressNote) -> RunStatus:
-    """What a run has noted of itself, beside what else is known of it."""
+    """Add a run's progress note to its status."""
     return replace(
         status,
         started_s=status.started_s or progress.started_s,
@@ -164,7 +164,7 @@ def with_progress(status: RunStatus, progress: ProgressNote) -> RunStatus:
 
 
 def _of_record(path: Path, record: FinishedRecord) -> RunStatus:
-    """Of a finished file whose store is gone."""
+    """Return the status of a finished file whose store is gone."""
     facts = record.facts
     stats, command = facts.get("stats", {}), facts.get("command") or {}
     rows = facts.get("input", {}).get("rows", stats.get("rows", 0))
@@ -191,5 +191,5 @@ def _of_record(path: Path, record: FinishedRecord) -> RunStatus:
 
 
 def seconds_of(time_text: str | None) -> float | None:
-    """Seconds since 1970 of a time in ISO 8601."""
+    """Convert an ISO 8601 time to seconds since 1970."""
     return datetime.fromisoformat(time_text).timestamp() if time_text else None

@@ -1,7 +1,7 @@
-"""The run store: every finished Result, durable, in one SQLite file with one writer.
+"""The run store: every finished Result, stored durably in one SQLite file with one writer.
 
-What is committed survives a kill, a crash and a full disk; what is damaged is never given out. Knows nothing of models,
-engines and output formats.
+Committed results survive a kill, a crash and a full disk; damaged ones are never returned. Knows nothing about models,
+engines or output formats.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ FAILED_ROWS = "row_index IN (SELECT row_index FROM results WHERE finish_reason =
 
 
 class Store(StoredRun):
-    """A store that is being written: only one process can have it. Results are committed at least once a second.
+    """A store open for writing; only one process can have it. Results are committed at least once per second.
 
-    `on_second` is called as often, before what it notes is committed with the rest.
-    A new file has `mode`, where that is None the user's umask. Raises `OutputError` where the file cannot be opened or
-    written, is in use, is damaged, or is not a store.
+    `on_second` is called before each of these commits, so that what it notes is committed too. A new file gets `mode`,
+    or follows the user's umask if `mode` is None. Raises `OutputError` if the file cannot be opened or written, is in
+    use, is damaged, or is not a store.
     """
 
     def __init__(self, path: Path, mode: int | None = PRIVATE) -> None:
-        self.done: set[tuple[int, int]] = set()  # (index, sample_index) already there, of rows that are not complete
+        self.done: set[tuple[int, int]] = set()  # (index, sample_index) of stored samples of incomplete rows
         self._failure: sqlite3.Error | None = None
         self._lock = threading.RLock()
         self._closing = threading.Event()
@@ -52,22 +52,22 @@ class Store(StoredRun):
 
     @property
     def allows_readers(self) -> bool:
-        """Whether other processes can read it meanwhile."""
+        """Whether other processes can read the store while it is written."""
         return self._connection.is_shared
 
     def count_tokens(self) -> tuple[int, int]:
-        """Of prompts and of answers, over all results."""
+        """Return the numbers of prompt tokens and output tokens of all results."""
         query = "SELECT coalesce(sum(num_prompt_tokens), 0), coalesce(sum(num_output_tokens), 0) FROM results"
         [(prompt_tokens, output_tokens)] = self._read(query)
         return int(prompt_tokens), int(output_tokens)
 
-    # What a run adds.
+    # What a run writes.
 
     def unfinished(self, requests: Iterable[Request]) -> Iterator[Request]:
-        """The requests that still have samples to run; `done` says which samples of these are there already.
+        """Yield the requests that still have samples to run; `done` tells which of their samples are already stored.
 
-        Rows that were read before must be what they were: nothing is yielded before all of them have been compared.
-        Raises `InputError` for the first that is not.
+        Rows that were read before must be unchanged, and all of them are compared before anything is yielded. Raises
+        `InputError` for the first row that differs.
         """
         source = iter(requests)
         yield from list(self._compare(source))
@@ -76,13 +76,13 @@ class Store(StoredRun):
             yield request
 
     def _compare(self, source: Iterator[Request]) -> Iterator[Request]:
-        """Goes through the rows that were read before."""
+        """Compare the rows that were read before; yield the incomplete ones."""
         query = (
             "SELECT row_index, digest, count(sample_index) FROM inputs LEFT JOIN results USING (row_index) "
             "GROUP BY row_index ORDER BY row_index"
         )
         fix = f"restore the input, or start over with {OVERWRITE}"
-        with closing(self._read(query)) as read_before:  # a query that is still open would keep the file locked
+        with closing(self._read(query)) as read_before:  # an open query would keep the file locked
             for index, digest, num_done in read_before:
                 request = next(source, None)
                 if request is None:
@@ -101,17 +101,17 @@ class Store(StoredRun):
         self._write("INSERT OR REPLACE INTO inputs VALUES (?, ?, ?)", request.index, digest_of(request), samples)
 
     def add(self, result: Result) -> None:
-        """Keeps a finished result; it is on the disk within a second."""
+        """Store a finished result; it is on disk within a second."""
         cells = to_cells(result)
         self._write(INSERT, *cells, hash_of(cells))
 
     def note(self, name: str, value: object) -> None:
-        """Keeps a JSON value in the manifest, in place of the last of that name."""
+        """Store a JSON value in the manifest, replacing the previous one of that name."""
         text = to_json(value)
         self._write("INSERT OR REPLACE INTO manifest VALUES (?, ?, ?)", name, text, hash_of((name, text)))
 
     def put_beside(self, text: str) -> None:
-        """Replaces the small file beside it, for those who cannot read the store; that it cannot be ends no run."""
+        """Write the progress file for those who cannot read the store; a failure to write it is ignored."""
         file = file_beside(self.path)
         with self._lock, suppress(OSError):
             if not self.is_closed:
@@ -122,12 +122,12 @@ class Store(StoredRun):
                 temporary.replace(file)
 
     def show_columns(self, names: tuple[str, ...]) -> None:
-        """A view `answers` of the results, with a column for each of the fields of what was parsed.
+        """Create a view `answers` of the results, with one column per field of the parsed output.
 
-        Without names they are those of the first row that has an object.
+        If `names` is empty, the fields are those of the first row with an object.
         """
         first = next((result.parsed for result in self.results() if isinstance(result.parsed, dict)), {})
-        fields = [name for name in names or first if '"' not in name]  # SQLite's paths cannot have it
+        fields = [name for name in names or first if '"' not in name]  # SQLite's JSON paths do not allow it
         own = ["row_index", "id", "sample_index", "prompt", "text", "finish_reason", "error"]
         for name in fields:
             shown, path = f"parsed.{name}" if name in own else name, name.replace("'", "''")
@@ -139,16 +139,16 @@ class Store(StoredRun):
         self._write("DELETE FROM manifest WHERE name = ?", name)
 
     def forget(self, index: int) -> None:
-        """The row of that index counts as never read: what the input says now will be run."""
+        """Mark a row as not read yet: it is then run with whatever the input says now."""
         self._write("UPDATE inputs SET digest = NULL WHERE row_index = ?", index)
 
     def forget_errors(self) -> None:
-        """All rows that failed count as never read."""
+        """Mark all failed rows as not read yet."""
         self._write(f"UPDATE inputs SET digest = NULL WHERE {FAILED_ROWS}")
         self._write(f"DELETE FROM results WHERE {FAILED_ROWS}")
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Delete everything."""
         for table in ("results", "inputs", "manifest"):
             self._write(f"DELETE FROM {table}")
 
@@ -165,9 +165,9 @@ class Store(StoredRun):
 
     @contextmanager
     def _in_order(self) -> Iterator[None]:
-        """One writer at a time, and none after one has failed.
+        """Allow one writer at a time, and none after a write has failed.
 
-        SQLite has then undone what was not committed: rows that were noted now would stand behind a gap.
+        After a failure SQLite has rolled back what was not committed; later rows would be stored after a gap.
         """
         with self._lock, in_one_line(self.path):
             if self._failure:
@@ -185,33 +185,33 @@ class Store(StoredRun):
             try:
                 self.on_second()
                 self.commit()
-            except OutputError:  # raised again by the next write
+            except OutputError:
                 return
 
-    # How it ends.
+    # The end of the run.
 
     def close(self, *, as_single_file: bool = False) -> None:
-        """Commits and lets go of the file; `as_single_file` leaves no journal that a reader would need."""
+        """Commit and close the file; with `as_single_file` no journal is left that a reader would need."""
         self._closing.set()
         with self._lock, in_one_line(self.path):
             try:
                 self.commit()
                 if as_single_file:
                     self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                    with suppress(sqlite3.OperationalError):  # who still reads it needs the journal, empty as it is
+                    with suppress(sqlite3.OperationalError):  # current readers still need the journal, even empty
                         self._connection.execute("PRAGMA journal_mode = DELETE")
             finally:
                 file_beside(self.path).unlink(missing_ok=True)
                 self._connection.close()
 
     def discard(self) -> None:
-        """Removes the file, while it is locked: who waits for the lock must not get one that has no name any more."""
+        """Remove the file while it is locked, so that a process waiting for the lock never gets a deleted file."""
         self._closing.set()
         with self._lock, in_one_line(self.path):
             try:
-                with suppress(sqlite3.Error):  # on a full disk the journal goes when the connection is closed
+                with suppress(sqlite3.Error):  # on a full disk the journal is removed when the connection closes
                     self._connection.rollback()
-                    self._connection.execute("PRAGMA busy_timeout = 0")  # its readers keep what they have
+                    self._connection.execute("PRAGMA busy_timeout = 0")  # do not wait for readers: they keep their file
                     self._connection.execute("PRAGMA journal_mode = DELETE")
                 remove_store(self.path)
             finally:

@@ -1,4 +1,4 @@
-"""What a run store holds, as its own run reads it, and others that look on while it is written."""
+"""The contents of a run store, as read by its own run and by others while it is written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from batchgen.records import Result
 from batchgen.runs.cells import hash_of, to_result
 from batchgen.runs.database import COLUMNS, DAMAGED, in_one_line, open_for_reading
 
-PAGE_ROWS = 500  # read at once: between pages nothing holds the log of a run that goes on
+PAGE_ROWS = 500  # rows per query: between pages no reader blocks the running run's write-ahead log
 FAILED = "finish_reason = 'error'"
 REASONS = f"""
 SELECT source, error, min(row_index), count(DISTINCT row_index) FROM results WHERE {FAILED}
@@ -29,7 +29,7 @@ OR EXISTS (SELECT 1 FROM results WHERE results.row_index = inputs.row_index AND 
 
 
 class StoredRun:
-    """The results and notes of a run. Everything that is read is checked: raises `OutputError` for what is damaged."""
+    """The results and notes of a run. Everything read is verified: damage raises `OutputError`."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
@@ -47,7 +47,7 @@ class StoredRun:
 
     @property
     def num_read(self) -> int:
-        """Rows of the input that were read so far."""
+        """The number of input rows read so far."""
         return self._count("inputs")
 
     @property
@@ -56,12 +56,12 @@ class StoredRun:
 
     @property
     def num_rows(self) -> int:
-        """Rows that have a result; each has a first sample."""
+        """The number of rows that have a result; each has a first sample."""
         return self._count("results WHERE sample_index = 0")
 
     @property
     def num_complete_rows(self) -> int:
-        """Rows that have all of their samples, or have failed."""
+        """The number of rows that have all of their samples or have failed."""
         [(most,)] = self._read("SELECT coalesce(max(num_samples), 0) FROM inputs")
         return self.num_results if most in (0, 1) else self._count(COMPLETE)
 
@@ -70,7 +70,10 @@ class StoredRun:
         return self._count(f"(SELECT DISTINCT row_index FROM results WHERE {FAILED})")
 
     def reasons(self, most: int) -> list[tuple[str, int]]:
-        """Why rows failed, and how many: the first of each kind, in input order. Numbers in a reason make no kind."""
+        """Return at most `most` reasons why rows failed, each with its number of rows, in input order.
+
+        Each is the first of its kind: reasons that differ only in numbers count as one.
+        """
         rows = self._read(REASONS, most)
         return [(_reason(source, error), number) for source, error, _, number in rows]
 
@@ -78,17 +81,17 @@ class StoredRun:
         return next(self._results(FAILED), None)
 
     def results(self) -> Iterator[Result]:
-        """Every result, in input order."""
+        """Yield every result, in input order."""
         return self._results()
 
     def results_after(self, last: tuple[int, int]) -> Iterator[Result]:
-        """Those behind an (index, sample_index), in input order."""
+        """Yield the results after an (index, sample_index), in input order."""
         return self._results(last=last)
 
     def complete_results(self) -> Iterator[Result]:
-        """Every result of a run that is done, in input order: of each row that was read all samples, or its failure.
+        """Yield every result of a finished run, in input order: for each row read, all samples or its failure.
 
-        Raises `OutputError` at the first that is not there, or is not what was put there.
+        Raises `OutputError` at the first one that is missing or damaged.
         """
         groups = groupby(self.results(), key=lambda result: result.index)
         for index, num_samples in self.num_samples_after(-1):
@@ -98,18 +101,18 @@ class StoredRun:
                 has_failed = has_failed or (number == 1 and result.error is not None)
                 self._check(found == index and result.sample_index == number - 1)
                 yield result
-            self._check(number == num_samples or (number == 1 and has_failed))  # a row that cannot run fails once
+            self._check(number == num_samples or (number == 1 and has_failed))  # a failed row has one result
         self._check(next(groups, None) is None)
 
     def num_samples_after(self, index: int) -> Iterator[tuple[int, int]]:
-        """Rows that were read, behind an index: their own, and how many samples they are to have."""
+        """Yield the rows read after an index, as (index, number of samples the row should have)."""
         query = "SELECT row_index, num_samples FROM inputs WHERE row_index > ? ORDER BY row_index LIMIT ?"
         while page := list(self._read(query, index, PAGE_ROWS)):
             yield from page
             index = page[-1][0]
 
     def manifest(self) -> dict[str, Any]:
-        """What was noted of the run, by name."""
+        """Return what was recorded about the run, by name."""
         found = {}
         for name, value, digest in self._read("SELECT name, value, hash FROM manifest"):
             self._check(digest == hash_of((name, value)))
@@ -142,19 +145,19 @@ class StoredRun:
             try:
                 yield from iter(cursor.fetchone, None)
             finally:
-                if not self.is_closed:  # else it went with the connection, and may not be asked any more
+                if not self.is_closed:  # otherwise it was closed with the connection and must not be used
                     cursor.close()
 
 
 @contextmanager
 def open_stored(path: Path) -> Iterator[StoredRun]:
-    """A store to look into, of a run that may be alive. Raises what `open_for_reading` does."""
+    """Open the store of a run that may still be running, for reading. Raises the errors of `open_for_reading`."""
     with open_for_reading(path) as connection:
         yield StoredRun(path, connection)
 
 
 def _reason(source: object, error: object) -> str:
-    """An error without the place that it begins with."""
+    """Return an error without the place at its start."""
     text = error.decode("utf-8", "replace") if isinstance(error, bytes) else str(error)
     return text.removeprefix(f"{source}: ")
 

@@ -1,4 +1,4 @@
-"""What scored rows come to together: perplexity of all texts, and how often the best choice was the right one."""
+"""Sums over scored rows: the perplexity of all texts, and how often the best choice was the right one."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 from batchgen.records import Request, Result, RowScore, ScoringOptions
 
 ANSWER = "answer"  # the column that names the right choice
-MOST_GROUPS = 1000  # values of a column that have sums of their own
+MOST_GROUPS = 1000  # the maximum number of a column's values that get their own sums
 WHOLE_NUMBER = re.compile(r"[0-9]{1,9}")
 NO_VALUE = "(none)"  # the group of rows that do not have the column
 
 
 @dataclass(slots=True)
 class ScoreSums:
-    """Sums over rows; words are what spaces separate, bytes those of UTF-8.
+    """Sums over rows. Words are separated by whitespace; bytes are UTF-8.
 
-    `unknown_answers` counts rows whose answer is none of their choices, the first of them `unknown_at`;
-    `num_ungrouped` rows whose group would be one more than `most_groups`.
+    `unknown_answers` counts rows whose answer is not one of their choices, `unknown_at` is the first of them.
+    `num_ungrouped` counts rows whose value would need a group beyond `most_groups`.
     """
 
     num_rows: int = 0
@@ -40,7 +40,7 @@ class ScoreSums:
     groups: dict[str, ScoreSums] = field(default_factory=dict)
 
     def add(self, result: Result) -> None:
-        """Counts a row; one that failed counts nothing."""
+        """Add a row; a failed row adds nothing."""
         score = result.score
         if score is None or not score.texts:
             return
@@ -65,13 +65,13 @@ class ScoreSums:
         self.right_per_byte += score.best_per_byte == answer
 
     def group(self, name: str) -> ScoreSums | None:
-        """The sums of a value; None where there is no room for one more."""
+        """Return the sums of a value; None if there are already `most_groups` groups."""
         if name in self.groups or len(self.groups) < self.most_groups:
             return self.groups.setdefault(name, ScoreSums())
         return None
 
     def merge(self, other: ScoreSums) -> None:
-        """Adds the sums of the rows that come next."""
+        """Add the sums of the rows that come next."""
         for name in ADDED:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.unknown_at = self.unknown_at or other.unknown_at
@@ -83,12 +83,12 @@ class ScoreSums:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ScoreSums:
-        """What `asdict` made of it, back from JSON."""
+        """Restore the sums from JSON that was made with `asdict`."""
         return cls(**{**values, "groups": {name: cls.from_dict(group) for name, group in values["groups"].items()}})
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The sums by the names that `--stats` has, and of each group."""
+        """The sums under the names used by `--stats`, and those of each group."""
         found: dict[str, Any] = {}
         if self.num_tokens:
             found |= {
@@ -117,7 +117,7 @@ ADDED = [item.name for item in fields(ScoreSums) if item.type in ("int", "float"
 
 
 def sum_up(results: Iterable[Result], by: str | None = None) -> ScoreSums:
-    """The sums of all rows, and with `by` those of each value of a column."""
+    """Return the sums of all rows and, with `by`, those for each value of a column."""
     sums = ScoreSums()
     for _ in summing(results, sums, by):
         pass
@@ -125,7 +125,7 @@ def sum_up(results: Iterable[Result], by: str | None = None) -> ScoreSums:
 
 
 def summing(results: Iterable[Result], sums: ScoreSums, by: str | None = None) -> Iterator[Result]:
-    """Passes rows on, and counts them."""
+    """Pass on rows and add them to the sums."""
     for result in results:
         sums.add(result)
         if by is not None:
@@ -141,7 +141,7 @@ def summing(results: Iterable[Result], sums: ScoreSums, by: str | None = None) -
 def watch_groups(
     requests: Iterable[Request], scoring: ScoringOptions | None, say: Callable[[str], None]
 ) -> Iterator[Request]:
-    """Passes rows on; `say` is told of the first that does not have the column of the groups."""
+    """Pass on rows; warn through `say` about the first one that lacks the grouping column."""
     by = scoring.by if scoring else None
     has_said = by is None
     for request in requests:
@@ -152,9 +152,9 @@ def watch_groups(
 
 
 def right_choice(score: RowScore, answer: object) -> int | None:
-    """The place of the right choice: `answer` is its text, or its place from 0. None where it is neither.
+    """Return the index of the right choice; `answer` is its text or its index. Return None if it is neither.
 
-    A table may have made a place a decimal number, 1.0.
+    A table may have turned an index into a decimal number, 1.0.
     """
     texts = [text.text for text in score.texts]
     if isinstance(answer, str):

@@ -1,4 +1,4 @@
-"""The file that a run writes: its name and format, and the files beside it."""
+"""The file that a run writes: its name and format, and the files next to it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FORMS_BY_SUFFIX = {
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The file that a run writes, its format, and what to do with what is there already."""
+    """The file that a run writes, its format, and what to do if it already exists."""
 
     path: Path
     form: str
@@ -33,31 +33,31 @@ class Target:
     resume: bool = False
     retry_errors: bool = False
     keep_store: bool = False
-    in_kind: bool = False  # JSON Lines, or an OpenAI Batch where that is what is asked
+    in_kind: bool = False  # JSON Lines, or an OpenAI Batch if the input is one
 
     @property
     def is_stream(self) -> bool:
-        """Whether it is a pipe or a device, which takes rows as they come and keeps none."""
+        """Whether it is a pipe or a device, which takes rows as they finish and keeps none."""
         return self.path.exists() and not self.path.is_file()
 
     @property
     def is_store(self) -> bool:
-        """Whether the store itself is what is asked for."""
+        """Whether the store itself is the output."""
         return self.form == SQLITE
 
     @property
     def file(self) -> Path:
-        """What the name leads to, where it is a link."""
-        return Path(os.path.realpath(self.path))  # which says nothing of a link to itself
+        """The path with links resolved."""
+        return Path(os.path.realpath(self.path))  # unlike `Path.resolve`, does not raise for a link to itself
 
     @property
     def store(self) -> Path:
-        """Where the run is kept until the file is whole."""
+        """The file that holds the run's results until the output is written."""
         return self.file if self.is_store else self.file.with_name(self.file.name + ".run.db")
 
     @property
     def failures_file(self) -> Path | None:
-        """Where an OpenAI Batch has the requests that failed: `out.jsonl` has `out.errors.jsonl` beside it."""
+        """The file for an OpenAI Batch's failed requests: `out.jsonl` has `out.errors.jsonl` next to it."""
         if not (self.form == OPENAI_BATCH or self.in_kind) or self.is_stream:
             return None
         whole = self.file.name
@@ -66,24 +66,24 @@ class Target:
 
     @property
     def record(self) -> Path:
-        """Where it stands what the file was made of, once that is whole."""
-        return self.file.with_name(f".{self.file.name}.run")  # shorter than the store's name, which must fit too
+        """The file that records what the finished output was made of."""
+        return self.file.with_name(f".{self.file.name}.run")  # shorter than the store's name: both must fit
 
     @property
     def files(self) -> list[Path]:
-        """Every file that the run writes or works in."""
+        """Every file that the run writes or uses."""
         own = [self.path, self.failures_file]
         beside = [] if self.is_stream else [self.store] if self.is_store else [self.store, self.record]
         return [path for path in (*own, *beside) if path]
 
     @property
     def is_complete(self) -> bool:
-        """Whether an earlier run has come to its end, and has left no store to go on from."""
+        """Whether to resume a finished run, which has left no store to continue from."""
         return self.resume and self.path.exists() and not self.store.exists()
 
 
 def form_of_output(output: Path) -> str:
-    """The format that a file's suffix stands for. Raises `UsageError` where it stands for none."""
+    """Return the format for a file's suffix. Raises `UsageError` for an unknown suffix, `OutputError` for a folder."""
     if output.is_dir():
         raise OutputError(f"{parameter('output')} {output} is a folder: name a file in it")
     suffix = split_suffixes(output)[0]
