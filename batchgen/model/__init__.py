@@ -1,7 +1,7 @@
-"""Finds a model, checks it, loads its tokenizer and weights; chooses device and dtype.
+"""Find and check a model, load its tokenizer and weights, and choose device and dtype.
 
-Code that comes with a model never runs, only safetensors are read, and of its generation_config only its
-eos tokens.
+Code that comes with a model never runs, weights are read from safetensors only, and from generation_config only the
+eos tokens are used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Public names load on first use: what touches one module of this room does not load the others."""
+    """Load a public name on first use, so that importing one module of this package does not load the others."""
     if name in _HOMES:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

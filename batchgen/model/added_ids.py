@@ -1,7 +1,7 @@
-"""Ids that a tokenizer's post-processor adds to each text: those in front are kept, those behind are left out.
+"""Ids that a tokenizer's post-processor adds to each text: leading ones are kept, trailing ones are removed.
 
-A mark in front (bos) is what the model expects of every prompt. A mark behind (eos, sep) says that the text is over: a
-model that continues it must not see that.
+The model expects a leading mark (bos) in every prompt. A trailing mark (eos, sep) says that the text has ended, so a
+model that is to continue the text must not see it.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from batchgen.model.guarded import is_choke
 if TYPE_CHECKING:
     from batchgen.model.tokenizer import Tokenizer
 
-PROBES = ("a", "1 b")  # two texts, so that no piece of either is taken for a mark
+PROBES = ("a", "1 b")  # two texts, so that no piece of either is mistaken for a mark
 
 
 @dataclass(frozen=True, slots=True)
 class AddedIds:
-    """What stands in front of the tokens of each text, and behind them."""
+    """The ids added before and after the tokens of each text."""
 
     front: tuple[int, ...] = ()
     behind: tuple[int, ...] = ()
 
     def trim(self, input_ids: list[int], *, parse_special: bool = False) -> list[int]:
-        """A text's ids without those behind; what is in front is there once.
+        """A text's ids without the trailing added ones, and with the leading ones exactly once.
 
-        With `parse_special` a text may begin with the mark itself, and so has it already.
+        With `parse_special`, the text itself may begin with the leading mark; the duplicate is then removed.
 
         >>> AddedIds((1,), (2,)).trim([1, 1, 7, 2], parse_special=True)
         [1, 7]
@@ -40,14 +40,14 @@ class AddedIds:
         return ids[twice:]
 
     def _num_written(self, ids: list[int]) -> int:
-        """How many of the ids in front the text has itself, right behind those that were added."""
+        """The number of leading ids that the text itself repeats right after the added ones: all of them or 0."""
         size = len(self.front)
         if tuple(ids[:size]) != self.front:
             return 0
         return size if size and tuple(ids[size : 2 * size]) == self.front else 0
 
     def cut(self, input_ids: list[int], num_tokens: int) -> list[int]:
-        """A text's ids without `num_tokens` of its first ones; those in front stay."""
+        """A text's ids without its first `num_tokens`; the added leading ids stay."""
         size = self.num_in_front(input_ids)
         return input_ids[:size] + input_ids[size + num_tokens :]
 
@@ -58,13 +58,13 @@ class AddedIds:
 
 @lru_cache(maxsize=8)
 def added_ids(tokenizer: Tokenizer) -> AddedIds:
-    """What a tokenizer adds to every text; nothing where that differs from text to text."""
+    """The ids that a tokenizer adds to every text; empty if they differ from text to text."""
     try:
         found = {_around(tokenizer, probe) for probe in PROBES}
     except BaseException as error:
         if not is_choke(error):
             raise
-        return AddedIds()  # each prompt's own error says more
+        return AddedIds()  # the error of each prompt will be more specific
     return found.pop() or AddedIds() if len(found) == 1 else AddedIds()
 
 
@@ -79,7 +79,7 @@ def _around(tokenizer: Tokenizer, text: str) -> AddedIds | None:
 
 
 def say_left_out(tokenizer: Tokenizer, say: Callable[[str], object]) -> None:
-    """Says which tokens behind every prompt are left out, where there are any."""
+    """Report which trailing tokens are removed from every prompt, if any."""
     if behind := added_ids(tokenizer).behind:
         names = " ".join(tokenizer.convert_ids_to_tokens(list(behind)))
         say(f"the tokenizer adds {names} after every text: batchgen omits them, so that the model continues the prompt")

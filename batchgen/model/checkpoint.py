@@ -1,6 +1,7 @@
-"""All of a model but its weights: config, tokenizer, eos and pad; refuses what is not a decoder-only model.
+"""A model without its weights: config, tokenizer, eos and pad tokens. Only decoder-only models are accepted.
 
-Reads a folder by `tokenizers` alone where that is certain to give what transformers gives, else by transformers.
+A tokenizer is read with `tokenizers` alone if that is certain to give the same ids as transformers, otherwise with
+transformers.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that can be known of a model without its weights.
+    """Everything known about a model without its weights.
 
-    `outline` is as much of its config as planning needs, `codec` encodes and decodes; neither may need transformers.
+    `outline` is the part of the config that planning needs and `codec` encodes and decodes. Either may have been read
+    without transformers.
     """
 
     name: str
@@ -41,33 +43,33 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> PretrainedConfig:
-        """The whole config, for making networks."""
+        """The complete config, for building networks."""
         return _read_config(self.name, self.folder) if isinstance(self.outline, ConfigView) else self.outline
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer as transformers has it, for chat templates and for code of one's own."""
+        """The transformers tokenizer, for chat templates and for a caller's own code."""
         codec = self.codec.tokenizer if isinstance(self.codec, GuardedTokenizer) else self.codec
         return _read_tokenizer(self.name, self.folder) if isinstance(codec, LightTokenizer) else codec
 
     @cached_property
     def pad_token_id(self) -> int:
-        """eos serves as pad: it is masked, so any token would do (0 where a model has no eos)."""
+        """The token used as padding: eos, or 0 if the model has none. It is masked, so any token would do."""
         own = self.codec.eos_token_id
         return own if own in self.eos_token_ids else min(self.eos_token_ids, default=0)
 
     @cached_property
     def n_positions(self) -> int | None:
-        """The most tokens a row may have, prompt and new ones; None where the architecture sets no limit."""
+        """The maximum number of tokens per row, prompt and new ones; None if the architecture has no limit."""
         text = self.outline.get_text_config()
         limit = getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)
         return int(limit) if limit else None
 
     @property
     def position_kind(self) -> str:
-        """How the model tells places apart: `absolute` (a vector for each position), `rotary` or `alibi`.
+        """How the model encodes positions: `absolute` (a vector for each position), `rotary` or `alibi`.
 
-        The last two are relative: counting all of a row's positions from another number changes nothing.
+        The last two are relative: shifting all positions of a row by the same number changes nothing.
         """
         text = self.outline.get_text_config()
         if text.model_type in ("bloom", "mpt") or getattr(text, "alibi", False):
@@ -77,12 +79,15 @@ class Checkpoint:
 
     @property
     def vocab_size(self) -> int:
-        """How many tokens the model has an embedding for."""
+        """The number of tokens that the model has an embedding for."""
         return int(self.outline.get_text_config().vocab_size)
 
 
 def read_checkpoint(name: str, folder: Path) -> Checkpoint:
-    """Config, tokenizer and eos tokens of a found model; refuses what is not a decoder-only language model."""
+    """Read config, tokenizer and eos tokens of a found model.
+
+    Raises `ModelError` for anything but a decoder-only language model with a tokenizer that fits it.
+    """
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no config.json: it is not a model folder")
     check_files(folder)
@@ -115,7 +120,7 @@ def _read_config(name: str, folder: Path) -> PretrainedConfig:
 
 
 def _forget_quantization(config: PretrainedConfig) -> None:
-    """Networks of this config are floats: integers that a checkpoint stores are read by `model.stored_integers`."""
+    """Drop the quantization config: networks are built in floats, and `model.stored_integers` reads stored integers."""
     for part in (config, config.get_text_config()):
         if hasattr(part, "quantization_config"):
             del part.quantization_config
@@ -146,7 +151,7 @@ def _flatten(names: Any) -> set[str]:
 
 
 def _eos_token_ids(folder: Path, outline: ConfigView | PretrainedConfig, codec: Tokenizer) -> frozenset[int]:
-    """The union of what tokenizer, config and generation_config name; nothing else is read from the latter."""
+    """All eos ids that tokenizer, config and generation_config name; nothing else is read from generation_config."""
     named: list[object] = [codec.eos_token_id, getattr(outline.get_text_config(), "eos_token_id", None)]
     try:
         generation_config = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
@@ -158,7 +163,7 @@ def _eos_token_ids(folder: Path, outline: ConfigView | PretrainedConfig, codec: 
 
 
 def attention_kernel(config: PretrainedConfig) -> str:
-    """Scaled dot product attention where the architecture has it."""
+    """The attention implementation: "sdpa" if the architecture supports it, otherwise "eager"."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     return "sdpa" if supports_sdpa(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]) else "eager"

@@ -1,6 +1,6 @@
-"""What of a model's folder is refused before a library reads it: files that are none, absurd sizes, other weights.
+"""Checks of a model folder before any library reads it: irregular files, absurd sizes, unsupported weights.
 
-A library would wait for a FIFO, read a device without end, and make lists of a billion layers before it asks for
+A library would wait for a FIFO, read a device forever, and build a list of a billion layers before it runs out of
 memory.
 """
 
@@ -15,7 +15,7 @@ from batchgen.errors import ModelError
 from batchgen.text import size_text
 
 MIB = 2**20
-# Many times what the largest known models have.
+# Many times larger than in the largest known models.
 MOST_CONFIG_BYTES, MOST_TOKENIZER_BYTES = 16 * MIB, 256 * MIB
 CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 MOST_PARTS = {
@@ -28,7 +28,7 @@ INDEX = "model.safetensors.index.json"
 
 
 def check_files(folder: Path) -> None:
-    """Refuses what is no regular file, and configs or a tokenizer of a size that no model's have."""
+    """Raise `ModelError` for anything but regular files, and for configs or tokenizers larger than any model's."""
     for path in [*folder.iterdir(), *folder.glob("additional_chat_templates/*")]:
         if path.exists() and not path.is_dir() and not path.is_file():
             raise ModelError(f"{path} is not a regular file: a model folder holds files only")
@@ -44,9 +44,9 @@ def _check_size(path: Path) -> None:
 
 
 def check_config(folder: Path) -> None:
-    """Refuses more layers, experts or labels than any model has, and heads that do not divide.
+    """Raise `ModelError` for more layers, experts or labels than any model has, and for heads that do not divide.
 
-    What is no JSON is left to the library.
+    Invalid JSON is left to the library to report.
     """
     path = folder / "config.json"
     try:
@@ -63,7 +63,7 @@ def check_config(folder: Path) -> None:
 
 
 def _check_heads(path: Path, config: object) -> None:
-    """Refuses groups of heads that are not of one size: no forward of such a model can work."""
+    """Raise `ModelError` if the groups of heads differ in size: no forward pass of such a model can work."""
     for part in (config, config.get("text_config")) if isinstance(config, dict) else ():
         sizes = [part.get(name) for name in HEADS] if isinstance(part, dict) else []
         heads, groups = (size if type(size) is int and size > 0 else 1 for size in sizes or (1, 1))
@@ -73,7 +73,7 @@ def _check_heads(path: Path, config: object) -> None:
 
 
 def _numbers(value: object, key: str = "") -> Iterator[tuple[str, float]]:
-    """Every number in a JSON value, with the name that it stands under."""
+    """Every number in a JSON value, each with its key."""
     if isinstance(value, dict):
         for name, item in value.items():
             yield from _numbers(item, name)
@@ -85,7 +85,7 @@ def _numbers(value: object, key: str = "") -> Iterator[tuple[str, float]]:
 
 
 def check_weights(folder: Path) -> None:
-    """Refuses a folder without whole safetensors, or with an index that leads to anything else."""
+    """Raise `ModelError` if a folder has no complete safetensors, or its index names any other file."""
     from safetensors import SafetensorError, safe_open
 
     files = sorted(folder.glob("*.safetensors"))
@@ -98,7 +98,7 @@ def check_weights(folder: Path) -> None:
             raise ModelError(f"{folder / INDEX} points to {name}: batchgen only reads *.safetensors in the same folder")
     for file in files:
         try:
-            with safe_open(file, framework="pt"):  # reads the header alone
+            with safe_open(file, framework="pt"):  # reads only the header
                 pass
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{file} is incomplete or not safetensors ({error}): download it again") from None
@@ -108,7 +108,7 @@ def check_weights(folder: Path) -> None:
 
 
 def indexed_files(index: Path) -> set[str]:
-    """The files that an index names."""
+    """The files that an index names; none if there is no index. Raises `ModelError` for a broken one."""
     if not index.is_file():
         return set()
     try:

@@ -1,7 +1,7 @@
-"""The fields of a config that are needed before the weights, read without transformers where that is certain.
+"""The config fields that are needed before the weights, read without transformers where the result is certain.
 
-For a few families, and only from a config.json in which every such field stands as expected. Whatever is odd is left
-to transformers, which knows all families and their defaults, and says what is wrong.
+Covers a few families, and only a config.json in which every such field is as expected. Anything unusual is left to
+transformers, which knows all families and their defaults and reports what is wrong.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# The only architecture that is expected of each family.
+# The only accepted architecture of each family.
 ARCHITECTURES = {
     "gpt2": "GPT2LMHeadModel",
     "llama": "LlamaForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
-# GPT-2's names of what others call so; transformers reads both.
+# GPT-2's own names for fields that other families share; transformers reads both.
 GPT2_NAMES = {
     "hidden_size": "n_embd",
     "num_hidden_layers": "n_layer",
@@ -27,15 +27,15 @@ GPT2_NAMES = {
     "max_position_embeddings": "n_positions",
 }
 SIZES = ("vocab_size", *GPT2_NAMES)
-# These change what a config means, or whether it may be read at all.
+# Keys that change what a config means, or whether it may be read.
 ODD = {"auto_map", "text_config", "quantization_config", "layer_types", "is_encoder_decoder", "use_sliding_window"}
-ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")  # in which a row's positions are its own affair
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")  # where a row's positions do not depend on other rows
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigView:
-    """Stands in for a transformers config until the network is made; names and values are the same."""
+    """Stands in for a transformers config until the network is built; names and values are the same."""
 
     model_type: str
     vocab_size: int
@@ -51,11 +51,11 @@ class ConfigView:
     hidden_act: str | None
     dtype: str | None
     tokenizer_class: str | None
-    rope_parameters: dict[str, str]  # only their type, for what rows have to do with each other; {} for GPT-2
+    rope_parameters: dict[str, str]  # only their type, which tells whether rows affect each other; {} for GPT-2
 
     @property
     def n_positions(self) -> int | None:
-        """How many position embeddings GPT-2 has; rotary families have none."""
+        """The number of GPT-2's position embeddings; None for rotary families, which have none."""
         return self.max_position_embeddings if self.model_type == "gpt2" else None
 
     def get_text_config(self) -> ConfigView:
@@ -63,7 +63,7 @@ class ConfigView:
 
 
 def read_config_view(folder: Path) -> ConfigView | None:
-    """The view of a folder's config.json; None where only transformers can tell."""
+    """The view of a folder's config.json; None if only transformers can read it reliably."""
     try:
         given = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -72,7 +72,7 @@ def read_config_view(folder: Path) -> ConfigView | None:
 
 
 def view_of(given: Mapping[str, Any]) -> ConfigView | None:
-    """The view of what a config.json holds, or None."""
+    """The view of a parsed config.json; None if only transformers can read it reliably."""
     family = given.get("model_type")
     if family not in ARCHITECTURES or given.get("architectures") != [ARCHITECTURES[family]]:
         return None
@@ -104,13 +104,13 @@ def view_of(given: Mapping[str, Any]) -> ConfigView | None:
 
 
 def _sizes_are_there(given: Mapping[str, Any], family: str) -> bool:
-    """Whether all sizes stand in the config, under the family's own names, and fit each other."""
+    """Whether the config has all sizes under the family's own names, and they fit each other."""
     if family == "gpt2":
         wanted, odd = ["vocab_size", *GPT2_NAMES.values()], [*GPT2_NAMES, "head_dim", "num_key_value_heads"]
         maybe = ["n_inner"]
     else:
         wanted, odd, maybe = [*SIZES, "intermediate_size"], [], ["num_key_value_heads", "head_dim"]
-    # Where their defaults are numbers of their own.
+    # These families have default values of their own for these fields.
     wanted += {"qwen2": ["num_key_value_heads"], "qwen3": ["num_key_value_heads", "head_dim"]}.get(family, [])
     if any(name in given for name in odd) or not all(_is_size(given.get(name)) for name in wanted):
         return False
@@ -121,7 +121,7 @@ def _sizes_are_there(given: Mapping[str, Any], family: str) -> bool:
 
 
 def _rope_type(given: Mapping[str, Any]) -> Any:
-    """How rotary positions are scaled, by its new name or its old one; None where it is neither."""
+    """The scaling type of rotary positions, from the new key or the old one; None if the entry is malformed."""
     scaling = given.get("rope_parameters") or given.get("rope_scaling") or {}
     if not isinstance(scaling, dict) or any(isinstance(value, dict) for value in scaling.values()):
         return None

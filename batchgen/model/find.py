@@ -1,4 +1,4 @@
-"""A model's name to a folder with its files: bundled, a local folder, the Hugging Face cache, the Hub."""
+"""Find the folder of a model by its name: bundled, a local folder, the Hugging Face cache, or the Hub."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
     from huggingface_hub.hf_api import RepoSibling
 
-# The Hub's client sends and fetches some by itself; it reads this when it is first imported.
+# The Hub's client sends telemetry by itself; it reads this variable on its first import.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 BUNDLED = "bundled"
 BUNDLED_FOLDER = Path(__file__).parent.parent / "bundled"
 DEFAULT_MODEL = "gpt2"
-DEFAULT_REPOSITORIES = ("openai-community/gpt2", "gpt2")  # the same model's new and old address
+DEFAULT_REPOSITORIES = ("openai-community/gpt2", "gpt2")  # the new and the old address of the same model
 HUB_PATIENCE_S = 3.0
-MORE_TEMPLATES = "additional_chat_templates/*.jinja"  # the only files in a folder of their own
+MORE_TEMPLATES = "additional_chat_templates/*.jinja"  # the only files in a subfolder
 TOKENIZER_FILES = ["tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
                    "chat_template.jinja", MORE_TEMPLATES]  # fmt: skip
 CONFIG_FILES = ["config.json", "generation_config.json", *TOKENIZER_FILES]
@@ -41,10 +41,11 @@ Say = Callable[[str], None]
 def find_model(
     name: str | None, revision: str | None = None, *, weights: bool = True, say: Say = lambda line: None
 ) -> tuple[str, Path]:
-    """The model's name as outputs will state it, and the folder with its files.
+    """Return the model's name as outputs will state it, and the folder with its files.
 
-    `name` is `bundled`, a folder or a Hub id; None is GPT-2 from the cache or the Hub, else the bundled model. What
-    takes time or falls back is told through `say` first. Raises `ModelError`.
+    `name` is `bundled`, a folder or a Hub id; None means GPT-2 from the cache or the Hub, otherwise the bundled model.
+    Slow steps and fallbacks are announced through `say` first. Raises `ModelError`, or `UsageError` for a `revision`
+    of anything but a Hub model.
     """
     if name is None and revision is None:
         return _find_default(weights, say)
@@ -115,7 +116,7 @@ def _check_folder(name: str) -> Path:
 
 
 def _meant(name: str) -> str:
-    """The beginning of what to do instead: the model that was probably meant."""
+    """The start of the suggested fix, naming the model that was probably meant; empty if there is no close match."""
     from huggingface_hub import constants
 
     near = near_model(name, Path(constants.HF_HUB_CACHE))
@@ -136,7 +137,7 @@ def _find_cached(repositories: tuple[str, ...], revision: str | None, weights: b
 
 
 def find_in_cache(*repositories: str) -> Path | None:
-    """The first of these that is whole in the local cache, weights included; the Hub is not asked."""
+    """The folder of the first repository that is complete in the local cache, weights included; never asks the Hub."""
     try:
         return _find_cached(repositories, None, weights=True)
     except NotCachedError:
@@ -148,7 +149,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def _has_weights(folder: Path) -> bool:
-    """Whether all of a snapshot's weights are there: a download may have been interrupted."""
+    """Whether a snapshot has all its weights: a download may have been interrupted."""
     index = folder / "model.safetensors.index.json"
     if not index.exists():
         return any(folder.glob("*.safetensors"))
@@ -164,27 +165,27 @@ def _download(repository: str, revision: str | None, weights: bool, say: Say) ->
     patterns = CONFIG_FILES + (WEIGHT_FILES if weights else [])
     wanted = _wanted(info, patterns)
     size_bytes = sum(file.size or 0 for file in wanted)
-    if weights:  # the rest is a few kilobytes
-        stored_scheme(repository, _fetch(repository, revision, ["config.json"]))  # refuses what no run can read
+    if weights:  # everything else is a few kilobytes
+        stored_scheme(repository, _fetch(repository, revision, ["config.json"]))  # fails if no run can read it
         say(f"downloading {repository} ({size_bytes / 1e6:,.0f} MB) to the local cache; --model bundled needs none")
     return _fetch(repository, revision, [escape(file.rfilename) for file in wanted])
 
 
 def _fetch(repository: str, revision: str | None, patterns: list[str]) -> Path:
-    """The cached snapshot, with the files that match."""
+    """Download the files that match and return the folder of the cached snapshot."""
     from huggingface_hub import snapshot_download
 
     with quiet():
         try:
             return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
-        except Exception as error:  # noqa: BLE001 - any failure of the download is the same news to the user
+        except Exception as error:  # noqa: BLE001 - any failed download is the same to the user
             raise ModelError(
                 f"the download of {repository} failed: {first_line(error)}; to continue, run the command again"
             ) from None
 
 
 def _wanted(info: ModelInfo, patterns: list[str]) -> list[RepoSibling]:
-    """The files of a repository that match, none in a folder but more chat templates."""
+    """The files of a repository that match; in subfolders, only additional chat templates do."""
     return [file for file in info.siblings or [] if any(_is_at(file.rfilename, pattern) for pattern in patterns)]
 
 
@@ -193,7 +194,7 @@ def _is_at(name: str, pattern: str) -> bool:
 
 
 def _ask_hub(repository: str, revision: str | None) -> ModelInfo:
-    """What the Hub says of a repository, within `HUB_PATIENCE_S` (its name look-up included); else `ModelError`."""
+    """Ask the Hub about a repository, for at most `HUB_PATIENCE_S`, DNS included. Raises `ModelError`."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -219,7 +220,7 @@ def _ask_hub(repository: str, revision: str | None) -> ModelInfo:
 
 
 def hub_answers() -> bool | None:
-    """Whether the Hub says anything about GPT-2 within `HUB_PATIENCE_S`; None where it is not to be asked."""
+    """Whether the Hub answers a question about GPT-2 within `HUB_PATIENCE_S`; None in offline mode."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -230,7 +231,7 @@ def hub_answers() -> bool | None:
 
 
 def _ask_patiently(ask: Callable[[], ModelInfo]) -> ModelInfo | Exception:
-    """What `ask` returns or raises; a `TimeoutError` once `HUB_PATIENCE_S` have passed, also in looking up a name."""
+    """What `ask` returns or raises, or a `TimeoutError` after `HUB_PATIENCE_S`, even if a DNS lookup hangs."""
     answers: list[ModelInfo | Exception] = []
 
     def run() -> None:

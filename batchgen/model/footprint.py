@@ -1,4 +1,4 @@
-"""What a model and its rows take in memory, told before anything is loaded, and kept between runs."""
+"""Predict the memory of a model and its rows before anything is loaded; predictions are kept between runs."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from batchgen.model.checkpoint import Checkpoint
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-FILE, OVERRUNS = "footprints", "overruns"  # what trial forwards showed, and what runs took beyond it
-PROBES = 2  # another probe, or other formulas, find other numbers
+FILE, OVERRUNS = "footprints", "overruns"  # results of trial forwards, and how far runs exceeded them
+PROBES = 2  # version of the probe and the formulas: increase it when their numbers change
 MOST_KEPT = 200
-MOST_OVERRUN = 4.0  # more is a fault elsewhere, and would leave no room for rows
+MOST_OVERRUN = 4.0  # more points to a bug elsewhere, and would leave no room for rows
 
 
 def footprint_of(checkpoint: Checkpoint, dtype: str, engine: str = "") -> Footprint:
-    """Bytes that a model takes in `dtype`: GPT-2's formulas, or what trial forwards show; needs no weights.
+    """Bytes that a model takes in `dtype`, from GPT-2's formulas or from trial forwards; needs no weights.
 
-    `engine` has its runs' overruns counted in.
+    With `engine`, includes the overrun that its earlier runs recorded.
     """
     return replace(_probed(checkpoint, dtype), overrun=_kept_overrun(checkpoint, dtype, engine))
 
 
 def overrun_keeper(checkpoint: Checkpoint, dtype: str, engine: str) -> Callable[[float], None]:
-    """Keeps how many times what was predicted rows took, so that the next run plans with it."""
+    """Return a function that records by what factor rows exceeded the prediction, for the next run's plan."""
 
     def keep_overrun(times: float) -> None:
         before = _kept_overrun(checkpoint, dtype, engine)
@@ -64,7 +64,7 @@ def _probed(checkpoint: Checkpoint, dtype: str) -> Footprint:
 
 
 def _read(facts: object) -> Footprint | None:
-    """A footprint as it was kept; None where that cannot be read."""
+    """A footprint as it was stored; None if it cannot be read."""
     try:
         footprint = Footprint(**facts)  # type: ignore[arg-type]
         return replace(
@@ -77,12 +77,12 @@ def _read(facts: object) -> Footprint | None:
 
 
 def _overrun_key(checkpoint: Checkpoint, dtype: str, engine: str) -> str:
-    """Without the whole config, which takes seconds to read."""
+    """The key of a recorded overrun. It avoids the complete config, which takes seconds to read."""
     outline = checkpoint.outline
     return _key(checkpoint.name, outline.model_type, repr(ModelShape.from_config(outline)), dtype, engine)
 
 
 def _key(*words: str) -> str:
-    """By all that the numbers depend on, versions too."""
+    """A hash of everything the numbers depend on, including library versions."""
     depends_on = [PROBES, *words, *map(version, ("torch", "transformers"))]
     return blake2b(json.dumps(depends_on).encode(), digest_size=16).hexdigest()

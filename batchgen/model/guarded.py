@@ -1,7 +1,7 @@
-"""A tokenizer used with care: a text that it takes too long or too much memory for, or panics at, fails its row.
+"""A guarded tokenizer: a text that takes it too much time or memory, or makes it panic, fails only its row.
 
-Its library answers neither to Ctrl-C nor to time. What an unusual tokenizer is to encode is tried in a process with
-limits first, and so are very long texts with any other; only then it is encoded here.
+The tokenizers library can be interrupted by neither Ctrl-C nor a timeout. Texts for an unusual tokenizer, and very
+long texts for any other, are therefore tried in a process with limits before they are encoded here.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ T = TypeVar("T")
 
 PATIENCE_S, CHARACTERS_PER_S = 12.0, 50_000  # slower than any tokenizer on any machine
 _ONE_AT_A_TIME = threading.Lock()
-LOOK_S = 0.1  # how often a thread that waits may be interrupted
-LONG_TEXT = 131_072  # characters; a plain tokenizer takes a tenth of a second and 500 MiB for it, whatever it is
-AT_ONCE = 131_072  # characters whose tokens are held at a time, beside what they are made into
+LOOK_S = 0.1  # how often a waiting thread can be interrupted
+LONG_TEXT = 131_072  # characters; any plain tokenizer takes about 0.1 s and 500 MiB for it
+AT_ONCE = 131_072  # characters whose tokens are held in memory at a time, besides the results
 
 
-class TokenizerFailure(ValueError):  # noqa: N818 - a row's fault, told in its error
-    """A text that the tokenizer chokes on."""
+class TokenizerFailure(ValueError):  # noqa: N818 - a fault of a row, reported in its error
+    """The tokenizer cannot process a text."""
 
 
 class Guard:
-    """Raises `TokenizerFailure` for texts that the tokenizer of this JSON must not be given."""
+    """Raises `TokenizerFailure` for texts that must not be given to the tokenizer with this JSON."""
 
     def __init__(self, tokenizer_json: Callable[[], str], *, is_plain: bool) -> None:
         self._json = tokenizer_json
@@ -54,7 +54,7 @@ class Guard:
 
 
 class GuardedTokenizer:
-    """Has all that the tokenizer has; one that `is_plain` is watched with very long texts only."""
+    """A tokenizer with a guard; with `is_plain`, only very long texts are checked. Delegates everything else."""
 
     def __init__(self, tokenizer: Tokenizer, name: str, *, is_plain: bool = False) -> None:
         self.tokenizer = tokenizer
@@ -64,16 +64,16 @@ class GuardedTokenizer:
         self._guard = None if backend is None else self.guard_of(backend)
 
     def guard_of(self, backend: Any) -> Guard:
-        """What guards another form of the same tokenizer."""
+        """The guard for another form of the same tokenizer."""
         return Guard(backend.to_str, is_plain=self._is_plain)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "tokenizer":  # while it is copied
+        if name == "tokenizer":  # while the object is being copied
             raise AttributeError(name)
         return getattr(self.tokenizer, name)
 
     def __call__(self, text: Any, **options: Any) -> Mapping[str, Any]:
-        """Raises `TokenizerFailure` for what must not be encoded, and `ModelError` where that shows too late."""
+        """Encode. Raises `TokenizerFailure` for a text that fails its trial, `ModelError` if encoding then hangs."""
         texts = [text] if isinstance(text, str) else text
         if self._guard is not None:
             if not any(map(self._guard.watches, texts)):
@@ -100,7 +100,7 @@ class GuardedTokenizer:
 
 
 def _in_thread(work: Callable[[], T], seconds: float) -> T | None:
-    """What `work` gives or raises; None where it takes longer than that."""
+    """What `work` returns or raises; None if it takes longer than `seconds`."""
     ended: list[tuple[T | None, BaseException | None]] = []
 
     def run() -> None:
@@ -125,7 +125,7 @@ def _in_thread(work: Callable[[], T], seconds: float) -> T | None:
 
 @contextmanager
 def quiet_panics() -> Iterator[None]:
-    """Keeps what the library writes when it panics off standard error, and makes an exception of the panic."""
+    """Hide what the library prints to stderr when it panics, and raise the panic as `TokenizerFailure`."""
     with _ONE_AT_A_TIME:
         yield from _quietly()
 
@@ -147,12 +147,12 @@ def _quietly() -> Iterator[None]:
 
 
 def is_choke(error: BaseException) -> bool:
-    """Whether a text was too much for a tokenizer's library, rather than for this process or its user."""
+    """Whether an error means that the tokenizer library failed on a text: not batchgen, memory, or Ctrl-C."""
     return (isinstance(error, Exception) and not isinstance(error, BatchgenError | MemoryError)) or is_panic(error)
 
 
 def each_or_why(texts: list[str], encode: Callable[[list[str]], list[list[int]]]) -> list[list[int] | str]:
-    """The token ids of each text, or why the tokenizer chokes on it; never more than `AT_ONCE` characters at a time."""
+    """Token ids of each text, or why the tokenizer fails on it; encodes about `AT_ONCE` characters at a time."""
     return [found for some in _in_parts(texts) for found in _each_or_why(some, encode)]
 
 
@@ -169,7 +169,7 @@ def _in_parts(texts: list[str]) -> Iterator[list[str]]:
 
 
 def _each_or_why(texts: list[str], encode: Callable[[list[str]], list[list[int]]]) -> list[list[int] | str]:
-    """Where the tokenizer chokes each text is tried alone, so that others go on."""
+    """Encode the texts together; if that fails, encode each one alone, so that only the bad ones fail."""
     try:
         return list(encode(texts))
     except BaseException as error:

@@ -1,4 +1,4 @@
-"""What each layer of a model keeps of a row while it runs, told from the config alone."""
+"""What each layer of a model keeps per row while it runs, derived from the config alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from batchgen.model.config_view import ConfigView
 
-# transformers' names for kinds of layers, and older ones that configs still use.
+# transformers' names for layer kinds, including older ones that configs still use.
 ATTENDING = {"full_attention", "attention", "sliding_attention", "chunked_attention"}
 WITH_STATE = {"conv", "linear_attention", "mamba"}
 WITH_BOTH = {"hybrid", "hybrid_sliding"}
@@ -20,9 +20,9 @@ SLIDING = {"sliding_attention", "hybrid_sliding"}
 
 @dataclass(frozen=True, slots=True)
 class LayerRule:
-    """A query sees all columns up to its own, the last `window`, or those from the last multiple of `chunk` on.
+    """What a layer attends to: all columns, the last `window`, or those since the last multiple of `chunk`.
 
-    `num_states` counts convolutions.
+    A query never sees columns after its own. `num_states` is the number of convolution states.
     """
 
     attends: bool = True
@@ -32,18 +32,18 @@ class LayerRule:
 
     @property
     def reach(self) -> int | None:
-        """How many columns a query sees at most, its own included; None is all."""
+        """The maximum number of columns that a query sees, including its own; None for all."""
         return self.window or self.chunk
 
     def first_seen(self, position: int) -> int:
-        """The first position that a query at this one sees."""
+        """The first position that a query at `position` sees."""
         if self.chunk:
             return position - position % self.chunk
         return max(0, position + 1 - self.window) if self.window else 0
 
 
 def layer_rules(config: PretrainedConfig | ConfigView) -> list[LayerRule]:
-    """The rule of each layer. Kinds that are not known here count as full attention (`unknown_kinds`)."""
+    """The rule of each layer. Unknown kinds count as full attention (see `unknown_kinds`)."""
     text = config.get_text_config()
     window = getattr(text, "sliding_window", None)
     kinds = layer_kinds(config)
@@ -63,17 +63,17 @@ def layer_rules(config: PretrainedConfig | ConfigView) -> list[LayerRule]:
 
 
 def layer_windows(config: PretrainedConfig | ConfigView) -> list[int | None]:
-    """For each layer how many columns a query sees at most, its own included; None is all."""
+    """For each layer, the maximum number of columns that a query sees, including its own; None for all."""
     return [rule.reach for rule in layer_rules(config)]
 
 
 def layer_kinds(config: PretrainedConfig | ConfigView) -> list[str]:
-    """What transformers calls each layer; empty where all are alike."""
+    """transformers' name for the kind of each layer; empty if all layers are the same."""
     return list(getattr(config.get_text_config(), "layer_types", None) or [])
 
 
 def unknown_kinds(config: PretrainedConfig | ConfigView) -> list[str]:
-    """Kinds of layers that have no rule here."""
+    """The layer kinds of a config that have no rule here."""
     return sorted(set(layer_kinds(config)) - ATTENDING - WITH_STATE - WITH_BOTH - WITHOUT)
 
 

@@ -1,4 +1,4 @@
-"""A model that is loaded: its weights, and the one way in to them. Nothing here or elsewhere changes its network."""
+"""A loaded model: its weights, and the only interface to them. Nothing in batchgen modifies its network."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ class Model:
     dtype: torch.dtype
 
     def forward(self, batch: Batch, keep: int = 1, *, past_key_values: Cache | None = None) -> torch.Tensor:
-        """Logits `[B, keep, V]` of the last columns of a batch, on the model's device and in its dtype.
+        """Logits `[B, keep, V]` of the last `keep` columns of a batch, on the model's device and in its dtype.
 
-        Columns are those behind what `past_key_values` holds, and are added to it; the mask covers both.
+        With `past_key_values`, the batch has the columns after the cached ones. They are added to the cache; the mask
+        covers both.
         """
         inputs = self.inputs(batch.input_ids, batch.attention_mask, batch.position_ids)
         last: dict[str, Any] = {"logits_to_keep": keep} if self.takes_logits_to_keep else {}
@@ -41,9 +42,9 @@ class Model:
         return logits[:, -keep:]
 
     def step(self, batch: Batch, past_key_values: Cache | None = None) -> tuple[torch.Tensor, Cache | None]:
-        """Logits `[B, V]` of the last column, and the cache, which the network makes in its own way at first.
+        """Logits `[B, V]` of the last column, and the cache; on the first step, the network creates its own cache.
 
-        None for a network whose state is no such cache.
+        The cache is None for a network that keeps its state in another form.
         """
         inputs = self.inputs(batch.input_ids, batch.attention_mask, batch.position_ids)
         cache = {} if past_key_values is None else {"past_key_values": past_key_values}
@@ -51,11 +52,11 @@ class Model:
         return output.logits[:, -1], getattr(output, "past_key_values", None)
 
     def logits_alone(self, sequence: Sequence) -> torch.Tensor:
-        """Logits `[V]` after the sequence so far, from one forward of this row alone: no pads, no cache."""
+        """Logits `[V]` after the sequence so far, from a forward of this row alone: no padding, no cache."""
         return self.forward(pad([sequence], self.checkpoint.pad_token_id))[0, -1]
 
     def on_same_weights(self, attention: str | None = None) -> Model:
-        """Another network on the same tensors, whose modules may be replaced; `attention` names its implementation."""
+        """A copy of the network on the same tensors, whose modules may be replaced; `attention` names its kernel."""
         network = self.network
         shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
         own = copy.deepcopy(network, shared)
@@ -65,12 +66,12 @@ class Model:
 
     @property
     def dtype_name(self) -> str:
-        """float32, bfloat16, float16: as `--dtype` takes it."""
+        """The dtype as `--dtype` spells it: float32, bfloat16 or float16."""
         return str(self.dtype).removeprefix("torch.")
 
     @property
     def nan_message(self) -> str:
-        """What a row is told whose logits are not numbers."""
+        """The error of a row whose logits are NaN."""
         fix = "its weights are damaged" if self.dtype_name == "float32" else "use --dtype float32"
         return f"model {self.checkpoint.name} gives NaN in {self.dtype_name} on {self.device}: {fix}"
 
@@ -84,13 +85,13 @@ class Model:
 
     @cached_property
     def cache_name(self) -> str:
-        """The argument that takes a cache; Mamba has a name of its own for it."""
+        """The name of the argument that takes a cache; Mamba uses a different one."""
         return "past_key_values" if "past_key_values" in self._forward_parameters else "cache_params"
 
     def inputs(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Arguments of a forward. Mask and positions always go along: with eos as pad neither can be inferred."""
+        """Arguments of a forward. Mask and positions are always passed: with eos as pad, neither can be inferred."""
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if self.takes_position_ids:
             inputs["position_ids"] = position_ids

@@ -1,4 +1,4 @@
-"""Models that a wrong name may have meant: cached ones, bundled, gpt2, a folder nearby."""
+"""Suggest the model that a wrong name may have meant: a cached one, bundled, gpt2, or a folder nearby."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from batchgen.formats.nearby import near_file
 
 LIKENESS = 0.75
-CACHED = "models--"  # how the Hub's cache names the folders of models: models--OWNER--NAME
+CACHED = "models--"  # prefix of model folders in the Hub's cache: models--OWNER--NAME
 WELL_KNOWN = ("bundled", "gpt2")
 
 
 def near_model(given: str, cache: Path | None = None) -> str | None:
-    """A model's name that differs in spelling, or whose last part this is; often None."""
+    """A known model with a similar name, or with `given` as its last part; None if there is no close match."""
     names = list(known_models(cache))
     wanted = given.strip("/ ").lower()
     by_spelling: dict[str, str] = {name.lower(): name for name in reversed(names)}
@@ -29,14 +29,14 @@ def near_model(given: str, cache: Path | None = None) -> str | None:
 
 
 def known_models(cache: Path | None) -> Iterator[str]:
-    """Names that need no folder: the well-known ones, and what the Hub's cache holds."""
+    """Names that need no local folder: the well-known ones, and the models in the Hub's cache."""
     yield from WELL_KNOWN
     if cache:
         yield from (name for name in _cached(cache) if name not in WELL_KNOWN)
 
 
 def _cached(cache: Path) -> Iterator[str]:
-    """The ids of what the Hub's cache holds."""
+    """The ids of the models in the Hub's cache."""
     try:
         folders = sorted(folder.name for folder in cache.iterdir())
     except OSError:

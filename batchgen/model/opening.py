@@ -1,4 +1,4 @@
-"""Finds, checks and loads a model in one call."""
+"""Find, check and load a model in one call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def open_model(
     dtype: str = "auto",
     say: Say = lambda line: None,
 ) -> Model:
-    """Finds, checks and loads a model. Raises `ModelError` or `UsageError`."""
+    """Find, check and load a model. Raises `ModelError` or `UsageError`."""
     return load_model(open_checkpoint(name, revision=revision, say=say), device, dtype)
 
 
@@ -30,12 +30,12 @@ def open_checkpoint(
     runs: bool = True,
     say: Say = lambda line: None,
 ) -> Checkpoint:
-    """Finds a model and reads all but its weights, which need not be there without `weights`.
+    """Find a model and read everything but its weights, which may be missing with `weights=False`.
 
-    Weights that no run can read are refused, unless this model only encodes (`runs`).
+    Raises `ModelError` for weights that no run can read, unless the model will only encode (`runs=False`).
     """
     name, folder = find_model(name, revision, weights=weights, say=say)
-    check_files(folder)  # a pipe in the place of config.json is not waited for
+    check_files(folder)  # otherwise a pipe in place of config.json would block
     if runs:
         stored_scheme(name, folder)
     return read_checkpoint(name, folder)

@@ -1,7 +1,8 @@
-"""Prompts to token ids, and ids to a left-padded batch with its attention mask and positions.
+"""Turn prompts into token ids, and ids into a left-padded batch with its attention mask and positions.
 
-Pads go on the left, because the right-most column predicts the next token. The mask comes from lengths, never from
-`input_ids != pad`: the pad is the eos, and a prompt may hold a genuine eos. Knows nothing of models or memory.
+Padding goes on the left because the rightmost column predicts the next token. The mask is made from lengths, never
+from `input_ids != pad`: the pad token is eos, and a prompt may contain a genuine eos. Knows nothing about models or
+memory.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ Shorten = Callable[[Request, int], Shorter]
 
 
 def tokenize(tokenizer: Tokenizer, prompts: list[str], *, parse_special: bool = False) -> list[list[int]]:
-    """Token ids of each prompt, unpadded: with what the tokenizer puts in front of every text, not what it puts behind.
+    """Token ids of each prompt, unpadded, with the tokenizer's leading special tokens but not its trailing ones.
 
-    `<|endoftext|>` in a prompt stays text unless `parse_special` turns such marks into their special tokens.
+    `<|endoftext|>` in a prompt stays plain text unless `parse_special` turns such marks into special tokens.
     """
     if not prompts:
         return []
@@ -54,11 +55,11 @@ def encode(
     parse_special: bool = False,
     chat: Chat | None = None,
 ) -> list[Sequence]:
-    """Requests to sequences, `num_samples` for each, in order; a row that cannot be run comes back failed.
+    """Turn requests into sequences, `num_samples` for each, in order; a row that cannot run comes back failed.
 
-    `n_positions` is the model's limit: a prompt that leaves no room for `max_new_tokens` fails, or with
-    `too_long="truncate"` keeps its right end behind the tokenizer's own mark, and a conversation its last turns. `chat`
-    makes prompts of conversations, and says what a person should know of plain ones.
+    `n_positions` is the model's limit. A prompt that leaves no room for `max_new_tokens` fails. With
+    `too_long="truncate"` it instead keeps the tokenizer's leading tokens and its right end, and a conversation keeps
+    its last turns. `chat` renders conversations and reports what users should know about plain prompts.
     """
     chat = chat or Chat({}, lambda: tokenizer)
     sequences: list[Sequence] = []
@@ -81,7 +82,7 @@ def encode(
 def _tokenize_rows(
     requests: list[Request], tokenizer: Tokenizer, chat: Chat, parse_special: bool
 ) -> Iterator[tuple[Request, list[int]]]:
-    """Each row as it goes to the model, its prompt rendered where it is a conversation, and its token ids."""
+    """Each row as the model will get it, conversations rendered, and its token ids."""
     rows = render_rows(chat, requests, parse_special=parse_special)
     plain = [request.prompt for request, _ in rows if not request.conversation and not _unrunnable(request)]
     if plain:
@@ -105,7 +106,7 @@ def _unrunnable(request: Request) -> str | None:
 
 
 def check_named_tokens(sampling: SamplingParams, vocab_size: int) -> None:
-    """Raises `FieldError` where an option names a token that the model does not have."""
+    """Raise `FieldError` if an option names a token that the model does not have."""
     named = {"stop_token_ids": sampling.stop_token_ids, "logit_bias": [token for token, _ in sampling.logit_bias]}
     for name, tokens in named.items():
         if max(tokens, default=0) >= vocab_size:
@@ -113,7 +114,7 @@ def check_named_tokens(sampling: SamplingParams, vocab_size: int) -> None:
 
 
 def _unknown_token(sampling: SamplingParams, input_ids: list[int], vocab_size: int) -> str | None:
-    """What is wrong where a row has or names a token that the model does not have."""
+    """The error of a row that contains or names a token that the model does not have; None if all are known."""
     if max(input_ids, default=0) >= vocab_size:
         return f"the tokenizer gives token {max(input_ids)}, which the model does not have"
     try:
@@ -153,7 +154,7 @@ def _samples(
 def _check_length(
     num_tokens: int, num_fixed: int, max_new_tokens: int, n_positions: int | None, too_long: TooLong
 ) -> tuple[str | None, int]:
-    """What is wrong with the row's length, and how many tokens to cut off its left end, behind `num_fixed` ones."""
+    """The error about a row's length, if any, and how many tokens to cut after its first `num_fixed`."""
     if not num_tokens:
         return "the prompt has no tokens", 0
     if n_positions is None or num_tokens + max_new_tokens <= n_positions:
@@ -171,9 +172,9 @@ def _check_length(
 
 
 def pad(sequences: Rows[Sequence], pad_token_id: int, *, skip: int = 0) -> Batch:
-    """Left-pads sequences, prompt and output so far, to the longest one, T: three int64 tensors `[B, T]` on the CPU.
+    """Left-pad sequences (prompt and output so far) to the longest one, T: three int64 tensors `[B, T]` on the CPU.
 
-    `skip` leaves out the first tokens of every row; positions count on behind them.
+    `skip` omits the first tokens of every row; positions continue after them.
     """
     import torch
 

@@ -1,7 +1,7 @@
-"""Rows to passages: which of a row's tokens are scored, and behind which others.
+"""Turn rows into passages: which of a row's tokens are scored, and after which context.
 
-As lm-evaluation-harness has it: prompt and continuation are encoded as a whole, trailing spaces of the prompt count to
-the continuation, and a text without a prompt begins behind the tokenizer's mark, BOS or else eos.
+Follows lm-evaluation-harness: prompt and continuation are encoded together, trailing spaces of the prompt belong to
+the continuation, and a text without a prompt follows the tokenizer's BOS, or eos if it has none.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from batchgen.records import Conversation, Message, Passage, Request, Sequence, 
 if TYPE_CHECKING:
     from batchgen.model.checkpoint import Checkpoint
 
-TokenIds = dict[str, list[int] | str]  # of texts; why the tokenizer chokes on one
+TokenIds = dict[str, list[int] | str]  # by text; a string says why the tokenizer fails on it
 
 
 @dataclass(frozen=True, slots=True)
 class PassageEncoder:
-    """Makes passages of rows for one model. `stride` is of texts longer than it holds; half of that by default."""
+    """Turns rows into passages for one model. `stride` applies to texts longer than its context (default: half)."""
 
     checkpoint: Checkpoint
     chat: Chat
@@ -33,7 +33,7 @@ class PassageEncoder:
     stride: int | None = None
 
     def encode(self, requests: list[Request]) -> list[Sequence]:
-        """A sequence for each row, in order; one that cannot be scored comes back failed."""
+        """A sequence for each row, in order; a row that cannot be scored comes back failed."""
         rows = [self._with_conversation(request) for request in requests]
         ids = self._tokenize(rows)
         return [self._row(row, ids) for row in rows]
@@ -59,10 +59,10 @@ class PassageEncoder:
         longest = max(fitted, key=lambda passage: len(passage.token_ids))
         return Sequence(request, 0, list(longest.fed), passages=fitted, num_truncated_tokens=cut)
 
-    # Texts to token ids.
+    # From texts to token ids.
 
     def _tokenize(self, rows: list[Request]) -> TokenIds:
-        """The ids of each text that is needed, without what the tokenizer adds."""
+        """The ids of each text that is needed, without the tokenizer's added tokens."""
         texts: dict[str, None] = {}
         for row in rows:
             if row.error or row.conversation:
@@ -90,7 +90,7 @@ class PassageEncoder:
 
     @staticmethod
     def _split(prompt: str, reply: str) -> tuple[str, str]:
-        """The prompt without its trailing spaces, and these with what follows."""
+        """Split into the prompt without its trailing spaces, and those spaces with the reply."""
         context = prompt.rstrip()
         return context, prompt[len(context) :] + reply
 
@@ -102,12 +102,12 @@ class PassageEncoder:
         return self._passage([*front, *whole], len(front) + start)
 
     def _own_front(self, ids: list[int]) -> list[int]:
-        """What the tokenizer puts in front of every text, but where the text begins with it itself."""
+        """The tokenizer's leading tokens, or nothing if the text itself already begins with them."""
         front = list(added_ids(self.checkpoint.codec).front)
         return [] if self.parse_special and front and ids[: len(front)] == front else front
 
     def _front(self, ids: list[int]) -> list[int]:
-        """What a text without a prompt is scored behind."""
+        """The context of a text without a prompt: the tokenizer's leading tokens, otherwise `first_token_id`."""
         if front := added_ids(self.checkpoint.codec).front:
             return self._own_front(ids) if len(ids) > len(front) else list(front)
         mark = self.first_token_id
@@ -115,7 +115,7 @@ class PassageEncoder:
 
     @property
     def first_token_id(self) -> int:
-        """What the first token of a text follows: BOS, or the end mark where there is none."""
+        """The token that precedes the first token of a text: BOS, or the end token if there is no BOS."""
         codec = self.checkpoint.codec
         bos = codec.special_tokens_map.get("bos_token")
         found = codec.get_vocab().get(bos) if bos else None
@@ -127,7 +127,7 @@ class PassageEncoder:
         return end
 
     def _passage(self, ids: list[int], start: int) -> Passage:
-        """Raises `ValueError` where nothing would be scored, or there is a token that the model does not have."""
+        """Make a passage. Raises `ValueError` if nothing would be scored, or the model lacks one of the tokens."""
         if not ids[start:]:
             raise ValueError("the text is empty")
         if max(ids) >= self.checkpoint.vocab_size:
@@ -135,7 +135,7 @@ class PassageEncoder:
         return Passage(tuple(ids), max(start, 1))
 
     def _windows(self, ids: list[int]) -> Iterator[Passage]:
-        """A text in as many windows as it takes; each but the first scores `stride` tokens, all others are ahead."""
+        """A text in as many windows as needed; each but the first scores its last `stride` tokens."""
         front, most = self._front(ids), self.checkpoint.n_positions
         ids, start = [*front, *ids], max(len(front), 1)
         end = len(ids) if most is None else min(len(ids), most + 1)
@@ -148,7 +148,7 @@ class PassageEncoder:
             yield self._passage(window, len(window) - scored)
 
     def _fitted(self, passage: Passage) -> Passage:
-        """Cut on its left where it is longer than the model. Raises `ValueError` where it may not be."""
+        """Truncate a passage that is too long for the model on the left. Raises `ValueError` if that is not allowed."""
         most = self.checkpoint.n_positions
         if most is None or len(passage.fed) <= most:
             return passage
@@ -165,7 +165,7 @@ class PassageEncoder:
     # Conversations.
 
     def _with_conversation(self, request: Request) -> Request:
-        """A row's messages; a plain prompt with replies is a question where the run asks for that."""
+        """A row with its conversation; with `--chat`, a plain prompt with replies becomes a user message."""
         if request.error or request.conversation or not request.replies:
             return request
         conversation = self.chat.conversation_of(request)
@@ -174,7 +174,7 @@ class PassageEncoder:
         return replace(request, conversation=conversation)
 
     def _replies(self, request: Request) -> tuple[Request, tuple[Passage, ...]]:
-        """The passages of a conversation's last reply, or of each that is given; the row has its rendered prompt."""
+        """The passages of each given reply, or of the conversation's last one, and the row with its rendered prompt."""
         asked = request.conversation
         assert asked
         if not request.replies and asked.messages[-1].role != "assistant":
@@ -189,7 +189,7 @@ class PassageEncoder:
         return replace(request, prompt=found[0][0]), tuple(passage for _, passage in found)
 
     def _reply(self, conversation: Conversation) -> tuple[str, Passage]:
-        """What is ahead of the last message, and its tokens behind that; up to its end, without what closes a turn."""
+        """The text before the last message, and the passage that scores the message without the end-of-turn tokens."""
         [row] = self.chat.encode([conversation], parse_special=self.parse_special)
         if row.error:
             raise ValueError(row.error)
@@ -206,7 +206,7 @@ class PassageEncoder:
 
 
 def _known(ids: TokenIds, text: str) -> list[int]:
-    """Raises `ValueError` for a text that the tokenizer chokes on."""
+    """The ids of a text. Raises `ValueError` if the tokenizer fails on it."""
     found = ids[text]
     if isinstance(found, str):
         raise ValueError(found)

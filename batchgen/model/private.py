@@ -1,7 +1,7 @@
-"""Every private name of torch and transformers that batchgen touches, one function each; nothing else may touch one.
+"""Every private name of torch and transformers that batchgen uses, one function each; no other module may use one.
 
-`TRIED` says with which versions. Where a name is gone there is a fallback, or an error that
-names it; `missing_names` tells `doctor` and the tests.
+`TRIED` gives the tested versions. If a name is missing, there is a fallback or an error that names it;
+`missing_names` reports it to `doctor` and the tests.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ TRIED = "torch 2.11 to 2.13 and transformers 5.17 to 5.23"
 
 
 def supports_sdpa(network_class: type) -> bool:
-    """Whether an architecture runs with scaled dot product attention; a gone name means eager attention."""
+    """Whether an architecture supports scaled dot product attention; if the name is missing, eager is used."""
     return bool(getattr(network_class, "_supports_sdpa", False))
 
 
 def supports_attention_backend(network_class: type) -> bool:
-    """Whether an architecture takes an attention function by name; a gone name means the engine `reference`."""
+    """Whether an architecture takes an attention function by name; if unknown, the engine is `reference`."""
     if getattr(network_class, "_supports_attention_backend", False):
         return True
-    return hasattr(sys.modules[network_class.__module__], "ALL_ATTENTION_FUNCTIONS")  # not all say what they do
+    return hasattr(sys.modules[network_class.__module__], "ALL_ATTENTION_FUNCTIONS")  # not all declare it
 
 
 def attention_of(config: PretrainedConfig) -> str | None:
-    """The name of the attention function that a network of this config calls."""
+    """The name of the attention function that networks of this config call."""
     return getattr(config, "_attn_implementation", None)
 
 
 def set_attention(config: PretrainedConfig, name: str | None) -> None:
-    """Makes networks of this config call the attention function of that name."""
+    """Make networks of this config call the attention function `name`."""
     if not hasattr(type(config), "_attn_implementation"):
         raise _gone("transformers' _attn_implementation")
     config._attn_implementation = name
 
 
 def pack_weight(weight: torch.Tensor, num_rows: int) -> torch.Tensor:
-    """`[O, I]` in oneDNN's blocks for products with about so many rows; `.to_dense()` gives it back, bit for bit."""
+    """Pack `[O, I]` into oneDNN's blocks for products with about `num_rows` rows; `.to_dense()` restores it exactly."""
     import torch
 
     packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, num_rows)
@@ -58,7 +58,7 @@ def pack_weight(weight: torch.Tensor, num_rows: int) -> torch.Tensor:
 def packed_linear(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str = "none", form: str = ""
 ) -> torch.Tensor:
-    """`[…, I]` times a packed weight, plus a bias `[O]`, through an activation ("gelu" in the form "tanh")."""
+    """`[…, I]` times a packed weight, plus a bias `[O]`, then an activation (such as "gelu" with the form "tanh")."""
     import torch
 
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], form)  # type: ignore[no-any-return]
@@ -74,7 +74,7 @@ def packed_linear_plus(
 
 
 def has_vnni() -> bool:
-    """Whether this processor multiplies unsigned by signed 8-bit integers and adds them up in 32 bits at once."""
+    """Whether this processor can multiply unsigned by signed 8-bit integers and sum in 32 bits in one instruction."""
     import torch
 
     return bool(getattr(torch.cpu, "_is_vnni_supported", bool)())
@@ -88,7 +88,7 @@ def has_int8_linear() -> bool:
 
 
 def pack_int8(weight: torch.Tensor, num_rows: int) -> torch.Tensor:
-    """Signed 8-bit weights `[O, I]` in oneDNN's blocks for products with about so many rows."""
+    """Pack signed 8-bit weights `[O, I]` into oneDNN's blocks for products with about `num_rows` rows."""
     import torch
 
     packed: torch.Tensor = torch.ops.onednn.qlinear_prepack(weight, [num_rows, weight.shape[1]])
@@ -103,7 +103,7 @@ def int8_linear(
     zeros: torch.Tensor,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Unsigned 8-bit `[N, I]`, less their zero point, times a packed weight, times its scale `[O]`: `[N, O]`."""
+    """Unsigned 8-bit `[N, I]` minus the zero point, times a packed weight, times its scale `[O]`: `[N, O]`."""
     import torch
 
     product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
@@ -113,12 +113,12 @@ def int8_linear(
 
 
 def storage_key(storage: torch.UntypedStorage) -> int:
-    """Tells a storage from all others that exist."""
+    """A number that identifies a storage among all live ones."""
     return int(storage._cdata)
 
 
 def dispatch_mode() -> type[Any]:
-    """The base class of what sees every torch operation, below autograd."""
+    """The base class for modes that see every torch operation, below autograd."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     return TorchDispatchMode
@@ -133,21 +133,21 @@ def tensors_in(tree: object) -> list[torch.Tensor]:
 
 
 def reads_number(operation: object) -> bool:
-    """Whether an operation hands a number of a tensor to Python, as `.item()` does."""
+    """Whether an operation passes a tensor's number to Python, as `.item()` does."""
     import torch
 
     return operation is torch.ops.aten._local_scalar_dense.default
 
 
 def is_grouped_product(operation: object) -> bool:
-    """Whether an operation multiplies groups of rows, each by a matrix of its own, as mixtures of experts do."""
+    """Whether an operation multiplies each group of rows by its own matrix, as mixtures of experts do."""
     import torch
 
     return operation is torch._grouped_mm
 
 
 def missing_names() -> list[str]:
-    """The names above that the installed torch and transformers no longer have."""
+    """The private names that the installed torch and transformers no longer have."""
     return [name for name, find in _NAMES.items() if not _is_there(find)]
 
 
@@ -211,7 +211,7 @@ def _gone(name: str) -> ModelError:
     return ModelError(f"{name} is missing in the installed version: install a tested one ({TRIED})")
 
 
-# What transformers imports only for compiling and for many machines, and which costs a fifth of a short run's time.
+# transformers imports this only for compiling and distributed runs, and it takes a fifth of a short run's time.
 DYNAMO = "torch._dynamo"
 DYNAMO_LEAF = "torch._dynamo._trace_wrapped_higher_order_op"  # transformers.masking_utils takes a class from it
 MARKS = ("allow_in_graph", "assume_constant_result", "disable")  # decorators
@@ -219,18 +219,18 @@ LEAF_CLASS = "TransformGetItemToIndex"
 
 
 def spare_imports() -> None:
-    """Lets transformers be imported without torch's compiler and without `torch.distributed.tensor`.
+    """Let transformers be imported without torch's compiler and without `torch.distributed.tensor`.
 
-    Only for a process of batchgen's own, which neither compiles nor spreads a network over machines: torch then says
-    that it has no distributed part, and the compiler's marks do nothing. Whoever imports `torch._dynamo` gets it, and
-    everything is as it was. Does nothing if transformers is already imported.
+    Only for batchgen's own processes, which neither compile nor distribute a network. torch then reports that
+    torch.distributed is not available, and the compiler's decorators do nothing. Importing `torch._dynamo` loads the
+    real module and restores everything. Does nothing if transformers is already imported.
     """
     if "transformers" not in sys.modules and not any(isinstance(finder, _Spare) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Spare())
 
 
 class _Spare:
-    """Sees imports before they happen, and finds nothing itself."""
+    """An import hook that sees imports before they happen, and never finds a module itself."""
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], object]] = []
@@ -245,7 +245,7 @@ class _Spare:
 
 
 def _stand_in() -> Iterator[Callable[[], object]]:
-    """Puts the stand-ins in their places; yields what takes each away."""
+    """Install the stand-ins, and yield a function that removes each."""
     import torch
 
     real = {name: getattr(torch.compiler, name) for name in MARKS}
@@ -267,9 +267,9 @@ def _stand_in() -> Iterator[Callable[[], object]]:
 
 
 def _fill_numbers(fill: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of `torch.nn.init` that leaves tensors without numbers alone.
+    """Wrap a function of `torch.nn.init` so that it skips meta tensors.
 
-    Networks are made with them before the weights come, and torch would ask its compiler about them.
+    Networks are built on the meta device before weights are loaded, and there torch would ask its compiler.
     """
 
     @wraps(fill)
@@ -280,20 +280,20 @@ def _fill_numbers(fill: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _mark_nothing(function: Any = None, *_: object, **__: object) -> Any:
-    """What a mark for the compiler does where nothing is compiled: as `@mark` and as `@mark(…)`."""
+    """A compiler decorator that does nothing, used as `@mark` or as `@mark(…)`."""
     return function if callable(function) else _mark_nothing
 
 
 class _LateDynamo(ModuleType):
-    """Has the marks that transformers puts on its functions; whatever else is asked of it comes from the real one."""
+    """Has the decorators that transformers uses; any other attribute comes from the real module."""
 
     def __getattr__(self, name: str) -> Any:
         return _mark_nothing if name in MARKS else getattr(import_module(DYNAMO), name)
 
 
 class _LateClass:
-    """Makes an object of the class that it stands for, which is imported now."""
+    """Creates an object of the real class, which it imports at that moment."""
 
     def __new__(cls, *args: Any, **options: Any) -> Any:
-        import_module(DYNAMO)  # takes this stand-in away
+        import_module(DYNAMO)  # removes this stand-in
         return getattr(import_module(DYNAMO_LEAF), LEAF_CLASS)(*args, **options)

@@ -1,7 +1,7 @@
-"""What a model's rows take in memory: GPT-2's formulas, or, for other families, forwards on torch's meta device.
+"""Measure the memory of a model's rows: by GPT-2's formulas or, for other families, by forwards on the meta device.
 
-The meta device has shapes but no numbers: a forward there costs milliseconds and no memory, needs no weights, and
-makes the same tensors as a real one. Their bytes are counted as they come and go.
+torch's meta device has shapes but no data: a forward there takes milliseconds and no memory, needs no weights, and
+creates the same tensors as a real one. Their bytes are counted as they are created and freed.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 SHORT, LONG = 64, 2048  # columns of the two trial forwards
-LONG_SCAN = 128  # where a forward may be a loop over columns in Python (Mamba, RWKV): 2,048 of them take a minute
-CACHE_NAMES = ("past_key_values", "cache_params", "state")  # by which forwards take and give what they keep
+LONG_SCAN = 128  # if a forward may loop over columns in Python (Mamba, RWKV): 2,048 columns take a minute
+CACHE_NAMES = ("past_key_values", "cache_params", "state")  # names by which forwards take and return their cache
 
 
-_known: dict[tuple[str, torch.dtype], Footprint] = {}  # by a config's text: a probe takes half a second
+_known: dict[tuple[str, torch.dtype], Footprint] = {}  # by the config's JSON: a probe takes half a second
 
 
 def probe_footprint(config: PretrainedConfig, dtype: torch.dtype) -> Footprint:
-    """Bytes that a model of this config takes, in `dtype`; needs no weights."""
+    """Bytes that a model with this config takes in `dtype`; needs no weights."""
     key = config.to_json_string(use_diff=False), dtype
     if key not in _known:
         _known[key] = _probe(config, dtype)
@@ -46,20 +46,20 @@ def _probe(config: PretrainedConfig, dtype: torch.dtype) -> Footprint:
     formula = Footprint.of_shape(ModelShape.from_config(config), dtype.itemsize, attention)
     if config.model_type == "gpt2":
         return formula
-    for tried in dict.fromkeys((dtype, torch.bfloat16)):  # mixtures of experts have products of the latter only there
+    for tried in dict.fromkeys((dtype, torch.bfloat16)):  # on meta, mixtures of experts only work in bfloat16
         try:
             with quiet():
                 return _fit(_Trial(config, tried, attention), formula).times(dtype.itemsize // tried.itemsize)
-        except Exception:  # noqa: BLE001 - some forwards ask for numbers, which meta tensors do not have
+        except Exception:  # noqa: BLE001 - some forwards read numbers, which meta tensors lack
             continue
     return formula
 
 
 def _fit(trial: _Trial, formula: Footprint) -> Footprint:
-    """The constants that explain the peaks of two prefills and a step, of one row each.
+    """Fit the footprint's constants to the peaks of two prefills and a step, of one row each.
 
-    A peak is the highest of several curves a * S + b * S², so between the two lengths the one through both points is
-    an upper bound.
+    A peak is the maximum of several curves a * S + b * S², so between the two lengths the curve through both points
+    is an upper bound.
     """
     (short_peak, short_cache), (long_peak, long_cache) = trial.prefill(SHORT), trial.prefill(trial.long)
     by_window = trial.column_bytes()
@@ -71,7 +71,7 @@ def _fit(trial: _Trial, formula: Footprint) -> Footprint:
         vocab_size=formula.vocab_size,
         element_bytes=formula.element_bytes,
         cache_column=cache_column,
-        prefill=((max(low - pair * SHORT, 0.0), max(0.0, pair - 1)),),  # the mask's byte a pair counts elsewhere
+        prefill=((max(low - pair * SHORT, 0.0), max(0.0, pair - 1)),),  # the mask's 1 byte is counted elsewhere
         decode_column=trial.step(trial.long) / trial.long,
         cache_row=trial.state_bytes() if by_window else max(0.0, short_cache - cache_column * SHORT),
         local=tuple((window, column_bytes) for window, column_bytes in by_window.items() if window),
@@ -79,7 +79,7 @@ def _fit(trial: _Trial, formula: Footprint) -> Footprint:
 
 
 class _Trial:
-    """A model without numbers, and how many bytes its forwards have alive."""
+    """A model on the meta device, and the bytes that its forwards keep alive."""
 
     def __init__(self, config: PretrainedConfig, dtype: torch.dtype, attention: str) -> None:
         from transformers import AutoModelForCausalLM
@@ -97,17 +97,17 @@ class _Trial:
         )
 
     def column_bytes(self) -> dict[int | None, float]:
-        """Bytes of one column in the layers of each window, where there are such; a cache forgets what is outside."""
+        """Bytes of one column in the layers of each window, {} if there are no windows; a cache drops older columns."""
         if not any(self.windows):
             return {}
         found: dict[int | None, float] = {}
         for layer, window in zip(self._layers(), self.windows, strict=True):
-            kept = (getattr(layer, name, None) for name in ("keys", "values"))  # some layers read another one's
+            kept = (getattr(layer, name, None) for name in ("keys", "values"))  # some layers share another layer's
             found[window] = found.get(window, 0) + sum(block.nbytes for block in kept if block is not None)
         return found
 
     def state_bytes(self) -> int:
-        """Bytes that layers keep of a row however long it is."""
+        """Bytes that layers keep per row regardless of its length."""
         kept = [getattr(layer, name, {}) for layer in self._layers() for name in ("conv_states", "recurrent_states")]
         return sum(state.nbytes for states in kept for state in states.values() if state is not None)
 
@@ -120,14 +120,14 @@ class _Trial:
         return sum(weight.nbytes for weight in self.network.parameters())
 
     def prefill(self, columns: int) -> tuple[int, int]:
-        """Bytes of one row of `columns` tokens: at the forward's peak, and what its cache keeps."""
+        """Bytes of one row of `columns` tokens: the forward's peak, and what its cache keeps."""
         with torch.no_grad(), _Kernels(), _LiveBytes(self._weights()) as live:
             output = self._forward(columns)
             logits: torch.Tensor = output.logits  # [1, 1 or S, V]
             return live.peak, int(live.total - logits.nbytes)
 
     def step(self, columns: int) -> int:
-        """Bytes that one step takes above a cache of `columns` columns, but for its logits."""
+        """Bytes that one step takes on top of a cache of `columns` columns, excluding its logits."""
         with torch.no_grad(), _Kernels(), _LiveBytes(self._weights()) as live:
             output = self._forward(columns)
             live.peak = held = live.total
@@ -155,15 +155,16 @@ class _Trial:
 
 
 def _cache_of(output: Any) -> Any:
-    """What a forward has kept."""
+    """The cache that a forward returned."""
     return next(kept for name in CACHE_NAMES if (kept := getattr(output, name, None)) is not None)
 
 
 class _Kernels(TorchFunctionMode):
-    """Two kernels as they are on a device; the meta device knows only others.
+    """Replaces two operations whose memory on the meta device differs from that of the real kernels.
 
-    Scaled dot product attention is one kernel, which has no scores in memory; like the kernel it makes numbers of a
-    boolean mask. Grouped products of experts, which the meta device has in bfloat16 alone, have no copies.
+    Scaled dot product attention is one fused kernel that keeps no scores in memory; like the kernel, it converts a
+    boolean mask to numbers. Grouped products of experts, which the meta device supports in bfloat16 only, make no
+    copies.
     """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -180,7 +181,7 @@ class _Kernels(TorchFunctionMode):
 
 
 class _LiveBytes(dispatch_mode()):  # type: ignore[misc]
-    """Counts the bytes of tensors that exist, `known` ones aside: `total` now, `peak` at most."""
+    """Counts the bytes of live tensors, except `known` ones: `total` now, and their maximum, `peak`."""
 
     def __init__(self, known: Iterable[torch.Tensor]) -> None:
         super().__init__()
@@ -190,7 +191,7 @@ class _LiveBytes(dispatch_mode()):  # type: ignore[misc]
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if reads_number(function):
-            return False  # `mask.all()`: there are pads
+            return False  # `mask.all()`: assume there is padding
         output = function(*args, **(kwargs or {}))
         for tensor in tensors_in(output):
             self._count(tensor.untyped_storage())

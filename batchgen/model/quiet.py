@@ -1,4 +1,4 @@
-"""Keeps transformers and the Hub's client quiet, and turns what they raise into one line."""
+"""Silence transformers and the Hub's client, and turn their exceptions into one line."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from batchgen.errors import BatchgenError, ModelError, first_line, is_out_of_mem
 
 @contextmanager
 def one_line(name: str, folder: Path) -> Iterator[None]:
-    """Turns whatever a broken or hostile checkpoint makes transformers raise into one `ModelError`."""
+    """Turn anything that a broken or hostile checkpoint makes transformers raise into a one-line `ModelError`."""
     try:
         yield
     except BatchgenError:
         raise
-    except Exception as error:  # noqa: BLE001 - the library raises nearly anything
+    except Exception as error:  # noqa: BLE001 - the library raises almost anything
         if "trust_remote_code" in str(error):
             raise ModelError(
                 f"model {name} needs its own code, and batchgen never runs code that comes with a model"
@@ -30,7 +30,7 @@ def one_line(name: str, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def no_logs() -> Iterator[None]:
-    """Holds back log records and warnings of every library."""
+    """Suppress log records and warnings of all libraries."""
     disabled_below = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -43,7 +43,7 @@ def no_logs() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Holds back the Hub's and transformers' own bars too."""
+    """Like `no_logs`, and also hide the progress bars of transformers and the Hub's client."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging as transformers_logging
 

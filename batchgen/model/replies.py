@@ -1,4 +1,4 @@
-"""What a finished row says: its tokens as text, an answer in a conversation in its parts."""
+"""Turn a finished row into a reply: its tokens as text, and an answer in a conversation split into its parts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def read_reply(sequence: Sequence, checkpoint: Checkpoint, chat: Chat) -> Reply:
-    """Nothing of a row that failed, or whose tokens cannot be decoded, which fails it."""
+    """The reply of a row: empty if it failed. A row whose tokens cannot be decoded fails here."""
     if sequence.finish_reason == "error":
         return Reply("")
     try:
@@ -33,7 +33,7 @@ def read_reply(sequence: Sequence, checkpoint: Checkpoint, chat: Chat) -> Reply:
 
 
 def forced_parts(sequence: Sequence, checkpoint: Checkpoint, text: str) -> tuple[tuple[int, int], ...]:
-    """Where the constraint left no choice in a row's text, as starts and ends; none where its pieces do not make it."""
+    """The (start, end) parts of the text that the constraint forced; none if decoded pieces do not add up to it."""
     if not sequence.forced:
         return ()
     first, places = sequence.num_thought_tokens, set(sequence.forced)
@@ -48,7 +48,7 @@ def forced_parts(sequence: Sequence, checkpoint: Checkpoint, text: str) -> tuple
 
 
 def _answer(sequence: Sequence, checkpoint: Checkpoint) -> str:
-    """What a row wrote behind its thought, which its constraint is about."""
+    """What a row wrote after its thought, which is what its constraint applies to."""
     number = sequence.num_thought_tokens
     thought, rest = sequence.output_ids[:number], sequence.output_ids[number:]
     return decode_output(checkpoint.codec, replace(sequence, input_ids=sequence.input_ids + thought, output_ids=rest))

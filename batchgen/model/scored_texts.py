@@ -1,4 +1,4 @@
-"""What an engine found of a row's passages, as texts with their log-probabilities."""
+"""Turn an engine's results for a row's passages into texts with their log-probabilities."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def row_score(sequence: Sequence, tokenizer: PreTrainedTokenizerBase) -> RowScore:
-    """Each text that was scored of a finished row; none of one that failed."""
+    """The scored texts of a finished row; none if the row failed."""
     kind = sequence.request.scored
     assert kind is not None
     if sequence.error is not None:
@@ -33,7 +33,7 @@ def _texts(sequence: Sequence, tokenizer: PreTrainedTokenizerBase) -> Iterator[S
 
 
 def _text(sequence: Sequence, text: str, passages: list[int], tokenizer: PreTrainedTokenizerBase) -> ScoredText:
-    """One text, of these passages one after the other."""
+    """One text made of these passages, in order."""
     tokens = [token for place in passages for token in sequence.passages[place].scored]
     found = [entry for place in passages for entry in sequence.scores[place]]
     wanted = sequence.sampling.logprobs

@@ -1,6 +1,6 @@
-"""What of a config decides how many bytes a model and its rows take, and those bytes: arithmetic only.
+"""The sizes in a config that decide how much memory a model and its rows take, and the formulas: arithmetic only.
 
-In the formulas e is bytes an element, S columns, L layers, H hidden size, I inner size, V vocabulary.
+In the formulas e is bytes per element, S columns, L layers, H hidden size, I inner size, V vocabulary size.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What of a config decides how many bytes a model and its batches need."""
+    """The sizes in a config that decide how many bytes a model and its batches need."""
 
     n_layer: int
     n_head: int
@@ -25,14 +25,14 @@ class ModelShape:
     n_embd: int
     n_inner: int
     vocab_size: int
-    n_positions: int = 0  # learned position embeddings; 0 for rotary and the like
+    n_positions: int = 0  # learned position embeddings; 0 for rotary and other kinds
     is_tied: bool = True  # the output layer is the embedding
-    is_gated: bool = False  # the inner layer has a gate beside it (SwiGLU)
-    windows: tuple[int | None, ...] = ()  # of each layer, where some see only a window of columns
+    is_gated: bool = False  # the inner layer has a gate (SwiGLU)
+    windows: tuple[int | None, ...] = ()  # per layer, if some see only a window of columns
 
     @classmethod
     def from_config(cls, config: PretrainedConfig) -> ModelShape:
-        """Reads a transformers config; names that a family lacks fall back to GPT-2's proportions."""
+        """Read a transformers config; fields that a family lacks fall back to GPT-2's proportions."""
         text = config.get_text_config()
         n_embd = _number(text, "hidden_size", "d_model") or 768
         n_head = _number(text, "num_attention_heads") or max(1, n_embd // 64)
@@ -52,7 +52,7 @@ class ModelShape:
 
 
 def _number(config: PretrainedConfig, *names: str) -> int | None:
-    """The first of these that a config has; the greatest where it has one a layer. Recurrent models lack some."""
+    """The first of these fields that a config has, the maximum if it is per layer; recurrent models lack some."""
     for name in names:
         value = _value(config, name)
         if value:
@@ -61,7 +61,7 @@ def _number(config: PretrainedConfig, *names: str) -> int | None:
 
 
 def _value(config: PretrainedConfig, name: str) -> Any:
-    """A field of a config; those of all layers where it is one of the fields that each layer has for itself."""
+    """A field of a config; a list with each layer's value if the field is per layer."""
     try:
         return getattr(config, name, None)
     except RuntimeError:  # Gemma 4: such a field has no value for the whole model
@@ -69,8 +69,7 @@ def _value(config: PretrainedConfig, name: str) -> Any:
 
 
 def num_parameters(shape: ModelShape) -> int:
-    """Weights of a model of this shape: exact for GPT-2, without the norms' few for others.
-
+    """The number of weights of a model with this shape: exact for GPT-2, without the few of the norms for others.
     >>> num_parameters(ModelShape(12, 12, 12, 64, 768, 3072, 50257, n_positions=1024))
     124439808
     """
@@ -78,14 +77,14 @@ def num_parameters(shape: ModelShape) -> int:
     kv_heads = shape.n_kv_head * shape.head_dim
     attention = n_embd * (heads + 2 * kv_heads) + heads * n_embd
     inner = (3 if shape.is_gated else 2) * n_embd * shape.n_inner
-    # GPT-2's biases (3H and H in attention, I and H in the inner layers) and two norms of 2H; the last norm beside.
+    # GPT-2's biases (3H and H in attention, I and H in the inner layers) and two norms of 2H; the last norm is below.
     small = 9 * n_embd + shape.n_inner if shape.n_positions else 0
     embeddings = shape.vocab_size * (1 if shape.is_tied else 2) + shape.n_positions
     return shape.n_layer * (attention + inner + small) + embeddings * n_embd + (2 * n_embd if shape.n_positions else 0)
 
 
 def int8_weights(footprint: Footprint, shape: ModelShape) -> int:
-    """Bytes of weights whose linear layers are in 8-bit integers: the embedding stays, the output layer is its own."""
+    """Bytes of the weights with linear layers in 8-bit integers; the embedding stays, the output layer is untied."""
     embedding = shape.vocab_size * shape.n_embd
     others = footprint.weights // footprint.element_bytes - embedding * (1 if shape.is_tied else 2)
     return embedding * (footprint.element_bytes + 1) + others
@@ -95,8 +94,8 @@ def int8_weights(footprint: Footprint, shape: ModelShape) -> int:
 class Footprint:
     """Bytes that one model takes: its weights, and what each row of a batch adds.
 
-    `prefill` lists (bytes a column, bytes a pair of columns), one for each moment of a forward that may be its peak
-    above the cache; the attention mask is not among them, it has a byte a pair.
+    `prefill` lists (bytes per column, bytes per pair of columns) for each moment of a forward that may be its peak on
+    top of the cache. It excludes the attention mask, which takes one byte for each pair.
     """
 
     weights: int
@@ -104,24 +103,24 @@ class Footprint:
     element_bytes: int
     cache_column: float  # keys and values of one column, in all layers
     prefill: tuple[tuple[float, float], ...]
-    decode_column: float  # what a step copies of the cache while it makes room for one column
-    cache_row: float = 0  # the state of a recurrent layer: it does not grow with the columns
-    local: tuple[tuple[int, float], ...] = ()  # of `cache_column`, what layers take that see only a window of columns
-    overrun: float = 1.0  # how many times what is predicted from these numbers rows have taken in earlier runs
+    decode_column: float  # the part of the cache that a step copies to make room for one column
+    cache_row: float = 0  # the state of recurrent layers: it does not grow with the columns
+    local: tuple[tuple[int, float], ...] = ()  # (window, bytes): the share of `cache_column` in layers with a window
+    overrun: float = 1.0  # the factor by which rows exceeded this prediction in earlier runs
 
     @classmethod
     def of_shape(cls, shape: ModelShape, element_bytes: int, attention: str = "sdpa") -> Footprint:
-        """GPT-2's formulas; the fallback for any other family.
+        """GPT-2's formulas, also the fallback for any other family.
 
-        Grouped-query models keep fewer keys and values; that is all of theirs that is here.
+        For grouped-query models, the only difference covered is that they keep fewer keys and values.
         """
         cache_column = 2 * shape.n_layer * shape.n_kv_head * shape.head_dim * element_bytes
         n_embd = shape.n_embd
-        # While the inner layer's activation is computed: the residual, its norm and what they came from (6H), and four
-        # inner vectors, since transformers writes gelu_new out in Python operations. 22H where I = 4H.
+        # While the inner layer's activation is computed: the residual, its norm and their inputs (6H), and four inner
+        # vectors, because transformers computes gelu_new in separate Python operations. 22H if I = 4H.
         inner_layer = ((6 * n_embd + 4 * shape.n_inner) * element_bytes, 0)
-        # In attention: residual, norm, queries, keys, values, output; sdpa makes a number of each boolean of the mask,
-        # eager has that too, and the scores twice.
+        # In attention: residual, norm, queries, keys, values, output. sdpa converts the boolean mask to numbers; eager
+        # does too, and keeps the scores twice.
         scores = 2 * shape.n_head * element_bytes if attention == "eager" else 0
         attending = (6 * n_embd * element_bytes, element_bytes + scores)
         return cls(
@@ -130,7 +129,7 @@ class Footprint:
             element_bytes=element_bytes,
             cache_column=cache_column,
             prefill=(inner_layer, attending),
-            decode_column=cache_column / (2 * shape.n_layer),  # one layer's keys, or its values, at a time
+            decode_column=cache_column / (2 * shape.n_layer),  # one layer's keys or values at a time
             local=tuple(
                 (window, shape.windows.count(window) * cache_column / shape.n_layer)
                 for window in sorted({window for window in shape.windows if window})
@@ -138,7 +137,7 @@ class Footprint:
         )
 
     def times(self, factor: int) -> Footprint:
-        """The same of elements so many times as large; `element_bytes` are right already."""
+        """The same footprint with elements `factor` times as large; `element_bytes` is not scaled."""
         return (
             self
             if factor == 1
@@ -155,15 +154,15 @@ class Footprint:
 
     @property
     def windows(self) -> tuple[tuple[int | None, float], ...]:
-        """Bytes of one column in the layers that see all columns (None), and in those that see a window of so many."""
+        """(window, bytes of one column) for the layers that see all columns (None) and for those with each window."""
         everywhere = self.cache_column - sum(column_bytes for _, column_bytes in self.local)
         return ((None, everywhere), *self.local) if everywhere > 0 or not self.local else self.local
 
     def cache_bytes(self, rows: int, columns: int) -> int:
-        """Keys and values of `columns` positions of `rows` rows, pads included."""
+        """Bytes of the cache for `columns` positions of `rows` rows, including padding."""
         kept = sum(column_bytes * min(columns, window or columns) for window, column_bytes in self.windows)
         return int(rows * (self.cache_row + kept))
 
     def prefill_bytes(self, rows: int, columns: int) -> int:
-        """Activations at the peak of a forward over `columns` positions, above cache and mask."""
+        """Bytes of activations at the peak of a forward over `columns` positions, on top of cache and mask."""
         return int(rows * max(column * columns + pair * columns**2 for column, pair in self.prefill))

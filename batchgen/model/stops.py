@@ -1,7 +1,7 @@
-"""Where generated text ends: at a stop, which the text does not hold.
+"""Find where generated text ends: before a stop, which is not part of the text.
 
-A stop is found in the text as it will be written, behind its prompt and without special tokens; one that holds the
-text of a special token, in what the model wrote with them. Knows nothing of engines and logits.
+A stop is searched in the text as it will be written: decoded after its prompt, without special tokens. A stop that
+contains a special token is searched in the text with special tokens. Knows nothing about engines or logits.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
     from batchgen.model.checkpoint import Checkpoint
 
-CONTEXT = 8  # tokens ahead of some text that it is decoded behind
+CONTEXT = 8  # number of prompt tokens that a text is decoded after
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, token_ids: list[int], *, with_special: bool = False) -> str:
-    """Text of token ids, without special tokens unless asked for, spaces exactly as they stand."""
+    """The text of token ids with spaces exactly as they are; special tokens only if `with_special`."""
     text = tokenizer.decode(token_ids, skip_special_tokens=not with_special, clean_up_tokenization_spaces=False)
     return str(text)
 
 
 @lru_cache(maxsize=8)
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """The tokens that decoding leaves out, by their text."""
+    """Ids of the special tokens, which decoding omits, by their text."""
     added = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     return {text: token for text, token in (named | added).items() if text}
@@ -39,8 +39,8 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Stops:
-    """What a tokenizer makes of stops: `special` are ids that decoding leaves out, `marked` the stops that hold such a
-    token, each with the first one's id and what comes ahead of it. `reach` is how many tokens a stop has at most.
+    """Stops prepared for a tokenizer: `special` are the ids that decoding omits. `marked` are the stops that contain
+    such a token, each with the first one's id and the text before it. `reach` is the most tokens that a stop can have.
     """
 
     special: frozenset[int]
@@ -48,13 +48,13 @@ class Stops:
     reach: int
 
     def last_real(self, token_ids: list[int], number: int) -> list[int]:
-        """The last tokens that decoding does not leave out, so many at most."""
+        """The last tokens that decoding does not omit, at most `number`."""
         return list(islice((token for token in reversed(token_ids) if token not in self.special), number))[::-1]
 
 
 @lru_cache(maxsize=1024)
 def stops_of(tokenizer: PreTrainedTokenizerBase, stops: tuple[str, ...]) -> Stops:
-    """How to look for stops. Each token stands for at least a byte."""
+    """Prepare stops for the search. Each token stands for at least one byte, which bounds `reach`."""
     special, marked = special_tokens(tokenizer), []
     for stop in stops:
         held = [text for text in special if text in stop]
@@ -66,9 +66,9 @@ def stops_of(tokenizer: PreTrainedTokenizerBase, stops: tuple[str, ...]) -> Stop
 
 
 def output_text(tokenizer: PreTrainedTokenizerBase, sequence: Sequence) -> str:
-    """Text that was generated, with whatever ended it.
+    """The generated text, including the stop that ended it.
 
-    Decoded behind its prompt, since some tokenizers drop the space before the first token of a text.
+    It is decoded after its prompt, because some tokenizers drop the space before a text's first token.
     """
     prompt_ids = stops_of(tokenizer, ()).last_real(sequence.input_ids, CONTEXT)
     prompt, whole = decode(tokenizer, prompt_ids), decode(tokenizer, prompt_ids + sequence.output_ids)
@@ -76,7 +76,7 @@ def output_text(tokenizer: PreTrainedTokenizerBase, sequence: Sequence) -> str:
 
 
 def decode_output(tokenizer: PreTrainedTokenizerBase, sequence: Sequence) -> str:
-    """Text that was generated, up to the stop or the token that ended it."""
+    """The generated text up to the stop or the token that ended it."""
     sampling, output_ids = sequence.sampling, sequence.output_ids
     text = output_text(tokenizer, sequence)
     texts = [text, *(text[: text.find(stop)] for stop in sampling.stop if stop in text)]
@@ -87,11 +87,11 @@ def decode_output(tokenizer: PreTrainedTokenizerBase, sequence: Sequence) -> str
 
 
 def ends_in_stop(tokenizer: PreTrainedTokenizerBase, sequence: Sequence) -> bool:
-    """Whether the last token completed a stop. Looks at the last tokens only: others were looked at before."""
+    """Whether the last token completed a stop. Looks only at the last tokens: earlier ones were checked before."""
     if not sequence.sampling.stop:
         return False
     stops = stops_of(tokenizer, sequence.sampling.stop)
-    tail = stops.last_real(sequence.output_ids, stops.reach + 1)  # some tokenizers drop the first one's space
+    tail = stops.last_real(sequence.output_ids, stops.reach + 1)  # some tokenizers drop the first token's space
     text = decode(tokenizer, tail) if len(tail) > stops.reach else output_text(tokenizer, sequence)
     if any(stop in text for stop in sequence.sampling.stop):
         return True
@@ -100,7 +100,7 @@ def ends_in_stop(tokenizer: PreTrainedTokenizerBase, sequence: Sequence) -> bool
 
 
 def _ahead_of_marked(tokenizer: PreTrainedTokenizerBase, sequence: Sequence, start: int) -> Iterator[str]:
-    """The text ahead of each stop that holds a special token, where that stands at output token `start` or later."""
+    """The text before each stop with a special token, if that token is at output position `start` or later."""
     output_ids = sequence.output_ids
     for stop, token, beginning in stops_of(tokenizer, sequence.sampling.stop).marked:
         for at in (at for at in range(start, len(output_ids)) if output_ids[at] == token):
@@ -112,7 +112,7 @@ def _ahead_of_marked(tokenizer: PreTrainedTokenizerBase, sequence: Sequence, sta
 
 
 def watch_stops(requests: Iterable[Request], checkpoint: Checkpoint, say: Callable[[str], None]) -> Iterator[Request]:
-    """Passes requests on, and says of each stop that no output of this model can hold, once."""
+    """Pass requests on, and report once each stop that no output of this model can contain."""
     seen: set[tuple[str, bool]] = set()
     for request in requests:
         for stop in request.sampling.stop:
@@ -126,7 +126,7 @@ def watch_stops(requests: Iterable[Request], checkpoint: Checkpoint, say: Callab
 
 
 def why_never(tokenizer: PreTrainedTokenizerBase, stop: str, eos_token_ids: frozenset[int]) -> str | None:
-    """Why no output can hold a stop, where that is certain; rows end at `eos_token_ids`."""
+    """Why no output can ever contain a stop; None if that is not certain. Rows end at `eos_token_ids`."""
     ends = [text for text, token in special_tokens(tokenizer).items() if token in eos_token_ids]
     early = next((text for text in ends if text in stop[:-1]), None)
     if early:
@@ -145,7 +145,7 @@ def why_never(tokenizer: PreTrainedTokenizerBase, stop: str, eos_token_ids: froz
 
 @lru_cache(maxsize=2)
 def _signs(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
-    """All characters that stand in tokens."""
+    """All characters that occur in tokens, and the space."""
     return frozenset("".join(tokenizer.get_vocab())) | {" "}
 
 

@@ -1,7 +1,8 @@
-"""Weights that a checkpoint stores in 8-bit integers with a scale for each output: which are read, and how.
+"""Read weights that a checkpoint stores as 8-bit integers with a scale for each output.
 
-Reads what compressed-tensors and torchao write, without either; any other scheme is refused by name. Knows nothing of
-how integers are multiplied: weights become floats, and layers keep their scales, which give the integers back.
+Reads the files of compressed-tensors and torchao without importing either; other schemes raise an error that names
+them. Knows nothing about integer multiplication: weights become floats, and layers keep their scales, from which the
+integers can be recovered.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ METHODS = {
     "spqr": "SpQR",
     "vptq": "VPTQ",
 }
-# The integers of a layer, its scales and its zero points, by what their names end with in a file.
+# The suffixes of a layer's integers, scales and zero points in a file.
 PACKED, SHAPE = ".weight_packed", ".weight_shape"
 LAYOUTS = {
     COMPRESSED: ((".weight", PACKED), ".weight_scale", ".weight_zero_point"),
@@ -51,9 +52,9 @@ LAYOUTS = {
 
 
 def stored_scheme(name: str, folder: Path) -> str | None:
-    """Who wrote the integers of a model; None where its weights are floats.
+    """The library that wrote a model's integer weights; None if its weights are floats.
 
-    Raises `ModelError` for a scheme that is not read.
+    Raises `ModelError` for an unsupported scheme.
     """
     scheme = _quantization(folder)
     if scheme is None:
@@ -73,7 +74,7 @@ def stored_scheme(name: str, folder: Path) -> str | None:
 
 
 def _quantization(folder: Path) -> Mapping[str, Any] | None:
-    """What config.json says of quantised weights; a file that is no JSON is left to others."""
+    """The quantization_config in config.json; None if there is none. Invalid JSON is reported elsewhere."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -91,7 +92,7 @@ def _bits(scheme: Mapping[str, Any]) -> str | None:
 
 
 def _odd_in_compressed(scheme: Mapping[str, Any]) -> str | None:
-    """What of a config of compressed-tensors is not 8-bit integers by output; None where all is."""
+    """The unsupported part of a compressed-tensors config: anything but 8-bit integers by output. None if supported."""
     form = scheme.get("format")
     if form not in FORMATS:
         return f"format {form}"
@@ -114,7 +115,8 @@ def _has(given: object, wanted: Mapping[str, Any]) -> bool:
 
 
 def _scheme_text(what: str, given: object) -> str:
-    """
+    """A short description of a scheme, for the error.
+
     >>> _scheme_text("weights", {"num_bits": 4, "type": "int", "strategy": "group", "symmetric": True})
     'weights: 4-bit int by group'
     """
@@ -135,16 +137,16 @@ def _odd_in_torchao(scheme: Mapping[str, Any]) -> str | None:
 
 
 class StoredWeights:
-    """The tensors of a model folder with integers, as floats; `scales` are those of its layers, once they were read."""
+    """The tensors of a folder with integer weights, as floats; `scales` has the scales of the layers read so far."""
 
     def __init__(self, folder: Path, method: str) -> None:
         self.scales: dict[str, torch.Tensor] = {}  # by the path of a layer: [O], float32
         self._folder, self._method = folder, method
 
     def floats(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """All tensors by their names in a network: integers times their scales in `dtype`, others as they are stored.
+        """All tensors by their names in the network: integers times their scales in `dtype`, others as stored.
 
-        Raises `ModelError` for integers that are not by output.
+        Raises `ModelError` for integers without one scale per output.
         """
         from safetensors import safe_open
 
@@ -154,7 +156,7 @@ class StoredWeights:
             return dict(self._read(lambda name: tensors[name].get_tensor(name), set(tensors), dtype))
 
     def keep_scales(self, network: nn.Module) -> None:
-        """Gives each linear layer the scales that its integers were stored with, as `weight_scale`."""
+        """Store in each linear layer the scales of its stored integers, as the buffer `weight_scale`."""
         from torch import nn
 
         for path, layer in network.named_modules():
@@ -190,7 +192,7 @@ class StoredWeights:
         return integers * scale[:, None]  # [O, I]
 
     def _unpacked(self, path: str, read: Read) -> torch.Tensor:
-        """Four integers stand in one of 32 bits, the first one lowest, each 128 higher than it is."""
+        """Unpack four integers from each 32-bit one: lowest bits first, each stored with 128 added."""
         import torch
 
         words, (outputs, inputs) = read(path + PACKED), read(path + SHAPE).tolist()
@@ -200,7 +202,7 @@ class StoredWeights:
         return (words.contiguous().view(torch.uint8)[:, :inputs] ^ 128).view(torch.int8)
 
     def _checked(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """An integer without scales is no weight of this scheme."""
+        """Return the tensor. Raises `ModelError` for an 8-bit integer weight without scales."""
         import torch
 
         if name.endswith(".weight") and tensor.dtype == torch.int8:

@@ -1,6 +1,6 @@
-"""Encodes a text first in a process that can be ended: the tokenizers library stops for neither time nor memory.
+"""Encode a text first in a process that can be killed: the tokenizers library obeys no time or memory limit.
 
-A pattern may search without end on one text only, which no trial of the tokenizer itself can foresee.
+A pattern may backtrack endlessly on one particular text, which a trial of the tokenizer itself cannot foresee.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from typing import IO
 from batchgen.errors import first_line
 from batchgen.machine.children import safe_children
 
-MOST_BYTES = 2 * 2**30  # beside this process
-TEXT_CPU_S, CHARACTERS_PER_CPU_S = 3.0, 200_000  # a tokenizer takes a CPU second for a million characters
+MOST_BYTES = 2 * 2**30  # on top of this process
+TEXT_CPU_S, CHARACTERS_PER_CPU_S = 3.0, 200_000  # a tokenizer encodes a million characters per CPU second
 START_S, PATIENCE = 60.0, 8  # on a busy machine a CPU second takes some seconds
-MOST_TOKENS = 16  # for each byte of a text
-LOOK_S = 0.1  # how often a thread that waits may be interrupted
+MOST_TOKENS = 16  # for each byte of the text
+LOOK_S = 0.1  # how often a waiting thread can be interrupted
 CHILD = f"from {__name__} import main; main()"
-KEPT_PROBLEMS = 10_000  # texts whose problem is remembered
+KEPT_PROBLEMS = 10_000  # number of texts whose problem is remembered
 
 
 class TextTrial:
-    """Tries texts on one tokenizer, given as the JSON of its library. The process starts with the first text."""
+    """Tries texts on one tokenizer, given as the tokenizers library's JSON. The process starts with the first text."""
 
     def __init__(self, tokenizer_json: str) -> None:
         self._json = tokenizer_json
@@ -39,14 +39,14 @@ class TextTrial:
         self._one_at_a_time = threading.Lock()
 
     def problem_of(self, text: str, *, split_special: bool = False) -> str | None:
-        """Why a text must not be encoded, in a few words; None where it may."""
+        """Why a text must not be encoded, in a few words; None if it may be."""
         key = text, split_special
         with self._one_at_a_time:
             if key in self._problems:
                 return self._problems[key]
             try:
                 problem = self._try(text, split_special)
-            except BaseException:  # such as Ctrl-C: its answer would be taken for the next text's
+            except BaseException:  # such as Ctrl-C: the pending answer would be read as the next text's
                 self._end()
                 raise
             if problem is not None and len(self._problems) < KEPT_PROBLEMS:
@@ -72,7 +72,7 @@ class TextTrial:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is the run's alone
+                start_new_session=True,  # only the run itself gets Ctrl-C
             )
         weakref.finalize(self, _end, process)
         if _ask(process, self._json, START_S) is None:
@@ -81,7 +81,7 @@ class TextTrial:
         return process
 
     def _end(self) -> int | None:
-        """The exit code of the process, None where it had not ended by itself."""
+        """Stop the process and return its exit code; None if it had not exited by itself."""
         process, self._process = self._process, None
         return None if process is None else _end(process)
 
@@ -99,7 +99,7 @@ def _end(process: subprocess.Popen[bytes]) -> int | None:
 
 
 def _ask(process: subprocess.Popen[bytes], question: str, seconds: float) -> bytes | None:
-    """The answer to a line; None where the process ends before it, or takes longer than that."""
+    """The answer to a line; None if the process exits first or takes longer than `seconds`."""
     assert process.stdin is not None
     assert process.stdout is not None
     try:
@@ -123,7 +123,7 @@ def _ask(process: subprocess.Popen[bytes], question: str, seconds: float) -> byt
 
 
 def limit_process(memory_bytes: int, cpu_s: int | None = None) -> None:
-    """Limits of this process for good: memory, time if given, no core file."""
+    """Limit this process permanently: memory, CPU time if given, no core file."""
     with suppress(ImportError):
         import resource
 
@@ -137,7 +137,7 @@ def limit_process(memory_bytes: int, cpu_s: int | None = None) -> None:
 
 
 def main() -> None:
-    """Reads a tokenizer, then texts, a line of JSON each; says to each what is wrong with it."""
+    """Read a tokenizer, then texts, one line of JSON each; answer each text with what is wrong with it, or null."""
     limit_process(MOST_BYTES)
     serve(sys.stdin.buffer, sys.stdout.buffer)
 
@@ -151,7 +151,7 @@ def serve(questions: IO[bytes], answers: IO[bytes]) -> None:
     _answer(answers, None)
     for line in questions:
         text, tokenizer.encode_special_tokens, seconds = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, seconds)  # ends the process, wherever it is
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # kills the process, whatever it is doing
         problem = _problem(tokenizer, text)
         signal.setitimer(signal.ITIMER_PROF, 0)
         _answer(answers, problem)

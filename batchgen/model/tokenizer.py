@@ -1,4 +1,4 @@
-"""What batchgen asks of a tokenizer, and a tokenizer that answers it by the library `tokenizers` alone."""
+"""The tokenizer interface that batchgen uses, and an implementation with the `tokenizers` library alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Tokenizer(Protocol):
-    """What batchgen asks of a tokenizer: a part of what transformers' own have."""
+    """The tokenizer interface that batchgen uses: a subset of transformers' own."""
 
     @property
     def eos_token_id(self) -> int | None: ...
@@ -42,9 +42,9 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class LightTokenizer:
-    """Gives what transformers' tokenizer for the same folder would, in as far as `Tokenizer` asks for it.
+    """Behaves like transformers' tokenizer for the same folder, as far as the `Tokenizer` interface goes.
 
-    Neither pads nor truncates nor cleans up. Two threads must not use it at once.
+    Does not pad, truncate or clean up. Must not be used by two threads at once.
     """
 
     backend_tokenizer: tokenizers.Tokenizer
@@ -59,7 +59,7 @@ class LightTokenizer:
 
     @cached_property
     def vocab_size(self) -> int:
-        """Without added tokens."""
+        """The size of the vocabulary, without added tokens."""
         return self.backend_tokenizer.get_vocab_size(with_added_tokens=False)
 
     @cached_property
@@ -83,7 +83,10 @@ class LightTokenizer:
         return_offsets_mapping: bool = False,
         **plain: Any,
     ) -> dict[str, Any]:
-        """`input_ids` of a text, or of each; `offset_mapping` too. `split_special_tokens` leaves their marks text."""
+        """`input_ids` of a text or of each in a list, optionally with `offset_mapping`.
+
+        With `split_special_tokens`, special tokens written in a text stay plain text.
+        """
         self.backend_tokenizer.encode_special_tokens = split_special_tokens
         texts = [text] if isinstance(text, str) else text
         encodings = self.backend_tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
@@ -95,21 +98,21 @@ class LightTokenizer:
     def decode(
         self, token_ids: list[int], skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool = False
     ) -> str:
-        """The text of tokens, spaces exactly as they stand."""
+        """The text of tokens, with spaces exactly as they are."""
         assert not clean_up_tokenization_spaces, "clean-up of spaces changes the text"
         return self.backend_tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
     def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
-        """The vocabulary's own names; an id that it does not have is ""."""
+        """The tokens as the vocabulary spells them; "" for an unknown id."""
         return [self.backend_tokenizer.id_to_token(i) or "" for i in ids]
 
     def convert_tokens_to_ids(self, token: str) -> int:
-        """The id of a token of the vocabulary. Raises `KeyError` for any other."""
+        """The id of a token. Raises `KeyError` if it is not in the vocabulary."""
         index = self.backend_tokenizer.token_to_id(token)
         if index is None:
             raise KeyError(token)
         return index
 
     def get_vocab(self) -> dict[str, int]:
-        """All tokens, added ones too."""
+        """Ids by token, including added tokens."""
         return self.backend_tokenizer.get_vocab(with_added_tokens=True)

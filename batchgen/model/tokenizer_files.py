@@ -1,8 +1,8 @@
-"""A model's tokenizer read by the library `tokenizers` alone, where it is certain to give transformers' own ids.
+"""Read a model's tokenizer with the `tokenizers` library alone, if the ids are certain to equal transformers'.
 
-transformers builds some tokenizers anew from a folder's vocabulary, adds tokens that its config names, and changes what
-is put around a text. Here a folder is taken only if none of that can change an id: its class is one of a few, what
-tokenizer.json says is what that class would build, and every special token stands in it. Anything else is left to
+transformers rebuilds some tokenizers from a folder's vocabulary, adds tokens that its config names, and changes which
+tokens surround a text. A folder is read here only if none of this can change an id: its class is one of a few,
+tokenizer.json matches what that class would build, and it contains every special token. Anything else is left to
 transformers, which is slower to import.
 """
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from batchgen.model.config_view import ConfigView
 
-GENERIC = {"PreTrainedTokenizer", "TokenizersBackend"}  # take tokenizer.json as it is; without "Fast"
+GENERIC = {"PreTrainedTokenizer", "TokenizersBackend"}  # use tokenizer.json as it is; without "Fast"
 GPT2, QWEN2 = "GPT2Tokenizer", "Qwen2Tokenizer"
-NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")  # in their order
+NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")  # in order
 END_OF_TEXT = "<|endoftext|>"
 DEFAULTS = {
     GPT2: dict.fromkeys(("unk_token", "bos_token", "eos_token"), END_OF_TEXT),
@@ -31,7 +31,7 @@ DEFAULTS = {
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# Keys of a tokenizer_config.json that change no id, or are looked at below.
+# Keys of tokenizer_config.json that cannot change an id, or are checked below.
 KNOWN_KEYS = {
     "added_tokens_decoder", "additional_special_tokens", "add_bos_token", "add_eos_token", "add_prefix_space",
     "backend", "chat_template", "clean_up_tokenization_spaces", "errors", "extra_special_tokens", "is_local",
@@ -42,7 +42,7 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def read_light_tokenizer(folder: Path, config: ConfigView) -> LightTokenizer | None:
-    """A folder's tokenizer; None where only transformers can tell which ids it gives."""
+    """A folder's tokenizer; None if only transformers is certain to give the right ids."""
     import tokenizers
 
     try:
@@ -50,7 +50,7 @@ def read_light_tokenizer(folder: Path, config: ConfigView) -> LightTokenizer | N
         if settings is None:
             return None
         backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception:  # noqa: BLE001 - the library raises nothing more special; transformers will say what is wrong
+    except Exception:  # noqa: BLE001 - the library raises nothing more specific; transformers will report it
         return None
     kind = _class_of(settings, config)
     if kind is None or not _is_as_built(backend, kind):
@@ -66,7 +66,7 @@ def read_light_tokenizer(folder: Path, config: ConfigView) -> LightTokenizer | N
 
 
 def _settings(folder: Path) -> dict[str, Any] | None:
-    """tokenizer_config.json, with special_tokens_map.json where transformers still reads that."""
+    """tokenizer_config.json, merged with special_tokens_map.json if transformers reads it; None if it is unusual."""
     settings = _read(folder / "tokenizer_config.json")
     if any(isinstance(value, dict) and "__type" not in value for key, value in settings.items() if _names_token(key)):
         return None
@@ -83,7 +83,7 @@ def _settings(folder: Path) -> dict[str, Any] | None:
 
 
 def _names(settings: Mapping[str, Any], backend: tokenizers.Tokenizer, kind: str) -> dict[str, Any]:
-    """Special tokens by their names: what the config says, else what tokenizer.json pads with, else the class's own."""
+    """Special tokens by name: from the config, otherwise tokenizer.json's padding, otherwise the class's defaults."""
     padding = {"pad_token": backend.padding["pad_token"]} if backend.padding and kind in GENERIC else {}
     return DEFAULTS.get(kind, {}) | padding | {key: value for key, value in settings.items() if _names_token(key)}
 
@@ -97,7 +97,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _class_of(settings: Mapping[str, Any], config: ConfigView) -> str | None:
-    """The class that transformers takes, or whose tokenizers are at least the same."""
+    """The class that transformers uses, or one that gives the same tokenizer; None for any other."""
     named = settings.get("tokenizer_class") or config.tokenizer_class
     name = named.removesuffix("Fast") if isinstance(named, str) else named
     if config.model_type == "gpt2" and (name is None or name in GENERIC | {GPT2}):
@@ -108,7 +108,7 @@ def _class_of(settings: Mapping[str, Any], config: ConfigView) -> str | None:
 
 
 def _is_as_built(backend: tokenizers.Tokenizer, kind: str) -> bool:
-    """Whether tokenizer.json says what the class would build from its vocabulary alone."""
+    """Whether tokenizer.json matches what the class would build from the vocabulary alone."""
     if kind in GENERIC:
         return True
     model = backend.model
@@ -127,7 +127,7 @@ def _is_as_built(backend: tokenizers.Tokenizer, kind: str) -> bool:
 
 
 def _state(part: Any) -> dict[str, Any]:
-    """A part of a tokenizer as it stands in tokenizer.json, without what changes no id."""
+    """A part of a tokenizer as in tokenizer.json, without settings that cannot change an id."""
     if part is None:
         return {}
     state: dict[str, Any] = json.loads(part.__getstate__())
@@ -139,7 +139,7 @@ def _state(part: Any) -> dict[str, Any]:
 def _adds_nothing(
     backend: tokenizers.Tokenizer, kind: str, settings: Mapping[str, Any], names: Mapping[str, Any]
 ) -> bool:
-    """Whether what the configs name is in tokenizer.json already, as it is there."""
+    """Whether tokenizer.json already has all tokens that the configs name, with the same flags."""
     added = backend.get_added_tokens_decoder()
     by_content = {token.content: token for token in added.values()}
     listed = settings.get("added_tokens_decoder")
@@ -157,14 +157,14 @@ def _adds_nothing(
 
 
 def _more_special(settings: Mapping[str, Any]) -> Iterator[Any]:
-    """Tokens that the config calls special and gives no name: texts, or objects with a `content`."""
+    """Special tokens that the config lists without a name: strings, or objects with a `content`."""
     for key in ("additional_special_tokens", "extra_special_tokens"):
         more = settings.get(key) or ()
         yield from more.values() if isinstance(more, dict) else more
 
 
 def _is_listed(listed: Mapping[str, Any], added: Mapping[int, Any], *, whole: bool) -> bool:
-    """Whether added_tokens_decoder has tokens of tokenizer.json only, and has them all if `whole`."""
+    """Whether added_tokens_decoder lists only added tokens of tokenizer.json, and all of them if `whole`."""
     if whole and {int(index) for index in listed} != set(added):
         return False
     return all(
@@ -178,18 +178,18 @@ def _content(token: Any) -> str:
 
 
 def _agrees(given: Any, token: tokenizers.AddedToken) -> bool:
-    """Whether the flags that a config gives a token, if any, are the token's own."""
+    """Whether the flags that a config sets for a token, if any, match the token's own."""
     flags = given if isinstance(given, dict) else {}
     return all(flags.get(flag, getattr(token, flag)) == getattr(token, flag) for flag in FLAGS)
 
 
 def _is_bare(token: tokenizers.AddedToken) -> bool:
-    """Whether a token's flags are those that it gets where it is added again by its text alone."""
+    """Whether a token has the flags that it would get if it were added again by its text alone."""
     return not (token.special and (token.single_word or token.lstrip or token.rstrip or token.normalized))
 
 
 def _stand_in_order(backend: tokenizers.Tokenizer) -> bool:
-    """Whether added tokens have the ids that they would get again: their place in the vocabulary, or the next one."""
+    """Whether added tokens have the ids that adding them again would give: their vocabulary id or the next free one."""
     new = []
     for index, token in sorted(backend.get_added_tokens_decoder().items()):
         known = backend.model.token_to_id(token.content)

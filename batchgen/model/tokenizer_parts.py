@@ -1,6 +1,6 @@
-"""What the parts of a tokenizer.json can do to a text, told from the file: how much they make of it, and how long.
+"""What the parts of a tokenizer.json can do to a text, judged from the file: how far it grows and how long that takes.
 
-Knows the library's kinds of parts, and the patterns of well-known models; runs nothing.
+Knows the kinds of parts that the tokenizers library has, and the patterns of well-known models; runs nothing.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 MOST_STEPS, DEEPEST = 64, 8  # no known tokenizer has a tenth of it
-MOST_GROWTH = 32  # characters that become of one
+MOST_GROWTH = 32  # characters that one character may become
 LONGEST_TEXT = 16_384  # of a token, a replacement or a pattern, in characters
-LONGEST_WORD = 100  # characters; WordPiece looks at all parts of a word, at worst, again for each character
-LONGEST_PIECE = 128  # Unigram looks this far ahead from each character
-MOST_ADDED = 64  # tokens that are put around a text
+LONGEST_WORD = 100  # characters; WordPiece may look at all parts of a word again for each character
+LONGEST_PIECE = 128  # characters; Unigram looks this far ahead from each character
+MOST_ADDED = 64  # tokens added around a text
 INNER = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
 PLAIN = {
     "normalizer": {"BertNormalizer", "ByteLevel", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Prepend",
@@ -26,7 +26,7 @@ PLAIN = {
 CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
 ENDINGS = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-# Of GPT-2, GPT-4 and Llama 3, Qwen 2, GPT-4o, DeepSeek: each finds its end without looking twice.
+# Patterns of GPT-2, GPT-4 and Llama 3, Qwen 2, GPT-4o, DeepSeek: none of them backtracks.
 KNOWN_PATTERNS = {
     rf"{CONTRACTIONS}| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+",
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
@@ -39,12 +39,12 @@ KNOWN_PATTERNS = {
     rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*{ENDINGS}",
 }  # fmt: skip
 ATOM = r"(?:\\[pP]\{\^?\w+\}|\\[^\dkgpP]|\[\^?(?:[^\[\]\\&]|\\[^\d])+\]|[^\\\[\](){}*+?|^$])"
-# One repeated thing, or things in a row that are not repeated: there is nothing to try again.
+# One repeated atom, or a sequence of atoms without repetition: there is nothing to backtrack into.
 ONE_WAY = re.compile(rf"{ATOM}(?:[+*?]|\{{\d{{1,2}}(?:,(?:\d{{1,2}})?)?\}})?|{ATOM}+")
 
 
 def find_harm(parts: Mapping[str, Any]) -> str | None:
-    """Why nobody should use a tokenizer with these parts (those of tokenizer.json), in a few words; None if one may."""
+    """Why a tokenizer with these parts (of tokenizer.json) must not be used, in a few words; None if it may be."""
     for part in INNER:
         steps = list(_steps(parts.get(part), part))
         if len(steps) > MOST_STEPS:
@@ -61,14 +61,14 @@ def find_harm(parts: Mapping[str, Any]) -> str | None:
 
 
 def is_plain(parts: Mapping[str, Any]) -> bool:
-    """Whether every part is of a kind that takes time and memory in proportion to the text, whatever the text is."""
+    """Whether every part is of a kind that takes time and memory in proportion to any text."""
     for part, kinds in PLAIN.items():
         if any(step.get("type") not in kinds for step in _steps(parts.get(part), part)):
             return False
         if not all(_is_tame(pattern) for pattern in _patterns(parts.get(part), part)):
             return False
         if part == "decoder" and any(step.get("stop") for step in _steps(parts.get(part), part)):
-            return False  # the library panics where a token is shorter than what is to be stripped off its end
+            return False  # the library panics if a token is shorter than what is to be stripped from its end
     model = parts.get("model")
     if not isinstance(model, Mapping):
         return False
@@ -79,9 +79,9 @@ def is_plain(parts: Mapping[str, Any]) -> bool:
 
 
 def growth_of(steps: list[Mapping[str, Any]]) -> float:
-    """How many characters the steps of a normalizer or decoder can make of one.
+    """The most characters that the steps of a normalizer or decoder can make of one character.
 
-    Counted from the last step to the first: what becomes of each character behind it.
+    Works from the last step to the first and tracks what the later steps make of each character.
 
     >>> growth_of([{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 3)
     8.0
@@ -96,7 +96,7 @@ def growth_of(steps: list[Mapping[str, Any]]) -> float:
         if isinstance(literal, str) and literal:
             for sign in set(literal):
                 by_character[sign] = max(by_character.get(sign, others), made / len(literal))
-        else:  # any character may match, or the gap behind it
+        else:  # any character may match, or the gap after it
             between = made if literal == "" or _matches_nothing(pattern) else 0.0
             by_character = {sign: max(each + between, made) for sign, each in by_character.items()}
             others = max(others + between, made)
@@ -104,7 +104,7 @@ def growth_of(steps: list[Mapping[str, Any]]) -> float:
 
 
 def _steps(part: Any, kind: str, depth: int = 0) -> Iterator[Mapping[str, Any]]:
-    """The steps of a part, of those in sequences too; more than enough where they are nested without end."""
+    """The steps of a part, with nested sequences flattened; more than `MOST_STEPS` if they are nested too deeply."""
     if depth > DEEPEST:
         yield from ({} for _ in range(MOST_STEPS + 1))
     elif isinstance(part, Mapping) and part.get("type") == "Sequence":
@@ -128,7 +128,7 @@ def _is_tame(pattern: str) -> bool:
 
 
 def _matches_nothing(pattern: Any) -> bool:
-    """Whether a regular expression may match between two characters."""
+    """Whether a regular expression may match the empty string between two characters."""
     text = pattern.get("Regex") if isinstance(pattern, Mapping) else None
     if not isinstance(text, str) or any(sign in text for sign in ("(?", "^", "$", "\\b", "\\B", "\\G", "\\A", "\\z")):
         return not (isinstance(text, str) and _is_tame(text) and not text.endswith(("*", "?")))
@@ -139,7 +139,7 @@ def _matches_nothing(pattern: Any) -> bool:
 
 
 def _longest_text(parts: Mapping[str, Any]) -> int:
-    """Characters of the longest token, replacement or pattern."""
+    """The length of the longest token, replacement or pattern, in characters."""
     model, added = parts.get("model"), parts.get("added_tokens")
     lengths = [max(map(len, _tokens(model)), default=0)]
     lengths += [len(str(token.get("content"))) for token in added or [] if isinstance(token, Mapping)]
@@ -150,7 +150,7 @@ def _longest_text(parts: Mapping[str, Any]) -> int:
 
 
 def _tokens(model: Any) -> list[str]:
-    """The vocabulary of a model, whose kinds keep it in one of two ways."""
+    """The tokens in a model's vocabulary, which is a list or a mapping depending on the kind of model."""
     vocab = model.get("vocab") if isinstance(model, Mapping) else None
     if isinstance(vocab, list):  # of [piece, score]
         return [str(entry[0]) for entry in vocab if isinstance(entry, list) and entry]
@@ -158,7 +158,7 @@ def _tokens(model: Any) -> list[str]:
 
 
 def _most_around(processor: Any) -> int:
-    """Tokens that a post-processor puts around a text."""
+    """An upper bound on the number of tokens that a post-processor adds around a text."""
     if not isinstance(processor, Mapping):
         return 0
     if isinstance(inner := processor.get("processors"), list):

@@ -1,7 +1,7 @@
-"""Whether a tokenizer.json may be used: what its parts can do is looked at, and what is unusual is tried in a child.
+"""Judge whether a tokenizer.json may be used: inspect its parts, and try an unusual one in a child process.
 
-A verdict is kept by the file's hash, so that only a tokenizer's first use costs more than that. The child has limits
-on memory and time: the library's own code answers neither to Ctrl-C nor to an exception.
+Verdicts are kept by the file's hash, so only the first use of a tokenizer costs more than the hash. The child has
+limits on memory and time, because the library's own code can be stopped by neither Ctrl-C nor an exception.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from batchgen.model.tokenizer_parts import find_harm, is_plain
 
 Verdict = Literal["plain", "tried"]
 FILE, RULES, MOST_KEPT = "tokenizers", 2, 500
-LARGEST_READ_HERE = 32 * 2**20  # bytes; as Python objects a file takes some times as much
+LARGEST_READ_HERE = 32 * 2**20  # bytes; a file takes several times as much as Python objects
 CHILD_BYTES, CHILD_CPU_S, CHILD_S = 3 * 2**30, 12, 18.0
-LONG_RUN, SHORT_RUN = 2_000, 40  # characters of one kind in a row
+LONG_RUN, SHORT_RUN = 2_000, 40  # repetitions of one character
 WORDS = "My dog is 12,345.67 years old! \n\tIt's  raining…   Grüße, 東京 \U0001f600 <|endoftext|>"
 SIGNS = "aZ0 .-_'\n\té東\u0301"
-MOST_TOKENS = 8  # for each byte of a text
+MOST_TOKENS = 8  # for each byte of the text
 
 
 def judge_tokenizer(folder: Path) -> Verdict | None:
-    """Whether a folder's tokenizer is `plain`, or unusual and was `tried`; None where it has no tokenizer.json.
+    """Return `plain`, or `tried` for an unusual tokenizer that passed its trial; None without a tokenizer.json.
 
-    Raises `ModelError` for one that does harm.
+    Raises `ModelError` for a harmful tokenizer.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -68,7 +68,7 @@ def _refusal(path: Path, problem: str) -> ModelError:
 
 
 def _parse(content: bytes) -> dict[str, Any] | None:
-    """None for what is no JSON object: the library will say what is wrong with it."""
+    """The parsed file; None if it is not a JSON object: the library will report what is wrong."""
     with suppress(ValueError, RecursionError):
         parts = json.loads(content)
         return parts if isinstance(parts, dict) else None
@@ -76,7 +76,7 @@ def _parse(content: bytes) -> dict[str, Any] | None:
 
 
 def try_in_child(path: Path) -> str | None:
-    """What is wrong with a tokenizer that is loaded and used in a process with limits, in a few words."""
+    """Load and use a tokenizer in a process with limits; return what went wrong in a few words, or None."""
     command = [sys.executable, "-c", f"from {__name__} import main; main()", str(path.resolve())]
     try:
         with safe_children():
@@ -95,7 +95,7 @@ def try_in_child(path: Path) -> str | None:
 
 
 def main() -> None:
-    """Tries the tokenizer.json that is named, within limits, and prints what is wrong with it as JSON."""
+    """Try the tokenizer.json named on the command line, within limits, and print what is wrong with it as JSON."""
     limit_process(CHILD_BYTES, CHILD_CPU_S)
     path = Path(sys.argv[1])
     problem = None
@@ -129,7 +129,7 @@ def _problem(path: Path) -> str | None:
 
 
 def trial_texts(parts: Mapping[str, Any]) -> list[str]:
-    """Ordinary text; and runs of each sign that the parts name, on which patterns search longest."""
+    """Ordinary text, and long runs of each character that the parts mention, which take patterns longest."""
     named = json.dumps({name: part for name, part in parts.items() if name in ("normalizer", "pre_tokenizer")})
     signs = dict.fromkeys(SIGNS + "".join(sorted(sign for sign in set(named) if sign.isalnum())))
     short = [sign * SHORT_RUN + end for sign in signs for end in ("", "!", "c")]
@@ -137,7 +137,7 @@ def trial_texts(parts: Mapping[str, Any]) -> list[str]:
 
 
 def _problem_of_characters(normalizer: Any) -> str | None:
-    """A table of replacements is no text that one could read: what becomes of every character is looked at."""
+    """Run every character through a normalizer's binary replacement table; return what is wrong, or None."""
     for code in range(32, 0x10000):
         if not 0xD800 <= code < 0xE000 and len(normalizer.normalize_str(chr(code))) > MOST_TOKENS * 4:
             return f"its normalizer expands U+{code:04X}"

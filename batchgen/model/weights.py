@@ -1,4 +1,4 @@
-"""A checkpoint's weights on a device, in a dtype; only whole safetensors are loaded, no code of the model's is run."""
+"""Load a checkpoint's weights onto a device, in a dtype: only complete safetensors, and no code of the model."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
-PROCESS_BYTES = 256 * 2**20  # of a worker, beside its weights: Python, torch and transformers
+PROCESS_BYTES = 256 * 2**20  # of a worker, besides its weights: Python, torch and transformers
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def load_model(
     checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto", memory: MemoryLimit | None = None
 ) -> Model:
-    """The checkpoint with its weights on `device`; missing, misshaped or too many weights are refused."""
+    """The checkpoint with its weights on `device`. Raises `ModelError` for missing, misshapen or too large weights."""
     import torch
     from transformers import GenerationConfig
 
@@ -41,7 +41,7 @@ def load_model(
     check_weights(folder)
     with quiet(), one_line(checkpoint.name, folder):
         check_room(checkpoint, on, dtype, memory)
-        # Named in both places: a config may ask for a kernel from the Hub, which is code.
+        # Set in both places: a config may name a kernel from the Hub, which would be code.
         attention = attention_kernel(checkpoint.config)
         set_attention(checkpoint.config, attention)
         network, loading, stored = _read_network(checkpoint, attention, as_dtype)
@@ -53,14 +53,14 @@ def load_model(
             )
     if stored:
         stored.keep_scales(network)
-    network.generation_config = GenerationConfig()  # what the checkpoint asks for must not leak into `generate`
+    network.generation_config = GenerationConfig()  # the checkpoint's own settings must not leak into `generate`
     return Model(checkpoint, network.eval().to(on), on, as_dtype)
 
 
 def _read_network(
     checkpoint: Checkpoint, attention: str, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, Mapping[str, Any], StoredWeights | None]:
-    """A network, what was wrong with the files, and what they are read by where they hold integers."""
+    """The network, transformers' loading report, and the reader of the files if they store integers."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
     folder, config = checkpoint.folder, checkpoint.config
@@ -78,7 +78,7 @@ def _read_network(
 def check_room(
     checkpoint: Checkpoint, device: Device, dtype: str, memory: MemoryLimit | None = None, *, num_copies: int = 1
 ) -> None:
-    """Refuses weights that cannot fit: beyond its memory a process is not told, but killed."""
+    """Raise `ModelError` for weights that cannot fit: the system would kill the process without an error."""
     weights = num_copies * footprint_of(checkpoint, dtype).weights
     needed = weights + (num_copies * PROCESS_BYTES if num_copies > 1 and device.type == "cpu" else 0)
     bound = memory_bounds(device, memory)[0]
@@ -99,7 +99,7 @@ def check_room(
 
 
 def check_shares(checkpoint: Checkpoint, device: Device, dtype: str, memory: MemoryLimit, num_workers: int) -> None:
-    """Refuses weights that do not fit into what all workers together may take, each with its own."""
+    """Raise `ModelError` if the workers' copies of the weights do not fit into their shared memory limit."""
     weights = footprint_of(checkpoint, dtype).weights
     process = PROCESS_BYTES if device.type == "cpu" else 0
     most = memory.size_bytes
@@ -114,7 +114,7 @@ def check_shares(checkpoint: Checkpoint, device: Device, dtype: str, memory: Mem
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA, then Apple's MPS, then the CPU."""
+    """Choose the device: `auto` is CUDA, then Apple's MPS, then the CPU. Raises `UsageError` or `ModelError`."""
     import torch
 
     has_mps = torch.backends.mps.is_available()
@@ -131,7 +131,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device_type: str, config: ConfigView | PretrainedConfig) -> str:
-    """`auto` is float32 on the CPU whatever the file stores, the checkpoint's own dtype on an accelerator."""
+    """Choose the dtype: `auto` is float32 on the CPU, and the checkpoint's own dtype on an accelerator.
+
+    Raises `UsageError` for an unknown name.
+    """
     if name not in DTYPES:
         raise UsageError(f"--dtype {name} is not one of {', '.join(DTYPES)}")
     if name != "auto":

@@ -1,7 +1,7 @@
-"""Conversations to exactly the token ids that a model was trained on, and its answers to text and reasoning.
+"""Turn conversations into exactly the token ids that a model was trained on, and its answers into text and reasoning.
 
-A chat template renders; special tokens that the template writes are parsed, those in what people wrote stay text.
-Knows nothing of files, batches or weights.
+A chat template renders. Special tokens written by the template are parsed; those in messages stay plain text. Knows
+nothing about files, batches or weights.
 """
 
 from __future__ import annotations

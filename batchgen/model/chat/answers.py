@@ -1,7 +1,6 @@
-"""What a model said, in parts: what it thought, the text, its tool calls.
+"""Split what a model said into parts: its reasoning, the text, its tool calls.
 
-The parts are told apart by the tokenizer's response template where it has one, else by the marks around a thought, or
-by gpt-oss's channels.
+Uses the tokenizer's response template if it has one, otherwise gpt-oss's channels or the marks around the reasoning.
 """
 
 from __future__ import annotations
@@ -31,9 +30,10 @@ CHANNEL = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """`reasoning` and `tool_calls` are None where there are none. `constrained` is the text without the thought.
+    """An answer in parts; `reasoning` and `tool_calls` are None if there are none.
 
-    It is there where a constraint was for that alone, and `text` has the thought too.
+    If a constraint applied only to the text after the thought, `constrained` is that text, and `text` may include the
+    thought.
     """
 
     text: str
@@ -47,10 +47,9 @@ class Reply:
 
 
 def split_thought(text: str, marks: tuple[str, str], *, is_open: bool = False) -> Reply:
-    """Reasoning and text of an answer. `is_open` says that the prompt ends inside the thought.
+    """Split an answer into reasoning and text. `is_open` means that the prompt ends inside the thought.
 
-    A thought that was cut short is all there is, and the text is empty.
-
+    If the thought was cut short, the text is empty.
     >>> split_thought("<think>\\nhm\\n</think>\\n\\nYes.", ("<think>", "</think>"))
     Reply(text='Yes.', reasoning='hm', tool_calls=None, constrained=None)
     """
@@ -65,8 +64,7 @@ def split_thought(text: str, marks: tuple[str, str], *, is_open: bool = False) -
 
 
 def split_channels(text: str) -> Reply:
-    """Reasoning (`analysis`) and text (`final`) of an answer in channels; what is in none of them is text.
-
+    """Split an answer in channels into reasoning (`analysis`) and text (`final`, and anything in no channel).
     >>> split_channels("<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes.")
     Reply(text='Yes.', reasoning='Hm.', tool_calls=None, constrained=None)
     """
@@ -77,7 +75,7 @@ def split_channels(text: str) -> Reply:
             thoughts.append(match["text"].strip())
         elif match["name"] == "final":
             texts.append(match["text"])
-        else:  # a call of a tool, or what leads to one: as it stands
+        else:  # a tool call, or the text before one: unchanged
             texts.append(match[0])
         end = match.end()
     rest = text[end:]
@@ -86,7 +84,7 @@ def split_channels(text: str) -> Reply:
 
 
 def parse_by_template(chat: Chat, text: str, request: Request) -> Reply | None:
-    """The parts by the tokenizer's own response template; None where that does not fit, or does not come to an end."""
+    """The parts according to the tokenizer's response template; None if it does not fit or takes too long."""
     assert request.conversation
     tools = request.conversation.tools
     try:
@@ -97,7 +95,7 @@ def parse_by_template(chat: Chat, text: str, request: Request) -> Reply | None:
             "such answers are not split"
         )
         return None
-    except Exception:  # noqa: BLE001 - a model's own patterns may raise anything; the text is not lost for it
+    except Exception:  # noqa: BLE001 - a model's own patterns may raise anything; the text must not be lost
         return None
     reasoning = next((parsed[name] for name in REASONING_FIELDS if parsed.get(name) is not None), None)
     content = parsed.get("content")
@@ -110,7 +108,7 @@ def parse_by_template(chat: Chat, text: str, request: Request) -> Reply | None:
 
 
 def split_reply(chat: Chat, ids: list[int], text: str, request: Request) -> Reply:
-    """An answer in parts. `ids` are its tokens, `text` what they say without special tokens.
+    """Split an answer into parts. `ids` are its tokens, `text` their text without special tokens.
 
     `request` has the conversation and its rendered prompt.
     """
@@ -130,7 +128,7 @@ def split_reply(chat: Chat, ids: list[int], text: str, request: Request) -> Repl
 
 
 def split_constrained(chat: Chat, sequence: Sequence, thought: Thought, text: str) -> Reply:
-    """The answer of a row whose constraint began behind its thought: its `text`, exactly, and what it thought."""
+    """The reply of a row whose constraint began after its thought: exactly `text`, and the reasoning."""
     number = sequence.num_thought_tokens
     if not number:
         return Reply(text)
@@ -153,7 +151,7 @@ def cut_at_stops(text: str, stops: Collection[str]) -> str:
 
 
 def decode_with_marks(tokenizer: PreTrainedTokenizerBase, ids: Rows[int], marks: Collection[str]) -> str:
-    """Text of token ids without special tokens, but for these marks."""
+    """The text of token ids without special tokens, except these marks."""
     shown = {tokenizer.convert_tokens_to_ids(mark): mark for mark in marks}
     pieces: list[str] = []
     piece: list[int] = []

@@ -1,4 +1,4 @@
-"""A chat template and its tokenizer: conversations to text and token ids, in order."""
+"""A chat template and its tokenizer: turns conversations into text and token ids, in order."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NOTHING_SAID = ChatOptions()
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A conversation as text and as token ids, or why it is neither."""
+    """A conversation as text and token ids, or why it could not be rendered."""
 
     prompt: str = ""
     input_ids: tuple[int, ...] = ()
@@ -37,7 +37,7 @@ class Rendered:
 
 
 class Chat:
-    """What makes prompts of conversations: a chat template, if the model has one, and its tokenizer."""
+    """Makes prompts from conversations: a chat template, if the model has one, and its tokenizer."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Chat:
         eos_token_ids: frozenset[int] | None = None,
         now: datetime = START,
     ) -> None:
-        """`templates` are sources by name. The tokenizer is made for the first conversation."""
+        """`templates` are sources by name. The tokenizer is created for the first conversation."""
         self._eos_token_ids = eos_token_ids
         self._now = now
         self._templates = templates
@@ -64,12 +64,12 @@ class Chat:
 
     @property
     def chosen_templates(self) -> Mapping[str, str] | None:
-        """The template that the run asks for; None for the model's own."""
+        """The templates chosen for the run; None for the model's own."""
         return self._templates if self.options.template is not None else None
 
     @property
     def digest(self) -> str | None:
-        """What tells whether the template that the run asks for is still the same."""
+        """A hash of the templates chosen for the run, to detect a change; None for the model's own."""
         templates = self.chosen_templates
         return sha256("\0".join(templates.values()).encode()).hexdigest() if templates else None
 
@@ -79,7 +79,7 @@ class Chat:
 
     @cached_property
     def template(self) -> ChatTemplate:
-        """Raises `ValueError` where there is none, or one that is not a template."""
+        """The compiled template. Raises `ValueError` if there is none, or it is invalid."""
         if not self._templates:
             raise ValueError(f"messages need a chat template, {NO_TEMPLATE}")
         variables = {**self.tokenizer.special_tokens_map, **self.options.arguments}
@@ -89,22 +89,22 @@ class Chat:
             raise ValueError(str(error)) from None
 
     def conversation_of(self, request: Request) -> Conversation | None:
-        """A row's messages, or with `--chat` its prompt as a user's message; None for a plain prompt.
+        """A row's messages, or with `--chat` its prompt as a user message; None for a plain prompt.
 
-        Raises `ValueError` for a column beside the prompt that no template can take.
+        Raises `ValueError` for a column next to the prompt that no template accepts.
         """
         if request.conversation is None and self.options.wraps_prompts:
             return conversation_of_prompt(request.prompt, request.beside)
         return request.conversation
 
     def with_system(self, conversation: Conversation) -> Conversation:
-        """The run's system message before a conversation that has none of its own."""
+        """The conversation with the run's system message, if it has none of its own."""
         if self.options.system is None or conversation.messages[0].role in ("system", "developer"):
             return conversation
         return replace(conversation, messages=(Message("system", self.options.system), *conversation.messages))
 
     def say_once(self, line: str) -> None:
-        """What a person should know; once in a run."""
+        """Report something that users should know, once per run."""
         if line not in self._said:
             self._said.add(line)
             self._say(line)
@@ -118,22 +118,22 @@ class Chat:
 
     @cached_property
     def reasoning_marks(self) -> tuple[str, str] | None:
-        """What opens and closes a thought, where the template or the tokenizer has marks for it."""
+        """The marks that open and close a thought; None if neither the template nor the tokenizer has any."""
         source = "\0".join(self._templates.values())
         return find_marks(source, {token.content for token in self.tokenizer.added_tokens_decoder.values()})
 
     @cached_property
     def control(self) -> ControlTokens:
-        """Special tokens, and added ones that open or close turns without being declared special."""
+        """Special tokens, and added tokens that open or close turns without being declared special."""
         glue = self.turns.glue if self.turns else ""
         added = {token.content for token in self.tokenizer.added_tokens_decoder.values()}
         marks = self.reasoning_marks or ()
         return ControlTokens(self.tokenizer, frozenset(token for token in added - {*marks} if token in glue))
 
     def encode(self, conversations: list[Conversation], *, parse_special: bool = False) -> list[Rendered]:
-        """Text and token ids of each conversation, the run's system message before it, in order.
+        """Text and token ids of each conversation, in order, each with the run's system message.
 
-        Text that looks like a special token stays text, unless `parse_special` is set.
+        Text that looks like a special token stays text unless `parse_special` is set.
         """
         rows = [self._render(self.with_system(conversation), parse_special) for conversation in conversations]
         texts = [row.prompt for row in rows if not row.error and not row.input_ids]
@@ -141,7 +141,7 @@ class Chat:
         return [row if row.error or row.input_ids else _encoded(row, next(found)) for row in rows]
 
     def _render(self, conversation: Conversation, parse_special: bool) -> Rendered:
-        """The text; token ids too where they need more than the tokenizer."""
+        """The text, and also the token ids if the tokenizer alone would not give the right ones."""
         try:
             if parse_special or not self.control.is_in(conversation):
                 return _bounded(self.template.render(conversation))
@@ -152,9 +152,9 @@ class Chat:
             return Rendered(error=str(problem))
 
     def _render_hidden(self, conversation: Conversation) -> str:
-        """Rendered with text of special tokens hidden.
+        """Render with the text of special tokens hidden.
 
-        Marks of a thought in the assistant's own messages are shown to a template that takes the thought out.
+        Reasoning marks in the assistant's own messages stay visible to a template that removes the reasoning.
         """
         rendered = self.template.render(self.control.hide(conversation))
         marks = tuple(mark for mark in self.reasoning_marks or () if mark in self.control.ids)
@@ -187,12 +187,12 @@ class Chat:
 
     @cached_property
     def unnamed_end(self) -> int | None:
-        """The token that the template closes a turn with, where it is none of the model's eos tokens."""
+        """The token that the template closes a turn with, if it is not one of the model's eos tokens."""
         closing = self.closing_token_id
         return None if self._eos_token_ids is None or closing in self._eos_token_ids else closing
 
     def offsets(self, prompt: str, ids: Sequence[int], conversation: Conversation) -> list[tuple[int, int]]:
-        """Which characters of a rendered prompt each of its tokens stands for; of none where that cannot be known."""
+        """The (start, end) characters of a rendered prompt for each token; (0, 0) for all if they are unknown."""
         plain = self.tokenizer(
             prompt, add_special_tokens=False, split_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
@@ -205,7 +205,7 @@ class Chat:
 
     @cached_property
     def closing_token_id(self) -> int | None:
-        """The token that the template closes the assistant's turn with; None where it is plain text."""
+        """The token that the template closes the assistant's turn with; None if it is plain text."""
         closing = self.turns.closing.lstrip() if self.turns else ""
         added = {token.content: index for index, token in self.tokenizer.added_tokens_decoder.items()}
         matching = [token for token in added if token and not token.isspace() and closing.startswith(token)]
@@ -222,12 +222,12 @@ def make_chat(
     eos_token_ids: frozenset[int] | None = None,
     now: datetime = START,
 ) -> Chat:
-    """The chat template that a run asks for (or has `chosen`), else the model's `own`, with the run's arguments.
+    """Make a chat with the template that a run asks for (or has `chosen`), otherwise the model's `own`.
 
-    What a person should know of it is told through `say`, once. An answer ends at the model's `eos_token_ids`, and at
-    the token that the template closes a turn with, which some models do not name. `now` is the time that templates
-    show, the same in a run that goes on another day.
-    Raises `UsageError` where prompts are to go through a template and there is none, or one that is not a template.
+    Reports what users should know through `say`, once. An answer ends at the model's `eos_token_ids`, and at the token
+    that the template closes a turn with, which some models do not list as eos. `now` is the time that templates show;
+    it stays the same if a run is resumed on another day.
+    Raises `UsageError` if prompts need a template and there is none, or the template is invalid.
     """
     templates = chosen or own
     if options.template is not None and not chosen:
@@ -248,14 +248,14 @@ def open_chat(
     say: Say = lambda line: None,
     now: datetime = START,
 ) -> Chat:
-    """`make_chat` for a model, with the templates in its folder, its tokenizer and its eos tokens."""
+    """Call `make_chat` for a model, with the templates in its folder, its tokenizer and its eos tokens."""
     own = read_templates(checkpoint.folder)
     ends = checkpoint.eos_token_ids
     return make_chat(own, lambda: checkpoint.codec, options, chosen, say=say, eos_token_ids=ends, now=now)
 
 
 def _encoded(row: Rendered, found: list[int] | str) -> Rendered:
-    """A rendered conversation with its token ids, or with why the tokenizer chokes on it."""
+    """A rendered conversation with its token ids, or with the reason why the tokenizer fails on it."""
     return Rendered(error=found) if isinstance(found, str) else Rendered(row.prompt, tuple(found))
 
 

@@ -1,9 +1,9 @@
-"""Keeps text in a conversation that looks like a special token apart from the template's own special tokens.
+"""Keep text in a conversation that looks like a special token apart from the template's own special tokens.
 
-Before a conversation that holds such text is rendered, the characters of that text are swapped for private-use ones,
-one for one, so that a template may trim, count, compare, split or cut contents as ever. In what it renders, a special
-token that is still spelled out is the template's own. The text is then encoded whole by a copy of the tokenizer that
-knows its special tokens by other names: the template's own are written by those names, and the rest is plain text.
+Before such a conversation is rendered, the characters of that text are replaced one for one by private-use characters,
+so that a template can trim, count, compare, split or cut contents as usual. Any special token that the rendered text
+then still spells out is the template's own. A copy of the tokenizer with renamed special tokens encodes the text as a
+whole: the template's own tokens are written under the new names, and everything else is plain text.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ONLY_TRUSTED = "remove it, or use --parse-special if all input is trusted"
 
 
 class ControlTokens:
-    """The special tokens of a tokenizer, and `others` that a template is built of, as text to look for."""
+    """The special tokens of a tokenizer, and `others` that a template uses, as text to look for."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, others: frozenset[str] = frozenset()) -> None:
         added = tokenizer.added_tokens_decoder.items()
@@ -46,19 +46,19 @@ class ControlTokens:
         stand_ins = {character: chr(FIRST_STAND_IN + place) for place, character in enumerate(alphabet)}
         self._hide = str.maketrans(stand_ins)
         self._show = {stand_in: character for character, stand_in in stand_ins.items()}
-        # `tojson` may have written them as escapes.
+        # `tojson` may have written the stand-ins as escapes.
         self._show |= {json.dumps(stand_in)[1:-1]: character for character, stand_in in stand_ins.items()}
         self._hidden = re.compile("|".join(map(re.escape, self._show)) or "(?!)")
         self._either = re.compile(f"({self._tokens.pattern})|{self._hidden.pattern}")
 
     def is_in(self, conversation: Conversation) -> bool:
-        """Whether a text of it holds a special token, or ends with the beginning of one."""
+        """Whether any text in it contains a special token, or ends with the beginning of one."""
         return any(self._tokens.search(text) or self._tail(text) for text in _texts(conversation))
 
     def hide(self, conversation: Conversation, keep: tuple[str, ...] = ()) -> Conversation:
-        """The conversation with such text in private-use characters. The marks `keep` stay in what the assistant said.
+        """The conversation with such text in private-use characters; in assistant messages, the marks `keep` stay.
 
-        Raises `ValueError` for a conversation that has such characters of its own.
+        Raises `ValueError` for a conversation that already contains such characters.
         """
         for text in _texts(conversation):
             if self._hidden.search(text):
@@ -72,7 +72,7 @@ class ControlTokens:
         )
 
     def show(self, rendered: str) -> str:
-        """The rendered text as it was meant."""
+        """The rendered text with the original characters restored."""
         return self._hidden.sub(lambda match: self._show[match[0]], rendered)
 
     def own(self, rendered: str) -> list[str]:
@@ -80,14 +80,17 @@ class ControlTokens:
         return self._tokens.findall(rendered)
 
     def encode(self, rendered: str) -> list[int]:
-        """Token ids of a rendered conversation that was hidden: its own special tokens, and text."""
+        """Token ids of a rendered hidden conversation: the template's special tokens, and everything else as text.
+
+        Raises `ValueError` if the tokenizer still makes a special token from the text.
+        """
         ids: list[int] = self._encode(rendered).ids
         if not self.are_own(ids, rendered):
             raise ValueError(f"the tokenizer turns the text into a special token: {ONLY_TRUSTED}")
         return ids
 
     def offsets(self, rendered: str) -> list[tuple[int, int]]:
-        """Which characters of the shown text each of these tokens stands for."""
+        """The (start, end) characters of the shown text for each token."""
         return list(self._encode(rendered).offsets)
 
     def _encode(self, rendered: str) -> Encoding:
@@ -106,12 +109,12 @@ class ControlTokens:
         return renamed, self._tokenizer.guard_of(renamed) if is_guarded else None
 
     def are_own(self, ids: list[int], rendered: str) -> bool:
-        """Whether the special tokens among these are those that the template wrote."""
+        """Whether the special tokens among `ids` are exactly those that the template wrote."""
         return self._known(ids) == self._known([self.ids[token] for token in self.own(rendered)])
 
     @cached_property
     def are_made_of_other_text(self) -> bool:
-        """Whether the tokenizer may make a special token of text that does not spell it, such as full-width signs."""
+        """Whether the tokenizer may turn other text, such as full-width characters, into a special token."""
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         if backend is None or backend.normalizer is None:
             return False
@@ -119,12 +122,12 @@ class ControlTokens:
         return is_normalized or type(backend.model).__name__ == "Unigram"
 
     def _known(self, ids: list[int]) -> list[int]:
-        """The special tokens among these, but for the unknown one, which text may well become."""
+        """The special tokens among `ids`, except the unknown token, which any text may become."""
         known = {*self.ids.values()} - {self._unknown}
         return [index for index in ids if index in known]
 
     def _tail(self, text: str) -> int:
-        """Where the beginning of a special token ends the text, spaces aside; 0 where none does."""
+        """The length of the special-token beginning that the text ends with, ignoring trailing spaces; 0 if none."""
         text = text.rstrip()
         start = max(0, len(text) - self._longest)
         for place, character in enumerate(text[start:], start):
@@ -153,7 +156,10 @@ class ControlTokens:
         return value
 
     def _rename(self) -> Tokenizer:
-        """The tokenizer with its special tokens under the names that stand for them."""
+        """A copy of the tokenizer with its special tokens renamed to stand-in characters.
+
+        Raises `ValueError` if this kind of tokenizer cannot be renamed.
+        """
         from tokenizers import Tokenizer
 
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
@@ -175,7 +181,7 @@ class ControlTokens:
 
 
 def _rename_in_vocabulary(state: dict[str, Any], names: dict[str, str], ids: dict[str, int]) -> None:
-    """Added tokens keep their ids only where the vocabulary has them."""
+    """Rename tokens in the vocabulary too: added tokens keep their ids only if the vocabulary has them."""
     model = state["model"]
     vocabulary = model["vocab"]
     if model.get("unk_token") in names:
@@ -193,7 +199,7 @@ def _rename_in_vocabulary(state: dict[str, Any], names: dict[str, str], ids: dic
 
 
 def _texts(value: object) -> Iterator[str]:
-    """Every text of a conversation, roles aside."""
+    """Every text of a conversation, except roles."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Conversation):

@@ -1,7 +1,7 @@
-"""The Jinja dialect of chat templates, as transformers defines it, with bounds on work and size.
+"""The Jinja dialect of chat templates, as transformers defines it, with limits on work and size.
 
-A chat template comes with a model, from a stranger. What it can say and what comes of it are the same as in
-`tokenizer.apply_chat_template`; a template that makes too much, or never comes to an end, fails on every machine alike.
+A chat template comes with a model from an untrusted source. Its syntax and its output are the same as in
+`tokenizer.apply_chat_template`; a template that produces too much or never ends fails the same way on every machine.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from jinja2.utils import Namespace
 
 from batchgen.formats.templates.sandbox import METHODS, Metered, Sandbox, require_size
 
-MACRO = 2_000  # what a macro's call costs at least, in characters
-MOST_PARTS = 10_000  # of `batch` and `slice`
+MACRO = 2_000  # the minimum cost of a macro call, in characters
+MOST_PARTS = 10_000  # for `batch` and `slice`
 LONGEST_INDENT = 100
 MORE_FILTERS = ("attr", "e", "escape", "filesizeformat", "forceescape", "safe", "wordwrap")
 MORE_METHODS = {"center", "expandtabs", "format", "join", "ljust", "replace", "rjust", "zfill"}
-WIDE = re.compile(r"\d{4,}|\*|\{[^{}]*\{")  # a width that a format would pad to, or takes from its values
+WIDE = re.compile(r"\d{4,}|\*|\{[^{}]*\{")  # a large width in a format string, or one taken from the values
 SEARCHES = ("in", "eq", "equalto", "==", "ne", "!=")
 CHEAP = ("length", "count", "d", "default", "first", "last", "map", "select", "selectattr", "reject", "rejectattr")
 
 
 class ChatMeter(Metered):
-    """Meters comparisons and searches too, and allows macros and `break`."""
+    """Also meters comparisons and searches, and allows macros, `break` and `continue`."""
 
     statements = (
         *Metered.statements, nodes.Macro, nodes.CallBlock, nodes.FilterBlock, nodes.Break, nodes.Continue,
@@ -105,7 +105,7 @@ class ChatEnvironment(Sandbox):
         return ChatMeter()
 
     def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """A call of the template. What could make something huge in one go is bounded before."""
+        """Call a function for the template. Limits are checked first where one call could produce something huge."""
         owner = getattr(function, "__self__", None)
         if isinstance(function, Macro):
             self.spend(MACRO)
@@ -134,7 +134,7 @@ class ChatEnvironment(Sandbox):
 
 
 class Generation(Extension):
-    """`{% generation %}`, with which a template marks what the model says. It shows its body."""
+    """`{% generation %}`, which marks what the model says in a template. It renders its body."""
 
     tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
 
@@ -149,7 +149,7 @@ class Generation(Extension):
 
 
 class ChatNamespace(Namespace):
-    """Jinja's namespace without names that begin with an underscore, as transformers has it."""
+    """Jinja's namespace without names that begin with an underscore, as in transformers."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:  # `self` may be an attribute
         self, args = args[0], args[1:]
@@ -195,7 +195,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as it stands, nothing escaped for HTML; the arguments are transformers'."""
+    """JSON without HTML escapes; takes the same arguments as transformers' filter."""
     width = len(indent) if isinstance(indent, str) else indent or 0
     if width > LONGEST_INDENT:
         raise SecurityError(f"an indent of more than {LONGEST_INDENT}")

@@ -1,6 +1,6 @@
-"""An answer in parts by the tokenizer's response template, in bounded time: its patterns come from a stranger.
+"""Split an answer by the tokenizer's response template in bounded time: its patterns are untrusted.
 
-transformers parses; what is here stops its patterns.
+transformers does the parsing; this module adds the time limit to its patterns.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers.utils.chat_parsing.response_templates import ResponseTemplate, ResponseTemplateField
 
-MOST_SECONDS = 1.0  # of processor time for one answer; thousands of tokens take a hundredth of it
+MOST_SECONDS = 1.0  # of CPU time for one answer; thousands of tokens take a hundredth of that
 PATTERN = "tag_pattern"  # of the content parser xml-inline
 
 
 class Allowance:
-    """Processor time that is left for an answer."""
+    """The CPU time that is left for an answer."""
 
     def __init__(self, seconds: float) -> None:
         self._end = time.process_time() + seconds
 
     def left(self) -> float:
-        """Seconds. Raises `TimeoutError` once there are none."""
+        """Return the seconds left. Raises `TimeoutError` if there are none."""
         left = self._end - time.process_time()
         if left <= 0:
             raise TimeoutError
@@ -33,7 +33,7 @@ class Allowance:
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """A compiled pattern as transformers' parser uses it, in the time that is left."""
+    """A compiled pattern with the interface that transformers' parser uses, limited to the time that is left."""
 
     pattern: Any
     allowance: Allowance
@@ -50,10 +50,10 @@ class Timed:
 def parse_in_time(
     spec: Mapping[str, Any], text: str, prompt: str, tools: list[dict[str, Any]] | None
 ) -> dict[str, Any]:
-    """What transformers' `parse_response` makes of an answer behind its prompt.
+    """Parse an answer to a prompt with transformers' `parse_response`.
 
-    Raises `TimeoutError` where the template needs more than `MOST_SECONDS` of processor time; one that does not fit may
-    raise anything.
+    Raises `TimeoutError` if the template needs more than `MOST_SECONDS` of CPU time; one that does not fit may raise
+    anything.
     """
     from transformers.utils.chat_parsing import parse_response
     from transformers.utils.chat_parsing.response_templates import load_response_template
@@ -81,7 +81,7 @@ def _timed(template: ResponseTemplate, allowance: Allowance) -> ResponseTemplate
 
 
 def _as_text(template: ResponseTemplate) -> ResponseTemplate:
-    """The template that leaves every region as it stands, each in a list."""
+    """The template changed to return every region's text unparsed, in lists."""
 
     def as_text(field: ResponseTemplateField) -> ResponseTemplateField:
         text = {"content": "text", "content_args": {"strip": False}, "transform": None, "transform_each": False}
@@ -91,13 +91,13 @@ def _as_text(template: ResponseTemplate) -> ResponseTemplate:
 
 
 def _patterns(content: str, args: Mapping[str, Any]) -> bool:
-    """Whether a region's content is read by a pattern, its values' too."""
+    """Whether the content of a region, or of its values, is parsed with a pattern."""
     inner = args.get("value_parser") or {}
     return content == "xml-inline" or (bool(inner) and _patterns(inner.get("name", "text"), inner.get("args", {})))
 
 
 def _try_content(text: str, content: str, args: Mapping[str, Any], allowance: Allowance) -> None:
-    """Runs a content's pattern as the parser will, which cannot be told to stop. Raises `TimeoutError`."""
+    """Run a content's pattern as the parser will, which has no time limit itself. Raises `TimeoutError`."""
     import regex
 
     if not _patterns(content, args):

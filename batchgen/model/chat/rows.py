@@ -1,4 +1,4 @@
-"""Requests through a chat template: each with its prompt rendered, and shortened where it is too long."""
+"""Put requests through a chat template: render their prompts, and shorten those that are too long."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Row = tuple[Request, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Shorter:
-    """A row whose oldest turns were dropped, rendered again, or why that does not help."""
+    """A row rendered again without its oldest turns, or why that is not enough."""
 
     request: Request
     input_ids: tuple[int, ...]
@@ -27,7 +27,7 @@ class Shorter:
 
 
 def render_rows(chat: Chat, requests: list[Request], *, parse_special: bool = False) -> list[Row]:
-    """The rows as they go to the model, conversations rendered, with their token ids; plain prompts as they are."""
+    """The rows as the model gets them: conversations rendered, with token ids; plain prompts unchanged, without."""
     rows = [_with_conversation(chat, request) for request in requests]
     told = [row.conversation for row in rows if row.conversation and not row.error]
     rendered = iter(chat.encode(told, parse_special=parse_special))
@@ -35,9 +35,9 @@ def render_rows(chat: Chat, requests: list[Request], *, parse_special: bool = Fa
 
 
 def shorten(chat: Chat, request: Request, room: int, *, parse_special: bool = False) -> Shorter:
-    """A row's conversation without its oldest turns, as few as leave it at most `room` tokens.
+    """Drop as few of the oldest turns of a row's conversation as leave it at most `room` tokens.
 
-    A turn is a user's message and what follows it. Messages before the first one stay, and so does the last turn.
+    A turn is a user message and what follows it. Messages before the first turn stay, and so does the last turn.
     """
     assert request.conversation
     whole = request.conversation.messages
@@ -75,8 +75,8 @@ def _with_conversation(chat: Chat, request: Request) -> Request:
 
 
 def _warn_of_columns(chat: Chat, request: Request) -> None:
-    """Says that columns which are meant for a chat template have no effect."""
-    with suppress(ValueError):  # then they are something else
+    """Warn that columns meant for a chat template have no effect."""
+    with suppress(ValueError):  # then the columns mean something else
         conversation_of_prompt(request.prompt, request.beside)
         names = " and ".join(request.beside)
         chat.say_once(f"warning: {names} have no effect on a plain prompt without --chat")
@@ -88,7 +88,7 @@ def _rendered(chat: Chat, request: Request, row: Rendered) -> Row:
 
 
 def _with_end(chat: Chat, request: Request) -> SamplingParams:
-    """The row's options, with the token that closes a turn as an end where the model does not name it."""
+    """The row's options, with the token that closes a turn as a stop token if it is not one of the model's eos."""
     sampling, end = request.sampling, chat.unnamed_end
     if end is None or sampling.ignore_eos or sampling.num_beams > 1 or end in sampling.stop_token_ids:
         return sampling

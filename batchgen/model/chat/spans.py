@@ -1,4 +1,4 @@
-"""Which part of a rendered conversation each token comes from: the template, a role's name, what somebody wrote."""
+"""Find which part of a rendered conversation each token comes from: the template, a role's name, or a message."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 Part = Literal["template", "role", "content"]
 Span = tuple[int, int, Part]
-# What templates call a role, where they call it otherwise.
+# Other names that templates use for a role.
 ALIASES = {"assistant": ("assistant", "model"), "user": ("user", "human"), "tool": ("tool", "ipython", "user")}
 
 
 def find_spans(prompt: str, conversation: Conversation) -> Iterator[Span]:
-    """Characters of roles and contents, in order; all others are the template's.
+    """The character spans of roles and contents, in order; all other characters belong to the template.
 
-    A content is looked for behind the one before it, trimmed as templates do. One that the template left out or
-    changed is not found, and counts as the template's.
+    Each content is searched after the previous one, trimmed as templates do. A content that the template omits or
+    changes is not found, and counts as part of the template.
     """
     end = 0
     for message in conversation.messages:
@@ -40,7 +40,7 @@ def find_spans(prompt: str, conversation: Conversation) -> Iterator[Span]:
 
 
 def token_parts(chat: Chat, prompt: str, ids: Sequence[int], conversation: Conversation) -> list[Part]:
-    """The part of each token; a token that reaches into a content is the content's."""
+    """The part that each token belongs to; a token that overlaps a content belongs to the content."""
     offsets = chat.offsets(prompt, ids, conversation)
     parts: list[Part] = ["template"] * len(ids)
     for start, end, part in find_spans(prompt, chat.with_system(conversation)):

@@ -1,6 +1,6 @@
-"""A chat template: a conversation to the text that the model sees. Knows nothing of tokens.
+"""A chat template: turns a conversation into the text that the model sees. Knows nothing about tokens.
 
-What goes in and comes out is as in transformers' `apply_chat_template`, which the tests hold it to.
+Input and output are the same as with transformers' `apply_chat_template`; the tests compare the two.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 LONGEST_TEMPLATE = 2**20  # characters
 LONGEST_REASON = 200  # characters of an error that are shown
 OWN_NAMES = {"messages", "tools", "documents", "add_generation_prompt"}
-# Names of a message's reasoning. Templates read the first one, gpt-oss's the second.
+# Names of a message's reasoning. Most templates read the first one, gpt-oss's the second.
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
 Messages = list[dict[str, Any]]
-START = datetime.now()  # of the process
+START = datetime.now()  # start of the process
 
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """One or several named templates. `name` is what errors call it; `variables` are the tokenizer's special tokens
-    and the run's arguments, over which a row's own win. `now` is the time that `strftime_now` shows in every row.
+    """One or several named templates. `name` is used in errors; `variables` are the tokenizer's special tokens and the
+    run's arguments, which a row's own arguments override. `now` is the time that `strftime_now` shows in every row.
     """
 
     sources: Mapping[str, str]
@@ -42,12 +42,15 @@ class ChatTemplate:
     now: datetime = START
 
     def __post_init__(self) -> None:
-        """Raises `UsageError`, which names the line, for what is not a template."""
+        """Raises `UsageError`, which names the line, for an invalid template."""
         for source in self.sources.values():
             _check(source, self.name, self.now)
 
     def source_for(self, conversation: Conversation) -> str:
-        """With tools `tool_use` where there is one, else `default`, else the only one there is."""
+        """The template for a conversation: `tool_use` if it has tools, otherwise `default`, otherwise the only one.
+
+        Raises `ValueError` if there are several and none of them is `default`.
+        """
         if conversation.tools is not None and "tool_use" in self.sources:
             return self.sources["tool_use"]
         if "default" in self.sources:
@@ -60,9 +63,9 @@ class ChatTemplate:
         )
 
     def render(self, conversation: Conversation) -> str:
-        """The text of a conversation.
+        """Render the text of a conversation.
 
-        Raises `ValueError`, one line, with the template's own words where it refuses.
+        Raises a one-line `ValueError`, with the template's own message if it raised the error.
         """
         source = self.source_for(conversation)
         if taken := OWN_NAMES & conversation.arguments.keys():
@@ -88,7 +91,7 @@ class ChatTemplate:
             raise ValueError(f"{self.name}: {_reason(error)}") from None
 
     def _continued(self, source: str, messages: Messages, conversation: Conversation) -> str:
-        """Rendered up to the end of the last message's content."""
+        """Render up to the end of the last message's content."""
         final = messages[-1].get("content")
         if final is None:
             raise ValueError("the last message has no content to continue")
@@ -108,7 +111,7 @@ class ChatTemplate:
 
 
 def read_templates(folder: Path) -> dict[str, str]:
-    """A model's own chat templates by name, from where transformers reads them; none where they cannot be read."""
+    """A model's own chat templates by name, from the files that transformers reads; none if they cannot be read."""
     own = folder / "chat_template.jinja"
     more = sorted((folder / "additional_chat_templates").glob("*.jinja"))
     files = {"default": own} if own.is_file() else {}
@@ -122,7 +125,7 @@ def read_templates(folder: Path) -> dict[str, str]:
 
 
 def _named(templates: object) -> dict[str, str]:
-    """One template, or a list of objects with `name` and `template`."""
+    """Templates by name, from one template or a list of objects with `name` and `template`."""
     if isinstance(templates, str):
         return {"default": templates}
     if isinstance(templates, list) and all(isinstance(item, dict) for item in templates):
@@ -132,7 +135,7 @@ def _named(templates: object) -> dict[str, str]:
 
 
 def choose_template(chosen: str, own: Mapping[str, str]) -> dict[str, str]:
-    """The model's own template of that name, else the one in that file. Raises `UsageError` where it is neither."""
+    """The model's own template of that name, otherwise the one in that file. Raises `UsageError` if it is neither."""
     if chosen in own:
         return {"default": own[chosen]}
     path = Path(chosen)
@@ -152,8 +155,7 @@ def choose_template(chosen: str, own: Mapping[str, str]) -> dict[str, str]:
 
 
 def read_arguments(assignments: list[str]) -> dict[str, Any]:
-    """`KEY=VALUE` each; a value is JSON where it is valid JSON, else text. Raises `UsageError`.
-
+    """Parse `KEY=VALUE` assignments; a value is JSON if it is valid JSON, otherwise text. Raises `UsageError`.
     >>> read_arguments(["enable_thinking=false", "date_string=1 May 2026"])
     {'enable_thinking': False, 'date_string': '1 May 2026'}
     """
@@ -181,7 +183,7 @@ def _given(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _aliased(messages: Messages) -> Messages:
-    """Messages with their reasoning under each name that a template reads it by."""
+    """Messages with their reasoning under each name by which templates read it."""
     aliased = []
     for message in messages:
         reasoning = next((message[key] for key in REASONING_FIELDS if key in message), None)
@@ -192,7 +194,7 @@ def _aliased(messages: Messages) -> Messages:
 
 
 def _tagged(content: str | list[dict[str, Any]]) -> tuple[str, str | list[dict[str, Any]]]:
-    """The text to be continued, and the content with a tag behind it."""
+    """The text to be continued, and the content with a tag appended."""
     if isinstance(content, str):
         return content, content + CONTINUE_TAG
     parts = list(content)

@@ -1,4 +1,4 @@
-"""What a model thinks ahead of its answer: whether the prompt has begun it, and how one sees that it is over."""
+"""A model's reasoning before its answer: whether the prompt has already begun it, and how to detect its end."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ UNKNOWN = (
 
 
 def speaks_in_channels(chat: Chat) -> bool:
-    """Whether answers are in channels, as gpt-oss's are."""
+    """Whether the model answers in channels, as gpt-oss does."""
     return all(mark in chat.control.ids for mark in CHANNEL_MARKS)
 
 
 def ends_in_thought(prompt: str, conversation: Conversation, marks: tuple[str, str]) -> bool:
-    """Whether an answer begins inside a thought: the generation prompt opened it, or the message that goes on has."""
+    """Whether an answer begins inside a thought, opened by the generation prompt or by the continued message."""
     opening, closing = marks
     if prompt.rstrip().endswith(opening):
         return True
@@ -34,9 +34,9 @@ def ends_in_thought(prompt: str, conversation: Conversation, marks: tuple[str, s
 
 
 def thought_of(chat: Chat, request: Request) -> Thought | None:
-    """What may come ahead of the answer to a conversation; None where it begins with the model's first token.
+    """What the model may write before its answer; None if the answer begins with the first token.
 
-    Raises `ValueError` where that cannot be told from what the model writes.
+    Raises `ValueError` if the beginning of the answer cannot be detected in what the model writes.
     """
     conversation = request.conversation
     if conversation is None:
@@ -59,12 +59,12 @@ def thought_of(chat: Chat, request: Request) -> Thought | None:
 
 
 def _content_mark(template: Mapping[str, Any]) -> str | None:
-    """What the answer follows by a response template; None where it needs nothing in front."""
+    """The mark that precedes the answer in a response template; None if there is none."""
     return _literal(_field(template, "content"), "open")
 
 
 def _reasoning_marks(template: Mapping[str, Any]) -> tuple[str, str] | None:
-    """What opens (empty: nothing) and closes a thought by a response template; None where it knows of none."""
+    """The marks that open ("" for none) and close a thought in a response template; None if it has no closing mark."""
     field = next((found for name in REASONING_FIELDS if (found := _field(template, name))), {})
     closing = _literal(field, "close")
     return (_literal(field, "open") or "", closing) if closing else None
@@ -77,7 +77,7 @@ def _field(template: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _literal(field: Mapping[str, Any], key: str) -> str | None:
-    """A field's mark as a text. Raises `ValueError` for one that is a pattern, or several texts."""
+    """A field's mark as text; None if it has none. Raises `ValueError` for a pattern or several texts."""
     given = field.get(key)
     if isinstance(given, list) and len(given) == 1:
         [given] = given
@@ -87,7 +87,7 @@ def _literal(field: Mapping[str, Any], key: str) -> str | None:
 
 
 def begin_answers(chat: Chat, sequences: list[Sequence]) -> None:
-    """Says of constrained rows what they may write ahead of their answers. Fails those of which that is not known."""
+    """Set what constrained rows may write before their answers. Rows for which that is unknown fail."""
     for sequence in sequences:
         if not sequence.is_finished and sequence.sampling.is_constrained:
             try:

@@ -1,4 +1,4 @@
-"""What a chat template puts around messages, found by rendering two of them: what opens and closes a turn."""
+"""Find what a chat template puts around messages, what opens and closes a turn, by rendering two messages."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from batchgen.model.chat.template import ChatTemplate
 from batchgen.records import Conversation, Message
 
-QUESTION, ANSWER = "Qquestionq", "Aanswera"  # words that no template has
-# Marks around what a model thinks, as templates and tokenizers spell them.
+QUESTION, ANSWER = "Qquestionq", "Aanswera"  # words that no template contains
+# Marks around reasoning, as templates and tokenizers spell them.
 REASONING_MARKS = (
     ("<think>", "</think>"),
     ("[THINK]", "[/THINK]"),
@@ -20,7 +20,7 @@ REASONING_MARKS = (
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """Text before the first user's message, behind the assistant's last one, and of the generation prompt."""
+    """The text before the first user message, the text after the last assistant message, and the generation prompt."""
 
     opening: str
     closing: str
@@ -32,7 +32,7 @@ class Turns:
 
 
 def find_turns(template: ChatTemplate) -> Turns | None:
-    """None where the template refuses so plain a conversation."""
+    """Find the texts around turns; None if the template fails on a minimal conversation."""
     question = Message("user", QUESTION)
     asked = Conversation((question,), add_generation_prompt=True)
     whole = (question, Message("assistant", ANSWER))
@@ -51,7 +51,7 @@ def find_turns(template: ChatTemplate) -> Turns | None:
 
 
 def find_marks(texts: str, tokens: set[str]) -> tuple[str, str] | None:
-    """The marks around reasoning that a template's source or a tokenizer has, the template's first."""
+    """The reasoning marks in a template's source, otherwise those in a tokenizer; None if there are none."""
     in_source = (marks for marks in REASONING_MARKS if marks[0] in texts or marks[1] in texts)
     in_tokens = (marks for marks in REASONING_MARKS if tokens.issuperset(marks))
     return next(in_source, None) or next(in_tokens, None)
