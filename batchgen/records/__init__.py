@@ -1,4 +1,4 @@
-"""The records that flow through batchgen. Imports neither torch nor rich."""
+"""The records that pass through batchgen. Imports neither torch nor rich."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from batchgen.records.thought import Thought
 if TYPE_CHECKING:
     import torch
 
-# Of the modules beside this one, and of this one.
+# The names of this module and of the other modules in this package.
 __all__ = [
     "BATCH_INVARIANT",
     "LONGEST_PROMPT",
@@ -72,21 +72,21 @@ __all__ = [
 FinishReason = Literal["stop", "length", "error"]
 TooLong = Literal["error", "truncate"]
 RowId = str | int | float
-# Beyond these a row fails: bytes of a row with all its columns, characters of a prompt. No model reads as much.
+# A row fails beyond these limits: bytes of a row with all its columns, characters of a prompt. No model reads as much.
 LONGEST_ROW = 8 * 2**20
 LONGEST_PROMPT = 2 * 2**20
-SAMPLE_BYTES = 200  # of a Sequence, beside 8 for each token: a token is about four characters
+SAMPLE_BYTES = 200  # of a Sequence, on top of 8 for each token; a token is about four characters
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One row of the input. `error` says why it cannot be run, where reading already showed that.
+    """One row of the input. `error` says why it cannot run, if that was already found while reading.
 
-    A row is a `prompt`, or a `conversation`, whose prompt is what the chat template makes of it. `beside` are the
-    columns of a plain prompt that a chat template takes, where it goes through one: tools, documents, …
-    `id` is None for a row that could not be read far enough to know it. `source` is its file and line,
-    `prompts.txt:12`; None for what was given without a file. `occurrence` says how often its id came before in the run:
-    such rows have the same id, and samples of their own.
+    A row is a `prompt`, or a `conversation` whose prompt is rendered by the chat template. `beside` has the columns of
+    a plain prompt that a chat template uses if the prompt goes through one: tools, documents, …
+    `id` is None for a row that could not be read far enough to know it. `source` is its file and line, such as
+    `prompts.txt:12`, or None if the row did not come from a file. `occurrence` counts earlier rows in the run with the
+    same id: such rows share the id, but draw different samples.
     """
 
     index: int
@@ -101,7 +101,7 @@ class Request:
     scored: ScoredKind | None = None
     replies: tuple[str, ...] = ()
     beside: dict[str, Any] = field(default_factory=dict)
-    num_bytes: int = 0  # about what its columns take in memory, where a reader has counted them
+    num_bytes: int = 0  # approximate memory of its columns, if a reader has counted it
     occurrence: int = 0
 
     @property
@@ -110,16 +110,16 @@ class Request:
 
     @property
     def place(self) -> str:
-        """Where it stands, for a person."""
+        """Where the row is, for messages."""
         return self.source or f"prompt {self.index}"
 
     def located(self, error: str) -> str:
-        """An error of this row, behind its file and line where it has them; once, however often it is located."""
+        """Prefix an error with the row's file and line, if it has them; an error that already has them is unchanged."""
         return f"{self.source}: {error.removeprefix(f'{self.source}: ')}" if self.source else error
 
     @property
     def weight(self) -> int:
-        """About what holding it and its samples costs, in bytes."""
+        """The approximate memory that the row and its samples take, in bytes."""
         text = self.conversation.num_characters if self.conversation else len(self.prompt)
         samples = (self.sampling.num_samples - 1) * (SAMPLE_BYTES + 2 * text)
         return max(self.num_bytes, text) + samples
@@ -127,11 +127,11 @@ class Request:
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Sequence:
-    """One prompt on its way to one continuation; the only record that changes.
+    """One prompt and its continuation so far; the only mutable record.
 
-    `input_ids` are the prompt's real tokens, `output_ids` the generated ones with the eos, neither has pads.
-    `logprobs` has an entry for each of the latter, where the row asks for them. `batch_index` and `padded_length` say
-    where the engine ran it. Of a row that is scored there are `passages`, and `scores` of each by its place.
+    `input_ids` are the prompt's tokens, `output_ids` the generated ones including eos; neither contains padding.
+    `logprobs` has an entry for each output token, if the row asks for them. `batch_index` and `padded_length` say where
+    the engine ran it. A row to be scored has `passages`, and `scores` for each passage by its index.
     """
 
     request: Request
@@ -149,7 +149,7 @@ class Sequence:
     padded_length: int | None = None
     thought: Thought | None = None
     num_thought_tokens: int = 0
-    forced: list[int] = field(default_factory=list)  # places of output tokens that the row's constraint left no choice
+    forced: list[int] = field(default_factory=list)  # positions of output tokens that the constraint forced
 
     @property
     def sampling(self) -> SamplingParams:
@@ -161,7 +161,7 @@ class Sequence:
 
     @property
     def token_ids(self) -> list[int]:
-        """Prompt and output so far."""
+        """The tokens of the prompt and the output so far."""
         return self.input_ids + self.output_ids
 
     @property
@@ -173,11 +173,11 @@ class Sequence:
         return len(self.output_ids)
 
     def note_logprob(self, logprob: TokenLogprob) -> None:
-        """Of the token that comes next; one that was noted for it before gives way, since a step may be done again."""
+        """Record the next token's log-probability, replacing an earlier one: a step may be repeated."""
         self.logprobs[self.num_output_tokens :] = [logprob]
 
     def copy_answer(self, other: Sequence) -> None:
-        """Takes over what another sequence with the same tokens and options was given."""
+        """Copy the outcome of another sequence with the same tokens and options."""
         self.output_ids, self.logprobs = list(other.output_ids), list(other.logprobs)
         self.finish_reason = other.finish_reason
         if other.error is not None:
@@ -186,7 +186,7 @@ class Sequence:
         self.num_thought_tokens, self.forced = other.num_thought_tokens, list(other.forced)
 
     def fail(self, error: str) -> None:
-        """Ends the row with an error, which says where the row stands."""
+        """Finish the row with an error, prefixed with the row's file and line."""
         self.finish_reason, self.error = "error", self.request.located(error)
 
 
@@ -194,7 +194,7 @@ class Sequence:
 class Batch:
     """Sequences that run together, padded on the left to one length T.
 
-    All three tensors are int64 `[B, T]`; `attention_mask` is 1 on real tokens, 0 on pads.
+    All three tensors are int64 `[B, T]`; `attention_mask` is 1 for real tokens and 0 for padding.
     """
 
     sequences: tuple[Sequence, ...]
@@ -205,7 +205,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """What a batch needs, by part, in bytes."""
+    """The memory that a batch needs, by part, in bytes."""
 
     weights: int
     kv_cache: int
@@ -216,7 +216,7 @@ class MemoryEstimate:
 
     @property
     def tensors(self) -> int:
-        """What a batch itself holds."""
+        """Bytes of the batch's own tensors, without weights and workspace."""
         return self.kv_cache + self.attention_mask + self.logits + self.activations
 
     @property
@@ -262,12 +262,12 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class RunStats:
-    """What a run did. Seconds are wall clock; `peak_bytes` is the process's (or the device's) high-water mark.
+    """What a run did. Seconds are wall-clock time; `peak_bytes` is the process's (or the device's) peak memory.
 
-    `rows` are those of the input, whatever their samples; `rows_kept` of them an earlier run had done.
-    `decode_work` is the sum over all steps of the step's cost as the planner counts it (`planning.batches.step_work`).
-    `predicted_batch_bytes` is what the largest batch was expected to add to what the process held before it,
-    `measured_batch_bytes` what the one that added most did add (None where it cannot be measured).
+    `rows` counts input rows, not samples; an earlier run had finished `rows_kept` of them. `decode_work` is the sum of
+    `planning.batches.step_work` over all decode steps. `predicted_batch_bytes` is what the largest batch was expected
+    to add to the memory in use before it, `measured_batch_bytes` the most that any batch added (None if it cannot be
+    measured).
     """
 
     rows: int  # rows of the input; samples are not counted
@@ -288,12 +288,12 @@ class RunStats:
 
     @property
     def tokens_per_s(self) -> float:
-        """Generated tokens for each second of prefill and decode."""
+        """Generated tokens per second of prefill and decode."""
         busy_s = self.prefill_s + self.decode_s
         return self.output_tokens / busy_s if busy_s else 0.0
 
     @property
     def padding_share(self) -> float:
-        """Pads over all columns of the padded prompts, 0 to 1."""
+        """The share of padding in all columns of the padded prompts, from 0 to 1."""
         columns = self.prompt_tokens + self.pad_tokens
         return self.pad_tokens / columns if columns else 0.0

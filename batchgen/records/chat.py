@@ -1,4 +1,4 @@
-"""Conversations as rows give them, and what a run says about them."""
+"""Conversations as rows contain them, and a run's options for them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from batchgen.records.field_error import FieldError
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message as it was given; `more` are its other fields: tool_calls, tool_call_id, name, …"""
+    """One message as given; `more` has its other fields: tool_calls, tool_call_id, name, …"""
 
     role: str
     content: str | list[dict[str, Any]] | None = None
@@ -22,7 +22,7 @@ class Message:
 
     @property
     def text(self) -> str:
-        """The content's text, that of its parts in one."""
+        """The text of the content; parts are joined."""
         if isinstance(self.content, list):
             return "".join(part["text"] for part in self.content)
         return self.content or ""
@@ -30,10 +30,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages, and what a row gives to the chat template beside them.
+    """Messages, and everything else that a row passes to the chat template.
 
-    Where neither of the last two is said, a conversation that ends with the assistant is continued, and any other one
-    gets the generation prompt.
+    If neither of the last two fields is set, a conversation that ends with an assistant message is continued, and any
+    other conversation gets the generation prompt.
     """
 
     messages: tuple[Message, ...]
@@ -52,7 +52,7 @@ class Conversation:
 
     @property
     def prompts(self) -> bool:
-        """Whether the template is asked for the generation prompt."""
+        """Whether the template adds the generation prompt."""
         return not self.continues if self.add_generation_prompt is None else self.add_generation_prompt
 
     @property
@@ -62,11 +62,11 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class ChatOptions:
-    """What a run says about conversations.
+    """A run's options for conversations.
 
-    `chat` makes a plain prompt a user's message; False says that it shall stay as it is, None that nobody said.
-    `system` goes before conversations that have none, and makes plain prompts conversations too. `template` is one of
-    the model's own by name, or a file. Raises `FieldError` if they conflict.
+    `chat` turns a plain prompt into a user message; False keeps it as it is, None means that the user did not choose.
+    `system` is added to conversations without a system message, and also turns plain prompts into conversations.
+    `template` names one of the model's own templates, or a file. Raises `FieldError` if options conflict.
     """
 
     chat: bool | None = None
@@ -81,5 +81,5 @@ class ChatOptions:
 
     @property
     def wraps_prompts(self) -> bool:
-        """Whether a plain prompt is a user's message."""
+        """Whether plain prompts become user messages."""
         return bool(self.chat) or self.system is not None

@@ -1,6 +1,6 @@
-"""What a row's text must be: a value of a JSON schema, a match of a regular expression, a choice, a text of a grammar.
+"""Constraints on a row's text: a JSON schema, a regular expression, a list of choices, or a grammar.
 
-How such values are read, from whoever gives them. Whether they can be met is the engines' affair.
+Reads and checks such values, whatever their source. Whether they can be met is up to the engines.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ANY_OBJECT = '{"type":"object"}'
 
 
 class JsonSchema(str):
-    """The text of a JSON schema that has been read, without spaces, its keys in their order."""
+    """The text of a checked JSON schema, without spaces, keys in their original order."""
 
     __slots__ = ()
 
@@ -34,9 +34,9 @@ class Grammar(str):
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """What a text must be. `text` is a schema or a list of choices in JSON, an expression, a Lark grammar.
+    """What a row's text must match. `text` is a JSON schema, a JSON list of choices, a regex, or a Lark grammar.
 
-    With `any_whitespace`, JSON may be written with spaces and line breaks between its parts.
+    With `any_whitespace`, generated JSON may have spaces and line breaks between its parts.
     """
 
     kind: ConstraintKind
@@ -49,7 +49,7 @@ class Constraint:
 
 
 def read_schema(name: str, value: object) -> JsonSchema | None:
-    """A schema of an object, of JSON text, or of a pydantic class. Raises `FieldError`, as all these do."""
+    """Read a schema from an object, JSON text, or a pydantic class. Raises `FieldError`, as all readers here do."""
     if value is None or isinstance(value, JsonSchema):
         return value
     if isinstance(value, type) and hasattr(value, "model_json_schema"):
@@ -76,7 +76,7 @@ def _parsed(name: str, text: str) -> Any:
 
 
 def read_expression(name: str, value: object) -> str | None:
-    """A regular expression."""
+    """Read a regular expression."""
     return None if value is None else _text(name, value)
 
 
@@ -101,7 +101,7 @@ def _fitting(name: str, text: str) -> str:
 
 
 def _is_deeper(value: object, most_levels: int) -> bool:
-    """Whether values lie in more than so many objects and lists."""
+    """Whether values are nested in more than `most_levels` objects and lists."""
     level: list[object] = [value]
     for _ in range(most_levels + 1):
         level = [

@@ -1,4 +1,4 @@
-"""How rows are run: which engine, how many rows at a time, in how much memory."""
+"""How rows are run: with which engine, how many at a time, in how much memory."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ MOST_WORKERS = 4096
 
 @dataclass(frozen=True, slots=True)
 class MemoryLimit:
-    """A bound that a user sets: bytes for the whole process, or a share of what there is. One of both is set."""
+    """A memory limit set by the user: bytes for the whole process, or a share of available memory; exactly one."""
 
     text: str
     size_bytes: int | None = None
     share: Fraction | None = None
 
     def headroom(self, tightest_bytes: int, held_bytes: int) -> int:
-        """Bytes that may be taken on top of `held_bytes`, where other limits leave `tightest_bytes`."""
+        """Bytes that may be taken on top of `held_bytes`, if all other limits leave `tightest_bytes`."""
         if self.share is not None:
             return int(self.share * tightest_bytes)
         assert self.size_bytes is not None
@@ -32,7 +32,7 @@ class MemoryLimit:
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """How rows are run. `batch_size` and `workers` are None where the machine decides; `quantize` is None or `int8`.
+    """How rows are run. `batch_size` and `workers` are None for automatic; `quantize` is None or `int8`.
 
     Raises `FieldError`.
     """
@@ -77,13 +77,12 @@ class EngineOptions:
         check_values(self)
 
     def is_exact(self, dtype: str) -> bool:
-        """Whether near ties are decided again: 16 bits are too coarse for it, and so are 8."""
+        """Whether near ties are decided again from an unpadded forward: 16 and 8 bits are too coarse for that."""
         return self.exact and dtype == "float32" and self.quantize is None
 
 
 def precision_of(dtype: str, quantize: str | None) -> str:
-    """What a model computes in, for people.
-
+    """The precision that a model computes in, for display.
     >>> precision_of("float32", None), precision_of("bfloat16", "int8")
     ('float32', 'int8 and bfloat16')
     """
@@ -91,8 +90,7 @@ def precision_of(dtype: str, quantize: str | None) -> str:
 
 
 def parts_of_precision(precision: str) -> tuple[str, str | None]:
-    """Dtype, and what linear layers are quantised to.
-
+    """Split a precision into the dtype and what linear layers are quantised to.
     >>> parts_of_precision("float32"), parts_of_precision("int8 and bfloat16")
     (('float32', None), ('bfloat16', 'int8'))
     """
@@ -101,8 +99,7 @@ def parts_of_precision(precision: str) -> tuple[str, str | None]:
 
 
 def bits_text(reason: str | None) -> str:
-    """What is promised of a row's bits, where a `reason` may stand in the way.
-
+    """The guarantee about a row's bits; `reason` is why there may be none.
     >>> bits_text(None), bits_text("engine reference")
     ('batch-invariant', 'may depend on the batch: engine reference')
     """
@@ -111,11 +108,11 @@ def bits_text(reason: str | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class EngineChoice:
-    """What is chosen once for a run because it decides how numbers round: for all its workers, and after a resume.
+    """Choices that affect how numbers round, made once for a run, all its workers, and any resume.
 
-    `kernels` are those of linear layers, `batching` says which rows may share a batch, `rows` how many do at most.
-    `threads` are those of each process, None on an accelerator. `bits` is "batch-invariant" where a row's logits have
-    the same bits in any batch, else why they may not; on another `processor` they may be others all the same.
+    `kernels` are those of linear layers, `batching` says which rows may share a batch, `rows` is the maximum per batch.
+    `threads` is per process, None on an accelerator. `bits` is "batch-invariant" if a row's logits have the same bits
+    in any batch, otherwise it says why they may not. On another `processor` they may differ in any case.
     """
 
     engine: str
@@ -129,7 +126,7 @@ class EngineChoice:
 
     @classmethod
     def from_dict(cls, facts: object) -> EngineChoice | None:
-        """What `to_dict` gave; None for anything else."""
+        """The choice that `to_dict` wrote; None for anything else."""
         names = {item.name for item in fields(cls)}
         return cls(**facts) if isinstance(facts, Mapping) and set(facts) == names else None
 
@@ -137,8 +134,7 @@ class EngineChoice:
         return asdict(self)
 
     def differences(self, now: EngineChoice) -> list[str]:
-        """What is no longer as it was, for a person.
-
+        """What has changed, for messages.
         >>> EngineChoice("reference", "plain", "padded", 64, 2).differences(
         ...     EngineChoice("reference", "plain", "padded", 64, 1)
         ... )
@@ -150,12 +146,12 @@ class EngineChoice:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """What an engine has done so far. Seconds are wall clock, bytes those of the process or the device.
+    """What an engine has done so far. Seconds are wall-clock time; bytes are of the process or the device.
 
-    `new_tokens` counts tokens of finished and of running rows; it falls when memory runs out and rows start again.
-    `decode_work` is the sum over all steps of `planning.batches.step_work`. `host_syncs` counts how often the host
-    waited for numbers of the device. `predicted_bytes` is what the largest batch was expected to add to what the
-    process held, `measured_bytes` what the one that added most did add (None where it cannot be measured).
+    `new_tokens` counts tokens of finished and running rows; it falls if memory runs out and rows start over.
+    `decode_work` is the sum of `planning.batches.step_work` over all steps. `host_syncs` counts how often the host
+    waited for results from the device. `predicted_bytes` is what the largest batch was expected to add to the memory in
+    use, `measured_bytes` the most that any batch added (None if it cannot be measured).
     """
 
     engine: str = ""

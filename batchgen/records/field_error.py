@@ -1,4 +1,4 @@
-"""What is wrong with the values of a record, in words that name fields."""
+"""An error about a record's values whose message can name the fields in different ways."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ FIELD = re.compile(r"\{([a-z_]+)\}")
 
 
 class FieldError(ValueError):
-    """What is wrong with the values of a record. Its template has `{name}` where a field is named.
-
+    """A record has an invalid value. The template has `{name}` where it names a field.
     >>> error = FieldError("{top_p} 3.0 is not in (0, 1]")
     >>> str(error), error.named(lambda field: f"body.{field}")
     ('top_p 3.0 is not in (0, 1]', 'body.top_p 3.0 is not in (0, 1]')
@@ -21,5 +20,5 @@ class FieldError(ValueError):
         self.template = template
 
     def named(self, name: Callable[[str], str]) -> str:
-        """The message with other names for the fields: flags of a command, keys of a row."""
+        """The message with other names for the fields, such as a command's flags or a row's keys."""
         return FIELD.sub(lambda match: name(match[1]), self.template)

@@ -1,4 +1,4 @@
-"""A JSON object of its members: which of two values under one key was meant, nobody can tell."""
+"""Build a JSON object from its members, and reject duplicate keys, because it is unclear which value is meant."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ class DuplicateKeyError(ValueError):
 
 
 def object_of_members(members: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """For `object_pairs_hook` of `json.loads`. Raises `DuplicateKeyError`.
-
+    """Build a dict; for `object_pairs_hook` of `json.loads`. Raises `DuplicateKeyError`.
     >>> object_of_members([("id", 1), ("prompt", "a"), ("id", 2)])
     Traceback (most recent call last):
     batchgen.records.json_object.DuplicateKeyError: duplicate key "id"

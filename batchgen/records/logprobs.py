@@ -1,4 +1,4 @@
-"""How likely tokens are: natural logarithms of the model's own probabilities."""
+"""Log-probabilities of tokens: natural logarithms of the model's own probabilities."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 MOST_ALTERNATIVES = 20
-DIGITS = 6  # behind the point: float32 has no more of them that are the same on every machine
-LEAST_LOGPROB = -9999.0  # in place of minus infinity, which JSON does not have; OpenAI's number
+DIGITS = 6  # decimals: float32 gives no more that are the same on every machine
+LEAST_LOGPROB = -9999.0  # replaces minus infinity, which JSON does not have; the same number as OpenAI's
 Alternative = tuple[int, float]  # a token id and its log-probability
 
 
 def rounded(logprob: float) -> float:
-    """A log-probability as it is written.
-
+    """A log-probability as it is written to outputs.
     >>> rounded(-1.23456789), rounded(float("-inf")), rounded(-0.0)
     (-1.234568, -9999.0, 0.0)
     """
@@ -23,7 +22,7 @@ def rounded(logprob: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """The log-probability of one token in its place, and the likeliest tokens there, best first."""
+    """The log-probability of one token at its position, and the most likely tokens there, best first."""
 
     logprob: float
     top: tuple[Alternative, ...] = ()
@@ -31,10 +30,10 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Logprobs:
-    """Log-probabilities of a row's tokens, in order, and the likeliest alternatives of each, best first.
+    """Log-probabilities of a row's tokens, in order, with the most likely alternatives of each, best first.
 
-    `tokens` are their texts, special tokens as they are spelled. `top_tokens` are the texts of the alternatives, where
-    somebody needs them.
+    `tokens` are their texts, with special tokens as they are written. `top_tokens` are the texts of the alternatives,
+    if they are needed.
     """
 
     token_ids: tuple[int, ...]
@@ -49,12 +48,12 @@ class Logprobs:
         return rounded(sum(self.token_logprobs))
 
     def to_dict(self) -> dict[str, Any]:
-        """As records have it."""
+        """The log-probabilities as output records have them."""
         return {name: value for name, value in asdict(self).items() if name != "top_tokens"}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Logprobs:
-        """What `asdict` made of it, back from JSON."""
+        """Rebuild from JSON what `asdict` made."""
         return cls(
             tuple(values["token_ids"]),
             tuple(values["tokens"]),

@@ -1,4 +1,4 @@
-"""Which option was probably meant by a name that is none. Knows what other programs call the options of generation."""
+"""Suggest the option that an unknown name probably means. Knows other programs' names for generation options."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
 def plain_name(name: str) -> str:
-    """A name as fields are spelled.
-
+    """A name in the spelling of fields.
     >>> plain_name("maxTokens"), plain_name("max-new-tokens"), plain_name(" Top_P ")
     ('max_tokens', 'max_new_tokens', 'top_p')
     """
@@ -29,8 +28,7 @@ def plain_name(name: str) -> str:
 
 
 def near_name(name: str, names: Collection[str]) -> str | None:
-    """The one of `names` that was probably meant: spelled otherwise, called so elsewhere, or nearly spelled so.
-
+    """The one of `names` that was probably meant: in another spelling, by another program's name, or misspelled.
     >>> near_name("maxTokens", ["max_new_tokens", "seed"]), near_name("api_key", ["top_k"])
     ('max_new_tokens', None)
     """

@@ -1,6 +1,7 @@
-"""Records of options: what a person is told of a field, and which values it takes.
+"""Records of options: the help text of each field, and the values that it accepts.
 
-A command line, a row's `sampling` and the Python API are made from these facts. Knows none of them: errors name fields.
+The command line, a row's `sampling` and the Python API are built from these facts. This module knows none of them:
+errors name fields.
 """
 
 from __future__ import annotations
@@ -14,18 +15,19 @@ from typing import Any, get_type_hints
 from batchgen.records.constraint import Grammar, JsonSchema, read_expression, read_grammar, read_schema
 from batchgen.records.field_error import FieldError
 
-MOST_INT = 2**63 - 1  # what a tensor holds
-MOST_BIAS = 100.0  # OpenAI's
-LogitBias = tuple[tuple[int, float], ...]  # token ids and what is added to their logits, by id
+MOST_INT = 2**63 - 1  # the largest number in an int64 tensor
+MOST_BIAS = 100.0  # as in OpenAI's API
+LogitBias = tuple[tuple[int, float], ...]  # (token id, what is added to its logit), sorted by id
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What a person is told of a field, and the bounds of its values.
+    """The help text of a field, and the limits of its values.
 
-    `value` is what help calls the value (a switch has none), `panel` the heading that it stands under. `none` is the
-    word for None. `above` is a lower bound that is itself left out. Where `only_sampled`, greedy decoding has no use
-    for it; where `of_run`, rows cannot have their own. With `escapes`, backslashes mean something on a command line.
+    `value` is the placeholder in the help (switches have none), `panel` the heading in the help. `none` is the word for
+    None. `above` is an exclusive lower bound, `least` and `most` are inclusive. With `only_sampled`, the option has no
+    effect in greedy decoding; with `of_run`, rows cannot have their own value. With `escapes`, backslash escapes are
+    interpreted on the command line.
     """
 
     help: str
@@ -42,7 +44,7 @@ class Option:
 
     @property
     def interval(self) -> str:
-        """The bounds as mathematics writes them, where there are two."""
+        """The bounds in interval notation; only for options with a lower and an upper bound."""
         low = f"({self.above:g}" if self.above is not None else f"[{self.least:g}"
         return f"{low}, {self.most:g}]"
 
@@ -63,12 +65,12 @@ class OptionField:
 
 
 def option(default: Any, help: str, **facts: Any) -> Any:
-    """A field of a record that people can set; `facts` are those of `Option`."""
+    """Declare a field of a record that users can set; `facts` are further fields of `Option`."""
     return field(default=default, metadata={"option": Option(help, **facts)})
 
 
 def options_of(record: type) -> dict[str, OptionField]:
-    """The fields of a record that people can set, by name, in order."""
+    """The fields of a record that users can set, by name, in order."""
     kind: Any = record
     return _options_of(kind)
 
@@ -84,7 +86,7 @@ def _options_of(record: Any) -> dict[str, OptionField]:
 
 
 def values_of(record: Any) -> dict[str, Any]:
-    """The options of a record as JSON has them, by name: what its results depend on, to be kept and compared."""
+    """The options of a record as JSON values, by name: what results depend on, to be stored and compared."""
     return {name: _as_json(item.kind, getattr(record, name)) for name, item in options_of(type(record)).items()}
 
 
@@ -95,7 +97,7 @@ def _as_json(kind: Any, value: Any) -> Any:
 
 
 def check_values(record: Any) -> None:
-    """Checks each option of a new record, and keeps it in its own type: a list as a tuple, 1 as 1.0.
+    """Check each option of a new record, and convert it to the field's type: a list to a tuple, 1 to 1.0.
 
     Raises `FieldError`.
     """
@@ -118,7 +120,7 @@ def _check_bounds(item: OptionField, value: object) -> None:
 
 
 def read_whole(name: str, value: object) -> int:
-    """A whole number that a tensor holds, no bool. Raises `FieldError`, as all these do."""
+    """Read a whole number that fits in an int64 tensor, not a bool. Raises `FieldError`, as all readers here do."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise FieldError(f"{{{name}}} must be a whole number such as 20")
     if abs(int(value)) > MOST_INT:
@@ -142,7 +144,7 @@ def read_switch(name: str, value: object) -> bool:
 
 
 def read_texts(name: str, value: object) -> tuple[str, ...]:
-    """Texts; one alone is a list of one."""
+    """Read a list of texts; a single text is a list of one."""
     texts = (value,) if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise FieldError(f"{{{name}}} must be a string or a list of strings")
@@ -154,7 +156,7 @@ def read_texts(name: str, value: object) -> tuple[str, ...]:
 
 
 def read_token_ids(name: str, value: object) -> tuple[int, ...]:
-    """Token ids, each once; one alone is a list of one."""
+    """Read a list of token ids without duplicates; a single id is a list of one."""
     ids = value if isinstance(value, list | tuple) else (value,)
     if not all(_is_token_id(token) for token in ids):
         raise FieldError(f"{{{name}}} must be a token id or a list of token ids (whole numbers of at least 0)")
@@ -166,7 +168,7 @@ def _is_token_id(value: Any) -> bool:
 
 
 def read_bias(name: str, value: object) -> LogitBias:
-    """What is added to logits, from token ids (as JSON has keys, too: texts of digits) to numbers."""
+    """Read what is added to logits: a mapping from token ids (or strings of digits, as JSON keys are) to numbers."""
     pairs: Iterable[Any] = value.items() if isinstance(value, Mapping) else value  # type: ignore[assignment]
     if not isinstance(value, Mapping | tuple):
         raise FieldError(f'{{{name}}} must map token ids to what is added to their logits, such as {{"50256": -100}}')
@@ -183,7 +185,7 @@ def read_bias(name: str, value: object) -> LogitBias:
     return tuple(sorted(bias.items()))
 
 
-# How a value of each type is read. Types that are not here are taken as they come.
+# The reader for each type. Values of other types are used unchanged.
 READERS: dict[Any, Callable[[str, Any], Any]] = {
     int: read_whole,
     float: read_number,

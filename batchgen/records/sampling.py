@@ -1,6 +1,6 @@
-"""How to choose tokens: the one table of options.
+"""How tokens are chosen: the single table of sampling options.
 
-A field here is a flag of `run` and `plan`, a key of a row's `sampling`, a parameter of Python and of OpenAI bodies.
+Each field is a flag of `run` and `plan`, a key of a row's `sampling`, and a parameter in Python and in OpenAI bodies.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from batchgen.records.logprobs import MOST_ALTERNATIVES
 from batchgen.records.options import LogitBias, check_values, option, options_of
 
 LENGTH, CHOOSING, CONSTRAINTS = "Length and stopping", "Choosing tokens", "Constrained output"
-# Each says what the text must be: a row has one of them at most.
+# The constraints on a row's text: each row has at most one.
 CONSTRAINT_FIELDS = ("json_schema", "json_object", "regex", "choice", "grammar")
-# Logits times or over a factor within these bounds stay finite in float32.
+# Logits multiplied or divided by a factor within these bounds stay finite in float32.
 LEAST_FACTOR, MOST_FACTOR = 1e-6, 1e6
-MOST_SAMPLES = 16_384  # of a row: all of them are made at once
+MOST_SAMPLES = 16_384  # per row: all of them are created at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ class SamplingParams:
         if given == []:  # the default is a tuple
             raise FieldError("{choice} needs at least one text")
         check_values(self)
-        if self.top_k == -1:  # off, as vLLM has it
+        if self.top_k == -1:  # off, as in vLLM
             object.__setattr__(self, "top_k", 0)
         self._check_factors()
         self._check_contradictions()
@@ -186,12 +186,12 @@ class SamplingParams:
 
     @property
     def is_constrained(self) -> bool:
-        """Whether there is a `constraint`."""
+        """Whether the row has a `constraint`."""
         return bool(self.json_schema or self.json_object or self.regex or self.choice or self.grammar)
 
     @property
     def constraint(self) -> Constraint | None:
-        """What the text must be."""
+        """The constraint on the text, or None."""
         if self.json_schema or self.json_object:
             return Constraint("json_schema", str(self.json_schema or ANY_OBJECT), self.json_whitespace == "any")
         if self.choice:
@@ -202,7 +202,7 @@ class SamplingParams:
 
     @property
     def moves_logits(self) -> bool:
-        """Whether the logit of a token that is chosen may not be the model's own."""
+        """Whether options may change the logit of a chosen token, so that it is not the model's own."""
         return bool(self.logit_bias or self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty)
 
     @property

@@ -1,4 +1,4 @@
-"""How likely given texts are: what is scored of a row, and what was found."""
+"""Scores of given texts: which tokens of a row are scored, and the results."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any, Literal
 
 from batchgen.records.logprobs import Logprobs
 
-# A text by itself, what follows a prompt, several of that, the last reply of a conversation.
+# A text alone, a continuation of a prompt, several continuations, the last reply of a conversation.
 ScoredKind = Literal["text", "continuation", "choices", "reply"]
-# In float32 a token's log-probability is the same to this in any batch; what lies closer is as good as equal.
+# In float32, a token's log-probability varies by less than this between batches; a smaller difference is a tie.
 TOKEN_MARGIN = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """Tokens of which those from `start` on are scored, each by all that are ahead of it. `start` is 1 at least."""
+    """Tokens; those from `start` on are scored, each given all tokens before it. `start` is at least 1."""
 
     token_ids: tuple[int, ...]
     start: int
 
     @property
     def fed(self) -> tuple[int, ...]:
-        """What the model sees: all but the last, which nothing is behind."""
+        """The tokens that the model sees: all but the last, because nothing follows it."""
         return self.token_ids[:-1]
 
     @property
@@ -34,9 +34,9 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class ScoredText:
-    """A text and the log-probability of all its tokens together; of each of them too where the row asks for that.
+    """A text and its total log-probability; `logprobs` has each token's, if the row asks for them.
 
-    `is_greedy` says whether each token is the likeliest in its place.
+    `is_greedy` says whether each token is the most likely one at its position.
     """
 
     text: str
@@ -51,7 +51,7 @@ class ScoredText:
 
     @property
     def num_bytes(self) -> int:
-        """Of UTF-8."""
+        """The length of the text in UTF-8."""
         return len(self.text.encode())
 
     @property
@@ -64,21 +64,21 @@ class ScoredText:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ScoredText:
-        """What `asdict` made of it, back from JSON."""
+        """Rebuild from JSON what `asdict` made."""
         found = values["logprobs"]
         return cls(**{**values, "logprobs": None if found is None else Logprobs.from_dict(found)})
 
 
 @dataclass(frozen=True, slots=True)
 class RowScore:
-    """What was found of a row: one text, or each of several choices; none where the row failed."""
+    """The scores of a row: of one text or of several choices; none if the row failed."""
 
     kind: ScoredKind
     texts: tuple[ScoredText, ...] = ()
 
     @property
     def best(self) -> int:
-        """The choice that is likeliest as a whole; of equal ones the first. So in the next two."""
+        """The index of the choice with the highest log-probability; the first one in a tie, as for the next two."""
         return self._best(lambda text: text.logprob)
 
     @property
@@ -91,7 +91,7 @@ class RowScore:
 
     @property
     def is_tie(self) -> bool:
-        """Whether rounding alone could make another choice the best, by any of the three measures."""
+        """Whether rounding alone could make another choice the best by any of the three measures."""
         return any(
             self._is_close(measure, share)
             for measure, share in (
@@ -105,7 +105,7 @@ class RowScore:
         return max(range(len(self.texts)), key=lambda place: (measure(self.texts[place]), -place))
 
     def _is_close(self, measure: Callable[[ScoredText], float], share: Callable[[ScoredText], float]) -> bool:
-        """Whether the best two lie within what their tokens may stray."""
+        """Whether the best two differ by less than rounding may change them."""
         if len(self.texts) < 2:
             return False
         first, second = sorted(self.texts, key=measure, reverse=True)[:2]
@@ -113,15 +113,15 @@ class RowScore:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RowScore:
-        """What `asdict` made of it, back from JSON."""
+        """Rebuild from JSON what `asdict` made."""
         return cls(values["kind"], tuple(map(ScoredText.from_dict, values["texts"])))
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringOptions:
-    """How texts are scored. Texts longer than the model go through it in windows, each scoring `stride` tokens more.
+    """How texts are scored. Texts too long for the model are scored in windows, each scoring `stride` more tokens.
 
-    `by` is the column whose values have sums of their own.
+    `by` is the column by whose values results are also summed up.
     """
 
     stride: int | None = None

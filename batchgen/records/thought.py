@@ -1,4 +1,4 @@
-"""What a model may write ahead of its answer."""
+"""What a model may write before its answer."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Thought:
-    """How a thought shows that it is over: the answer follows `closing`, and up to two line breaks behind it.
+    """How to detect the end of a thought: the answer follows `closing` and up to two line breaks after it.
 
-    With a `header`, a regular expression, it is a closing right behind that. The thought has begun, unless there is an
-    `opening` that begins it: then an answer without one is no thought.
+    With a `header`, a regular expression, only a `closing` right after a match of it counts. With an `opening`, the
+    thought begins only if the model writes it; otherwise the prompt has already begun the thought.
     """
 
     closing: str
