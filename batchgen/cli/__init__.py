@@ -23,11 +23,11 @@ from batchgen.cli.signals import Interrupts
 from batchgen.errors import BatchgenError, UsageError, first_line, is_panic
 from batchgen.records import FieldError
 
-TRACEBACK = "BATCHGEN_TRACEBACK"  # in the environment, unexpected errors show where they came from
+TRACEBACK = "BATCHGEN_TRACEBACK"  # if set in the environment, unexpected errors show a traceback
 PACKAGE = f"{Path(__file__).parents[1]}{os.sep}"
 HELP = ("-h", "--help")
-OWN_PROCESS = "own process"  # the context's object in a process that runs one command and ends
-REFUSED: Any = typer.BadParameter.__mro__[1]  # the base of all that typer refuses, which it does not name
+OWN_PROCESS = "own process"  # the context's object in a process that runs one command and exits
+REFUSED: Any = typer.BadParameter.__mro__[1]  # the base class of typer's usage errors, which typer does not export
 
 FIRST_WORDS = """batchgen: a file of prompts to a file of answers, with your own language model
 
@@ -42,7 +42,7 @@ All commands: batchgen --help. All options of one: batchgen help run"""
 
 
 class Commands(TyperGroup):
-    """Every command runs in here: signals, and the one place where an error becomes a line and an exit code."""
+    """Runs every command: handles signals, and is the one place where an error becomes a line and an exit code."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**{**attributes, "commands": {name: LazyCommand(name) for name in SUMMARIES}})
@@ -69,7 +69,7 @@ class Commands(TyperGroup):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        from batchgen.model.private import spare_imports  # here, because help needs nothing of these
+        from batchgen.model.private import spare_imports  # here, because help does not need these
         from batchgen.model.quiet import no_logs
 
         if ctx.obj == OWN_PROCESS:
@@ -110,7 +110,7 @@ class Commands(TyperGroup):
 
 @contextmanager
 def _interrupt_not_error(interrupts: Interrupts) -> Iterator[None]:
-    """A library that is interrupted while it is imported may raise an error of its own in place of the interrupt."""
+    """Raise the interrupt itself if a library, interrupted during its import, raises an error of its own instead."""
     try:
         yield
     except Exception:
@@ -121,7 +121,10 @@ def _interrupt_not_error(interrupts: Interrupts) -> Iterator[None]:
 
 @contextmanager
 def _usage_in_one_line(program: Commands, typed: tuple[str, ...], context: Any = None) -> Iterator[None]:
-    """What typer refuses; its own box would show raw what was given. `context` is known once a command is chosen."""
+    """Report typer's usage errors in one line, escaped; typer's own box would print the given text raw.
+
+    `context` is known once a command is chosen.
+    """
     try:
         yield
     except REFUSED as error:
@@ -141,7 +144,7 @@ def _usage_in_one_line(program: Commands, typed: tuple[str, ...], context: Any =
 
 @contextmanager
 def _reader_may_leave() -> Iterator[None]:
-    """Help goes into pipes too: `batchgen --help | head -1`."""
+    """Exit quietly if the reader of a pipe closes it, as in `batchgen --help | head -1`."""
     try:
         yield
     except BrokenPipeError:
@@ -150,7 +153,7 @@ def _reader_may_leave() -> Iterator[None]:
 
 
 def _say_error(context: Any, line: str) -> None:
-    """On the screen of the command, once its options are known."""
+    """Print an error on the command's screen, once its options are known, or otherwise on a new one."""
     from batchgen.render.screen import Screen
 
     screen = context.meta.get(SCREEN) if context else None
@@ -158,20 +161,20 @@ def _say_error(context: Any, line: str) -> None:
 
 
 def _in_flags(error: BatchgenError) -> str:
-    """The message of an error, with flags for the parameters that it mentions."""
+    """Return the message of an error, with flags for the parameters it mentions."""
     from batchgen.cli.options.values import flag_of_parameter
 
     return error.named(flag_of_parameter)
 
 
 def _is_unforeseen(error: BaseException) -> bool:
-    """Whether nobody has said what an error means; typer ends commands by exceptions, too."""
+    """Whether an error is unexpected. Typer also ends commands with exceptions of its own; those do not count."""
     is_error = isinstance(error, Exception) and not isinstance(error, REFUSED | typer.Exit | typer.Abort)
     return (is_error or is_panic(error)) and TRACEBACK not in os.environ
 
 
 def _unforeseen(error: BaseException) -> str:
-    """An odd model, or a mistake of ours: what happened, and where in this package."""
+    """Describe an unexpected error (an odd model, or a bug of ours): what happened, and where in this package."""
     import traceback  # here, because few commands need it
 
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(PACKAGE)]
@@ -180,14 +183,14 @@ def _unforeseen(error: BaseException) -> str:
 
 
 def _use_utf8() -> None:
-    """Data is UTF-8 with \\n, whatever the locale says."""
+    """Write UTF-8 with \\n line ends, whatever the locale says."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", newline="\n")
 
 
 def _forget_stdout() -> None:
-    """What is still buffered has nowhere to go; without this Python would try again at exit and complain."""
+    """Discard what stdout still buffers; otherwise Python would try to write it again at exit and complain."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 

@@ -109,7 +109,7 @@ def bench(
 
 
 def parse_rows(value: str) -> tuple[int, ...]:
-    """Numbers of rows, with commas between; none for auto."""
+    """Parse batch sizes separated by commas; return an empty tuple for auto. Raises `UsageError`."""
     if value == "auto":
         return ()
     numbers = [part.strip() for part in value.split(",")]
@@ -119,7 +119,7 @@ def parse_rows(value: str) -> tuple[int, ...]:
 
 
 def _show(waiting: Waiting, task: Task) -> None:
-    """Says what is measured now."""
+    """Show what is being measured."""
     waiting.show(f"{task.engine}, {task.dtype}, {plural(task.rows, 'row')}, {task.workload}")
 
 

@@ -1,8 +1,7 @@
 """Settings from files: `batchgen.toml` in the working directory, then in the user's config folder.
 
-Knows keys and values, not what they mean; the command line checks them against its options. What a run reads and
-writes, what starts processes and what lowers a guard is never taken from a file: a folder that was downloaded may have
-one.
+Knows keys and values, not what they mean; the command line checks them against its options. Files cannot set what a run
+reads and writes, what starts processes, or what lowers a guard: a downloaded folder may contain one.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from batchgen.errors import UsageError
 
 FILE_NAME = "batchgen.toml"
 LARGEST = 2**20  # bytes
-# What is read and how much of it, what processes run, what is written or goes on, what trusts the input.
+# What is read and how much of it, what starts processes, what is written or continued, what trusts the input.
 NOT_FROM_FILES = {
     "prompt", "template-file", "system-file", "recursive", "limit", "workers",
     "output", "manifest", "stats", "svg", "html", "ray", "overwrite", "resume", "retry-errors", "keep-store",
@@ -28,7 +27,7 @@ NOT_FROM_FILES = {
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One key of one file; for one command where `command` names it, else for all that have such an option."""
+    """One key of one file: for the command `command`, or if that is None for all commands with such an option."""
 
     key: str
     value: object
@@ -37,21 +36,24 @@ class Setting:
 
     @property
     def place(self) -> str:
-        """For errors."""
+        """The file, table and key, for error messages."""
         return f"{self.file}: {f'[{self.command}] ' if self.command else ''}{self.key}"
 
 
 def config_files(environ: Mapping[str, str] = os.environ) -> list[Path]:
-    """Where settings may be, the weaker file first. By the XDG base directory specification; a home may be lacking."""
+    """Return where settings may be, lowest priority first, following the XDG base directory specification.
+
+    Only the working directory counts if the user has no home.
+    """
     home = environ.get("HOME") or os.path.expanduser("~")  # noqa: PTH111 - stays "~" for a user whom the system lacks
     folder = environ.get("XDG_CONFIG_HOME") or (f"{home}/.config" if home != "~" else None)
     return [*([Path(folder) / "batchgen" / FILE_NAME] if folder else []), Path(FILE_NAME)]
 
 
 def read_settings(files: list[Path], commands: set[str]) -> list[Setting]:
-    """What the files set, the stronger settings last: the nearer file, and in each file a command's own table.
+    """Read the settings of files, lowest priority first: a nearer file overrides, and so does a command's own table.
 
-    Raises `UsageError` for a file that cannot be read, is no TOML, or sets what no file may.
+    Raises `UsageError` if a file cannot be read, is not TOML, or sets what files may not set.
     """
     settings = [setting for file in files for setting in _read(file, commands)]
     for setting in settings:
@@ -85,7 +87,7 @@ def _parse(file: Path) -> dict[str, Any]:
         raise UsageError(f"{file} cannot be read: {error.strerror}") from None
     if len(content) > LARGEST:
         raise UsageError(f"{file} is larger than {LARGEST:,} bytes")
-    import tomllib  # here, because most runs have no such file
+    import tomllib  # here, because most runs have no config file
 
     try:
         return tomllib.loads(content.decode("utf-8"))

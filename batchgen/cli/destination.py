@@ -1,4 +1,4 @@
-"""Where the rows of `run` and `score` come from and go to: files, a pipe, the terminal, a folder on Ray."""
+"""Where the rows of `run` and `score` come from and where they go: files, a pipe, the terminal, a folder on Ray."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from batchgen.runs.target import Target
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Sources that are checked, and what is written: a `target`, a folder `on_ray`, else standard output.
+    """Checked sources, and where results go: a `target`, a folder `on_ray`, or otherwise standard output.
 
-    With `in_kind`, OpenAI's requests are answered in OpenAI's form.
+    With `in_kind`, OpenAI requests get answers in OpenAI's format.
     """
 
     form: Format
@@ -46,7 +46,7 @@ def choose_destination(
     durable: DurableOptions,
     screen: Screen,
 ) -> Destination:
-    """What the options of a command say. Raises `UsageError` for those that conflict."""
+    """Choose the sources and the destination from the options. Raises `UsageError` for conflicting options."""
     output = None if results.output == Path("-") else results.output
     if on_ray := make_on_ray(cluster, prompts, engine, output, durable):
         refuse_with_ray(prompts, durable)
@@ -62,7 +62,7 @@ def choose_destination(
 
 
 def target_of(output: Path | None, form: Format, durable: DurableOptions, *, in_kind: bool) -> Target | None:
-    """The file that is written, and what becomes of one that is there. Raises `UsageError`."""
+    """Return the file to write and what to do if it exists. Raises `UsageError` for conflicting options."""
     resume = durable.resume or durable.retry_errors
     if durable.overwrite and resume:
         raise UsageError("--overwrite and --resume cannot be combined: choose one")

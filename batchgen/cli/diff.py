@@ -63,7 +63,7 @@ def diff(
 
 
 def show_diff(a: Path, b: Path, *, tolerance: float, limit: int, as_json: bool) -> int:
-    """Prints what differs; the exit code."""
+    """Print the differences and return the exit code."""
     comparison = Comparison()
     try:
         rows = diff_results(read_results(a), read_results(b), comparison, tolerance=tolerance, normal=_normal_of(a, b))
@@ -76,12 +76,15 @@ def show_diff(a: Path, b: Path, *, tolerance: float, limit: int, as_json: bool) 
 
 
 def compare_files(a: Path, b: Path, comparison: Comparison, tolerance: float) -> Iterator[RowDifference]:
-    """The rows of two outputs that differ; counts go into `comparison`."""
+    """Yield the rows that differ between two outputs; counts go into `comparison`."""
     return diff_results(read_results(a), read_results(b), comparison, tolerance=tolerance, normal=_normal_of(a, b))
 
 
 def _normal_of(a: Path, b: Path) -> Callable[[str], str]:
-    """Takes from a text what one of two formats could not tell: half characters, an apostrophe, line breaks in TSV."""
+    """Return a function that removes from texts what one of the two formats cannot represent.
+
+    These are halves of characters, a leading apostrophe, and line breaks in TSV.
+    """
     forms = {form_of_output_file(file) for file in (a, b)}
     if len(forms) == 1:
         return str
@@ -93,7 +96,7 @@ def _normal_of(a: Path, b: Path) -> Callable[[str], str]:
 
 
 def _print_json(rows: Iterator[RowDifference], comparison: Comparison, a: Path, b: Path) -> None:
-    """One object, written as rows come: there may be a million."""
+    """Print one JSON object, written as rows come, because there may be a million."""
     out = sys.stdout
     out.write('{"differences": [')
     for number, row in zip(count(), rows, strict=False):

@@ -1,5 +1,5 @@
-"""What a command's exit code says, beside those of errors and of signals."""
+"""The exit codes of commands, besides those for errors and signals."""
 
 SOME_ROWS_FAILED = 3
-DIFFERENT = 4  # `verify` or `diff` found a difference
+DIFFERENT = 4
 BROKEN_PIPE = 141

@@ -1,4 +1,4 @@
-"""`batchgen help`: the help of a command, or of all."""
+"""`batchgen help`: show the help of one command or of all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A command's help: its options as typer knows them, drawn by `render.help`."""
+"""Collects a command's help from the options that typer knows; `render.help` draws it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from batchgen.render.help import HelpScreen, HelpSection, draw_help
 
-# What a shell or a script finds out without reading; a command that is not here has the first three.
+# The exit codes of each command, for scripts; commands not in MORE_CODES have only these three.
 EXIT_CODES = {0: "success", 1: "error (one line on stderr)", 2: "invalid options (one line on stderr)"}
 MORE_CODES = {
     "run": {3: "some rows failed; their error records say why", 130: "stopped by Ctrl-C",
@@ -24,16 +24,16 @@ MORE_CODES = {
     "inspect": {3: "some rows could not be shown"},
     "verify": {4: "a padded row gets other tokens than it gets alone: a bug"},
 }  # fmt: skip
-LONGEST_CHOICE = 24  # of a label; more choices stand in the text
+LONGEST_CHOICE = 24  # longest list of choices in a label; longer ones go into the text
 
 
 def format_help(command: Any, context: Any) -> str:
-    """The help of a command, as wide as the terminal is."""
+    """Return the help of a command, as wide as the terminal."""
     return draw_help(help_screen(command, context), shutil.get_terminal_size().columns, has_colors=_has_colors())
 
 
 def help_screen(command: Any, context: Any) -> HelpScreen:
-    """What the help of a command says, before it is drawn: also for the manual page and the site."""
+    """Return the content of a command's help, before it is drawn; also used for the manual page and the site."""
     sections = [HelpSection(title, tuple(lines)) for title, lines in _panels(command, context).items()]
     if commands := getattr(command, "commands", None):
         sections.insert(0, HelpSection("Commands", tuple((name, _plain(each.help)) for name, each in commands.items())))
@@ -50,7 +50,7 @@ def _has_colors() -> bool:
 
 
 def _panels(command: Any, context: Any) -> dict[str, list[tuple[str, str]]]:
-    """Labels and texts of the options, by heading; help itself comes last."""
+    """Return the labels and texts of the options by heading; the panel with --help comes last."""
     panels: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for parameter in command.get_params(context):
         if not getattr(parameter, "hidden", False):
@@ -64,7 +64,7 @@ def _panels(command: Any, context: Any) -> dict[str, list[tuple[str, str]]]:
 
 
 def _label(parameter: Any) -> str:
-    """`-o, --output FILE`; long flags stand below each other whether or not there are short ones."""
+    """Return `-o, --output FILE`; long flags line up whether or not there is a short one."""
     if parameter.param_type_name == "argument":
         return str(parameter.metavar or parameter.name.upper())
     short = [flag for flag in parameter.opts if not flag.startswith("--")]
@@ -75,7 +75,7 @@ def _label(parameter: Any) -> str:
 
 
 def _value(parameter: Any) -> str:
-    """What stands for an option's value."""
+    """Return the placeholder for an option's value."""
     if parameter.is_flag or parameter.metavar == "":
         return ""
     if parameter.metavar:
@@ -85,7 +85,7 @@ def _value(parameter: Any) -> str:
 
 
 def _text(parameter: Any, context: Any) -> Iterator[str]:
-    """The sentence, the choices that the label does not name, the default."""
+    """Yield the help text, the choices if the label does not list them, and the default."""
     yield _plain(parameter.help)
     if (choices := _choices(parameter)) and "|".join(choices) not in _value(parameter):
         yield f"[{', '.join(choices)}]"
@@ -94,7 +94,7 @@ def _text(parameter: Any, context: Any) -> Iterator[str]:
 
 
 def _choices(parameter: Any) -> list[str]:
-    """The words that an option takes, where it takes only some; typer keeps them here or, before 0.25, there."""
+    """Return the values that an option accepts, if it has choices; typer before 0.25 keeps them in `type`."""
     for home in ("type_descriptor", "type"):
         if found := getattr(getattr(parameter, home, None), "choices", None):
             return [str(getattr(choice, "value", choice)) for choice in found]
@@ -102,7 +102,7 @@ def _choices(parameter: Any) -> list[str]:
 
 
 def _default(parameter: Any, context: Any) -> str:
-    """What holds if nothing is given, settings included; nothing where the sentence says it."""
+    """Return the effective default including settings, or nothing if the help text states it."""
     if isinstance(parameter.show_default, str):
         return parameter.show_default
     value = parameter.get_default(context, call=False)

@@ -1,4 +1,4 @@
-"""What was probably meant by a word that the command line does not know. Better nothing than something silly."""
+"""Suggestions for unknown options and commands. No suggestion is better than a silly one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 MOST = 3
 LIKENESS = 0.8
-# What other programs call an option.
+# Names that other programs use for an option.
 ELSEWHERE = {
     "--n": "--num-samples", "--n-predict": "--max-new-tokens", "--max-tokens": "--max-new-tokens",
     "--max-length": "--max-new-tokens", "--num-return-sequences": "--num-samples", "--best-of": "--num-samples",
@@ -22,9 +22,10 @@ INPUTS = ("--input", "--inputs", "--file", "--files", "--prompts")
 
 
 def option_hint(given: str, command: str, words: Sequence[str], flags: Mapping[str, Sequence[str]]) -> str:
-    """What to add where `command` (none: the program itself) does not know an option; often nothing.
+    """Return a hint for an option that `command` does not know; often empty.
 
-    `words` are all that were typed, `flags` the options of each command.
+    If `command` is empty, the option stands before any command. `words` are all words typed, `flags` the options of
+    each command.
     """
     if not command:
         return _too_early(given, words, flags)
@@ -40,7 +41,7 @@ def option_hint(given: str, command: str, words: Sequence[str], flags: Mapping[s
 
 
 def _too_early(given: str, words: Sequence[str], flags: Mapping[str, Sequence[str]]) -> str:
-    """For an option that stands before the command."""
+    """Return a hint for an option that stands before the command."""
     place = next((word for word in words if word in flags), None)
     command = place or "run"
     if command not in flags:
@@ -54,7 +55,7 @@ def _too_early(given: str, words: Sequence[str], flags: Mapping[str, Sequence[st
 
 
 def _typed(given: str, words: Sequence[str]) -> str:
-    """`-model`, of which typer tells only `-m`, with both dashes."""
+    """Restore `--model` from `-model`, of which typer reports only `-m`."""
     if given.startswith("--"):
         return given
     whole = next((word for word in words if word.startswith(given) and len(word) > len(given) + 1), "")
@@ -62,8 +63,10 @@ def _typed(given: str, words: Sequence[str]) -> str:
 
 
 def near_options(given: str, flags: Iterable[str]) -> list[str]:
-    """The options that were probably meant, the likeliest kind only: the same but for dashes or case, what another
-    program calls so, those that begin so, those that have all its words, one that is nearly spelled so.
+    """Return the options that were probably meant, of the best matching kind only.
+
+    The kinds, in order: same letters apart from dashes or case, another program's name for it, flags that start with
+    it, flags that contain all its words, flags that it extends, a similar spelling.
 
     >>> near_options("--temp", ["--help", "--stop", "--temperature"])
     ['--temperature']
@@ -90,12 +93,12 @@ def near_options(given: str, flags: Iterable[str]) -> list[str]:
 
 
 def letters(flag: str) -> str:
-    """A flag without its dashes, which people leave out or put elsewhere."""
+    """Return a flag without its dashes, which people omit or put elsewhere."""
     return flag.replace("-", "")
 
 
 def command_hint(given: str, commands: Sequence[str]) -> str:
-    """What to add where there is no such command."""
+    """Return a hint for an unknown command; often empty."""
     if near := get_close_matches(given.lower(), commands, n=1, cutoff=0.6):
         return f" (did you mean {near[0]}?)"
     try:

@@ -1,4 +1,4 @@
-"""`batchgen inspect`: the batch as the model will see it, and what its attention makes of it."""
+"""`batchgen inspect`: the batch as the model sees it, and its attention."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ LAST = -1  # column
 
 @dataclass(frozen=True, slots=True)
 class ViewOptions:
-    """What to show beside the batch."""
+    """What to show besides the batch."""
 
     mask: Annotated[
         bool,
@@ -85,11 +85,11 @@ class ViewOptions:
 
     @property
     def sampling(self) -> SamplingParams:
-        """Greedy, whatever a row's own options: here it is about the mask."""
+        """Greedy sampling, whatever a row's own options: this command is about padding and masks."""
         return SamplingParams(max_new_tokens=self.max_new_tokens if self.compare_sides else 1)
 
     def check(self, context: typer.Context) -> None:
-        """Refuses what was typed and would change nothing."""
+        """Reject options that were typed but have no effect."""
         for name, flag, owner, is_given in (
             ("query", "--query", "--attention LAYER:HEAD", self.attention is not None),
             ("max_new_tokens", "--max-new-tokens", "--compare-sides", self.compare_sides),
@@ -100,7 +100,7 @@ class ViewOptions:
 
 @dataclass(frozen=True, slots=True)
 class DrawOptions:
-    """What is drawn into: standard output, or files."""
+    """Where the drawing goes: standard output or files."""
 
     as_json: Annotated[
         bool, typer.Option("--json", metavar="", help="Print the arrays as JSON.", rich_help_panel=opt.OUTPUT)
@@ -121,7 +121,7 @@ class DrawOptions:
     ] = False
 
     def check(self, sources: list[Source]) -> None:
-        """Refuses files that are there, are inputs, or have no folder."""
+        """Reject files that exist, are inputs, or have no folder."""
         named = [(name, path) for name, path in (("svg", self.svg), ("html", self.html)) if path]
         for name, path in named:
             check_file(name, path, sources, overwrite=self.overwrite)
@@ -184,7 +184,7 @@ def _open(model: opt.ModelOptions, screen: Screen, *, needs_weights: bool) -> tu
 
 
 def _show(views: Views, draw: DrawOptions, page: str | None) -> Iterator[Path]:
-    """Draws, and says which files that went to."""
+    """Draw the views; yield the files written."""
     if draw.as_json:
         print(to_json(views.to_dict()))
     elif not (draw.svg or draw.html):
@@ -197,7 +197,7 @@ def _show(views: Views, draw: DrawOptions, page: str | None) -> Iterator[Path]:
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """The batch, and what else was asked for."""
+    """The batch and the requested views."""
 
     inspection: Inspection
     heads: Heads | None
@@ -217,7 +217,7 @@ class Views:
         return parts
 
     def draw(self, console: Console) -> None:
-        """The views that were asked for, under the batch's title; the batch itself where there are none."""
+        """Print the requested views below the batch's title, or the batch itself if there are none."""
         print_line(console, _title(self.inspection), style="bold")
         if not (self.masks or self.attention is not None or self.sides is not None):
             print_batch(console, self.inspection.rows)

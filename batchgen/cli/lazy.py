@@ -1,4 +1,4 @@
-"""Commands by name and summary, imported when they are used."""
+"""Commands by name and summary, imported when used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from batchgen.cli.settings import ENVIRONMENT
 from batchgen.errors import UsageError
 
 TYPED = "batchgen.typed"  # in a context's `meta`: the words of the command line
-# First lines of the commands' docstrings: `batchgen --help` imports none of them.
+# First lines of the commands' docstrings, so that `batchgen --help` need not import them.
 SUMMARIES = {
     "run": "Generate an answer for every prompt.",
     "status": "Show the progress of a run.",
@@ -32,14 +32,14 @@ SUMMARIES = {
 }
 
 
-# Parameters that take any text, or that are refused elsewhere if they are empty.
+# Parameters that accept any text, or whose empty value is rejected elsewhere.
 MAY_BE_EMPTY = {"inputs", "model", "prompt", "system", "stop", "regex", "choice", "chat_template_arg"}
 
 
 class CommandWithHelp(TyperCommand):
-    """A command whose help is drawn by us: typer's has types of Python and leaves few columns for words.
+    """A command with our own help, because typer's shows Python types and leaves little room for the text.
 
-    An empty value is refused by the option's name: as a path it would be the working folder.
+    Rejects an empty value with the option's name; an empty path would mean the working directory.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -61,14 +61,14 @@ class CommandWithHelp(TyperCommand):
 
 
 class LazyCommand(CommandWithHelp):
-    """A command whose module, `batchgen.cli.NAME`, is imported for its options or to run it."""
+    """A command whose module, `batchgen.cli.NAME`, is imported only for its options or to run it."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name=name, help=SUMMARIES[name], rich_markup_mode=None)
 
     @cached_property
     def command(self) -> Any:
-        """The command itself."""
+        """The real command."""
         home = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
         function = getattr(import_module(f"batchgen.cli.{self.name}"), str(self.name))
         settings = {"auto_envvar_prefix": ENVIRONMENT}
@@ -81,7 +81,7 @@ class LazyCommand(CommandWithHelp):
 
     @params.setter
     def params(self, _: object) -> None:
-        """The base class sets none."""
+        """Ignore the assignment that the base class makes."""
 
     def make_context(self, *args: Any, **options: Any) -> Any:
         return self.command.make_context(*args, **options)

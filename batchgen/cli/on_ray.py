@@ -18,7 +18,7 @@ def make_on_ray(
     output: Path | None,
     durable: DurableOptions,
 ) -> OnRay | None:
-    """What `--ray` and its options ask for; None without it. Raises `UsageError`."""
+    """Return the settings of `--ray` and its options, or None without `--ray`. Raises `UsageError`."""
     cpus, gpus, part_rows = cluster.cpus_per_worker, cluster.gpus_per_worker, cluster.part_rows
     if cluster.ray is None:
         for flag, value in (("--cpus-per-worker", cpus), ("--gpus-per-worker", gpus), ("--part-rows", part_rows)):
@@ -32,7 +32,7 @@ def make_on_ray(
     return OnRay(
         address=cluster.ray,
         inputs=tuple(prompts.inputs or ()),
-        output=re.sub(r"^([a-z0-9+]+:/)(?=[^/])", r"\1/", str(output)),  # a Path has made one slash of a URL's two
+        output=re.sub(r"^([a-z0-9+]+:/)(?=[^/])", r"\1/", str(output)),  # Path reduces the two slashes of a URL to one
         limit=prompts.limit,
         workers=engine.workers,
         cpus=cpus,
@@ -45,14 +45,14 @@ def make_on_ray(
 
 
 def choose_ray_format(asked: Format) -> Format:
-    """JSON Lines, or Parquet where that is asked for."""
+    """Return the format for Ray: JSON Lines unless Parquet is asked for. Raises `UsageError` for any other."""
     if asked not in (Format.auto, Format.jsonl, Format.parquet):
         raise UsageError(f"--format {asked.value} is not supported with --ray: use jsonl or parquet")
     return Format.jsonl if asked is Format.auto else asked
 
 
 def refuse_with_ray(prompts: PromptOptions, durable: DurableOptions) -> None:
-    """Raises `UsageError` for options that mean nothing on a cluster."""
+    """Raise `UsageError` for options that are not supported on a cluster."""
     alone = {"--prompt": prompts.prompt, "--retry-errors": durable.retry_errors, "--keep-store": durable.keep_store}
     for flag, value in alone.items():
         if value:

@@ -1,4 +1,4 @@
-"""What a command writes to standard output, and what it may not write over."""
+"""What a command writes to standard output, and checks of the output format."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ from batchgen.runs.target import form_of_output
 
 
 def choose_format(asked: Format, output: Path | None, *, ids: bool = False, csv_raw: bool = False) -> Format:
-    """The format asked for, else the file's by its suffix, else a table on a terminal and JSON Lines in a pipe."""
+    """Return the requested format, or the one of the file's suffix; without a file, a table or JSON Lines.
+
+    Without a file, `auto` is a table on a terminal and JSON Lines in a pipe. Raises `UsageError` for options that the
+    format does not support.
+    """
     form = asked if asked is not Format.auto else _natural_format(output)
     if ids and form in (Format.text, Format.openai_batch):
         raise UsageError(f"--ids does not work with --format {form.value}: use jsonl or table")
@@ -39,7 +43,7 @@ def choose_format(asked: Format, output: Path | None, *, ids: bool = False, csv_
 
 
 def check_columns_flag(columns: bool, form: Format, *, on_ray: bool) -> None:
-    """Refuses `--columns` where there are none."""
+    """Reject `--columns` for formats without columns, and on Ray."""
     if columns and on_ray:
         raise UsageError("--columns is not supported with --ray: remove one")
     if columns and form not in (Format.csv, Format.tsv, Format.parquet, Format.sqlite):
@@ -57,14 +61,14 @@ def _natural_format(output: Path | None) -> Format:
 
 
 def check_stdout(sources: Sequence[Source]) -> None:
-    """Refuses a standard output that is also an input: what is appended would be read again, without end."""
-    with suppress(AttributeError, ValueError):  # closed, or an object in memory
+    """Refuse a standard output that is also an input: what is appended would be read again, endlessly."""
+    with suppress(AttributeError, ValueError):
         if any(is_read_from(source, sys.stdout.fileno()) for source in sources):
             raise OutputError("standard output is also an input: write to another file")
 
 
 def write_table(results: Iterable[Result], stream: BinaryIO, options: WriteOptions) -> None:
-    """The table that a terminal shows, as rows come."""
+    """Write the table shown on a terminal, as rows finish."""
     with text_of(stream) as file:
         console = OutputConsole(file=file, highlight=False)
         ResultTable(console, options.pad_token_id, all_ids=options.ids).write(results)
@@ -75,7 +79,7 @@ OUR_WRITERS: dict[str, Writer] = WRITERS | {Format.table.value: write_table}
 
 @contextmanager
 def text_of(stream: BinaryIO) -> Iterator[TextIO]:
-    """A stream for text that goes into another one, which stays open."""
+    """Wrap a binary stream as a text stream; the binary stream stays open."""
     text = TextIOWrapper(stream, encoding="utf-8", errors="backslashreplace", newline="\n", write_through=True)
     try:
         yield text
@@ -84,10 +88,10 @@ def text_of(stream: BinaryIO) -> Iterator[TextIO]:
 
 
 def is_abandoned(stream: TextIO) -> bool:
-    """Whether the reader at the other end of a pipe is gone, which otherwise only the next write would tell."""
+    """Whether the reader of a pipe has closed it; otherwise only the next write would reveal that."""
     if not hasattr(select, "poll"):
         return False
-    with suppress(OSError, ValueError):  # a stream without a file descriptor has no other end
+    with suppress(OSError, ValueError):  # without a file descriptor there is no reader
         poller = select.poll()
         poller.register(stream.fileno(), 0)
         return any(event & select.POLLERR for _, event in poller.poll(0))

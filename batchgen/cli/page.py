@@ -1,4 +1,4 @@
-"""`batchgen page`: an output as a page for a browser."""
+"""`batchgen page`: an output as a web page."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def page(
 
 
 def check_page(place: Path, others: Iterable[Path], *, overwrite: bool) -> None:
-    """Refuses a page that is there, has no folder, or is one of the files that it is made of."""
+    """Refuse to write a page that exists, has no folder, or is one of its inputs."""
     if place == STDOUT:
         return
     check_file("html", place, [], overwrite=overwrite)
@@ -66,7 +66,7 @@ def check_page(place: Path, others: Iterable[Path], *, overwrite: bool) -> None:
 
 
 def write_page(place: Path, text: str, *, overwrite: bool) -> None:
-    """The page whole, or to standard output."""
+    """Write the page atomically, or to standard output."""
     if place == STDOUT:
         sys.stdout.buffer.write(to_bytes(text))
         sys.stdout.buffer.flush()
@@ -75,7 +75,7 @@ def write_page(place: Path, text: str, *, overwrite: bool) -> None:
 
 
 def page_of(file: Path, limit: int = MOST_ROWS) -> str:
-    """The page of an output's rows."""
+    """Return the page of an output's rows."""
     rows = First(read_results(file), limit)
     shown = list(rows)
     facts = facts_of(file)
@@ -94,7 +94,7 @@ def page_of(file: Path, limit: int = MOST_ROWS) -> str:
 
 
 def page_of_differences(rows: First[RowDifference], comparison: Comparison, a: Path, b: Path) -> str:
-    """The page of the rows that differ between two outputs."""
+    """Return the page of the rows that differ between two outputs."""
     shown = list(rows)
     left_out = rows.left_out()
     facts = {"A": a, "B": b, "over all": headline(comparison)}
@@ -102,7 +102,7 @@ def page_of_differences(rows: First[RowDifference], comparison: Comparison, a: P
 
 
 class First(Iterator[Item]):
-    """The first of some items; and how many more there are."""
+    """Iterates over the first `most` items and counts the rest."""
 
     def __init__(self, items: Iterator[Item], most: int) -> None:
         self._items = items
@@ -113,6 +113,6 @@ class First(Iterator[Item]):
         return next(self._first)
 
     def left_out(self) -> int:
-        """Counts the others."""
+        """Consume the remaining items and return their number."""
         self._left += sum(1 for _ in self._items)
         return self._left

@@ -1,4 +1,4 @@
-"""`batchgen rerun`: the run of a manifest once more, and what differs."""
+"""`batchgen rerun`: repeat the run of a manifest and show what differs."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def rerun(
     new = output.absolute() if output else old.with_name(f"{name}.rerun.{suffix}")
     check_file("output", new, [], overwrite=overwrite)
     again = [*_again(words), "--overwrite"] if overwrite else list(_again(words))
-    again.insert(1, f"--output={new}")  # before a `--`
+    again.insert(1, f"--output={new}")  # before any `--`
     exit_code = run_again(again, folder)
     if exit_code not in (0, SOME_ROWS_FAILED):
         raise typer.Exit(exit_code)
@@ -72,12 +72,12 @@ def rerun(
 
 
 def run_again(words: Sequence[str], folder: Path) -> int:
-    """The exit code of a command in a folder."""
+    """Run a command in a folder and return its exit code."""
     return subprocess.run([sys.executable, "-m", "batchgen", *words], cwd=folder, check=False).returncode
 
 
 def _read(manifest: Path) -> Mapping[str, Any]:
-    """What a manifest says, or an output's own."""
+    """Read a manifest, or the facts stored with an output."""
     try:
         facts = json.loads(manifest.read_bytes())
     except OSError as error:
@@ -90,7 +90,10 @@ def _read(manifest: Path) -> Mapping[str, Any]:
 
 
 def _command(facts: Mapping[str, Any], manifest: Path) -> tuple[list[str], Path]:
-    """The words behind `batchgen`, and where they were typed; a Parquet file does not say where, so it is here."""
+    """Return the words after `batchgen` and the folder where they were typed.
+
+    A Parquet file does not record the folder; it is then the working directory.
+    """
     command = facts.get("command") or {}
     words = [str(word) for word in command.get("words", ())]
     if len(words) < 2 or words[1] not in ("run", "score"):
@@ -114,7 +117,7 @@ def _value_of(words: Sequence[str], names: tuple[str, ...], manifest: Path) -> s
 
 
 def _again(words: Sequence[str]) -> Iterator[str]:
-    """The command without the options that name or continue its output files."""
+    """Yield the command without the options that name or continue its output files."""
     skip = False
     for word in without(words, SWITCHES):
         if skip:
@@ -126,5 +129,5 @@ def _again(words: Sequence[str]) -> Iterator[str]:
 
 
 def _is_joined(word: str) -> bool:
-    """Whether it is `-oFILE`."""
+    """Whether a word has the form `-oFILE`."""
     return word.startswith("-o") and not word.startswith("--") and len(word) > len("-o")

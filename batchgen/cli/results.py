@@ -1,4 +1,4 @@
-"""`batchgen results`: the rows of a run that are finished."""
+"""`batchgen results`: print the finished rows of a run."""
 
 from __future__ import annotations
 

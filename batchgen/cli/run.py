@@ -69,7 +69,7 @@ def run(
 
 
 def _run(job: Job, on_ray: OnRay | None, screen: Screen, interrupts: Interrupts, html: Path | None) -> int:
-    """The exit code."""
+    """Run the job and return the exit code."""
     watcher = Watcher(screen, interrupts, to_stdout=job.target is None and on_ray is None)
     if on_ray:
         return report_ending(execute_on_ray(job, on_ray, watcher), screen, interrupts)
@@ -84,7 +84,7 @@ def _run(job: Job, on_ray: OnRay | None, screen: Screen, interrupts: Interrupts,
 
 
 def _check_results(results: opt.OutputOptions, to: Destination) -> None:
-    """Refuses a page of results that will not be read again, and columns where there are none."""
+    """Reject --html if the output cannot be read again, and --columns for formats without columns."""
     target = to.target
     if results.html and (target is None or target.is_stream or target.form == opt.Format.text.value):
         raise UsageError("--html needs a file with the rows in it: name one with -o, not .txt")

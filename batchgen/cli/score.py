@@ -100,7 +100,7 @@ def score(
 
 
 class ScoreWatcher(Watcher):
-    """Keeps the rows that the page will show, where one was asked for."""
+    """Also keeps the rows for the page, if one is requested."""
 
     page: ScoredRows | None = None
 
@@ -116,7 +116,7 @@ def _check_results(results: opt.OutputOptions, to: Destination) -> None:
 
 
 def _score(job: Job, to: Destination, screen: Screen, interrupts: Interrupts, html: Path | None) -> int:
-    """The exit code."""
+    """Score the rows and return the exit code."""
     watcher = ScoreWatcher(screen, interrupts, to_stdout=to.is_stdout)
     watcher.page = ScoredRows() if html else None
     if to.on_ray:
@@ -143,13 +143,13 @@ def _write_page(html: Path, page: ScoredRows, ending: Ending) -> Path:
 
 
 def _sampling(logprobs: int | None, *, tokens: bool, page: bool) -> SamplingParams:
-    """What is told of each token: nothing, its own number, or its alternatives too, which a page shows."""
+    """Return which log-probabilities to record: none, each token's own, or also the alternatives that a page shows."""
     least = PAGE_ALTERNATIVES if page else 0 if tokens else None
     return SamplingParams(max_new_tokens=1, logprobs=least if logprobs is None else logprobs)
 
 
 def _write_heat(results: Iterable[Result], stream: BinaryIO, options: WriteOptions) -> None:
-    """Each row as a terminal shows it: its tokens in the colours of their surprise."""
+    """Print each row for a terminal, with its tokens coloured by their surprise."""
     with text_of(stream) as file:
         console = OutputConsole(file=file, highlight=False)
         for result in results:

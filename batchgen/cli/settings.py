@@ -1,4 +1,4 @@
-"""Settings from files and the environment, where typer looks for defaults: flags > BATCHGEN_* > files > defaults."""
+"""Settings from files and the environment as typer's defaults: flags > BATCHGEN_* > files > defaults."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from batchgen.cli.config_files import Setting, config_files, read_settings
 from batchgen.cli.hints import either, near_options
 from batchgen.errors import UsageError
 
-ENVIRONMENT = "BATCHGEN"  # BATCHGEN_MAX_NEW_TOKENS is --max-new-tokens, of every command that has it
-SETTINGS = "batchgen.settings"  # where a context keeps what is in force, by command and option
-NOTES = "batchgen.notes"  # and lines about how options were read
-SCREEN = "batchgen.screen"  # and the command's screen
+ENVIRONMENT = "BATCHGEN"  # BATCHGEN_MAX_NEW_TOKENS sets --max-new-tokens of every command that has it
+SETTINGS = "batchgen.settings"  # key in a context's `meta`: the settings in effect, by command and option
+NOTES = "batchgen.notes"  # likewise: lines about how options were read
+SCREEN = "batchgen.screen"  # likewise: the command's screen
 OTHER_VARIABLES = {"BATCHGEN_TRACEBACK"}
 NOT_A_SWITCH = "the value must be true or false"
 
 
 def flag_of(field: str) -> str:
-    """The flag of a field.
+    """Return the flag of a field.
 
     >>> flag_of("top_p")
     '--top-p'
@@ -31,16 +31,16 @@ def flag_of(field: str) -> str:
 
 
 def apply_settings(context: Any, commands: Mapping[str, Any]) -> None:
-    """Makes the files' settings the commands' defaults.
+    """Make the files' settings the commands' defaults.
 
-    Raises `UsageError`, which names file and key, for a key that no command has, or a value of another kind.
+    Raises `UsageError` naming file and key if no command has the key, or if the value has the wrong type.
     """
     settings = read_settings(config_files(), set(commands))
-    # Reading its options imports a command.
+    # Reading a command's options imports it.
     options = {name: _options(command) for name, command in commands.items()} if settings else {}
     in_force: dict[str, dict[str, Setting]] = {name: {} for name in commands}
     defaults: dict[str, dict[str, Any]] = {name: {} for name in commands}
-    # In the order of the files; in each, a command's own table comes behind what is for all.
+    # In the order of the files; within a file, a command's own table follows the settings for all commands.
     for setting in settings:
         found = [name for name in commands if setting.command in (None, name) and setting.key in options[name]]
         if not found:
@@ -54,7 +54,7 @@ def apply_settings(context: Any, commands: Mapping[str, Any]) -> None:
 
 
 def _options(command: Any) -> dict[str, Any]:
-    """A command's options by their long flags, without the dashes."""
+    """Return a command's options, keyed by their long flags without the dashes."""
     return {
         flag.removeprefix("--"): parameter
         for parameter in command.params
@@ -64,7 +64,7 @@ def _options(command: Any) -> dict[str, Any]:
 
 
 def _meant(setting: Setting, options: Mapping[str, Mapping[str, Any]]) -> str:
-    """What to add for a key that no command has; often nothing."""
+    """Return a hint for a key that no command has; often empty."""
     tables = options if setting.command is None else {setting.command: options[setting.command]}
     keys = {key for table in tables.values() for key in table}
     if isinstance(setting.value, dict):
@@ -85,7 +85,7 @@ def _of(command: str | None) -> str:
 
 
 def _as_given(setting: Setting, option: Any) -> Any:
-    """The value as the command line would have it, so that it is checked in the same way."""
+    """Return the value as the command line would pass it, so that it is checked in the same way."""
     value = setting.value
     if option.is_flag:
         if not isinstance(value, bool):
@@ -100,7 +100,7 @@ def _as_given(setting: Setting, option: Any) -> Any:
 
 
 def explain_setting(error: typer.BadParameter) -> str | None:
-    """What is wrong with a value, if it comes from a file or the environment."""
+    """Explain an invalid value that comes from a file or the environment; return None for other values."""
     if error.ctx is None or error.param is None or error.param.name is None:
         return None
     name = error.param.name
@@ -121,7 +121,7 @@ def explain_setting(error: typer.BadParameter) -> str | None:
 
 
 def unknown_variables(context: Any, environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Lines about variables of the environment that set nothing: those that no command has, and lists."""
+    """Return warnings about BATCHGEN_* variables without effect: unknown ones, and those of repeatable options."""
     given = {name for name in environ if name.startswith(f"{ENVIRONMENT}_")} - OTHER_VARIABLES
     mine = _variables(context.command)
     unread = given - {name for name, is_read in mine.items() if is_read}
@@ -133,12 +133,12 @@ def unknown_variables(context: Any, environ: Mapping[str, str] = os.environ) -> 
 
 
 def _variables(command: Any) -> dict[str, bool]:
-    """The variables of a command's options, and whether they are read: one that can be repeated is not."""
+    """Map the variables of a command's options to whether they are read: those of repeatable options are not."""
     return {_variable(key): option.allow_from_autoenv for key, option in _options(command).items()}
 
 
 def _useless(name: str, known: Mapping[str, bool]) -> str | None:
-    """What to say of a variable that the command does not read; nothing where another command does."""
+    """Return a warning about a variable that the command does not read; None if another command reads it."""
     if name in known:
         return None if known[name] else f"{name} has no effect: give {_flag(name)} on the command line"
     near = map(_variable, near_options(_flag(name), [_flag(other) for other, is_read in known.items() if is_read]))
@@ -154,11 +154,10 @@ def _flag(variable: str) -> str:
 
 
 def tell_settings(context: typer.Context, quiet: bool) -> bool:
-    """Says on stderr what comes from files and how options were read, unless the user asked for quiet.
+    """Report on stderr what comes from files and how options were read, unless `--quiet` is given.
 
-    A file cannot hide itself.
-
-    `--quiet` is the last of a command's options, so all others are known.
+    If `--quiet` itself comes from a file, the files are still reported, so that a file cannot hide itself. This is the
+    callback of `--quiet`, the last of a command's options, so all others are known by then.
     """
     from batchgen.render.screen import Screen
 
@@ -176,16 +175,16 @@ def tell_settings(context: typer.Context, quiet: bool) -> bool:
 
 
 def note(context: Any, line: str) -> None:
-    """Keeps a line to be said when all options are known."""
+    """Keep a line to be reported once all options are known."""
     context.meta.setdefault(NOTES, []).append(line)
 
 
 def _settings(context: Any) -> dict[str, Setting]:
-    """What a command takes from files."""
+    """Return the options that a command takes from files."""
     settings: dict[str, Setting] = context.meta.get(SETTINGS, {}).get(context.command.name, {})
     return {name: setting for name, setting in settings.items() if came_from(context, name, "DEFAULT_MAP")}
 
 
 def came_from(context: Any, name: str, source: str) -> bool:
-    """Whether an option has its value from there: `COMMANDLINE`, `ENVIRONMENT` or `DEFAULT_MAP`."""
+    """Whether an option's value comes from `source`: `COMMANDLINE`, `ENVIRONMENT` or `DEFAULT_MAP`."""
     return getattr(context.get_parameter_source(name), "name", None) == source

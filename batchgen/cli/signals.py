@@ -7,19 +7,19 @@ import signal
 from types import FrameType
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
-# How long a step may go on after the first signal before it is dropped where it stands.
+# How long a step may continue after the first signal before it is aborted.
 GRACE_S = 0.5
 
 
 class Interrupts:
-    """Inside `with`, signals set `signum`; `stop_requested` is what an engine asks at each step.
+    """Inside `with`, signals set `signum`; engines call `stop_requested` at each step.
 
-    Before `start_steps` a signal raises `KeyboardInterrupt` at once: there is nothing to finish yet.
+    Before `start_steps` a signal raises `KeyboardInterrupt` at once, because there is nothing to finish yet.
     """
 
     def __init__(self) -> None:
         self.signum: signal.Signals | None = None
-        self.was_raised = False  # what code that swallows it makes of it is no error
+        self.was_raised = False  # whether KeyboardInterrupt was raised: errors that code makes of it are not reported
         self._in_steps = False
 
     def __enter__(self) -> Interrupts:
@@ -35,7 +35,7 @@ class Interrupts:
         self._in_steps = True
 
     def end_steps(self) -> None:
-        """What comes now is short, and a first signal's patience is over."""
+        """End the steps: cancel the grace period of a first signal, since the remaining work is short."""
         self._in_steps = False
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)

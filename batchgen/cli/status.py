@@ -1,4 +1,4 @@
-"""`batchgen status`: how far a run is, from another terminal."""
+"""`batchgen status`: show the progress of a run from another terminal."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _reader(file: Path) -> Callable[[], RunStatus]:
 
 
 def _looks(read: Callable[[], RunStatus]) -> Iterator[RunStatus]:
-    """Each second, until the run has ended."""
+    """Yield the status each second until the run has ended."""
     while True:
         status = read()
         yield status
@@ -73,7 +73,7 @@ def _print_json(looks: Iterator[RunStatus]) -> RunStatus:
 
 
 def _draw(looks: Iterator[RunStatus]) -> RunStatus:
-    """On a terminal in one place; elsewhere one below the other."""
+    """Draw each status in place on a terminal; elsewhere print one after the other."""
     console = OutputConsole(file=sys.stdout, highlight=False)
     if not console.is_terminal:
         for last in looks:
@@ -92,14 +92,14 @@ def _lines(status: RunStatus) -> Iterator[tuple[str, str]]:
 
 
 def to_dict(status: RunStatus) -> dict[str, Any]:
-    """Its fields, and what to type next."""
+    """Return the fields of a status and the command to type next."""
     facts = asdict(status)
     reasons = [{"error": text, "rows": number} for text, number in status.reasons]
     return facts | {"reasons": reasons, "next": next_command(status)}
 
 
 def next_command(status: RunStatus) -> str:
-    """What to type next."""
+    """Return the command to type next."""
     file = shlex.quote(status.path)
     if status.state == "running":
         return f"batchgen results {file} --follow"
@@ -112,5 +112,5 @@ def next_command(status: RunStatus) -> str:
 
 
 def _again(status: RunStatus, flag: str, otherwise: str) -> str:
-    """The run's command with a flag; what a run from Python has in its place."""
+    """Return the run's command with a flag, or `otherwise` for a run from Python."""
     return again(status.command, flag, status.folder) if len(status.command) > 1 else otherwise

@@ -1,4 +1,4 @@
-"""What was typed: kept for a run's notes, and turned into what to type next."""
+"""The command as typed: recorded with a run, and used to suggest the next command."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from batchgen.runs.manifest import GOES_ON
 
 
 def typed_command(context: Any) -> tuple[str, ...]:
-    """The words that this command line was called with."""
+    """Return the words of this command line."""
     return tuple(context.meta.get(TYPED, ()))
 
 
 def again(words: Sequence[str], flag: str, folder: str | None) -> str:
-    """A run's command to type, with a flag that says how it goes on; from another folder, with the way there."""
+    """Return a run's command with a flag that continues it, preceded by `cd` if it was typed in another folder."""
     name, command, *rest = words
     line = shlex.join([name, command, *without(rest, GOES_ON), flag])
-    if "--" in rest:  # behind which no flag is one
+    if "--" in rest:  # after `--`, words are not flags
         line = shlex.join([name, command, flag, *without(rest, GOES_ON)])
     return line if folder in (None, str(Path.cwd())) else f"cd {shlex.quote(str(folder))} && {line}"
 
 
 def without(words: Iterable[str], flags: set[str]) -> list[str]:
-    """The words but flags that take no value."""
+    """Return the words without flags that take no value."""
     return [word for word in words if word not in flags]

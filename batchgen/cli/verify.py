@@ -1,4 +1,4 @@
-"""`batchgen verify`: proves that batches change nothing."""
+"""`batchgen verify`: prove that batching does not change a row's tokens."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _other_ways(model: Model, options: EngineOptions) -> dict[str, MakeEngine]:
 
 
 def _maker(model: Model, options: EngineOptions, say: Callable[[str], None] = lambda line: None) -> MakeEngine:
-    """Makes engines for the same rows, again and again: what they say about themselves is said once."""
+    """Return a function that makes engines for the same rows; each message about the engine is shown only once."""
     said: set[str] = set()
 
     def say_once(line: str) -> None:
@@ -110,7 +110,7 @@ def _maker(model: Model, options: EngineOptions, say: Callable[[str], None] = la
 
 
 def _load(model: opt.ModelOptions, engine: EngineOptions, screen: Screen) -> tuple[Model, Oracle]:
-    """The model that runs, and the oracle in float32."""
+    """Load the model to run and the float32 oracle."""
     checkpoint = open_checkpoint(model.model, revision=model.revision, say=screen.say)
     check_int8(engine, choose_device(model.device).type, checkpoint.outline)
     runs = load_model(checkpoint, model.device, model.dtype, engine.memory)
@@ -120,7 +120,7 @@ def _load(model: opt.ModelOptions, engine: EngineOptions, screen: Screen) -> tup
 
 @dataclass(frozen=True, slots=True)
 class _Sides:
-    """What rows are held against, and with `--quantize` what they would be without."""
+    """What rows are compared with and, with `--quantize`, what they would be without it."""
 
     oracle: Oracle
     plain: Plain | None = None

@@ -1,4 +1,4 @@
-"""A run as the command shows it: lines and a bar on stderr, signals that stop it, and how it ended."""
+"""Shows a run on the terminal: lines and a bar on stderr, signals that stop it, and how it ended."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from batchgen.text import with_id
 
 
 class Watcher(Observer):
-    """Shows a run on a screen, and stops it at signals; one that writes to standard output, when nobody reads it."""
+    """Shows a run on a screen and stops it on signals, or when standard output is used and its reader is gone."""
 
     def __init__(self, screen: Screen, interrupts: Interrupts, *, to_stdout: bool) -> None:
         self.screen = screen
@@ -77,7 +77,7 @@ class Watcher(Observer):
 
 
 def report_ending(ending: Ending, screen: Screen, interrupts: Interrupts) -> int:
-    """The closing lines on stderr, for a program an object with all of it; the exit code."""
+    """Print the closing lines on stderr, or with --progress json one object with everything; return the exit code."""
     exit_code = _close(ending, screen, interrupts)
     if screen.as_json:
         screen.event(
@@ -129,7 +129,7 @@ def _how_to_continue(ending: Ending) -> str:
 
 
 def _ran_on(on: RanOn) -> str:
-    """`continuous on cpu (2 threads)`: torch chooses how many; workers share the cores."""
+    """Return for example `continuous on cpu (2 threads)`, where torch chooses the number; workers share the cores."""
     if on.is_on_ray:
         return f"{on.engine} in {plural(on.num_workers, 'worker')} on Ray ({on.device})"
     if on.num_threads is None:

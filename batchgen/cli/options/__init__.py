@@ -1,4 +1,4 @@
-"""Options that commands share: records that a command asks for whole, and annotated types of single ones."""
+"""Options that commands share: records that a command takes whole, and annotated types of single options."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Each name loads on first use: `batchgen status` needs none of what reads prompts and finds models."""
+    """Load each name on first use: `batchgen status` needs nothing that reads prompts or finds models."""
     if name in _HOMES:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""How prompts become conversations, and answers their parts."""
+"""How prompts become conversations, and how answers are split into parts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LONGEST_SYSTEM = 2**21  # bytes
 
 @dataclass(frozen=True, slots=True)
 class ChatFlags:
-    """What the command line says about conversations."""
+    """The options for conversations."""
 
     chat: Annotated[
         bool | None,
@@ -54,7 +54,7 @@ class ChatFlags:
             metavar="KEY=VALUE",
             help="Argument for the chat template, such as enable_thinking=false. Can be repeated.",
             rich_help_panel=CHAT,
-            allow_from_autoenv=False,  # a list would be cut at its spaces
+            allow_from_autoenv=False,  # typer would split a list at spaces
         ),
     ] = None
     split_reasoning: Annotated[
@@ -67,7 +67,7 @@ class ChatFlags:
     ] = True
 
     def options(self) -> ChatOptions:
-        """Raises `UsageError` if they conflict, `InputError` for a file that cannot be read."""
+        """Return the chat options. Raises `UsageError` if they conflict, `InputError` if a file cannot be read."""
         if self.system is not None and self.system_file is not None:
             raise UsageError("--system and --system-file both set the system message: choose one")
         flag = "--system-file" if self.system_file is not None else "--system"

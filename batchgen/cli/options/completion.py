@@ -1,4 +1,4 @@
-"""What a shell offers after an option: models after `--model`, columns of the input after `--field`."""
+"""Shell completions: models after `--model`, columns of the input after `--field`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import typer
 
 from batchgen.errors import BatchgenError
 
-ANY_ROW = "-"  # a template that needs no column: then all of them are the row's own
+ANY_ROW = "-"  # a template without columns: all columns are then the row's own
 
 
 def complete_model(incomplete: str) -> list[str]:
-    """`bundled`, gpt2, the models in the Hub's cache, and folders that hold one."""
+    """Return `bundled`, gpt2, the models in the Hub's cache, and folders with a model, filtered by prefix."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     from batchgen.model.nearby import known_models
@@ -24,7 +24,7 @@ def complete_model(incomplete: str) -> list[str]:
 
 
 def _folders(incomplete: str) -> Iterator[str]:
-    """Folders that begin so: models, and those on the way to one, with a slash behind them."""
+    """Yield folders with this prefix: models, and others followed by a slash, which may lead to one."""
     parent, _, start = incomplete.rpartition("/")
     home = Path(f"{parent}/" if parent or incomplete.startswith("/") else ".")
     for folder in sorted(home.glob(f"{start}*/")) if "*" not in start else ():
@@ -34,12 +34,12 @@ def _folders(incomplete: str) -> Iterator[str]:
 
 
 def complete_column(context: typer.Context, incomplete: str) -> list[str]:
-    """The columns of the first row of the first input, if one was typed before."""
+    """Return the columns of the first row of the first input, if one was already typed."""
     from batchgen.formats.reading import ReadOptions, find_sources, read_requests
     from batchgen.formats.templates import Template
 
-    typed = [*(context.params.get("inputs") or ()), *context.args]  # the latter where the option still lacks its value
-    inputs = [word for word in typed if Path(word).is_file()][:1]  # a pipe cannot be looked at twice
+    typed = [*(context.params.get("inputs") or ()), *context.args]  # the latter while the option lacks its value
+    inputs = [word for word in typed if Path(word).is_file()][:1]  # a pipe can be read only once
     try:
         rows = list(islice(read_requests(find_sources(inputs), options=ReadOptions(template=Template(ANY_ROW))), 1))
     except (BatchgenError, OSError):

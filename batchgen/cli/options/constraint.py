@@ -1,4 +1,4 @@
-"""Schemas and grammars on the command line, which are files, or a schema as it stands."""
+"""Schemas and grammars on the command line: files, or a schema written out."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from batchgen.records.constraint import LONGEST_CONSTRAINT
 
 
 def read_schema_argument(given: str) -> str:
-    """The JSON text of a schema that is given in a file, or in its place."""
+    """Return the JSON text of a schema, given directly or as the name of a file."""
     return given if given.lstrip().startswith("{") or given in ("true", "false") else _read(given)
 
 
 def read_grammar_file(given: str) -> str:
-    """The text of a grammar in a file."""
+    """Return the text of a grammar file."""
     return _read(given)
 
 

@@ -1,4 +1,4 @@
-"""Backslashes in stops, as shells pass them on: `'\\n'` is a newline."""
+"""Escapes in stop strings, as shells pass them on: `'\\n'` is a newline."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ SPOKEN = {"\n": "<newline>", "\t": "<tab>", "\r": "<carriage return>", "\\": "<b
 
 
 def decode_escapes(text: str) -> str:
-    r"""The text with what its escapes mean; what is no escape stays as typed.
+    r"""Replace escapes by what they stand for; other backslashes stay as typed.
 
     >>> decode_escapes(r"\n") == "\n", decode_escapes(r"\\n") == r"\n", decode_escapes(r"\d") == r"\d"
     (True, True, True)
     """
     decoded = ESCAPE.sub(lambda match: SIGNS.get(match[1]) or chr(int(match[1][1:], 16)), text)
-    # Two halves of a character, an escape each, become one.
+    # Two escaped surrogate halves become one character.
     return decoded.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
 
 def read_escapes(context: typer.Context, parameter: typer.CallbackParam, texts: list[str] | None) -> list[str] | None:
-    """The texts of an option, decoded where they were typed: files have escapes of their own."""
+    """Decode the texts of an option if they were typed; config files have their own escapes."""
     if not texts or not came_from(context, parameter.name or "", "COMMANDLINE"):
         return texts
     for text in dict.fromkeys(text for text in texts if decode_escapes(text) != text):

@@ -1,7 +1,7 @@
-"""Records as parameters of commands: each field of a record becomes an option of its own.
+"""Records as parameters of commands: each field of a record becomes an option.
 
-A command asks for `sampling: SamplingParams` and gets one made from its flags. Records are those of `batchgen.records`,
-whose fields say how they are set, and dataclasses of the command line, whose fields are annotated as Typer has it.
+A command declares `sampling: SamplingParams` and gets one made from its flags. Records are those of `batchgen.records`,
+whose fields declare how they are set, and dataclasses of the command line with fields annotated for typer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from batchgen.records import options_of
 
 
 class Pick:
-    """What a command takes of a record: `Annotated[SamplingParams, Pick("seed", seed=1)]` is its seed, by default 1."""
+    """Which fields of a record a command takes.
+
+    `Annotated[SamplingParams, Pick("seed", seed=1)]` takes only its seed, by default 1.
+    """
 
     def __init__(self, *only: str, without: tuple[str, ...] = (), **defaults: Any) -> None:
         self.only = only
@@ -30,13 +33,13 @@ class Pick:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A record that a command asks for, and the parameters that its fields become."""
+    """A record that a command takes, and the parameters made from its fields."""
 
     record: type
     parameters: tuple[Parameter, ...]
 
     def make(self, given: dict[str, Any]) -> Any:
-        """The record, of what Typer has read, which loses what belongs to it.
+        """Make the record from typer's values, removing those that belong to it.
 
         Raises `FieldError` if values are invalid.
         """
@@ -49,7 +52,7 @@ class Group:
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """The command as Typer should see it, with an option for each field of its records."""
+    """Wrap a command for typer, with an option for each field of its records."""
     hints = get_type_hints(command, include_extras=True)
     parameters: list[Parameter] = []
     groups: dict[str, Group] = {}
@@ -74,7 +77,7 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _expand(record: Any, pick: Pick) -> Iterator[Parameter]:
-    """A parameter for each field that can be set and that the command takes."""
+    """Yield a parameter for each field that can be set and that the command takes."""
     hints, options = get_type_hints(record, include_extras=True), options_of(record)
     for field in fields(record):
         default = pick.defaults.get(field.name, field.default)

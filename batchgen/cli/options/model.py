@@ -1,4 +1,4 @@
-"""Which model, and what it is computed on and in."""
+"""Which model, on which device, in which dtype."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ModelOptions:
 
 @dataclass(frozen=True, slots=True)
 class ManyDevices(ModelOptions):
-    """A model that several devices may run."""
+    """A model that can run on several devices."""
 
     device: Annotated[
         str,

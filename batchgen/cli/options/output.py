@@ -1,4 +1,4 @@
-"""Where results go, and what becomes of a run that is interrupted."""
+"""Where results go, and what happens to an interrupted run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Format(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class OutputOptions:
-    """What is written, where."""
+    """What is written, and where."""
 
     format: Annotated[
         Format, typer.Option(help="auto: a table on a terminal, otherwise JSON Lines.", rich_help_panel=OUTPUT)
@@ -79,13 +79,13 @@ class OutputOptions:
     ] = None
 
     def are_in_kind(self, form: Format) -> bool:
-        """Whether OpenAI's requests are answered in OpenAI's form: in JSON Lines that nobody asked for by name."""
+        """Whether OpenAI requests get answers in OpenAI's format: for JSON Lines that was not requested by name."""
         return self.format is Format.auto and form is Format.jsonl and not self.ids
 
 
 @dataclass(frozen=True, slots=True)
 class DurableOptions:
-    """What is there already, and rows that fail."""
+    """What to do with existing output and with rows that fail."""
 
     overwrite: Annotated[
         bool,

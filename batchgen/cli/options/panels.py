@@ -1,4 +1,4 @@
-"""The headings that options stand under in help."""
+"""The headings of the options in help."""
 
 from batchgen.records.sampling import CHOOSING, LENGTH
 

@@ -50,7 +50,7 @@ class PromptOptions:
             metavar="TEXT",
             help="A prompt. Can be repeated.",
             rich_help_panel=INPUT,
-            allow_from_autoenv=False,  # a list would be cut at its spaces
+            allow_from_autoenv=False,  # typer would split a list at spaces
         ),
     ] = None
     field: Annotated[
@@ -127,7 +127,7 @@ class PromptOptions:
     ] = False
 
     def reading(self) -> ReadOptions:
-        """How files are read. What contradicts itself is a usage error, and so is a template that is none."""
+        """Return how files are read. Raises `UsageError` for conflicting options or an invalid template."""
         makers = {"--template": self.template, "--template-file": self.template_file, "--field": self.field}
         given = [flag for flag, value in makers.items() if value is not None]
         if len(given) > 1:
@@ -160,10 +160,10 @@ class PromptOptions:
     def sources(
         self, context: typer.Context, reading: ReadOptions, say: Callable[[str], None] = lambda line: None
     ) -> list[Source]:
-        """What the command line names; standard input if it names nothing and there is one.
+        """Return the inputs of the command line, or standard input if none is given and it is not a terminal.
 
-        What of a folder is left out is told to `say`. Raises `UsageError` with a short usage where there is nothing to
-        read, or no columns for `--field`, and `InputError` for files that cannot be prompts.
+        Skipped files of a folder are reported to `say`. Raises `UsageError`, with a short usage, if there is nothing to
+        read or if `--field` needs columns and there are none; `InputError` for files that cannot be prompts.
         """
         has_stdin = sys.stdin is not None and not sys.stdin.isatty()
         if not self.inputs and not self.prompt and not has_stdin:

@@ -1,4 +1,4 @@
-"""Values on the command line: how a field of a record is written as an option, and read back from its text."""
+"""Values on the command line: how a record's field is written as an option and read back from text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from batchgen.records.constraint import Grammar, JsonSchema
 from batchgen.records.json_object import object_of_members
 from batchgen.records.options import MOST_INT, LogitBias, Option, OptionField
 
-# Types whose text has a form of its own.
+# Types with a text format of their own.
 READERS: dict[Any, Callable[[str], Any]] = {
     MemoryLimit: parse_memory,
     JsonSchema: read_schema_argument,
@@ -28,7 +28,7 @@ READERS: dict[Any, Callable[[str], Any]] = {
 
 
 def read_bias(text: Any) -> dict[str, Any]:
-    """Token ids and biases of one text: `50256=-100`, or a JSON object of them.
+    """Parse token ids and biases from one text: `50256=-100`, or a JSON object of them.
 
     >>> read_bias("13=2.5"), read_bias('{"13": 2.5, "7": -1}')
     ({'13': 2.5}, {'13': 2.5, '7': -1})
@@ -46,7 +46,7 @@ def read_bias(text: Any) -> dict[str, Any]:
 
 
 def flag_of_parameter(text: str) -> str:
-    """The flag of a parameter of the Python functions, as messages mention it.
+    """Return the flag of a parameter of the Python functions, as messages mention it.
 
     >>> flag_of_parameter("overwrite=True"), flag_of_parameter("output")
     ('--overwrite', '-o')
@@ -56,7 +56,7 @@ def flag_of_parameter(text: str) -> str:
 
 
 def to_parameter(item: OptionField) -> Parameter:
-    """The parameter of a command that a field of a record becomes."""
+    """Return the command parameter for a field of a record."""
     option, default, names = item.option, item.default, []
     kind = _alone(item.kind)
     facts: dict[str, Any] = {"metavar": option.value, "help": option.help, "rich_help_panel": option.panel}
@@ -64,7 +64,7 @@ def to_parameter(item: OptionField) -> Parameter:
         names = [flag_of(item.name) + (f"/--no-{flag_of(item.name)[2:]}" if default else "")]
     elif get_origin(kind) is tuple:
         kind, default = list[int] | None if int in get_args(kind) else list[str] | None, list(default) or None
-        facts["allow_from_autoenv"] = False  # a list would be cut at its spaces
+        facts["allow_from_autoenv"] = False  # typer would split a list at spaces
         facts["callback"] = read_escapes if option.escapes else None
         facts["parser"] = read_bias if item.kind == LogitBias else None
     elif option.choices:
@@ -82,20 +82,20 @@ def to_parameter(item: OptionField) -> Parameter:
 
 
 def _alone(kind: Any) -> Any:
-    """A type without its None."""
+    """Return a type without its None."""
     others = [part for part in get_args(kind) if part is not type(None)]
     return others[0] if type(None) in get_args(kind) else kind
 
 
 def as_value(item: OptionField, given: Any) -> Any:
-    """What Typer has read, as the record takes it."""
+    """Convert typer's value to what the record takes."""
     if item.kind == LogitBias:
         return {token: bias for part in given for token, bias in part.items()}
     return given
 
 
 def with_numbers(parameter: Parameter) -> Parameter:
-    """The parameter, with a number read by `number`, which says in plain words what is none."""
+    """Return the parameter with a number parser that gives plain error messages."""
     kind, *extras = get_args(parameter.annotation) if get_origin(parameter.annotation) is Annotated else (None,)
     info = next((extra for extra in extras if isinstance(extra, ParameterInfo)), None)
     plain = _alone(kind)
@@ -124,7 +124,7 @@ def _number(kind: type, least: float | None) -> Callable[[Any], Any]:
 
 
 def _number_or_word(option: Option) -> Callable[[Any], int | None]:
-    """A whole number from `least` up, or the word for None."""
+    """Return a parser for a whole number of at least `least`, or the word for None."""
 
     def read(text: Any) -> int | None:
         if text == option.none:
