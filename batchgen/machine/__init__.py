@@ -1,4 +1,4 @@
-"""What there is: memory limits, processors, threads and the heap, and what earlier runs here showed.
+"""The machine: memory limits, processors, threads and the heap, and measurements of earlier runs.
 
 Measures and reads; decides nothing.
 """

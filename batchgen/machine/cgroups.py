@@ -1,7 +1,7 @@
-"""Headroom in this process's memory control groups, version 1 and 2, from a machine's files. Knows no other limit.
+"""Free memory under this process's control groups, versions 1 and 2, read from a machine's files. Knows no other limit.
 
-`root` stands for `/`. Sources: the kernel's admin-guide/cgroup-v2.rst and admin-guide/cgroup-v1/memory.rst,
-cgroups(7), cgroup_namespaces(7), proc_pid_mountinfo(5).
+`root` stands for `/`. Sources: the kernel's admin-guide/cgroup-v2.rst and admin-guide/cgroup-v1/memory.rst, cgroups(7),
+cgroup_namespaces(7), proc_pid_mountinfo(5).
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-# v1 has no word for "no limit" but the most bytes there are, in whole pages: 2^63 - 4096, 2^63 - 65536, ...
+# v1 writes "no limit" as the maximum number of bytes, in whole pages: 2^63 - 4096, 2^63 - 65536, ...
 UNLIMITED = 1 << 60
 TOP = PurePosixPath("/")
-# cgroup-v1/memory.rst 5.2: the least limit of a group and all its ancestors, those outside the mount too.
+# cgroup-v1/memory.rst 5.2: the lowest limit of a group and all its ancestors, including those outside the mount.
 HIERARCHICAL = "hierarchical_memory_limit"
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Which files of a group say what: limits in force together, what is used, and the reclaimable part of it."""
+    """The names of a group's files: limits that apply together, memory used, and the reclaimable part of it."""
 
     limits: tuple[str, ...]
     usage: str
@@ -33,25 +33,28 @@ V2 = Layout(("memory.max", "memory.high"), "memory.current", "inactive_file")
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A mounted hierarchy: in `folder` are the files of the group `top`, and below it the groups below that."""
+    """A mounted hierarchy: `folder` has the files of the group `top`, and subfolders for the groups below it."""
 
     layout: Layout
     folder: Path
     top: PurePosixPath = TOP
 
     def shows(self, path: PurePosixPath) -> bool:
-        """Whether the group at `path` is inside the mount: `/../x` is outside the process's cgroup namespace."""
+        """Whether the group at `path` is inside the mount; `/../x` is outside the process's cgroup namespace."""
         return ".." not in path.parts and path.is_relative_to(self.top)
 
     def groups(self, path: PurePosixPath) -> Iterator[tuple[PurePosixPath, Path]]:
-        """Path and folder of the group at `path` and of each ancestor, deepest first; of a group outside: the top."""
+        """Yield path and folder of the group at `path` and of each ancestor, deepest first.
+
+        For a group outside the mount, yield only the top.
+        """
         inner = path.relative_to(self.top).parts if self.shows(path) else ()
         for depth in range(len(inner), -1, -1):
             yield self.top.joinpath(*inner[:depth]), self.folder.joinpath(*inner[:depth])
 
 
 def headrooms(root: Path) -> dict[str, int]:
-    """Bytes left under each limit in force, by the limit's name; negative for a group that is over its limit."""
+    """Return the free bytes under each limit, keyed by the limit's name; negative if a group is over its limit."""
     found: dict[str, int] = {}
     mounts = _mounts(root)
     for layout, path in _memberships(root):
@@ -62,7 +65,7 @@ def headrooms(root: Path) -> dict[str, int]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a file that are not empty; none of a file that cannot be read."""
+    """Return the non-empty lines of a file, or none if it cannot be read."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -85,10 +88,10 @@ def _headrooms(mount: Mount, path: PurePosixPath) -> Iterator[tuple[str, int]]:
 
 
 def _memberships(root: Path) -> Iterator[tuple[Layout, PurePosixPath]]:
-    """Which group this process is in; where nothing says it, the top of whatever is mounted."""
+    """Yield the groups of this process; if nothing says which, the top of whatever is mounted."""
     for line in read_lines(root / "proc/self/cgroup") or ["0::/", "1:memory:/"]:
         _hierarchy, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")  # a group's name may have colons
+        controllers, _, path = rest.partition(":")  # a group's name may contain colons
         if not controllers:
             yield V2, PurePosixPath(path)
         elif "memory" in controllers.split(","):
@@ -104,7 +107,7 @@ def _mounts(root: Path) -> list[Mount]:
 
 
 def _mount(root: Path, line: str) -> Mount | None:
-    """The hierarchy that a line of mountinfo tells of: `31 23 0:28 ROOT POINT rw shared:9 - TYPE SOURCE OPTIONS`."""
+    """Parse a line of mountinfo: `31 23 0:28 ROOT POINT rw shared:9 - TYPE SOURCE OPTIONS`. None for other types."""
     place, _, kind = line.partition(" - ")
     type_, _, source_and_options = kind.partition(" ")
     if type_ == "cgroup2":
@@ -118,7 +121,7 @@ def _mount(root: Path, line: str) -> Mount | None:
 
 
 def _unescaped(field: str) -> str:
-    r"""Space, tab, newline and backslash are octal in mountinfo.
+    r"""Decode a field of mountinfo, where space, tab, newline and backslash are octal.
 
     >>> _unescaped(r"/mnt/my\040groups")
     '/mnt/my groups'
@@ -136,6 +139,6 @@ def _number(path: Path) -> int | None:
 
 
 def _limited(text: str) -> int | None:
-    """Bytes; None for `max` and other ways to say "no limit"."""
+    """Parse a number of bytes; return None for `max` and other ways to say "no limit"."""
     text = text.strip()
     return int(text) if text.isdecimal() and int(text) < UNLIMITED else None

@@ -1,6 +1,6 @@
-"""Python processes that are started from here do not import from the working directory.
+"""Prevents Python child processes from importing modules from the working directory.
 
-Python looks there first, and a folder that was downloaded may hold a `socket.py`.
+Python looks there first, and a downloaded folder may contain a `socket.py`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import os
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 
-SAFE_PATH = "PYTHONSAFEPATH"  # as Python's own option -P, for a process and all that it starts
+SAFE_PATH = "PYTHONSAFEPATH"  # like Python's option -P, for a process and all its children
 ROOT_FOLDER = os.path.abspath(os.sep)  # noqa: PTH100 - only its administrator puts files into it
 
 
 @contextmanager
 def safe_children() -> Iterator[None]:
-    """Processes that start in here keep out of the working directory, and so does what they start."""
+    """Start processes inside with imports from the working directory disabled, for them and their children."""
     before = os.environ.get(SAFE_PATH)
     os.environ[SAFE_PATH] = "1"
     try:
@@ -29,6 +29,6 @@ def safe_children() -> Iterator[None]:
 
 @contextmanager
 def safe_cluster() -> Iterator[None]:
-    """The same for a library that tells its processes on other machines to import from where this one is."""
+    """Like `safe_children`, for libraries that make processes on other machines import from this working directory."""
     with safe_children(), chdir(ROOT_FOLDER):
         yield

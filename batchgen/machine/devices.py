@@ -1,4 +1,4 @@
-"""The processor as a device, where it is the only one; told without torch, which knows all others."""
+"""Detects, without importing torch, whether the CPU is the only device; all other devices are left to torch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-# Files of the drivers of NVIDIA's GPUs (also under WSL and on Jetson) and of AMD's.
+# Driver files of NVIDIA GPUs (also under WSL and on Jetson) and of AMD GPUs.
 DRIVERS = ("dev/nvidia*", "dev/nvhost*", "dev/nvmap", "dev/dxg", "dev/kfd", "proc/driver/nvidia/version")
 
 
 class Device(Protocol):
-    """What of a torch.device counts before torch is there."""
+    """The parts of a torch.device that are needed before torch is imported."""
 
     @property
     def type(self) -> str: ...
@@ -33,11 +33,11 @@ class Cpu:
 
 
 def certain_cpu(name: str, root: Path = Path("/")) -> Cpu | None:
-    """The CPU if `--device NAME` can mean nothing else here; None where torch has to be asked."""
+    """Return the CPU if `--device NAME` can mean nothing else on this machine; None if torch has to decide."""
     return Cpu() if name == "cpu" or (name == "auto" and not _may_have_others(root)) else None
 
 
 def _may_have_others(root: Path) -> bool:
-    if sys.platform != "linux":  # Apple's GPUs are always there; of other systems nothing is known
+    if sys.platform != "linux":  # Apple's GPUs are always present; other systems are unknown
         return True
     return any(next(root.glob(driver), None) for driver in DRIVERS)

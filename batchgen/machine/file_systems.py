@@ -1,4 +1,4 @@
-"""What kind of file system a folder is on. Knows nothing of what is kept there."""
+"""The kind of file system that a folder is on. Knows nothing about what is stored there."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from contextlib import suppress
 from pathlib import Path
 
 MOUNTS = Path("/proc/self/mounts")
-# Where two machines may see one file, and memory that processes share through it is not the same on both.
+# File systems that two machines may share, where memory mapped from a file is not the same on both.
 NETWORK = re.compile(r"nfs|cifs|smb|9p|afs|ceph|lustre|gpfs|beegfs|gluster|ocfs|gfs2|fuse\.|virtiofs|ncp|orangefs")
-OCTAL = re.compile(r"\\([0-7]{3})")  # how a space in a mount point is written
+OCTAL = re.compile(r"\\([0-7]{3})")  # how a mount point writes a space
 
 
 def is_on_network(folder: Path, mounts: Path = MOUNTS) -> bool:
-    """Whether a folder may be another machine's too; False where the system does not say.
+    """Whether another machine may see this folder too; False if the system does not say.
 
-    File systems in user space (`fuse.…`) count as such.
+    File systems in user space (`fuse.…`) count as shared.
     """
     place = os.path.realpath(folder)
     found, kind = "", ""

@@ -1,6 +1,6 @@
 """Small facts that this machine keeps between runs, as JSON in the user's cache folder.
 
-What cannot be read or written is no error: it is found out again.
+Failing to read or write them is not an error: they are determined again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def read_kept(name: str, environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """What is kept in a file of that name."""
+    """Return the facts kept under a name; empty if they cannot be read."""
     try:
         facts = json.loads(kept_path(name, environ).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -23,7 +23,7 @@ def read_kept(name: str, environ: Mapping[str, str] = os.environ) -> dict[str, A
 
 
 def keep(name: str, facts: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> None:
-    """Adds facts to those of that name, in place of older ones with the same keys."""
+    """Add facts to those kept under a name, replacing those with the same keys."""
     path = kept_path(name, environ)
     whole = read_kept(name, environ) | dict(facts)
     with suppress(OSError):
@@ -34,7 +34,10 @@ def keep(name: str, facts: Mapping[str, Any], environ: Mapping[str, str] = os.en
 
 
 def kept_path(name: str, environ: Mapping[str, str] = os.environ) -> Path:
-    """By the XDG base directory specification; without a home, a folder that is not there."""
+    """Return the path of a name's facts, following the XDG base directory specification.
+
+    Without a home, this is in a folder that does not exist.
+    """
     home = environ.get("HOME", "")
     folder = environ.get("XDG_CACHE_HOME") or Path(home or "/nonexistent") / ".cache"
     return Path(folder) / "batchgen" / f"{name}.json"

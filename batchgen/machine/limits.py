@@ -1,7 +1,7 @@
-"""How many bytes there are, and how many were held: the machine, its limits, the accelerator. Decides nothing.
+"""How much memory is available and how much was used: machine, limits, accelerator. Decides nothing.
 
-`root` stands for `/`, so that tests can lay out a machine of their own; `accelerator` stands for torch.cuda or
-torch.mps. Sources: proc_meminfo(5), proc_pid_status(5), proc_pid_limits(5), proc_pid_clear_refs(5).
+`root` stands for `/`, so that tests can lay out their own machine; `accelerator` stands for torch.cuda or torch.mps.
+Sources: proc_meminfo(5), proc_pid_status(5), proc_pid_limits(5), proc_pid_clear_refs(5).
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ if TYPE_CHECKING:
     import torch
 
 ROOT = Path("/")
-# What old kernels can give up without swapping, where they do not estimate it themselves (MemAvailable is of 3.14).
+# What kernels can free without swapping, for those older than 3.14, which have no MemAvailable.
 RECLAIMABLE = ("MemFree", "Inactive(file)", "SReclaimable")
 SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?|\.\d{1,15}) ?(?:(%)|([kmgtp])(?:i?b)?|b)?", re.ASCII | re.IGNORECASE)
-LEAST_BYTES = 1 << 20  # of a limit that has no unit: below it, the unit was forgotten
+LEAST_BYTES = 1 << 20  # a limit without a unit that is below this probably lacks its unit
 UNITS = {unit: 1 << (10 * power) for power, unit in enumerate(("", "k", "m", "g", "t", "p"))}
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """One limit in force, by a name that a person understands, and the bytes left under it: none, or more."""
+    """One limit in force, with a readable name, and the bytes left under it, at least 0."""
 
     name: str
     available_bytes: int
 
     @property
     def kills(self) -> bool:
-        """Whether the kernel kills who goes beyond it; other limits refuse, and the program can give way."""
+        """Whether the kernel kills a process that exceeds it; other limits only refuse memory, so it can back off."""
         return self.name == "MemAvailable" or self.name.startswith("cgroup ")
 
 
 def cpu_name(root: Path = ROOT) -> str:
-    """The processor as Linux names it, else what Python knows of it."""
+    """Return the processor's name from Linux, or else what Python knows about it."""
     names = (line.split(":", 1)[1].strip() for line in read_lines(root / "proc/cpuinfo") if line[:10] == "model name")
     return next(names, "") or platform.processor() or platform.machine()
 
 
 def parse_memory(text: str) -> MemoryLimit:
-    """A size with a unit of 1024 or in bytes, or a share of at most 100%. Raises `UsageError`.
+    """Parse a size in bytes or in units of 1024, or a share of at most 100%. Raises `UsageError`.
 
     >>> parse_memory("1.5GiB").size_bytes
     1610612736
@@ -76,9 +76,9 @@ def parse_memory(text: str) -> MemoryLimit:
 
 
 def share_of(memory: MemoryLimit | None, num_workers: int, num_beside: int) -> MemoryLimit:
-    """What one of `num_workers` processes may take, of which `num_beside`, it included, are on one device.
+    """Return the limit for one of `num_workers` processes, `num_beside` of which (itself included) share its device.
 
-    A size is for all workers together, a share for those of a device.
+    A size is for all workers together, a share for the workers of one device.
 
     >>> share_of(parse_memory("6G"), 2, 1).size_bytes == 3 << 30
     True
@@ -95,14 +95,14 @@ def share_of(memory: MemoryLimit | None, num_workers: int, num_beside: int) -> M
 def available_bytes(
     device: Device, memory: MemoryLimit | None = None, root: Path = ROOT, *, accelerator: Any = None
 ) -> int:
-    """Bytes that a new batch may take on `device` without swapping or being killed: the tightest bound's."""
+    """Return the bytes that a new batch may take on `device` without swapping or being killed: the tightest bound's."""
     return memory_bounds(device, memory, root, accelerator=accelerator)[0].available_bytes
 
 
 def memory_bounds(
     device: Device, memory: MemoryLimit | None = None, root: Path = ROOT, *, accelerator: Any = None
 ) -> list[Bound]:
-    """All limits in force for what a batch takes on `device`, the tightest first; at least one."""
+    """Return all limits on what a batch takes on `device`, the tightest first; at least one."""
     accelerator = accelerator or _accelerator(device)
     headrooms = _headrooms(device, root, accelerator)
     if memory is not None:
@@ -113,9 +113,9 @@ def memory_bounds(
 
 
 def peak_bytes() -> int:
-    """The most memory this process has held so far: its resident set's high-water mark.
+    """Return the most memory this process has held so far: the high-water mark of its resident set.
 
-    On Linux a `PeakMeter` that starts takes this back; the meter's own `peak_bytes` remembers.
+    On Linux, starting a `PeakMeter` resets this mark; the meter's own `peak_bytes` remembers the maximum.
     """
     if sys.platform == "win32":
         import psutil
@@ -128,7 +128,7 @@ def peak_bytes() -> int:
 
 
 class PeakMeter:
-    """How much memory a stretch of work took at its peak, on top of what was held when it started."""
+    """Measures the peak memory of a stretch of work, on top of what was held when it started."""
 
     def __init__(self, device: torch.device, root: Path = ROOT, *, accelerator: Any = None) -> None:
         is_cuda = device.type == "cuda"
@@ -137,7 +137,7 @@ class PeakMeter:
         self._sees_batches = device.type in ("cpu", "cuda")
         self._highest = 0
         self._held = 0
-        self._mark: int | None = None  # growth can be told from a high-water mark above this one
+        self._mark: int | None = None  # growth can only be read from a high-water mark above this one
 
     def start(self) -> None:
         self._highest = self.peak_bytes
@@ -146,7 +146,7 @@ class PeakMeter:
         self._mark = 0 if fell else high
 
     def growth_bytes(self) -> int | None:
-        """Bytes held at the peak since `start`, less those held at `start`; None where that cannot be known."""
+        """Return the peak bytes since `start` minus those held at `start`; None if that cannot be known."""
         if self._mark is None or not self._sees_batches:
             return None
         _held, high = self._gauge.read()
@@ -154,21 +154,21 @@ class PeakMeter:
 
     @property
     def peak_bytes(self) -> int:
-        """The most that the process (on CUDA: its tensors on the device) ever held, as far as the meter saw it."""
+        """The most bytes that the process (on CUDA: its tensors on the device) held, as far as the meter saw."""
         _held, high = self._gauge.read()
         return max(self._highest, high)
 
 
 class _Gauge(Protocol):
     def read(self) -> tuple[int, int]:
-        """Bytes held now, and the high-water mark."""
+        """Return the bytes held now and the high-water mark."""
 
     def lower_high_water(self) -> bool:
-        """Sets the high-water mark to what is held now; False where that is not supported."""
+        """Reset the high-water mark to what is held now; return False if that is not supported."""
 
 
 class _ProcessGauge:
-    """The resident set of this process: VmRSS and VmHWM, which a 5 written to clear_refs resets."""
+    """The resident set of this process: VmRSS and VmHWM; writing 5 to clear_refs resets the latter."""
 
     def __init__(self, root: Path) -> None:
         self._folder = root / "proc/self"
@@ -188,7 +188,7 @@ class _ProcessGauge:
 
 
 class _CudaGauge:
-    """What torch's allocator has given out on a device."""
+    """What torch's allocator has allocated on a device."""
 
     def __init__(self, device: torch.device, cuda: Any) -> None:
         self._device = device
@@ -203,7 +203,7 @@ class _CudaGauge:
 
 
 def _accelerator(device: Device) -> Any:
-    """torch's module for a device's memory; None for the CPU."""
+    """Return torch's module for a device's memory; None for the CPU."""
     if device.type == "cpu":
         return None
     import torch
@@ -212,17 +212,17 @@ def _accelerator(device: Device) -> Any:
 
 
 def _headrooms(device: Device, root: Path, accelerator: Any) -> dict[str, int]:
-    """Bytes left under each limit, by the limit's name; negative where more is held than allowed."""
+    """Return the free bytes under each limit, keyed by the limit's name; negative if more is held than allowed."""
     if device.type == "cuda":
         return _cuda_headroom(device, accelerator)
     bounds = _system_headroom(root) | cgroups.headrooms(root) | _address_space_headroom(root)
-    if device.type == "mps":  # its memory is the machine's
+    if device.type == "mps":  # it uses the machine's memory
         bounds["mps"] = accelerator.recommended_max_memory() - accelerator.current_allocated_memory()
     return bounds
 
 
 def _cuda_headroom(device: Device, cuda: Any) -> dict[str, int]:
-    """What is free on the device, and what torch's allocator keeps for reuse."""
+    """Return what is free on the device plus what torch's allocator keeps for reuse."""
     free, _total = cuda.mem_get_info(device)
     cached = cuda.memory_reserved(device) - cuda.memory_allocated(device)
     index = cuda.current_device() if device.index is None else device.index
@@ -241,7 +241,7 @@ def _system_headroom(root: Path) -> dict[str, int]:
 
 
 def _address_space_headroom(root: Path) -> dict[str, int]:
-    """The soft limit of the address space, less what of it is in use."""
+    """Return the soft limit of the address space minus what is in use."""
     limits = "\n".join(read_lines(root / "proc/self/limits"))
     soft = re.search(r"^Max address space +(\d+) ", limits, re.MULTILINE)
     size = _sizes(root / "proc/self/status").get("VmSize")
@@ -251,12 +251,15 @@ def _address_space_headroom(root: Path) -> dict[str, int]:
 
 
 def held_bytes(device: Device) -> int:
-    """What this process holds now where `device` has its memory."""
+    """Return the bytes that this process holds now in the memory of `device`."""
     return _held_bytes(device, ROOT, _accelerator(device))
 
 
 def _held_bytes(device: Device, root: Path, accelerator: Any) -> int:
-    """What this process holds now where `device` has its memory; Metal's buffers are not in the resident set."""
+    """Return the bytes that this process holds in the memory of `device`.
+
+    On mps, Metal's buffers are added: they are not in the resident set.
+    """
     if device.type == "cuda":
         return int(accelerator.memory_allocated(device))
     resident = _sizes(root / "proc/self/status").get("VmRSS") or _resident_bytes()
@@ -270,6 +273,6 @@ def _resident_bytes() -> int:
 
 
 def _sizes(path: Path) -> dict[str, int]:
-    """The lines `Name:   123 kB` of a file in /proc, in bytes."""
+    """Parse the lines `Name:   123 kB` of a file in /proc; return bytes."""
     matches = (re.fullmatch(r"(\S+):\s+(\d+) kB", line) for line in read_lines(path))
     return {match[1]: int(match[2]) * 1024 for match in matches if match}

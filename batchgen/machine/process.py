@@ -1,6 +1,6 @@
-"""What the command sets for its own process before torch is there: threads, the heap, Python's garbage collector.
+"""What the command sets for its own process before torch is imported: threads, the heap, Python's garbage collector.
 
-A library has no business with them; a notebook that wants them calls `settle`.
+A library must not change these; a notebook that wants them calls `settle`.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ import gc
 import os
 import platform
 
-# Loops that an OpenMP thread spins while it waits for the others (GNU's runtime, which torch uses on Linux; about
-# 300,000 by default). Where another program takes a core, long spinning slows a step tenfold and more; see
+# How often an OpenMP thread spins while waiting for the others (GNU's runtime, which torch uses on Linux; about
+# 300,000 by default). If another program uses a core, long spinning slows a step tenfold and more; see
 # docs/decisions.md.
 SPIN_COUNT = "10000"
-# Larger blocks come from the system and go back to it when they are freed; smaller ones share a heap, which has holes.
-# glibc moves this threshold up to 32 MiB by itself: quick, but the process then holds up to 1.5 times the live tensors.
-# Where memory is short it stays low instead, and what is held is what was predicted (docs/decisions.md has both).
+# Larger blocks come from the system and return to it when freed; smaller ones share a heap, which has gaps.
+# glibc raises this threshold to 32 MiB by itself: fast, but the process then holds up to 1.5 times the live tensors.
+# If memory is short the threshold stays low instead, so that use matches the prediction (docs/decisions.md has both).
 SHORT_OF_MEMORY, PLENTY_OF_MEMORY = 256 * 2**10, 32 * 2**20
 TRIM_BYTES = 256 * 2**20
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # mallopt(3)
-# oneDNN keeps a kernel for every shape it has met, 0.2 MB each, and torch's layer above it a ready-made call with its
-# scratch, another 0.3 MB; with slots that refill there are many shapes. A new one costs a millisecond.
+# oneDNN keeps a kernel for every shape it has seen, 0.2 MB each, and torch's layer above it a prepared call with its
+# scratch memory, another 0.3 MB; slots that refill have many shapes. A new kernel costs a millisecond.
 KERNELS_KEPT, CALLS_KEPT = "64", "16"
-# New objects that have Python look for cycles among all, 700 by default. Importing torch and transformers makes a
-# million objects and hardly a cycle; looking took a sixth of the time from the command to the first row.
+# How many new objects make Python search for cycles, 700 by default. Importing torch and transformers makes a
+# million objects and hardly any cycles; the search took a sixth of the time from the command to the first row.
 GARBAGE_AFTER = 50_000
 
 
 def settle() -> None:
-    """Sets all of it, unless the user's environment has."""
+    """Set all of these, unless the user's environment already does."""
     gc.set_threshold(GARBAGE_AFTER)
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS_KEPT)
     os.environ.setdefault("LRU_CACHE_CAPACITY", CALLS_KEPT)
@@ -37,13 +37,13 @@ def settle() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     if _has_our_heap():
         ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, TRIM_BYTES)
-        if _address_space_is_limited():  # every thread's own heap would take 64 MiB of it
+        if _address_space_is_limited():  # each thread's own heap would take 64 MiB of it
             ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
         reuse_blocks(False)
 
 
 def reuse_blocks(is_plenty: bool) -> None:
-    """Keeps freed blocks for the next ones where memory `is_plenty`, which is quicker; else gives them back."""
+    """Keep freed blocks for reuse if memory `is_plenty`, which is faster; otherwise return them to the system."""
     if _has_our_heap():
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, PLENTY_OF_MEMORY if is_plenty else SHORT_OF_MEMORY)
         if not is_plenty:
@@ -51,13 +51,13 @@ def reuse_blocks(is_plenty: bool) -> None:
 
 
 def release_heap() -> None:
-    """Gives freed small blocks back to the system, which glibc keeps for the next ones."""
+    """Return freed small blocks to the system; glibc would keep them for reuse."""
     if _is_glibc():
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def untouched_memory_is_free() -> bool:
-    """Whether a block takes memory only as it is touched, and addresses are plenty: a Unix without `ulimit -v`."""
+    """Whether a block takes memory only when touched, and address space is unlimited: on Unix without `ulimit -v`."""
     return os.name == "posix" and not _address_space_is_limited()
 
 

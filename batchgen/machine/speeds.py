@@ -1,7 +1,7 @@
-"""What earlier runs on this machine showed: speeds, so that `plan` can say how long the next one takes, and settings.
+"""What earlier runs on this machine measured: speeds, so that `plan` can estimate the next run's time, and settings.
 
-One small JSON file in the user's cache folder. Only runs that write a file anyway (`-o`) leave a speed behind, and
-`bench`, which leaves its settings too; what cannot be read or written is no error.
+One small JSON file in the user's cache folder. Only runs that write a file anyway (`-o`) record a speed, and `bench`,
+which also records its settings. Failing to read or write the file is not an error.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from batchgen.records import RunStats
 
 FILE = "speeds"
 
-# A shorter run spends its time on what happens once.
+# A shorter run spends its time on what happens only once.
 LEAST_TELLING_S = 2.0
-# Beside the speeds, whose keys have four words.
+# Keys next to those of the speeds, which have four words.
 SETTINGS, GAINS = "settings", "gains"
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What a run reached: padded columns a second in prefills, `RunStats.decode_work` a second in steps."""
+    """The speed of a run: padded columns per second in prefills, `RunStats.decode_work` per second in steps."""
 
     prefill_per_s: float
     decode_per_s: float
     date: str
 
     def seconds(self, prefill_columns: int, decode_work: int) -> float:
-        """Time for that much work."""
+        """Return the time for this much work."""
         return prefill_columns / self.prefill_per_s + decode_work / self.decode_per_s
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What `bench` recommends: the fewest rows in slots that reach the best rate, in new tokens a second."""
+    """What `bench` recommends: the fewest rows in slots that reach the best rate, in new tokens per second."""
 
     rows: int
     tokens_per_s: float
@@ -47,7 +47,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class KeptGain:
-    """What `bench` found of bfloat16: how many times float32's rate, and the share of greedy tokens that differ."""
+    """What `bench` measured for bfloat16: its rate relative to float32, and the share of greedy tokens that differ."""
 
     model: str
     times: float
@@ -56,7 +56,7 @@ class KeptGain:
 
 
 def speed_of(stats: RunStats) -> Speed | None:
-    """The speed of a run; None where it was too short to tell."""
+    """Return the speed of a run; None if it was too short to tell."""
     columns = stats.prompt_tokens + stats.pad_tokens
     busy_s = stats.prefill_s + stats.decode_s
     if busy_s < LEAST_TELLING_S or not (columns and stats.decode_work and stats.prefill_s and stats.decode_s):
@@ -67,7 +67,7 @@ def speed_of(stats: RunStats) -> Speed | None:
 def read_speed(
     model: str, device: str, dtype: str, engine: str, environ: Mapping[str, str] = os.environ
 ) -> Speed | None:
-    """The last speed of this model on this device in this dtype, with this engine."""
+    """Return the last speed of this model on this device in this dtype with this engine; None if unknown."""
     try:
         speed = Speed(**read_kept(FILE, environ)[_key(model, device, dtype, engine)])
         return speed if min(speed.prefill_per_s, speed.decode_per_s) > 0 else None
@@ -78,12 +78,12 @@ def read_speed(
 def write_speed(
     speed: Speed, model: str, device: str, dtype: str, engine: str, environ: Mapping[str, str] = os.environ
 ) -> None:
-    """Remembers a speed, in place of the last one of its kind."""
+    """Save a speed, replacing the last one for the same model, device, dtype and engine."""
     keep(FILE, {_key(model, device, dtype, engine): asdict(speed)}, environ)
 
 
 def kept_rows(model: str, device: str, dtype: str, environ: Mapping[str, str] = os.environ) -> int | None:
-    """How many rows in slots `bench` found best for this model on this device in this dtype."""
+    """Return the rows in slots that `bench` found best for this model on this device in this dtype; None if unknown."""
     try:
         rows = Settings(**_part(SETTINGS, environ)[_key(model, device, dtype)]).rows
         return rows if isinstance(rows, int) and rows > 0 else None
@@ -94,12 +94,12 @@ def kept_rows(model: str, device: str, dtype: str, environ: Mapping[str, str] = 
 def write_settings(
     settings: Settings, model: str, device: str, dtype: str, environ: Mapping[str, str] = os.environ
 ) -> None:
-    """Remembers settings, in place of the last ones of their kind."""
+    """Save settings, replacing the last ones for the same model, device and dtype."""
     keep(FILE, {SETTINGS: _part(SETTINGS, environ) | {_key(model, device, dtype): asdict(settings)}}, environ)
 
 
 def read_gain(device: str, environ: Mapping[str, str] = os.environ) -> KeptGain | None:
-    """What the last `bench` on this device found of bfloat16."""
+    """Return what the last `bench` on this device measured for bfloat16; None if unknown."""
     try:
         gain = KeptGain(**_part(GAINS, environ)[device])
         return gain if gain.times > 0 else None
@@ -108,7 +108,7 @@ def read_gain(device: str, environ: Mapping[str, str] = os.environ) -> KeptGain 
 
 
 def write_gain(gain: KeptGain, device: str, environ: Mapping[str, str] = os.environ) -> None:
-    """Remembers bfloat16's gain, in place of the last one."""
+    """Save the gain of bfloat16, replacing the last one on this device."""
     keep(FILE, {GAINS: _part(GAINS, environ) | {device: asdict(gain)}}, environ)
 
 

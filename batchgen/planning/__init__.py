@@ -1,4 +1,4 @@
 """Which rows run together: windows, batches, memory arithmetic, back-off, forecast.
 
-Knows nothing of how an engine runs them.
+Does not know how an engine runs them.
 """

@@ -1,6 +1,6 @@
-"""Out of memory: what rows may take now, what was too much, and what was measured against what was expected.
+"""Running out of memory: how much rows may take now, what was too much, and measured against predicted use.
 
-Knows nothing of models, and not how rows are run: that, and what to do when memory runs out, is the engine's.
+Knows nothing about models or how rows run; the engine decides what to do when memory runs out.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from batchgen.planning.memory import BatchLimits, batch_bytes, batch_estimate
 from batchgen.records import Sequence
 from batchgen.text import size_text
 
-# Smaller batches drown in what the process allocates anyway; their ratio of measured to predicted says nothing.
+# Smaller batches are lost among the process's other allocations; their ratio of measured to predicted means nothing.
 LEAST_TELLING_BYTES = 64 * 2**20
-# Memory is plenty for a batch that needs less than this share of its budget: it may hold half as much again.
+# A batch that needs less than this share of its budget has plenty of memory: it may take half as much again.
 PLENTY_SHARE = 0.6
-# Rows that take so many times what was predicted are worth a word, and the next run plans with it.
+# Rows that take this many times the prediction are reported, and the next run plans with it.
 TELLING_OVERRUN = 1.15
 
 
 class Backoff:
-    """What memory allows now, and what it turned out not to: a ceiling, once found, holds for the rest of the run.
+    """What memory allows now, and what turned out to be too much. A ceiling, once found, holds for the rest of the run.
 
-    `budget` says how many bytes rows may take now, and `wall` how many nothing may take, where the kernel would not
-    refuse them but kill the process. `reuse_blocks` is told whether memory is plenty for what runs next. `say` gets one
-    line for each time that memory ran out, and one at the end if rows took more than was predicted; `keep_overrun` is
-    then told how many times as much.
+    `budget` returns how many bytes rows may take now; `wall` returns the limit above which the kernel would kill the
+    process instead of refusing memory. `reuse_blocks` is called with whether memory is plentiful for what runs next.
+    `say` gets one line each time memory runs out, and one at the end if rows took more than predicted; `keep_overrun`
+    then gets the ratio.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class Backoff:
         self._keep_overrun = keep_overrun
         self._is_plenty = False
         self.ceiling_bytes: int | None = None
-        self._correction = 1.0  # measured over predicted bytes, where that was more than 1
-        self._worst: tuple[int, int] = (1, 1)  # predicted and measured bytes, where their ratio was highest
-        self.predicted_bytes = 0  # of the largest batch
+        self._correction = 1.0  # ratio of measured to predicted bytes, if that is more than 1
+        self._worst: tuple[int, int] = (1, 1)  # predicted and measured bytes where their ratio was highest
+        self.predicted_bytes = 0  # for the largest batch
         self.measured_bytes: int | None = None
 
     @property
     def limits(self) -> BatchLimits:
-        """What the next rows must keep to: the budget of now, below every ceiling found so far."""
+        """The limits for the next rows: the current budget, below every ceiling found so far."""
         budget_bytes = int(self._budget() / self._correction)
         if self.ceiling_bytes is not None:
             budget_bytes = min(budget_bytes, self.ceiling_bytes)
@@ -67,18 +67,18 @@ class Backoff:
 
     @property
     def is_users_number(self) -> bool:
-        """Whether the user has fixed the rows that run together; memory has its say when it runs out."""
+        """Whether the user's number of rows still applies; it does until memory runs out."""
         return self._limits.num_rows is not None and self.ceiling_bytes is None
 
     @property
     def peak_bytes(self) -> int:
-        """The most that the process, or its tensors on the device, ever held."""
+        """The most bytes that the process, or its tensors on the device, ever held."""
         return self._meter.peak_bytes if self._meter else peak_bytes()
 
     def expect(self, predicted: int, *, anew: bool, prefills_apart: bool = False) -> None:
-        """Notes what is expected of the rows that run next; growth is measured from here on if it begins `anew`.
+        """Record what the next rows are predicted to take; with `anew`, growth is measured from here on.
 
-        Where `prefills_apart`, their blocks go back as they are freed, until `begin_steps`.
+        If `prefills_apart`, freed blocks are returned to the system until `begin_steps`.
         """
         self._is_plenty = predicted < PLENTY_SHARE * self.limits.budget_bytes
         self._reuse_blocks(self._is_plenty and not prefills_apart)
@@ -86,11 +86,11 @@ class Backoff:
             self._meter.start()
 
     def begin_steps(self) -> None:
-        """Rows have been prefilled; what steps free may be kept for the next ones."""
+        """Note that the prefill is over; blocks that steps free may be kept for the next ones."""
         self._reuse_blocks(self._is_plenty)
 
     def compare(self, predicted: int) -> None:
-        """Notes what was taken since `expect`; where memory is short, more than was expected makes the next smaller."""
+        """Record what was taken since `expect`; if memory is short and it took more than predicted, plan smaller."""
         growth = self._meter.growth_bytes() if self._meter else None
         if growth is None:
             return
@@ -101,7 +101,7 @@ class Backoff:
             self._worst = predicted, growth
 
     def end(self) -> None:
-        """Says by how much rows took more than was predicted, and has it kept for the next run."""
+        """Report by how much rows exceeded the prediction, and save the ratio for the next run."""
         predicted, measured = self._worst
         times = measured / predicted
         if times > TELLING_OVERRUN:
@@ -111,15 +111,15 @@ class Backoff:
         self._worst = 1, 1
 
     def lower_ceiling(self, num_bytes: int) -> None:
-        """Memory ran out: from now on rows are expected to take no more than this together."""
+        """Lower the ceiling after memory ran out: from now on rows may need at most this many bytes, as predicted."""
         self.ceiling_bytes = num_bytes
 
     def say_fewer(self, ran: str, left: int) -> None:
-        """One line for the user, after memory ran out with so many rows."""
+        """Tell the user that memory ran out and how many rows run from now on."""
         self._say(f"out of memory with {ran}: continuing with {left} at a time")
 
     def hits_the_wall(self, rows: list[Sequence]) -> bool:
-        """Whether a single row, which is tried otherwise, would get the process killed."""
+        """Whether a single row would get the process killed; without that danger it is simply tried."""
         if len(rows) > 1:
             return False
         needed = batch_estimate(self._limits, rows)
@@ -132,7 +132,7 @@ class Backoff:
     def fail(self, row: Sequence) -> None:
         needed = size_text(batch_bytes(self._limits, [row]))
         tokens = f"{row.num_prompt_tokens} prompt + {row.sampling.max_new_tokens} new tokens"
-        row.batch_index = row.padded_length = None  # no batch ran it
+        row.batch_index = row.padded_length = None
         row.fail(
             f"out of memory: this row alone ({tokens}) needs about {needed}, and {size_text(self._budget())} is free"
         )
@@ -140,7 +140,7 @@ class Backoff:
 
 
 def release() -> None:
-    """Lets go of what the failed batch still holds: frames of a traceback may refer to each other."""
+    """Free what the failed batch still holds: the frames of its traceback may refer to each other."""
     import torch
 
     gc.collect()

@@ -1,7 +1,7 @@
-"""Which rows run together: batches of like length, and prefills.
+"""Which rows run together: batches of similar length, and prefills.
 
 A plan is a pure function of the rows' lengths, the engine's memory arithmetic and the budget: same input, same plan.
-Knows nothing of models or tokens.
+Knows nothing about models or tokens.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from itertools import islice
 from batchgen.planning.memory import BatchLimits, kinds_of, largest_batch
 from batchgen.records import Sequence
 
-# A decode step of B rows costs about as much as B + 48 tokens in a prefill: 45 ms + 0.85 ms a row were measured with
+# A decode step of B rows costs about as much as B + 48 tokens in a prefill: 45 ms + 0.85 ms per row, measured with
 # GPT-2 124M in float32 on two cores. The fixed part reads the weights.
 STEP_OVERHEAD = 48
 
 
 def plan_batches(sequences: Iterable[Sequence], limits: BatchLimits) -> list[list[Sequence]]:
-    """Sequences to batches of like length, the longest first.
+    """Divide sequences into batches of similar length, the longest first.
 
-    Of all ways to cut the rows, sorted by length, into batches that fit, takes the cheapest (dynamic programming from
-    the short end). With `--batch-size N` every batch but the last has N rows.
+    The rows are sorted by length and cut into batches that fit; of all ways to cut them, dynamic programming from the
+    short end finds the cheapest. With `--batch-size N` every batch except the last has N rows.
     """
     rows = longest_first(sequences)
     if limits.num_rows is not None:
@@ -37,7 +37,7 @@ def plan_batches(sequences: Iterable[Sequence], limits: BatchLimits) -> list[lis
 
 
 def plan_prefills(lengths: list[int], rows_at_once: Callable[[int], int]) -> list[int]:
-    """Rows of these lengths, the longest first, to the cheapest prefills: how many rows each takes.
+    """Divide rows of these lengths, the longest first, into the cheapest prefills; return the number of rows of each.
 
     A prefill of n rows of S columns costs n * S, and reads the weights once; at most `rows_at_once(S)` rows fit into
     one.
@@ -46,15 +46,15 @@ def plan_prefills(lengths: list[int], rows_at_once: Callable[[int], int]) -> lis
 
 
 def longest_first(sequences: Iterable[Sequence]) -> list[Sequence]:
-    """Sequences by how many tokens they have; ties in input order."""
+    """Sort sequences by their number of tokens, the longest first; ties in input order."""
     return sorted(sequences, key=lambda s: (-len(s.token_ids), s.request.index, s.sample_index))
 
 
 def cheapest_cuts(lengths: list[int], rooms: Mapping[int, int], row_work: int, batch_work: int) -> list[int]:
-    """Rows of these lengths, the longest first, cut into batches at the least cost: how many rows each takes.
+    """Divide rows of these lengths, the longest first, into batches at the lowest cost; return the rows of each.
 
-    At most `rooms[S]` rows where the longest has S tokens. A batch of n rows of S columns costs
-    n * (S + row_work) + batch_work, in tokens through the model.
+    A batch whose longest row has S tokens has at most `rooms[S]` rows. Its cost, in tokens through the model, is n * (S
+    + row_work) + batch_work for n rows of S columns.
 
     >>> cheapest_cuts([9, 9, 1, 1], {9: 4, 1: 4}, 0, 5)
     [2, 2]
@@ -67,7 +67,7 @@ def cheapest_cuts(lengths: list[int], rooms: Mapping[int, int], row_work: int, b
         costs = [a_row * num_rows + rest for num_rows, rest in enumerate(after, 1)]
         least = min(costs)
         cheapest[start] = least + batch_work
-        sizes[start] = len(costs) - costs[::-1].index(least)  # of equal cuts the longest batch
+        sizes[start] = len(costs) - costs[::-1].index(least)  # among equal costs, the longest batch
     batches = []
     start = 0
     while start < len(sizes):
@@ -77,5 +77,5 @@ def cheapest_cuts(lengths: list[int], rooms: Mapping[int, int], row_work: int, b
 
 
 def step_work(rows: int) -> int:
-    """Work of one decode step, in tokens through the model."""
+    """Return the work of one decode step, in tokens through the model."""
     return rows + STEP_OVERHEAD

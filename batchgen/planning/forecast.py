@@ -21,13 +21,13 @@ from batchgen.records import Request, RowId, SamplingParams, Sequence, TooLong
 if TYPE_CHECKING:
     from batchgen.model import Checkpoint
 
-# Of more rows that cannot run than these only the number is kept: there may be millions.
+# At most this many rows that cannot run are kept, of others only the number: there may be millions.
 MOST_LISTED = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Prompts of `low` to `high` tokens."""
+    """Prompts with `low` to `high` tokens."""
 
     low: int
     high: int
@@ -36,9 +36,9 @@ class Bin:
 
 @dataclass(frozen=True, slots=True)
 class Padding:
-    """What a way to cut rows into batches pads: `columns` is the sum of rows * padded length, pads included.
+    """The padding of one way to divide rows into batches.
 
-    With slots a batch is a prefill.
+    `columns` is the sum of rows * padded length, pads included. With slots, a batch is a prefill.
     """
 
     batches: int
@@ -75,11 +75,11 @@ class Forecast:
     decode_work: int
 
     def seconds(self, speed: Speed) -> float:
-        """Time at a speed, if every row makes all the tokens that it may."""
+        """Return the time at a given speed, if every row generates its maximum number of tokens."""
         return speed.seconds(self.planned.columns, self.decode_work)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: the fields of the records, and the shares that they imply."""
+        """Return the fields as JSON values, together with shares and totals derived from them."""
         facts = asdict(self)
         for name, padding in (("planned", self.planned), ("in_input_order", self.in_input_order)):
             facts[name]["share"] = padding.share
@@ -98,9 +98,9 @@ def forecast(
     parse_special: bool = False,
     chat: Chat | None = None,
 ) -> Forecast:
-    """Plans requests as `run` does, window by window; memory stays flat however many there are."""
+    """Plan requests as `run` does, window by window; memory use does not grow with their number."""
     tally = _Tally(limits, kind)
-    # Unlike in a run, nobody waits for the first answers: the plan must not depend on how fast the input comes.
+    # Unlike in a run, nobody waits for the first answers: the plan must not depend on how fast the input arrives.
     weigh = attrgetter("weight")
     first = kind.first_window(limits)
     windows = Windows(requests, first=first, patience_s=threading.TIMEOUT_MAX, weigh=weigh)
@@ -121,7 +121,7 @@ def forecast(
 
 
 class _Tally:
-    """Counts rows and batches as they pass; keeps none of them but those in the slots."""
+    """Counts rows and batches as they pass; keeps no rows except those in the slots."""
 
     def __init__(self, limits: BatchLimits, kind: EngineKind) -> None:
         self.limits = limits
@@ -175,7 +175,7 @@ def _add(totals: list[int], batch: list[Sequence]) -> None:
 
 
 def in_input_order(rows: Iterable[Sequence], limits: BatchLimits) -> Iterator[list[Sequence]]:
-    """What a loop without a plan makes of rows: as many together as are allowed and fit, as they come."""
+    """Yield batches as a loop without a plan makes them: in input order, each with as many rows as allowed and fit."""
     most = limits.num_rows or limits.most_rows
 
     @cache
@@ -196,7 +196,7 @@ def in_input_order(rows: Iterable[Sequence], limits: BatchLimits) -> Iterator[li
 
 
 def histogram(lengths: Counter[int]) -> Iterator[Bin]:
-    """Rows by prompt length, in bins that double: 1, 2-3, 4-7, …; from the shortest to the longest prompt.
+    """Yield numbers of rows by prompt length, in bins that double: 1, 2-3, 4-7, …; from shortest to longest prompt.
 
     >>> [(bin.low, bin.high, bin.rows) for bin in histogram(Counter({3: 2, 9: 1}))]
     [(2, 3, 2), (4, 7, 0), (8, 15, 1)]

@@ -1,4 +1,4 @@
-"""What can be known of an engine without weights: its arithmetic, and how it would run rows."""
+"""What is known about an engine without weights: its memory arithmetic, and how it would run rows."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ MOST_ROWS_ACCELERATOR = 256
 
 @dataclass(frozen=True, slots=True)
 class LargestBatch:
-    """The batch, or the filling of the slots, that needs most memory. Its bytes are those above the weights.
+    """The batch, or the set of filled slots, that needs the most memory, in bytes above the weights.
 
-    `columns` are those of its longest prompt.
+    `columns` is the length of its longest prompt.
     """
 
     rows: int
@@ -35,20 +35,20 @@ class Schedule(Protocol):
     def decode_work(self) -> int: ...
 
     def plan(self, rows: list[Sequence]) -> Iterator[list[Sequence]]:
-        """A window's rows, as they are prefilled together."""
+        """Yield a window's rows in groups that are prefilled together."""
         ...
 
 
 def no_copies(shape: ModelShape, element_bytes: int, device_type: str) -> int:
-    """An engine that runs the network as it was loaded."""
+    """Return 0, for engines that run the network as loaded."""
     return 0
 
 
 @dataclass(frozen=True, slots=True)
 class EngineKind:
-    """An engine by its name; `most_rows` are by the type of the device, `copied_bytes` what it holds of weights twice.
+    """A kind of engine. `most_rows` is keyed by device type; `copied_bytes` returns the bytes of weights it copies.
 
-    Where `takes_best_rows`, the rows that `bench` found best on this machine go before `most_rows`.
+    If `takes_best_rows`, the number of rows that `bench` found best on this machine overrides `most_rows`.
     """
 
     name: str
@@ -67,7 +67,10 @@ class EngineKind:
         num_rows: int | None = None,
         best_rows: int | None = None,
     ) -> BatchLimits:
-        """Limits on a device that has so much left beside the weights; `best_rows` is what `bench` found best there."""
+        """Return the limits on a device with `available_bytes` free besides the weights.
+
+        `best_rows` is what `bench` found best there. Raises `UsageError` if `num_rows` is invalid.
+        """
         if num_rows is not None and (not isinstance(num_rows, int) or num_rows < 1):
             raise UsageError(f"batch_size {num_rows}: give auto or a number of at least 1")
         most_rows = best_rows or self.most_rows.get(device_type, MOST_ROWS_ACCELERATOR)
@@ -75,10 +78,10 @@ class EngineKind:
 
 
 def larger(one: LargestBatch | None, other: LargestBatch) -> LargestBatch:
-    """The one that needs more memory."""
+    """Return the batch that needs more memory."""
     return one if one and one.memory.total >= other.memory.total else other
 
 
 def num_steps(row: Sequence) -> int:
-    """Decode steps of a row, if it makes all the tokens that it may: the first comes from its prefill."""
+    """Return the maximum number of decode steps of a row; its first token comes from the prefill."""
     return row.sampling.max_new_tokens - 1

@@ -1,6 +1,6 @@
-"""How many bytes rows need that run together, as far as it is the same for every engine: arithmetic only, no probing.
+"""How many bytes rows that run together need, as far as it is the same for every engine: arithmetic only, no probing.
 
-Each engine brings the rest as a `RowMemory`. Every factor was measured as live tensor bytes (docs/memory.md, made by
+Each engine provides the rest as a `RowMemory`. Every factor was measured as live tensor bytes (docs/memory.md, made by
 `benchmarks/memory_sweep.py`).
 """
 
@@ -16,10 +16,10 @@ from batchgen.model.shape import Footprint
 from batchgen.records import MemoryEstimate, SamplingParams, Sequence
 
 FLOAT32_BYTES = 4
-# What a process holds on top of live tensors: the heap of small ones, scratch of the matrix kernels (measured: nothing
-# to 5%, docs/memory.md).
+# What a process holds on top of live tensors: the heap of small ones, scratch memory of the matrix kernels (measured:
+# 0 to 5%, docs/memory.md).
 WORKSPACE_BYTES, WORKSPACE_SHARE = 6 * 2**20, 0.06
-# A batch may take this share of what is left beside the weights; the rest is for what no formula sees.
+# A batch may take this share of what is free besides the weights; the rest is for what no formula predicts.
 BUDGET_SHARE = 0.8
 
 
@@ -30,17 +30,17 @@ class RowMemory(Protocol):
     def footprint(self) -> Footprint: ...
 
     def estimate(self, rows: int, columns: int, sampling: SamplingParams) -> MemoryEstimate:
-        """Bytes above the weights at the peak of `rows` such rows together, prompts padded to `columns`."""
+        """Return the peak bytes above the weights of `rows` such rows together, their prompts padded to `columns`."""
         ...
 
     def rows_at_once(self, columns: int) -> int | None:
-        """The most prompts of so many columns in one forward; None where only memory bounds them."""
+        """Return the maximum number of prompts of `columns` in one forward pass; None if only memory limits them."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """What bounds the rows that run together: their number, which `num_rows` fixes, and the bytes above the weights."""
+    """The limits on rows that run together: their number (fixed by `num_rows`), and bytes above the weights."""
 
     memory: RowMemory
     budget_bytes: int
@@ -49,7 +49,7 @@ class BatchLimits:
 
 
 def kinds_of(samplings: Iterable[SamplingParams]) -> list[SamplingParams]:
-    """One of each kind of sampling that takes its own amount of memory: rows may differ in their seeds alone."""
+    """Return one sampling of each kind that needs a different amount of memory: rows may differ only in their seeds."""
     different = {id(sampling): sampling for sampling in samplings}.values()
 
     def kind_of(s: SamplingParams) -> Hashable:
@@ -60,9 +60,9 @@ def kinds_of(samplings: Iterable[SamplingParams]) -> list[SamplingParams]:
 
 
 def logits_factor(sampling: SamplingParams, element_bytes: int, *, copies: bool = True) -> float:
-    """Work space for choosing a token, in units of B * V * 4 bytes (one float32 copy of the logits).
+    """Return the work space for choosing a token, in units of B * V * 4 bytes (one float32 copy of the logits).
 
-    `copies` are those that transformers' `generate` makes.
+    `copies` says whether to count the copies that transformers' `generate` makes.
 
     >>> logits_factor(SamplingParams(), element_bytes=4), logits_factor(SamplingParams(), element_bytes=2)
     (3.0, 2.5)
@@ -71,14 +71,14 @@ def logits_factor(sampling: SamplingParams, element_bytes: int, *, copies: bool 
     """
     if copies:  # the model's logits, generate's float32 copy, and the scores of the step before
         held = element_bytes / FLOAT32_BYTES + 2
-    else:  # the model's logits, the hole that those of the last step left, and a float32 copy where they are not that
+    else:  # the model's logits, the gap left by those of the last step, and a float32 copy if they have another dtype
         held = 2 * element_bytes / FLOAT32_BYTES + (element_bytes != FLOAT32_BYTES)
     chooses = 1 if sampling.num_beams > 1 else _sampling_factor(sampling)  # beams: log-probabilities
     return held + _keeps_logits(sampling) + chooses
 
 
 def _keeps_logits(sampling: SamplingParams) -> bool:
-    """Whether logits are copied before they are moved, for the log-probability of the token that is chosen."""
+    """Whether logits are copied before they are modified, for the log-probability of the chosen token."""
     return sampling.logprobs is not None and sampling.moves_logits
 
 
@@ -106,18 +106,18 @@ def with_workspace(*, kv_cache: int, attention_mask: int, logits: int, activatio
 
 
 def as_it_was(estimate: MemoryEstimate, footprint: Footprint) -> MemoryEstimate:
-    """The estimate with what rows of this model were found to take beyond it; that counts as workspace."""
+    """Add to an estimate what rows of this model were found to take beyond it; that counts as workspace."""
     beyond = int((footprint.overrun - 1) * estimate.total)
     return replace(estimate, workspace=estimate.workspace + beyond) if beyond else estimate
 
 
 def budget_bytes(available_bytes: int) -> int:
-    """What a batch may take of the bytes that are available."""
+    """Return how many of the available bytes a batch may take."""
     return int(BUDGET_SHARE * available_bytes)
 
 
 def batch_estimate(limits: BatchLimits, sequences: Rows[Sequence]) -> MemoryEstimate:
-    """What these sequences need as one batch."""
+    """Estimate the memory of these sequences as one batch."""
     padded_length = max(sequence.num_prompt_tokens for sequence in sequences)
     needs = [
         limits.memory.estimate(len(sequences), padded_length, kind)
@@ -127,14 +127,14 @@ def batch_estimate(limits: BatchLimits, sequences: Rows[Sequence]) -> MemoryEsti
 
 
 def batch_bytes(limits: BatchLimits, sequences: Rows[Sequence]) -> int:
-    """Bytes above the weights that these sequences need as one batch."""
+    """Return the bytes above the weights that these sequences need as one batch."""
     return batch_estimate(limits, sequences).total
 
 
 def largest_batch(limits: BatchLimits, padded_length: int, kinds: Iterable[SamplingParams], most: int) -> int:
-    """The most rows, up to `most`, of `padded_length` columns that fit the budget; at least one, which must be tried.
+    """Return the maximum number of rows, up to `most`, of `padded_length` columns that fit the budget; at least one.
 
-    Rows may be of several `kinds`: the greediest for memory counts.
+    One row is always tried. If rows are of several `kinds`, the kind that needs the most memory counts.
     """
 
     def needed_bytes(rows: int) -> int:

@@ -1,4 +1,4 @@
-"""What memory there is for a model that is not loaded yet."""
+"""How much memory there is for a model that is not loaded yet."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """A model that is not loaded yet, and what memory there is for it: `bounds` are all in force, tightest first.
+    """A model that is not loaded yet and the memory available to it; `bounds` are all limits in force, tightest first.
 
-    `packed_bytes` is the output layer again, where the slot engine may pack it into a copy of its own.
+    `packed_bytes` is the size of the output layer, if the slot engine may pack it into a copy of its own.
     """
 
     model: str
@@ -38,7 +38,7 @@ class Room:
 
     @property
     def precision(self) -> str:
-        """The dtype, behind what linear layers are quantised to."""
+        """The dtype, preceded by what the linear layers are quantised to, if any."""
         return precision_of(self.dtype, self.quantize)
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def make_room(
     kind: EngineKind,
     options: EngineOptions,
 ) -> Room:
-    """What `run` would find with these options, before it loads the weights."""
+    """Return what `run` would find with these options, before it loads the weights."""
     on = certain_cpu(device) or choose_device(device)
     dtype = choose_dtype(dtype, on.type, checkpoint.outline)
     footprint = footprint_of(checkpoint, dtype, kind.name)

@@ -11,12 +11,12 @@ T = TypeVar("T")
 
 LAST_WINDOW = 4096
 PATIENCE_S = 0.2
-HEAVIEST_WINDOW = 2**24  # characters of its rows: few have rows so long that it matters
+HEAVIEST_WINDOW = 2**24  # characters in its rows; only very long rows reach this limit
 _END = object()
 
 
 class _Ahead(queue.Queue[object]):
-    """Items that were read ahead; full also where they weigh too much together."""
+    """Items that were read ahead; the queue also counts as full if they weigh too much together."""
 
     def __init__(self, maxsize: int, weigh: Callable[[Any], int]) -> None:
         super().__init__(maxsize)
@@ -40,11 +40,11 @@ class _Ahead(queue.Queue[object]):
 
 
 class Windows(Generic[T]):
-    """Cuts a stream into lists of `first`, 2 `first`, 4 `first`, … items, up to `last` or what of it is whole batches.
+    """Cuts a stream into lists of `first`, 2 `first`, 4 `first`, … items, up to `last` rounded down to whole batches.
 
-    A source that stays silent for `patience_s` closes the window it was filling, so that a slow producer gets its
-    answers at once. A window closes too when its items `weigh` enough. A thread reads ahead by at most one window; its
-    errors are raised here, after the items before.
+    A source that stays silent for `patience_s` closes the window being filled, so that a slow producer gets its answers
+    at once. A window also closes when its items weigh enough, as measured by `weigh`. A thread reads ahead by at most
+    one window; its errors are raised here, after the items before them.
     """
 
     def __init__(
@@ -58,13 +58,16 @@ class Windows(Generic[T]):
         self._last = max(first, last // first * first)
         self._size = first
         self._patience_s = patience_s
-        self._end: object = None  # what came last: `_END`, or an error
+        self._end: object = None  # the last thing read: `_END`, or an error
         self._closed = threading.Event()
         self._ahead = _Ahead(self._last, weigh)
         threading.Thread(target=_read_ahead, args=(items, self._ahead, self._closed), daemon=True).start()
 
     def take(self, *, wait: bool = True) -> list[T] | None:
-        """The next window; without `wait` what has arrived by now, even nothing. None at the end of the stream."""
+        """Return the next window, or None at the end of the stream.
+
+        Without `wait`, it is whatever has arrived by now, possibly nothing.
+        """
         if self._end is None:
             window = _fill(self._ahead, self._size, self._patience_s if wait else None)
             if window and (window[-1] is _END or isinstance(window[-1], BaseException)):
@@ -78,7 +81,7 @@ class Windows(Generic[T]):
         return None
 
     def close(self) -> None:
-        """Stops reading ahead."""
+        """Stop reading ahead."""
         self._closed.set()
 
 
@@ -93,7 +96,7 @@ def _read_ahead(items: Iterable[object], ahead: _Ahead, closed: threading.Event)
 
 
 def _put(ahead: _Ahead, item: object, closed: threading.Event) -> bool:
-    """Waits for room; False when nobody reads any more."""
+    """Wait for room and put the item; return False if nobody reads any more."""
     while not closed.is_set():
         try:
             ahead.put(item, timeout=PATIENCE_S)
@@ -104,7 +107,7 @@ def _put(ahead: _Ahead, item: object, closed: threading.Event) -> bool:
 
 
 def _fill(ahead: _Ahead, size: int, patience_s: float | None) -> list[object]:
-    """Up to `size` items; fewer when the source falls silent, without patience only those that are there.
+    """Return up to `size` items; fewer if the source falls silent. Without patience, return only items already there.
 
     The end or an error comes as the last item.
     """

@@ -1,4 +1,4 @@
-"""Everything that is drawn on a terminal: tables, grids of token columns, progress, the summary line.
+"""Everything drawn on a terminal: tables, grids of token columns, progress, the summary line.
 
-Decides nothing. No character of a prompt, output, path or error reaches a terminal unescaped.
+Decides nothing. Every character of a prompt, output, path or error is escaped before it reaches a terminal.
 """

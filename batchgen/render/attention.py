@@ -1,4 +1,4 @@
-"""The attention view of `inspect`: scores before and after the mask, weights with and without it, key by key."""
+"""The attention view of `inspect`: for each key, scores before and after the mask, and weights with and without it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 BAR_WIDTH = 8
 NAME_WIDTH = 12
 EIGHTHS = " ▏▎▍▌▋▊▉"
-# Of more pads only their sum is drawn.
+# If there are more pads, only their sum is drawn.
 MOST_PADS = 8
 
 
 def print_attention(
     console: Console, rows: Sequence[InspectedRow], attention: Sequence[QueryAttention], heads: Heads
 ) -> None:
-    """A table for each row: a line for each key that the query could see, were it not for the mask."""
+    """Print a table per row, with a line for each key that the query could see without the mask."""
     for row, seen in zip(rows, attention, strict=True):
         console.print()
         name = visible(row.labels[seen.query])
@@ -53,8 +53,8 @@ def _table(row: InspectedRow, seen: QueryAttention) -> Table:
 
 
 def _lines(row: InspectedRow, seen: QueryAttention, most: float) -> Iterator[list[Text]]:
-    """The keys; more than `MOST_PADS` pads are one line. Those in the query's future have no weight and no line."""
-    last = len(row.labels) if seen.is_pad else seen.query + 1  # a blind query weighs all columns alike
+    """Yield the keys; more than `MOST_PADS` pads share one line. Keys after the query have no weight and no line."""
+    last = len(row.labels) if seen.is_pad else seen.query + 1  # a query that sees no key weights all columns equally
     num_pads = min(row.num_pads, last)
     first = num_pads if num_pads > MOST_PADS and not seen.is_pad else 0
     if first:
@@ -82,7 +82,7 @@ def _score(score: float) -> str:
 
 
 def _percent(share: float) -> str:
-    """To a tenth of a per cent; 0 is exactly 0."""
+    """Format a share to a tenth of a per cent; "0" means exactly 0."""
     return "0" if share == 0 else "<0.1%" if share < 0.0005 else f"{share:.1%}"
 
 

@@ -17,12 +17,12 @@ from batchgen.text import visible
 if TYPE_CHECKING:
     from batchgen.proof.inspector import InspectedRow
 
-# Of a conversation: what the template writes, whose turn it is, what somebody said.
+# Parts of a conversation: what the template writes, whose turn it is, what was said.
 PART_STYLES = {"template": "magenta", "role": "bold cyan", "content": "green"}
 
 
 def print_batch(console: Console, rows: Sequence[InspectedRow]) -> None:
-    """Each row of the batch; its columns stand under those of the other rows."""
+    """Print each row of the batch, with its columns aligned with those of the other rows."""
     grids = [_grid(row) for row in rows]
     if any(part for row in rows for part in row.parts):
         _print_legend(console, rows[0].num_shared)
@@ -39,7 +39,7 @@ def print_batch(console: Console, rows: Sequence[InspectedRow]) -> None:
 
 
 def _print_legend(console: Console, num_shared: int) -> None:
-    """What the colours of a conversation mean, and how much of it all rows share."""
+    """Print what the colours of a conversation mean, and how many first tokens all rows share."""
     names = {"template": "template", "role": "role", "content": "content"}
     console.print(Text("  ").join(Text(name, style=PART_STYLES[part]) for part, name in names.items()))
     if num_shared:
@@ -58,7 +58,7 @@ def _headline(row: InspectedRow) -> str:
 
 
 def _lines(row: InspectedRow, grid: list[GridLine], widths: list[int], width: int) -> Iterator[tuple[Text | str, Text]]:
-    """The row's grid, folded into `width` characters; folds that hold nothing but pads are one line."""
+    """Yield the row's grid, folded into `width` characters; folds with nothing but pads become one line."""
     parts = folds(widths, width)
     num_pads = row.attention_mask.count(0)
     drawn = [part for part in parts if part[1] > num_pads]  # the last column is never a pad
@@ -75,7 +75,7 @@ def _range(start: int, end: int) -> Text:
 
 
 def _grid(row: InspectedRow) -> list[GridLine]:
-    """Pads are dim and called pad; a genuine eos inside a prompt keeps its name and stands out."""
+    """Return the lines of a row's grid: pads are dim and called pad; a genuine eos in a prompt is highlighted."""
     columns = zip(row.attention_mask, row.is_eos, row.parts, strict=True)
     styles = ["dim" if not real else _style(part, eos) for real, eos, part in columns]
     numbers = {"input_ids": row.input_ids, "attention_mask": row.attention_mask, "position_ids": row.position_ids}
@@ -86,7 +86,7 @@ def _grid(row: InspectedRow) -> list[GridLine]:
 
 
 def _style(part: str | None, is_eos: bool) -> str:
-    """An eos is nothing unusual in a template."""
+    """Return the style of a real token. In a template an eos is normal, so it is only underlined."""
     if part:
         return f"{PART_STYLES[part]} underline" if is_eos else PART_STYLES[part]
     return "bold red" if is_eos else ""

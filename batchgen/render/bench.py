@@ -1,4 +1,4 @@
-"""The screen of `bench`: a table of rates, a chart of them against rows under the ceilings, and what follows."""
+"""The screen of `bench`: a table of rates, charts of rates against rows below the ceilings, what failed, and advice."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 HEIGHT = 9
 WIDEST_STEP = 12
 BAR_WIDTH = 3
-MARGIN = 8  # left of the vertical axis
+MARGIN = 8  # columns left of the vertical axis
 EIGHTHS = " ▁▂▃▄▅▆▇█"
 MATMUL, BANDWIDTH = "─", "·"
 WORKLOADS = ("fixed", "ragged")
 STYLES = {"fixed": "green", "ragged": "blue", "ceiling": "yellow"}
-# Words of a cell for a point that has no rate; anything else is told below the table.
+# Problems that are shown in the cell of a point without a rate; others are listed below the table.
 SHORT_PROBLEMS = ("no time", "memory")
 
 
 def print_report(console: Console, report: BenchReport, advice: Sequence[str]) -> None:
-    """Table, charts, advice; fits 80 columns."""
+    """Print table, charts and advice; fits 80 columns."""
     parts = [f"model {report.model}", report.device, plural(report.max_new_tokens, "new token") + " a row"]
     print_line(console, ", ".join(parts))
     console.print(Text("New tokens/s", style="bold"))
@@ -77,7 +77,7 @@ def _cell(point: Point) -> str:
 
 
 def _problems(points: Sequence[Point]) -> list[str]:
-    """Each failure once, with the first point that had it."""
+    """Return each problem once, with the first point that had it."""
     first: dict[str, str] = {}
     for point in points:
         if point.problem and point.problem not in SHORT_PROBLEMS:
@@ -113,7 +113,7 @@ def _legend(ceiling: Ceiling) -> Text:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Two bars of tokens/s for each number of rows, from zero up, under two ceilings; rows run logarithmically."""
+    """Two bars of tokens/s for each number of rows, starting at zero, below two ceilings; the row axis is log."""
 
     rows: Sequence[int]
     bars: dict[tuple[int, str], float]
@@ -121,7 +121,7 @@ class Chart:
     spacing: int  # columns from one number of rows to the next
 
     def lines(self) -> Iterator[Text]:
-        """From the top down; the axis and its labels last."""
+        """Yield the lines from the top down; the axis and its labels last."""
         step = round_up(max(self.ceiling.matmul_rate, *self.bars.values()) / HEIGHT)
         for line in range(HEIGHT, -1, -1):
             text = Text.assemble(f"{line * step:{MARGIN - 1},.6g} ", ("│", "dim"))
@@ -134,7 +134,7 @@ class Chart:
         yield Text(" " * (MARGIN + 1) + "".join(f"{n}".center(self.spacing) for n in self.rows).rstrip())
 
     def _sign(self, column: int, low: float, step: float) -> tuple[str, str]:
-        """One character and its style: a bar, else a ceiling that passes here."""
+        """Return one character and its style: a bar, or else a ceiling that passes here."""
         workload = self._workload_at(column)
         rate = self.bars.get((self.rows[column // self.spacing], workload), 0.0)
         eighths = round(8 * (rate - low) / step)
@@ -147,13 +147,13 @@ class Chart:
         return " ", ""
 
     def _workload_at(self, column: int) -> str:
-        """Whose bar stands at a column: two side by side in the middle of each step; empty beside them."""
+        """Return the workload whose bar is at a column: two bars in the middle of each step; empty next to them."""
         width = min(BAR_WIDTH, (self.spacing - 1) // 2)
         place = column % self.spacing - (self.spacing // 2 - width)
         return "fixed" if 0 <= place < width else "ragged" if width <= place < 2 * width else ""
 
     def _rows_at(self, column: int) -> float:
-        """The rows that a column stands for; their logarithm runs evenly from one label to the next."""
+        """Return the number of rows at a column, interpolated logarithmically between the labels."""
         place = (column + 0.5) / self.spacing - 0.5
         left = min(max(int(place), 0), max(0, len(self.rows) - 2))
         low, high = log2(self.rows[left]), log2(self.rows[min(left + 1, len(self.rows) - 1)])
@@ -161,7 +161,7 @@ class Chart:
 
 
 def round_up(value: float) -> float:
-    """The next round number, for an axis.
+    """Return the next round number, for an axis.
 
     >>> round_up(282), round_up(0.7)
     (300.0, 0.8)

@@ -1,4 +1,4 @@
-"""What differs between two outputs: rows as they come, then the counts."""
+"""The differences between two outputs: rows as they are found, then the counts."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from batchgen.proof.diff import Cause, Comparison, RowDifference
 from batchgen.render.screen import plural, print_line, print_section
 from batchgen.text import name_row, visible
 
-BEFORE, AFTER = 24, 60  # characters of a text that are shown around where two part
+BEFORE, AFTER = 24, 60  # characters shown before and after the first difference of two texts
 LABEL_WIDTH = 14
-SHOWN = 48  # of a cause's value
+SHOWN = 48  # maximum length of a cause's value
 
 
 def print_difference(console: Console, row: RowDifference) -> None:
-    """A row: where the two part, and how each goes on."""
+    """Print a row: where the two differ first, and how each continues."""
     sample = f", sample {row.sample_index}" if row.sample_index else ""
     print_line(console, f"{name_row(row.id)}{sample}: {_where(row)}", style="bold")
     for name, result in (("A", row.a), ("B", row.b)):
@@ -52,14 +52,14 @@ def _around(name: str, text: str, place: int | None) -> Text:
 
 
 def print_comparison(console: Console, comparison: Comparison, causes: list[Cause], num_shown: int) -> None:
-    """The counts over all rows."""
+    """Print the counts over all rows."""
     if comparison.different > num_shown:
         print_line(console, f"… and {plural(comparison.different - num_shown, 'more row')} (--limit shows more)")
     print_section(console, headline(comparison), _lines(comparison, causes), LABEL_WIDTH)
 
 
 def headline(comparison: Comparison) -> str:
-    """How many rows differ, and how many are only in one."""
+    """Return how many rows differ, and how many are in only one output."""
     share = f" ({comparison.same / comparison.compared:.1%} the same)" if comparison.compared else ""
     return (
         f"{comparison.different:,} of {plural(comparison.compared, 'row')} differ{share}, "
@@ -96,7 +96,7 @@ def _shown(value: Any) -> str:
 
 
 def buckets(tokens: Counter[int]) -> Iterable[tuple[str, int]]:
-    """Places doubled in width, with their rows.
+    """Group positions into ranges that double in width; yield each with its number of rows.
 
     >>> list(buckets(Counter({0: 2, 1: 1, 5: 1, 6: 3})))
     [('0', 2), ('1', 1), ('4-7', 4)]

@@ -30,12 +30,12 @@ Line = tuple[str, str]  # label, text
 
 UNKNOWN = "unknown"
 LABEL_WIDTH = 13
-# Of more limits and models than these only the number is told; `--json` has all.
+# At most this many limits and models are listed, of others only the number; `--json` has all.
 MOST_BOUNDS, MOST_MODELS = 3, 5
 
 
 def print_diagnosis(console: Console, diagnosis: Diagnosis, advice: Sequence[str]) -> None:
-    """Sections of labelled lines, folded at words where the terminal is narrow."""
+    """Print sections of labelled lines, folded at words on a narrow terminal."""
     sections = {
         "Installation": _installation(diagnosis.installation),
         "Devices": _devices(diagnosis.machine),
@@ -77,7 +77,7 @@ def _devices(machine: Machine) -> Iterator[Line]:
 
 
 def _kernels(kernels: LinearKernels) -> str:
-    """How the slots multiply in a dtype, and why."""
+    """Return how the slots multiply in a dtype, and why."""
     if kernels.dtype == INT8:
         return f"{INT8} {f'not supported, {kernels.why_plain}' if kernels.why_plain else 'with --quantize int8'}"
     packed = "packed for oneDNN"
@@ -85,7 +85,7 @@ def _kernels(kernels: LinearKernels) -> str:
 
 
 def _gain(gain: KeptGain) -> str:
-    """What bfloat16 gains in a whole run."""
+    """Return what bfloat16 gains in a whole run."""
     changed = "" if gain.differing_share is None else f", {gain.differing_share:.0%} of greedy tokens differ"
     return f"bfloat16 runs {gain.model} {gain.times:.2g} times as fast{changed} ({gain.date})"
 
@@ -124,7 +124,7 @@ def _models(models: Models, hub_answers: bool | None) -> Iterator[Line]:
 
 
 def print_model(console: Console, model: ModelFacts) -> None:
-    """The section on how a model runs."""
+    """Print the section on how a model runs."""
     print_section(console, "Model", _how_it_runs(model), LABEL_WIDTH)
 
 
@@ -146,7 +146,7 @@ def _how_it_runs(model: ModelFacts) -> Iterator[Line]:
 
 
 def print_chat(console: Console, chat: ChatFacts) -> None:
-    """The section on a model's conversations."""
+    """Print the section on a model's conversations."""
     print_section(console, "Conversations", _chat(chat), LABEL_WIDTH)
 
 

@@ -1,4 +1,4 @@
-"""A grid of token columns: aligned, elided in the middle, folded to the width there is."""
+"""A grid of token columns: aligned, shortened in the middle, folded to the available width."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LABEL_WIDTH = len("attention_mask")
 
 @dataclass(frozen=True, slots=True)
 class GridLine:
-    """One labelled line of a grid: a cell and a style for each column."""
+    """One labelled line of a grid: a cell and a style per column."""
 
     label: str
     cells: list[str]
@@ -21,18 +21,18 @@ class GridLine:
 
 
 def column_widths(lines: Iterable[GridLine]) -> list[int]:
-    """Characters that each column needs, over all lines."""
+    """Return the characters that each column needs, over all lines."""
     return [max(map(cell_len, column)) for column in zip(*(line.cells for line in lines), strict=True)]
 
 
 def fold_grid(lines: list[GridLine], widths: list[int], width: int) -> Iterator[tuple[str, Text]]:
-    """Lines of equal length as (label, text) rows: columns right-aligned, folded into `width` characters."""
+    """Yield lines of equal length as (label, text) rows: columns right-aligned, folded into `width` characters."""
     for start, end in folds(widths, width):
         yield from grid_part(lines, widths, start, end)
 
 
 def grid_part(lines: list[GridLine], widths: list[int], start: int, end: int) -> Iterator[tuple[str, Text]]:
-    """The columns from `start` to `end` of each line."""
+    """Yield the columns from `start` to `end` of each line."""
     for line in lines:
         cells = zip(line.cells[start:end], line.styles[start:end], widths[start:end], strict=True)
         texts = (Text(" " * (room - cell_len(cell)) + cell, style=style) for cell, style, room in cells)
@@ -40,7 +40,7 @@ def grid_part(lines: list[GridLine], widths: list[int], start: int, end: int) ->
 
 
 def folds(widths: list[int], width: int) -> list[tuple[int, int]]:
-    """Ranges of columns for each fold: as few folds as fit, of the same number of columns where that fits too."""
+    """Return the column range of each fold: as few folds as possible, with equal numbers of columns if that fits."""
     greedy = _greedy_folds(widths, width)
     size = -(-len(widths) // len(greedy))
     even = [(start, min(start + size, len(widths))) for start in range(0, len(widths), size)]
@@ -59,7 +59,7 @@ def _greedy_folds(widths: list[int], width: int) -> list[tuple[int, int]]:
 
 
 def elide(line: GridLine, most: int) -> GridLine:
-    """At most `most` columns of the line, its middle left out."""
+    """Shorten the line to at most `most` columns by replacing its middle with an ellipsis."""
     if len(line.cells) <= most:
         return line
     head, tail = most // 2 - 1, most // 2

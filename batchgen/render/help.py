@@ -1,4 +1,4 @@
-"""The screen of `--help`: usage, what a command does, its options in two columns. Plain text, without rich: quick."""
+"""The screen of `--help`: usage, what a command does, its options in two columns. Plain text, no rich, for speed."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from batchgen.text import escape
 
 WIDEST, NARROWEST = 100, 40
-LABEL_WIDTH = 26  # a longer label has a line of its own
+LABEL_WIDTH = 26  # a longer label gets its own line
 BOLD, CYAN, PLAIN = "\x1b[1m", "\x1b[36m", "\x1b[0m"
-NOTE, NO_BREAK = re.compile(r"\[default: [^]]*\]"), "\xa0"  # stays on one line
-Paint = Callable[[str, str], str]  # text and a code of the terminal
-EXAMPLE = re.compile(r"\[bold\](.*?)\[/\](.*)")  # a command, and what is said of it
+NOTE, NO_BREAK = re.compile(r"\[default: [^]]*\]"), "\xa0"  # a default stays on one line
+Paint = Callable[[str, str], str]  # arguments: text and a terminal code
+EXAMPLE = re.compile(r"\[bold\](.*?)\[/\](.*)")  # a command and its explanation
 
 
 @dataclass(frozen=True, slots=True)
 class HelpSection:
-    """A heading, and lines of a label (options, a command, a code) and what it means."""
+    """A heading, and lines with a label (options, a command, a code) and its meaning."""
 
     title: str
     lines: tuple[tuple[str, str], ...]
@@ -27,7 +27,7 @@ class HelpSection:
 
 @dataclass(frozen=True, slots=True)
 class HelpScreen:
-    """What a command's help says. In `text` blank lines part paragraphs; a line `[bold]command[/]` is an example."""
+    """The content of a command's help. In `text`, blank lines separate paragraphs; `[bold]command[/]` is an example."""
 
     usage: str
     text: str
@@ -35,7 +35,7 @@ class HelpScreen:
 
 
 def draw_help(screen: HelpScreen, width: int, *, has_colors: bool) -> str:
-    """The screen as text for a terminal of that width; nothing is cut, and no line is longer where words are not."""
+    """Draw the screen as text for a terminal of this width; only unbreakable words exceed it, and nothing is cut."""
     width = max(NARROWEST, min(width, WIDEST)) - 1
     paint: Paint = _paint if has_colors else _leave
     parts = [f"{paint('Usage:', BOLD)} {screen.usage}"]
@@ -55,7 +55,7 @@ def _leave(text: str, code: str) -> str:
 
 
 def _paragraph(block: str, width: int, paint: Paint) -> Iterator[str]:
-    """Examples line by line, anything else folded at words."""
+    """Yield examples line by line, and anything else folded at words."""
     examples = [EXAMPLE.fullmatch(line.strip()) for line in block.splitlines()]
     if not examples or not all(examples):
         yield from textwrap.wrap(" ".join(block.split()), width)
@@ -69,7 +69,7 @@ def _paragraph(block: str, width: int, paint: Paint) -> Iterator[str]:
 
 
 def _line(label: str, text: str, width: int, paint: Paint) -> Iterator[str]:
-    """A label and its text beside it, or below it where the label is long."""
+    """Yield a label with its text next to it, or below it if the label is long."""
     kept = NOTE.sub(lambda found: found[0].replace(" ", NO_BREAK), escape(text))
     folded = textwrap.wrap(kept, width - LABEL_WIDTH - 4, break_long_words=False, break_on_hyphens=False)
     if len(label) > LABEL_WIDTH:

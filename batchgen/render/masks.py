@@ -15,18 +15,18 @@ from batchgen.text import visible
 if TYPE_CHECKING:
     from batchgen.proof.inspector import InspectedRow, Masks
 
-# Upper and lower half of a character: two queries, each open (a key is seen) or not.
+# Upper and lower half of a character: two queries, each open (it sees the key) or not.
 HALVES = {(True, True): "█", (True, False): "▀", (False, True): "▄", (False, False): " "}
 LABEL_WIDTH = 16
 NAME_WIDTH = 10
 NAME_HEIGHT = 8
-# Of more pads only the last ones are drawn: they are all alike.
+# If there are more pads, only the last ones are drawn: they are all alike.
 MOST_PADS = 8
 STAND_IN = "□"  # for a character that takes no column, or two
 
 
 def print_masks(console: Console, rows: Sequence[InspectedRow], masks: Masks) -> None:
-    """A grid for each row, and what the two kinds of cell stand for."""
+    """Print a grid per row, then what the two kinds of cell mean."""
     for number, row in enumerate(rows):
         skip = max(0, row.num_pads - MOST_PADS)
         left_out = f"; {skip} of {row.num_pads} pads not shown" if skip else ""
@@ -48,7 +48,7 @@ def _grid(row: InspectedRow, visible_keys: list[list[bool]], skip: int, width: i
 def _part(
     row: InspectedRow, names: list[str], visible_keys: list[list[bool]], skip: int, keys: range
 ) -> Iterator[Text]:
-    """All queries from `skip` on against some keys: the keys' names, their 0/1 mask, the grid."""
+    """Yield all queries from `skip` on against some keys: the keys' names, their 0/1 mask, the grid."""
     margin = " " * (LABEL_WIDTH + 3)
     for line in _upright([names[key] for key in keys]):
         yield Text(margin + line, style="dim")
@@ -71,13 +71,13 @@ def _two_queries(names: list[str], visible_keys: list[list[bool]], query: int, k
 
 
 def _short(name: str) -> str:
-    """A name that is as many columns wide as it has characters."""
+    """Return a name with as many columns as characters, at most `NAME_WIDTH`."""
     narrow = "".join(sign if cell_len(sign) == 1 else STAND_IN for sign in name)
     return narrow if len(narrow) <= NAME_WIDTH else narrow[: NAME_WIDTH - 1] + "…"
 
 
 def _upright(names: list[str]) -> Iterator[str]:
-    """Names written downwards, a character a line, their ends on the last line."""
+    """Yield names written downwards, one character per line, all ending on the last line."""
     short = [_short(name)[:NAME_HEIGHT] for name in names]
     height = max(map(len, short))
     for line in range(height):
@@ -99,7 +99,7 @@ def _legend(rows: Sequence[InspectedRow], masks: Masks) -> Iterator[tuple[str, s
 
 
 def _infinity(rows: Sequence[InspectedRow], masks: Masks, least: str) -> str:
-    """Where -inf and the lowest number give different results."""
+    """Return where -inf and the lowest number give different results."""
     same = "would give the same weights to every query that sees a key"
     blind = sum(len(masks.blind_queries(number)) for number in range(len(rows)))
     if not blind:

@@ -24,12 +24,12 @@ BAR = "█"
 EIGHTHS = " ▏▎▍▌▋▊▉"
 BAR_WIDTH = 40
 LABEL_WIDTH = 14
-# Of more rows that cannot run only the number is told; `--json` has up to a thousand.
+# At most this many rows that cannot run are shown; `--json` has up to a thousand.
 MOST_BAD_ROWS = 10
 
 
 def print_forecast(console: Console, plan: Forecast, room: Room, blank_lines: int, speed: Speed | None) -> None:
-    """Everything on one screen; nothing is cut."""
+    """Print the whole plan on one screen; nothing is cut."""
     print_line(console, _headline(plan, room, blank_lines))
     if plan.histogram:
         _print_histogram(console, plan.histogram)
@@ -73,7 +73,7 @@ def _print_histogram(console: Console, bins: tuple[Bin, ...]) -> None:
 
 
 def bar(share: float) -> str:
-    """A bar of that share of the full width, to an eighth of a character; the least share shows.
+    """Draw a share as a bar, to an eighth of a character; any share above 0 is visible.
 
     >>> bar(0.05), bar(0)
     ('██', '')
@@ -144,7 +144,7 @@ def _time(plan: Forecast, speed: Speed | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for a person, two figures' worth.
+    """Format seconds for display, with about two significant digits.
 
     >>> duration(7.4), duration(200), duration(8000), duration(400_000)
     ('8 s', '4 min', '2.2 h', '4.6 days')

@@ -1,4 +1,4 @@
-"""How far a run is: a live bar on a terminal, else a plain line a minute, or JSON for a program."""
+"""How far a run is: a live bar on a terminal, otherwise one plain line per minute, or JSON for programs."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from batchgen.text import clock_text
 
 
 class ProgressView(Protocol):
-    """What progress is shown on: first after `first_s` seconds, then every `every_s`."""
+    """Where progress is shown: first after `first_s` seconds, then every `every_s`."""
 
     first_s: float
     every_s: float
 
     def start(self) -> None: ...
     def show(self, progress: RunProgress, share: float | None) -> None:
-        """`share` of the work is done, counted in tokens; None where that is unknown."""
+        """Show the progress; `share` of the work is done, counted in tokens, or None if unknown."""
 
     def stop(self) -> None: ...
 
 
 class ProgressBar:
-    """One line on a terminal, which is gone when the run has ended."""
+    """One line on a terminal, removed when the run ends."""
 
     first_s, every_s = 0.0, 0.5
 
@@ -51,7 +51,7 @@ class ProgressBar:
 
 
 class ProgressLog:
-    """A line soon after the start and then one a minute; a run that is over sooner has none."""
+    """A line soon after the start and then one per minute; a shorter run prints none."""
 
     first_s, every_s = 5.0, 60.0
 
@@ -69,7 +69,7 @@ class ProgressLog:
 
 
 class ProgressEvents(ProgressLog):
-    """A JSON object a second."""
+    """One JSON object per second."""
 
     first_s, every_s = 0.0, 1.0
 
@@ -78,7 +78,7 @@ class ProgressEvents(ProgressLog):
 
 
 def view_on(screen: Screen) -> ProgressView | None:
-    """How a screen shows progress; None where nobody wants to see it."""
+    """Return how a screen shows progress; None for a quiet one."""
     if screen.as_json:
         return ProgressEvents(screen)
     if screen.quiet:
@@ -87,9 +87,9 @@ def view_on(screen: Screen) -> ProgressView | None:
 
 
 class ProgressReport:
-    """Counts what a run does, and shows it. It is counted in tokens, so that it moves at each step.
+    """Counts what a run does and shows it. It counts tokens, so that progress moves at each step.
 
-    `total` is how many results are to come, None if unknown; `num_kept` are there already.
+    `total` is the number of results to come, None if unknown; `num_kept` results exist already.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class ProgressReport:
         unit: str = "row",
     ) -> None:
         self.screen = screen
-        self.unit = unit  # what is counted: where rows have several samples, each of them
+        self.unit = unit  # what is counted: rows, or samples if rows have several
         self._clock = clock
         self._pace = Pace(max_new_tokens, clock)
         self._pace.begin(total, num_kept)
@@ -120,7 +120,7 @@ class ProgressReport:
         self._end()
 
     def on_step(self, num_tokens: int) -> None:
-        """The engine made one token for each of `num_tokens` rows."""
+        """Count one token for each of `num_tokens` rows."""
         self._pace.on_step(num_tokens)
         self._report()
 
@@ -129,7 +129,7 @@ class ProgressReport:
         self._report()
 
     def track(self, results: Iterable[Result], output: IO[Any] | None = None) -> Iterator[Result]:
-        """Passes results on; the bar steps aside while the consumer writes to the same terminal, and at the end."""
+        """Pass on results; the bar is hidden while the consumer writes to the same terminal, and at the end."""
         shares_terminal = self.screen.is_live and output is not None and output.isatty()
         try:
             for result in results:
@@ -157,7 +157,7 @@ class ProgressReport:
         view.show(self._pace.progress(self.unit), done / total if total else None)
 
     def _end(self) -> None:
-        """The last state, for programs; people get the closing line."""
+        """Show the last state to programs; people get the closing line."""
         if self._view and not self._has_ended:
             self._has_ended = True
             if isinstance(self._view, ProgressEvents):
@@ -166,7 +166,7 @@ class ProgressReport:
 
 
 def progress_text(progress: RunProgress) -> str:
-    """Rows or samples, failures, tokens/s and time left, as one line has them."""
+    """Return rows or samples, failures, tokens/s and time left as one line."""
     done, total = progress.done, progress.total
     parts = [plural(done, progress.unit) if total is None else f"{done:,} of {plural(total, progress.unit)}"]
     if progress.failed:

@@ -1,4 +1,4 @@
-"""Scores for people: what rows come to together, a table of groups, and texts whose tokens are coloured by surprise."""
+"""Scores for display: the sums of all rows, a table of groups, and texts with tokens coloured by surprise."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from batchgen.render.screen import plural
 from batchgen.runs.sums import ScoreSums
 from batchgen.text import escape, whole_pieces, with_id
 
-# Bits that a token takes by its log-probability, and the colour of one that takes so many: from plain to red.
+# Upper limits of a token's bits, from its log-probability, and its colour: from plain to red.
 HEAT = ((1.0, ""), (3.0, "yellow"), (6.0, "dark_orange"), (10.0, "red"), (float("inf"), "bold white on red"))
 BITS = 1.4426950408889634  # 1 / ln 2
-# Sums of a group, by their names in `--stats`, and how a table calls them.
+# Sums of a group: their names in `--stats`, and their table headings.
 TEXT_COLUMNS = {"scored_tokens": "tokens", "token_perplexity": "perplexity", "bits_per_byte": "bits/byte"}
 CHOICE_COLUMNS = {
     "num_answered": "rows",
@@ -29,7 +29,7 @@ CHOICE_COLUMNS = {
 
 
 def sums_line(facts: Mapping[str, Any]) -> str:
-    """What the sums say, in one line."""
+    """Return the sums as one line."""
     parts = []
     if "token_perplexity" in facts:
         token, word, byte = (facts[f"{unit}_perplexity"] for unit in ("token", "word", "byte"))
@@ -43,7 +43,7 @@ def sums_line(facts: Mapping[str, Any]) -> str:
 
 
 def left_out_lines(sums: ScoreSums) -> Iterator[str]:
-    """Which rows some of the sums leave out."""
+    """Yield lines on rows that some of the sums leave out."""
     if sums.unknown_answers:
         rows = f"{plural(sums.unknown_answers, 'row')} (the first: {sums.unknown_at})"
         yield f"{rows} without accuracy: the answer is neither one of the choices nor the place of one, from 0"
@@ -52,7 +52,7 @@ def left_out_lines(sums: ScoreSums) -> Iterator[str]:
 
 
 def print_groups(console: Console, column: str, facts: Mapping[str, Any]) -> None:
-    """A table of each group's sums."""
+    """Print a table of each group's sums."""
     groups: Mapping[str, Mapping[str, Any]] = facts.get("by", {})
     has_texts = any("token_perplexity" in group for group in groups.values())
     has_choices = any("accuracy" in group for group in groups.values())
@@ -73,7 +73,7 @@ def _number(value: float | None) -> str:
 
 
 def print_score(console: Console, result: Result) -> None:
-    """A row with its numbers, its text in the colours of its tokens."""
+    """Print a row with its numbers, its text coloured by token."""
     name = with_id(result.id).strip() or f"row {result.index}"
     if result.error is not None or result.score is None:
         console.print(Text.assemble((f"{escape(name)}  ", "cyan"), (escape(f"error: {result.error}"), "bold red")))
@@ -92,7 +92,7 @@ def _numbers(text: ScoredText) -> str:
 
 
 def heat(text: ScoredText) -> Text:
-    """The text, each token in the colour of its surprise."""
+    """Return the text with each token in the colour of its surprise."""
     if text.logprobs is None:
         return Text(escape(text.text))
     pieces = whole_pieces(text.text, text.logprobs.tokens)
@@ -101,7 +101,7 @@ def heat(text: ScoredText) -> Text:
 
 
 def colour_of(logprob: float) -> str:
-    """The style of a token.
+    """Return the style of a token with this log-probability.
 
     >>> [colour_of(logprob) for logprob in (-0.1, -1.0, -20.0)]
     ['', 'yellow', 'bold white on red']

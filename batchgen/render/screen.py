@@ -1,4 +1,4 @@
-"""stderr: what is said to a person; and the lines and sections that all drawing shares."""
+"""Messages to the user on stderr, and the lines and sections that all drawing shares."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from batchgen.records import RunStats
 from batchgen.text import clock_text, escape, size_text
 
 T = TypeVar("T")
-# What a batch took beyond its prediction is remarked where it is so many times as much, and by so many bytes.
+# A batch's memory is reported if it exceeds the prediction by this factor and by this many bytes.
 OVERRUN_TIMES, OVERRUN_BYTES = 1.25, 64 << 20
-MIN_WIDTH = 20  # of a section's text, on however narrow a terminal
+MIN_WIDTH = 20  # of a section's text, however narrow the terminal
 
 
 class OutputConsole(Console):
-    """stdout; a reader that went away is the caller's to judge."""
+    """stdout; the caller decides what to do if the reader is gone."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
 
 
 class Screen:
-    """stderr: what is said to a person. With `quiet` only errors are; `as_json` makes an object of each line."""
+    """Messages to the user on stderr. `quiet` shows only errors; `as_json` writes each line as a JSON object."""
 
     def __init__(self, *, quiet: bool = False, as_json: bool = False, console: Console | None = None) -> None:
         self.quiet = quiet
@@ -38,7 +38,7 @@ class Screen:
 
     @property
     def is_live(self) -> bool:
-        """Whether bars and spinners have a place."""
+        """Whether bars and spinners can be shown."""
         return self.console.is_terminal and not self.quiet and not self.as_json
 
     def say(self, line: str) -> None:
@@ -56,7 +56,7 @@ class Screen:
             self._print(f"batchgen: error: {line}", style="red")
 
     def event(self, name: str, **facts: object) -> None:
-        """A line for programs: an object that begins with what it tells of."""
+        """Write a line for programs: a JSON object that starts with the event's name."""
         try:
             self.console.file.write(json.dumps({"event": name, **facts}) + "\n")
             self.console.file.flush()
@@ -64,26 +64,26 @@ class Screen:
             _leave_stderr()
 
     def _print(self, line: str, style: str = "") -> None:
-        """A log that is full or closed ends no run: nothing more is said then."""
+        """Print a line; if stderr is full or closed, stop printing but do not end the run."""
         try:
             print_line(self.console, line, style)
         except OSError:
             _leave_stderr()
 
     def waiting(self, message: str) -> Waiting:
-        """A spinner while something takes time."""
+        """Return a spinner for something that takes time."""
         return Waiting(self.console.status(message) if self.is_live else None)
 
 
 def _leave_stderr() -> None:
-    """What is still buffered would fail again at exit."""
+    """Discard stderr: what it still buffers would fail again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 class Waiting:
-    """A spinner and its text, on a terminal; elsewhere nothing."""
+    """A spinner with a text on a terminal; elsewhere nothing."""
 
-    EVERY = 256  # rows between two texts
+    EVERY = 256  # rows between two updates
 
     def __init__(self, status: Status | None) -> None:
         self._status = status
@@ -102,7 +102,7 @@ class Waiting:
             self._status.update(message)
 
     def counted(self, rows: Iterable[T], message: str) -> Iterator[T]:
-        """Passes rows on, and says behind the message how many they are."""
+        """Pass on rows and show after the message how many there were."""
         for number, row in enumerate(rows, 1):
             if number % self.EVERY == 0:
                 self.show(f"{message}: {plural(number, 'row')}")
@@ -110,12 +110,12 @@ class Waiting:
 
 
 def print_line(console: Console, text: str, style: str = "") -> None:
-    """One line whatever the text holds; a terminal too narrow for it gets it folded at words."""
+    """Print one line, whatever the text contains; a terminal folds it at words if it is too narrow."""
     console.print(Text(escape(text).replace("\n", " "), style=style), soft_wrap=not console.is_terminal)
 
 
 def summary(stats: RunStats, model: str, ran_on: str, dtype: str, scores: bool = False) -> str:
-    """The one line that a run ends with; `ran_on` is engine, device and threads. One that `scores` made no tokens."""
+    """Return the closing line of a run; `ran_on` names engine, device and threads. `scores`: nothing was generated."""
     made = f"{stats.output_tokens:,} {'scored' if scores else 'new'} tokens"
     read = f"{stats.prompt_tokens:,} {'read' if scores else 'prompt'}"
     parts = [
@@ -142,7 +142,7 @@ def _batch_memory(stats: RunStats) -> str:
 
 
 def overrun(stats: RunStats) -> str | None:
-    """A remark where the batches took much more memory than was predicted."""
+    """Return a warning if the batches took much more memory than predicted."""
     predicted, measured = stats.predicted_batch_bytes, stats.measured_batch_bytes
     if not predicted or measured is None:
         return None
@@ -159,7 +159,7 @@ def plural(number: int, noun: str, ending: str = "s") -> str:
 
 
 def print_section(console: Console, title: str, lines: Iterable[tuple[str, str]], label_width: int) -> None:
-    """A title, and lines of a label and a text that folds at words beside it."""
+    """Print a title, then lines with a label and a text that folds at words next to it."""
     console.print(Text(title, style="bold"))
     width = max(MIN_WIDTH, console.width - label_width - 3)
     for label, text in lines:

@@ -17,7 +17,7 @@ PROMPT_TAIL = 60
 
 
 def print_sides(console: Console, rows: Sequence[RowSides]) -> None:
-    """A section for each row; the last column is what `generate` reads."""
+    """Print a section per row; the last column is what `generate` reads."""
     console.print()
     print_line(console, "Padded left and padded right: the last column predicts the next token", style="bold")
     for row in rows:

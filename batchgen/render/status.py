@@ -1,4 +1,4 @@
-"""How far a run is, in a few lines."""
+"""The progress of a run in a few lines."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from batchgen.render.screen import plural
 from batchgen.runs.status import RunStatus
 from batchgen.text import duration_text, escape, size_text
 
-STILL_S = 60.0  # without progress for longer than this is worth a word
+STILL_S = 60.0  # a longer time without progress is reported
 LABEL_WIDTH = 8
 
 
 def status_lines(status: RunStatus, next_command: str, now: float) -> Iterator[tuple[str, str]]:
-    """Labels, and what they are of; the first has none. `now` is seconds since 1970."""
+    """Yield (label, text) lines; the first has no label. `now` is seconds since 1970."""
     yield "", f"{status.path}: {_headline(status, now)}"
     for label, text in (
         ("time", _times(status, now)),
@@ -99,7 +99,7 @@ def _model(status: RunStatus) -> str:
 
 
 def draw_status(lines: Iterator[tuple[str, str]]) -> Group:
-    """The lines, for a console that shows them once or again and again."""
+    """Return the lines as a renderable, for a console that shows them once or repeatedly."""
     return Group(*(_line(label, text, is_first=number == 0) for number, (label, text) in enumerate(lines)))
 
 
@@ -111,6 +111,6 @@ def _line(label: str, text: str, *, is_first: bool) -> Text:
 
 
 def print_status(console: Console, lines: Iterator[tuple[str, str]]) -> None:
-    """The lines once; in a pipe none is folded, so that what is to be typed can be copied."""
+    """Print the lines once; in a pipe they are not folded, so that commands can be copied."""
     for line in draw_status(lines).renderables:
         console.print(line, soft_wrap=not console.is_terminal)

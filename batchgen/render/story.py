@@ -1,4 +1,4 @@
-"""The steps of `batchgen demo`: a title, a few sentences, and what the batch looks like."""
+"""The steps of `batchgen demo`: a title, a few sentences, and a drawing of the batch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from batchgen.proof.inspector.sides import RowSides
     from batchgen.proof.story import Story
 
-WIDTH = 76  # of sentences, on however wide a terminal
+WIDTH = 76  # of sentences, however wide the terminal
 
 ALONE = """
 A language model continues a text: it predicts the next token, appends it, and predicts again. Running one prompt at a
@@ -58,7 +58,7 @@ class Step:
 
 
 def story_steps(story: Story) -> Iterator[Step]:
-    """The steps, in order; each says what is seen in what it draws."""
+    """Yield the steps in order; each text explains what its drawing shows."""
     rows = story.inspection.rows
     yield Step("One prompt at a time", ALONE, lambda console: _print_rows(console, [(rows[0].prompt, story.alone)]))
     yield Step("Three prompts in one call", _on_pads(story), lambda console: print_batch(console, rows))
@@ -79,7 +79,7 @@ def story_steps(story: Story) -> Iterator[Step]:
 
 
 def print_step(console: Console, number: int, of: int, step: Step) -> None:
-    """A step under its title."""
+    """Print a step under its title."""
     console.print()
     console.print(Text(f"{number}/{of}  {step.title}", style="bold cyan"))
     for line in Text(" ".join(step.text.split())).wrap(console, min(WIDTH, console.width)):

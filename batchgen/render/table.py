@@ -15,9 +15,9 @@ from batchgen.render.grid import LABEL_WIDTH, GridLine, column_widths, elide, fo
 from batchgen.render.screen import plural
 from batchgen.text import escape
 
-# Rows drawn with ids and mask before only continuations are shown.
+# Number of rows drawn with ids and mask; later rows show only the continuation.
 FULL_ROWS = 20
-# Columns drawn before the middle of a row is left out.
+# Maximum number of columns; the middle of longer rows is left out.
 FULL_COLUMNS = 16
 PROMPT_TAIL = 160
 SHORT_PROMPT_TAIL = 40
@@ -64,13 +64,13 @@ class ResultTable:
             elide(GridLine("input_ids", [str(i) for i in ids], styles), FULL_COLUMNS),
             elide(GridLine("attention_mask", ["0"] * pads + ["1"] * real, styles), FULL_COLUMNS),
         ]
-        # At least as wide as the pad, so that the columns of all rows stand under each other.
+        # At least as wide as the pad, so that the columns of all rows line up.
         widths = [max(width, len(str(self.pad_token_id))) for width in column_widths(lines)]
         return fold_grid(lines, widths, self._value_width)
 
     @property
     def _marker(self) -> str:
-        """Where there is no highlighting, a mark shows where the prompt ends."""
+        """The mark for the end of the prompt, used if there are no colours."""
         return "" if self.console.color_system else "▸"
 
     def _draw(self, rows: list[tuple[str, Text]], box: Box) -> None:
@@ -120,7 +120,7 @@ def _continuation(result: Result, prompt_tail: int, marker: str) -> Text:
 
 
 def _parts(result: Result) -> Iterator[tuple[int, int, str]]:
-    """The text in parts: what the model chose, and what its constraint left no choice."""
+    """Yield the parts of the text with their styles: chosen by the model, or forced by its constraint."""
     chosen_from = 0
     for start, end in result.forced:
         yield chosen_from, start, "bold green"
@@ -130,7 +130,7 @@ def _parts(result: Result) -> Iterator[tuple[int, int, str]]:
 
 
 def _last_turn(result: Result) -> str:
-    """The prompt; of a conversation its last message, which is what the answer follows."""
+    """Return the prompt, or the last message of a conversation, which the answer follows."""
     if not result.messages:
         return result.prompt
     message = result.messages[-1]

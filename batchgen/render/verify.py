@@ -1,4 +1,4 @@
-"""The screen of `verify`: the sentence to quote, differences as a histogram, negative controls, rows that differ."""
+"""The screen of `verify`: the summary, differences as a histogram, negative controls, rows that differ."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     )
 
 LABEL_WIDTH = 12
-# Of more rows that differ only the number is told; `--json` has all.
+# At most this many rows that differ are listed, of others only the number; `--json` has all.
 MOST_ROWS = 10
 STYLES = {"identical": "green", "rounding": "yellow", "bug": "bold red"}
 POSITIONS = {
@@ -37,7 +37,7 @@ POSITIONS = {
 
 
 def print_report(console: Console, report: VerifyReport) -> None:
-    """Everything on one screen of 80 columns; the sentence to quote first."""
+    """Print everything on one screen of 80 columns, the summary first."""
     verdict = "bug" if report.has_bug else "rounding" if report.count("rounding") else "identical"
     print_line(console, report.summary, style=STYLES[verdict])
     print_line(console, f"model {report.model}, engine {report.engine}, {report.device}")
@@ -66,7 +66,7 @@ def _print_scores(console: Console, scores: ScoreCheck) -> None:
 
 
 def _bits(bits: BitCheck) -> tuple[str, list[tuple[str, str]], int]:
-    """A section about the bits of a few rows in other ways, from the last row to the first."""
+    """Return a section on the bits of a few rows run in other ways, from the last row to the first."""
     title = f"Logits of {plural(bits.num_rows, 'row')} run in other ways and in reverse order"
     ways = [(way.name, _way(way)) for way in bits.ways]
     return title, ways, max(len(way.name) for way in bits.ways) + 1
@@ -110,7 +110,7 @@ def _bound(report: VerifyReport) -> str:
 
 
 def _print_cost(console: Console, cost: QuantizationCost) -> None:
-    """What is other than in float32, and the first rows of which that is true."""
+    """Print what differs from float32, and where."""
     table = Table(box=None, padding=(0, 2, 0, 2), show_edge=False, pad_edge=True, show_header=False)
     table.add_column("", style="cyan")
     table.add_column("")
@@ -169,7 +169,7 @@ def _outcome(control: Control) -> str:
 
 
 def _notes(controls: Controls) -> Iterator[tuple[str, str]]:
-    """What to make of the controls: a style and a line each."""
+    """Yield notes on the controls, as (style, line)."""
     if positions := _positions(controls):
         yield "", positions
     if not controls.num_padded:
@@ -180,7 +180,7 @@ def _notes(controls: Controls) -> Iterator[tuple[str, str]]:
 
 
 def _positions(controls: Controls) -> str:
-    """Why some mistake with positions is not among the controls, or does nothing."""
+    """Explain why a control with wrong positions is missing, or changes nothing."""
     if controls.positions not in POSITIONS or not controls.num_padded:
         return ""
     why = POSITIONS[controls.positions]
