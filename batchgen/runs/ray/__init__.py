@@ -1,4 +1,4 @@
-"""The pipeline on a Ray cluster: inputs cut into parts, a file for each in the output folder.
+"""The pipeline on a Ray cluster: inputs are cut into parts, and the output folder gets one file per part.
 
-Each worker runs the same pipeline as one machine does; what is here cuts, hands out, and tidies up after faults.
+Each worker runs the same pipeline as a single machine; this package cuts, distributes, and recovers from faults.
 """

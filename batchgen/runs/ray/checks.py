@@ -1,4 +1,4 @@
-"""What a run on a cluster may write to."""
+"""Checks of what a run on a cluster may write to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from batchgen.runs.ray.inputs import InputFile, is_url
 
 
 def check_notes(manifest: Path | None, stats: Path | None, output: str, files: list[InputFile]) -> None:
-    """Refuses notes that are inputs, or would stand among the output's parts. Raises `OutputError`."""
+    """Refuse notes that are inputs or inside the output folder. Raises `OutputError`."""
     for name, path in (("manifest", manifest), ("stats", stats)):
         if path is None:
             continue
@@ -23,7 +23,7 @@ def check_notes(manifest: Path | None, stats: Path | None, output: str, files: l
 
 
 def check_folder(folder: OutputFolder, output: str, *, is_wanted: bool) -> None:
-    """Refuses a folder of other files, and one that holds a run unless that `is_wanted`. Raises `OutputError`."""
+    """Refuse a folder with other files, or one that holds a run unless that `is_wanted`. Raises `OutputError`."""
     names, shown = folder.names(), f"{parameter('output')} {output}"
     ours = [name for name in names if name == MANIFEST or NAME.fullmatch(name) or name.startswith(WRITING)]
     if names and not ours:

@@ -1,4 +1,4 @@
-"""Runs pieces on an actor pool of Ray Data: split where workers die of them, down to single rows."""
+"""Runs pieces on an actor pool of Ray Data; pieces that kill workers are split, down to single rows."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from batchgen.runs.ray.model_files import ModelFiles, model_paths
 from batchgen.runs.ray.piecework import Outcome, PieceWorker, Work
 
 LOCAL = "local"
-# A piece is begun so often, since workers may be killed from outside; if they died of it each time, it is split in so
-# many pieces.
+# A piece is started this often, because workers may also be killed from outside. If it killed a worker each time, it is
+# split into PIECES_OF_ONE pieces.
 MOST_TRIES = 2
 PIECES_OF_ONE = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How many workers, and the CPUs and GPUs that each has to itself."""
+    """How many workers there are, and the CPUs and GPUs reserved for each."""
 
     workers: int
     cpus: float
@@ -49,9 +49,9 @@ class Cluster:
         return len(_machines())
 
     def choose_size(self, workers: int | None, cpus: float | None, gpus: float | None) -> Size:
-        """What is not asked for: a worker for each GPU, or else for each machine, with all its CPUs.
+        """Choose the unset sizes: one worker per GPU, or without GPUs one per machine, with all its CPUs.
 
-        Raises `UsageError` where so much is not on this machine; a cluster may grow.
+        Raises `UsageError` if a local run asks for more than this machine has; a cluster may grow.
         """
         import ray
 
@@ -68,7 +68,7 @@ class Cluster:
         return Size(workers, cpus, gpus)
 
     def ship(self, checkpoint: Checkpoint) -> ModelFiles:
-        """The checkpoint's files, in the object store where other machines may need them."""
+        """Put the checkpoint's files into the object store, if there are other machines that may need them."""
         import ray
 
         paths = model_paths(checkpoint.folder)
@@ -77,9 +77,9 @@ class Cluster:
         return ModelFiles(checkpoint.name, checkpoint.folder.resolve(), sizes, files)
 
     def run(self, pieces: list[Piece], work: Work, model: ModelFiles, recipe: Recipe, size: Size) -> Iterator[Outcome]:
-        """Runs pieces in rounds: those that workers die of are split for the next one, down to single rows.
+        """Run pieces in rounds; those that kill workers are split for the next round, down to single rows.
 
-        A row that workers die of alone comes out as an outcome without counts.
+        A row that kills workers when it runs by itself gives an outcome without counts.
         """
         import ray
 
@@ -95,7 +95,7 @@ class Cluster:
             pieces = [part for piece in to_split for part in piece.split(PIECES_OF_ONE)]
 
     def _run_once(self, pieces: list[Piece], size: Size, given: tuple[Any, ...]) -> Iterator[Outcome]:
-        """The outcomes of a round, as they come. Ray replaces workers that die, and gives their pieces to others."""
+        """Yield the outcomes of a round as they arrive. Ray replaces dead workers and gives their pieces to others."""
         import ray
 
         _be_quiet()
@@ -113,8 +113,10 @@ class Cluster:
 
 
 class _Ledger:
-    """Counts how often each piece was begun, and keeps what engines are made of, as the run was `begun` or the first
-    worker chose; a process of its own, which does not die with a worker.
+    """Counts how often each piece was started, and keeps the engine choice that all workers share.
+
+    The choice is that of the resumed run (`begun`), or of the first worker. The ledger has its own process, so it
+    survives the death of workers.
     """
 
     def __init__(self, begun: EngineChoice | None = None) -> None:
@@ -131,7 +133,7 @@ class _Ledger:
 
 
 class _Actor:
-    """A worker's process on Ray; the model is loaded once, when it starts."""
+    """A worker's process on Ray; it loads the model once, when it starts."""
 
     def __init__(self, work: Work, model: ModelFiles, recipe: Recipe, size: Size, ledger: Any) -> None:
         self.ledger = ledger
@@ -143,14 +145,14 @@ class _Actor:
             self.worker = PieceWorker(uuid4().hex, work, checkpoint, recipe, self._agree)
 
     def _fit(self, recipe: ModelRecipe, size: Size) -> ModelRecipe:
-        """Gives it this worker's share of the machine."""
+        """Adapt the recipe to this worker's share of its machine."""
         beside = _num_beside(size)
         memory = share_of(recipe.options.memory, num_workers=beside, num_beside=beside)
         options = replace(recipe.options, memory=memory)
         return replace(recipe, options=options, num_threads=None if size.gpus else max(1, int(size.cpus)))
 
     def _agree(self, choice: EngineChoice) -> EngineChoice:
-        """What the engines of all workers are made of: what the first of them has chosen."""
+        """Return the engine choice that all workers share; this worker's choice if it is the first."""
         import ray
 
         agreed: EngineChoice = ray.get(self.ledger.agree.remote(choice))
@@ -162,7 +164,7 @@ class _Actor:
         return {"outcome": pickle.dumps(outcome)}
 
     def _run(self, piece: Piece) -> Outcome:
-        """Runs a piece, unless an earlier worker has done so and then died, or too many have died of it."""
+        """Run a piece, unless a worker that died has already written its file, or it has killed too many workers."""
         import ray
 
         tries = ray.get(self.ledger.begin.remote(piece.stem))
@@ -172,7 +174,7 @@ class _Actor:
 
 
 def _num_beside(size: Size) -> int:
-    """How many workers may share this worker's memory."""
+    """Return how many workers may share this worker's memory."""
     import ray
 
     if size.gpus:

@@ -1,4 +1,4 @@
-"""Connects to Ray, keeps what it writes by itself off the terminal, and says its errors in one line."""
+"""Connects to Ray, keeps Ray's own output off the terminal, and reports its errors in one line."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from batchgen.runs.ray.cluster import LOCAL, Cluster
 AUTO = "auto"
 CLIENT = "ray://"
 PROBE_S = 5.0
-LOCAL_STORE_BYTES = 128 * 2**20  # nothing large goes through it on one machine
-# Read when Ray is imported or started: nothing is sent home, and its own log lines stay out of stderr.
+LOCAL_STORE_BYTES = 128 * 2**20  # one machine sends nothing large through it
+# Read when Ray is imported or started: no usage statistics are sent, and Ray's log lines stay out of stderr.
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -31,7 +31,7 @@ QUIET = {
 
 @contextmanager
 def _aside() -> Iterator[None]:
-    """Keeps what Ray writes by itself off standard output and standard error; ours goes where it did."""
+    """Keep what Ray writes off standard output and standard error; our own stderr still goes where it did."""
     stdout, stderr = sys.stdout, sys.stderr
     with Path(os.devnull).open("w") as nowhere, _diverted(1, nowhere), _diverted(2, nowhere) as ours:
         sys.stdout = nowhere
@@ -45,7 +45,7 @@ def _aside() -> Iterator[None]:
 
 @contextmanager
 def _diverted(descriptor: int, target: TextIO) -> Iterator[int]:
-    """What is written to a descriptor goes to `target`; gives another one for where it went before."""
+    """Redirect a descriptor to `target`; yield another descriptor for its previous destination."""
     before = os.dup(descriptor)
     os.dup2(target.fileno(), descriptor)
     try:
@@ -56,16 +56,16 @@ def _diverted(descriptor: int, target: TextIO) -> Iterator[int]:
 
 
 def _descriptor(stream: TextIO) -> int | None:
-    with suppress(AttributeError, ValueError, OSError):  # closed, or an object in memory
+    with suppress(AttributeError, ValueError, OSError):
         return stream.fileno()
     return None
 
 
 @contextmanager
 def connect(address: str) -> Iterator[Cluster]:
-    """Ray at an address, `local` for one that starts and ends here, `auto` for the one that this machine is in.
+    """Connect to Ray at an address: `local` starts Ray here for this run, `auto` uses the cluster of this machine.
 
-    Raises `ClusterError` where it is not installed or does not answer.
+    Raises `ClusterError` if Ray is not installed or does not answer, and `UsageError` if the address is malformed.
     """
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     try:
@@ -100,7 +100,7 @@ def _connected(address: str) -> Iterator[Cluster]:
 
 
 def _probe(address: str) -> None:
-    """Asks whether anything listens at an address: Ray itself would try for a minute, and then end the process."""
+    """Check that something listens at an address: Ray itself would try for a minute, and then end the process."""
     if address in (LOCAL, AUTO):
         return
     host, _, port = address.removeprefix(CLIENT).rpartition(":")

@@ -1,6 +1,6 @@
-"""Input files to parts that workers can read without each other, with the index of each part's first row.
+"""Cuts input files into parts that workers can read independently, with the index of each part's first row.
 
-The files are read once, to the end: to find where rows begin, and to tell later whether they are what they were.
+Every file is read once, to its end: to find where rows begin, and to detect later whether it has changed.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from batchgen.formats.sniff import WHOLE
 from batchgen.runs.ray.file_parts import FilePart, Header
 from batchgen.runs.ray.inputs import InputFile
 
-# Where a part may begin: every so many rows. Parts have a multiple of that, so that each worker gets about as many.
+# Parts may begin at every GRAIN-th row and have a multiple of GRAIN rows, so that workers get similar shares.
 GRAIN = 64
 MOST_ROWS = 4096
 PARTS_A_WORKER = 16
 BUFFER = 2**20
 NOT_LINES = {"json", WHOLE}
-UNCUT = {*NOT_LINES, "openai-batch"}  # whose ids must differ all through the file
+UNCUT = {*NOT_LINES, "openai-batch"}  # its ids must be unique in the whole file
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class _Mark:
 
 @dataclass(frozen=True, slots=True)
 class CutFile:
-    """What was seen of a file: its format, rows, places to begin at, blank lines, and a hash of its bytes."""
+    """What is known about a file: its format, rows, possible part beginnings, blank lines, and a hash of its bytes."""
 
     file: InputFile
     form: str
@@ -55,9 +55,9 @@ class CutFile:
 def cut_file(
     file: InputFile, options: ReadOptions, every: int = GRAIN, say: Callable[[str], None] = lambda line: None
 ) -> CutFile:
-    """Reads a file through, and notes where every `every`-th row begins; a packed one has one beginning.
+    """Read a whole file and record where every `every`-th row begins; a compressed file has only one beginning.
 
-    What was guessed of it is told to `say`. Raises `InputError` for what no row could be read of.
+    Guesses about it are reported to `say`. Raises `InputError` if no row can be read from it.
     """
     raw = _Hashed(file.open())
     blanks: list[None] = []
@@ -103,14 +103,14 @@ def _mark_rows(content: Content, form: str, options: ReadOptions, every: int) ->
 
 
 def _first_lines(content: Content, form: str, options: ReadOptions) -> Iterator[int]:
-    """The line that each row begins with."""
+    """Yield the number of the line that each row begins with."""
     if form in DELIMITERS:
         return (record.number for _header, record in data_records(content, options, form))
     return (number for number, _line in content.rows())
 
 
 class _Places:
-    """Notes the byte that each line begins at, and the first lines, as a reader takes them."""
+    """Records the byte offset of each line, and the first lines, while a reader takes them."""
 
     def __init__(self, content: Content) -> None:
         self.offsets: dict[int, int] = {}
@@ -119,7 +119,7 @@ class _Places:
         content.lines = self._watch(content.lines)
 
     def _watch(self, lines: Iterator[Line]) -> Iterator[Line]:
-        offset: int | None = None  # where the next line begins; the first may have been looked at, and lost its mark
+        offset: int | None = None  # where the next line begins; the first may have lost its byte order mark
         for number, line in lines:
             self.offsets[number] = offset or 0
             if len(self._beginning) < GRAIN:
@@ -136,7 +136,7 @@ class _Places:
 
 
 class _Hashed(io.RawIOBase):
-    """A stream that is hashed on its way, from its beginning to its end, whatever is read twice or left out."""
+    """A stream that hashes its bytes once each, from beginning to end, even if some are read twice or skipped."""
 
     def __init__(self, stream: io.BufferedReader) -> None:
         self._stream = stream
@@ -164,7 +164,7 @@ class _Hashed(io.RawIOBase):
         return size
 
     def read_on(self) -> None:
-        """Hashes what nobody has read."""
+        """Hash what was not read."""
         self._stream.seek(self._hashed)
         while piece := self._stream.read(BUFFER):
             self._hash.update(piece)
@@ -180,7 +180,7 @@ class _Hashed(io.RawIOBase):
 
 
 def choose_part_rows(num_rows: int, num_workers: int) -> int:
-    """Rows of a part, so that each worker gets several, but none so few that its slots run empty all the time.
+    """Choose the rows per part: each worker gets several parts, but none so small that its slots keep running empty.
 
     >>> choose_part_rows(100, 2), choose_part_rows(10_000, 2), choose_part_rows(1_000_000, 8)
     (64, 320, 4096)
@@ -190,7 +190,7 @@ def choose_part_rows(num_rows: int, num_workers: int) -> int:
 
 
 def make_parts(files: list[CutFile], part_rows: int, limit: int | None = None) -> list[FilePart]:
-    """Parts of at least `part_rows` rows, but for the last of each file; `limit` rows in all."""
+    """Make parts of at least `part_rows` rows, except the last of each file; `limit` rows in all."""
     parts: list[FilePart] = []
     index = 0
     for cut in files:
@@ -208,7 +208,7 @@ def make_parts(files: list[CutFile], part_rows: int, limit: int | None = None) -
 
 
 def _spaced(marks: tuple[_Mark, ...], part_rows: int) -> list[_Mark]:
-    """Marks with at least `part_rows` rows between them."""
+    """Return marks that are at least `part_rows` rows apart."""
     spaced = list(marks[:1])
     for mark in marks[1:]:
         if mark.row - spaced[-1].row >= part_rows:

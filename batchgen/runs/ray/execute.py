@@ -1,4 +1,4 @@
-"""A run on a Ray cluster: from files that all machines can read into a folder."""
+"""A run on a Ray cluster, from files that all machines can read into a folder."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SAY_EVERY_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class OnRay:
-    """Where a run goes on a cluster, from what, into what, and what each worker gets."""
+    """The cluster, inputs and output of a run on Ray, and what each worker gets."""
 
     address: str
     inputs: tuple[str, ...]
@@ -59,7 +59,7 @@ class OnRay:
 
 
 def execute_on_ray(job: Job, on: OnRay, observer: Observer) -> Ending:
-    """Runs a job, and says how it ended."""
+    """Run a job on Ray and return how it ended."""
     if job.model.device != "auto":
         raise UsageError(
             f"--device {job.model.device} is not supported with --ray: --gpus-per-worker sets what workers run on"
@@ -92,7 +92,7 @@ def execute_on_ray(job: Job, on: OnRay, observer: Observer) -> Ending:
 
 
 def _absolute(output: str) -> str:
-    """Where workers find it, which are in other folders."""
+    """Return the output's absolute place, because workers run in other folders."""
     return output if is_url(output) else str(Path(output).resolve())
 
 
@@ -141,7 +141,7 @@ class RayRun:
         self._started_s = time.time()
 
     def prepare(self, files: list[InputFile]) -> None:
-        """Cuts the input, and notes what the run is made of; one that was started with something else is refused."""
+        """Cut the input and record what the run is made of. Raises if the run was started with something else."""
         begun = self.manifest.facts.get("options", {}).get("--part-rows")
         every = self.on.part_rows or begun or GRAIN
         with self.observer.waiting("reading the input"):
@@ -170,7 +170,7 @@ class RayRun:
         self.folder.write_manifest(self.manifest.facts)
 
     def _check_inputs(self, names: list[str], digests: list[str]) -> None:
-        """Refuses other files than the run was started with, whatever they were called then."""
+        """Refuse files that differ from those the run was started with, whatever their names."""
         begun = self.manifest.facts.get("inputs")
         if begun is None:
             return
@@ -183,7 +183,7 @@ class RayRun:
                 )
 
     def find_missing(self) -> list[Piece]:
-        """What is not in the folder yet."""
+        """Return the pieces that are not in the folder yet."""
         pieces = list(self.folder.missing(self.parts))
         missing = sum(piece.num_rows for piece in pieces)
         all_rows = sum(part.num_rows for part in self.parts)
@@ -192,7 +192,7 @@ class RayRun:
         return pieces
 
     def generate(self, pieces: list[Piece]) -> None:
-        """Runs what is missing, and completes the manifest."""
+        """Run the missing pieces and complete the manifest."""
         num_missing = sum(piece.num_rows for piece in pieces)
         self._note_progress(num_missing)
         for outcome in self.pieces.run(pieces):
@@ -207,7 +207,7 @@ class RayRun:
             self.manifest.agree(outcome.choice)
             self.folder.write_manifest(self.manifest.facts)
         for line in outcome.said:
-            if line not in self._has_said:  # workers of one kind have the same to say
+            if line not in self._has_said:  # workers of one kind repeat the same lines
                 self._has_said.add(line)
                 self.observer.say(line)
         if time.monotonic() - self._last_line >= SAY_EVERY_S:
@@ -215,7 +215,7 @@ class RayRun:
             self.observer.on_progress(self._note_progress(num_missing))
 
     def _note_progress(self, num_missing: int) -> RunProgress:
-        """For whoever asks how far it is: counts of this run so far."""
+        """Write the progress to the folder for `batchgen status`, with the counts of this run so far, and return it."""
         rows_total = sum(part.num_rows for part in self.parts)
         stats, on = self.pieces.stats(), self.ran_on
         progress = self.pieces.progress(num_missing, rows_total - num_missing)
@@ -242,7 +242,7 @@ class RayRun:
         return progress
 
     def write_notes(self) -> None:
-        """The files for the manifest and the counts, also of a run that was interrupted."""
+        """Write the manifest and stats files, also if the run was interrupted."""
         for path, facts in ((self.job.manifest, self.manifest.facts), (self.job.stats, self._stats_facts())):
             if path:
                 write_json(path, facts)
@@ -269,7 +269,7 @@ class RayRun:
         return stats_facts(self._stats(), self.ran_on, isolated_rows=self.pieces.num_isolated, **scores)
 
     def ending(self) -> Ending:
-        """How the run ended."""
+        """Return how the run ended."""
         stats, failures = self._stats(), Failures()
         if self.pieces.first_error:
             _index, row_id, error = self.pieces.first_error

@@ -1,4 +1,4 @@
-"""Parts of input files, which workers read without each other: each knows its place in the run."""
+"""Parts of input files that workers read independently: each knows its place in the run."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ from batchgen.records import Request, RowId, SamplingParams
 from batchgen.runs.ray.inputs import InputFile
 
 WITHOUT_IDS = {"text", WHOLE}
-Header = tuple[tuple[int, bytes], ...]  # numbered lines
+Header = tuple[tuple[int, bytes], ...]  # line numbers and lines
 
 
 @dataclass(frozen=True, slots=True)
 class FilePart:
-    """Consecutive rows of one file. `offset` bytes and `first_line` say where the first begins, in Parquet its `group`.
+    """Consecutive rows of one file.
 
-    `header` are a table's first lines, which its rows need. `occurrences` says how often the id of each row came before
-    in the run; empty where none did.
+    They begin at byte `offset` and line `first_line`, or in Parquet at row group `group`. `header` has a table's first
+    lines, which its rows need. `occurrences` says for each row how often its id came before in the run; it is empty if
+    none did.
     """
 
     number: int
@@ -56,7 +57,7 @@ def read_part(
     stop: int | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Request]:
-    """The part's requests from its row `start` to before its row `stop`, with their indices over all inputs."""
+    """Yield the part's requests from row `start` to before row `stop`, with their indices over all inputs."""
     with part.file.open() as stream:
         rows = warn_of_option_columns(_read(part, stream, options), options, say)
         requests = to_requests(rows, sampling, part.first_index, part.occurrences)
@@ -64,7 +65,7 @@ def read_part(
 
 
 def number_ids(parts: Iterable[FilePart], options: ReadOptions) -> Iterator[FilePart]:
-    """All parts of a run, in order, each with what its workers cannot know: how often its ids came before."""
+    """Yield all parts of a run in order, completed with what workers cannot know: how often each id came before."""
     counts = Occurrences()
     for part in parts:
         ids = _ids(part, options)
@@ -83,7 +84,7 @@ def _ids(part: FilePart, options: ReadOptions) -> Iterator[RowId | None]:
 
 
 class _Columns(Template):
-    """Asks for a template's columns, and makes no text of them."""
+    """Looks up a template's columns without rendering text."""
 
     def render(self, columns: Mapping[str, Any]) -> str:
         return ""

@@ -1,7 +1,7 @@
-"""The output folder of a run on Ray: a file for each part, there whole or not at all, and a manifest.
+"""The output folder of a run on Ray: one file per part, written atomically, and a manifest.
 
-`part-00007.jsonl` has all rows of part 7; where a part had to be split, `part-00007.000064-000128.jsonl` those from its
-64th on. By name they are in input order. What else begins with `_` is ours.
+`part-00007.jsonl` has all rows of part 7; if a part was split, `part-00007.000064-000128.jsonl` has rows 64 to 127. The
+files' names sort in input order. Other names that begin with `_` are batchgen's own.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from batchgen.runs.ray.inputs import filesystem_of, is_url, reason_of
 from batchgen.runs.sums import ScoreSums
 
 MANIFEST, PROGRESS = "_batchgen.json", "_progress.json"
-SUMS = "_sums-"  # of a part's scores, before its name without a suffix
+SUMS = "_sums-"  # prefix of the file with the sums of a part's scores, before the part's name
 WRITING = "_writing-"
 NAME = re.compile(r"part-(\d{5,})(?:\.(\d{6,})-(\d{6,}))?\.(jsonl|parquet)")
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Rows `start` to before `stop` of a part, for one worker; `failures` counts workers that died of it."""
+    """Rows `start` to before `stop` of a part, for one worker; `failures` counts workers that it killed."""
 
     part: FilePart
     start: int
@@ -50,14 +50,14 @@ class Piece:
         return name if is_whole else f"{name}.{self.start:06}-{self.stop:06}"
 
     def split(self, num_pieces: int) -> list[Piece]:
-        """Itself in so many pieces of like sizes, or of one row each."""
+        """Split into `num_pieces` pieces of similar size, or fewer if there are fewer rows."""
         step = -(-self.num_rows // num_pieces)
         return [Piece(self.part, start, min(start + step, self.stop)) for start in range(self.start, self.stop, step)]
 
 
 @dataclass(frozen=True, slots=True)
 class OutputFolder:
-    """A folder on a path or at a URL that every machine can write to; its files have one format."""
+    """A folder at a path or URL that every machine can write to; all its files have one format."""
 
     place: str
     form: str = "jsonl"
@@ -71,7 +71,7 @@ class OutputFolder:
         return filesystem_of(self.place)[1].rstrip("/")
 
     def names(self) -> list[str]:
-        """All that is in it, by name; nothing where there is no such folder. Raises `OutputError`."""
+        """Return the sorted names in the folder; empty if the folder does not exist. Raises `OutputError`."""
         try:
             if not self.filesystem.exists(self.path):
                 return []
@@ -89,14 +89,14 @@ class OutputFolder:
             raise OutputError(f"-o {self.place} cannot be made: {reason_of(error)}") from None
 
     def clean(self, *, all_of_ours: bool = False) -> None:
-        """Removes what workers had not finished when they ended; with `all_of_ours` whatever a run left."""
+        """Remove files that workers left unfinished; with `all_of_ours`, everything that a run left."""
         for name in self.names():
             is_ours = name in (MANIFEST, PROGRESS) or name.startswith(SUMS) or NAME.fullmatch(name)
             if name.startswith(WRITING) or (all_of_ours and is_ours):
                 self.filesystem.rm(f"{self.path}/{name}")
 
     def missing(self, parts: Iterable[FilePart]) -> Iterator[Piece]:
-        """What of the parts is not there yet."""
+        """Yield the pieces of the parts that are not in the folder yet."""
         there: dict[int, list[tuple[int, int]]] = {}
         for name in self.names():
             if match := NAME.fullmatch(name):
@@ -111,7 +111,7 @@ class OutputFolder:
                 done = max(done, part.num_rows if stop < 0 else stop)
 
     def has(self, piece: Piece) -> bool:
-        """Whether a piece's file is there: its worker may have died after it wrote it."""
+        """Whether a piece's file exists: a worker may have died after writing it."""
         self.filesystem.invalidate_cache()
         return bool(self.filesystem.exists(f"{self.path}/{piece.stem}.{self.form}"))
 
@@ -124,10 +124,10 @@ class OutputFolder:
         in_kind: bool = False,
         sums: ScoreSums | None = None,
     ) -> None:
-        """All results of a piece, to a file that gets its name when it is complete.
+        """Write all results of a piece to a file that gets its name when complete.
 
-        With `in_kind` OpenAI's requests are answered in OpenAI's form, those that failed among the others. `sums` are
-        complete with the last of the results; they are there before the piece is.
+        With `in_kind`, OpenAI requests get answers in OpenAI's format, failed ones included. `sums` are complete once
+        the last result is read; they are written before the piece.
         """
         write = write_in_kind if in_kind else WRITERS[self.form]
 
@@ -139,7 +139,7 @@ class OutputFolder:
         self._commit(f"{piece.stem}.{self.form}", write_all)
 
     def read_sums(self) -> ScoreSums:
-        """The sums of all pieces that are there, in input order."""
+        """Return the sums of all pieces in the folder, in input order."""
         total = ScoreSums()
         for name in self.names():
             if NAME.fullmatch(name):
@@ -147,11 +147,11 @@ class OutputFolder:
         return total
 
     def read_manifest(self) -> dict[str, Any]:
-        """What a run that began here was made of; nothing where none did."""
+        """Return what the run in this folder is made of; empty if there is none."""
         return self._read_json(MANIFEST)
 
     def read_progress(self) -> ProgressNote | None:
-        """How far it was when it noted that last."""
+        """Return the last recorded progress; None if there is none."""
         return read_progress(self._read_json(PROGRESS))
 
     def _read_json(self, name: str) -> dict[str, Any]:
@@ -186,12 +186,12 @@ class OutputFolder:
             raise OutputError(f"{self.place}/{name} cannot be written: {reason_of(error)}") from None
 
     def _rename(self, partial: str, final: str) -> None:
-        """In one step on a disk; an object store copies, and shows the copy when it is whole."""
+        """Rename atomically on a disk; an object store copies, and shows the copy once it is complete."""
         if is_url(self.place):
             self.filesystem.mv(partial, final)
             return
         Path(partial).replace(final)
-        with suppress(OSError):  # not every file system can be told to keep a rename
+        with suppress(OSError):  # not every file system can sync a rename
             descriptor = os.open(self.path, os.O_RDONLY)
             try:
                 os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Input files of a run on Ray: by path, folder, glob, or any URL that fsspec knows; opened from any worker."""
+"""Input files of a run on Ray: paths, folders, globs, or any URL that fsspec supports; opened from any worker."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class InputFile:
 
     @property
     def suffixes(self) -> tuple[str, str]:
-        """Its own, and that of its packing."""
+        """The suffixes of the format and of the compression."""
         return split_suffixes(Path(PurePosixPath(self.place.split("?")[0]).name))
 
     @property
     def form(self) -> str | None:
-        """The format that its name promises."""
+        """The format that the name implies."""
         return FORMATS_BY_SUFFIX.get(self.suffixes[0])
 
     @property
@@ -37,7 +37,7 @@ class InputFile:
         return self.suffixes[1]
 
     def open(self) -> io.BufferedReader:
-        """Its bytes, as they stand there. Raises `InputError`."""
+        """Open the file for reading, without decompressing. Raises `InputError`."""
         try:
             if not is_url(self.place):
                 return Path(self.place).open("rb")
@@ -52,7 +52,7 @@ def is_url(name: str) -> bool:
 
 
 def filesystem_of(url: str) -> tuple[Any, str]:
-    """fsspec's file system for a URL or a path, and the path on it. Raises `UsageError` where it has none."""
+    """Return fsspec's file system for a URL or path, and the path on it. Raises `UsageError` if there is none."""
     from fsspec.core import url_to_fs
 
     try:
@@ -63,7 +63,7 @@ def filesystem_of(url: str) -> tuple[Any, str]:
 
 
 def reason_of(error: Exception) -> str:
-    """An error in one line."""
+    """Describe an error in one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -76,10 +76,10 @@ def find_files(
     recursive: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[InputFile]:
-    """INPUTS as files that every worker can open, in order; folders' and globs' by name.
+    """Return INPUTS as files that every worker can open, in order; those of folders and globs sorted by name.
 
-    `recursive` goes into the folders of a folder. What of it is left out is told to `say`. Raises `InputError` where
-    there is nothing, and for what only this process could read.
+    `recursive` includes subfolders. Skipped files of a folder are reported to `say`. Raises `UsageError` if there is no
+    input or only this process could read one, and `InputError` if a path or URL has no prompt files.
     """
     files: list[InputFile] = []
     for given in inputs:
@@ -102,7 +102,7 @@ def _local(source: Source) -> InputFile:
 
 
 def _find_at(url: str, options: ReadOptions, *, recursive: bool) -> list[InputFile]:
-    """The files that a URL stands for: its own, a folder's prompt files, a glob's matches."""
+    """Return the files of a URL: itself, a folder's prompt files, or a glob's matches."""
     any_suffix = options.input_format is not None or options.whole_files
     filesystem, path = filesystem_of(url)
     try:

@@ -1,4 +1,4 @@
-"""A model's files on every machine of a cluster, by way of Ray's object store."""
+"""Distributes a model's files to every machine of a cluster through Ray's object store."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from batchgen.model.find import MORE_TEMPLATES
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """A model's folder, and its files in Ray's object store, from which each machine that lacks them gets them once."""
+    """A model's folder, and its files in Ray's object store, from which each machine without them fetches them once."""
 
     name: str
     folder: Path
     sizes: dict[str, int]
-    files: dict[str, Any] = field(default_factory=dict)  # name -> ObjectRef; empty where all is one machine
+    files: dict[str, Any] = field(default_factory=dict)  # name -> ObjectRef; empty if there is only one machine
 
     def unpack(self) -> Path:
-        """A folder with the files on this machine."""
+        """Return a folder with the files on this machine."""
         if not self.files or all(_has_size(self.folder / name, size) for name, size in self.sizes.items()):
             return self.folder
         import ray
@@ -40,13 +40,13 @@ class ModelFiles:
             (partial / name).write_bytes(ray.get(ref))
         try:
             partial.rename(target)
-        except OSError:  # another worker of this machine was quicker
+        except OSError:  # another worker of this machine was faster
             shutil.rmtree(partial)
         return target
 
 
 def model_paths(folder: Path) -> dict[str, Path]:
-    """The files of a model's folder by their names in it; of folders in it only that of chat templates."""
+    """Return the files of a model's folder, keyed by name; of its subfolders, only the one with chat templates."""
     paths = sorted([*folder.iterdir(), *folder.glob(MORE_TEMPLATES)])
     return {path.relative_to(folder).as_posix(): path for path in paths if path.is_file()}
 

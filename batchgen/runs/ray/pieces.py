@@ -1,4 +1,4 @@
-"""The pieces of a run on a cluster, as they are finished, and what came of them."""
+"""Counts the pieces of a run on a cluster as they finish."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ISOLATED = "worker processes died each time they ran this row alone: remove it"
 
 
 class ClusterPieces:
-    """Runs pieces on a cluster, and counts. What ends a worker's piece for good ends the run."""
+    """Runs pieces on a cluster and counts. An error that ends a piece for good ends the run."""
 
     def __init__(self, cluster: Cluster, work: Work, checkpoint: Checkpoint, recipe: Recipe, size: Size) -> None:
         self.cluster = cluster
@@ -30,11 +30,11 @@ class ClusterPieces:
         self.engine = "engine"
         self.num_pieces = self.num_rows = self.num_isolated = 0
         self.first_error: tuple[int, RowId | None, str] | None = None  # index, id, error
-        self._counts: dict[str, RunStats] = {}  # by worker; of one that died, as of its last piece
+        self._counts: dict[str, RunStats] = {}  # by worker; for a dead worker, as of its last piece
         self._started = time.perf_counter()
 
     def run(self, pieces: list[Piece]) -> Iterator[Outcome]:
-        """Every piece, as it is finished; its file is then in the folder."""
+        """Yield every piece as it finishes; its file is then in the folder."""
         model: ModelFiles = self.cluster.ship(self.checkpoint)
         for outcome in self.cluster.run(pieces, self.work, model, self.recipe, self.size):
             if outcome.failure:
@@ -42,7 +42,7 @@ class ClusterPieces:
             yield self._count(self._isolate(outcome.piece) if outcome.stats is None else outcome)
 
     def _isolate(self, piece: Piece) -> Outcome:
-        """The record of a row that workers die of."""
+        """Write the error record of a row that kills workers."""
         pipeline = self.work.fail(piece, self.checkpoint, ISOLATED)
         self.num_isolated += 1
         first = pipeline.first_error
@@ -61,11 +61,11 @@ class ClusterPieces:
         return outcome
 
     def stats(self) -> RunStats:
-        """What was done so far."""
+        """Return the counts so far."""
         return add_up(self._counts.values(), self.size.workers, time.perf_counter() - self._started)
 
     def progress(self, num_missing: int, num_kept: int) -> RunProgress:
-        """How far it is, of `num_missing` rows beside `num_kept` that were in the folder. Pieces are counted whole."""
+        """Return the progress on `num_missing` rows, besides `num_kept` done before; pieces count once finished."""
         stats, done = self.stats(), self.num_rows
         rate = stats.output_tokens / max(stats.wall_s, 1e-9)
         return RunProgress(

@@ -1,4 +1,4 @@
-"""What a worker on Ray does: reads a piece, runs it through the pipeline, writes its file. Knows nothing of Ray."""
+"""What a worker on Ray does: read a piece, run it through the pipeline, write its file. Knows nothing about Ray."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from batchgen.runs.sums import ScoreSums, summing, watch_groups
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What holds for all pieces of a run."""
+    """The settings that all pieces of a run share."""
 
     folder: OutputFolder
     sampling: SamplingParams
@@ -46,7 +46,7 @@ class Work:
     strict: bool = False
     ids: bool = False
     chat: ChatOptions = field(default_factory=ChatOptions)
-    chat_templates: Mapping[str, str] | None = None  # in place of the model's own
+    chat_templates: Mapping[str, str] | None = None  # instead of the model's own
     started: datetime = START
     in_kind: bool = False
     scoring: ScoringOptions | None = None
@@ -63,18 +63,18 @@ class Work:
         )
 
     def run(self, piece: Piece, pipeline: Pipeline, say: Callable[[str], None] = lambda line: None) -> None:
-        """Every row of a piece, in order, into its file."""
+        """Run every row of a piece in order and write its file."""
         requests = read_part(piece.part, self.sampling, self.reading, piece.start, piece.stop, say)
         requests = watch_stops(requests, pipeline.checkpoint, say)
         results, sums = pipeline.run(requests), None
         if self.scoring:
-            sums = ScoreSums(most_groups=sys.maxsize)  # which of all parts have sums of their own is decided at the end
+            sums = ScoreSums(most_groups=sys.maxsize)  # the limit on groups is applied when parts are merged
             rows = watch_groups(scored_requests(requests), self.scoring, say)
             results = summing(pipeline.run(rows), sums, self.scoring.by)
         self.folder.write(piece, results, ids=self.ids, in_kind=self.in_kind, sums=sums)
 
     def fail(self, piece: Piece, checkpoint: Checkpoint, reason: str) -> Pipeline:
-        """Error records for the rows of a piece, without running them."""
+        """Write error records for the rows of a piece, without running them."""
         pipeline = self.pipeline(checkpoint, FailingEngine(reason))
         self.run(piece, pipeline)
         return pipeline
@@ -82,7 +82,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a piece went: the counts of its worker since that started, its first failed row, what ended the run.
+    """How a piece went: its worker's counts since that started, its first failed row, and the error that ends the run.
 
     `choice` is what the run's engines are made of.
     """
@@ -98,7 +98,7 @@ class Outcome:
 
 
 class PieceWorker:
-    """A model, loaded once, and the pieces that are run with it."""
+    """A model, loaded once, and the pieces run with it."""
 
     def __init__(self, name: str, work: Work, checkpoint: Checkpoint, recipe: Recipe, agree: Agree) -> None:
         self.name = name
@@ -122,7 +122,7 @@ class PieceWorker:
         return self.outcome(piece, failure)
 
     def outcome(self, piece: Piece, failure: BatchgenError | None = None) -> Outcome:
-        """How a piece went; of one that is there already, that no more was done."""
+        """Return how a piece went; for a piece whose file already existed, the counts do not change."""
         said = tuple(self._said)
         self._said.clear()
         first = self.pipeline.first_error
@@ -139,7 +139,7 @@ class PieceWorker:
 
 
 class FailingEngine:
-    """Runs nothing: every row comes out failed, for one reason."""
+    """An engine that runs nothing: every row fails for the same reason."""
 
     wants_rows = 1
     stats = EngineStats(engine="none")
@@ -166,7 +166,7 @@ class FailingEngine:
 
 
 def add_up(workers: Iterable[RunStats], num_workers: int, wall_s: float) -> RunStats:
-    """What workers did together; their seconds are the mean, since they pass side by side."""
+    """Return what the workers did together; their times are averaged, because they run in parallel."""
     stats = list(workers)
 
     def total(name: str) -> int:

@@ -1,4 +1,4 @@
-"""How far a run on Ray is, from its output's folder: its files, its manifest, and what it noted of itself."""
+"""How far a run on Ray is, from its output folder: part files, the manifest, and the recorded progress."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from batchgen.runs.progress import MOST_REASONS, ProgressNote
 from batchgen.runs.ray.folder import MANIFEST, NAME, OutputFolder
 from batchgen.runs.status import RunStatus, State, seconds_of, with_progress
 
-SILENT_S = 600.0  # a run on another machine that has noted nothing for so long is taken for dead
+SILENT_S = 600.0  # a run on another machine without progress for this long is considered dead
 
 
 class FolderStatus:
-    """Looks at a folder, again and again; files that were read are not read once more, since they never change."""
+    """Reads a folder repeatedly; each part file is read only once, since part files never change."""
 
     def __init__(self, place: str, clock: Callable[[], float] = time.time) -> None:
         self.place = place
@@ -27,7 +27,7 @@ class FolderStatus:
         self._reasons: dict[str, Counter[str]] = {}
 
     def read(self) -> RunStatus:
-        """How far its run is. Raises `InputError` where the folder is none of a run, `OutputError`."""
+        """Return the status of the run. Raises `InputError` if the folder is not a run's output, and `OutputError`."""
         folder = OutputFolder(self.place)
         facts = folder.read_manifest()
         if not facts:
@@ -62,7 +62,7 @@ class FolderStatus:
         return "running" if self._clock() - progress.noted_s < SILENT_S else "interrupted"
 
     def _errors(self, folder: OutputFolder, names: list[str]) -> Counter[str]:
-        """Why rows failed, in their order, and how many."""
+        """Count why rows failed, in order of first occurrence."""
         whole: Counter[str] = Counter()
         for name in names:
             if name not in self._reasons:
@@ -72,7 +72,7 @@ class FolderStatus:
 
 
 def _rows_there(names: list[Any], sizes: dict[int, int]) -> Iterator[int]:
-    """Rows of each part that are in files: one has all of them, or several have some each."""
+    """Yield the rows of each part that are in files: one file has them all, or several have some each."""
     done: dict[int, int] = {}
     for match in names:
         number, start, stop = int(match[1]), match[2], match[3]
@@ -108,6 +108,6 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # another user's
+    except OSError:  # another user's process
         return True
     return True
