@@ -1,4 +1,4 @@
-"""One file a format, its reading and its writing side by side; sources, compression, templates of columns.
+"""One file per format, with its reader and its writer; sources, compression, prompt templates.
 
-Knows nothing of tokens, models or terminals.
+Knows nothing about tokens, models or terminals.
 """

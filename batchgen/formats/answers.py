@@ -1,4 +1,4 @@
-"""Results read back from a file that a run has written, whatever its format; text alone has too little to tell."""
+"""Read results back from a file that a run has written, in any format but plain text, which has only the answers."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from batchgen.records import Logprobs, Result
 
 Answers = Iterator[Result]
 JSON_COLUMNS = {"input_ids", "output_ids", "metadata", "messages", "tool_calls", "parsed"}
-NEEDED = ("text", "finish_reason")  # without these it is something else
+NEEDED = ("text", "finish_reason")  # a record without these is not a result
 ROWS_AT_ONCE = 1024
 OWN = {field.name: None if field.default is MISSING else field.default for field in fields(Result)}
-# What a Result has even where a file has left it out.
+# Values of Result fields that a file may omit.
 EMPTY: dict[str, Any] = OWN | {"sample_index": 0, "prompt": "", "metadata": {}, "model": "", "num_prompt_tokens": 0}
 EMPTY |= {"num_output_tokens": 0}
 
 
 def read_answers(file: Path, form: str, failures: Path | None = None) -> Answers:
-    """Every result of a file in a format, in its order; of an OpenAI Batch with those of its file of `failures`.
+    """Every result of a file in the given format, in order; for an OpenAI Batch, merged with its `failures` file.
 
-    Raises `InputError` for what is no output of batchgen, or is one of plain text.
+    Raises `InputError` for a file that is not an output of batchgen, or that is plain text.
     """
     read = READERS_BACK.get(form)
     if read is None:
@@ -116,11 +116,11 @@ def _of_value(name: str, value: Any) -> Any:
 
 
 def _in_fields(columns: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a table's row: columns that are none of ours are metadata, beside what the last one has."""
+    """The fields of a table's row; unknown columns are metadata, together with the contents of column `metadata`."""
     own = {name: value for name, value in columns.items() if name in OWN and name != "metadata"}
     rest = {name.removeprefix("metadata."): value for name, value in columns.items() if name not in OWN}
     source = rest.pop("batchgen.source", None)
-    if source is not None:  # ours; the input had a column of that name
+    if source is not None:  # the Result's own field: the input had a column `source`
         rest["source"], own["source"] = own.get("source"), source
     more = columns.get("metadata")
     return {**own, "metadata": rest | (more if isinstance(more, dict) else {})}

@@ -1,4 +1,4 @@
-"""The Arrow types of a result's own columns, and values as they take them. Imports pyarrow nowhere: it is handed in."""
+"""The Arrow types of a result's own columns, and their values. Never imports pyarrow: it is passed in as `pa`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOKENS = {"input_ids", "output_ids"}
 
 
 def type_of(name: str, pa: Any) -> Any:
-    """The type of a field of a result."""
+    """The Arrow type of a field of a result."""
     if name in COUNTS:
         return pa.int64()
     if name in TOKENS:
@@ -50,7 +50,7 @@ def _choice_type(pa: Any) -> Any:
 
 
 def to_cell(value: Any, kind: Any, pa: Any) -> Any:
-    """A value as its column's type takes it."""
+    """Convert a value to what its column's type accepts."""
     if value is None:
         return None
     if kind == pa.string():

@@ -1,6 +1,6 @@
-"""How many bytes the rows of an Arrow batch take when they are Python objects.
+"""Estimate how many bytes the rows of an Arrow batch take as Python objects.
 
-A dictionary or a run of equal values makes a small file large: what counts is what a row becomes.
+With dictionary or run-length encoding, a small file can become large, so only the decoded size counts.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import Any
 
 from batchgen.formats.json_values import OBJECT_BYTES
 
-NUMBER_BYTES = 8  # of a number, as Arrow has it
+NUMBER_BYTES = 8  # of a number in Arrow
 
 
 def weigh_batch(batch: Any, pa: Any) -> list[int]:
-    """About how many bytes each row of a record batch takes."""
+    """The approximate bytes that each row of a record batch takes."""
     import numpy as np
 
     total = np.zeros(batch.num_rows, np.int64)  # [rows]
@@ -24,7 +24,7 @@ def weigh_batch(batch: Any, pa: Any) -> list[int]:
 
 
 def _weigh(array: Any, pa: Any) -> Any:
-    """Bytes of each value of an array `[n]`, with all that is inside it."""
+    """Bytes of each value of an array `[n]`, including everything nested in it."""
     import numpy as np
 
     kind = array.type
@@ -48,7 +48,7 @@ def _weigh(array: Any, pa: Any) -> Any:
 
 
 def _is_bytes(kind: Any, types: Any) -> bool:
-    """Whether values of an Arrow type are texts or bytes."""
+    """Whether values of an Arrow type are strings or bytes."""
     of_any_length = types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind)
     return bool(of_any_length or types.is_large_binary(kind) or types.is_fixed_size_binary(kind))
 
@@ -61,15 +61,14 @@ def _weigh_lists(array: Any, pa: Any) -> Any:
         inner = _weigh(array.keys, pa) + _weigh(array.items, pa)
     else:
         inner = _weigh(array.values, pa)
-    sums = np.concatenate(([0], np.cumsum(inner)))  # of all values before each
+    sums = np.concatenate(([0], np.cumsum(inner)))  # total of all values before each
     if pa.types.is_map(array.type):
         offsets = offsets - offsets[0]
     return sums[offsets[1:]] - sums[offsets[:-1]] + OBJECT_BYTES
 
 
 def cut_by_weight(weights: list[int], most: int) -> Iterator[tuple[int, int]]:
-    """Slices of rows that weigh at most that together, or are one row: where each begins and how many rows it has.
-
+    """Cut rows into slices of weight at most `most`, or single rows; yields (start, number of rows).
     >>> list(cut_by_weight([1, 1, 9, 1], 3))
     [(0, 2), (2, 1), (3, 1)]
     """

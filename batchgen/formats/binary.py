@@ -1,11 +1,11 @@
-"""Files that are no text at all, known by their first bytes and named."""
+"""Recognize and name binary files by their first bytes."""
 
 from __future__ import annotations
 
 from batchgen.errors import InputError
 from batchgen.formats.content import UTF8_BOM, Content, refuse_utf16
 
-# Other packings, by their first bytes and by their suffixes.
+# Unsupported compressions and archives, by their first bytes and by their suffixes.
 PACKING_MAGICS = {
     b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"PK\x03\x04": "ZIP", b"PK\x05\x06": "ZIP", b"7z\xbc\xaf\x27\x1c": "7-Zip",
     b"\x04\x22\x4d\x18": "LZ4", b"\x1f\x9d": "compress", b"Rar!\x1a\x07": "RAR", b"LZIP\x01": "lzip",
@@ -27,22 +27,22 @@ MAGICS = {
     b"fLaC": "a FLAC file", b"\0\0\x01\0": "an icon", b"\xd0\xcf\x11\xe0": "an old Office document",
 }  # fmt: skip
 CERTAIN = {b"\x89PNG", b"\xff\xd8\xff", b"%PDF-"}
-CONTROLS = bytes({*range(1, 7), *range(14, 27), *range(28, 32)})  # which no text has: not bell, escape, spaces
-MOST_CONTROLS = 0.05  # of the first bytes
+CONTROLS = bytes({*range(1, 7), *range(14, 27), *range(28, 32)})  # not in text: bell, escape, spaces may be
+MOST_CONTROLS = 0.05  # share of the first bytes
 
 
 def refuse_packing(content: Content) -> None:
-    """Raises `InputError` for a packing that is not unpacked here."""
+    """Raise `InputError` for an unsupported compression or archive."""
     start = content.start()
     packing = next((name for magic, name in PACKING_MAGICS.items() if start.startswith(magic)), None)
-    if packing == "bzip2" and start[4:10] != b"1AY&SY":  # a prompt may begin so
+    if packing == "bzip2" and start[4:10] != b"1AY&SY":  # a prompt may begin like this
         return
     if packing:
         raise InputError(f"{content.name} is compressed with {packing}, which is not supported: {UNPACK}")
 
 
 def refuse_binary(content: Content, *, is_table: bool) -> None:
-    """Raises `InputError` for what is no text. A table or JSON Lines may have a NUL byte somewhere: that row fails."""
+    """Raise `InputError` for binary content. A NUL byte in a table or JSON Lines only fails its row."""
     start = content.start().removeprefix(UTF8_BOM)
     refuse_utf16(start, content.name)
     if _is_utf16(start):
@@ -54,12 +54,12 @@ def refuse_binary(content: Content, *, is_table: bool) -> None:
 
 
 def binary_kind(start: bytes) -> str | None:
-    """What the first bytes of a file that is no text show it to be; None for text."""
+    """The kind of a binary file, judged by its first bytes; None for text."""
     return known_kind(start) or ("binary" if b"\0" in start or _has_controls(start) else None)
 
 
 def known_kind(start: bytes) -> str | None:
-    """The kind of binary file that begins so. Where a text may begin so too, a NUL byte or two must follow."""
+    """The kind of binary file with this beginning, or None. If text may begin the same way, a NUL byte must follow."""
     kind = next((magic for magic in MAGICS if start.startswith(magic)), None)
     if kind is None or (kind not in CERTAIN and b"\0" not in start[:256] and _is_utf8(start)):
         return None
@@ -71,7 +71,7 @@ def _has_controls(start: bytes) -> bool:
 
 
 def _is_utf8(start: bytes) -> bool:
-    """Whether bytes are UTF-8, the last character aside, which may be cut."""
+    """Whether bytes are UTF-8; the last character may be cut off."""
     try:
         start.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -80,7 +80,7 @@ def _is_utf8(start: bytes) -> bool:
 
 
 def _is_utf16(start: bytes) -> bool:
-    """Whether every second byte of the beginning is NUL, and no other: Latin letters in two bytes each."""
+    """Whether exactly every second byte of the beginning is NUL: Latin letters of two bytes each."""
     pairs = start[:64][: len(start[:64]) // 2 * 2]
     even, odd = pairs[::2], pairs[1::2]
     return len(even) > 1 and ((not any(odd) and all(even)) or (not any(even) and all(odd)))

@@ -1,4 +1,4 @@
-"""What is refused of a table before its first row: columns that are there twice, or not at all."""
+"""Check a table's columns before its first row is read: duplicate or missing ones are errors."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def check_columns(columns: list[str], name: str, options: ReadOptions, hint: str = "") -> None:
-    """Raises `InputError` where no row of a table can have a prompt, an id, or one value for each name.
+    """Raise `InputError` if columns are duplicated, or the columns of the prompt or the id are missing.
 
-    `hint` is what may be wrong with the columns themselves.
+    `hint` says what may be wrong with the header itself.
     """
     if twice := next((column for column in columns if columns.count(column) > 1), None):
         raise InputError(f"{name} has two columns named {twice!r}: rename one")

@@ -1,4 +1,4 @@
-"""Names of columns, as messages show them: which ones there are, since a name is often only misspelt."""
+"""Column names for error messages: they list what there is, because a missing name is often only misspelled."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ def names_of(columns: Iterable[str]) -> str:
 
 
 def row_has(columns: Mapping[str, Any]) -> str:
-    """The end of an error of a row that lacks a field.
-
+    """The end of the error for a row that lacks a field.
     >>> row_has({"id": 7, "prmpt": "My dog is"})
     '; the row has id, prmpt'
     """

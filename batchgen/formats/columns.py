@@ -1,7 +1,7 @@
-"""The columns of a table of results, chosen before the last row is known.
+"""Choose the columns of a table of results before all rows are known.
 
-The fields of a Result, then one for each metadata column of the first row that did not fail, then `metadata`: what
-other rows have beside those, as JSON.
+They are the fields of a Result, one column for each metadata column of the first row that did not fail, and `metadata`
+with whatever else other rows have, as JSON.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from batchgen.formats.score_fields import score_dict
 from batchgen.records import Result
 
 REST = "metadata"
-MOST_HELD = 100  # failed rows that wait for the first good one
+MOST_HELD = 100  # failed rows that are held until the first good one
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """`own` are fields of a Result, `keys` those of its metadata; in a `nested` table cells hold lists too."""
+    """`own` are fields of a Result, `keys` are metadata keys; cells of a `nested` table can also hold lists."""
 
     own: tuple[str, ...]
     keys: tuple[str, ...]
@@ -29,9 +29,9 @@ class Columns:
 
     @property
     def names(self) -> list[str]:
-        """What the columns are called: as in the input, and `metadata.` before what is a field's name too.
+        """The column names: as in the input, prefixed with `metadata.` if a Result field has the same name.
 
-        An input's own `source` keeps its name; the field is `batchgen.source` then.
+        An input's own `source` keeps its name; the Result field is then `batchgen.source`.
         """
         own = list(self.own)
         if SOURCE in self.keys:
@@ -44,7 +44,7 @@ class Columns:
         return [*own, *taken[len(own) + 1 :], REST]
 
     def values(self, result: Result, fits: Callable[[str, Any], bool] = lambda key, value: True) -> list[Any]:
-        """A row of the table. What has no column, or does not fit in it, is in the last one."""
+        """A row of the table. Values without a column, or that do not fit in theirs, go into the last column."""
         placed = {key: value for key in self.keys if fits(key, value := result.metadata.get(key))}
         rest = {key: value for key, value in result.metadata.items() if key not in placed}
         fields = score_dict(result) if result.score else self._generated(result)
@@ -53,28 +53,28 @@ class Columns:
         return [*own, *(placed.get(key) for key in self.keys), to_json(rest) if rest else None]
 
     def _generated(self, result: Result) -> dict[str, Any]:
-        """What has a column, and what a row has besides in a table that began with plain prompts."""
+        """The fields with a column, and further ones that a row has if the table began with plain prompts."""
         later: tuple[str, ...] = CHAT_FIELDS if result.messages is not None else ()
         later += () if result.logprobs is None else (SUM, LOGPROBS)
         later += (PARSED,) if result.parsed is not None else ()
         return {name: value_of(result, name) for name in dict.fromkeys((*self.own, *later))}
 
     def _is_left_over(self, name: str, value: Any) -> bool:
-        """Whether a field has no column of its own; a table of text does without each token's numbers."""
+        """Whether a field goes into the last column; tables of text omit each token's log-probabilities."""
         return name not in (*self.own, REST) and value is not None and (self.nested or name != LOGPROBS)
 
 
 def _prefixed(name: str) -> Iterator[str]:
-    """A name, and others that may be free where it is not."""
+    """The name, then alternatives in case it is taken."""
     return (f"{'batchgen.' * number}{name}" for number in count())
 
 
 def choose_columns(
     results: Iterable[Result], *, ids: bool, nested: bool = False, spread: tuple[str, ...] | None = None
 ) -> tuple[Columns, Iterator[Result]]:
-    """The columns of a table, and all of its results. One whose cells may be `nested` has each token's logprob too.
+    """The columns of a table, and all of its results. `nested` tables also have each token's log-probability.
 
-    `spread` is as `WriteOptions.columns`.
+    `spread` is the same as `WriteOptions.columns`.
     """
     results = iter(results) if spread is None else spread_fields(results, spread)
     held: list[Result] = []
@@ -88,7 +88,7 @@ def choose_columns(
 
 
 def _names(held: list[Result], *, ids: bool) -> Iterable[str]:
-    """The fields of rows: of the last one where they are scored, which has not failed if any has not."""
+    """The field names of rows; of scored rows, those of the last one, which is the one that did not fail, if any."""
     if held and held[-1].score:
         return score_dict(held[-1])
     is_chat = any(result.messages is not None for result in held)
@@ -98,10 +98,10 @@ def _names(held: list[Result], *, ids: bool) -> Iterable[str]:
 
 
 def spread_fields(results: Iterable[Result], names: tuple[str, ...]) -> Iterator[Result]:
-    """Results with the fields of what was parsed among their own columns, in the order of `names`.
+    """Results with the fields of their parsed object as columns of their own, in the order of `names`.
 
-    Without names they are those of the first row that has an object. One that is a column of the input too is
-    `parsed.NAME`. What is no object stays what it is.
+    Without names, the fields of the first row with an object are used. A field with the name of an input column becomes
+    `parsed.NAME`. A parsed value that is not an object stays unchanged.
     """
     results = iter(results)
     held = [] if names else list(_up_to_object(results))
@@ -110,7 +110,7 @@ def spread_fields(results: Iterable[Result], names: tuple[str, ...]) -> Iterator
 
 
 def _up_to_object(results: Iterable[Result]) -> Iterator[Result]:
-    """The first results, up to the first that has an object."""
+    """The first results, up to and including the first one with an object."""
     for number, result in enumerate(results):
         yield result
         if isinstance(result.parsed, dict) or number == MOST_HELD:
@@ -126,8 +126,7 @@ def _spread(result: Result, names: tuple[str, ...]) -> Result:
 
 
 def cell_text(value: Any) -> str:
-    """Text as it stands, nothing as nothing, everything else as JSON.
-
+    """A cell's text: strings unchanged, None as an empty cell, everything else as JSON.
     >>> [cell_text(value) for value in ("a", None, 0.5, True, [1, "b"])]
     ['a', '', '0.5', 'true', '[1, "b"]']
     """

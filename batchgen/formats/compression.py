@@ -1,4 +1,4 @@
-"""Files packed with gzip or Zstandard. Knows nothing of what is in them."""
+"""Files compressed with gzip or Zstandard. Knows nothing about their contents."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from batchgen.errors import BatchgenError, InputError, OutputError
 GZIP, ZSTD = ".gz", ".zst"
 SUFFIXES = (GZIP, ZSTD)
 MAGICS = {b"\x1f\x8b": GZIP, b"\x28\xb5\x2f\xfd": ZSTD}
-# The same interface: in Python's library from 3.14 on, before that from PyPI.
+# Both have the same interface: the first is in Python's library since 3.14, the second on PyPI.
 ZSTD_MODULES = ("compression.zstd", "backports.zstd")
 
 
 def split_suffixes(path: Path) -> tuple[str, str]:
-    """A path's own suffix and that of its packing, in small letters.
-
+    """A path's own suffix and its compression suffix, in lowercase.
     >>> split_suffixes(Path("rows.jsonl.GZ")), split_suffixes(Path("rows.txt"))
     (('.jsonl', '.gz'), ('.txt', ''))
     """
@@ -32,9 +31,9 @@ def split_suffixes(path: Path) -> tuple[str, str]:
 
 
 def unpack(stream: io.BufferedReader, name: str, packing: str = "") -> io.BufferedReader:
-    """The stream as it was before it was packed; known by its first bytes, so standard input may be packed too.
+    """The decompressed stream. The format is detected by the first bytes, so standard input may be compressed too.
 
-    `packing` is what its name promises. Raises `InputError` where it is something else.
+    `packing` is what the file's name suggests. Raises `InputError` if the content is something else.
     """
     try:
         start = stream.peek(4)
@@ -51,16 +50,16 @@ def unpack(stream: io.BufferedReader, name: str, packing: str = "") -> io.Buffer
 
 
 def damage(*others: type[Exception]) -> tuple[type[Exception], ...]:
-    """What reading a packed file raises where it is cut off or altered; and others, to be caught with it."""
+    """The exceptions that reading a truncated or corrupt compressed file raises, and `others`, for an except clause."""
     loaded = [sys.modules[name].ZstdError for name in ZSTD_MODULES if name in sys.modules]
     return (*others, EOFError, zlib.error, gzip.BadGzipFile, *loaded)
 
 
 @contextmanager
 def packed(stream: BinaryIO, packing: str) -> Iterator[BinaryIO]:
-    """A stream to write to, packed on its way into another; the same content gives the same bytes.
+    """A stream that compresses into another one; the same content always gives the same bytes.
 
-    `flush` does not reach the file: each would cost compression.
+    `flush` is not passed on to the file: every flush would make compression worse.
     """
     target: Any
     if packing == GZIP:
@@ -76,7 +75,7 @@ def packed(stream: BinaryIO, packing: str) -> Iterator[BinaryIO]:
 
 
 class _Unflushed(io.RawIOBase):
-    """Passes on what is written, and no flush."""
+    """Passes on writes, but not flushes."""
 
     def __init__(self, target: Any) -> None:
         self._target = target

@@ -1,4 +1,4 @@
-"""What is in a source: its bytes, and its lines, none of which may be longer than a row."""
+"""The content of a source: its bytes, and its lines, which are limited to the length of a row."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from batchgen.records import LONGEST_ROW
 UTF8_BOM = b"\xef\xbb\xbf"
 UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 SKIPPED_AT_ONCE = 2**20
-Line = tuple[int, bytes | None]  # its number from 1; None where it is too long to be a row
+Line = tuple[int, bytes | None]  # its number from 1; None if it is too long to be a row
 
 
 @dataclass(slots=True)
 class Content:
-    """An open source, as a reader gets it. `lines` have their newlines still; `say` tells a person what was guessed."""
+    """An open source, as readers get it. `lines` still have their newlines; `say` reports what was guessed."""
 
     name: str
     stream: io.BufferedReader
@@ -44,14 +44,14 @@ class Content:
                 yield number, line
 
     def peek_row(self) -> bytes | None:
-        """The first line that is not blank; it will be read again."""
+        """The first line that is not blank, without consuming it."""
         if (first := next(self.rows(), None)) is None:
             return None
         self.lines = chain([first], self.lines)
         return first[1]
 
     def peek_lines(self, most: int) -> list[bytes]:
-        """The first lines as they stand, 8 MiB of them at most; they will be read again."""
+        """The first lines, unchanged, at most 8 MiB in total, without consuming them."""
         taken: list[bytes] = []
         room = LONGEST_ROW
         while len(taken) < most and room and (line := self.read_line(room)):
@@ -61,7 +61,7 @@ class Content:
         return [taken[0].removeprefix(UTF8_BOM), *taken[1:]] if taken else []
 
     def peek_line(self) -> bytes:
-        """The first line that is not blank, as it stands; it will be read again."""
+        """The first line that is not blank, unchanged, without consuming it."""
         taken: list[bytes] = []
         room = LONGEST_ROW
         while room and (line := self.read_line(room)):
@@ -73,23 +73,23 @@ class Content:
         return taken[-1].removeprefix(UTF8_BOM) if taken else b""
 
     def start(self) -> bytes:
-        """The first few bytes. What is damaged is told by its reader."""
+        """The first few bytes; damaged content is reported by its reader instead."""
         try:
             return self.stream.peek(1)
         except damage(OSError):
             return b""
 
     def read_line(self, most: int) -> bytes:
-        """The next line of the stream, or its beginning. Raises `InputError`."""
+        """The next line of the stream, or its first `most` bytes. Raises `InputError`."""
         return _read(self.stream, most, self.name, self.first_line - 1)
 
     def read(self, most: int) -> bytes:
-        """The next bytes of the stream, fewer only at its end. Raises `InputError`."""
+        """The next `most` bytes of the stream, fewer only at its end. Raises `InputError`."""
         with _in_one_line(self.name, self.first_line - 1):
             return self.stream.read(most)
 
     def put_back(self, taken: bytes) -> None:
-        """What was taken from the beginning of the stream will be read again."""
+        """Put bytes taken from the beginning of the stream back, so that they are read again."""
         if type(self.stream) is io.BufferedReader and self.stream.seekable():
             self.stream.seek(-len(taken), io.SEEK_CUR)
         else:
@@ -97,12 +97,12 @@ class Content:
         self.lines = read_lines(self.stream, self.name, self.first_line)
 
     def at(self, number: int) -> str:
-        """A line's place, for a person."""
+        """A line's location, for messages."""
         return f"{self.name}:{number}"
 
 
 class _Again(io.RawIOBase):
-    """Bytes that were read already, then the stream that they were read from."""
+    """A stream of bytes that were already read, followed by the stream they came from."""
 
     def __init__(self, taken: bytes, stream: io.BufferedReader) -> None:
         self._taken = taken
@@ -123,7 +123,7 @@ class _Again(io.RawIOBase):
 
 
 def read_lines(stream: io.BufferedReader, name: str, first_line: int = 1) -> Iterator[Line]:
-    r"""Numbered lines, split on \n only; the first without a byte order mark. None longer than a row is held."""
+    r"""Numbered lines, split on \n only, the first without a byte order mark; a line longer than a row is None."""
     number = first_line - 1
     while line := _read(stream, LONGEST_ROW, name, number):
         number += 1
@@ -143,7 +143,7 @@ def refuse_utf16(start: bytes, name: str) -> None:
 
 
 def _read(stream: io.BufferedReader, most: int, name: str, number: int) -> bytes:
-    """The next line or its beginning. What is damaged fails here, behind the rows that are whole."""
+    """The next line or its beginning. Damaged content fails here, after the rows that are intact."""
     with _in_one_line(name, number):
         return stream.readline(most)
 

@@ -1,8 +1,8 @@
-"""CSV and TSV: a header, then a row a record; written safe for a spreadsheet.
+"""CSV and TSV: a header, then one record per row; written so that spreadsheets see no formulas.
 
-CSV is parsed strictly by the csv module. In TSV a line is a record, and a quote is text. A CSV record that
-is broken costs itself only: reading continues on the line after its first, so that a quote which is never closed does
-not swallow the rows below it.
+CSV is parsed strictly by the csv module. In TSV, each line is a record and quotes are plain text. A broken CSV record
+fails alone: reading continues on the line after its first one, so that an unclosed quote does not swallow the rows
+below it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from batchgen.formats.fields import WriteOptions, to_bytes
 from batchgen.formats.rows import ReadOptions, Row, row_of_cells, weigh_cells
 from batchgen.records import LONGEST_ROW, Result
 
-MOST_LINES = 100_000  # of one record
-MOST_READ_AGAIN = 2**26  # bytes: a file made to be read again and again comes to its end
-# How the csv module words what is wrong, and how this says it.
+MOST_LINES = 100_000  # per record
+MOST_READ_AGAIN = 2**26  # bytes: limits files built to make the reader go back again and again
+# The csv module's error messages, and ours.
 PROBLEMS = {
     "unexpected end of data": "a quoted cell is never closed",
     "expected after '\"'": 'text after a closing quote (a quote inside a quoted cell is written "")',
@@ -37,7 +37,7 @@ PROBLEMS = {
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record and the number of its first line; what is wrong with it, or its cells."""
+    """One record, the number of its first line, its cells, and what is wrong with it, if anything."""
 
     number: int
     cells: list[str]
@@ -49,12 +49,12 @@ NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
 def read_csv(content: Content, options: ReadOptions) -> Iterator[Row]:
-    """Comma-separated, or by `--delimiter`; cells quoted as RFC 4180 has it."""
+    """Read rows separated by commas or `--delimiter`, with cells quoted as in RFC 4180."""
     return _read(content, options, "csv")
 
 
 def read_tsv(content: Content, options: ReadOptions) -> Iterator[Row]:
-    """Tab-separated, or by `--delimiter`; a line is a record, and a quote is text."""
+    """Read rows separated by tabs or `--delimiter`; each line is a record, and quotes are plain text."""
     return _read(content, options, "tsv")
 
 
@@ -64,8 +64,8 @@ def _read(content: Content, options: ReadOptions, form: str) -> Iterator[Row]:
 
 
 def data_records(content: Content, options: ReadOptions, form: str) -> Iterator[tuple[list[str], Record]]:
-    """The records below the header, each with it. Who begins at one of them finds the same ones from there."""
-    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_ROW))  # the module knows one limit for all its readers
+    """The records below the header, each with the header. Reading from any of them on gives the same records."""
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_ROW))  # the module has one limit for all readers
     delimiter = options.delimiter or DELIMITERS[form]
     header: list[str] | None = None
     records = _lines_as_records(content, delimiter) if form == "tsv" else _records(_Lines(content), delimiter)
@@ -93,8 +93,7 @@ def _lines_as_records(content: Content, delimiter: str) -> Iterator[Record]:
 
 
 def split_tsv(line: str, delimiter: str = "\t") -> list[str]:
-    r"""The cells of a line.
-
+    r"""Split a line into cells.
     >>> split_tsv('a\t"b\n')
     ['a', '"b']
     """
@@ -120,7 +119,7 @@ def _explain(message: str) -> str:
 
 
 def _is_blank(record: Record, header: list[str] | None) -> bool:
-    """Whether a record is an empty line, or one of spaces that is no cell of its own."""
+    """Whether a record is an empty line, or a line of spaces that cannot be a cell of a one-column table."""
     if record.problem or len(record.cells) > 1:
         return False
     return not record.cells or (not record.cells[0].strip() and (header is None or len(header) > 1))
@@ -135,8 +134,7 @@ def _header(record: Record, content: Content, options: ReadOptions, delimiter: s
 
 
 def name_columns(cells: list[str]) -> list[str]:
-    """A header's names; a column without one is named by its place.
-
+    """A header's column names; a column without a name is named after its position.
     >>> name_columns(["", "prompt", " "])
     ['column_1', 'prompt', 'column_3']
     """
@@ -151,7 +149,7 @@ def _free(name: str, taken: set[str]) -> str:
 
 
 def _other_delimiter(cells: list[str], delimiter: str, options: ReadOptions) -> str:
-    """What to do about a header that another delimiter would cut into the columns that are missing."""
+    """The suggested fix if another delimiter would split the header into the missing columns; otherwise empty."""
     line = delimiter.join(cells)
     for other, name in NAMES.items():
         columns = [column.strip().strip('"') for column in line.split(other)]
@@ -162,7 +160,7 @@ def _other_delimiter(cells: list[str], delimiter: str, options: ReadOptions) -> 
 
 
 def _row(record: Record, header: list[str], source: str, options: ReadOptions) -> Row:
-    """Of a record with other cells than the header has nobody knows which one is the id."""
+    """Turn a record into a Row. If its number of cells differs from the header's, its id is unknown."""
     if len(record.cells) != len(header):
         problem = f"{len(record.cells)} cells where the header has {len(header)} columns"
         return Row(error=record.problem or problem, source=source)
@@ -171,7 +169,7 @@ def _row(record: Record, header: list[str], source: str, options: ReadOptions) -
 
 
 class _Lines:
-    """The decoded lines that the parser takes, and those of the record in hand, to be read again if it is broken."""
+    """Decoded lines for the parser. Keeps those of the current record, to read them again if it is broken."""
 
     def __init__(self, content: Content) -> None:
         self.first = 0
@@ -183,11 +181,11 @@ class _Lines:
         self._left = MOST_READ_AGAIN
 
     def begin(self) -> None:
-        """Another record begins."""
+        """Start a new record."""
         self._taken, self._size, self.problem = [], 0, None
 
     def go_back(self) -> str:
-        """All lines of the record but its first will come again; says so where they do not."""
+        """Read the record's lines again except its first; return a note for the error if they are skipped instead."""
         again = self._taken[1:]
         self._left -= self._size
         if again and self._left < 0:
@@ -213,8 +211,8 @@ class _Lines:
             return line.decode("utf-8", "replace")
 
 
-# What spreadsheets take for a formula, as OWASP lists it: these signs, in full width too; a tab or a line break first,
-# and the signs behind anything that a spreadsheet may drop. A plain number is none.
+# What spreadsheets interpret as a formula, according to OWASP: these signs, also full-width, also after characters that
+# a spreadsheet may drop; and a leading tab or line break. A plain number is not a formula.
 DROPPED = "\x00-\x20\x7f-\xa0\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u2064\u3000\ufeff"
 SIGNS = "=+\\-@\uff1d\uff0b\uff0d\uff20"
 NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\Z"
@@ -225,12 +223,12 @@ TSV_ESCAPED = re.compile(r"\\([tnr])")
 
 
 def write_csv(results: Iterable[Result], stream: BinaryIO, options: WriteOptions) -> None:
-    r"""A header, then a record a row: quoted as RFC 4180 has it, but with \n at its end."""
+    r"""Write a header, then one record per row: quoted as in RFC 4180, but ending in \n."""
     _write(results, stream, options, _csv_line)
 
 
 def write_tsv(results: Iterable[Result], stream: BinaryIO, options: WriteOptions) -> None:
-    r"""The same with tabs, and without quotes: a tab or a line break in a cell is written \t, \n or \r."""
+    r"""Write the same with tabs and without quotes: a tab or a line break in a cell is written \t, \n or \r."""
     _write(results, stream, options, _tsv_line)
 
 
@@ -252,7 +250,7 @@ def _line(cells: list[str], options: WriteOptions, make_line: Callable[[list[str
 
 def _csv_line(cells: list[str]) -> str:
     buffer = io.StringIO(newline="")
-    # Cells with a newline of either kind are quoted for the sake of this terminator.
+    # This terminator makes the csv module quote cells with either kind of newline.
     csv.writer(buffer, lineterminator="\r\n").writerow(cells)
     return buffer.getvalue().removesuffix("\r\n")
 
@@ -262,13 +260,12 @@ def _tsv_line(cells: list[str]) -> str:
 
 
 def tsv_text(cell: str) -> str:
-    """A cell as TSV has it."""
+    """A cell as written in TSV."""
     return cell.translate(TSV_ESCAPES)
 
 
 def neutral(cell: str) -> str:
-    """A cell that no spreadsheet takes for a formula: an apostrophe before it makes it text.
-
+    """Prefix a cell that a spreadsheet would take for a formula with an apostrophe, which makes it text.
     >>> [neutral(cell) for cell in ("=1+1", "-1.5", "- one", "a=b")]
     ["'=1+1", '-1.5', "'- one", 'a=b']
     """
@@ -276,8 +273,7 @@ def neutral(cell: str) -> str:
 
 
 def plain_cell(cell: str) -> str:
-    """What a cell held before `neutral`.
-
+    """Undo `neutral`.
     >>> [plain_cell(cell) for cell in ("'=1+1", "'tis", "-1.5")]
     ['=1+1', "'tis", '-1.5']
     """
@@ -285,7 +281,5 @@ def plain_cell(cell: str) -> str:
 
 
 def plain_tsv_cell(cell: str) -> str:
-    r"""The same of a cell in TSV, with the tabs and line breaks that it had; a backslash that was there is taken for
-    one of theirs.
-    """
+    r"""Undo `neutral` and `tsv_text`. A literal \t, \n or \r in the original cell cannot be told from an escape."""
     return plain_cell(TSV_ESCAPED.sub(lambda match: TSV_PLAIN[match[1]], cell))

@@ -1,4 +1,4 @@
-"""Packages that only some formats need, asked for before anything takes time."""
+"""Optional packages that some formats need, checked before anything slow starts."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from batchgen.errors import BatchgenError, InputError, OutputError
 from batchgen.formats.compression import ZSTD, ZSTD_MODULES, split_suffixes
 from batchgen.formats.sources import Source
 
-# By extra: the modules that any one of will do, and what brings it. The name `batchgen` on the package index is another
-# project's, so messages name the packages.
+# By extra: alternative modules, one of which is enough, and the package to install. The name `batchgen` on PyPI belongs
+# to another project, so messages name the packages.
 MODULES = {"parquet": ("pyarrow.parquet",), "zstd": ZSTD_MODULES}
 PACKAGES = {"parquet": "pyarrow", "zstd": "backports.zstd"}
 
 
 def need(extra: str, what: str, error: type[BatchgenError]) -> None:
-    """Raises `error` where none of an extra's packages is installed."""
+    """Raise `error` if none of an extra's modules is installed."""
     for module in MODULES[extra]:
         with suppress(ImportError):
             import_module(module)
@@ -27,7 +27,7 @@ def need(extra: str, what: str, error: type[BatchgenError]) -> None:
 
 
 def check_input_extras(sources: Iterable[Source], input_format: str | None = None) -> None:
-    """Raises `InputError` for a source that cannot be read without an extra, as far as its name says so."""
+    """Raise `InputError` for a source whose name shows that it needs an extra that is not installed."""
     for source in sources:
         if (input_format or source.form) == "parquet" and not source.texts:
             need("parquet", f"{source.name}: Parquet", InputError)
@@ -36,7 +36,7 @@ def check_input_extras(sources: Iterable[Source], input_format: str | None = Non
 
 
 def check_output_extras(form: str, path: Path | None = None) -> None:
-    """Raises `OutputError` where results cannot be written in a format, or packed as a file's name says."""
+    """Raise `OutputError` if the packages for an output format, or for the compression of `path`, are missing."""
     if form == "parquet":
         need("parquet", "Parquet", OutputError)
     if path is not None and split_suffixes(path)[1] == ZSTD:

@@ -1,4 +1,4 @@
-"""What of a Result is written, and JSON that is safe to print."""
+"""The fields of a Result that are written, and JSON that is safe to print."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any, Literal
 
 from batchgen.records import Logprobs, Result
 
-# DEL, C1 and bidirectional controls and line separators: JSON may leave them raw, a terminal must not see them, and
-# some readers split lines on them. An escape is the same string to every JSON parser.
+# DEL, C1 and bidirectional controls and line separators: JSON allows them unescaped, but a terminal must not see them,
+# and some readers split lines on them. Escaped, they are the same string to every JSON parser.
 UNSAFE_IN_JSON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 SURROGATES = re.compile("[\ud800-\udfff]")
-REPLACEMENT = "\ufffd"  # in place of what is no character
+REPLACEMENT = "\ufffd"  # replaces lone surrogates
 
 PLAIN_FIELDS = (
     "id", "index", "sample_index", "prompt", "text", "finish_reason",
     "num_prompt_tokens", "num_output_tokens", "error", "metadata", "model",
 )  # fmt: skip
-PARSED = "parsed"  # of rows with a schema only
-SUM, LOGPROBS = "cumulative_logprob", "logprobs"  # of rows that ask for them only
-CHAT_FIELDS = ("messages", "reasoning", "tool_calls")  # of conversations only
+PARSED = "parsed"  # only for rows with a schema
+SUM, LOGPROBS = "cumulative_logprob", "logprobs"  # only for rows that ask for them
+CHAT_FIELDS = ("messages", "reasoning", "tool_calls")  # only for conversations
 ID_FIELDS = ("input_ids", "output_ids", "batch_index", "padded_length")
 SOURCE = "source"
 
@@ -36,11 +36,11 @@ def _as_it_is(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class WriteOptions:
-    """How results are written: token ids and the batch with `ids`; cells that look like formulas as they are with
-    `csv_raw`; `escape` for what a terminal must not see; of an OpenAI Batch all `rows`, or those of one of its files.
-    Tables draw pads as `pad_token_id`. Formats that have room for it keep the `facts` of what the run was made of.
-    Tables draw pads as `pad_token_id`. `columns` names the fields of what was parsed that a table has columns for, none
-    of them where they are those of the first such row.
+    """How results are written. `ids` adds token ids and the batch; `csv_raw` leaves cells that look like formulas
+    unescaped; `escape` is applied to text that goes to a terminal. `rows` selects which rows of an OpenAI Batch go into
+    the file. Tables draw padding as `pad_token_id`. Formats that can store them keep the run's `facts`. `columns` names
+    the fields of the parsed object that get columns of their own in a table; an empty tuple means the fields of the
+    first row with an object, None no such columns.
     """
 
     ids: bool = False
@@ -53,7 +53,7 @@ class WriteOptions:
 
 
 def to_dict(result: Result, *, ids: bool = False) -> dict[str, Any]:
-    """The result's fields in the order they are written; token ids and the batch only with `ids`."""
+    """The result's fields in the order in which they are written; token ids and the batch only with `ids`."""
     names = names_of_fields(
         ids=ids,
         is_chat=result.messages is not None,
@@ -64,7 +64,7 @@ def to_dict(result: Result, *, ids: bool = False) -> dict[str, Any]:
 
 
 def value_of(result: Result, name: str) -> Any:
-    """A field of a result, as JSON has it."""
+    """A field of a result as a JSON value."""
     value = getattr(result, name)
     return value.to_dict() if isinstance(value, Logprobs) else value
 
@@ -72,7 +72,7 @@ def value_of(result: Result, name: str) -> Any:
 def names_of_fields(
     *, ids: bool, is_chat: bool = False, has_logprobs: bool = False, is_json: bool = False
 ) -> tuple[str, ...]:
-    """The fields in the order they are written, those of a conversation behind its text; the source last."""
+    """The fields in the order in which they are written: a conversation's after the text, the source last."""
     text, tokens = PLAIN_FIELDS.index("text") + 1, PLAIN_FIELDS.index("num_output_tokens") + 1
     told = ((PARSED,) if is_json else ()) + (CHAT_FIELDS if is_chat else ())
     likely = (SUM, LOGPROBS) if has_logprobs else ()
@@ -81,17 +81,16 @@ def names_of_fields(
 
 
 def to_json(value: object) -> str:
-    """One line of JSON that is safe to print: characters that move a cursor or a line are escaped, losslessly.
+    """One line of JSON that is safe to print: control characters and line separators are escaped, without loss.
 
-    Half a character, which strict readers refuse in any form, is U+FFFD.
+    A lone surrogate (half a character), which strict parsers reject even when escaped, becomes U+FFFD.
     """
     text = whole_characters(json.dumps(value, ensure_ascii=False, allow_nan=False))
     return UNSAFE_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def whole_characters(text: str) -> str:
-    """The text with U+FFFD for each half of a character that stands alone, since no encoding has it.
-
+    """The text with each lone surrogate (half a character) replaced by U+FFFD, because it cannot be encoded.
     >>> whole_characters("a smile \\ud83e") == "a smile \\ufffd"
     True
     """
@@ -99,5 +98,5 @@ def whole_characters(text: str) -> str:
 
 
 def to_bytes(text: str) -> bytes:
-    """UTF-8; half a character, which has no bytes in it, as U+FFFD."""
+    """Encode text as UTF-8; a lone surrogate, which has no UTF-8 encoding, becomes U+FFFD."""
     return whole_characters(text).encode("utf-8")

@@ -1,4 +1,4 @@
-"""The prompt files of a folder, and what of it is left out. Knows nothing of formats."""
+"""Find the prompt files of a folder, and report what is skipped. Knows nothing about formats."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MOST_NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class FolderOptions:
-    """Whether all files of a folder are taken, and those of the folders in it; `say` is told what is left out."""
+    """Whether to take all files of a folder, and those of its subfolders; `say` reports what is skipped."""
 
     all_files: bool = False
     recursive: bool = False
@@ -20,9 +20,9 @@ class FolderOptions:
 
 
 def look_into(folder: Path, options: FolderOptions, is_known: Callable[[Path], bool]) -> tuple[list[Path], str]:
-    """The files of a folder that `is_known` takes, by path, and what is left out, in one line.
+    """The files of a folder that `is_known` accepts, sorted by path, and one line about what is skipped.
 
-    Hidden files and linked folders are never taken. Raises `OSError` for a folder that cannot be read.
+    Hidden files and linked folders are always skipped. Raises `OSError` for a folder that cannot be read.
     """
     found: list[Path] = []
     skipped: list[Path] = []

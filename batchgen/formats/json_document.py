@@ -1,7 +1,7 @@
-"""JSON that is not one line per row: an array of rows, or objects written over several lines, one after the other.
+"""JSON that is not one line per row: an array of rows, or a series of objects that span several lines.
 
-A value at a time is read, whatever the size of the whole. What is broken ends the run, after the rows before it: nobody
-can tell where the next row begins.
+Reads one value at a time, whatever the size of the file. Broken JSON ends the run after the rows before it, because
+there is no way to tell where the next row begins.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CHUNK = 2**16
 
 
 def read_json(content: Content, options: ReadOptions) -> Iterator[Row]:
-    """A row an object, as in JSON Lines; a text in an array is a prompt."""
+    """Read one row per object, as in JSON Lines; a string in an array is a prompt."""
     for line, text in _values(_Reader(content)):
         yield _row(text, content.at(line), options)
 
@@ -39,7 +39,7 @@ def _row(text: str, source: str, options: ReadOptions) -> Row:
         return Row(error=problem, source=source)
     try:
         value, problem = parse_json(text), None
-    except ValueError as error:  # NaN, say: nothing that hides where the value ends
+    except ValueError as error:  # such as NaN: the end of the value is still clear
         value, problem = read_members(text), f"not valid JSON: {error}"
     if problem:
         return row_of_columns(value, source, options, problem=problem, num_bytes=num_bytes)
@@ -49,7 +49,7 @@ def _row(text: str, source: str, options: ReadOptions) -> Row:
 
 
 def _values(reader: _Reader) -> Iterator[tuple[int, str]]:
-    """The line that each value begins on, and its text."""
+    """The line on which each value begins, and its text."""
     if reader.next_sign() != "[":
         while reader.next_sign():
             yield reader.take_value()
@@ -66,7 +66,7 @@ def _values(reader: _Reader) -> Iterator[tuple[int, str]]:
 
 
 class _Reader:
-    """Takes one value after the other from a stream, and knows on which line it is."""
+    """Reads one value after another from a stream, and keeps track of the line."""
 
     def __init__(self, content: Content) -> None:
         self._content = content
@@ -82,7 +82,7 @@ class _Reader:
         return self._content.at(self._line)
 
     def next_sign(self) -> str:
-        """The next character that is not space, which comes again; nothing at the end."""
+        """The next character that is not whitespace, without consuming it; "" at the end."""
         while True:
             self._go_on(skip_whitespace(self._text, self._start))
             if self._start < len(self._text) or not self._read_on():
@@ -95,7 +95,7 @@ class _Reader:
         self._go_on(self._start + 1)
 
     def take_value(self) -> tuple[int, str]:
-        """The line that the next value begins on, and its text. Raises `InputError` for what is none."""
+        """The line on which the next value begins, and its text. Raises `InputError` for invalid JSON."""
         self.next_sign()
         line, end = self._line, self._end_of_value()
         text = self._text[self._start : end]
@@ -107,7 +107,7 @@ class _Reader:
             problem: json.JSONDecodeError | None = None
             try:
                 _, end = LENIENT.raw_decode(self._text, self._start)
-                if end < len(self._text) or self._at_end:  # else a number may go on
+                if end < len(self._text) or self._at_end:  # otherwise a number may continue
                     return end
             except json.JSONDecodeError as error:
                 problem = error
@@ -125,7 +125,7 @@ class _Reader:
         self._start = start
 
     def _read_on(self, size: int = CHUNK) -> bool:
-        """Reads more of the stream, and forgets what was taken; False at its end."""
+        """Read more of the stream and discard consumed text; return False at the end."""
         if self._at_end:
             return False
         data = self._content.read(size)

@@ -1,4 +1,4 @@
-"""JSON text to values, strictly; and what can still be read of an object that is broken. Knows nothing of rows."""
+"""Parse JSON strictly, and recover what is readable from a broken object. Knows nothing about rows."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from batchgen.records.json_object import DuplicateKeyError, object_of_members
 
 WHITESPACE = " \t\n\r"
 SPACE = re.compile(f"[{WHITESPACE}]*")
-MOST_DIGITS = 4300  # of a whole number, which is Python's own bound
-MOST_ANSWER_LEVELS = 100  # more cannot be written again
-OBJECT_BYTES = 56  # of an empty list, or of a text without its characters
-ITEM_BYTES = 16  # of one more value in a list or an object
-HEAVIEST_ROW = 8 * LONGEST_ROW  # bytes, once it is Python objects
+MOST_DIGITS = 4300  # in a whole number, which is Python's own limit
+MOST_ANSWER_LEVELS = 100  # deeper values could not be written again
+OBJECT_BYTES = 56  # of an empty list, or of a string without its characters
+ITEM_BYTES = 16  # of each value in a list or an object
+HEAVIEST_ROW = 8 * LONGEST_ROW  # bytes, as Python objects
 STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
 def parse_json(text: str) -> Any:
-    """One JSON value, and nothing that only Python takes for one. No object may have a key twice.
+    """Parse one JSON value. Rejects Python's extensions (such as NaN), and objects with duplicate keys.
 
-    Raises `ValueError`, in few words; for a key that comes twice, `DuplicateKeyError`.
+    Raises `ValueError` with a short message; for a duplicate key, `DuplicateKeyError`.
     """
     try:
         return json.loads(
@@ -37,12 +37,12 @@ def parse_json(text: str) -> Any:
 
 
 def explain(error: Exception) -> str:
-    """What is wrong with a JSON text, in few words."""
+    """What is wrong with a JSON text, in a few words."""
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at column {error.colno}"
     if isinstance(error, RecursionError):
         return "nested too deeply"
-    return str(error).split(";")[0]  # behind it Python advises programmers
+    return str(error).split(";")[0]  # what follows is Python's advice for programmers
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -55,7 +55,7 @@ def _finite(digits: str) -> float:
     return value
 
 
-# For a look, and for what is left of a broken object: numbers that JSON does not have are null.
+# For detection, and for the rest of a broken object: numbers that JSON does not have become null.
 LENIENT = json.JSONDecoder(
     parse_constant=lambda name: None,
     parse_int=lambda digits: int(digits) if len(digits) <= MOST_DIGITS else None,
@@ -64,8 +64,7 @@ LENIENT = json.JSONDecoder(
 
 
 def skip_whitespace(text: str, start: int) -> int:
-    """The place of the next character that is not JSON whitespace.
-
+    """The position of the next character that is not JSON whitespace.
     >>> skip_whitespace("a \\n b", 1)
     4
     """
@@ -74,11 +73,10 @@ def skip_whitespace(text: str, start: int) -> int:
 
 
 def read_members(text: str) -> dict[str, Any]:
-    """The members of a broken JSON object up to the break; numbers that JSON does not have are None.
+    """The members of a broken JSON object up to the error; numbers that JSON does not have become None.
 
-    Only complete ones: a value that the break may have cut short is left out, and so is everything where another value
-    follows the object on the same line. A key that comes twice is left out, too.
-
+    Only complete members: a value that may have been cut short is omitted, and so are duplicate keys. If another value
+    follows the object on the same line, the result is empty.
     >>> read_members('{"id": 7, "loss": NaN, "topic": "dogs", "prompt": ')
     {'id': 7, 'loss': None, 'topic': 'dogs'}
     >>> read_members('{"id": 7}{"id": 8}'), read_members('{"id": 12')
@@ -106,7 +104,7 @@ def _without(members: dict[str, Any], keys: set[str]) -> dict[str, Any]:
 
 
 def _read_member(text: str, start: int) -> tuple[str, Any, int]:
-    """A key, its value, and the place of the comma or brace behind it. Raises `ValueError`."""
+    """A key, its value, and the position of the comma or brace after it. Raises `ValueError`."""
     key, place = LENIENT.raw_decode(text, skip_whitespace(text, start))
     place = skip_whitespace(text, place)
     if not isinstance(key, str) or not text.startswith(":", place):
@@ -119,15 +117,14 @@ def _read_member(text: str, start: int) -> tuple[str, Any, int]:
 
 
 def weigh_json(text: str | bytes) -> int:
-    """About how many bytes a JSON text takes as Python objects; nested values take far more than their text.
-
+    """The approximate bytes that a JSON text takes as Python objects; nested values take far more than their text.
     >>> weigh_json('{"prompt": "My dog is"}'), weigh_json("[[],[],[]]")
     (79, 266)
     """
     weight = _weigh(text)
     if weight <= HEAVIEST_ROW:
         return weight
-    whole = text if isinstance(text, str) else text.decode("utf-8", "replace")  # its strings may be full of commas
+    whole = text if isinstance(text, str) else text.decode("utf-8", "replace")  # the commas may be in its strings
     return len(text) + _weigh(STRING.sub("", whole))
 
 
@@ -140,16 +137,16 @@ def _weigh(text: str | bytes) -> int:
 
 
 def too_heavy(num_bytes: int) -> str | None:
-    """What is wrong with a row that takes so many bytes."""
+    """The error of a row that takes `num_bytes`; None if it is within the limit."""
     if num_bytes <= HEAVIEST_ROW:
         return None
     return f"its nested values take {num_bytes // 2**20:,} MiB of memory, more than {HEAVIEST_ROW // 2**20}"
 
 
 def parse_answer(text: str) -> Any:
-    """What the JSON that a model wrote says; None where it is none, or Python has no number for it.
+    """Parse JSON that a model wrote; None if it is invalid, too deep, or has a number that Python cannot represent.
 
-    Of a key that comes twice, the last value.
+    For a duplicate key, the last value counts.
     """
     try:
         value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
@@ -159,7 +156,7 @@ def parse_answer(text: str) -> Any:
 
 
 def is_deeper(value: object, levels: int) -> bool:
-    """Whether a JSON value is nested deeper than that: writing it would need as much of the stack again."""
+    """Whether a JSON value is nested deeper than `levels`: writing it again would take as much of the stack."""
     level = [value]
     for _ in range(levels):
         level = [inner for item in level if isinstance(item, dict | list) for inner in _children(item)]

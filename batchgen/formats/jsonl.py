@@ -16,7 +16,7 @@ from batchgen.records import Result
 
 @dataclass(frozen=True, slots=True)
 class JsonLine:
-    """A line's place and its JSON value; or what is wrong with it, and the members that could be read before that."""
+    """A line's location and its JSON value; or what is wrong with it, and the members that could be read before."""
 
     source: str
     value: Any
@@ -25,8 +25,8 @@ class JsonLine:
 
 
 def read_jsonl(content: Content, options: ReadOptions) -> Iterator[Row]:
-    """The prompt in `--field`, else `prompt` or `text`; `id` is kept; `sampling` holds the row's own options; the rest
-    is metadata.
+    """Read one row per line: the prompt is in `--field`, or by default in `prompt` or `text`; `id` is kept, `sampling`
+    has the row's own options, and the rest is metadata.
     """
     for line in read_values(content):
         if line.problem:
@@ -36,7 +36,7 @@ def read_jsonl(content: Content, options: ReadOptions) -> Iterator[Row]:
 
 
 def read_values(content: Content) -> Iterator[JsonLine]:
-    """Each line that is not blank."""
+    """The value of each line that is not blank."""
     for number, line in content.rows():
         yield _read_value(line, content.at(number))
 
@@ -57,7 +57,7 @@ def _read_value(line: bytes | None, source: str) -> JsonLine:
 
 
 def write_jsonl(results: Iterable[Result], stream: BinaryIO, options: WriteOptions) -> None:
-    """One JSON object a row."""
+    """Write one JSON object per row."""
     for result in results:
         fields = score_dict(result) if result.score else to_dict(result, ids=options.ids)
         stream.write(to_bytes(to_json(fields) + "\n"))

@@ -1,6 +1,6 @@
-"""A row's messages to a `Conversation`: the fields of OpenAI's chat API and transformers', or ShareGPT's.
+"""Read a row's messages into a `Conversation`, from the fields of OpenAI's chat API, transformers, or ShareGPT.
 
-Every error names the field and the place in it. Knows nothing of templates or tokens.
+Every error names the field and the position in it. Knows nothing about templates or tokens.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from batchgen.records import LONGEST_PROMPT, Conversation, Message
 from batchgen.records.json_object import DuplicateKeyError
 
 CHAT_FIELDS = ("messages", "conversations")
-# What a row with messages may say beside them.
+# Further fields that a row with messages may have.
 BESIDE = ("tools", "documents", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SHAREGPT_ROLES = {
@@ -25,7 +25,7 @@ MOST_LEVELS = 100
 
 
 def is_conversation(value: object) -> bool:
-    """Whether a value is meant as messages: a list of objects with a role."""
+    """Whether a value looks like messages: a list of objects with a role."""
     return (
         isinstance(value, list)
         and bool(value)
@@ -35,9 +35,9 @@ def is_conversation(value: object) -> bool:
 
 
 def read_conversation(columns: Mapping[str, Any], name: str, prefix: str = "") -> Conversation:
-    """The conversation in the field `name`, with the fields beside it. `prefix` stands before names in errors.
+    """Read the conversation in the field `name`, with its related fields. `prefix` is put before names in errors.
 
-    Raises `ValueError`, one line.
+    Raises a one-line `ValueError`.
     """
     given = columns[name]
     place = f"{prefix}{name}"
@@ -65,16 +65,16 @@ def read_conversation(columns: Mapping[str, Any], name: str, prefix: str = "") -
 
 
 def conversation_of_prompt(prompt: str, beside: Mapping[str, Any]) -> Conversation:
-    """A plain prompt as a user's message, with the columns beside it, which may be JSON in cells.
+    """A plain prompt as a user message, with the related columns, whose cells may contain JSON.
 
-    Raises `ValueError`, one line.
+    Raises a one-line `ValueError`.
     """
     columns = {**beside, "prompt": [{"role": "user", "content": prompt}]}
     return read_conversation(from_cells(columns, "prompt"), "prompt")
 
 
 def from_cells(columns: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The columns of a table's row with its messages, and the fields beside them, out of the JSON in their cells."""
+    """The columns of a table's row, with the messages and related fields parsed from the JSON in their cells."""
     parsed = dict(columns)
     for key in (name, *BESIDE):
         if isinstance(cell := columns.get(key), str):
@@ -86,7 +86,7 @@ def from_cells(columns: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def looks_like_messages(cell: object) -> bool:
-    """Whether the text of a cell is JSON of messages."""
+    """Whether a cell contains messages as JSON."""
     if (
         not isinstance(cell, str)
         or not cell.lstrip().startswith("[")
@@ -95,7 +95,7 @@ def looks_like_messages(cell: object) -> bool:
         return False
     try:
         return is_conversation(parse_json(cell))
-    except DuplicateKeyError:  # said when the messages are read
+    except DuplicateKeyError:  # reported when the messages are read
         return True
     except ValueError:
         return False
@@ -151,7 +151,7 @@ def _part(part: object, place: str) -> dict[str, Any]:
 
 
 def _tool_calls(calls: object, place: str) -> bool:
-    """Whether there are any. They are passed on as they are."""
+    """Whether there are any tool calls, which are passed on unchanged. Raises `ValueError` for a malformed list."""
     if calls is None:
         return False
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
@@ -187,7 +187,7 @@ def _flag(columns: Mapping[str, Any], name: str, prefix: str) -> bool | None:
 
 
 def _check_text(value: object, place: str) -> None:
-    """Raises `ValueError` for half a character, and for what is nested too deeply to be rendered."""
+    """Raise `ValueError` for a lone surrogate, and for values nested too deeply to be rendered."""
     if is_deeper(value, MOST_LEVELS):
         raise ValueError(f"{place} is nested deeper than {MOST_LEVELS} levels")
     level = [value]

@@ -1,7 +1,6 @@
-"""Answers to OpenAI Batch requests: a line a request, with all its samples as `choices`; failed ones as an error file
-has them.
+"""Answers to OpenAI Batch requests: one line per request, with its samples as `choices`; failures as in an error file.
 
-No clock and no chance is in them: a run that is repeated or resumed writes the same bytes.
+They contain no times and nothing random, so a run that is repeated or resumed writes the same bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ Json = dict[str, Any]
 
 
 def write_in_kind(results: Iterable[Result], stream: BinaryIO, options: WriteOptions) -> None:
-    """OpenAI's answers to OpenAI's requests, JSON Lines to all others; the first row decides."""
+    """Write OpenAI's format if the input was OpenAI requests, otherwise JSON Lines; the first row decides."""
     results = iter(results)
     if (first := next(results, None)) is None:
         return
@@ -29,7 +28,7 @@ def write_in_kind(results: Iterable[Result], stream: BinaryIO, options: WriteOpt
 
 
 def write_openai_batch(results: Iterable[Result], stream: BinaryIO, options: WriteOptions) -> None:
-    """A request is written when the next one's first result is there: only then its samples are complete."""
+    """Write one line per request, when the first result of the next one arrives: only then are its samples complete."""
     for _, samples in groupby(results, key=lambda result: result.index):
         request = list(samples)
         failed = next((result for result in request if result.error is not None), None)
@@ -39,7 +38,7 @@ def write_openai_batch(results: Iterable[Result], stream: BinaryIO, options: Wri
 
 
 def results_of_answer(line: Json, number: int) -> Iterator[Result]:
-    """What a line of a Batch's answers says of each sample: the prompt and the tokens are not in it."""
+    """The results in one line of a Batch's answers, one per sample; the line has neither the prompt nor tokens."""
     index = int(str(line.get("id", "")).rpartition("_")[2] or number) if line.get("id") else number
     common = {"index": index, "id": line.get("custom_id"), "metadata": line.get("metadata") or {}, "prompt": ""}
     body = (line.get("response") or {}).get("body") or {}
@@ -97,7 +96,7 @@ def _text(sample: Result) -> Json:
 
 
 def _message(sample: Result) -> Json:
-    """A choice of a chat. Its arguments of tools are JSON in a string, as they are in a request."""
+    """A choice of a chat. Arguments of tool calls are JSON in a string, as in a request."""
     message: Json = {"role": "assistant", "content": sample.text, "refusal": None}
     if sample.reasoning is not None:
         message["reasoning_content"] = sample.reasoning
@@ -109,7 +108,7 @@ def _message(sample: Result) -> Json:
 
 
 def _tool_calls(sample: Result) -> list[Json]:
-    """Each with an id of its own, where the model gave none."""
+    """The tool calls, each with a generated id if the model gave none."""
     calls = []
     for number, call in enumerate(sample.tool_calls or []):
         function = call.get("function", call)
@@ -125,7 +124,7 @@ def _failure(result: Result) -> Json:
 
 
 def _request(result: Result, response: object, error: object) -> Json:
-    """Metadata, which the format does not know, only where there is any."""
+    """A line of the output. Metadata, which is not part of OpenAI's format, is added only if there is any."""
     custom_id = None if result.id is None else str(result.id)
     own = {"id": f"batch_req_{result.index}", "custom_id": custom_id, "response": response, "error": error}
     return own | ({"metadata": result.metadata} if result.metadata else {})

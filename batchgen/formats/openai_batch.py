@@ -1,7 +1,6 @@
-"""OpenAI Batch files for `/v1/completions` and `/v1/chat/completions`: a request a line, with `custom_id` and `body`.
-
-What a body asks for is done, or the row fails and says what cannot be; nothing is passed over that would change the
-answer.
+"""OpenAI Batch files for `/v1/completions` and `/v1/chat/completions`: a request per line, with `custom_id` and `body`.
+A body is either followed exactly, or the row fails and names what is not supported; nothing that would change the
+answer is ignored.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ from batchgen.records import Conversation, Message, SamplingParams, options_of
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 TOP_LOGPROBS = "top_logprobs"
 KEYS = {"custom_id", "method", "url", "body"}
-# Options of a body that are called otherwise here; all others are called as a row's own are.
+# Options of a body that have another name here; all others have the same names as in a row's `sampling`.
 RENAMED = {
     "max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens", "min_tokens": "min_new_tokens",
     "n": "num_samples",
 }  # fmt: skip
 OPTIONS = {key: key for key in row_keys() if key not in RENAMED.values()} | RENAMED
-# A greedy request may have these, without effect; not so a number of samples.
+# A greedy request may set these, without effect, but not a number of samples.
 UNUSED_WHEN_GREEDY = {key for key, item in options_of(SamplingParams).items() if item.option.only_sampled} - {
     "num_samples"
 }
-# Who asks, where it is kept, how it is sent: the text stays the same.
+# Keys about the user, storage and transport: they do not change the text.
 WITHOUT_EFFECT = {
     "model", "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options",
     "prompt_cache_retention",
@@ -50,7 +49,7 @@ HARMLESS: dict[str, tuple[object, ...]] = {
 
 
 def read_openai_batch(content: Content, options: ReadOptions) -> Iterator[Row]:
-    """Each line's `body` is a row; its `custom_id` is the id, which no other line may have."""
+    """Read one row per line from its `body`; `custom_id` is the id, which must be unique."""
     if options.field or options.id_field or options.template:
         raise InputError(
             f"{content.name} is an OpenAI Batch file, which has its own fields for prompt and id: "
@@ -63,7 +62,7 @@ def read_openai_batch(content: Content, options: ReadOptions) -> Iterator[Row]:
 
 
 def is_openai_batch(value: object) -> bool:
-    """Whether a file's first JSON value begins such a file."""
+    """Whether a file's first JSON value shows that it is an OpenAI Batch file."""
     return isinstance(value, dict) and "custom_id" in value and "body" in value
 
 
@@ -91,14 +90,14 @@ def _row(line: JsonLine, seen: SeenIds, *, scores: bool) -> Row:
 
 
 def _endpoint(request: dict[str, Any]) -> str:
-    """Which API a request is for: the one that it names, else the one that its body fits."""
+    """The API that a request is for: the one in its `url`, otherwise the one that fits its body."""
     body = request.get("body")
     natural = CHAT if isinstance(body, dict) and "messages" in body else COMPLETIONS
     return CHAT if request.get("url", natural) == CHAT else COMPLETIONS
 
 
 def _check_request(request: dict[str, Any], endpoint: str) -> dict[str, Any]:
-    """The body of a request. Raises `ValueError` for what is not supported."""
+    """The body of a request. Raises `ValueError` for anything unsupported."""
     body = request.get("body")
     if not isinstance(body, dict):
         raise ValueError("the body is not an object")
@@ -113,7 +112,7 @@ def _check_request(request: dict[str, Any], endpoint: str) -> dict[str, Any]:
 
 
 def _conversation(body: dict[str, Any]) -> Conversation:
-    """The messages of a chat request. Arguments of its tool calls are JSON in a string there, values in a template."""
+    """The messages of a chat request, with the arguments of tool calls parsed from JSON, as templates expect them."""
     if "messages" not in body:
         raise ValueError(f"body.messages is missing: {CHAT} requires it")
     conversation = read_conversation(body, "messages", prefix="body.")
@@ -131,13 +130,13 @@ def _parsed_call(call: dict[str, Any]) -> dict[str, Any]:
     function = call.get("function")
     if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
         return call
-    with suppress(ValueError):  # a model may have written what is no JSON
+    with suppress(ValueError):  # a model may have written invalid JSON
         return {**call, "function": {**function, "arguments": parse_json(function["arguments"])}}
     return call
 
 
 def _options(body: dict[str, Any], endpoint: str) -> dict[str, Any]:
-    """What a body asks of sampling, under our names."""
+    """The sampling options of a body, under our names."""
     given = {key: item for key, item in body.items() if key in OPTIONS and item is not None}
     given["logprobs"] = _num_alternatives(body, endpoint)
     if len({str(given[key]) for key in ("max_tokens", "max_completion_tokens") if key in given}) > 1:
@@ -149,7 +148,7 @@ def _options(body: dict[str, Any], endpoint: str) -> dict[str, Any]:
 
 
 def _num_alternatives(body: dict[str, Any], endpoint: str) -> Any:
-    """How many alternatives of each token are asked for: in a chat beside a switch, else in the switch's place."""
+    """The requested number of alternatives per token: `top_logprobs` in a chat, otherwise `logprobs` itself."""
     wanted, number = body.get("logprobs"), body.get(TOP_LOGPROBS)
     if endpoint != CHAT:
         return None if wanted is False else wanted
@@ -161,14 +160,14 @@ def _num_alternatives(body: dict[str, Any], endpoint: str) -> Any:
 
 
 def _names(body: dict[str, Any]) -> dict[str, str]:
-    """What the body calls our options, for errors."""
+    """The body's names for our options, for errors."""
     names = {ours: f"body.{theirs}" for theirs, ours in OPTIONS.items() if body.get(theirs) is not None}
     names |= read_constraint(body)[1]
     return names | ({"logprobs": f"body.{TOP_LOGPROBS}"} if body.get(TOP_LOGPROBS) is not None else {})
 
 
 def _to_score(request: dict[str, Any]) -> dict[str, Any]:
-    """A request without what says that its prompt is to be scored. Raises `ValueError` where it does not say so."""
+    """A request without the keys that ask for its prompt's score. Raises `ValueError` if it does not have them."""
     body = request.get("body")
     if not isinstance(body, dict) or body.get("echo") is not True or body.get("max_tokens") != 0:
         raise ValueError(f"score only takes requests for {COMPLETIONS} with body.echo true and body.max_tokens 0")
@@ -179,7 +178,7 @@ def _check_harmless(key: str, body: dict[str, Any]) -> None:
     value = body[key]
     if key == "echo" and value is True and body.get("max_tokens") == 0:
         raise ValueError("body.echo with body.max_tokens 0 asks for scores: use batchgen score")
-    # In Python 0 == False, and logprobs 0 asks for what false does not.
+    # Types are compared too: in Python 0 == False, but logprobs 0 asks for something that false does not.
     known = any(value == other and type(value) is type(other) for other in HARMLESS.get(key, ()))
     if value is not None and not known and (key, value) != ("best_of", body.get("n")):
         raise ValueError(f"body.{key[:40]} is not supported: remove it")

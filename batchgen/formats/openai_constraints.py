@@ -1,4 +1,4 @@
-"""What the text of an answer must be, as OpenAI and vLLM spell it: in a request's body, or in a row's `sampling`."""
+"""Constraints on an answer's text in OpenAI's and vLLM's spelling: in a request's body, or in a row's `sampling`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 FORMAT, OUTPUTS = "response_format", "structured_outputs"
-# Keys of vLLM's `structured_outputs`, and of the bodies that came before it.
+# Keys of vLLM's `structured_outputs`, and of its older `guided_*` options.
 OURS = {
     "json": "json_schema", "json_object": "json_object", "regex": "regex", "choice": "choice", "grammar": "grammar",
 }  # fmt: skip
@@ -16,7 +16,7 @@ ANY_WHITESPACE = "disable_any_whitespace"
 
 
 def read_constraint(given: Mapping[str, Any], within: str = "body") -> tuple[dict[str, Any], dict[str, str]]:
-    """Our options of constraints, and what `given` calls each. Raises `ValueError` for what is not supported."""
+    """Our constraint options, and `given`'s name for each. Raises `ValueError` for anything unsupported."""
     options: dict[str, Any] = {}
     names: dict[str, str] = {}
     for place, found in (

@@ -1,4 +1,4 @@
-"""Log-probabilities as OpenAI's two APIs have them: lists side by side of a text, an object a token of a chat."""
+"""Log-probabilities as in OpenAI's two APIs: parallel lists for completions, one object per token for chats."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Json = dict[str, Any]
 
 
 def text_logprobs(sample: Result) -> Json | None:
-    """Of `/v1/completions`: `top_logprobs` by text, with the token itself where it is not among the best.
+    """Log-probabilities for `/v1/completions`: `top_logprobs` by text, always including the token itself.
 
-    Where alternatives have one text, as parts of characters may, it stands for the likeliest. Offsets count characters
-    from the start of the prompt.
+    If several alternatives have the same text, as parts of characters may, the most likely one counts. Offsets are in
+    characters from the start of the prompt.
     """
     echo = sample.score.texts[0].logprobs if sample.score and sample.score.texts else None
     found = echo or sample.logprobs
@@ -24,7 +24,7 @@ def text_logprobs(sample: Result) -> Json | None:
     lengths = [len(token) for token in found.tokens]
     numbers: list[float | None] = list(found.token_logprobs)
     best: list[dict[str, float] | None] = _by_text(found)
-    if echo:  # of the first token of a prompt OpenAI says nothing
+    if echo:  # OpenAI gives null for the first token of a prompt
         numbers[0] = best[0] = None
     return {
         "tokens": list(found.tokens),
@@ -48,7 +48,7 @@ def _by_text(found: Logprobs) -> list[dict[str, float] | None]:
 
 
 def chat_logprobs(sample: Result) -> Json | None:
-    """Of `/v1/chat/completions`: each token with its bytes and its alternatives."""
+    """Log-probabilities for `/v1/chat/completions`: each token with its bytes and its alternatives."""
     found = sample.logprobs
     if found is None:
         return None
@@ -61,5 +61,5 @@ def chat_logprobs(sample: Result) -> Json | None:
 
 
 def _entry(token: str, logprob: float) -> Json:
-    """Bytes are null where the token is a part of a character."""
+    """One token; `bytes` is null if the token is part of a character."""
     return {"token": token, "logprob": logprob, "bytes": None if REPLACEMENT in token else list(token.encode())}

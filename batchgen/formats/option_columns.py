@@ -1,4 +1,4 @@
-"""Columns that look like options of generation, which have an effect only inside `sampling`."""
+"""Warn about columns that look like generation options, which only have an effect inside `sampling`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from batchgen.formats.rows import ReadOptions, Row
 from batchgen.records import SamplingParams, options_of, plain_name
 from batchgen.records.near_names import OTHER_NAMES
 
-# What other programs call options, as far as data has no columns of that name.
+# Other programs' names for options, except those that are also plausible names of data columns.
 ELSEWHERE = (
     "max_tokens", "max_completion_tokens", "max_output_tokens", "min_tokens", "stop_sequences", "stop_strings",
     "num_return_sequences", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "response_format",
@@ -23,7 +23,7 @@ EXAMPLE = {"max_new_tokens": 100}
 def warn_of_option_columns(
     rows: Iterable[Row], options: ReadOptions, say: Callable[[str], None] = lambda line: None
 ) -> Iterator[Row]:
-    """The same rows. The first one with such a column is told to `say`, and where its options go."""
+    """Pass rows on; for the first one with such columns, tell `say` where its options belong."""
     used = {options.field, options.id_field, options.choices_field}
     used |= options.template.columns if options.template else frozenset()
     has_said = False
@@ -39,7 +39,7 @@ def _found(columns: Mapping[str, Any], used: Iterable[str | None]) -> list[str]:
 
 
 def _looks_like_options(name: str, value: object) -> bool:
-    """Whether a column is an option, or an object of nothing else, such as `sampling_params`."""
+    """Whether a column is an option, or an object of only options, such as `sampling_params`."""
     if isinstance(value, Mapping) and value and all(_is_option(str(key), item) for key, item in value.items()):
         return True
     return _is_option(name, value)
@@ -56,7 +56,7 @@ def _meant(name: str) -> str | None:
 
 
 def _is_value_of(option: str, value: object) -> bool:
-    """Whether a column's value could be that option's: a seed may also be of a plant, a choice of a customer."""
+    """Whether a value fits the option: a column `seed` may be about plants, and `choice` about customers."""
     kind = options_of(SamplingParams)[option].kind
     if kind in NUMBERS:
         return isinstance(_number(value), int | float) and not isinstance(value, bool)
@@ -68,7 +68,7 @@ def _is_value_of(option: str, value: object) -> bool:
 
 
 def _number(value: object) -> object:
-    """A cell's number: cells of CSV are text."""
+    """The number in a cell, since CSV cells are text; any other value unchanged."""
     if isinstance(value, str):
         for kind in (int, float):
             with suppress(ValueError):
@@ -84,7 +84,7 @@ def _warning(row: Row, names: list[str]) -> str:
 
 
 def _example(columns: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """What the row means, as `sampling` has it, where that would be taken."""
+    """The row's options as `sampling` would have them, or `EXAMPLE` if they are not valid."""
     value, option = columns[name], _meant(name)
     items = columns if option else value
     keys = [name] if option else items

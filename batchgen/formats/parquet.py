@@ -1,4 +1,4 @@
-"""Parquet, by pyarrow: a few hundred rows at a time, whatever the size of the file; written a row group at a time."""
+"""Parquet with pyarrow: reads a few hundred rows at a time, whatever the file's size; writes a row group at a time."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
     import pyarrow
 
 ROWS_AT_ONCE, BYTES_AT_ONCE = 256, LONGEST_ROW
-LARGE_GROUP, FEW_ROWS = 2**29, 16  # bytes of a row group in which some rows may be far larger than most
+LARGE_GROUP, FEW_ROWS = 2**29, 16  # in a row group of more bytes, a few rows may be far larger than the rest
 TOO_LONG = f"the row is longer than {LONGEST_ROW // 2**20} MiB"
 BUFFER = 2**20
 MOST_IN_MEMORY = 2**26
 
 
 def read_parquet(content: Content, options: ReadOptions) -> Iterator[Row]:
-    """A row a row; "lines" are rows, counted from 1. Values that JSON does not have become text."""
+    """Read one row per Parquet row; "lines" are rows, counted from 1. Values that JSON does not have become text."""
     return read_parquet_groups(content, options, 0, 0)
 
 
 def read_parquet_groups(content: Content, options: ReadOptions, first_group: int, number: int) -> Iterator[Row]:
-    """The rows of a row group and of all behind it; `number` are before it."""
+    """The rows of a row group and of all later ones; `number` is how many rows come before it."""
     pa = _pyarrow(content.name)
     try:
         with _seekable(content.stream) as stream:
@@ -59,7 +59,7 @@ def read_parquet_groups(content: Content, options: ReadOptions, first_group: int
 
 
 def _dictionary_columns(metadata: Any) -> list[str]:
-    """Columns of text that the file keeps as a dictionary: read so, a text that many rows have is there once."""
+    """Columns of strings that the file stores as a dictionary: read that way, repeated strings are in memory once."""
     groups = (metadata.row_group(group) for group in range(metadata.num_row_groups))
     columns = (group.column(place) for group in groups for place in range(metadata.num_columns))
     return sorted(
@@ -72,7 +72,7 @@ def _dictionary_columns(metadata: Any) -> list[str]:
 
 
 def _rows_of_group(file: Any, group: int, pa: Any) -> Iterator[tuple[dict[str, Any] | ValueError, int]]:
-    """The rows of a row group, each with its weight in bytes, a bounded number of bytes at a time."""
+    """The rows of a row group, each with its weight in bytes; decodes a bounded number of bytes at a time."""
     metadata = file.metadata.row_group(group)
     size = _size_of_group(metadata, file.metadata.schema)
     row_bytes = size // max(1, metadata.num_rows)
@@ -87,11 +87,11 @@ def _rows_of_group(file: Any, group: int, pa: Any) -> Iterator[tuple[dict[str, A
 
 
 def _size_of_group(group: Any, schema: Any) -> int:
-    """About how many bytes a row group becomes, texts of a dictionary aside; encodings may make much of little."""
+    """The approximate decoded bytes of a row group, except dictionary strings; encodings can shrink data a lot."""
     size = 0
     for place in range(group.num_columns):
         column = group.column(place)
-        width = max(NUMBER_BYTES, schema.column(place).length)  # which fixed-size values have
+        width = max(NUMBER_BYTES, schema.column(place).length)  # the length of fixed-size values
         size += max(column.total_uncompressed_size, column.num_values * width)
     return size
 
@@ -99,19 +99,19 @@ def _size_of_group(group: Any, schema: Any) -> int:
 def _rows_of_batch(batch: pyarrow.RecordBatch, pa: Any) -> Iterator[tuple[dict[str, Any] | ValueError, int]]:
     weights = weigh_batch(batch, pa)
     for start, number in cut_by_weight(weights, BYTES_AT_ONCE):
-        if weights[start] > LONGEST_ROW:  # which is alone then, or with others as heavy
+        if weights[start] > LONGEST_ROW:  # then the slice is this row alone
             yield from ((ValueError(TOO_LONG), 0) for _ in range(number))
         else:
             yield from zip(_rows(batch.slice(start, number)), weights[start : start + number], strict=True)
 
 
 def count_parquet(content: Content) -> int:
-    """Rows, as the file itself says; no page is read."""
+    """The number of rows from the file's metadata; no data is read."""
     return sum(row_groups(content))
 
 
 def row_groups(content: Content) -> list[int]:
-    """Rows of each row group, as the file itself says."""
+    """The number of rows of each row group, from the file's metadata."""
     pa = _pyarrow(content.name)
     try:
         with _seekable(content.stream) as stream:
@@ -132,7 +132,7 @@ def _pyarrow(name: str) -> Any:
 
 @contextmanager
 def _seekable(stream: io.BufferedReader) -> Iterator[BinaryIO]:
-    """Parquet's index is at its end: what cannot jump there is copied first, to a file that nobody sees."""
+    """A stream that can seek, because Parquet's index is at the end; a pipe is first copied to a temporary file."""
     if type(stream) is io.BufferedReader and stream.seekable():
         yield stream
         return
@@ -143,7 +143,7 @@ def _seekable(stream: io.BufferedReader) -> Iterator[BinaryIO]:
 
 
 def _without_nanoseconds(batch: pyarrow.RecordBatch, pa: Any) -> pyarrow.RecordBatch:
-    """Times to the microsecond, which is what Python has."""
+    """Convert timestamps to microseconds, which is Python's resolution."""
     columns = [
         column.cast(pa.timestamp("us", column.type.tz), safe=False)
         if pa.types.is_timestamp(column.type) and column.type.unit == "ns"
@@ -156,7 +156,7 @@ def _without_nanoseconds(batch: pyarrow.RecordBatch, pa: Any) -> pyarrow.RecordB
 def _rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | ValueError]:
     try:
         yield from batch.to_pylist()
-    except ValueError:  # text that is not UTF-8, a date that Python does not have: one row at a time
+    except ValueError:  # text that is not UTF-8, or a date that Python cannot represent: one row at a time
         for number in range(batch.num_rows):
             try:
                 yield batch.slice(number, 1).to_pylist()[0]
@@ -180,7 +180,7 @@ def _row(columns: dict[str, Any] | ValueError, source: str, options: ReadOptions
 
 
 def _broken_at(raw: bytes) -> int | None:
-    """The first byte that is not UTF-8."""
+    """The position of the first byte that is not UTF-8, or None."""
     try:
         raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -189,9 +189,7 @@ def _broken_at(raw: bytes) -> int | None:
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON has it: dates in ISO 8601, bytes as UTF-8, what is not a number as null, others as Python
-    writes them.
-
+    """The value as JSON can express it: dates in ISO 8601, bytes as UTF-8, NaN as null, other types as Python's `str`.
     >>> _plain({"day": date(2026, 11, 23), "share": float("nan"), "raw": b"caf\\xc3\\xa9"})
     {'day': '2026-11-23', 'share': None, 'raw': 'café'}
     """
@@ -210,16 +208,16 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-# What a row group holds at most. The first one decides the types of the metadata columns.
+# The maximum size of a row group. The first one decides the types of the metadata columns.
 GROUP_ROWS = 1024
 GROUP_CHARACTERS = 2**24
-EXACT = 2**53  # whole numbers up to this are the same as float64
+EXACT = 2**53  # whole numbers up to this are exact in float64
 MOST = 2**63 - 1
 
 
 def write_parquet(results: Iterable[Result], stream: BinaryIO, options: WriteOptions) -> None:
-    """A column has its values' type if all of the first row group have the same one, else it is text (JSON where
-    nested); later values of another type are in the column `metadata`, as JSON.
+    """Write results. A column has the common type of its values in the first row group, otherwise it is text (JSON if
+    nested). Later values of another type go into the column `metadata`, as JSON.
     """
     pa = _pyarrow_for_output()
     columns, results = choose_columns(results, ids=options.ids, nested=True, spread=options.columns)
@@ -264,7 +262,7 @@ def _groups(results: Iterable[Result]) -> Iterator[list[Result]]:
 
 
 def _kind(values: list[Any]) -> str:
-    """The one type that holds all values, None aside."""
+    """The type that fits all values except None; "any" if there is none."""
     given = [value for value in values if value is not None]
     kinds = ("bool", "int", "float", "str")
     return next((kind for kind in kinds if given and all(_fits(value, kind) for value in given)), "any")

@@ -1,4 +1,4 @@
-"""What a run was made of, inside the Parquet file that it wrote: JSON under one key of the file's own metadata."""
+"""The facts of a run, stored in the Parquet file that it wrote: JSON under one key of the file's metadata."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 KEY = "batchgen"
-# A run writes the same bytes wherever, whenever and into whichever file it runs, resumed or not.
+# Facts that are not stored: a run writes the same bytes at any time and place, into any file, resumed or not.
 PASSING = {"stats", "started", "finished"}
 
 
 def facts_to_write(facts: Mapping[str, Any]) -> dict[str, str]:
-    """The file's metadata; nothing where nothing is known of the run."""
+    """The file's metadata; empty if nothing is known about the run."""
     kept = {name: value for name, value in facts.items() if name not in PASSING}
     if command := kept.get("command"):
         kept["command"] = {"words": ["batchgen", *_without_output(command["words"][1:])]}
@@ -21,8 +21,7 @@ def facts_to_write(facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _without_output(words: Sequence[str]) -> Iterator[str]:
-    """A command that does not say where its rows go, nor how much it is to say meanwhile.
-
+    """A command without its output and progress options.
     >>> list(_without_output(["run", "a.txt", "-q", "-o", "a.parquet", "-ob", "--output=c", "--seed", "1"]))
     ['run', 'a.txt', '--seed', '1']
     """
@@ -34,7 +33,7 @@ def _without_output(words: Sequence[str]) -> Iterator[str]:
 
 
 def read_parquet_facts(file: Path) -> dict[str, Any]:
-    """What was written into a file; nothing where there is nothing, or it cannot be read."""
+    """The facts stored in a file; empty if there are none, or they cannot be read."""
     try:
         import pyarrow.parquet as parquet
 

@@ -11,11 +11,11 @@ from batchgen.formats.fields import WriteOptions, to_bytes
 from batchgen.formats.rows import ReadOptions, Row, check_template, row_of_text
 from batchgen.records import LONGEST_ROW, Result
 
-FIRST_BYTES = 8192  # that show whether a file is text
+FIRST_BYTES = 8192  # that are checked to see whether a file is text
 
 
 def read_text(content: Content, options: ReadOptions) -> Iterator[Row]:
-    """One prompt per line. A line that is not UTF-8 is a bad row."""
+    """Read one prompt per line. A line that is not UTF-8 is a bad row."""
     check_template(content.name, options)
     for number, line in content.rows():
         source = content.at(number)
@@ -32,7 +32,7 @@ def read_text(content: Content, options: ReadOptions) -> Iterator[Row]:
 
 
 def read_whole(content: Content, options: ReadOptions) -> Iterator[Row]:
-    """The whole file as one prompt, but for the line break at its end, which editors put there."""
+    """Read the whole file as one prompt, without the line break that editors add at the end."""
     check_template(content.name, options)
     source = content.at(content.first_line)
     data = content.read(LONGEST_ROW + 1).removeprefix(UTF8_BOM)
@@ -51,7 +51,7 @@ def read_whole(content: Content, options: ReadOptions) -> Iterator[Row]:
 
 
 def write_text(results: Iterable[Result], stream: BinaryIO, options: WriteOptions) -> None:
-    r"""Only the generated text, one line per row: newlines inside it are written \n, a failed row is an empty line."""
+    r"""Write only the generated text, one line per row: newlines are written as \n, a failed row is an empty line."""
     for result in results:
         line = result.text.replace("\r", "\\r").replace("\n", "\\n")
         stream.write(to_bytes(options.escape(line) + "\n"))

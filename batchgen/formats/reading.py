@@ -1,7 +1,7 @@
-"""Prompt files to Requests: text, JSON, CSV, TSV, Parquet, OpenAI Batch; a file, a pipe, standard input.
+"""Read Requests from text, JSON, CSV, TSV, Parquet or OpenAI Batch: from a file, a pipe or standard input.
 
-Reading is streaming. A bad row becomes a Request with an `error` that names its file and line; the rest go on.
-Knows nothing of tokens or models.
+Reading is streaming. A bad row becomes a Request with an `error` that names its file and line; other rows continue.
+Knows nothing about tokens or models.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ READERS: dict[str, Reader] = {
     "parquet": read_parquet,
     "openai-batch": read_openai_batch,
 }
-MOST_CHECKED = 64  # files whose beginning is looked at before a run starts
+MOST_CHECKED = 64  # files whose beginning is checked before a run starts
 
 
 def read_requests(
@@ -62,10 +62,10 @@ def read_requests(
     on_blank: Callable[[], None] = lambda: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Request]:
-    """Every row of every source as a Request; indices run on over all of them.
+    """Every row of every source as a Request; indices continue across sources.
 
-    Blank lines are skipped and told to `on_blank`. What was guessed of a source, that one is empty, and columns that
-    look like options are told to `say`.
+    Blank lines are skipped and reported to `on_blank`. Guesses about a source, empty sources, and columns that look
+    like options are reported to `say`.
     """
     options = options or ReadOptions()
     rows = (row for source in sources for row in _read(source, options, on_blank, say))
@@ -90,28 +90,28 @@ def _read(
 
 
 def read_content(content: Content, form: str, options: ReadOptions) -> Iterator[Row]:
-    """The rows of an open source in that format."""
+    """The rows of an open source in the format `form`."""
     return read_whole(content, options) if form == WHOLE else READERS[form](content, options)
 
 
 def check_beginnings(sources: Iterable[Source], options: ReadOptions) -> None:
-    """Reads the first row of each file, before a model is loaded for nothing.
+    """Read the first row of each file, so that bad input is found before a model is loaded.
 
-    Raises `InputError` for a file that cannot be prompts: binary, or without the columns that are asked for.
+    Raises `InputError` for a file that cannot contain prompts: binary, or without the required columns.
     """
     for source in islice(sources, MOST_CHECKED):
-        with suppress(OSError):  # told by the reader
+        with suppress(OSError):  # reported by the reader
             if source.path is not None and stat.S_ISREG(source.path.stat().st_mode):
                 next(_read(source, options, lambda: None, lambda line: None), None)
 
 
 def count_rows(sources: Iterable[Source], limit: int | None = None, options: ReadOptions | None = None) -> int | None:
-    """Rows to come, for a progress bar; None where that costs much, can be read only once, or not at all."""
+    """The number of rows, for a progress bar; None if counting is slow, or a source cannot be read twice or at all."""
     total = 0
     for source in sources:
         try:
             rows = _count(source, options or ReadOptions(), limit)
-        except (OSError, InputError):  # told by the reader, with its name
+        except (OSError, InputError):  # reported by the reader, with its name
             return None
         if rows is None:
             return None

@@ -1,6 +1,6 @@
-"""A row's own `sampling` object over the run's options.
+"""Apply a row's own `sampling` object to the run's options.
 
-Knows nothing of files: the reader puts the row's place before what is raised here.
+Knows nothing about files: the reader adds the row's location to the errors raised here.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ from batchgen.records.sampling import CONSTRAINT_FIELDS
 
 
 def row_keys(record: type = SamplingParams) -> list[str]:
-    """What a row may name: all but what is the run's, such as beams, of which a batch has one number."""
+    """The options that a row may set: all except those of the run, such as beams, which are the same in a batch."""
     return [name for name, item in options_of(record).items() if not item.option.of_run]
 
 
 def override(run: SamplingParams, given: object, names: Mapping[str, str] | None = None) -> SamplingParams:
-    """The run's options, with those that a row's `sampling` names in their place; null leaves the run's.
+    """The run's options, overridden by those in a row's `sampling`; null keeps the run's value.
 
-    A row that asks for greedy leaves behind what the run has for sampling alone, and one with a constraint of its own
-    the run's; OpenAI's and vLLM's spellings of constraints are read too. Raises `ValueError`, one line: the row's
-    options under their keys (as `names` spells them), the run's as such.
-
+    A greedy row drops the run's options that only affect sampling, and a row with its own constraint drops the run's.
+    Constraints may also be in OpenAI's and vLLM's spelling. Raises a one-line `ValueError`, which names the row's
+    options by their keys (as in `names`), and the run's as "the run's …".
     >>> run = SamplingParams(temperature=1.0, top_p=0.9)
     >>> override(run, {"temperature": 0, "max_new_tokens": 5}) == SamplingParams(max_new_tokens=5)
     True
@@ -49,9 +48,9 @@ def override(run: SamplingParams, given: object, names: Mapping[str, str] | None
 
 
 def with_choices(sampling: object, columns: Mapping[str, Any], field: str | None) -> object:
-    """A row's `sampling` with the choices that its column has: a list, or the JSON of one in a cell.
+    """A row's `sampling` with the choices from its column `field`: a list, or a cell with a list as JSON.
 
-    A constraint that the row names itself stays. Raises `ValueError`, one line.
+    A constraint in the row's own `sampling` takes precedence. Raises a one-line `ValueError`.
     """
     if field is None or (isinstance(sampling, Mapping) and _is_constrained(sampling)):
         return sampling
@@ -71,7 +70,7 @@ def with_choices(sampling: object, columns: Mapping[str, Any], field: str | None
 
 
 def _left_behind(run: SamplingParams, own: Mapping[str, Any]) -> dict[str, Any]:
-    """What a row does not take over from the run, as if nobody had said it."""
+    """The run's options that a row does not inherit, reset to their defaults."""
     is_greedy, is_constrained = own.get("temperature") == 0, _is_constrained(own)
     return {
         name: item.default
@@ -81,7 +80,7 @@ def _left_behind(run: SamplingParams, own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_constrained(given: Mapping[str, Any]) -> bool:
-    """Whether options name a constraint; the schemas `{}` and `false` are some, too."""
+    """Whether options contain a constraint; the schemas `{}` and `false` count as constraints, too."""
     named = [name for name in (*CONSTRAINT_FIELDS, *CONSTRAINT_KEYS) if given.get(name) is not None]
     return any(name != "json_object" or given[name] for name in named)
 

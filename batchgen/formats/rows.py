@@ -1,4 +1,4 @@
-"""One row: what a reader made of it, and the Request that becomes of that."""
+"""One row as a reader returns it, and the Request made from it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 MOST_LEVELS = 100
 PROMPT_FIELDS = ("prompt", "text")
-REPLACED = "\ufffd"  # what stands for bytes that are not UTF-8
+REPLACED = "\ufffd"  # replaces bytes that are not UTF-8
 
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """How rows are read: the columns of prompt and id, a template in place of the first, the files' format, what
-    separates the cells of CSV and TSV, whether a file is a prompt as a whole, whether rows are to be scored, and the
-    column of each row's choices.
+    """How rows are read: the columns of the prompt and the id, a template instead of a prompt column, the files'
+    format, the delimiter of CSV and TSV, whether each whole file is a prompt, whether rows are to be scored, and the
+    column with each row's choices.
     """
 
     field: str | None = None
@@ -40,30 +40,30 @@ class ReadOptions:
     choices_field: str | None = None
 
     def finds_prompt(self, columns: Iterable[str]) -> bool:
-        """Whether a table with these columns is surely one of prompts."""
+        """Whether a table with these columns certainly contains prompts."""
         if self.template:
             return bool(self.template.columns) and self.template.columns <= set(columns)
         return not set(self.prompt_names).isdisjoint(columns)
 
     def nearly_finds_prompt(self, columns: Iterable[str]) -> str | None:
-        """The first of these columns that has the prompt's name but for its case, and the space around it."""
+        """The first column whose name differs from the prompt's only in case and surrounding space, or None."""
         names = set() if self.template else {name.lower() for name in self.prompt_names}
         return next((column for column in columns if column.strip().lower() in names), None)
 
     @property
     def prompt_names(self) -> tuple[str, ...]:
-        """Fields that show that a row is one of prompts."""
+        """Fields that mark a row as a prompt."""
         return (*PROMPT_FIELDS, *CHAT_FIELDS) if self.field is None else (self.field,)
 
     @property
     def prompt_fields(self) -> tuple[str, ...]:
-        """Where the prompt may be, the likeliest first; nowhere where a template makes it."""
+        """The fields that may hold the prompt, most likely first; empty if a template makes the prompt."""
         if self.template:
             return ()
         return PROMPT_FIELDS if self.field is None else (self.field,)
 
     def find_field(self, columns: Mapping[str, Any]) -> str | None:
-        """The column that has the row's messages or prompt. Messages come first, where there are any."""
+        """The column with the row's messages or prompt, or None. Messages take precedence."""
         if self.field is None and not self.template:
             for name in CHAT_FIELDS:
                 is_only = name in columns and not any(field in columns for field in PROMPT_FIELDS)
@@ -77,8 +77,7 @@ class ReadOptions:
 
 
 def read_delimiter(given: str | None) -> str | None:
-    r"""What separates cells, as a person writes it.
-
+    r"""Read a delimiter as users write it.
     >>> read_delimiter(";"), read_delimiter(r"\t")
     (';', '\t')
     """
@@ -86,7 +85,7 @@ def read_delimiter(given: str | None) -> str | None:
 
 
 def check_read_options(options: ReadOptions, name: Callable[[str], str]) -> None:
-    """Raises `UsageError` for options that conflict; `name` says what a field is called."""
+    """Raise `UsageError` for options that conflict; `name` gives the displayed name of a field."""
     delimiter = options.delimiter
     if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n\0'):
         raise UsageError(f"{name('delimiter')} {delimiter!r} is not a single separator character such as ;")
@@ -104,11 +103,11 @@ def check_read_options(options: ReadOptions, name: Callable[[str], str]) -> None
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row as a reader saw it, before it has an index.
+    """One row as read, before it has an index.
 
-    `error` says what is wrong with it, without its place: that is its `source` (file and line), or `place` where it has
-    no file. `sampling` is as it stands there, unchecked; `option_names` says how the row's format spells its keys.
-    `num_bytes` is about what its columns take in memory.
+    `error` says what is wrong with it, without its location, which is in `source` (file and line), or in `place` if it
+    has no file. `sampling` is unchecked; `option_names` maps our option names to the keys of the row's format.
+    `num_bytes` is the approximate memory of its columns.
     """
 
     prompt: str = ""
@@ -128,11 +127,11 @@ class Row:
 def to_requests(
     rows: Iterable[Row], sampling: SamplingParams, first_index: int = 0, occurrences: Sequence[int] | None = None
 ) -> Iterator[Request]:
-    """Rows to Requests: numbers them, gives each its sampling, and marks those that cannot be run.
+    """Turn rows into Requests: number them, set each one's sampling, and mark those that cannot run.
 
-    A row without an id gets its index as text. One that failed gets none: it may have had an id that nobody could read,
-    and its index may be the id of another. `occurrences` says how often each row's id came before, where these rows are
-    a part of a run; an empty one that none did.
+    A row without an id gets its index as text. A failed row gets no id: it may have had one that could not be read, and
+    its index may be another row's id. If these rows are part of a run, `occurrences` gives how many earlier rows have
+    each row's id; an empty sequence means none.
     """
     counts = Occurrences()
     for place, row in enumerate(rows):
@@ -145,7 +144,7 @@ def to_requests(
 
 def _to_request(index: int, row: Row, sampling: SamplingParams, occurrence: int) -> Request:
     error, metadata = row.error or _unfit(row.prompt), row.metadata
-    if is_deeper(metadata, MOST_LEVELS):  # too deep to be written again
+    if is_deeper(metadata, MOST_LEVELS):  # too deep to be written
         metadata, error = {}, error or f"nested deeper than {MOST_LEVELS} levels"
     if row.sampling is not None and not error:
         try:
@@ -170,7 +169,7 @@ def _to_request(index: int, row: Row, sampling: SamplingParams, occurrence: int)
 
 
 def _unfit(prompt: str) -> str | None:
-    """Why a prompt is none, whatever the model."""
+    """Why a prompt is invalid for every model, or None."""
     if len(prompt) > LONGEST_PROMPT:
         return f"the prompt has {len(prompt):,} characters, more than {LONGEST_PROMPT:,}"
     try:
@@ -181,7 +180,7 @@ def _unfit(prompt: str) -> str | None:
 
 
 def row_of_text(text: str, source: str | None, options: ReadOptions) -> Row:
-    """A prompt as it stands; a template sees it as `text` and as `prompt`."""
+    """A row with a plain prompt; a template sees it as `text` and as `prompt`."""
     if options.template is None:
         return Row(text, source=source)
     try:
@@ -191,7 +190,7 @@ def row_of_text(text: str, source: str | None, options: ReadOptions) -> Row:
 
 
 def check_template(name: str, options: ReadOptions) -> None:
-    """Raises `InputError` where a template needs a column that text does not have."""
+    """Raise `InputError` if a template needs a column that plain text does not have."""
     if options.template and (missing := sorted(options.template.columns - {"text", "prompt"})):
         used = f"{options.template.name} uses {' and '.join(missing)}"
         raise InputError(f"{name} is plain text, with the columns text and prompt only, and {used}")
@@ -200,7 +199,7 @@ def check_template(name: str, options: ReadOptions) -> None:
 def row_of_object(
     value: object, source: str | None = None, options: ReadOptions | None = None, num_bytes: int = 0
 ) -> Row:
-    """One row with named columns: prompt, id, `sampling`, and the others, which are metadata."""
+    """A row from an object: prompt, id, `sampling`, and all others, which are metadata."""
     if not isinstance(value, dict):
         return Row(error='not a JSON object such as {"prompt": "…"}', source=source)
     return row_of_columns(value, source, options or ReadOptions(), num_bytes=num_bytes)
@@ -209,7 +208,7 @@ def row_of_object(
 def row_of_columns(
     columns: dict[str, Any], source: str | None, options: ReadOptions, *, problem: str | None = None, num_bytes: int = 0
 ) -> Row:
-    """One row of named columns; with a `problem`, a bad one that keeps what of its id and columns could be read."""
+    """A row from named columns; with a `problem`, a bad row that keeps the id and columns that could be read."""
     name = options.find_field(columns)
     is_chat = name is not None and not options.template and (name in CHAT_FIELDS or _has_objects(columns[name]))
     row_id, bad_id = _read_id(columns, options, is_whole=problem is None)
@@ -236,7 +235,7 @@ def row_of_columns(
 
 
 def _beside(metadata: dict[str, Any], options: ReadOptions) -> dict[str, Any]:
-    """The columns that a chat template takes; those that the prompt's own template has used are not among them."""
+    """The columns that a chat template uses, except those that the prompt's own template has used."""
     used = options.template.columns if options.template else frozenset()
     return {key: metadata[key] for key in BESIDE if metadata.get(key) is not None and key not in used}
 
@@ -246,7 +245,7 @@ def _has_objects(value: object) -> bool:
 
 
 def _read_id(columns: dict[str, Any], options: ReadOptions, *, is_whole: bool) -> tuple[RowId | None, str | None]:
-    """A row's own id, and what is wrong with it."""
+    """A row's own id, and what is wrong with it, if anything."""
     row_id = columns.get(options.id_name)
     if isinstance(row_id, bool) or not isinstance(row_id, str | int | float | None):
         return None, "the id is neither a string nor a number"
@@ -277,7 +276,7 @@ def _prompt(columns: dict[str, Any], name: str | None, options: ReadOptions) -> 
 def row_of_cells(
     columns: dict[str, Any], source: str, options: ReadOptions, *, problem: str | None = None, num_bytes: int = 0
 ) -> Row:
-    """A row of a table. Its messages and its `sampling` may be JSON in a cell; an empty id is none."""
+    """A row of a table. Its messages and `sampling` may be JSON in a cell; an empty id counts as no id."""
     row_id, sampling = columns.get(options.id_name), columns.get("sampling")
     if row_id == "":
         columns = {**columns, options.id_name: None}
@@ -296,5 +295,5 @@ def row_of_cells(
 
 
 def weigh_cells(cells: Iterable[str]) -> int:
-    """About how many bytes the cells of a row take."""
+    """The approximate bytes that the cells of a row take."""
     return sum(len(cell) + OBJECT_BYTES for cell in cells)

@@ -1,4 +1,4 @@
-"""What of a scored row is written, by its kind."""
+"""The fields of a scored row that are written, by its kind."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BEST = ("best", "best_per_token", "best_per_byte", "is_tie")
 
 
 def score_dict(result: Result) -> dict[str, Any]:
-    """The fields of a row that was scored, in the order they are written; of a failed one they are null."""
+    """The fields of a scored row in the order in which they are written; the scores of a failed row are null."""
     score = result.score
     assert score is not None
     head: dict[str, Any] = {"id": result.id, "index": result.index}

@@ -1,4 +1,4 @@
-"""Scored rows read back from the records that a run has written."""
+"""Read scored rows back from the records that a run has written."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ ReadLogprobs = Callable[[Mapping[str, Any]], Logprobs]
 
 
 def is_scored(values: Mapping[str, Any]) -> bool:
-    """Whether a record is a scored row's, rather than a generated one's."""
+    """Whether a record is from a scored row, not from a generated one."""
     return "finish_reason" not in values and ("best" in values or {"logprob", "num_tokens"} <= values.keys())
 
 
 def scored_result(values: Mapping[str, Any], number: int, read_logprobs: ReadLogprobs) -> Result:
-    """The Result of a record or of a table's row; `number` is its place, where it does not say that itself."""
+    """The Result of a record or of a table's row; `number` is its index if the record does not have one."""
     values, more = _spread(values)
     kind, error = _kind(values), values.get("error") or None
     texts = () if error is not None else tuple(_text(found, read_logprobs) for found in _found(values, kind))
@@ -47,7 +47,7 @@ def scored_result(values: Mapping[str, Any], number: int, read_logprobs: ReadLog
 
 
 def _spread(values: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Any]]:
-    """A record with all its fields, and its metadata. Tables have those that their first row lacks among the latter."""
+    """A record with all its fields, and its metadata; tables keep fields that their first row lacks in the metadata."""
     more = values.get("metadata")
     if not isinstance(more, dict):
         return values, {}
@@ -57,7 +57,7 @@ def _spread(values: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Any
 
 
 def _kind(values: Mapping[str, Any]) -> ScoredKind:
-    """A table has the columns of all kinds: those that are filled tell a row's own."""
+    """The kind of a scored row: a table has the columns of all kinds, and the filled ones decide."""
     if values.get("choices") is not None or ("best" in values and "logprob" not in values):
         return "choices"
     if values.get("continuation") is not None:

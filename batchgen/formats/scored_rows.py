@@ -1,4 +1,4 @@
-"""Rows to be scored: what follows a prompt, choices, a text by itself, the last reply of a conversation."""
+"""Rows to be scored: a continuation of a prompt, choices, a text alone, or the last reply of a conversation."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ MOST_CHOICES = 1024
 
 
 def scored_requests(requests: Iterable[Request]) -> Iterator[Request]:
-    """The rows, with what is scored of them out of their columns; those that cannot be scored are marked."""
+    """The rows with the texts to be scored taken from their columns; rows that cannot be scored get an error."""
     return map(_scored, requests)
 
 
 def check_is_clear(columns: Mapping[str, Any]) -> None:
-    """Raises `ValueError` for a row that may mean its prompt or its text, since nothing stands behind the former."""
+    """Raise `ValueError` if a row has both a prompt and a text but no continuation: either may be meant."""
     has_replies = any(columns.get(name) not in (None, "") for name in (CONTINUATION, CHOICES))
     if {"prompt", "text"} <= columns.keys() and not has_replies:
         raise ValueError("the row has a prompt and a text: name one with --field, or call the text continuation")
@@ -40,7 +40,7 @@ def _scored(request: Request) -> Request:
 
 
 def _kind(request: Request) -> ScoredKind:
-    """By the columns that have a value: in a table, rows may be of several kinds."""
+    """The kind of a row, from the columns that have a value: rows of a table may be of different kinds."""
     columns = request.metadata
     if columns.get(CHOICES) not in (None, ""):
         return "choices"

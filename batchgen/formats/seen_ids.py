@@ -1,4 +1,4 @@
-"""Which ids came before: 8 bytes of each, in a private database that leaves memory where it grows large."""
+"""Track which ids came before: an 8-byte hash of each, in a private database that moves to disk as it grows."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from hashlib import blake2b
 
 from batchgen.records import RowId
 
-CACHE_KIB = 65_536  # of ids and where they came; more of them go to a file
-COUNTS_CACHE_KIB = 16_384  # of ids and how often they came
+CACHE_KIB = 65_536  # for ids and their locations; more go to a file
+COUNTS_CACHE_KIB = 16_384  # for ids and their counts
 LONGEST_INDEX = 18  # digits of a number that may be a row's index
 
 
 def _open(columns: str, cache_kib: int) -> sqlite3.Connection:
-    """A database without a name, in a file that nobody sees. Rows are read in one thread, but not always the same."""
+    """A temporary unnamed database. Rows are read by one thread at a time, but not always the same one."""
     database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
     database.execute("PRAGMA journal_mode = OFF")
     database.execute(f"PRAGMA cache_size = -{cache_kib}")
-    database.execute("BEGIN")  # and no end: nothing of it is to last
+    database.execute("BEGIN")  # never committed: nothing has to be kept
     database.execute(f"CREATE TABLE seen (hash INTEGER PRIMARY KEY, {columns})")
     return database
 
@@ -28,13 +28,13 @@ def _key(text: str) -> int:
 
 
 class SeenIds:
-    """Where each id came first."""
+    """The location where each id first occurred."""
 
     def __init__(self) -> None:
         self._places = _open("place BLOB", CACHE_KIB)
 
     def place_of(self, custom_id: str, source: str) -> str | None:
-        """Where an id came before; if it did not, it now has."""
+        """The location where an id first occurred; None for a new id, which is recorded with `source`."""
         key, place = _key(custom_id), source.encode("utf-8", "surrogatepass")
         if self._places.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (key, place)).rowcount:
             return None
@@ -43,9 +43,9 @@ class SeenIds:
 
 
 class Occurrences:
-    """How often each id came before, over all rows of a run in input order.
+    """How often each id occurred before, over all rows of a run in input order.
 
-    A row without an id goes by its index. As long as no row had one there is nothing to keep: indices differ.
+    A row without an id counts by its index. Until a row has an id, nothing needs to be stored: indices are unique.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Occurrences:
         self._counts: sqlite3.Connection | None = None
 
     def next(self, index: int, row_id: RowId | None) -> int:
-        """0 for a row whose id has not come before, 1 for the next one that has it too."""
+        """0 for the first row with an id, 1 for the next row with the same id, and so on."""
         if row_id is None and self._counts is None:
             self._num_bare = index + 1
             return 0
@@ -70,6 +70,6 @@ class Occurrences:
         return int(times)
 
     def _was_bare(self, name: str) -> bool:
-        """Whether this is the index of one of the rows without an id at the beginning."""
+        """Whether `name` is the index of one of the rows without an id at the beginning."""
         is_number = len(name) <= LONGEST_INDEX and name.isascii() and name.isdecimal()
         return is_number and name == str(int(name)) and int(name) < self._num_bare

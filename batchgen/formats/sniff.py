@@ -1,6 +1,6 @@
-"""Which format a source has: what was said, else what its name promises, else what it looks like, and that is said.
+"""Choose a source's format: the one given, otherwise the one of its suffix, otherwise a guess, which is reported.
 
-Nothing that parses as JSON, looks like a table or is binary is taken for lines of text.
+Content that parses as JSON, looks like a table, or is binary is never read as lines of text.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from batchgen.formats.openai_batch import is_openai_batch
 from batchgen.formats.rows import ReadOptions
 from batchgen.records import LONGEST_ROW
 
-WHOLE = "whole"  # a file is a prompt
+WHOLE = "whole"  # each file is one prompt
 PARQUET_MAGIC = b"PAR1"
 OTHERWISE = "(to change that, use --input-format)"
-EACH_LINE = 64  # lines that are each looked at; then whenever there is twice as much
+EACH_LINE = 64  # lines that are checked one by one; after that, whenever the data has doubled
 SAMPLED_LINES = 20
 TABLES = {
     ",": ("csv", "CSV"), "\t": ("tsv", "TSV"), ";": ("csv", "CSV separated by semicolons"),
     "|": ("csv", "CSV separated by vertical bars"),
 }  # fmt: skip
-OPENINGS = ("{", "[", "[{")  # lines that a JSON document printed over several lines begins with
+OPENINGS = ("{", "[", "[{")  # first lines of a JSON document printed over several lines
 Look = Literal["jsonl", "openai-batch", "json", "array and more", "text", "more"]
 
 
 def choose_format(content: Content, form: str | None, options: ReadOptions) -> str:
-    """The format that was said, else the one its name promises (`form`), else what its beginning looks like.
+    """The format given in the options, otherwise the one of its suffix (`form`), otherwise a guess by its beginning.
 
-    Raises `InputError`, one line, for what cannot be prompts.
+    Raises a one-line `InputError` for content that cannot be prompts.
     """
     if options.whole_files:
         return WHOLE
@@ -58,7 +58,7 @@ def choose_format(content: Content, form: str | None, options: ReadOptions) -> s
 
 
 def _jsonl_or_batch(content: Content) -> str:
-    """By the first line: requests of an OpenAI Batch, or ordinary rows."""
+    """Decide by the first line whether JSON Lines are OpenAI Batch requests or ordinary rows."""
     members = read_members((content.peek_row() or b"").decode("utf-8", "replace"))
     return "openai-batch" if is_openai_batch(members) else "jsonl"
 
@@ -83,7 +83,7 @@ def _guess(content: Content, form: str | None, options: ReadOptions) -> str:
 
 
 def look_at_json(content: Content) -> Look:
-    """Whether a source is JSON, and of which kind: by its first line, or by all of it, up to 8 MiB."""
+    """Decide whether a source is JSON, and of which kind, by its first line or, if needed, by up to 8 MiB of it."""
     taken = bytearray()
     num_lines = next_look = 0
     look: Look = "more"
@@ -100,7 +100,7 @@ def look_at_json(content: Content) -> Look:
 
 
 def _look(taken: bytes, *, at_end: bool, is_all: bool) -> Look:
-    """What the beginning of a source shows; `at_end` it is the whole of it, with `is_all` there is no more to see."""
+    """Judge the beginning of a source; with `at_end` it is complete, with `is_all` no more will be read."""
     text = taken.removeprefix(UTF8_BOM).decode("utf-8", "replace").lstrip(WHITESPACE)
     if not text.startswith(("{", "[")):
         return "text" if text or is_all else "more"
@@ -108,7 +108,7 @@ def _look(taken: bytes, *, at_end: bool, is_all: bool) -> Look:
         value, end = LENIENT.raw_decode(text)
     except json.JSONDecodeError as error:
         return _look_at_break(text, error, at_end=at_end, is_all=is_all)
-    except (ValueError, RecursionError):  # a number or a nesting beyond Python: the row will say so
+    except (ValueError, RecursionError):  # a number or nesting that Python cannot handle: the row's error will say so
         return "jsonl" if text.startswith("{") else "text"
     behind = text[end:]
     if isinstance(value, dict):
@@ -130,7 +130,7 @@ def _look_behind_object(value: dict[str, Any], is_tall: bool, behind: str, *, at
 
 
 def _look_at_break(text: str, error: json.JSONDecodeError, *, at_end: bool, is_all: bool) -> Look:
-    """JSON's tokens do not go over lines: more lines only complete what was cut off at the end."""
+    """Judge an error in JSON. Tokens never span lines, so more lines only help if the text is cut off at the end."""
     is_cut = not text[error.pos :].strip(WHITESPACE)
     if not is_all:
         return "more" if is_cut else "text"
@@ -142,7 +142,7 @@ def _look_at_break(text: str, error: json.JSONDecodeError, *, at_end: bool, is_a
 
 
 def _say_broken_json(content: Content, options: ReadOptions) -> None:
-    """Says that what begins like a row of JSON is read as text: it may be a prompt for JSON, or JSON with a typo."""
+    """Warn that a source which begins like JSON is read as text: it may be prompts about JSON, or JSON with a typo."""
     start = content.peek_line()
     if start.strip().decode("utf-8", "replace") in OPENINGS:
         start = b"".join(content.peek_lines(len(OPENINGS)))
@@ -159,7 +159,7 @@ def _say_broken_json(content: Content, options: ReadOptions) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """The first rows of a source, as cells of a table with that delimiter."""
+    """The first rows of a source, as cells of a table with `delimiter`."""
 
     delimiter: str
     columns: list[str]
@@ -167,13 +167,13 @@ class _Sample:
 
     @property
     def fits(self) -> bool:
-        """Whether every row has as many cells as the header. One of one cell is CSV, where rows are below it."""
+        """Whether all rows have as many cells as the header; a one-column table must be CSV with at least one row."""
         fits = all(len(row) == len(self.columns) for row in self.rows)
         return fits and (len(self.columns) > 1 or (self.delimiter == "," and bool(self.rows)))
 
 
 def _table(content: Content, options: ReadOptions) -> str | None:
-    """The format of a table, where the header has the column of the prompt and all rows have as many cells."""
+    """The format of a table, if its header has the prompt's column and all rows have as many cells; otherwise None."""
     start, _, behind = content.peek_line().partition(b"\r")
     header = _read_samples(start)
     if not any(options.finds_prompt(sample.columns) for sample in header):  # so a slow pipe of text need not wait
@@ -202,7 +202,7 @@ def _table(content: Content, options: ReadOptions) -> str | None:
 
 
 def _say_other_case(content: Content, header: list[_Sample], options: ReadOptions) -> None:
-    """Says that a header that has the column but for its case is read as text."""
+    """Warn that a table is read as text because the prompt's column differs in case."""
     for sample in header:
         if len(sample.columns) > 1 and (column := options.nearly_finds_prompt(sample.columns)):
             form, called = TABLES[sample.delimiter]
@@ -213,7 +213,7 @@ def _say_other_case(content: Content, header: list[_Sample], options: ReadOption
 
 
 def _read_samples(*lines: bytes, is_cut: bool = False) -> list[_Sample]:
-    """The lines as tables with each of the delimiters; nothing for what is no text."""
+    """The lines as tables with each delimiter; none if they are not UTF-8."""
     try:
         texts = [line.decode("utf-8") for line in lines]
     except UnicodeDecodeError:
@@ -223,7 +223,7 @@ def _read_samples(*lines: bytes, is_cut: bool = False) -> list[_Sample]:
         records = [cells for text in texts if (cells := split_tsv(text, delimiter)) != [""]]
         if delimiter != "\t":
             records = _csv_records(texts, delimiter)
-            if is_cut and records:  # the last one may go on
+            if is_cut and records:  # the last record may continue
                 records.pop()
         if records:
             samples.append(_Sample(delimiter, name_columns(records[0]), records[1:]))
@@ -231,7 +231,7 @@ def _read_samples(*lines: bytes, is_cut: bool = False) -> list[_Sample]:
 
 
 def _csv_records(texts: list[str], delimiter: str) -> list[list[str]]:
-    """Nothing for what the parser refuses: a carriage return alone, a cell without end."""
+    """Parse lines as CSV; empty if the parser fails, such as for a lone carriage return or an unclosed cell."""
     try:
         return [cells for cells in csv.reader(texts, delimiter=delimiter) if cells]
     except csv.Error:

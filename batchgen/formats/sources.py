@@ -1,4 +1,4 @@
-"""Where prompts come from: files, directories, globs, FIFOs, standard input, texts on the command line."""
+"""Sources of prompts: files, directories, globs, FIFOs, standard input, texts on the command line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FORMATS_BY_SUFFIX = {
     ".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv",
     ".parquet": "parquet",
 }  # fmt: skip
-# Files that would be read as nonsense if taken for lines of text.
+# Files that would give nonsense if they were read as lines of text.
 NOT_TEXT = {".xls", ".xlsx", ".ods", ".db", ".sqlite", ".sqlite3", ".arrow", ".feather", ".avro", ".orc", ".pdf",
             ".doc", ".docx", ".odt", ".gguf", ".safetensors"}  # fmt: skip
 URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
@@ -35,7 +35,7 @@ URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where prompts come from: a path, standard input (`-`), or texts given on the command line."""
+    """A source of prompts: a path, standard input (`-`), or texts given on the command line."""
 
     name: str
     path: Path | None = None
@@ -43,28 +43,28 @@ class Source:
 
     @property
     def form(self) -> str | None:
-        """Its format, where that is known before it is read."""
+        """Its format, if that is known before it is read."""
         if self.texts:
             return "text"
         return form_of(self.path) if self.path else None
 
     @property
     def packing(self) -> str:
-        """The suffix of the compression that its name promises."""
+        """The compression suffix in its name, or ""."""
         return split_suffixes(self.path)[1] if self.path else ""
 
     @property
     def status(self) -> os.stat_result | None:
-        """What the system says of its file; None where there is none. Raises `OSError`."""
+        """The `stat` result of its file; None if it has none. Raises `OSError`."""
         if self.path is not None:
             return self.path.stat()
-        with suppress(AttributeError, ValueError):  # closed, or an object in memory
+        with suppress(AttributeError, ValueError):  # closed, or replaced by an object in memory
             return None if self.texts else os.fstat(sys.stdin.fileno())
         return None
 
 
 def form_of(path: Path) -> str | None:
-    """The format that a name promises, packed or not."""
+    """The format of a file by its suffix, ignoring compression; None if it is unknown."""
     return FORMATS_BY_SUFFIX.get(split_suffixes(path)[0])
 
 
@@ -77,11 +77,11 @@ def find_sources(
     recursive: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Source]:
-    """INPUTS as sources, in order: files, globs, `-`, FIFOs, directories; then texts.
+    """Turn INPUTS into sources, in order: files, globs, `-`, FIFOs, directories; then texts.
 
-    Of a directory these are the files with known suffixes by name, or all where whole files are prompts; `recursive`
-    goes into those in it. What of it is left out is told to `say`. A file whose format is said may have any suffix.
-    Raises `InputError` at once where something does not exist or cannot be prompts.
+    A directory stands for its files with known suffixes, sorted by name, or for all files if whole files are prompts;
+    `recursive` includes subdirectories. Skipped files are reported to `say`. With a given format, a file may have any
+    suffix. Raises `InputError` right away if something does not exist or cannot be prompts.
     """
     options = options or ReadOptions()
     any_suffix = options.input_format is not None or options.whole_files
@@ -109,7 +109,7 @@ def _find(given: str, *, any_suffix: bool, folders: FolderOptions) -> list[Sourc
 
 
 def _expand(given: str, folders: FolderOptions) -> list[Path]:
-    """The files that a name stands for: its own, a directory's prompt files, a glob's matches."""
+    """The files that a name stands for: the file itself, a directory's prompt files, or a glob's matches."""
     path = Path(given)
     if path.is_dir():
         return _look_into(path, folders)
@@ -140,7 +140,7 @@ def _look_into(folder: Path, options: FolderOptions) -> list[Path]:
 
 
 def _glob(pattern: str) -> list[Path]:
-    """Matches of a pattern. `**` goes into no linked directory, since such links may go round in circles."""
+    """Matches of a pattern. `**` does not follow links to directories, because they may form a cycle."""
     whole = Path(pattern)
     if "**" not in whole.parts:
         return [Path(match) for match in glob.glob(pattern)]  # noqa: PTH207 - from any root
@@ -169,8 +169,8 @@ def _check_file(path: Path, *, any_suffix: bool) -> Source:
 
 
 def _refuse_device(source: Source) -> None:
-    """A device may never end; terminals and /dev/null do."""
-    with suppress(OSError):  # told by the reader
+    """Raise `InputError` for a device, which may never end, except terminals and /dev/null."""
+    with suppress(OSError):  # reported by the reader
         if (status := source.status) is None:
             return
         if stat.S_ISBLK(status.st_mode) or (stat.S_ISCHR(status.st_mode) and status.st_rdev not in _ending_devices()):
@@ -190,7 +190,7 @@ def _ending_devices() -> set[int]:
 
 
 def open_source(source: Source) -> BufferedReader:
-    """The bytes of a file or of standard input, as they stand there."""
+    """Open a file or standard input for reading bytes, still compressed. Raises `InputError`."""
     try:
         return source.path.open("rb") if source.path else _open_stdin()
     except OSError as error:
@@ -204,5 +204,5 @@ def _open_stdin() -> BufferedReader:
         descriptor = sys.stdin.fileno()
     except ValueError:  # replaced by an object in memory
         return BufferedReader(cast(io.RawIOBase, sys.stdin.buffer))
-    # A buffer of our own: a thread that still waits in sys.stdin's would keep Python from exiting.
+    # Our own buffer: a thread still waiting in sys.stdin's would keep Python from exiting.
     return BufferedReader(open(descriptor, "rb", buffering=0, closefd=False))

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and replace nothing that nobody knew of."""
+"""Write files atomically, and never replace a file that the caller did not expect."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PRIVATE = 0o600
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """Which file stands under a name, and as what it was left."""
+    """The identity and state of the file at a path, to notice if it is replaced or changed."""
 
     device: int
     inode: int
@@ -31,7 +31,7 @@ class FileState:
 
     @classmethod
     def of(cls, path: Path) -> FileState | None:
-        """Of the file itself, where the name is a link; None where nothing is there."""
+        """The state of a path, of the link itself if it is one; None if nothing exists there."""
         try:
             status = path.lstat()
         except OSError:
@@ -40,7 +40,7 @@ class FileState:
 
 
 def mode_of(path: Path) -> int | None:
-    """The permissions of a file; None where there is none."""
+    """The permissions of a file; None if it does not exist."""
     try:
         return stat.S_IMODE(path.stat().st_mode)
     except OSError:
@@ -56,11 +56,11 @@ def write_whole(
     like: Path | None = None,
     on_whole: Callable[[Path], object] = lambda temporary: None,
 ) -> None:
-    """A file that is there whole and safe on the disk, or as it was: `write` gets the stream to fill.
+    """Write a file atomically and durably: it is complete on disk or unchanged. `write` gets the stream to fill.
 
-    Where its suffix is one of a compression, it is packed. It replaces the file of `replaces` alone, and raises
-    `FileExistsError` where another one stands there by now. It takes the permissions of `like`, else of that file.
-    `on_whole` is told where it stands (`temporary`, a new name by default) before it gets its name.
+    A compression suffix compresses it. It only replaces the file in state `replaces`, and raises `FileExistsError` if
+    another one is there by now. It gets the permissions of `like`, otherwise of the replaced file. `on_whole` is called
+    with the complete temporary file (`temporary`, by default a new name) before it is renamed.
     """
     temporary = temporary or temporary_name(file)
     mode = next((mode for path in (like, file) if path and (mode := mode_of(path)) is not None), None)
@@ -83,12 +83,12 @@ def write_whole(
 
 
 def temporary_name(file: Path) -> Path:
-    """A name in the same folder that nobody can foresee."""
+    """An unpredictable name in the same folder."""
     return file.with_name(f".batchgen-{secrets.token_hex(8)}.tmp")
 
 
 def _open_new(path: Path, mode: int) -> BinaryIO:
-    """A new file: never one that is there, and never one behind a link."""
+    """Create a new file; fails if the path exists, and never follows a link."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     return os.fdopen(os.open(path, flags, mode), "wb")
 
@@ -101,7 +101,7 @@ def _rename(temporary: Path, file: Path, replaces: FileState | None) -> None:
         temporary.replace(file)
         return
     try:
-        os.link(temporary, file, follow_symlinks=False)  # which, unlike a rename, replaces nothing
+        os.link(temporary, file, follow_symlinks=False)  # unlike a rename, a link never replaces a file
     except FileExistsError:
         raise
     except (OSError, NotImplementedError):  # a file system without links
@@ -111,27 +111,27 @@ def _rename(temporary: Path, file: Path, replaces: FileState | None) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes a rename in it last, on systems that can be asked to."""
+    """Make a rename in a folder durable, on systems that support it."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # not every file system has it
+        if error.errno != errno.EINVAL:  # not every file system supports it
             raise
     finally:
         os.close(descriptor)
 
 
 def digest_of_file(path: Path) -> str:
-    """BLAKE2b of its bytes."""
+    """The BLAKE2b hash of a file, 32 hex digits."""
     with path.open("rb") as stream:
         return file_digest(stream, "blake2b").hexdigest()[:32]
 
 
 def write_json(path: Path, value: object, temporary: Path | None = None) -> None:
-    """A JSON file for other programs."""
+    """Write a JSON file for other programs. Raises `OutputError`."""
     text = f"{json.dumps(value, indent=2)}\n".encode()
     try:
         write_at(path, text, temporary=temporary)
@@ -140,7 +140,7 @@ def write_json(path: Path, value: object, temporary: Path | None = None) -> None
 
 
 def write_at(path: Path, content: bytes, *, temporary: Path | None = None, overwrite: bool = True) -> None:
-    """A file whole, where the name leads to; into a pipe or a device as it is. Raises `OSError`."""
+    """Write a file atomically, following links; write directly into a pipe or device. Raises `OSError`."""
     file = Path(os.path.realpath(path))
     if path.is_symlink() and not file.exists():
         raise FileNotFoundError(errno.ENOENT, "it is a broken link", str(path))

@@ -1,7 +1,7 @@
-"""Results to bytes: JSON Lines, text, CSV, TSV, Parquet, OpenAI Batch.
+"""Write results as JSON Lines, text, CSV, TSV, Parquet or OpenAI Batch.
 
-Every row of text is flushed, so that a reader down the pipe sees it at once. The same results are the same bytes.
-Knows nothing of terminals; what draws tables is `render`.
+Every row of a text format is flushed, so that the next program in a pipe sees it at once. The same results always give
+the same bytes. Knows nothing about terminals; `render` draws tables.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A row's columns to its prompt, by a Jinja template from the command line or a file.
+"""Make a row's prompt from its columns, with a Jinja template from the command line or a file.
 
-The template may come from anywhere: it runs in a sandbox with bounds on what it makes (`templates.sandbox`).
+The template is untrusted: it runs in a sandbox with limits on its work and output (`templates.sandbox`).
 """
 
 from __future__ import annotations
@@ -21,28 +21,27 @@ LONGEST_REASON = 200  # characters of an error that are shown
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A checked template; two with the same source are equal. `name` is what errors call it."""
+    """A checked template; two with the same source are equal. `name` is used in errors."""
 
     source: str
     name: str = field(default="--template", compare=False)
     _compiled: jinja2.Template = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Raises `UsageError`, which names the line, for what is not a template."""
+        """Raises `UsageError`, which names the line, for an invalid template."""
         object.__setattr__(self, "_compiled", _compile(self.source, self.name))
 
     @property
     def columns(self) -> frozenset[str]:
-        """The columns that no row can do without."""
+        """The columns that every row must have."""
         from batchgen.formats.templates.columns import needed_columns
 
         return needed_columns(self.source)
 
     def render(self, columns: Mapping[str, Any]) -> str:
-        """The prompt of one row; the template sees its columns by name, and all of them as `row`.
+        """Render the prompt of one row; the template sees its columns by name, and all of them as `row`.
 
-        Raises `ValueError`, one line, for a column that is not there and whatever else goes wrong.
-
+        Raises a one-line `ValueError` for a missing column or any other problem.
         >>> Template("Q: {{ question }}\\nA:").render({"question": "why?"})
         'Q: why?\\nA:'
         """
@@ -53,9 +52,9 @@ class Template:
 
 
 def read_template(path: Path) -> Template:
-    """The template in a file, without the newline that editors put at its end.
+    """Read a template from a file, without the newline that editors add at the end.
 
-    Raises `InputError` where it cannot be read, `UsageError` where it is not a template.
+    Raises `InputError` if the file cannot be read, `UsageError` if it is not a valid template.
     """
     try:
         with path.open("rb") as stream:

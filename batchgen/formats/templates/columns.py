@@ -1,4 +1,4 @@
-"""The columns that a template cannot do without."""
+"""Find the columns that a template needs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ TESTS = {"defined", "undefined"}
 
 
 def needed_columns(source: str) -> frozenset[str]:
-    """Names of columns that a template writes or compares without asking whether they are there.
-
+    """Names of the columns that a template uses without checking that they exist.
     >>> sorted(needed_columns("{{ who }}: {{ row.topic }} {{ row['a b'] }} {{ note | default('') }}"))
     ['a b', 'topic', 'who']
     """
@@ -26,14 +25,14 @@ def needed_columns(source: str) -> frozenset[str]:
 
 
 def _row_columns(tree: nodes.Template) -> Iterator[str]:
-    """Those written `row.name` or `row['name']`."""
+    """Columns written as `row.name` or `row['name']`."""
     for node in tree.find_all((nodes.Getattr, nodes.Getitem)):
         if (name := _column_of(node)) is not None:
             yield name
 
 
 def _optional(tree: nodes.Template) -> Iterator[str]:
-    """Those that have a default, or that a condition asks for."""
+    """Columns that have a default, or whose existence a condition checks."""
     for guard in tree.find_all((nodes.Filter, nodes.Test)):
         if guard.name in (FALLBACKS if isinstance(guard, nodes.Filter) else TESTS):
             name = _column_of(guard.node)

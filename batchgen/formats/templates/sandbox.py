@@ -1,9 +1,9 @@
-"""A Jinja environment for templates that nobody has vouched for: no files, no attributes of Python, and bounds.
+"""A Jinja environment for untrusted templates: no files, no Python attributes, and limits on work.
 
-Jinja's own sandbox keeps a template from Python's internals, but not from the machine's memory and time. Here every
-value that an expression makes, every turn of a loop and everything that is written is metered, so that a template ends
-after a bounded amount of work, the same on every machine. The few operations that could make something huge in one go
-are bounded before they run, or left out.
+Jinja's own sandbox protects Python's internals, but not the machine's memory and time. Here every value that an
+expression produces, every loop iteration and all output is metered, so that a template stops after a bounded amount of
+work, which is the same on every machine. The few operations that could produce something huge in one step are checked
+before they run, or are not available.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from jinja2.visitor import NodeTransformer
 
 from batchgen.records import LONGEST_ROW
 
-MOST_WORK = 16 * LONGEST_ROW  # characters made on the way to one prompt
-STEP = 100  # what a turn of a loop and a value cost at least, in characters
-MOST_BITS = 4096  # of a whole number
+MOST_WORK = 16 * LONGEST_ROW  # characters produced while rendering one prompt
+STEP = 100  # the minimum cost of a loop iteration or a value, in characters
+MOST_BITS = 4096  # in a whole number
 MOST_INDENT = 100
 
-# Nothing random, nothing of HTML's, nothing that pads to a width; `join`, `replace`, … have bounds of their own.
+# Nothing random, nothing for HTML, nothing that pads to a width; `join`, `replace`, … have limits of their own.
 PLAIN_FILTERS = (
     "abs", "capitalize", "count", "d", "default", "dictsort", "first", "float", "groupby", "int", "items", "last",
     "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "select", "selectattr", "sort",
@@ -42,7 +42,7 @@ METHODS = {
         "strip", "swapcase", "title", "upper",
     },
     list: {"count", "index"},
-    tuple: {"count", "index", "grouper", "list"},  # the last two of what groupby gives
+    tuple: {"count", "index", "grouper", "list"},  # the last two are for groupby's groups
     dict: {"get", "items", "keys", "values"},
     int: set(),
     float: set(),
@@ -66,7 +66,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self._work = self._written = 0
 
     def metered(self, source: str) -> Template:
-        """Compiles a template, every expression and loop of it under the meter."""
+        """Compile a template with all its expressions and loops metered."""
         code = self.compile(self.meter().visit(self.parse(source)))
         return MeteredTemplate.from_code(self, code, self.make_globals(None))
 
@@ -83,7 +83,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        return None  # `format` can pad to any width; it is no safe attribute either
+        return None  # `format` can pad to any width; it is not a safe attribute either
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "%" and isinstance(left, str):
@@ -103,8 +103,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     @pass_context
     def _write(self, _context: Context, value: Any) -> Any:
-        """Everything that is written goes through here, also into a variable."""
-        if not isinstance(value, WRITABLE):  # `row.items` without (), a loop that nobody went through
+        """Meter a value that is written; all output goes through here, also into a variable."""
+        if not isinstance(value, WRITABLE):  # `row.items` without (), or a generator
             raise TypeError(f"a {type(value).__name__} cannot be written")
         text = str(value)
         self.spend(len(text))
@@ -114,7 +114,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     @pass_context
     def _sized(self, _context: Context, value: Any) -> Any:
-        """A value that an expression made, if it is not too large."""
+        """Meter a value that an expression produced; fails if it is too large."""
         if isinstance(value, Undefined | Namespace):
             return value
         if isinstance(value, Iterator):
@@ -134,7 +134,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     @pass_context
     def _counted(self, _context: Context, items: Iterable[Any], text: int) -> Iterator[Any]:
-        """The turns of a loop whose body writes that many characters of its own each time."""
+        """Meter a loop whose body writes `text` characters of literal text in each iteration."""
         for item in items:
             self.spend(text)
             self._written += text
@@ -152,7 +152,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 
 class MeteredTemplate(Template):
-    """A compiled template whose meter begins anew with each row."""
+    """A compiled template whose meter is reset for each row."""
 
     environment: Sandbox
 
@@ -162,9 +162,9 @@ class MeteredTemplate(Template):
 
 
 class Metered(NodeTransformer):
-    """Puts every expression that makes something, and every loop, through the sandbox's meter."""
+    """Sends every expression that produces a value, and every loop, through the sandbox's meter."""
 
-    SIZED, COUNTED = "meter sized", "meter counted"  # names that no template can spell
+    SIZED, COUNTED = "meter sized", "meter counted"  # names that a template cannot contain
     statements: tuple[type[nodes.Stmt], ...] = (
         nodes.Output, nodes.For, nodes.If, nodes.With, nodes.Assign, nodes.AssignBlock,
     )  # fmt: skip
@@ -176,7 +176,7 @@ class Metered(NodeTransformer):
 
     def _sized(self, node: nodes.Expr) -> nodes.Node:
         self.generic_visit(node)
-        if getattr(node, "ctx", "load") != "load":  # names that a loop or set gives values to
+        if getattr(node, "ctx", "load") != "load":  # names assigned by a loop or set
             return node
         return nodes.Filter(node, self.SIZED, [], [], None, None, lineno=node.lineno)
 
@@ -203,7 +203,7 @@ def _bits(value: Any) -> int:
 
 
 def _size(value: Any, seen: dict[int, int]) -> int:
-    """Characters of a value written out, with everything inside it; what is in it twice counts twice."""
+    """The characters of a value written out, including nested values; repeated ones count each time."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, int):
@@ -236,5 +236,5 @@ def _round(value: float, precision: int = 0) -> float:
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:
-    """JSON as it stands in a prompt, not in HTML."""
+    """JSON for a prompt, without HTML escapes."""
     return json.dumps(value, ensure_ascii=False, indent=None if indent is None else min(indent, 8))
