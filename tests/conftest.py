@@ -179,3 +179,10 @@ def said(bundled: Model) -> Callable[[str, int], str]:
 @pytest.fixture
 def fake_engine() -> FakeEngine:
     return FakeEngine()
+
+
+@pytest.fixture
+def untried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No verdict of an earlier trial."""
+    monkeypatch.setattr("batchgen.engines.trial.ladder.read_verdict", lambda model, engine: None)
+    monkeypatch.setattr("batchgen.engines.trial.ladder.keep_verdict", lambda model, engine, verdict: None)

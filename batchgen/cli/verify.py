@@ -21,7 +21,7 @@ from batchgen.model import Model, load_model, open_checkpoint
 from batchgen.model.chat import open_chat
 from batchgen.model.weights import choose_device
 from batchgen.proof.verify import Oracle, Plain, greedily, spread, verify_rows
-from batchgen.proof.verify.bits import MakeEngine
+from batchgen.proof.verify.layers import MakeEngine
 from batchgen.records import EngineOptions, SamplingParams, Sequence
 from batchgen.render.screen import OutputConsole, Screen, plural
 from batchgen.render.verify import print_report
@@ -70,6 +70,7 @@ def verify(
             requests,
             _maker(runs, engine, screen.say),
             others=_other_ways(runs, engine),
+            alone=_maker(runs, replace(engine, batch_size=1, share_prefixes=False)),
             parse_special=prompts.parse_special,
             chat=open_chat(runs.checkpoint, chat_options, say=screen.say),
             scorer=make_scoring_engine(runs, engine, say=screen.say),
@@ -91,6 +92,7 @@ def _tell_failed(screen: Screen, failed: list[Sequence]) -> None:
 
 def _other_ways(model: Model, options: EngineOptions) -> dict[str, MakeEngine]:
     return {
+        "shuffled": _maker(model, options),
         "one at a time": _maker(model, replace(options, batch_size=1)),
         "three at a time": _maker(model, replace(options, batch_size=3)),
         "without shared prefixes": _maker(model, replace(options, share_prefixes=False)),

@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from batchgen.model.layer_rules import layer_rules
 from batchgen.model.padding import pad
 from batchgen.records import Batch, Sequence
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import PreTrainedModel
     from transformers.cache_utils import Cache
 
@@ -63,6 +65,16 @@ class Model:
         if attention is not None:
             own.set_attn_implementation(attention)
         return replace(self, network=own)
+
+    def named_layers(self) -> list[tuple[str, nn.Module]]:
+        """The decoder layers in their order, with their names; none where they are in no list."""
+        from torch import nn
+
+        num_layers = len(layer_rules(self.checkpoint.config))
+        for name, layers in self.network.named_modules():
+            if isinstance(layers, nn.ModuleList) and len(layers) == num_layers:
+                return [(f"{name}.{number}", layer) for number, layer in enumerate(layers)]
+        return []
 
     @property
     def dtype_name(self) -> str:

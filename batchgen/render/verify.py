@@ -14,17 +14,9 @@ from batchgen.render.screen import MIN_WIDTH, plural, print_line, print_section
 from batchgen.text import short_number, visible
 
 if TYPE_CHECKING:
+    from batchgen.proof.verify.bit_check import BitCheck, Way
     from batchgen.proof.verify.cost import QuantizationCost
-    from batchgen.proof.verify.facts import (
-        BitCheck,
-        Control,
-        Controls,
-        DifferenceBin,
-        RowCheck,
-        ScoreCheck,
-        VerifyReport,
-        Way,
-    )
+    from batchgen.proof.verify.facts import Control, Controls, DifferenceBin, RowCheck, ScoreCheck, VerifyReport
 
 LABEL_WIDTH = 12
 # At most this many rows that differ are listed, of others only the number; `--json` has all.
@@ -66,9 +58,11 @@ def _print_scores(console: Console, scores: ScoreCheck) -> None:
 
 
 def _bits(bits: BitCheck) -> tuple[str, list[tuple[str, str]], int]:
-    """Return a section on the bits of a few rows run in other ways, from the last row to the first."""
-    title = f"Logits of {plural(bits.num_rows, 'row')} run in other ways and in reverse order"
+    """Return a section on the bits of a few rows that were shuffled and run in other ways."""
+    title = f"Logits of {plural(bits.num_rows, 'row')} shuffled and run in other ways"
     ways = [(way.name, _way(way)) for way in bits.ways]
+    if bits.has_bug:
+        ways.append(("", "This is a bug: runs of this model say that a row's bits do not depend on its batch."))
     return title, ways, max(len(way.name) for way in bits.ways) + 1
 
 
@@ -76,7 +70,8 @@ def _way(way: Way) -> str:
     if not way.num_different:
         return "bit-identical"
     moved = "" if way.max_difference is None else f", by up to {short_number(way.max_difference)}"
-    return f"{plural(way.num_different, 'row')} with other bits{moved}"
+    where = f"; {way.parting}" if way.parting else ""
+    return f"{plural(way.num_different, 'row')} with other bits{moved}{where}"
 
 
 def _print_histogram(console: Console, bins: list[DifferenceBin]) -> None:

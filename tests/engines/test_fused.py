@@ -123,13 +123,6 @@ def test_weights_of_blocks_are_held_once_and_given_back_bit_for_bit(family: str,
         assert torch.equal(model.forward(row), before)
 
 
-@pytest.fixture
-def untried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No verdict of an earlier trial."""
-    monkeypatch.setattr("batchgen.engines.trial.ladder.read_verdict", lambda model, engine: None)
-    monkeypatch.setattr("batchgen.engines.trial.ladder.keep_verdict", lambda model, engine, verdict: None)
-
-
 def fuse_wrongly(model: Model) -> int:
     """Blocks whose last norm doubles what it should make."""
     count = fuse_layers(model)

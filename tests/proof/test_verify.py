@@ -42,7 +42,8 @@ from batchgen.proof.verify import (
     spread,
     verify_rows,
 )
-from batchgen.proof.verify.bits import compare_bits
+from batchgen.proof.verify.bit_check import BitCheck, Parting, Way
+from batchgen.proof.verify.bits import behind_opening, compare_bits
 from batchgen.proof.verify.facts import DifferenceBin, histogram
 from batchgen.proof.verify.rows import Departure, find_departure, verdict_of
 from batchgen.records import EngineOptions, Sequence
@@ -541,6 +542,106 @@ def test_rows_with_other_bits_are_counted_and_measured(tiny_models: dict[str, Mo
     assert (way.max_difference or 0) > 0.1
     assert not found.is_identical
     assert replace(report_of(), bits=found).to_dict()["bits"]["ways"][0]["name"] == "another model"
+
+
+class AddRows(torch.nn.Module):
+    """Mixes the number of rows into their states `[B, T, E]`."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1e-5 * len(x)
+
+
+def parting_at(layer: int, checkpoint: Checkpoint) -> Model:
+    """A model of two layers, of which one parts."""
+    model = model_of(ARCHITECTURES["llama"], checkpoint)
+    mlp = model.network.model.layers[layer].mlp
+    mlp.down_proj = torch.nn.Sequential(mlp.down_proj, AddRows())
+    return model
+
+
+@pytest.mark.usefixtures("untried")
+@pytest.mark.parametrize(("engine", "layer"), [("continuous", 0), ("continuous", 1), ("reference", 0)])
+def test_the_layer_that_parts_first_is_named(layer: int, engine: str, checkpoint: Checkpoint) -> None:
+    model = parting_at(layer, checkpoint)
+
+    def maker(**options: Any) -> Callable[[Any], Engine]:
+        return lambda on_logits: make_engine(model, EngineOptions(engine, **options), on_logits=on_logits)
+
+    found = compare_bits(
+        maker(batch_size=9),
+        {"one at a time": maker(batch_size=1)},
+        encoded(PROMPTS[:5], model, max_new_tokens=3),
+        alone=maker(batch_size=1, share_prefixes=False),
+    )
+    assert [way.name for way in found.ways] == ["one at a time", "behind a shared prefix"]
+    for way in found.ways:
+        assert way.num_different == 5
+        assert way.parting is not None
+        assert (way.parting.layer, way.parting.token) == (f"model.layers.{layer}", 0)
+        assert way.parting.max_difference == pytest.approx(4e-5, abs=4e-6)
+    assert not found.is_promised  # the trial saw it, or nothing ever is
+    console = Console(file=(written := StringIO()), width=200)
+    print_report(console, replace(report_of(), bits=found))
+    assert f"5 rows with other bits, by up to {short_number(found.ways[0].max_difference)}; first at model" in (
+        written.getvalue()
+    )
+
+
+def test_other_bits_are_a_bug_where_the_same_ones_are_promised() -> None:
+    way = Way("one at a time", 2, 1e-5, Parting("model.layers.3", 0, 2e-7))
+    console = Console(file=(written := StringIO()), width=200)
+    for is_promised in (False, True):
+        report = replace(report_of(), rows=(), bits=BitCheck(8, (way,), is_promised))
+        assert report.has_bug == is_promised
+        assert report.to_dict()["bits"]["ways"][0]["parting"]["layer"] == "model.layers.3"
+        print_report(console, report)
+    assert "first at model.layers.3 for token 0, by up to 2e-7" in written.getvalue()
+    assert written.getvalue().count("This is a bug: runs of this model say") == 1
+
+
+def test_rows_too_long_for_a_common_opening_run_without_one(oracle: Oracle) -> None:
+    rows = encoded(PROMPTS[:4], oracle.model, max_new_tokens=3)
+    lengths = [row.num_prompt_tokens for row in rows]
+    led = behind_opening(rows, n_positions=64 + sorted(lengths)[1] + 3)
+    assert len(led) == sum(length <= sorted(lengths)[1] for length in lengths)
+    assert len({tuple(row.input_ids[:64]) for row in led}) == 1
+
+
+# The same bits in somebody else's loop.
+
+
+def loop_of(model: Model, *, cache: bool = True) -> Callable[[list[str]], Any]:
+    tokenizer = model.checkpoint.tokenizer
+    tokenizer.pad_token = tokenizer.eos_token
+
+    def loop(prompts: list[str]) -> Any:
+        batch = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt")
+        options = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False, "use_cache": cache}
+        return model.network.generate(**batch, **options, pad_token_id=tokenizer.pad_token_id)
+
+    return loop
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_loops_layer_that_parts_first_is_named(cache: bool, checkpoint: Checkpoint) -> None:
+    model = parting_at(0, checkpoint)
+    prompts = [*PROMPTS[:3], PROMPTS[0]]
+    checks = check_padding(loop_of(model, cache=cache), prompts, model, max_new_tokens=3, bits=True)
+    assert all("other bits one at a time: first at model.layers.0 for token 0" in check.bits for check in checks)
+    assert checks[0].to_dict()["bits"] == checks[0].bits
+
+
+def test_a_loop_that_runs_each_row_alone_is_bit_identical(oracle: Oracle) -> None:
+    loop = loop_of(oracle.model)
+    alone = lambda prompts: [loop([prompt])[0].tolist() for prompt in prompts]  # noqa: E731
+    checks = check_padding(alone, PROMPTS[:3], oracle.model, max_new_tokens=3, bits=True)
+    assert {check.bits for check in checks} == {"bit-identical"}
+    assert {check.bits for check in check_padding(alone, PROMPTS[:2], oracle.model, max_new_tokens=3)} == {None}
+
+
+def test_bits_need_the_models_own_network(oracle: Oracle) -> None:
+    with pytest.raises(InputError, match="pass the Model that the loop uses"):
+        check_padding(lambda prompts: [[5] for _ in prompts], ["the"], oracle.model, max_new_tokens=1, bits=True)
 
 
 def test_the_same_line_of_several_engines_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,14 +90,14 @@ class WatchedLayer(CacheLayerMixin):  # type: ignore[misc]
 def watch(model: Model) -> list[LayerAtWork]:
     """Every decoder layer at work in one forward of a few tokens; none where the network's layers are no such list."""
     rules = layer_rules(model.checkpoint.config)
-    layers = next((m for m in model.network.modules() if isinstance(m, nn.ModuleList) and len(m) == len(rules)), None)
-    if layers is None or not all(rule.attends and not rule.num_states for rule in rules):
+    layers = [layer for _, layer in model.named_layers()]
+    if not layers or not all(rule.attends and not rule.num_states for rule in rules):
         return []
     cache = Cache(layers=[WatchedLayer(rule.window, index) for index, rule in enumerate(rules)])
     seen: list[LayerAtWork] = []
     ids = torch.arange(ROWS * COLUMNS).view(ROWS, COLUMNS) % model.checkpoint.vocab_size
     batch = Batch((), ids, torch.ones_like(ids), torch.arange(COLUMNS).repeat(ROWS, 1))
-    with torch.inference_mode(), _hooked(list(layers), cache, seen), suppress(Exception):
+    with torch.inference_mode(), _hooked(layers, cache, seen), suppress(Exception):
         model.forward(batch, past_key_values=cache)
     return seen
 

@@ -14,11 +14,13 @@ from batchgen.errors import InputError
 from batchgen.model import Model
 from batchgen.model.chat import Chat
 from batchgen.model.padding import encode
-from batchgen.proof.verify.bits import MakeEngine, compare_bits
+from batchgen.proof.verify.bit_check import BitCheck, Parting
+from batchgen.proof.verify.bits import compare_bits
 from batchgen.proof.verify.callables import check_padding
 from batchgen.proof.verify.controls import pick_rows, run_controls, spread
 from batchgen.proof.verify.cost import QuantizationCost, RowCost
-from batchgen.proof.verify.facts import BitCheck, Control, Controls, ErrorBound, RowCheck, ScoreCheck, VerifyReport
+from batchgen.proof.verify.facts import Control, Controls, ErrorBound, RowCheck, ScoreCheck, VerifyReport
+from batchgen.proof.verify.layers import MakeEngine
 from batchgen.proof.verify.oracle import ERROR_ROWS, Oracle, measure_error
 from batchgen.proof.verify.quantized import measure_cost
 from batchgen.proof.verify.rows import LogitRecorder, check_engine
@@ -36,6 +38,7 @@ __all__ = [
     "ErrorBound",
     "LogitRecorder",
     "Oracle",
+    "Parting",
     "Plain",
     "QuantizationCost",
     "RowCheck",
@@ -78,6 +81,7 @@ def verify_rows(
     make: Callable[[OnLogits], Engine],
     *,
     others: Mapping[str, MakeEngine] | None = None,
+    alone: MakeEngine | None = None,
     parse_special: bool = False,
     chat: Chat | None = None,
     plain: Plain | None = None,
@@ -86,15 +90,14 @@ def verify_rows(
     """Runs greedy requests through an engine and checks every row; also the rows that could not be run.
 
     `make` gives an engine for `model` that tells the logits it decides from; `others` give some that run the rows in
-    other ways, for a comparison of bits; a `scorer` scores the rows that `make`'s has finished; `plain` is what model
-    and oracle are without quantisation, whose cost is measured. Raises `InputError` where no row can be run.
+    other ways, for a comparison of bits, and `alone` one that runs each row by itself; a `scorer` scores the rows that
+    `make`'s has finished; `plain` is what model and oracle are without quantisation, whose cost is measured. Raises
+    `InputError` where no row can be run.
     """
-    encoded = _encode(model, requests, parse_special, chat)
-    sequences = _runnable(encoded)
+    sequences = _runnable(encoded := _encode(model, requests, parse_special, chat))
     bound = _bound(model, oracle, sequences)
     controls = run_controls(plain.oracle if plain else oracle, sequences)  # before they have answers
-    recorder = LogitRecorder()
-    engine = make(recorder.on_logits)
+    engine = make((recorder := LogitRecorder()).on_logits)
     checks = sorted(check_engine(engine, recorder, oracle, sequences, bound), key=lambda check: check.index)
     report = VerifyReport(
         model=model.checkpoint.name,
@@ -107,7 +110,7 @@ def verify_rows(
         rows=tuple(checks),
         num_failed=len(_failed(encoded)),
         scores=check_scores(scorer, oracle, sequences, bound, oracle.quantize or model.dtype_name) if scorer else None,
-        bits=compare_bits(make, others, pick_rows(sequences)) if others else None,
+        bits=compare_bits(make, others, pick_rows(sequences), alone=alone) if others else None,
         cost=_cost(oracle, plain, sequences) if plain else None,
     )
     return report, _failed(encoded)

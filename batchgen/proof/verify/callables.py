@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Rows
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from batchgen.errors import InputError
@@ -14,6 +15,7 @@ from batchgen.model.stops import decode_output
 from batchgen.proof.mistakes import generate_as_is
 from batchgen.proof.verify.controls import pick_rows
 from batchgen.proof.verify.facts import ErrorBound, RowCheck
+from batchgen.proof.verify.loops import LoopRecorder, compare_loop
 from batchgen.proof.verify.oracle import ERROR_ROWS, Oracle, measure_error
 from batchgen.proof.verify.rows import Departure, find_departure, to_check
 from batchgen.records import Request, SamplingParams, Sequence
@@ -27,13 +29,18 @@ def check_padding(
     max_new_tokens: int = 32,
     device: str = "auto",
     dtype: str = "float32",
+    bits: bool = False,
 ) -> list[RowCheck]:
     """Checks your own loop: does each prompt get the same tokens as from unpadded greedy `generate` alone?
 
     `call` takes the prompts and returns a text or token ids (a list, or a row of a tensor) for each: the generated
     part, or the whole row with its prompt and pads. It must be greedy, generate up to `max_new_tokens` tokens, and use
     the same model: a name, a folder or a Hub id. `dtype` is the dtype it computes in. The oracle uses float32; how far
-    another dtype may differ is measured. The verdict on each row is identical, rounding or bug. Raises `BatchgenError`.
+    another may differ is measured. The verdict on each row is identical, rounding or bug.
+
+    With `bits`, up to eight prompts also run one at a time, three at a time, shuffled and behind a shared opening:
+    `bits` of their checks is then "bit-identical", or which decoder layer first gave other numbers, and by how much.
+    `call` must run the network of `model`, a `Model`. Raises `BatchgenError`.
 
     >>> checks = check_padding(lambda prompts: [" a very nice dog"], ["My dog is"], "bundled", max_new_tokens=4)
     >>> [check.verdict for check in checks]
@@ -43,12 +50,22 @@ def check_padding(
     own = model if isinstance(model, Model) else open_model(model, device=device, dtype=dtype)
     oracle = Oracle(own if own.dtype_name == "float32" else _in_float32(own))
     sequences = _encode(oracle, prompts, max_new_tokens)
-    outputs = [output.tolist() if hasattr(output, "tolist") else output for output in call(list(prompts))]
+    picked = pick_rows(sequences) if bits else []
+    recorder = LoopRecorder(own, picked)
+    given = recorder.run(call, list(prompts), picked) if bits else call(list(prompts))
+    outputs = [output.tolist() if hasattr(output, "tolist") else output for output in given]
     if len(outputs) != len(prompts):
         raise InputError(f"the callable gave {len(outputs)} outputs for {len(prompts)} prompts")
+    checks = _check_outputs(oracle, own, sequences, outputs)
+    encode_more = partial(_encode, oracle, max_new_tokens=max_new_tokens)
+    found = compare_loop(call, recorder, own, picked, encode_more) if bits else {}
+    return [replace(check, bits=found.get(check.index)) for check in checks]
+
+
+def _check_outputs(oracle: Oracle, own: Model, sequences: list[Sequence], outputs: list[Any]) -> list[RowCheck]:
     bound = measure_error(oracle, own, pick_rows(sequences, ERROR_ROWS))
     if all(isinstance(output, str) for output in outputs):
-        texts = _without_prompts(outputs, prompts)
+        texts = _without_prompts(outputs, [row.request.prompt for row in sequences])
         return [_check_text(oracle, row, text, bound) for row, text in zip(sequences, texts, strict=True)]
     tokens = _new_tokens(outputs, sequences)
     return [_check_tokens(oracle, row, ids, bound) for row, ids in zip(sequences, tokens, strict=True)]

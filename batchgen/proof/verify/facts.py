@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import floor, isfinite, log10
 from typing import Any, Literal
 
+from batchgen.proof.verify.bit_check import BitCheck
 from batchgen.proof.verify.cost import QuantizationCost
 from batchgen.records import RowId, precision_of
 from batchgen.text import short_number
@@ -34,7 +35,8 @@ class RowCheck:
 
     `differences` has the largest logit difference of each step. It is empty if no logits were seen: for a row that was
     answered with an identical row's tokens, or for the caller's own loop. At the first step that differs, `margin` is
-    the gap between the oracle's two best logits, `token` is the row's token, and `expected` is the oracle's.
+    the gap between the oracle's two best logits, `token` is the row's token, and `expected` is the oracle's. `bits` is
+    "bit-identical", or where the row parted in another batch, if `check_padding` was asked for it.
     """
 
     id: RowId | None
@@ -48,6 +50,7 @@ class RowCheck:
     margin: float | None = None
     token: str | None = None
     expected: str | None = None
+    bits: str | None = None
 
     @property
     def first_step_difference(self) -> float | None:
@@ -69,6 +72,7 @@ class RowCheck:
             "differences": [_finite(difference) for difference in self.differences],
         }
         where = {"margin": _finite(self.margin), "token": self.token, "expected": self.expected}
+        where |= {"bits": self.bits} if self.bits else {}
         return {**{name: getattr(self, name) for name in names}, **where, **differences}
 
 
@@ -149,30 +153,6 @@ class DifferenceBin:
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """Another way to run the rows: how many got other bits in it, and by how much a logit moved at most."""
-
-    name: str
-    num_different: int
-    max_difference: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class BitCheck:
-    """What became of a few rows in several ways, against the engine as it was asked for."""
-
-    num_rows: int
-    ways: tuple[Way, ...]
-
-    @property
-    def is_identical(self) -> bool:
-        return not any(way.num_different for way in self.ways)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "is_identical": self.is_identical}
-
-
-@dataclass(frozen=True, slots=True)
 class VerifyReport:
     """Everything that `verify` found; `most_rows` is how many ran together at most."""
 
@@ -199,8 +179,11 @@ class VerifyReport:
 
     @property
     def has_bug(self) -> bool:
-        """Whether a row got other tokens, logits or scores than rounding explains, or right padding changed them."""
-        if self.scores and self.scores.has_bug:
+        """Whether a row got other tokens, logits or scores than rounding explains, or right padding changed them.
+
+        Other bits are a bug where the same ones are promised.
+        """
+        if (self.scores and self.scores.has_bug) or (self.bits and self.bits.has_bug):
             return True
         return self.count("bug") > 0 or any(c.must == "hold" and c.broke for c in self.controls.controls)
 
