@@ -45,6 +45,11 @@ of any length run together in slots, and the next row takes the slot of a finish
 Find your model by `model_type` in its `config.json`: SmolLM2 and TinyLlama are `llama`, Qwen2.5 is `qwen2`, Mistral 7B
 is `mistral`. Names such as `phi3_longrope` and `mamba_with_biases` are variants of a family.
 
+Of a model that also sees or hears, batchgen loads the text part. Mistral 3, LLaVA, InternVL, SmolVLM, LFM2-VL and
+others run as the family of their `text_config`; Qwen2-VL and Qwen2.5-VL as `qwen2`, Qwen3-VL as `qwen3`; Gemma 3,
+Gemma 3n, Gemma 4, Llama 4 and Qwen3.5 have rows of their own. GLM-4V, Qwen2.5-Omni and Llama 3.2 Vision are refused:
+use a text-only model of the same family.
+
 - **engine**: what `--engine auto` chooses.
 - **rows of one batch**: which rows can run together. For `reference`, batchgen tests this when it first loads a model:
   it runs rows of very different lengths together and compares them with each row alone. It uses the first option that

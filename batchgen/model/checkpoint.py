@@ -19,6 +19,7 @@ from batchgen.model.find import BUNDLED_FOLDER, has_tokenizer
 from batchgen.model.guarded import GuardedTokenizer
 from batchgen.model.private import supports_sdpa
 from batchgen.model.quiet import one_line, quiet
+from batchgen.model.text_part import text_part
 from batchgen.model.tokenizer import LightTokenizer, Tokenizer
 from batchgen.model.tokenizer_files import read_light_tokenizer
 from batchgen.model.tokenizer_trial import judge_tokenizer
@@ -115,6 +116,8 @@ def _read_config(name: str, folder: Path) -> PretrainedConfig:
 
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         _forget_quantization(config)
+        if text := text_part(config):
+            return text
         _check_architecture(name, config)
         return config
 
@@ -142,7 +145,12 @@ def _check_architecture(name: str, config: PretrainedConfig) -> None:
     fix = "batchgen runs decoder-only language models, such as gpt2"
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"model {name} is an encoder-decoder model ({architecture}): {fix}")
-    if config.model_type not in CAUSAL or (config.architectures and architecture not in _flatten(CAUSAL.values())):
+    is_whole = config.get_text_config() is not config
+    loads_part = is_whole and config.get_text_config().model_type in CAUSAL  # as Llama 4's network for text does
+    causal = architecture.replace("ForConditionalGeneration", "ForCausalLM") if loads_part else architecture
+    if config.model_type not in CAUSAL or (config.architectures and causal not in _flatten(CAUSAL.values())):
+        if is_whole:
+            fix = "transformers cannot run its text part alone: use a text-only model of the same family"
         raise ModelError(f"model {name} is not a causal language model ({architecture}): {fix}")
 
 

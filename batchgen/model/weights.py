@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from batchgen.model.loaded import Model
 from batchgen.model.private import set_attention
 from batchgen.model.quiet import one_line, quiet
 from batchgen.model.stored_integers import StoredWeights, stored_scheme
+from batchgen.model.text_part import NAMES
 from batchgen.records import MemoryLimit
 from batchgen.text import size_text
 
@@ -65,6 +67,8 @@ def _read_network(
 
     folder, config = checkpoint.folder, checkpoint.config
     options = {"config": config, "dtype": dtype, "attn_implementation": attention, "output_loading_info": True}
+    if config.model_type != json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type"):
+        options["key_mapping"] = NAMES  # the text part of a larger whole
     if scheme := stored_scheme(checkpoint.name, folder):
         stored = StoredWeights(folder, scheme)
         family = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
