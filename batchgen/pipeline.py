@@ -258,7 +258,7 @@ def to_result(sequence: Sequence, checkpoint: Checkpoint, chat: Chat) -> Result:
 
 
 def _cut(sequence: Sequence) -> dict[str, int]:
-    """Return what was cut from a row that was too long."""
+    """Count the tokens and messages that were cut from a row because it was too long."""
     counts = {TRUNCATED: sequence.num_truncated_tokens, DROPPED: sequence.num_dropped_messages}
     return {name: count for name, count in counts.items() if count}
 

@@ -168,7 +168,7 @@ def _in_flags(error: BatchgenError) -> str:
 
 
 def _is_unforeseen(error: BaseException) -> bool:
-    """Whether an error is unexpected. Typer also ends commands with exceptions of its own; those do not count."""
+    """Whether to report an error as unexpected: not typer's own exceptions, and not if BATCHGEN_TRACEBACK is set."""
     is_error = isinstance(error, Exception) and not isinstance(error, REFUSED | typer.Exit | typer.Abort)
     return (is_error or is_panic(error)) and TRACEBACK not in os.environ
 

@@ -1,4 +1,4 @@
-"""Suggestions for unknown options and commands. No suggestion is better than a silly one."""
+"""Suggestions for unknown options and commands; if nothing is close enough, they are empty."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ class DrawOptions:
     ] = False
 
     def check(self, sources: list[Source]) -> None:
-        """Reject files that exist, are inputs, or have no folder."""
+        """Reject files that exist (without --overwrite), are inputs, or have no folder."""
         named = [(name, path) for name, path in (("svg", self.svg), ("html", self.html)) if path]
         for name, path in named:
             check_file(name, path, sources, overwrite=self.overwrite)

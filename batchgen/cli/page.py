@@ -57,7 +57,7 @@ def page(
 
 
 def check_page(place: Path, others: Iterable[Path], *, overwrite: bool) -> None:
-    """Refuse to write a page that exists, has no folder, or is one of its inputs."""
+    """Refuse to write a page that exists (without `overwrite`), has no folder, or is one of its inputs."""
     if place == STDOUT:
         return
     check_file("html", place, [], overwrite=overwrite)

@@ -1,4 +1,4 @@
-"""Running out of memory: how much rows may take now, what was too much, and measured against predicted use.
+"""Running out of memory: how much rows may take now, what was too much, and how use compares with the prediction.
 
 Knows nothing about models or how rows run; the engine decides what to do when memory runs out.
 """

@@ -53,8 +53,9 @@ def longest_first(sequences: Iterable[Sequence]) -> list[Sequence]:
 def cheapest_cuts(lengths: list[int], rooms: Mapping[int, int], row_work: int, batch_work: int) -> list[int]:
     """Divide rows of these lengths, the longest first, into batches at the lowest cost; return the rows of each.
 
-    A batch whose longest row has S tokens has at most `rooms[S]` rows. Its cost, in tokens through the model, is n * (S
-    + row_work) + batch_work for n rows of S columns.
+    A batch whose longest row has S tokens has at most `rooms[S]` rows.
+
+    A batch of n rows of S columns costs n * (S + row_work) + batch_work, in tokens through the model.
 
     >>> cheapest_cuts([9, 9, 1, 1], {9: 4, 1: 4}, 0, 5)
     [2, 2]

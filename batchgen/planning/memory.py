@@ -85,8 +85,8 @@ def _keeps_logits(sampling: SamplingParams) -> bool:
 def _sampling_factor(sampling: SamplingParams) -> float:
     if sampling.is_greedy:
         return 0
-    # Logits over temperature, the unsure tokens' booleans, the CDF in float64; a cut keeps its own copy of the logits
-    # and masks; top-p sorts them, with their places in int64. Each figure measured alone.
+    # Logits over temperature, the booleans of unsure tokens, the CDF in float64; a cut keeps its own copy of the logits
+    # and masks; top-p sorts them, with int64 indices. Each figure was measured separately.
     cuts = {"top_k": 4.5 if sampling.top_k else 0, "min_p": 5 if sampling.min_p else 0}
     factors = [3.25, *cuts.values(), 7.25 if sampling.top_p < 1 else 0]
     num_cuts = sum(factor > 0 for factor in factors[1:])

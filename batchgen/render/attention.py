@@ -53,7 +53,7 @@ def _table(row: InspectedRow, seen: QueryAttention) -> Table:
 
 
 def _lines(row: InspectedRow, seen: QueryAttention, most: float) -> Iterator[list[Text]]:
-    """Yield the keys; more than `MOST_PADS` pads share one line. Keys after the query have no weight and no line."""
+    """Yield a line per key; more than `MOST_PADS` pads share one. Keys after the query have no weight and no line."""
     last = len(row.labels) if seen.is_pad else seen.query + 1  # a query that sees no key weights all columns equally
     num_pads = min(row.num_pads, last)
     first = num_pads if num_pads > MOST_PADS and not seen.is_pad else 0

@@ -48,7 +48,7 @@ def _grid(row: InspectedRow, visible_keys: list[list[bool]], skip: int, width: i
 def _part(
     row: InspectedRow, names: list[str], visible_keys: list[list[bool]], skip: int, keys: range
 ) -> Iterator[Text]:
-    """Yield all queries from `skip` on against some keys: the keys' names, their 0/1 mask, the grid."""
+    """Yield the lines of all queries from `skip` on against some keys: the keys' names, their 0/1 mask, the grid."""
     margin = " " * (LABEL_WIDTH + 3)
     for line in _upright([names[key] for key in keys]):
         yield Text(margin + line, style="dim")

@@ -71,7 +71,10 @@ def _check_is_new(target: Target) -> None:
 
 
 def check_file(name: str, path: Path, sources: Sequence[Source], *, overwrite: bool) -> None:
-    """Check the file of a parameter; raise if it exists, is an input, has no folder, or is a dash."""
+    """Check the file of a parameter before a run.
+
+    Raises `OutputError` if it exists (without `overwrite`), is an input or has no folder, and `UsageError` for a dash.
+    """
     shown = f"{parameter(name)} {path}"
     if str(path) == "-":
         raise UsageError(f"{shown}: this cannot go to standard output: name a file")

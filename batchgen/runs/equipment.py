@@ -93,7 +93,7 @@ def load_equipment(job: Job, manifest: Manifest, observer: Observer) -> Equipmen
     check_named_tokens(job.sampling, found.checkpoint.vocab_size)
     if job.is_noted:
         manifest.begin(found.device, observer.say, command=job.command, **made_of(job, found))
-        # Rows that are already stored give the model this name.
+        # Stored rows have the model's name from the start of the run.
         found = replace(found, checkpoint=replace(found.checkpoint, name=manifest.facts["model"]["model"]))
         found = replace(found, begun=manifest.engine)
         refuse_other_engine(found.begun, job.engine, found.dtype)

@@ -41,7 +41,7 @@ def execute(
 ) -> Ending:
     """Run a job, write its results to the target (or to `stdout` if there is none), and return how it ended.
 
-    A run that the observer stops ends early. `KeyboardInterrupt` is raised on unless the observer asked to stop.
+    A run that the observer stops ends early. A `KeyboardInterrupt` propagates unless the observer asked to stop.
     """
     if job.target and job.target.is_complete:
         return find_finished(job, job.target, observer)

@@ -42,9 +42,9 @@ def _is_unwritten(target: Target) -> bool:
 
 
 def _open(target: Target) -> Store:
-    """Open the store with the mode of the output file.
+    """Open the store with the mode of the output file, or privately if there is none.
 
-    Without an output file it is private, unless it is itself the output.
+    A store that is itself the output follows the user's umask.
     """
     mode = mode_of(target.file)
     return Store(target.store, None if target.is_store else PRIVATE if mode is None else mode)

@@ -1,4 +1,4 @@
-"""How fast a run goes and how long it will still take. Knows neither the run nor who is told."""
+"""How fast a run goes and how long it will still take. Knows nothing about the run or who is shown the numbers."""
 
 from __future__ import annotations
 

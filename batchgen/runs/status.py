@@ -25,7 +25,7 @@ class RunStatus:
     """How far a run is. Times are seconds since 1970; unknown values are None.
 
     `command` is the command that started it, typed in `folder`. `reasons` are the first kinds of errors, each with its
-    number of rows. `noted_s` is the time of its last progress.
+    number of rows. `noted_s` is the time of its last progress; `progress.seconds_left` counts from then.
     """
 
     path: str

@@ -16,7 +16,7 @@ from batchgen.records import Result
 from batchgen.runs.cells import hash_of, to_result
 from batchgen.runs.database import COLUMNS, DAMAGED, in_one_line, open_for_reading
 
-PAGE_ROWS = 500  # rows per query: between pages no reader blocks the running run's write-ahead log
+PAGE_ROWS = 500  # rows per query: between queries, a reader does not hold the log of a running run
 FAILED = "finish_reason = 'error'"
 REASONS = f"""
 SELECT source, error, min(row_index), count(DISTINCT row_index) FROM results WHERE {FAILED}
