@@ -17,7 +17,7 @@ def malformed(trial: Trial) -> Iterator[Tried]:
     source, output = trial.folder / name, trial.folder / "out.jsonl"
     source.write_bytes(drawn.content)
     into_file = trial.draw.random() < 0.5
-    options = ["-o", output] if into_file else ["--format", "jsonl"]
+    options = ["--format", "jsonl", *(["-o", output] if into_file else [])]  # an OpenAI Batch is answered in kind else
     ended = run([*FAKE, source, "-q", "--max-new-tokens", "300000", *options])
     what = f"{name}, {'into a file' if into_file else 'to a pipe'}"
     if drawn.says or (drawn.is_damaged and ended.code == 1):
