@@ -14,7 +14,7 @@ from batchgen.engines.protocol import Engine, finish_all
 from batchgen.engines.ready import Ready, ReadyToScore, get_ready, get_ready_to_score, room_bytes, why_different
 from batchgen.machine.limits import Bound, PeakMeter, memory_bounds
 from batchgen.planning.backoff import Backoff
-from batchgen.records import EngineChoice, EngineOptions, Sequence
+from batchgen.records import BATCH_INVARIANT, EngineChoice, EngineOptions, Sequence
 
 if TYPE_CHECKING:
     import torch
@@ -135,7 +135,13 @@ def _continuous(ready: Ready, sampler: Sampler, backoff: Backoff, options: Engin
 
     assert ready.own
     return ContinuousEngine(
-        SlotModel(ready.own), backoff.limits, sampler, share=options.share_prefixes, backoff=backoff
+        SlotModel(ready.own),
+        backoff.limits,
+        sampler,
+        share=options.share_prefixes,
+        # A token that steps of other sizes could change would be another one where it was looked up.
+        lookup=options.prompt_lookup and (ready.choice.bits == BATCH_INVARIANT or sampler.recompute is not None),
+        backoff=backoff,
     )
 
 

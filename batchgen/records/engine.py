@@ -58,6 +58,11 @@ class EngineOptions:
         panel=BATCHES,
     )
     share_prefixes: bool = option(True, "Compute tokens that several prompts begin with only once.", panel=BATCHES)
+    prompt_lookup: bool = option(
+        True,
+        "With few rows, try several tokens per step that repeat a row's own text; the answers are the same.",
+        panel=BATCHES,
+    )
     workers: int | None = option(
         None,
         "Worker processes, each with its own copy of the model. Default: one per device.",
@@ -151,7 +156,8 @@ class EngineStats:
     `new_tokens` counts tokens of finished and running rows; it falls if memory runs out and rows start over.
     `decode_work` is the sum of `planning.batches.step_work` over all steps. `host_syncs` counts how often the host
     waited for results from the device. `predicted_bytes` is what the largest batch was expected to add to the memory in
-    use, `measured_bytes` the most that any batch added (None if it cannot be measured).
+    use, `measured_bytes` the most that any batch added (None if it cannot be measured). `drafted_tokens` counts the
+    tokens that prompt lookup tried, `accepted_tokens` those of them that were part of an answer.
     """
 
     engine: str = ""
@@ -164,3 +170,5 @@ class EngineStats:
     peak_bytes: int = 0
     predicted_bytes: int = 0
     measured_bytes: int | None = None
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0

@@ -14,16 +14,16 @@ from itertools import accumulate, islice, takewhile
 
 import torch
 
+from batchgen.engines.continuous.feeds import Feeder
 from batchgen.engines.continuous.memory import last_column, prefill_rows
-from batchgen.engines.continuous.prefixes import shared_prefixes, twins
 from batchgen.engines.continuous.room import SlotRoom
-from batchgen.engines.continuous.rows import Opening, SlotRow
+from batchgen.engines.continuous.rows import SlotRow, groups_of
 from batchgen.engines.continuous.slot_model import SlotModel
 from batchgen.engines.continuous.slots import Slot
 from batchgen.engines.sampling.sampler import Sampler
 from batchgen.errors import failures_in_one_line, is_out_of_memory
 from batchgen.planning.backoff import Backoff, release
-from batchgen.planning.batches import longest_first, plan_prefills, step_work
+from batchgen.planning.batches import plan_prefills, step_work
 from batchgen.planning.memory import BatchLimits
 from batchgen.records import EngineStats, Sequence
 
@@ -34,7 +34,8 @@ REFILL_SHARE = 16
 class ContinuousEngine:
     """Keeps every slot busy. A step is one forward: a prefill while there are rows and room, else a token for each row.
 
-    `sampler` chooses the tokens. `share` computes once what prompts have in common.
+    `sampler` chooses the tokens. `share` computes once what prompts have in common. Few rows get several tokens in a
+    step: those that they have already, and with `lookup` those that repeat what they have.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class ContinuousEngine:
         sampler: Sampler,
         *,
         share: bool = True,
+        lookup: bool = False,
         backoff: Backoff | None = None,
     ) -> None:
         self.slot_model = slot_model
@@ -53,7 +55,8 @@ class ContinuousEngine:
         self._backoff = backoff or Backoff(limits)
         self._room = SlotRoom(self._backoff)
         self._first_window = self.most_slots
-        self._batches = self._decode_work = self._new_tokens = 0
+        self._feeder = Feeder(slot_model, sampler, several=lookup)
+        self._batches = self._decode_work = 0
         self._prefill_s = self._decode_s = 0.0
         self._waiting: deque[SlotRow] = deque()
         self._running: list[SlotRow] = []
@@ -80,7 +83,9 @@ class ContinuousEngine:
         return EngineStats(
             engine="continuous",
             batches=self._batches,
-            new_tokens=self._new_tokens,
+            new_tokens=self._feeder.new_tokens,
+            drafted_tokens=self._feeder.drafted,
+            accepted_tokens=self._feeder.accepted,
             prefill_s=self._prefill_s,
             decode_s=self._decode_s,
             decode_work=self._decode_work,
@@ -92,7 +97,7 @@ class ContinuousEngine:
 
     def add(self, sequences: Iterable[Sequence]) -> None:
         """Queues rows, those that begin alike together, the longest first."""
-        groups = self._group(list(sequences))
+        groups = groups_of(list(sequences), share=self.share, shares_prefixes=self.slot_model.shares_prefixes)
         for rows in sorted(groups, key=lambda rows: -rows[0].sequence.num_prompt_tokens):
             self._waiting.extend(rows)
 
@@ -128,17 +133,6 @@ class ContinuousEngine:
         self._owes_step = False
 
     # Rows that wait.
-
-    def _group(self, sequences: list[Sequence]) -> list[list[SlotRow]]:
-        others = {id(lead): rest for lead, *rest in twins(sequences)} if self.share else {id(s): [] for s in sequences}
-        leads = [sequence for sequence in sequences if id(sequence) in others]
-        groups = []
-        for num_tokens, group in (
-            shared_prefixes(leads) if self.share and self.slot_model.shares_prefixes else [(0, leads)]
-        ):
-            opening = Opening(group[0].input_ids[:num_tokens]) if num_tokens else None
-            groups.append([SlotRow(sequence, others[id(sequence)], opening) for sequence in longest_first(group)])
-        return [group for group in groups if group]
 
     def _has_room(self) -> bool:
         free = self.most_slots - len(self._running)
@@ -191,9 +185,7 @@ class ContinuousEngine:
         slots = [Slot(opening.prefix if opening else None) for _ in rows]
         try:
             logits = self.slot_model.prefill([row.prompt for row in rows], slots)
-            for row in rows:
-                row.num_fed = 0
-            choosing, choices = self._choose(rows, logits)
+            self._feeder.choose_first(rows, logits)
         except BaseException:
             for slot in slots:
                 self.slot_model.cache.close(slot, is_broken=True)  # for all that is known
@@ -205,7 +197,7 @@ class ContinuousEngine:
             row.sequence.batch_index, row.sequence.padded_length = self._batches, longest
         self._running += rows
         self._batches += 1
-        self._append(choosing, choices)
+        self._retire()
         self._owes_step = bool(self._running)
         self._has_finished = bool(self._finished)
         if self._has_finished:
@@ -219,35 +211,19 @@ class ContinuousEngine:
         started = time.perf_counter()
         rows = self._running
         self._num_tried = len(rows)
-        slots = [row.slot for row in rows if row.slot]
-        token_ids = [row.next_fed() for row in rows]
         try:
-            choosing, choices = self._choose(rows, self.slot_model.step(token_ids, slots))
+            self._feeder.step(rows)
         except BaseException:
-            for row in rows:
-                row.num_fed -= 1
             self._has_lost_states = not self.slot_model.cache.undo_step()
+            self._retire()
             raise
-        self.slot_model.cache.end_step()
-        self._append(choosing, choices)
+        self._retire()
         self._decode_s += time.perf_counter() - started
         self._decode_work += step_work(len(rows))
 
-    def _choose(self, rows: list[SlotRow], logits: torch.Tensor) -> tuple[list[SlotRow], list[int | None]]:
-        """The next tokens of the rows that have been fed all of theirs."""
-        if any(row.is_behind for row in rows):
-            logits = logits[[place for place, row in enumerate(rows) if not row.is_behind]]
-            rows = [row for row in rows if not row.is_behind]
-        return rows, self.sampler.choose(logits, [row.sequence for row in rows]) if rows else []
-
-    def _append(self, rows: list[SlotRow], tokens: list[int | None]) -> None:
-        """Gives rows their tokens, and retires those that are finished; None is a row that is broken."""
-        for row, token in zip(rows, tokens, strict=True):
-            if token is None:
-                row.sequence.fail(row.sequence.error or self.slot_model.model.nan_message)
-            else:
-                self._new_tokens += self.sampler.extend(row.sequence, token)
-        done = [row for row in rows if row.sequence.is_finished]
+    def _retire(self) -> None:
+        """Rows that are finished go out."""
+        done = [row for row in self._running if row.sequence.is_finished]
         if done:
             self._running = [row for row in self._running if not row.sequence.is_finished]
             for row in done:
@@ -260,7 +236,7 @@ class ContinuousEngine:
         if row.slot:
             self.slot_model.cache.close(row.slot, is_broken=row.sequence.error is not None)
         for twin in row.twins:
-            self._new_tokens += row.sequence.num_output_tokens
+            self._feeder.new_tokens += row.sequence.num_output_tokens
             twin.copy_answer(row.sequence)
         self._finished += [row.sequence, *row.twins]
 
@@ -293,7 +269,7 @@ class ContinuousEngine:
     def _fail_first(self) -> None:
         """The first waiting row fits nowhere: it goes out failed, without the tokens that it may have had."""
         row = self._waiting.popleft()
-        self._new_tokens -= row.sequence.num_output_tokens
+        self._feeder.new_tokens -= row.sequence.num_output_tokens
         row.sequence.output_ids.clear()
         self._backoff.fail(row.sequence)
         self._leave(row)

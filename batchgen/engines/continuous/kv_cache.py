@@ -36,7 +36,7 @@ Layer = SlotLayer | StateLayer | EmptyLayer
 class SlotCache(Cache):  # type: ignore[misc]
     """What every layer keeps, by its rule: pages of keys and values, states, both or nothing.
 
-    Before a forward say which slots it fills: `begin_prefill` for prompts, `begin_step` for one token of each slot.
+    Before a forward say what it fills: `begin_prefill` for prompts, `begin_step` for one token of each slot or more.
     """
 
     def __init__(self, rules: Rows[LayerRule], device: torch.device) -> None:
@@ -89,7 +89,10 @@ class SlotCache(Cache):  # type: ignore[misc]
         return prefix
 
     def begin_step(self, slots: Rows[Slot]) -> None:
-        """The next forward appends one column to each of `slots`, all that are open, and attends to all it sees."""
+        """The next forward appends a column to each of `slots`, all that are open, and attends to all it sees.
+
+        A slot may stand there several times, if none has states: its columns see those before them.
+        """
         self._begun = []
         for pool in self.pools:  # before any slot has changed, since it may run out of memory
             pool.reserve_step(slots)
@@ -110,8 +113,16 @@ class SlotCache(Cache):  # type: ignore[misc]
         for slot in begun:
             slot.num_columns -= 1
             for pool in self.pools:
-                pool.undo_step(slot)
+                pool.take_back(slot, is_broken=True)  # what a failed forward wrote may be no number
         return self.states is None or self.states.undo_step()
+
+    def take_back(self, slot: Slot, num_columns: int, *, is_broken: bool = False) -> None:
+        """Takes back the last columns that the step in hand has given a slot, zeroed if what is in them `is_broken`."""
+        for _ in range(num_columns):
+            self._begun.remove(slot)
+            slot.num_columns -= 1
+            for pool in self.pools:
+                pool.take_back(slot, is_broken=is_broken)
 
     def end_step(self) -> None:
         """The step in hand has succeeded: what it has begun stays."""

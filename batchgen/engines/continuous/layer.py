@@ -128,9 +128,9 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         if isinstance(view, PrefillView):
             return self._attend_prompts(query * scaling, view, extras, of)
         filled, heads, _, size = query.shape
-        rows, used = len(view.page), len(view.row_of_page)
+        rows, used = len(view.page), len(view.row_of_page) // view.times
         keys, values = of(self.keys[:used], self.values[:used])
-        own = Pages(keys, values, view.row_of_page, view.mask, view.order, view.first)
+        own = Pages(keys, values, view.row_of_page, view.mask, view.order, view.first, view.times)
         prefixes = [self._seen(shared, of) for shared in view.prefixes]
         query = query[:rows].reshape(rows, self.keys.shape[1], -1, size)  # [B, Hkv, G, D]
         found = attend(query, own, prefixes, extras, scaling).reshape(rows, 1, heads, -1).to(query.dtype)

@@ -7,11 +7,10 @@ own positions, and one that leaves gives its pages to the next without moving th
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Sequence as Rows
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,36 +18,20 @@ import torch
 from batchgen.engines.continuous.blocks import touch_block
 from batchgen.engines.continuous.memory import PAGE
 from batchgen.engines.continuous.prompt_attention import RowLayout
-from batchgen.engines.continuous.slots import PrefillView, Prefix, SharedPrefix, Slot, StepView, by_prefix
+from batchgen.engines.continuous.slots import Held, PrefillView, Prefix, Slot, StepView
+from batchgen.engines.continuous.step_view import HIDDEN, step_view
 from batchgen.machine.process import untouched_memory_is_free
 
 if TYPE_CHECKING:
     from batchgen.engines.continuous.layer import SlotLayer
     from batchgen.model.layer_rules import LayerRule
 
-HIDDEN = torch.finfo(torch.float32).min  # added to the score of a column that holds nothing; -inf - -inf would be NaN
 MOST_HOLES = 1 / 16
 MORE_PAGES = 64  # how many come at once, at least, where there are none left
 # So large a part more comes with them where pages cost nothing until they are written: growing later copies those in
 # use, and all others are then touched for the first time once more, the slowest of all writes.
 SPARE_PAGES = 1 / 2
 TOUCHED_AHEAD = 32  # pages that take memory before they are used, so that not every step begins with it
-
-
-@dataclass(slots=True)
-class Held:
-    """A slot's pages, in the order of its columns; `num_gone` in front of them were given back."""
-
-    num_gone: int
-    pages: list[int] = field(default_factory=list)
-
-    @property
-    def end(self) -> int:
-        """The column behind the last page."""
-        return (self.num_gone + len(self.pages)) * PAGE
-
-    def page_of(self, column: int) -> int:
-        return self.pages[column // PAGE - self.num_gone]
 
 
 class PagePool:
@@ -131,50 +114,28 @@ class PagePool:
         self._holder = None
 
     def reserve_step(self, slots: Rows[Slot]) -> None:
-        """Makes sure of a page for each slot whose next column begins one; out of memory, it changes no slot."""
-        num_new = sum(slot.num_columns == self._held[slot].end for slot in slots) - len(self._free)
+        """Makes sure of pages for the next columns of slots; out of memory, it changes no slot."""
+        ends = [(self._held[slot].end, slot.num_columns + number) for slot, number in Counter(slots).items()]
+        num_new = sum(-(-max(0, needed - end) // PAGE) for end, needed in ends) - len(self._free)
         if num_new > self.num_pages - self.num_used:
             self.grow(self.num_used + max(num_new, MORE_PAGES))
 
     def begin_step(self, slots: Rows[Slot]) -> None:
-        """The next forward fills the last column of each of `slots`, all that are open, and attends to all it sees."""
+        """The next forward fills the last columns of `slots`, all that are open, and attends to all they see.
+
+        A slot that stands there n times has its last n filled.
+        """
         self._let_go()
-        held = [self._extend(slot) for slot in slots]
+        held = {slot: self._extend(slot) for slot in slots}
         self._touch()
-        row_of_page = [0] * self.num_used  # a free page counts as row 0's, which its mask hides
-        for row, its in enumerate(held):
-            for owned in its.pages:
-                row_of_page[owned] = row
-        prefixes = by_prefix(slots, self.rule, self.device)
-        read = self._read_pages(held, prefixes)
-        parts = (
-            [its.pages[-1] for its in held],
-            [(slot.num_columns - 1) % PAGE for slot in slots],
-            row_of_page,
-            [page for its in read for page in its],
-            [0, *accumulate(len(its) for its in read[:-1])],
-        )
-        sent = self._index([number for part in parts for number in part])  # all at once, which a device is slow at
-        page, column, rows, order, first = sent.split([len(part) for part in parts])  # type: ignore[no-untyped-call]
-        self.mask[page, column] = 0
-        self.view = StepView(page, column, rows, order, first, self.mask[: self.num_used], prefixes)
+        self.view = step_view(slots, held, self.mask[: self.num_used], self.rule)
 
-    def _read_pages(self, held: list[Held], prefixes: list[SharedPrefix]) -> list[list[int]]:
-        """The pages that each row reads, in the order of its columns; a prefix's are numbered as `StepView` says."""
-        before: list[list[int]] = [[] for _ in held]
-        end = self.num_used
-        for shared in prefixes:
-            for row in shared.rows:
-                before[row] = list(range(end, end + shared.num_pages))
-                end += shared.num_pages
-        return [pages + its.pages for pages, its in zip(before, held, strict=True)]
-
-    def undo_step(self, slot: Slot) -> None:
-        """Takes back the column that `begin_step` gave this slot, which has it no more."""
+    def take_back(self, slot: Slot, *, is_broken: bool) -> None:
+        """Takes back the last column that `begin_step` gave this slot, which has it no more; zeroed if `is_broken`."""
         held = self._held[slot]
         page, column = held.pages[-1], slot.num_columns % PAGE
         self.mask[page, column] = HIDDEN
-        for layer in self.layers:  # what a failed forward wrote may be no number
+        for layer in self.layers if is_broken else ():
             layer.zero([page], column)
         if column == 0:
             heapq.heappush(self._free, held.pages.pop())
@@ -182,9 +143,9 @@ class PagePool:
     def end_step(self, slots: Rows[Slot]) -> None:
         """Hides the columns of each slot that its next query does not see, and takes pages of such columns back."""
         gone = []
-        for slot in slots if self.rule.reach else ():
+        for slot, number in Counter(slots if self.rule.reach else ()).items():
             held, seen = self._held[slot], self._first_seen(slot)
-            for column in range(self._first_seen(slot, before=1), seen):
+            for column in range(self._first_seen(slot, before=number), seen):
                 gone.append((held.page_of(column), column % PAGE))
                 if (column + 1) % PAGE == 0:
                     heapq.heappush(self._free, held.pages.pop(0))

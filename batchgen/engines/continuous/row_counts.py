@@ -50,11 +50,20 @@ class RowCounts:
         ([(0, 1, 2)], [(0, 64, 64), (64, 67, 4)])
         """
         if self.block is None:
-            yield 0, num_rows, max(num_rows, self.least)
+            yield 0, num_rows, self.filled(num_rows)
             return
         for start in range(0, num_rows, self.block):
             stop = min(num_rows, start + self.block)
-            yield start, stop, next(size for size in (*self.fewer, self.block) if size >= stop - start)
+            yield start, stop, self.filled(stop - start)
+
+    def filled(self, num_rows: int) -> int:
+        """How many rows so many are filled up to, in one product.
+
+        >>> RowCounts(least=2).filled(1), RowCounts(block=64, fewer=(4,)).filled(5)
+        (2, 64)
+        """
+        sizes = (max(self.least, num_rows),) if self.block is None else (*self.fewer, self.block)
+        return next(size for size in sizes if size >= num_rows)
 
 
 class FixedRows(nn.Module):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from batchgen.engines.continuous.drafts import Drafts
+from batchgen.engines.continuous.prefixes import shared_prefixes, twins
+from batchgen.planning.batches import longest_first
 from batchgen.records import SamplingParams, Sequence
 
 if TYPE_CHECKING:
@@ -23,7 +27,7 @@ class Opening:
 class SlotRow:
     """A sequence, and its slot while it has one; `num_fed` of its output tokens are there.
 
-    A row whose slot was taken starts again from its prompt and is fed the tokens that it has, one by one: a prefill of
+    A row whose slot was taken starts again from its prompt and is fed the tokens that it has in steps: a prefill of
     them would round differently.
     """
 
@@ -32,24 +36,33 @@ class SlotRow:
     opening: Opening | None = None
     slot: Slot | None = None
     num_fed: int = 0
+    drafts: Drafts | None = None
 
     @property
     def prompt(self) -> Sequence:
         """The row as it was before its first token."""
         return replace(self.sequence, output_ids=[])
 
-    def next_fed(self) -> int:
-        """The token that the next step feeds, which counts as fed."""
-        self.num_fed += 1
-        return self.sequence.output_ids[self.num_fed - 1]
-
-    @property
-    def is_behind(self) -> bool:
-        """Whether it has tokens that its slot does not have yet."""
-        return self.num_fed < self.sequence.num_output_tokens
+    def guess(self, most: int) -> list[int]:
+        """At most so many tokens that may come next, the row's last one left out, which is never fed."""
+        most = min(most, self.sequence.sampling.max_new_tokens - self.sequence.num_output_tokens - 1)
+        if most <= 0:
+            return []
+        self.drafts = self.drafts or Drafts()
+        return self.drafts.guess(self.sequence.token_ids, most)
 
     @property
     def length(self) -> tuple[int, SamplingParams]:
         """Prompt tokens behind the opening, and options: what its memory depends on."""
         shared = len(self.opening.token_ids) if self.opening else 0
         return self.sequence.num_prompt_tokens - shared, self.sequence.sampling
+
+
+def groups_of(sequences: list[Sequence], *, share: bool, shares_prefixes: bool) -> Iterator[list[SlotRow]]:
+    """Rows that begin alike together, the longest first; those that must get the same answer are one row."""
+    others = {id(lead): rest for lead, *rest in twins(sequences)} if share else {id(s): [] for s in sequences}
+    leads = [sequence for sequence in sequences if id(sequence) in others]
+    for num_tokens, group in shared_prefixes(leads) if share and shares_prefixes else [(0, leads)]:
+        opening = Opening(group[0].input_ids[:num_tokens]) if num_tokens else None
+        if group:
+            yield [SlotRow(sequence, others[id(sequence)], opening) for sequence in longest_first(group)]

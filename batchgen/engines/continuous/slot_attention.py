@@ -45,8 +45,9 @@ def extras_of(kwargs: Mapping[str, Any]) -> Extras:
 class Pages:
     """The pages of all rows: keys and values `[U, Hkv, PAGE, D]`, as they lie.
 
-    row_of_page `[U]`; mask `[U, PAGE]` is added to the scores; order `[N]` are the pages that rows read, each row's in
-    the order of its columns, from first `[B]` on. Pages of prefixes count behind these U, row by row.
+    Each counts `times`, Q, for so many rows that read it: row_of_page `[U * Q]`; mask `[U * Q, PAGE]` is added to the
+    scores; order `[N]` are the pages that rows read, each row's in the order of its columns, from first `[B]` on. Pages
+    of prefixes count behind these U * Q, row by row.
     """
 
     keys: torch.Tensor
@@ -55,6 +56,7 @@ class Pages:
     mask: torch.Tensor
     order: torch.Tensor
     first: torch.Tensor
+    times: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,7 +87,7 @@ def attend(
     prefixes = prefixes or []
     if extras is not PLAIN:
         query, scaling = query * scaling, 1.0
-    scores = _scores_of_pages(query, own, extras)  # [U, Hkv, G, PAGE]
+    scores = _scores_of_pages(query, own, extras)  # [U * Q, Hkv, G, PAGE]
     shared = [_scores_of_prefix(query, prefix, extras) for prefix in prefixes]  # [R, Hkv, G, P]
     sinks = None if extras.sinks is None else extras.sinks.float().view(1, *query.shape[1:3], 1)
     peak = _peaks(query, own, scores, prefixes, shared, sinks)  # [B, Hkv, G, 1]
@@ -93,7 +95,7 @@ def attend(
     for prefix, its in zip(prefixes, shared, strict=True):
         parts.append(_parts_of_prefix(exp_(its.sub_(peak.index_select(0, prefix.rows)), scaling), prefix))
     # Page by page in the order that says: its sums of rows begin with their first column.
-    table = torch.cat(parts) if prefixes else parts[0]  # [U + …, Hkv, G, Dv + 1]
+    table = torch.cat(parts) if prefixes else parts[0]  # [U * Q + …, Hkv, G, Dv + 1]
     sums = embedding_bag(own.order, table.flatten(1), own.first, mode="sum").view(len(query), *table.shape[1:])
     total = sums[..., -1:]
     return sums[..., :-1] / (total if sinks is None else total + exp_(sinks - peak))
@@ -101,8 +103,8 @@ def attend(
 
 def _scores_of_pages(query: torch.Tensor, own: Pages, extras: Extras) -> torch.Tensor:
     """One product over all pages of all rows, float32."""
-    queries = query.index_select(0, own.row_of_page).flatten(0, 1)  # [U * Hkv, G, D]
-    products = bmm(queries, own.keys.flatten(0, 1).mT).view(len(own.keys), *query.shape[1:3], -1)
+    queries = query.index_select(0, own.row_of_page)  # [U * Q, Hkv, G, D]
+    products = _by_page(queries, own.keys.mT, own.times)
     scores = products if extras.softcap is None else extras.bound(products.float())
     return torch.add(scores, own.mask[:, None, None, :])
 
@@ -115,9 +117,9 @@ def _scores_of_prefix(query: torch.Tensor, prefix: PrefixPages, extras: Extras) 
 
 
 def _parts_of_pages(weights: torch.Tensor, own: Pages) -> torch.Tensor:
-    """Weights `[U, Hkv, G, PAGE]` times the values of each page, and behind that their total: `[U, Hkv, G, Dv + 1]`."""
-    sums = bmm(weights.to(own.values.dtype).flatten(0, 1), own.values.flatten(0, 1))
-    return torch.cat([sums.view(*weights.shape[:3], -1), weights.sum(-1, keepdim=True)], -1)
+    """Weights `[U * Q, Hkv, G, PAGE]` times the values of each page, and behind that their total: `[…, Dv + 1]`."""
+    sums = _by_page(weights.to(own.values.dtype), own.values, own.times)
+    return torch.cat([sums, weights.sum(-1, keepdim=True)], -1)
 
 
 def _parts_of_prefix(weights: torch.Tensor, prefix: PrefixPages) -> torch.Tensor:
@@ -139,13 +141,32 @@ def _peaks(
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """Each row's highest score `[B, Hkv, G, 1]`."""
-    peaks = scores.amax(-1, keepdim=True)  # [U, Hkv, G, 1]
+    peaks = scores.amax(-1, keepdim=True)  # [U * Q, Hkv, G, 1]
     index = own.row_of_page.view(-1, 1, 1, 1).expand_as(peaks)
     lowest = scores.new_full((*query.shape[:3], 1), -torch.inf)
     peak = lowest.scatter_reduce_(0, index, peaks, "amax")
     for prefix, its in zip(prefixes, shared, strict=True):
         peak[prefix.rows] = torch.maximum(peak[prefix.rows], its.amax(-1, keepdim=True))
     return peak if sinks is None else torch.maximum(peak, sinks)
+
+
+def _by_page(left: torch.Tensor, right: torch.Tensor, times: int) -> torch.Tensor:
+    """Products `[U * Q, Hkv, G, K]` with what is in each page, `[U, Hkv, K, N]`: `[U * Q, Hkv, G, N]`, Q being `times`.
+
+    All that a page is multiplied with in one product of each head where that gives the same bits.
+    """
+    pages = right.flatten(0, 1)  # [U * Hkv, K, N]
+    if times == 1:
+        return bmm(left.flatten(0, 1), pages).view(*left.shape[:3], -1)
+    kv_heads, group, inner = left.shape[1:]
+    queries = left.view(-1, times, kv_heads, group, inner)  # [U, Q, Hkv, G, K]
+    if agree(left.dtype, left.device.type, group, inner, right.shape[3]):
+        whole = queries.transpose(1, 2).reshape(len(pages), times * group, inner)  # [U * Hkv, Q * G, K]
+        products = bmm(whole, pages).view(len(queries), kv_heads, times, group, -1).transpose(1, 2)
+    else:
+        each = [bmm(queries[:, nth].flatten(0, 1), pages) for nth in range(times)]
+        products = torch.stack(each, 1).view(len(queries), kv_heads, times, group, -1).transpose(1, 2)
+    return products.reshape(*left.shape[:3], -1)
 
 
 def _by_row(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from batchgen.engines.continuous.kv_cache import SlotCache
-from batchgen.engines.continuous.slots import Prefix, Slot
+from batchgen.engines.continuous.row_counts import FixedRows
+from batchgen.engines.continuous.slots import Prefix, Slot, newest
 from batchgen.model.layer_rules import layer_rules
 from batchgen.model.padding import pad
 from batchgen.records import Batch, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 
 FEWEST_ROWS = 4  # of a step: oneDNN multiplies 1 and 2 rows 10 to 20% slower
+FEW_TOKENS = 16  # that a step takes in little more time than one: it is reading the weights that takes it
 
 
 class SlotModel:
@@ -31,6 +33,7 @@ class SlotModel:
         self.model = model
         self.cache = SlotCache(layer_rules(model.checkpoint.config), model.device)
         self.shares_prefixes = self.cache.states is None  # the state at a prefix's end would have to be copied
+        self._row_counts = {module.counts for module in model.network.modules() if isinstance(module, FixedRows)}
         self._logits: torch.Tensor | None = None  # [most rows so far, V] float32, where the model's own are not
 
     def prefill(self, sequences: Rows[Sequence], slots: Rows[Slot]) -> torch.Tensor:
@@ -50,17 +53,30 @@ class SlotModel:
         return prefix
 
     def step(self, token_ids: list[int], slots: Rows[Slot]) -> torch.Tensor:
-        """Appends a token to each slot: logits `[B, V]` after it.
+        """Appends a token to each slot, several to one that stands there several times: logits `[B, V]` after each.
 
         Too few rows are filled up with the last one, of which nothing is kept: a product with so few is slower.
         """
-        missing = 0 if self.cache.states else max(0, FEWEST_ROWS - len(slots))
-        filled = [*slots, *[slots[-1]] * missing]
-        position_ids = torch.tensor([[slot.num_tokens] for slot in filled])  # [B, 1]
         self.cache.begin_step(slots)
-        input_ids = torch.tensor(token_ids + token_ids[-1:] * missing)[:, None]  # [B, 1]
+        missing = 0 if self.cache.states else max(0, FEWEST_ROWS - len(slots))
+
+        def filled(numbers: list[int]) -> torch.Tensor:
+            return torch.tensor(numbers + numbers[-1:] * missing)[:, None]  # [B, 1]
+
+        input_ids, position_ids = filled(token_ids), filled(newest(slots))
         logits = self._forward(Batch((), input_ids, torch.ones_like(input_ids), position_ids))
         return logits[: len(slots)]
+
+    def room_beside(self, num_rows: int) -> int:
+        """How many tokens a step of so many rows can take at little cost, beside one of each row.
+
+        Where products run in blocks of rows, those that fill them up.
+        """
+        if self.cache.states or num_rows >= FEW_TOKENS:  # states could not be taken back
+            return 0
+        num_filled = max(num_rows, FEWEST_ROWS)
+        sizes = [counts.filled(num_filled) for counts in self._row_counts if counts.block]
+        return max(0, min([FEW_TOKENS, *sizes]) - num_rows)
 
     def _forward(self, batch: Batch) -> torch.Tensor:
         return self._as_float32(self.model.forward(batch, past_key_values=self.cache)[:, -1])

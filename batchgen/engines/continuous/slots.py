@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -36,6 +37,36 @@ class Slot:
         return self.num_columns + (self.prefix.num_tokens if self.prefix else 0)
 
 
+@dataclass(slots=True)
+class Held:
+    """A slot's pages, in the order of its columns; `num_gone` in front of them were given back."""
+
+    num_gone: int
+    pages: list[int] = field(default_factory=list)
+
+    @property
+    def end(self) -> int:
+        """The column behind the last page."""
+        return (self.num_gone + len(self.pages)) * PAGE
+
+    def page_of(self, column: int) -> int:
+        return self.pages[column // PAGE - self.num_gone]
+
+
+def newest(slots: Rows[Slot]) -> list[int]:
+    """The position of each slot's last token; one that stands there n times has its last n.
+
+    >>> newest([Slot(num_columns=3), slot := Slot(num_columns=9), slot])
+    [2, 7, 8]
+    """
+    left = Counter(slots)
+    positions = []
+    for slot in slots:
+        positions.append(slot.num_tokens - left[slot])
+        left[slot] -= 1
+    return positions
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class PrefillView:
     """A forward over left-padded prompts: where each column that is kept goes. Or one that `computes` a prefix.
@@ -53,19 +84,21 @@ class PrefillView:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepView:
-    """A forward of one token per row: where it goes, and which row each page belongs to.
+    """A forward of tokens, each a row of its own: where it goes, and which row each page belongs to.
 
-    `order` are the pages that rows read, each row's in the order of its columns, from `first` on. Numbers from U on
-    are pages of prefixes: those of the first one for each of its rows, then the next one's.
+    A slot may have up to Q tokens in it, `times`; each page then counts Q times, once for each of them. `order` are the
+    pages that rows read, each row's in the order of its columns, from `first` on. Numbers from U * Q on are pages of
+    prefixes: those of the first one for each of its rows, then the next one's.
     """
 
     page: torch.Tensor  # [B]
     column: torch.Tensor  # [B]
-    row_of_page: torch.Tensor  # [U]
+    row_of_page: torch.Tensor  # [U * Q]
     order: torch.Tensor  # [N]
     first: torch.Tensor  # [B]
-    mask: torch.Tensor  # [U, PAGE]
+    mask: torch.Tensor  # [U * Q, PAGE]
     prefixes: list[SharedPrefix]
+    times: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,7 +121,7 @@ class SharedPrefix:
 
 
 def by_prefix(slots: Rows[Slot], rule: LayerRule, device: torch.device) -> list[SharedPrefix]:
-    """Prefixes that a step's rows see, each with its rows; their last column is the query's own."""
+    """Prefixes that a step's rows see, each with its rows; a slot's last columns are the queries' own."""
     rows: dict[Prefix, list[int]] = {}
     for row, slot in enumerate(slots):
         if slot.prefix:
@@ -96,8 +129,9 @@ def by_prefix(slots: Rows[Slot], rule: LayerRule, device: torch.device) -> list[
     if rule.reach is None:
         return [SharedPrefix(prefix, its, torch.tensor(its, device=device)) for prefix, its in rows.items()]
     shared = []
+    positions = newest(slots)
     for prefix, its in rows.items():
-        firsts = [rule.first_seen(slots[row].num_tokens - 1) for row in its]
+        firsts = [rule.first_seen(positions[row]) for row in its]
         seeing = [(row, first) for row, first in zip(its, firsts, strict=True) if first < prefix.num_tokens]
         if seeing:
             shared.append(_windowed(prefix, seeing, device))
