@@ -181,6 +181,8 @@ class Pipeline:
             peak_bytes=engine.peak_bytes,
             predicted_batch_bytes=engine.predicted_bytes,
             measured_batch_bytes=engine.measured_bytes,
+            drafted_tokens=engine.drafted_tokens,
+            accepted_tokens=engine.accepted_tokens,
         )
 
     def _check(self, finished: Sequence) -> None:

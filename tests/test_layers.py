@@ -58,6 +58,7 @@ LATE = {
     "engines.continuous.slot_model",
     "engines.continuous.slots",
     "engines.continuous.states",
+    "engines.continuous.step_view",
     "engines.fused.block",
     "engines.fused.norm",
     "engines.fused.product",

@@ -285,6 +285,8 @@ class RunStats:
     predicted_batch_bytes: int = 0  # predicted memory of the largest batch
     measured_batch_bytes: int | None = None  # measured memory of the largest batch; None if unknown
     rows_kept: int = 0  # rows that an earlier run had finished
+    drafted_tokens: int = 0  # tokens that prompt lookup tried
+    accepted_tokens: int = 0  # tried tokens that were part of the answer
 
     @property
     def tokens_per_s(self) -> float:

@@ -53,6 +53,7 @@ class GenerateOptions(SamplingOptions, total=False):
     memory: str | None
     exact: bool
     share_prefixes: bool
+    prompt_lookup: bool
     workers: int | None
     quantize: Literal["int8"] | None
     too_long: TooLong

@@ -646,9 +646,9 @@ class FailingSampler(Sampler):
 
 @pytest.mark.parametrize("call", [1, 2, 5])
 def test_a_choice_that_runs_out_of_memory_is_made_again(model: Model, undisturbed: dict[bool, Any], call: int) -> None:
-    engine = slots_of(model, 6)
-    engine.sampler = FailingSampler(model.checkpoint.eos_token_ids, recompute=model.logits_alone)
-    engine.sampler.fails_at = call
+    sampler = FailingSampler(model.checkpoint.eos_token_ids, recompute=model.logits_alone)
+    sampler.fails_at = call
+    engine = ContinuousEngine(slots_of(model).slot_model, limits_for(model, 6), sampler)
     assert tokens_of(drive(engine, [ragged_rows(model)])) == undisturbed[False]
     assert engine.most_slots == 3
 

@@ -33,7 +33,7 @@ class SlotModel:
         self.model = model
         self.cache = SlotCache(layer_rules(model.checkpoint.config), model.device)
         self.shares_prefixes = self.cache.states is None  # the state at a prefix's end would have to be copied
-        self._row_counts = {module.counts for module in model.network.modules() if isinstance(module, FixedRows)}
+        self.row_counts = {module.counts for module in model.network.modules() if isinstance(module, FixedRows)}
         self._logits: torch.Tensor | None = None  # [most rows so far, V] float32, where the model's own are not
 
     def prefill(self, sequences: Rows[Sequence], slots: Rows[Slot]) -> torch.Tensor:
@@ -75,7 +75,7 @@ class SlotModel:
         if self.cache.states or num_rows >= FEW_TOKENS:  # states could not be taken back
             return 0
         num_filled = max(num_rows, FEWEST_ROWS)
-        sizes = [counts.filled(num_filled) for counts in self._row_counts if counts.block]
+        sizes = [counts.filled(num_filled) for counts in self.row_counts if counts.block]
         return max(0, min([FEW_TOKENS, *sizes]) - num_rows)
 
     def _forward(self, batch: Batch) -> torch.Tensor:

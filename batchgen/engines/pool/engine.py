@@ -111,6 +111,8 @@ class PoolEngine:
             peak_bytes=sum(max(stats.peak_bytes for stats in [*seat.past, seat.totals]) for seat in self._seats),
             predicted_bytes=max(stats.predicted_bytes for stats in all_of),
             measured_bytes=max(measured, default=None),
+            drafted_tokens=sum(stats.drafted_tokens for stats in all_of),
+            accepted_tokens=sum(stats.accepted_tokens for stats in all_of),
         )
 
     def add(self, sequences: Iterable[Sequence]) -> None:

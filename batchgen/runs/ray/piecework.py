@@ -188,4 +188,6 @@ def add_up(workers: Iterable[RunStats], num_workers: int, wall_s: float) -> RunS
         decode_work=total("decode_work"),
         predicted_batch_bytes=max((one.predicted_batch_bytes for one in stats), default=0),
         measured_batch_bytes=max(measured, default=None),
+        drafted_tokens=total("drafted_tokens"),
+        accepted_tokens=total("accepted_tokens"),
     )
