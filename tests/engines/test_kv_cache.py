@@ -113,6 +113,38 @@ class Rows:
                     row.values[layer] = torch.cat([row.values[layer], values[i]], 1)
             self.cache.end_step()
 
+    def draft(self, counts: list[int], kept: list[int]) -> None:
+        """A step that gives rows several columns each, of which some are taken back."""
+        if not self.open:
+            return
+        counts = [counts[i % len(counts)] for i in range(len(self.open))]
+        self.cache.begin_step([row.slot for row, count in zip(self.open, counts, strict=True) for _ in range(count)])
+        added: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
+        for layer in range(LAYERS):
+            query = self.numbers(sum(counts), KV_HEADS * GROUP, 1, SIZE)
+            keys, values = (self.numbers(sum(counts), KV_HEADS, 1, SIZE) for _ in range(2))
+            place, _ = self.cache.update(keys, values, layer)
+            found = place.attend(query, SCALING)  # [N, 1, H, D]
+            parts = [x.split(counts) for x in (query, keys, values, found)]
+            added.append([])
+            for row, q, k, v, its in zip(self.open, *parts, strict=True):
+                k, v = (x[:, :, 0].transpose(0, 1) for x in (k, v))  # [Hkv, n, D]
+                for n in range(len(q)):
+                    before = (
+                        torch.cat([row.keys[layer], k[:, : n + 1]], 1),
+                        torch.cat([row.values[layer], v[:, : n + 1]], 1),
+                    )
+                    wanted = softmax_attention(q[n, :, 0], *before, place.pool.rule)
+                    torch.testing.assert_close(its[n, 0], wanted, atol=1e-5, rtol=1e-5)
+                added[-1].append((k, v))
+        for i, (row, count) in enumerate(zip(self.open, counts, strict=True)):
+            number = min(count, kept[i % len(kept)])
+            self.cache.take_back(row.slot, count - number)
+            for layer in range(LAYERS):
+                row.keys[layer] = torch.cat([row.keys[layer], added[layer][i][0][:, :number]], 1)
+                row.values[layer] = torch.cat([row.values[layer], added[layer][i][1][:, :number]], 1)
+        self.cache.end_step()
+
     def undo(self) -> None:
         if self.open:
             self.forward()
@@ -173,6 +205,9 @@ ACTIONS: st.SearchStrategy[Callable[[Rows], object]] = st.one_of(
     LENGTHS.map(lambda lengths: lambda rows: rows.prefill(lengths)),
     st.tuples(LENGTHS, st.integers(0, 1)).map(lambda given: lambda rows: rows.prefill(*given)),
     st.integers(1, 3).map(lambda times: lambda rows: rows.step(times)),
+    st.tuples(
+        st.lists(st.integers(1, 9), min_size=1, max_size=2), st.lists(st.integers(1, 9), min_size=1, max_size=2)
+    ).map(lambda given: lambda rows: rows.draft(*given)),
     st.integers(0, 9).map(lambda which: lambda rows: rows.close(which)),
     st.sampled_from([0, 1 / 16, 0.5]).map(lambda share: lambda rows: rows.compact(share)),
     st.just(Rows.undo),

@@ -40,13 +40,17 @@ class Feed:
             return None
         return self.first + len(own) - 1
 
-    def settle(self) -> range:
-        """Counts the tokens as fed, except those that turned out wrong: where the logits of these stand."""
+    def settle(self) -> int:
+        """Counts the tokens as fed, except those that turned out wrong: how many these are."""
         kept = common_length(self.tokens, self.row.sequence.output_ids[self.row.num_fed :])
         if self.row.drafts and self.num_drafts:
             self.row.drafts.note(self.num_drafts, max(0, kept + self.num_drafts - len(self.tokens)))
         self.row.num_fed += kept
-        return range(self.first + kept, self.first + len(self.tokens))
+        return len(self.tokens) - kept
+
+    def reject_drafts(self) -> None:
+        if self.row.drafts and self.num_drafts:
+            self.row.drafts.note(self.num_drafts, 0)
 
 
 def feed(rows: Rows[SlotRow], room: int) -> list[Feed]:
@@ -85,12 +89,22 @@ class Feeder:
     def step(self, rows: Rows[SlotRow]) -> None:
         """One forward. If it fails, rows keep the tokens that they got, and its columns are to be undone."""
         feeds = feed(rows, self.slot_model.room_beside(len(rows)) if self.several else 0)
-        slots = [its.row.slot for its in feeds for _ in its.tokens if its.row.slot]
-        logits = self.slot_model.step([token for its in feeds for token in its.tokens], slots)
+        logits = self._forward(feeds)
+        if any(its.num_drafts for its in feeds) and not logits[:, 0].isfinite().all():
+            # A draft may be to blame: what is no number spoils its row's sums also where it is hidden.
+            self.slot_model.cache.undo_step()
+            for its in feeds:
+                its.reject_drafts()
+            feeds = feed(rows, 0)
+            logits = self._forward(feeds)
         self._choose(feeds, logits)
         for its in feeds:
-            self._settle(its, logits)
+            self._settle(its)
         self.slot_model.cache.end_step()
+
+    def _forward(self, feeds: list[Feed]) -> torch.Tensor:
+        slots = [its.row.slot for its in feeds for _ in its.tokens if its.row.slot]
+        return self.slot_model.step([token for its in feeds for token in its.tokens], slots)
 
     def _choose(self, feeds: list[Feed], logits: torch.Tensor) -> None:
         """Gives rows the tokens that come next: one, and more as long as each is the one that was fed."""
@@ -103,11 +117,10 @@ class Feeder:
                 else:
                     self.new_tokens += self.sampler.extend(sequence, token)
 
-    def _settle(self, its: Feed, logits: torch.Tensor) -> None:
+    def _settle(self, its: Feed) -> None:
         """Takes back what a row was fed in vain."""
-        wrong = its.settle()
+        num_wrong = its.settle()
         self.drafted += its.num_drafts
-        self.accepted += its.num_drafts - len(wrong)
-        if wrong and its.row.slot:
-            is_broken = not logits[wrong.start : wrong.stop, 0].isfinite().all()  # not a number spoils sums if hidden
-            self.slot_model.cache.take_back(its.row.slot, len(wrong), is_broken=bool(is_broken))
+        self.accepted += its.num_drafts - num_wrong
+        if num_wrong and its.row.slot:
+            self.slot_model.cache.take_back(its.row.slot, num_wrong)

@@ -116,13 +116,13 @@ class SlotCache(Cache):  # type: ignore[misc]
                 pool.take_back(slot, is_broken=True)  # what a failed forward wrote may be no number
         return self.states is None or self.states.undo_step()
 
-    def take_back(self, slot: Slot, num_columns: int, *, is_broken: bool = False) -> None:
-        """Takes back the last columns that the step in hand has given a slot, zeroed if what is in them `is_broken`."""
+    def take_back(self, slot: Slot, num_columns: int) -> None:
+        """Takes back the last columns that the step in hand has given a slot."""
         for _ in range(num_columns):
             self._begun.remove(slot)
             slot.num_columns -= 1
             for pool in self.pools:
-                pool.take_back(slot, is_broken=is_broken)
+                pool.take_back(slot)
 
     def end_step(self) -> None:
         """The step in hand has succeeded: what it has begun stays."""

@@ -130,7 +130,7 @@ class PagePool:
         self._touch()
         self.view = step_view(slots, held, self.mask[: self.num_used], self.rule)
 
-    def take_back(self, slot: Slot, *, is_broken: bool) -> None:
+    def take_back(self, slot: Slot, *, is_broken: bool = False) -> None:
         """Takes back the last column that `begin_step` gave this slot, which has it no more; zeroed if `is_broken`."""
         held = self._held[slot]
         page, column = held.pages[-1], slot.num_columns % PAGE

@@ -90,12 +90,12 @@ def _unseen(
     """
     unseen = []
     for slot, its in queries.items():
-        skipped, first = _skipped(slot), columns[its[0]]
-        seen = max(0, rule.first_seen(first + skipped) - skipped)
+        skipped = _skipped(slot)
+        seen = max(0, rule.first_seen(columns[its[0]] + skipped) - skipped)
         for nth, row in enumerate(_filled(its, times) if len(its) > 1 else ()):
             own = columns[row]
             hidden = [
-                *range(seen, min(first, rule.first_seen(own + skipped) - skipped)),
+                *range(seen, rule.first_seen(own + skipped) - skipped),
                 *range(own + 1, slot.num_columns),
             ]
             unseen += [(held[slot].page_of(column) * times + nth, column % PAGE) for column in hidden]
