@@ -121,7 +121,7 @@ ROWS = st.lists(
 )
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(st.sampled_from(list(CONFIGS)), st.sampled_from(DTYPES), ROWS, st.sampled_from([1, 2, 4, None]))
 def test_whatever_rows_ask_for_is_as_without(
     architecture: str, dtype: torch.dtype, rows: list[tuple[list[int], SamplingParams]], size: int | None
