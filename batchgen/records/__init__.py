@@ -264,10 +264,9 @@ class Result:
 class RunStats:
     """What a run did. Seconds are wall-clock time; `peak_bytes` is the process's (or the device's) peak memory.
 
-    `rows` counts input rows, not samples; an earlier run had finished `rows_kept` of them. `decode_work` is the sum of
-    `planning.batches.step_work` over all decode steps. `predicted_batch_bytes` is what the largest batch was expected
-    to add to the memory in use before it, `measured_batch_bytes` the most that any batch added (None if it cannot be
-    measured).
+    `decode_work` is the sum of `planning.batches.step_work` over all decode steps. `predicted_batch_bytes` is what the
+    largest batch was expected to add to the memory in use before it, `measured_batch_bytes` the most that any batch
+    added (None if it cannot be measured).
     """
 
     rows: int  # rows of the input; samples are not counted
