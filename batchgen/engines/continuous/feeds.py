@@ -1,4 +1,4 @@
-"""Which tokens a step feeds its rows, and which come out of it: one for each row, or several where rows are few.
+"""What a step feeds its rows, and which come out of it: one for each row, or several where rows are few.
 
 A row that lacks tokens in its slot, which were chosen without a step, is fed several of these. So are drafts, which are
 kept as far as they are what the row's own logits choose: an answer is the same with and without them.
@@ -118,7 +118,7 @@ class Feeder:
                     self.new_tokens += self.sampler.extend(sequence, token)
 
     def _settle(self, its: Feed) -> None:
-        """Takes back what a row was fed in vain."""
+        """Takes back what a row was fed and did not choose."""
         num_wrong = its.settle()
         self.drafted += its.num_drafts
         self.accepted += its.num_drafts - num_wrong
