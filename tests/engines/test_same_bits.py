@@ -10,13 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from transformers import Gemma3TextConfig, Qwen3Config
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from batchgen import Model
 from batchgen.engines import finish_all, make_engine
 from batchgen.engines.continuous.raw_products import FixedProducts
 from batchgen.engines.continuous.row_counts import BLOCK, FixedRows, RowCounts, find_row_counts
 from batchgen.engines.continuous.rowwise import by_element, whole_size
+from batchgen.engines.sampling.draws import draw, num_levels
+from batchgen.engines.sampling.filters import filter_logits
+from batchgen.engines.sampling.sampler import top_two
 from batchgen.model import Checkpoint
 from batchgen.model.padding import encode
 from batchgen.records import EngineOptions, Request, SamplingParams, Sequence
@@ -61,7 +64,23 @@ BY_ROW: dict[str, Operation] = {
     "running mass": lambda x: x.double().exp_().cumsum_(-1),
     "float32": lambda x: x.float(),
     "cosine": lambda x: x.float().cos(),
+    "rotary": lambda x: torch.cat(apply_rotary_pos_emb(*x.view(len(x), 1, 3, 192).split([2, 1], 2), *TURNS), 2),
+    "gate": lambda x: x[:, : WIDTH // 2] * x[:, WIDTH // 2 :],
+    "largest token": lambda x: x.argmax(-1),
+    "two largest": lambda x: torch.stack(top_two(x.float()), -1),
+    "sorted": lambda x: x.sort(-1, descending=True).values,
+    "twenty largest": lambda x: x.topk(20).values,
+    "cut and drawn": lambda x: drawn(x.float()),
 }
+TURNS = (torch.rand(1, 1, 192, generator=torch.Generator().manual_seed(1)), torch.rand(1, 1, 192))
+
+
+def drawn(logits: torch.Tensor) -> torch.Tensor:
+    """Tokens and closeness `[B, 2, 1]` of rows that all draw with the same numbers."""
+    count = len(logits)
+    margin, numbers = torch.full((count,), 1e-3), torch.full((count, num_levels(WIDTH)), 0.4, dtype=torch.float64)
+    kept, unsure = filter_logits(logits, [40] * count, [0.9] * count, [0.01] * count, margin)
+    return torch.stack(draw(kept, numbers, margin, logits, unsure), -1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
