@@ -43,7 +43,7 @@ class Setting:
 def config_files(environ: Mapping[str, str] = os.environ) -> list[Path]:
     """Return where settings may be, lowest priority first, following the XDG base directory specification.
 
-    Without XDG_CONFIG_HOME and a home, only the working directory counts.
+    With neither XDG_CONFIG_HOME nor a home, only the working directory counts.
     """
     home = environ.get("HOME") or os.path.expanduser("~")  # noqa: PTH111 - stays "~" for a user whom the system lacks
     folder = environ.get("XDG_CONFIG_HOME") or (f"{home}/.config" if home != "~" else None)

@@ -36,7 +36,7 @@ def keep(name: str, facts: Mapping[str, Any], environ: Mapping[str, str] = os.en
 def kept_path(name: str, environ: Mapping[str, str] = os.environ) -> Path:
     """Return the path of a name's facts, following the XDG base directory specification.
 
-    Without XDG_CACHE_HOME and a home, the path is in a folder that does not exist.
+    With neither XDG_CACHE_HOME nor a home, the path is in a folder that does not exist.
     """
     home = environ.get("HOME", "")
     folder = environ.get("XDG_CACHE_HOME") or Path(home or "/nonexistent") / ".cache"
