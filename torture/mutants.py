@@ -98,7 +98,7 @@ MUTANTS = [
     Mutant("verify has no ceiling", "batchgen/proof/verify/oracle.py",
            "min(allowed, MOST_ROUNDING * largest) if is_float32 else allowed", "allowed", ("family-nonsense",)),
     Mutant("a race chooses the kernels", "batchgen/engines/continuous/linear.py",
-           "    if kernels == PLAIN or not places",
+           "    if kernels in (PLAIN, FUSED_PLAIN) or not places",
            "    import time\n    if int(time.perf_counter() * 10) % 2 or not places", ("family-clock",)),
     # Text and tokens.
     Mutant("a stop with a special token is not looked for", "batchgen/model/stops.py",
