@@ -15,6 +15,9 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 from batchgen import Model
 from batchgen.engines import finish_all, make_engine
@@ -194,6 +197,20 @@ def test_a_forced_row_that_is_no_number_fails(small: Model) -> None:
     fine, broken = sampler.choose(logits, rows)
     assert fine is not None
     assert broken is None
+
+
+@pytest.mark.parametrize("choice", ["0", "ab0", "a\u00e9b"])
+def test_what_a_vocabulary_has_no_tokens_for_fails_its_row_by_name(choice: str) -> None:
+    letters = {letter: token for token, letter in enumerate("abcdef\u00c3")}  # the last is the first byte of \u00e9
+    plain = Tokenizer(BPE(vocab=letters, merges=[]))
+    plain.pre_tokenizer, plain.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    plain.add_special_tokens(["<end>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<end>")
+    sampler = Sampler({len(letters)}, tokenizer)
+    row = Sequence(Request(0, "0", "", SamplingParams(choice=(choice,))), 0, [0])
+    while not row.is_finished and (token := sampler.choose(torch.zeros(1, len(letters) + 1), [row])[0]) is not None:
+        sampler.extend(row, token)
+    assert row.error == "the list of choices cannot be met: the model has no tokens for what must come next"
 
 
 def test_samples_of_a_row_each_fit(bundled: Model) -> None:

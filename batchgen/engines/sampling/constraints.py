@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from batchgen.engines.sampling.grammars import SUBJECTS, compile_grammar, in_one_line
+from batchgen.engines.sampling.grammars import SUBJECTS, compile_grammar, why_ended
 from batchgen.engines.sampling.logprobs import rows_at_once
 from batchgen.engines.sampling.thoughts import Ahead, Phase, find_marks
 from batchgen.records import Constraint, Sequence
@@ -159,7 +159,7 @@ class Constraints:
             else:
                 follower.take(tokens)
                 if follower.matcher.is_error():
-                    _fail(sequence, in_one_line(follower.constraint, follower.matcher.get_error()))
+                    _fail(sequence, why_ended(follower.constraint, follower.matcher.get_error()))
                     return None
             if follower.ahead:
                 is_inside = sequence.is_finished and follower.is_free
@@ -196,7 +196,7 @@ class Constraints:
         mask = follower.mask.result()
         if follower.matcher.is_error():
             if not sequence.is_finished:
-                _fail(sequence, in_one_line(follower.constraint, follower.matcher.get_error()))
+                _fail(sequence, why_ended(follower.constraint, follower.matcher.get_error()))
             return nothing
         missing = len(nothing) - len(mask)
         return np.pad(mask, (0, missing)) if missing > 0 else mask[: len(nothing)]

@@ -87,6 +87,16 @@ def in_one_line(constraint: Constraint, message: str) -> str:
     return f"{SUBJECTS[constraint.kind]} cannot be used: {_reason(message)}"
 
 
+def why_ended(constraint: Constraint, message: str) -> str:
+    """What the library says of a row whose text it can no longer follow, though the constraint can be used.
+
+    The library forces bytes that a vocabulary may not have, and says then that no token, or the next one, fits.
+    """
+    if "NoExtensionBias" in message or "forced bytes" in message:
+        return f"{SUBJECTS[constraint.kind]} cannot be met: the model has no tokens for what must come next"
+    return in_one_line(constraint, message)
+
+
 def _reason(message: str) -> str:
     if keys := KEYS.search(message):
         names = ", ".join(sorted(json.loads(f"[{keys[1]}]")))
