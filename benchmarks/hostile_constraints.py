@@ -3,9 +3,9 @@
     python benchmarks/hostile_constraints.py MODEL
     python benchmarks/hostile_constraints.py OPENVINO_MODEL --peer openvino
 
-Each is a row beside one without a constraint, in a process of its own. With batchgen it must fail in one line within
-20 s and 1 GiB of what the other row takes alone, and that row must be answered; exits with 4 where that is not so. A
-peer may take 30 s and 4 GiB.
+Each is a row beside one without a constraint, in a process of its own. With batchgen it must end, if by an error in one
+line, within 20 s and 1 GiB of what the other row takes alone, and that row must be answered; exits with 4 if not. A
+peer may take 60 s and 4 GiB.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 MOST_S, MOST_BYTES = 20, 2**30
-PATIENCE_S, PEER_BYTES = 30, 4 * 2**30
+PATIENCE_S, PEER_BYTES = 60, 4 * 2**30
 FREE = "The capital of France is"
 
 
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def hostile_ones() -> list[Hostile]:
-    product = {"allOf": [{"anyOf": [{"properties": {f"{i} {j}": {}}} for j in range(20)]} for i in range(20)]}
+    product: Any = {"allOf": [{"anyOf": [{"properties": {f"{i} {j}": {}}} for j in range(20)]} for i in range(20)]}
     doubling = {
         f"l{i}": {"anyOf": [{"items": {"$ref": f"#/$defs/l{i + 1}"}, "minItems": n} for n in (1, 2)]} for i in range(40)
     }
@@ -115,11 +115,12 @@ def ours(model: str) -> bool:
 
 def holds(one: Hostile, plain: Ran, wanted: str, found: Ran) -> bool:
     rows = {row["id"]: row for row in map(json.loads, found.output.splitlines())}
-    error = rows.get("hostile", {}).get("error") or ""
+    bound = rows.get("hostile", {"error": None, "finish_reason": "missing"})
+    error = bound["error"] or ""
     seconds, more = found.seconds - plain.seconds, found.peak_bytes - plain.peak_bytes
-    is_refused = bool(error) and "\n" not in error and len(error) < 400
-    is_fine = is_refused and rows["free"]["text"] == wanted and seconds < MOST_S and more < MOST_BYTES
-    said = error or str(rows.get("hostile", found.errors[-300:]))
+    has_ended = "\n" not in error and len(error) < 400 if error else bound["finish_reason"] in ("length", "stop")
+    is_fine = has_ended and rows["free"]["text"] == wanted and seconds < MOST_S and more < MOST_BYTES
+    said = error or f"{bound['finish_reason']}: {bound.get('text', found.errors[-300:])!r}"
     print(
         f"{'ok' if is_fine else 'FAILS'}: {one.name}: {said[:300]} ({seconds:+.1f} s, {more / 2**20:+,.0f} MiB)",
         flush=True,

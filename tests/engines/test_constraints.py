@@ -247,6 +247,7 @@ def test_log_probabilities_are_the_models_own(bundled: Model) -> None:
         ({"grammar": 'start: "abcdef"', "min_new_tokens": 9}, "min_new_tokens 9 cannot be met"),
         ({"regex": "(ha){9,}", "no_repeat_ngram_size": 1}, "the regular expression and"),
         ({"regex": "a{1000000000}"}, "too large or too complex"),
+        ({"json_schema": {"properties": {"a": {"$ref": "#"}}, "required": ["a"], "type": "object"}}, "too complex"),
         ({"grammar": "start: nothing"}, "unknown name"),
     ],
 )

@@ -107,7 +107,9 @@ def _reason(message: str) -> str:
         return plainer
     if "NoExtensionBias" in message:
         return NOTHING_FITS
-    if any(word in message for word in ("fuel", "too big", "too large", "too many", "too complex", "TooComplex")):
+    if any(
+        word in message.lower() for word in ("fuel", "too big", "too large", "too many", "too complex", "toocomplex")
+    ):
         return TOO_LARGE
     plain = message.partition("<state>")[0]
     lines = [line.strip() for line in plain.splitlines() if line.strip()]
