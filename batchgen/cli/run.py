@@ -48,6 +48,7 @@ def run(
     reading = prompts.reading()
     to = choose_destination(context, prompts, reading, cluster, engine, results, durable, screen)
     _check_results(results, to)
+    _check_logprobs(sampling.logprobs, to.form, screen)
     check_outputs(to.target, {"manifest": results.manifest, "stats": results.stats, "html": results.html}, to.sources)
     job = Job(
         prompts=FilePrompts(to.sources, reading, prompts.limit, screen.say),
@@ -89,3 +90,13 @@ def _check_results(results: opt.OutputOptions, to: Destination) -> None:
     if results.html and (target is None or target.is_stream or target.form == opt.Format.text.value):
         raise UsageError("--html needs a file with the rows in it: name one with -o, not .txt")
     check_columns_flag(results.columns, to.form, on_ray=to.on_ray is not None)
+
+
+def _check_logprobs(logprobs: int | None, form: opt.Format, screen: Screen) -> None:
+    """Refuses log-probabilities in plain text; a table, which may be there only because this is a terminal, says so."""
+    if logprobs is None:
+        return
+    if form is opt.Format.text:
+        raise UsageError("--logprobs does not work with plain text: write .jsonl, .csv, .tsv, .parquet or .db")
+    if form is opt.Format.table:
+        screen.say("a table does not show log-probabilities: use --format jsonl, or name a file with -o")

@@ -92,6 +92,7 @@ def get_ready_to_score(
     model: Model, options: EngineOptions, is_owned: bool, begun: EngineChoice | None
 ) -> ReadyToScore:
     """Makes the network that rows are scored on, with the kernels of the run that was `begun`."""
+    from batchgen.engines.scoring.bits import find_bits
     from batchgen.engines.scoring.memory import ScoringMemory, most_rows
     from batchgen.engines.scoring.network import scoring_network
     from batchgen.model.footprint import footprint_of
@@ -110,7 +111,7 @@ def get_ready_to_score(
         rows,
         _threads(model),
         options.share_prefixes,
-        bits_text("scores are not checked"),
+        find_bits(model, network),
         _processor(model),
     )
     return ReadyToScore(choice, limits, network)
@@ -118,8 +119,10 @@ def get_ready_to_score(
 
 def why_different(begun: EngineChoice, now: EngineChoice, dtype: str, *, is_exact: bool) -> str | None:
     """One line if a run continues with other engine facts than it started with; None if rows are the same anyway."""
-    if begun.bits == now.bits == BATCH_INVARIANT:  # how many rows share a step, and what they share, changes none
-        begun = replace(begun, rows=now.rows, share_prefixes=now.share_prefixes)
+    if begun.bits == now.bits == BATCH_INVARIANT:  # how many rows share a step changes none
+        begun = replace(begun, rows=now.rows)
+        if now.engine != SCORING:  # slots share pages of keys; scores behind a shared prompt are other sums
+            begun = replace(begun, share_prefixes=now.share_prefixes)
     changed = begun.differences(now)
     if is_exact:  # near ties are decided alone, so that only another engine is worth a word
         same = f"in {dtype} with near ties decided alone, its tokens are the same, and log-probabilities up to rounding"

@@ -163,6 +163,11 @@ def test_what_cannot_stay_is_said_in_one_line(bundled: Model) -> None:
     assert line == f"the run was started with {changed}: in bfloat16 the remaining rows may differ"
     assert why_different(begun, begun, "bfloat16", is_exact=False) is None
     assert why_different(begun, replace(begun, rows=7, share_prefixes=False), "bfloat16", is_exact=False) is None
+    scoring = replace(begun, engine="scoring")  # behind a shared prompt a choice's sums are others
+    assert why_different(scoring, replace(scoring, rows=7), "bfloat16", is_exact=False) is None
+    assert "share prefixes" in str(
+        why_different(scoring, replace(scoring, share_prefixes=False), "bfloat16", is_exact=False)
+    )
     inexact = replace(begun, bits="may depend on the batch: exactness is off")
     assert "rows 128, now 7" in str(why_different(inexact, replace(inexact, rows=7), "bfloat16", is_exact=False))
     assert why_different(begun, now, "float32", is_exact=True) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -11,13 +12,14 @@ from transformers import Gemma2Config, LlamaConfig
 
 from batchgen import Model
 from batchgen.engines import finish_all, make_scoring_engine
+from batchgen.engines.scoring.bits import are_same as bits_are_same
 from batchgen.engines.scoring.engine import ScoringEngine
 from batchgen.engines.scoring.network import ScoringNetwork
-from batchgen.engines.scoring.work import padded, plan_work, shared_tokens
+from batchgen.engines.scoring.work import ScoringWork, padded, plan_work, shared_tokens
 from batchgen.model import Checkpoint
 from batchgen.model.chat import Chat
 from batchgen.model.passages import PassageEncoder
-from batchgen.records import EngineOptions, Passage, Request, SamplingParams, Sequence
+from batchgen.records import BATCH_INVARIANT, EngineChoice, EngineOptions, Passage, Request, SamplingParams, Sequence
 from tests.support.models import SHAPE, model_of
 from tests.support.rows import ragged_prompts
 
@@ -48,6 +50,10 @@ def scored(model: Model, rows: list[Request], batch_size: int | None = None, *, 
 
 def numbers(row: Sequence) -> list[list[float]]:
     return [[entry.logprob for entry in row.scores[place]] for place in range(len(row.passages))]
+
+
+def in_dtype(model: Model, dtype: torch.dtype) -> Model:
+    return replace(model, network=deepcopy(model.network).to(dtype), dtype=dtype)
 
 
 def alone(model: Model, passage: Passage) -> list[float]:
@@ -87,12 +93,38 @@ def test_what_a_family_does_to_its_logits_is_done(checkpoint: Checkpoint) -> Non
             assert found == pytest.approx(alone(model, passage), abs=1e-3)
 
 
-def test_the_bits_do_not_depend_on_the_batch(bundled: Model) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_bits_do_not_depend_on_the_batch(bundled: Model, dtype: torch.dtype) -> None:
     """So a run that goes on after a kill writes the same bytes."""
-    whole = {row.request.index: numbers(row) for row in scored(bundled, requests(), 64)}
+    model = bundled if dtype == bundled.dtype else in_dtype(bundled, dtype)
+    choices: list[EngineChoice] = []
+    make_scoring_engine(model, agree=lambda choice: choices.append(choice) or choice).close()
+    assert choices[0].bits == BATCH_INVARIANT
+    whole = {row.request.index: numbers(row) for row in scored(model, requests(), 64)}
     for batch_size, chosen in ((1, requests()[:7]), (7, requests()[3:]), (None, requests()[10:12])):
-        for row in scored(bundled, chosen, batch_size):
+        for row in scored(model, chosen, batch_size):
             assert numbers(row) == whole[row.request.index]
+
+
+def test_products_that_depend_on_the_batch_are_noticed(bundled: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = ScoringNetwork(bundled)
+    hidden = network.hidden
+    monkeypatch.setattr(network, "hidden", lambda rows, *more: hidden(rows, *more) * (1 + 1e-6 * len(rows)))
+    assert bits_are_same(network) is False
+
+
+def test_choices_keep_their_bits_where_memory_runs_out(bundled: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [replace(row, prompt=row.prompt * 4) for row in requests(12) if len(row.replies) > 1]
+    expected = [numbers(row) for row in scored(bundled, rows)]
+    score = ScoringEngine._score
+
+    def scarce(engine: ScoringEngine, work: ScoringWork) -> None:
+        if len(work.items) > 1:
+            raise MemoryError
+        score(engine, work)
+
+    monkeypatch.setattr(ScoringEngine, "_score", scarce)
+    assert [numbers(row) for row in scored(bundled, rows)] == expected
 
 
 def test_the_likeliest_tokens_come_with_the_numbers(bundled: Model) -> None:

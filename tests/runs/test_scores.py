@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import Result
 
 import batchgen
@@ -36,6 +37,21 @@ def score(*arguments: object, stdin: str | None = None) -> Result:
 
 
 # Records.
+
+
+def test_the_row_of_the_guide_is_what_its_numbers_say() -> None:
+    """docs/scores.md, "One row by hand": logits and their log-sum-exp give the printed numbers."""
+    [row] = records(score("-p", "My dog is", "--tokens", stdin=""))
+    model = batchgen.open_model("bundled")
+    with torch.no_grad():
+        logits = model.network(torch.tensor([[50256, 3666, 3290]])).logits[0]
+    shown = [
+        (f"{own[token]:.2f}", f"{own.logsumexp(0):.2f}") for own, token in zip(logits, [3666, 3290, 318], strict=True)
+    ]
+    assert shown == [("6.03", "15.14"), ("2.70", "8.57"), ("6.68", "8.80")]
+    assert row["logprobs"]["token_ids"] == [3666, 3290, 318]
+    assert [f"{number:.2f}" for number in row["logprobs"]["token_logprobs"]] == ["-9.11", "-5.87", "-2.12"]
+    assert (f"{row['logprob']:.2f}", round(row["perplexity"])) == ("-17.10", 299)
 
 
 def test_each_kind_of_row_has_its_own_record() -> None:
@@ -132,6 +148,13 @@ def test_a_database_has_them_as_json(tmp_path: Path) -> None:
 
 def test_scores_are_no_plain_text(tmp_path: Path) -> None:
     assert "scores are not plain text" in failure(score("-o", tmp_path / "out.txt"), 2)
+
+
+def test_log_probabilities_are_no_plain_text_either(tmp_path: Path) -> None:
+    line = "--logprobs does not work with plain text"
+    assert line in failure(run("-p", "a", "--logprobs", "5", "-o", tmp_path / "out.txt"), 2)
+    shown = run("-p", "a", "--logprobs", "1", "--format", "table", "--max-new-tokens", "1")
+    assert "a table does not show log-probabilities" in shown.stderr
 
 
 def test_a_prompt_of_the_command_line_is_a_text() -> None:

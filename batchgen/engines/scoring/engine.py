@@ -10,7 +10,7 @@ import torch
 
 from batchgen.engines.sampling.logprobs import Normalised, rows_at_once
 from batchgen.engines.scoring.memory import most_rows
-from batchgen.engines.scoring.network import LEAST_TOKENS, ScoringNetwork, whole_logits
+from batchgen.engines.scoring.network import ScoringNetwork, enough, whole_logits
 from batchgen.engines.scoring.work import Item, ScoringWork, plan_work
 from batchgen.errors import failures_in_one_line, is_out_of_memory
 from batchgen.model import Model
@@ -132,7 +132,7 @@ class ScoringEngine:
             (self._score_shared if work.columns else self._score_prompts)(work)
             return
         items = work.items
-        hidden = self.network.hidden(_enough([item.passage.fed for item in items], work.columns), work.columns)
+        hidden = self.network.hidden(enough([item.passage.fed for item in items], work.columns), work.columns)
         states = torch.cat(
             [hidden[row, item.passage.start - 1 : len(item.passage.fed)] for row, item in enumerate(items)]
         )
@@ -142,7 +142,7 @@ class ScoringEngine:
     def _score_prompts(self, work: ScoringWork) -> None:
         """Prompts, each with choices of one token: its last column has the logits of them all."""
         prompts = [group[0].passage.fed for group in work.groups]
-        hidden = self.network.hidden(_enough(prompts, work.prefix), work.prefix)
+        hidden = self.network.hidden(enough(prompts, work.prefix), work.prefix)
         states = [hidden[row, len(prompt) - 1] for row, prompt in enumerate(prompts)]
         owners = [state for state, group in zip(states, work.groups, strict=True) for _ in group]
         self._read_all([(item, 1) for item in work.items], torch.stack(owners))
@@ -152,12 +152,12 @@ class ScoringEngine:
         network, prefix, items = self.network, work.prefix, work.items
         cache = network.new_cache()
         prompts = [group[0].passage.token_ids[:prefix] for group in work.groups]
-        last = network.hidden(_enough(prompts, prefix), prefix, cache)[:, -1]  # [G, H]
+        last = network.hidden(enough(prompts, prefix), prefix, cache)[:, -1]  # [G, H]
         prompt_of = [number for number, group in enumerate(work.groups) for _ in group]
         longer = [place for place, item in enumerate(items) if len(item.passage.fed) > prefix]
         behind: dict[int, torch.Tensor] = {}
         if longer:
-            rests = _enough([items[place].passage.fed[prefix:] for place in longer], work.columns)
+            rests = enough([items[place].passage.fed[prefix:] for place in longer], work.columns)
             owners = [prompt_of[place] for place in longer]
             owners = (owners * -(-len(rests) // len(owners)))[: len(rests)]
             cache.batch_select_indices(torch.tensor(owners, device=last.device))
@@ -229,9 +229,3 @@ class ScoringEngine:
 def _wanted(items: list[Item]) -> int:
     """How many of the likeliest tokens to look for: one at least, which says whether a token is it."""
     return max(1, *(item.sequence.sampling.logprobs or 0 for item in items))
-
-
-def _enough(rows: list[tuple[int, ...]], columns: int) -> list[tuple[int, ...]]:
-    """The rows, some of them again where they are few: at least `LEAST_TOKENS` tokens with their pads."""
-    least = -(-LEAST_TOKENS // columns)
-    return rows if len(rows) >= least else (rows * -(-least // len(rows)))[:least]

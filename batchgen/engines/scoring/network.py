@@ -17,6 +17,7 @@ from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from batchgen.engines.continuous.linear import PLAIN, kernels_of, speed_up
+from batchgen.engines.continuous.same_bits import fix_bits
 from batchgen.engines.int8.calibrate import loud_columns
 from batchgen.engines.int8.network import quantize
 from batchgen.engines.int8.support import INT8, leave_out
@@ -78,12 +79,7 @@ def scoring_network(
     made = _made.setdefault(model.network, {})
     found = made.get(kernels) or next((own for own in made.values() if is_owned or own.kernels == kernels), None)
     if found is None:
-        found = ScoringNetwork(
-            model, is_owned=is_owned, has_room=has_room, kernels=PLAIN if kernels == INT8 else kernels
-        )
-        if kernels == INT8:
-            found.quantize(model, is_owned=is_owned)
-        made[kernels] = found
+        found = made[kernels] = ScoringNetwork(model, is_owned=is_owned, has_room=has_room, kernels=kernels)
     return found
 
 
@@ -95,9 +91,16 @@ def whole_logits(model: Model, token_ids: Rows[int]) -> torch.Tensor:
     return logits[0]
 
 
+def enough(rows: list[tuple[int, ...]], columns: int) -> list[tuple[int, ...]]:
+    """The rows, some of them again where they are few: at least `LEAST_TOKENS` tokens with their pads."""
+    least = -(-LEAST_TOKENS // columns)
+    return rows if len(rows) >= least else (rows * -(-least // len(rows)))[:least]
+
+
 class ScoringNetwork:
     """The model on a network of its own, with the same weights; `can_share` says whether prompts can be computed once.
 
+    Each row has the same bits beside any others as far as this machine can; `problem` says why not, if that is known.
     Where its two parts do not give the logits of the model's own forward, or pads behind a row change them,
     `is_split` is False: rows then run alone, and whole.
     """
@@ -114,7 +117,10 @@ class ScoringNetwork:
         with torch.inference_mode():
             expected = [whole_logits(model, ids)[-1].float() for ids in rows]
         self.model = own = model.on_same_weights()
-        speed_up(own.network, model.network if is_owned else None, has_room=has_room, kernels=kernels)
+        loaded = model.network if is_owned else None
+        speed_up(own.network, loaded, has_room=has_room, kernels=PLAIN if kernels == INT8 else kernels)
+        # Why a row's bits depend on the rows beside it, as far as is known.
+        self.problem = None if kernels == INT8 else fix_bits(own.network)
         self.kernels = kernels_of(own.network)
         self._body: nn.Module = own.network.base_model
         self._given, self._head = _Given(), own.network
@@ -125,6 +131,8 @@ class ScoringNetwork:
         self.can_share = True
         self.is_split = self._body is not self._head and self._holds(rows, expected)
         self.can_share = self.is_split and self._can_share(rows, expected)
+        if kernels == INT8:
+            self._quantize(model, is_owned=is_owned)
 
     def hidden(self, rows: list[tuple[int, ...]], columns: int, cache: DynamicCache | None = None) -> torch.Tensor:
         """Hidden states `[B, T, H]` of rows that begin behind what `cache` holds; T is `columns`.
@@ -156,7 +164,7 @@ class ScoringNetwork:
         self._given.hidden = None
         return logits[0, :number]
 
-    def quantize(self, model: Model, *, is_owned: bool) -> None:
+    def _quantize(self, model: Model, *, is_owned: bool) -> None:
         """Goes on in 8-bit integers; the weights of a model that nobody else needs are let go.
 
         Raises `ModelError` where rows would run on the model as it was loaded.
@@ -169,6 +177,7 @@ class ScoringNetwork:
         quantize(self._body, loaded.base_model if loaded else None, loud=loud, prefix=prefix)
         quantize(self._head, loaded, loud=loud)
         self.kernels = INT8
+        self.problem = fix_bits(self._body)
 
     @property
     def rows_at_once(self) -> int:

@@ -55,16 +55,14 @@ class ScoringWork:
         return list({id(item.sequence): item.sequence for item in self.items}.values())
 
     def halves(self) -> tuple[ScoringWork, ScoringWork]:
-        """The same in two; of one group the items go without what they share."""
+        """The same in two; choices of one row stay behind their prompt, which keeps their bits."""
         if len(self.groups) > 1:
             half = len(self.groups) // 2
             parts = self.groups[:half], self.groups[half:]
-            return ScoringWork(parts[0], self.prefix, self.columns), ScoringWork(parts[1], self.prefix, self.columns)
-        items, whole = self.items, self.prefix + self.columns
-        half = len(items) // 2
-        return ScoringWork([[item] for item in items[:half]], 0, whole), ScoringWork(
-            [[item] for item in items[half:]], 0, whole
-        )
+        else:
+            half = len(self.items) // 2
+            parts = [self.items[:half]], [self.items[half:]]
+        return ScoringWork(parts[0], self.prefix, self.columns), ScoringWork(parts[1], self.prefix, self.columns)
 
 
 def _step(num_tokens: int) -> int:
