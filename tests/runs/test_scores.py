@@ -45,13 +45,12 @@ def test_the_row_of_the_guide_is_what_its_numbers_say() -> None:
     model = batchgen.open_model("bundled")
     with torch.no_grad():
         logits = model.network(torch.tensor([[50256, 3666, 3290]])).logits[0]
-    shown = [
-        (f"{own[token]:.2f}", f"{own.logsumexp(0):.2f}") for own, token in zip(logits, [3666, 3290, 318], strict=True)
-    ]
-    assert shown == [("6.03", "15.14"), ("2.70", "8.57"), ("6.68", "8.80")]
+    places = list(zip(logits, [3666, 3290, 318], strict=True))
+    shown = [f"{own[token]:.3f} - {own.logsumexp(0):.3f}" for own, token in places]
+    assert shown == ["6.030 - 15.142", "2.698 - 8.568", "6.684 - 8.797"]
     assert row["logprobs"]["token_ids"] == [3666, 3290, 318]
-    assert [f"{number:.2f}" for number in row["logprobs"]["token_logprobs"]] == ["-9.11", "-5.87", "-2.12"]
-    assert (f"{row['logprob']:.2f}", round(row["perplexity"])) == ("-17.10", 299)
+    assert [f"{number:.3f}" for number in row["logprobs"]["token_logprobs"]] == ["-9.112", "-5.870", "-2.113"]
+    assert (f"{row['logprob']:.3f}", f"{row['perplexity']:.1f}") == ("-17.095", "298.4")
 
 
 def test_each_kind_of_row_has_its_own_record() -> None:
