@@ -75,6 +75,7 @@ LATE = {
     "engines.sampling.logprobs",
     "engines.sampling.penalties",
     "engines.sampling.sampler",
+    "engines.scoring.bits",
     "engines.scoring.engine",
     "engines.scoring.network",
     "engines.trial.rows",
