@@ -35,11 +35,6 @@ def supports_attention_backend(network_class: type) -> bool:
     return hasattr(sys.modules[network_class.__module__], "ALL_ATTENTION_FUNCTIONS")  # not all declare it
 
 
-def attention_of(config: PretrainedConfig) -> str | None:
-    """The name of the attention function that networks of this config call."""
-    return getattr(config, "_attn_implementation", None)
-
-
 def set_attention(config: PretrainedConfig, name: str | None) -> None:
     """Make networks of this config call the attention function `name`."""
     if not hasattr(type(config), "_attn_implementation"):

@@ -46,11 +46,6 @@ class StoredRun:
         return not self._count("inputs")
 
     @property
-    def num_read(self) -> int:
-        """The number of input rows read so far."""
-        return self._count("inputs")
-
-    @property
     def num_results(self) -> int:
         return self._count("results")
 

@@ -32,12 +32,11 @@ NAME = re.compile(r"part-(\d{5,})(?:\.(\d{6,})-(\d{6,}))?\.(jsonl|parquet)")
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Rows `start` to before `stop` of a part, for one worker; `failures` counts workers that it killed."""
+    """Rows `start` to before `stop` of a part, for one worker."""
 
     part: FilePart
     start: int
     stop: int
-    failures: int = 0
 
     @property
     def num_rows(self) -> int:
