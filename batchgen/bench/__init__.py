@@ -1,4 +1,4 @@
-"""Measures a model on this machine: engines, dtypes and rows against its ceilings; recommends settings and keeps them.
+"""Measure a model on this machine: engines, dtypes and batch sizes against its ceilings; recommend and keep settings.
 
 Draws nothing.
 """
@@ -29,10 +29,10 @@ __all__ = ["BenchReport", "Plan", "keep", "make_plan", "measure", "open_labs"]
 
 OpenLab = Callable[[str, str], "Lab"]  # precision, engine
 
-# bfloat16 is swept where it multiplies matrices so many times as fast as float32.
+# bfloat16 is measured if it multiplies matrices more than this many times as fast as float32.
 FAST = 1.2
 USUAL_ROWS = (1, 8, 32, 64, 128, 256)
-# Of the time, what an engine gets: settings are for the first.
+# Shares of the time per engine: settings are for the first one.
 SHARES = {"continuous": 2, "reference": 1}
 
 
@@ -45,19 +45,19 @@ class Plan:
     dtypes: tuple[str, ...]
     engines: tuple[str, ...]
     rows: tuple[int, ...]
-    most_rows: int  # that auto may take
+    most_rows: int  # the most that auto may choose
     max_new_tokens: int
     seconds: float
-    bfloat16_ratio: float | None = None  # of float32's rate of products, where that left bfloat16 out
-    quantize: str | None = None  # what linear layers are in too, beside each dtype
+    bfloat16_ratio: float | None = None  # relative to float32's rate of matrix products, if bfloat16 is skipped for it
+    quantize: str | None = None  # also measure linear layers in this, for each dtype
 
     def tasks(self, precision: str, engine: str) -> list[Task]:
-        """From the fewest rows up."""
+        """The tasks of one lab, from the fewest rows up."""
         return [Task(precision, engine, workload, rows) for rows in self.rows for workload in WORKLOADS]
 
     @property
     def parts(self) -> list[tuple[str, str]]:
-        """Precision and engine of each lab, the most telling first; only slots run quantised layers."""
+        """Precision and engine of each lab, the most informative first; only slots run quantised layers."""
         quantised = [precision_of(dtype, self.quantize) for dtype in self.dtypes if self.quantize]
         return [
             (precision, engine)
@@ -77,7 +77,7 @@ def make_plan(
     seconds: float = 60.0,
     quantize: str | None = None,
 ) -> Plan:
-    """What these options mean for a model on this machine; no `rows` are the usual ones for the device.
+    """Turn options into a plan for a model on this machine; without `rows`, the device's usual batch sizes are used.
 
     Raises `UsageError` and `ModelError`.
     """
@@ -91,7 +91,7 @@ def make_plan(
     most_rows = CONTINUOUS.most_rows.get(on, MOST_ROWS_ACCELERATOR)
     chosen = choose_engine(engine, checkpoint.outline)[0]
     engines = (chosen, "reference") if engine == "auto" else (chosen,)
-    make_rows("ragged", 1, max_new_tokens, checkpoint)  # refuses what leaves no room
+    make_rows("ragged", 1, max_new_tokens, checkpoint)  # fails if there is no room for prompts
     auto, ratio = _auto_dtypes(checkpoint, on) if "auto" in dtypes else ((), None)
     names = [name for asked in dtypes for name in (auto if asked == "auto" else (asked,))]
     return Plan(
@@ -109,7 +109,7 @@ def make_plan(
 
 
 def _auto_dtypes(checkpoint: Checkpoint, device: str) -> tuple[tuple[str, ...], float | None]:
-    """float32, and bfloat16 where this machine is fast at it; and how fast, as a multiple of float32's rate."""
+    """float32, and bfloat16 if it is fast on this machine; and bfloat16's rate relative to float32's, if it runs."""
     import torch
 
     from batchgen.bench.ceilings import matmul_gflops
@@ -117,13 +117,13 @@ def _auto_dtypes(checkpoint: Checkpoint, device: str) -> tuple[tuple[str, ...], 
     on = torch.device(device)
     try:
         exact, coarse = (matmul_gflops(dtype, checkpoint.config, on) for dtype in ("float32", "bfloat16"))
-    except RuntimeError:  # a device that has no bfloat16
+    except RuntimeError:  # a device without bfloat16
         return ("float32",), None
     return ("float32", "bfloat16") if coarse > FAST * exact else ("float32",), coarse / exact
 
 
 def open_labs(checkpoint: Checkpoint, plan: Plan) -> OpenLab:
-    """Labs with this model, loaded afresh for each dtype and engine."""
+    """A function that opens a lab with this model, loaded again for each dtype and engine."""
     from batchgen.bench.lab import ModelLab
 
     return lambda dtype, engine: ModelLab(checkpoint, plan.device, dtype, engine, plan.max_new_tokens)
@@ -143,7 +143,7 @@ def measure(
     clock: Callable[[], float] = time.perf_counter,
     on_task: Callable[[Task], None] = lambda task: None,
 ) -> BenchReport:
-    """Sweeps all of the plan within its time, as far as it goes; what fails is told, the rest goes on."""
+    """Measure as much of the plan as its time allows; failures are recorded, and the rest continues."""
     found = _Findings()
     end = clock() + plan.seconds
     parts = plan.parts
@@ -165,7 +165,7 @@ def measure(
 
 
 def _look_around(found: _Findings, lab: Lab, precision: str, plan: Plan) -> None:
-    """What is measured once in a precision."""
+    """Measure what is needed once per precision: the ceiling, and answers if precisions are compared."""
     if precision not in found.ceilings:
         found.ceilings[precision] = lab.ceiling()
         if "float32" in plan.dtypes and (plan.quantize or "bfloat16" in plan.dtypes):

@@ -1,4 +1,4 @@
-"""Points to settings, and to the sentence that recommends them. Pure."""
+"""Turn measured points into settings, and into the sentence that recommends them. Pure."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from batchgen.bench.facts import WORKLOADS, Best, Gain, Point
 from batchgen.bench.sweep import NO_TIME, OUT_OF_MEMORY
 from batchgen.records import parts_of_precision
 
-# Rates nearer to the best than this are as good: fewer rows take less memory and finish sooner.
+# Rates of at least this share of the best are as good: fewer rows take less memory and finish sooner.
 AS_GOOD = 0.97
-# bfloat16 changes tokens; for less than this it is not worth a word.
+# bfloat16 changes tokens: a smaller gain than this is not worth mentioning.
 WORTH_IT = 1.1
 
 
 def find_bests(points: Sequence[Point], most_rows: int) -> tuple[Best, ...]:
-    """The best rows of each dtype and engine that ran, the recommended one first; `most_rows` is what auto may take.
+    """The best batch size of each dtype and engine, the recommended one first; `most_rows` is the most for auto.
 
-    That is the fastest in the exact dtype, float32, where it was swept; else the fastest of all.
+    The recommended one is the fastest in float32, the exact dtype, if that was measured; otherwise the fastest of all.
     """
     pairs = dict.fromkeys((point.task.dtype, point.task.engine) for point in points)
     bests = [best for dtype, engine in pairs if (best := find_best(points, dtype, engine, most_rows))]
@@ -26,7 +26,7 @@ def find_bests(points: Sequence[Point], most_rows: int) -> tuple[Best, ...]:
 
 
 def find_best(points: Sequence[Point], dtype: str, engine: str, most_rows: int) -> Best | None:
-    """The fewest rows within 3% of the best rate; None where nothing ran."""
+    """The fewest rows within 3% of the best rate; None if nothing ran."""
     mine = [point for point in points if (point.task.dtype, point.task.engine) == (dtype, engine)]
     rates = dict(_both_workloads(mine))
     if not rates:
@@ -40,7 +40,7 @@ def find_best(points: Sequence[Point], dtype: str, engine: str, most_rows: int) 
 
 
 def _both_workloads(points: Sequence[Point]) -> Iterator[tuple[int, float]]:
-    """Rows, and the geometric mean of their rates on the fixed and the ragged workload, where both ran."""
+    """(rows, geometric mean of the rates on the fixed and the ragged workload) for batch sizes at which both ran."""
     rates = {(point.task.rows, point.task.workload): point.rate for point in points}
     for rows in sorted({point.task.rows for point in points}):
         fixed, ragged = (rates.get((rows, workload)) for workload in WORKLOADS)
@@ -49,7 +49,7 @@ def _both_workloads(points: Sequence[Point]) -> Iterator[tuple[int, float]]:
 
 
 def find_gain(bests: Sequence[Best], differing: Mapping[str, float], precision: str) -> Gain | None:
-    """What a precision gains on the engine that is best in float32; None where the best of both is not known."""
+    """The gain of a precision on the engine that is best in float32; None unless the best of both is settled."""
     settled = [best for best in bests if best.is_settled]
     exact = next((best for best in settled if best.dtype == "float32"), None)
     coarse = [best for best in settled if exact and (best.dtype, best.engine) == (precision, exact.engine)]
@@ -57,14 +57,14 @@ def find_gain(bests: Sequence[Best], differing: Mapping[str, float], precision: 
 
 
 def find_quantised_gain(bests: Sequence[Best], differing: Mapping[str, float]) -> Gain | None:
-    """The same of the fastest precision with quantised layers."""
+    """The largest gain of a precision with quantised layers, or None."""
     names = dict.fromkeys(best.dtype for best in bests if parts_of_precision(best.dtype)[1])
     gains = [gain for name in names if (gain := find_gain(bests, differing, name))]
     return max(gains, key=lambda gain: gain.times, default=None)
 
 
 def where_it_stops(best: Best) -> str:
-    """Where batching stops paying, against one at a time."""
+    """A sentence on where batching stops paying off, compared with one row at a time."""
     where = f"{best.engine} in {best.dtype}"
     if best.most_tried == 1:
         return f"cannot tell whether batching pays off: only one row at a time was measured ({where})"
@@ -84,7 +84,7 @@ def _against_one(best: Best) -> str:
 def recommend(
     bests: Sequence[Best], gain: Gain | None, bfloat16_ratio: float | None = None, quantised: Gain | None = None
 ) -> str:
-    """The settings, in one sentence; `bfloat16_ratio` is of float32's rate of products, where bfloat16 was left out."""
+    """The recommended settings in one sentence; `bfloat16_ratio` is its relative product rate, if it was skipped."""
     if not bests:
         return "nothing could be measured: increase --seconds, or see what failed"
     best = bests[0]
@@ -116,6 +116,6 @@ def _on_bfloat16(gain: Gain | None, ratio: float | None) -> str:
 
 
 def _gain(gain: Gain) -> str:
-    """What it gains, and what that costs."""
+    """The gain, and what it costs."""
     changed = "" if gain.differing_share is None else f", and changes {gain.differing_share:.0%} of greedy tokens"
     return f"{_options(gain.precision)} is {gain.times:.1f} times as fast{changed}"

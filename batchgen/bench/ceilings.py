@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices and reads memory, measured. Knows nothing of engines."""
+"""Measure how fast this machine multiplies matrices and reads memory. Knows nothing about engines."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 Clock = Callable[[], float]
 Form = Callable[["torch.Tensor"], "torch.Tensor"]
 
-MATMUL_ROWS = (64, 128)  # of a decode step in full swing
+MATMUL_ROWS = (64, 128)  # of a decode step with many rows
 MEASURE_S = 0.1
-# What is read is as large as the weights, so that a cache that holds them counts; more than this no cache holds.
+# Reads as many bytes as the weights have, so that a cache that holds them counts; no cache holds more than the maximum.
 MOST_READ_BYTES, LEAST_READ_BYTES = 256 << 20, 16 << 20
 
 
 def linear_sizes(network: PreTrainedModel) -> tuple[int, int]:
-    """Parameters and bytes of all linear layers: what each token is multiplied with, and each step reads.
+    """Parameters and bytes of all linear layers: what each token is multiplied with, and what each step reads.
 
-    The output layer counts once, shared with the embedding or not; looking up an embedding multiplies nothing.
+    The output layer counts once, whether or not it shares the embedding; an embedding lookup multiplies nothing.
     """
     from torch import nn
     from transformers.pytorch_utils import Conv1D
@@ -36,10 +36,10 @@ def linear_sizes(network: PreTrainedModel) -> tuple[int, int]:
 
 
 def measure_ceiling(precision: str, sizes: tuple[int, int], config: PretrainedConfig, device: torch.device) -> Ceiling:
-    """Both ceilings of a model with linear layers of these `sizes`."""
+    """Measure both ceilings of a model with linear layers of these `sizes` (parameters, bytes)."""
     parameters, num_bytes = sizes
     if parts_of_precision(precision)[1]:
-        num_bytes = parameters  # a byte each
+        num_bytes = parameters  # one byte each
     gflops, rate = matmul_gflops(precision, config, device), read_rate(num_bytes, device)
     return Ceiling(precision, gflops, rate, 2 * parameters, num_bytes)
 
@@ -47,7 +47,7 @@ def measure_ceiling(precision: str, sizes: tuple[int, int], config: PretrainedCo
 def matmul_gflops(
     precision: str, config: PretrainedConfig, device: torch.device, clock: Clock = time.perf_counter
 ) -> float:
-    """The best rate, in GFLOP/s, of the model's feed-forward layer in any form that the engines use."""
+    """The best rate, in GFLOP/s, of the model's feed-forward layer over all forms that the engines use."""
     import torch
 
     text = config.get_text_config()
@@ -66,7 +66,7 @@ def matmul_gflops(
 
 
 def _integers(layer: nn.Linear) -> Form:
-    """The product of 8-bit integers alone, without what makes them of floats."""
+    """The product of 8-bit integers alone, without the conversion from floats."""
     import torch
 
     from batchgen.engines.int8.linear import Int8Group, quantize_weight
@@ -76,7 +76,7 @@ def _integers(layer: nn.Linear) -> Form:
 
 
 def _forms(layer: nn.Linear) -> list[Form]:
-    """The layer as it is, and packed where that can be."""
+    """The layer as it is, and packed if possible."""
     from batchgen.engines.continuous.packing import PackedLinear
 
     if layer.weight.device.type != "cpu":
@@ -90,7 +90,7 @@ def _forms(layer: nn.Linear) -> list[Form]:
 
 
 def read_rate(num_bytes: int, device: torch.device, clock: Clock = time.perf_counter) -> float:
-    """The best rate of reading memory, in GB/s: a sum over so many bytes."""
+    """The best rate of reading memory, in GB/s, measured by a sum over about `num_bytes` bytes."""
     import torch
 
     num_bytes = min(max(num_bytes, LEAST_READ_BYTES), MOST_READ_BYTES)
@@ -100,7 +100,7 @@ def read_rate(num_bytes: int, device: torch.device, clock: Clock = time.perf_cou
 
 
 def _fastest(work: Callable[[], object], device: torch.device, clock: Clock) -> float:
-    """Seconds of the fastest of all runs within `MEASURE_S`; the first only warms up."""
+    """The seconds of the fastest run within `MEASURE_S`; the first run is a warm-up."""
     import torch
 
     def run() -> float:

@@ -1,4 +1,4 @@
-"""The records of a bench: what is asked for, what a run of it took, and what all of it says. Rates are new tokens/s."""
+"""The records of a bench: its tasks, the samples of their runs, and the results. Rates are in new tokens/s."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WORKLOADS = ("fixed", "ragged")
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One point of the sweep; `dtype` is a precision: where layers are quantised, "int8 and float32"."""
+    """One point of the sweep; `dtype` is a precision, such as "int8 and float32" for quantised layers."""
 
     dtype: str
     engine: str
@@ -22,7 +22,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One run of a task; `decode_work` is counted as in `RunStats`, `prefill_columns` with pads."""
+    """One run of a task; `decode_work` is counted as in `RunStats`, `prefill_columns` includes padding."""
 
     tokens: int
     seconds: float
@@ -34,7 +34,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A task and its runs; without any, `problem` says why."""
+    """A task and its runs; if there are none, `problem` says why."""
 
     task: Task
     samples: tuple[Sample, ...] = ()
@@ -42,13 +42,13 @@ class Point:
 
     @property
     def rate(self) -> float | None:
-        """The median of its runs."""
+        """The median rate of its runs, or None."""
         return median(sample.tokens / sample.seconds for sample in self.samples) if self.samples else None
 
 
 @dataclass(frozen=True, slots=True)
 class Ceiling:
-    """What bounds the rate in a dtype: the matrix products of a token, and reading the weights once a step."""
+    """What limits the rate in a dtype: the matrix products per token, and reading the weights once per step."""
 
     dtype: str
     gflops: float
@@ -70,7 +70,7 @@ class Ceiling:
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """What a coarser precision does here: how many times float32's rate, and the share of greedy tokens it changes."""
+    """The effect of a coarser precision: its rate relative to float32's, and the share of greedy tokens it changes."""
 
     times: float
     differing_share: float | None
@@ -79,10 +79,10 @@ class Gain:
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The fewest rows that reach (nearly) the best rate of an engine in a dtype; `alone` is the rate one at a time.
+    """The fewest rows that (nearly) reach an engine's best rate in a dtype; `alone` is the rate of one row at a time.
 
-    `is_settled` says whether more rows were tried, or no more would ever be taken; `had_time` whether all that were
-    asked for were tried.
+    `is_settled` says whether more rows were tried, or more could never be used; `had_time` whether all requested ones
+    were tried.
     """
 
     dtype: str
@@ -96,18 +96,18 @@ class Best:
 
     @property
     def is_known(self) -> bool:
-        """Whether it can be recommended: time did not end before the best was found."""
+        """Whether it can be recommended: time did not run out before the best was found."""
         return self.is_settled or self.had_time
 
     @property
     def times(self) -> float | None:
-        """How many times the rate of one at a time."""
+        """The rate relative to one row at a time, if that was measured."""
         return self.rate / self.alone if self.alone else None
 
 
 @dataclass(frozen=True, slots=True)
 class BenchReport:
-    """All that a bench found on one model and device."""
+    """Everything that a bench found for one model and device."""
 
     model: str
     device: str
@@ -122,7 +122,7 @@ class BenchReport:
 
     @property
     def recommended(self) -> Best | None:
-        """The first of the bests; None where there was no time to find it."""
+        """The first of the bests; None if there was no time to find it."""
         return self.bests[0] if self.bests and self.bests[0].is_known else None
 
     def rate(self, task: Task) -> float | None:
@@ -149,7 +149,7 @@ class BenchReport:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """The whole report, for JSON."""
         return self.summary() | {
             "max_new_tokens": self.max_new_tokens,
             "points": [_point(point) for point in self.points],

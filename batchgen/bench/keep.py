@@ -1,4 +1,4 @@
-"""What a bench found, to the user's cache folder: rows for `--batch-size auto`, a speed for `plan`, bfloat16's gain."""
+"""Save a bench's results in the user's cache: rows for `--batch-size auto`, a speed for `plan`, bfloat16's gain."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from batchgen.machine.speeds import KeptGain, Settings, Speed, write_gain, write
 
 
 def keep(report: BenchReport, environ: Mapping[str, str] = os.environ) -> BenchReport:
-    """Keeps the best rows of the engine that refills slots, for each dtype, where enough were tried; says whether."""
+    """Save the continuous engine's best batch size for each dtype if it is settled; the report says whether."""
     today = date.today().isoformat()
     settled = [best for best in report.bests if best.engine == "continuous" and best.is_settled]
     for best in settled:
@@ -27,7 +27,7 @@ def keep(report: BenchReport, environ: Mapping[str, str] = os.environ) -> BenchR
 
 
 def _speed(points: tuple[Point, ...], best: Best, today: str) -> Speed | None:
-    """The speed at the best rows over both workloads; None where a part took no time."""
+    """The speed at the best batch size over both workloads; None if prefill or decode has no measurements."""
     at = (best.dtype, best.engine, best.rows)
     mine = [point for point in points if (point.task.dtype, point.task.engine, point.task.rows) == at]
     samples = [sample for point in mine for sample in point.samples]

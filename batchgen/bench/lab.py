@@ -1,4 +1,4 @@
-"""One model, loaded in one dtype for one engine, that runs tasks."""
+"""A lab: one model, loaded in one dtype for one engine, that runs tasks."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ WARM_UP_TOKENS = 2
 
 
 class Lab(Protocol):
-    """What a bench needs of a model and an engine; a fake one needs neither."""
+    """What a bench needs from a model and an engine; a fake lab needs neither."""
 
     def run(self, task: Task) -> Sample:
-        """Runs a task once. Raises `NoMemoryError`, or what the model does."""
+        """Run a task once. Raises `NoMemoryError`, or whatever the model raises."""
         ...
 
     def ceiling(self) -> Ceiling: ...
 
     def answer_words(self) -> list[list[int]]:
-        """Greedy output ids of each of the prompts of words."""
+        """Greedy output ids of each prompt of `word_rows`."""
         ...
 
 
@@ -43,7 +43,7 @@ class ModelLab:
     """A lab with a real model; loading it also warms up."""
 
     def __init__(self, checkpoint: Checkpoint, device: str, precision: str, engine: str, max_new_tokens: int) -> None:
-        release()  # what the last lab held
+        release()  # frees the memory of the last lab
         self.precision = precision
         dtype, quantize = parts_of_precision(precision)
         self.options = EngineOptions(engine, quantize=quantize)

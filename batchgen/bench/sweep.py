@@ -1,4 +1,4 @@
-"""Runs tasks in turn within a time, several times each where it allows. Knows no model: `run` does the work."""
+"""Run tasks in turn within a time limit, several times each if it allows. Knows no model: `run` does the work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Run = Callable[[Task], Sample]
 
 
 class NoMemoryError(BatchgenError):
-    """Memory ran out in a task; the engine may have gone on with fewer rows, but that is another task."""
+    """Memory ran out in a task; the engine may have continued with fewer rows, but that is another task."""
 
 
 def sweep(
@@ -28,9 +28,9 @@ def sweep(
     clock: Callable[[], float] = time.perf_counter,
     on_task: Callable[[Task], None] = lambda task: None,
 ) -> list[Point]:
-    """Each task, from the fewest rows up, then all again and again (A B A B), while they are likely to end in time.
+    """Run each task, from the fewest rows up, then all of them again (A B A B), while they are likely to end in time.
 
-    A task that fails is a point with its problem, and the rest goes on; the first one always runs.
+    A failed task becomes a point with its problem, and the rest continues. The first task always runs.
     """
     end = clock() + seconds
     samples: dict[Task, list[Sample]] = {task: [] for task in tasks}
@@ -51,9 +51,9 @@ def sweep(
 
 
 def guess_seconds(task: Task, samples: dict[Task, list[Sample]]) -> float | None:
-    """How long a task may take: as long as last time, else by the work of the one with the next fewer rows.
+    """Estimate a task's seconds: as long as last time, otherwise scaled from the largest task of its workload that ran.
 
-    None where nothing is known.
+    None if nothing is known.
     """
     if samples[task]:
         return samples[task][-1].seconds
@@ -65,7 +65,7 @@ def guess_seconds(task: Task, samples: dict[Task, list[Sample]]) -> float | None
 
 
 def _point(task: Task, samples: list[Sample], problem: str | None) -> Point:
-    """A task that failed once has failed: what it did before was luck."""
+    """The point of a task. If one run failed, the task has failed, whatever earlier runs measured."""
     if problem or not samples:
         return Point(task, problem=problem or NO_TIME)
     return Point(task, tuple(samples))

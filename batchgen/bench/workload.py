@@ -1,4 +1,4 @@
-"""What the engines are given: rows of random tokens with lengths chosen, and prompts of words. Knows no engine."""
+"""The workloads: rows of random tokens with chosen lengths, and prompts of words. Runs no engine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 FIXED_PROMPT = 32
 SHORTEST, TYPICAL, LONGEST, SPREAD = 3, 25, 200, 1.0  # prompt tokens of the ragged rows: log-normal, cut off
-# Rows of a ragged workload for each that runs at a time: some wait, and take the places of those that are finished.
+# Rows of a ragged workload per row that runs at a time: the others wait, and replace rows that finish.
 WAITING = 2
 SEED = 0
 WHO = ("My dog", "The old man", "A little girl", "The teacher", "Our neighbour", "The king", "My best friend", "A bird")
@@ -27,7 +27,7 @@ WHAT = ("is", "went to the", "said that the", "wanted to eat a big bowl of")
 
 @dataclass(slots=True, eq=False)
 class EndingRow(Sequence):
-    """A row that is finished after so many tokens though it may make more, like one that meets its eos."""
+    """A row that finishes after `ends_after` tokens although it may generate more, like a row that meets eos."""
 
     ends_after: int = 1
 
@@ -37,9 +37,9 @@ class EndingRow(Sequence):
 
 
 def make_rows(workload: str, rows: int, max_new_tokens: int, checkpoint: Checkpoint) -> list[Sequence]:
-    """Fresh rows for `rows` at a time: `fixed` are all alike, `ragged` differ in prompt and output lengths.
+    """New rows for batches of `rows`: `fixed` rows are all alike, `ragged` ones differ in prompt and output lengths.
 
-    The same call gives the same rows. Raises `UsageError` where the model has no room for them.
+    The same call gives the same rows. Raises `UsageError` if the model has no room for them.
     """
     longest = _longest_prompt(max_new_tokens, checkpoint.n_positions)
     draw = random.Random(SEED)
@@ -57,9 +57,9 @@ def make_rows(workload: str, rows: int, max_new_tokens: int, checkpoint: Checkpo
 
 
 def ragged_lengths(num_rows: int, max_new_tokens: int, longest: int = LONGEST) -> list[tuple[int, int]]:
-    """Prompt and output tokens of each row: log-normal, and even over 1 to twice `max_new_tokens`.
+    """Prompt tokens (log-normal) and output tokens (uniform from 1 to twice `max_new_tokens`) of each row.
 
-    Both are quantiles in a shuffled order, so that few rows have the same spread as many.
+    Both are quantiles in shuffled order, so that a few rows have the same spread as many.
     """
     draw = random.Random(SEED)
     shares = [(i + 0.5) / num_rows for i in range(num_rows)]
@@ -81,7 +81,7 @@ def _longest_prompt(max_new_tokens: int, n_positions: int | None) -> int:
 
 
 def word_rows(max_new_tokens: int, checkpoint: Checkpoint) -> list[Sequence]:
-    """32 prompts of words, greedy."""
+    """32 greedy rows with prompts of words."""
     sampling = SamplingParams(max_new_tokens=max_new_tokens)
     requests = [
         Request(i, i, prompt, sampling) for i, prompt in enumerate(f"{who} {what}" for who in WHO for what in WHAT)
@@ -90,8 +90,7 @@ def word_rows(max_new_tokens: int, checkpoint: Checkpoint) -> list[Sequence]:
 
 
 def differing_share(outputs: list[list[int]], others: list[list[int]]) -> float:
-    """The share of tokens that differ: in each row all from the first that does, since what follows continues it.
-
+    """The share of tokens that differ: in each row, all from the first difference on, because the rest depends on it.
     >>> differing_share([[1, 2, 3, 4]], [[1, 2, 9, 4]])
     0.5
     """
@@ -101,5 +100,5 @@ def differing_share(outputs: list[list[int]], others: list[list[int]]) -> float:
 
 
 def without_eos(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint, but no token ends a row: how long rows are is the workload's to say."""
+    """The checkpoint without eos tokens, so that only the workload decides the length of rows."""
     return replace(checkpoint, eos_token_ids=frozenset())

@@ -1,6 +1,6 @@
-"""What this machine and installation offer, and advice where something is off. Draws nothing.
+"""Examine what this machine and installation offer, and advise how to fix problems. Draws nothing.
 
-A part that is missing or broken is a finding, never the end of the examination.
+A missing or broken part is a finding; it never stops the examination.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def diagnose(
     root: Path = Path("/"),
     measure: Measure = measure_gflops,
 ) -> Diagnosis:
-    """Examines all there is, `device` most closely, and how `model` runs and talks; `root` stands for `/`.
+    """Examine everything, `device` in detail, and how `model` runs and handles chats; `root` replaces `/`.
 
-    Raises `UsageError` for what is no device, `ModelError` for one that is not there, or a model that is not.
+    Raises `UsageError` for an unknown device, `ModelError` for a device or model that does not exist.
     """
     checkpoint = open_checkpoint(model, revision=revision, weights=False) if model is not None else None
     chat = examine_chat(checkpoint) if checkpoint else None
-    with ThreadPoolExecutor(1) as waiting:  # the Hub may take its time, as the import of torch does
+    with ThreadPoolExecutor(1) as waiting:  # the Hub may be slow, and so is importing torch
         hub = waiting.submit(hub_answers)
         installation = examine_installation(root)
         machine = examine_machine(device, root, measure)

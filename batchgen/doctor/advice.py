@@ -1,4 +1,4 @@
-"""Facts to advice: one line for each problem, with its fix. Pure."""
+"""Turn facts into advice: one line for each problem, with its fix. Pure."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from batchgen.doctor.facts import Diagnosis, Installation, Machine, Processor
 from batchgen.model.private import TRIED
 
-# A rate between these, in units of float32's, is no reason to choose either.
+# A rate between these, relative to float32's, is no reason to prefer either dtype.
 SLOWER, FASTER = 0.9, 1.2
 LOW_MEMORY_BYTES = 1 << 30
-# A limit that leaves less than this share of the machine's memory is worth a line.
+# A limit that leaves less than this share of the machine's memory is reported.
 TIGHT_SHARE = 0.5
-# How a limit is lifted, by the first word of its name; what has no line here is the machine's own memory.
+# How to raise a limit, by the first word of its name; any other bound is the machine's own memory.
 FIXES = {
     "cgroup": "raise the container's or the service's limit",
     "RLIMIT_AS": "raise it with ulimit -v",
@@ -21,7 +21,7 @@ FIXES = {
 
 
 def advise(diagnosis: Diagnosis) -> list[str]:
-    """What a knowledgeable person would say of these facts; nothing where all is well."""
+    """The advice that an expert would give on these facts; empty if everything is fine."""
     return [
         *_on_versions(diagnosis.installation),
         *_on_torch(diagnosis.installation, diagnosis.machine),

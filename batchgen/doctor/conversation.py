@@ -1,4 +1,4 @@
-"""What a model does with conversations: its chat template, what opens and closes turns, where BOS comes from."""
+"""How a model handles conversations: its chat template, what opens and closes turns, where BOS comes from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from batchgen.model.checkpoint import Checkpoint
 
 
 def examine_chat(checkpoint: Checkpoint) -> ChatFacts:
-    """A template that is broken is a finding."""
+    """Examine a model's chat template; a broken one is a finding."""
     name = checkpoint.name
     chat = open_chat(checkpoint)
     if not chat.has_template:
@@ -36,7 +36,7 @@ def _facts(checkpoint: Checkpoint, chat: Chat, names: tuple[str, ...]) -> ChatFa
 
 
 def _bos(checkpoint: Checkpoint, opening: str | None) -> str:
-    """Where the first token of a row comes from."""
+    """What adds BOS to a row: the tokenizer, the template, or nothing."""
     bos = checkpoint.tokenizer.bos_token
     ids = checkpoint.tokenizer("a")["input_ids"]
     by_tokenizer = bos is not None and ids[:1] == [checkpoint.tokenizer.bos_token_id]

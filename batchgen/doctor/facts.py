@@ -1,4 +1,4 @@
-"""The records of an examination. None stands for what could not be found out."""
+"""The records of an examination. None means that a fact could not be determined."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ D = TypeVar("D")
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A library: its version (None where it is missing) and the least that batchgen asks for."""
+    """A library: its version (None if it is not installed) and the lowest that batchgen requires."""
 
     name: str
     installed: str | None
@@ -27,7 +27,7 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """Versions, and what torch was built for: `torch_build` is None for the CPU alone."""
+    """Versions, and what torch was built for: `torch_build` is None for CPU only."""
 
     versions: tuple[Version, ...]
     python: str
@@ -35,12 +35,12 @@ class Installation:
     torch_problem: str | None
     torch_build: str | None
     has_nvidia: bool
-    gone_names: tuple[str, ...] = ()  # private names of libraries that batchgen uses, and which are no longer there
+    gone_names: tuple[str, ...] = ()  # private names of libraries that batchgen uses, but that no longer exist
 
 
 @dataclass(frozen=True, slots=True)
 class Processor:
-    """The CPU; `vectors` is what torch's kernels use of it, `sixteen_bit` its instructions for 16-bit products."""
+    """The CPU; `vectors` is the vector extension that torch uses, `sixteen_bit` its 16-bit product instructions."""
 
     name: str
     physical_cores: int | None
@@ -65,7 +65,7 @@ class Accelerator:
 
 @dataclass(frozen=True, slots=True)
 class MatmulSpeed:
-    """A measured matrix product; None where the device cannot do it."""
+    """A measured matrix product; `gflops` is None if the device does not support the dtype."""
 
     dtype: str
     gflops: float | None
@@ -73,7 +73,7 @@ class MatmulSpeed:
 
 @dataclass(frozen=True, slots=True)
 class LinearKernels:
-    """Which kernels linear layers of a dtype run on in slots; `why_plain` where they are not packed."""
+    """The kernels that linear layers of a dtype use in slots; `why_plain` says why they are not packed, if so."""
 
     dtype: str
     why_plain: str | None
@@ -81,7 +81,7 @@ class LinearKernels:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Devices and memory; `device` is the one that was measured, `bounds` are its memory's, tightest first."""
+    """Devices and memory; `device` is the measured one, `bounds` are its memory limits, tightest first."""
 
     processor: Processor
     accelerators: tuple[Accelerator, ...]
@@ -92,10 +92,10 @@ class Machine:
     held_bytes: int | None
     bounds: tuple[Bound, ...]
     kernels: tuple[LinearKernels, ...] = ()
-    bfloat16_gain: KeptGain | None = None  # as the last bench found it
+    bfloat16_gain: KeptGain | None = None  # from the last bench
 
     def ratio(self, dtype: str) -> float | None:
-        """How many times float32's rate a dtype has."""
+        """A dtype's rate relative to float32's."""
         rates = {speed.dtype: speed.gflops for speed in self.speeds}
         base, rate = rates.get("float32"), rates.get(dtype)
         return rate / base if base and rate else None
@@ -112,7 +112,7 @@ class ModelAtHand:
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """What `--model` finds without a network: the bundled one, GPT-2 or not, and all of the Hugging Face cache."""
+    """The models available without a network: the bundled one, GPT-2 if cached, and all others in the Hub's cache."""
 
     bundled: ModelAtHand | None
     has_gpt2: bool
@@ -122,10 +122,10 @@ class Models:
 
 @dataclass(frozen=True, slots=True)
 class ChatFacts:
-    """What a model does with conversations; no `templates` where it has none.
+    """How a model handles conversations; `templates` is empty if it has none.
 
-    `opens` is the text ahead of the first user's message, `closes` the text behind the assistant's last one; None where
-    the template refuses so plain a conversation. `closing_is_eos` is None where a turn is closed by plain text.
+    `opens` is the text before the first user message, `closes` the text after the last assistant message; both are None
+    if the template fails on a minimal conversation. `closing_is_eos` is None if plain text closes a turn.
     """
 
     model: str
@@ -141,10 +141,10 @@ class ChatFacts:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """How a model runs, without its weights.
+    """How a model runs, determined without its weights.
 
-    `rows_of_a_batch` is None until a run has tried which rows may share one, and so is `bits`, whether a row's bits
-    depend on its batch. `windows` counts the layers with attention by how many columns they see; None is all.
+    `rows_of_a_batch` (which rows may share a batch) and `bits` (whether a row's bits depend on its batch) are None
+    until a run has tried them. `windows` counts the attention layers by the number of columns they see; None means all.
     """
 
     model: str
@@ -163,7 +163,7 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """All that was found; `hub_answers` is None where it was not asked, `chat` and `model` where no model was named."""
+    """All findings; `hub_answers` is None if the Hub was not asked, `chat` and `model` if no model was named."""
 
     installation: Installation
     machine: Machine
@@ -177,14 +177,14 @@ class Diagnosis:
 
 
 def or_else(otherwise: D) -> Callable[[Callable[P, T]], Callable[P, T | D]]:
-    """Makes a function return `otherwise` where it would raise: what is broken must not hide the rest."""
+    """Make a function return `otherwise` instead of raising: a broken part must not hide the rest."""
 
     def decorate(function: Callable[P, T]) -> Callable[P, T | D]:
         @wraps(function)
         def tolerant(*args: P.args, **kwargs: P.kwargs) -> T | D:
             try:
                 return function(*args, **kwargs)
-            except Exception:  # noqa: BLE001 - a broken library raises nearly anything
+            except Exception:  # noqa: BLE001 - a broken library raises almost anything
                 return otherwise
 
         return tolerant

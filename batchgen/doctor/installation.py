@@ -1,4 +1,4 @@
-"""Versions, and the models that need no network."""
+"""Examine versions, and the models available without a network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel")
 
 
 def examine_installation(root: Path) -> Installation:
-    """Versions and builds. A library is asked for its metadata; torch is imported."""
+    """Versions and builds. Libraries are looked up by their metadata; only torch is imported."""
     return Installation(
         versions=tuple(_versions()),
         python=platform.python_version(),
@@ -62,7 +62,7 @@ def _installed(name: str) -> str:
 
 @or_else({})
 def _floors() -> dict[str, str]:
-    """The least versions that batchgen's own metadata asks for."""
+    """The lowest versions that batchgen's own metadata requires."""
     from importlib.metadata import requires
 
     from packaging.requirements import Requirement
@@ -85,10 +85,10 @@ def _is_below(installed: str | None, floor: str | None) -> bool:
 
 
 def _import_torch() -> str | None:
-    """What goes wrong, in a line."""
+    """Import torch; return what goes wrong in one line, or None."""
     try:
         import torch  # noqa: F401
-    except Exception as error:  # noqa: BLE001 - a broken library raises nearly anything
+    except Exception as error:  # noqa: BLE001 - a broken library raises almost anything
         return first_line(error)
     return None
 
@@ -124,7 +124,7 @@ def _has_gpt2() -> bool:
 
 @or_else(())
 def _cached() -> tuple[ModelAtHand, ...]:
-    """Causal language models that are whole in the Hugging Face cache, by name."""
+    """Causal language models that are complete in the Hugging Face cache, sorted by name."""
     from huggingface_hub import scan_cache_dir
 
     models = [ModelAtHand(repo.repo_id, repo.size_on_disk) for repo in scan_cache_dir().repos if _is_at_hand(repo)]

@@ -1,4 +1,4 @@
-"""Devices, their speed in each dtype, and the memory limits in force."""
+"""Examine devices, their speed in each dtype, and the memory limits."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
     Measure = Callable[[torch.device, torch.dtype], float]
 
-# What sets how many threads torch starts with.
+# These set the number of threads that torch starts with.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 # 512 tokens through the first half of GPT-2's feed-forward layer.
 ROWS, INNER, COLUMNS = 512, 768, 3072
 MEASURE_S = 0.05
-# Asked through private functions of torch, which may go.
+# Private functions of torch, which may disappear.
 SIXTEEN_BIT = {
     "_is_avx512_bf16_supported": "AVX-512 bfloat16",
     "_is_amx_tile_supported": "AMX",
@@ -33,7 +33,7 @@ SIXTEEN_BIT = {
 
 
 def examine_machine(device: str, root: Path, measure: Measure) -> Machine:
-    """What there is, and how fast `device` is. Raises `UsageError` or `ModelError` for a device that is not there."""
+    """Examine the devices, and the speed of `device`. Raises `UsageError` or `ModelError` if it does not exist."""
     on = _choose(device)
     auto = _choose("auto")
     return Machine(
@@ -51,7 +51,7 @@ def examine_machine(device: str, root: Path, measure: Measure) -> Machine:
 
 
 def _choose(device: str) -> torch.device | None:
-    """None where torch cannot be imported."""
+    """The device, or None if torch cannot be imported."""
     try:
         return choose_device(device)
     except (ImportError, OSError):
@@ -158,7 +158,7 @@ def _speed(device: torch.device, dtype: str, measure: Measure) -> float:
 
 @or_else(())
 def _kernels(device: torch.device) -> tuple[LinearKernels, ...]:
-    """By the rule that runs follow: it measures nothing."""
+    """The kernels that a run would choose; measures nothing."""
     import torch
 
     from batchgen.engines.continuous.packing import why_plain
@@ -170,7 +170,7 @@ def _kernels(device: torch.device) -> tuple[LinearKernels, ...]:
 
 
 def measure_gflops(device: torch.device, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter) -> float:
-    """The best rate of a matrix product of `ROWS` tokens within `MEASURE_S`, in GFLOP/s; the first only warms up."""
+    """The best rate, in GFLOP/s, of a product of `ROWS` tokens within `MEASURE_S`; the first one is a warm-up."""
     import torch
 
     left = torch.ones(ROWS, INNER, device=device, dtype=dtype)  # [rows, inner]

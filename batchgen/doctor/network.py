@@ -1,4 +1,4 @@
-"""What a model runs in and what its rows take, told from its config and from earlier trials: no weights are read."""
+"""How a model runs and how much memory its rows take, from its config and earlier trials: reads no weights."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Unloaded:
     dtype_name: str
 
 
-@or_else(None)  # what is wrong with torch or the device is said elsewhere
+@or_else(None)  # problems with torch or the device are reported elsewhere
 def examine_model(checkpoint: Checkpoint, device: str) -> ModelFacts | None:
-    """What a run with the default options would find."""
+    """How a run with the default options would run the model."""
     on = choose_device(device)
     model = Unloaded(checkpoint, on, choose_dtype("auto", on.type, checkpoint.outline))
     footprint = footprint_of(checkpoint, model.dtype_name)
@@ -55,7 +55,7 @@ def examine_model(checkpoint: Checkpoint, device: str) -> ModelFacts | None:
 
 
 def _way(model: Unloaded) -> tuple[str, str, str | None]:
-    """The engine, why not slots, and which rows share a batch: None where no run has tried it."""
+    """The engine, why it does not use slots, and which rows may share a batch (None if no run has tried it)."""
     engine, reason = choose_engine("auto", model.checkpoint.outline)
     if engine == "continuous":
         are_right, reason = kept_slots(model) or (None, "")

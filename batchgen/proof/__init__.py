@@ -1,1 +1,1 @@
-"""What padding and masks do, shown and proved: inspector, mistakes made on purpose, verify, the HTML page."""
+"""Show and prove what padding and masks do: the inspector, deliberate mistakes, verify, the HTML pages."""

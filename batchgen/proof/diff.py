@@ -1,4 +1,4 @@
-"""What differs between two outputs, row by row and over all. Knows no files: it gets results, and notes of runs."""
+"""The differences between two outputs, per row and in total. Knows nothing about files: takes results and manifests."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 from batchgen.proof.pairs import join_results
 from batchgen.records import Result
 
-NAMED = 10  # rows only in one that are named
+NAMED = 10  # rows in only one output that are listed by name
 NOTED = ("model", "options", "engine", "versions", "machine")  # parts of a manifest that can change a token
 NOT_CAUSES = {"memory_bytes", "revision"}
 
 
 @dataclass(frozen=True, slots=True)
 class RowDifference:
-    """A row that the two answer differently. Texts part at a `character`, tokens at a `token`, both from 0.
+    """A row with different answers. `character` and `token` are the first positions that differ, counted from 0.
 
-    `token` is None where one of the two has no token ids, or all of its tokens are equal. `parts` says what differs.
-    `score` is how far the log-probabilities are apart, at most.
+    `token` is None if one of the outputs has no token ids, or if all tokens are equal. `parts` names what differs.
+    `score` is the largest difference of log-probabilities.
     """
 
     id: str | None
@@ -34,7 +34,7 @@ class RowDifference:
     score: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For programs; the texts from where they part."""
+        """The difference as JSON values; texts start at the first difference."""
         place = self.character or 0
         return {
             "id": self.id,
@@ -51,7 +51,7 @@ class RowDifference:
 
 @dataclass(slots=True)
 class Comparison:
-    """Counts over all rows, filled as rows are compared. Samples count as rows."""
+    """Counts over all rows, updated as rows are compared. Each sample counts as a row."""
 
     rows_a: int = 0
     rows_b: int = 0
@@ -80,7 +80,7 @@ class Comparison:
 
     @property
     def problem(self) -> str | None:
-        """Why the two cannot be compared."""
+        """Why the two outputs cannot be compared, or None."""
         if not self.compared and (self.rows_a or self.rows_b):
             return "they have no rows in common"
         if self.compared and self.other_prompts == self.compared:
@@ -115,9 +115,9 @@ def diff_results(
     tolerance: float = 0.0,
     normal: Callable[[str], str] = str,
 ) -> Iterator[RowDifference]:
-    """Every row that differs, and in `comparison` the counts. Log-probabilities may differ by `tolerance`.
+    """Every row that differs; updates the counts in `comparison`. Log-probabilities may differ by `tolerance`.
 
-    `normal` takes from texts what one of the formats cannot tell.
+    `normal` removes from texts what one of the formats cannot represent.
     """
     for left, right in join_results(a, b):
         comparison.rows_a += left is not None
@@ -151,7 +151,7 @@ def _count_alone(left: Result | None, right: Result | None, comparison: Comparis
 def compare_rows(
     a: Result, b: Result, comparison: Comparison, tolerance: float, normal: Callable[[str], str]
 ) -> RowDifference | None:
-    """What differs between two answers to one row; None where nothing does."""
+    """The difference between two answers to one row; None if there is none."""
     if a == b:
         has_scores = a.logprobs is not None or a.cumulative_logprob is not None or a.score is not None
         comparison.compared_scores += has_scores
@@ -182,25 +182,25 @@ def compare_rows(
 
 
 def _best_of(result: Result) -> int | None:
-    """The choice that is the best of a scored row's."""
+    """The index of a scored row's best choice; None for any other row."""
     score = result.score
     return score.best if score and score.kind == "choices" and score.texts else None
 
 
 def tokens_of(result: Result) -> tuple[int, ...] | None:
-    """The generated tokens; None where its file has none."""
+    """The generated tokens; None if the file does not have them."""
     if result.output_ids or not result.num_output_tokens:
         return result.output_ids
     return result.logprobs.token_ids if result.logprobs else None
 
 
 def _parting(a: Sequence[object], b: Sequence[object]) -> int:
-    """Where two lists, or texts, begin to differ; the shorter one's length where it begins the other."""
+    """The position where two lists or texts begin to differ; the shorter length if one is the start of the other."""
     return next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _score_difference(a: Result, b: Result) -> float | None:
-    """How far the log-probabilities of the tokens are apart that both have; else their sums', of equal texts."""
+    """The largest difference of log-probabilities over common tokens, otherwise of the sums of equal texts."""
     if a.score and b.score:
         return max(
             (abs(x.logprob - y.logprob) for x, y in zip(a.score.texts, b.score.texts, strict=False)), default=None
@@ -216,7 +216,7 @@ def _score_difference(a: Result, b: Result) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Something that the runs were made of, and is not the same: why rows may differ."""
+    """A setting that differs between two runs, which may explain why rows differ."""
 
     name: str
     a: Any
@@ -224,7 +224,7 @@ class Cause:
 
 
 def likely_causes(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Cause]:
-    """What differs between two manifests that can change a token."""
+    """The differences between two manifests that can change a token."""
     causes = []
     for part in NOTED:
         known, other = a.get(part) or {}, b.get(part) or {}

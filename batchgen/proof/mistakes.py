@@ -1,7 +1,7 @@
-"""Padding done wrong on purpose: without the mask, on the right, with positions that count pads. And the right way.
+"""Padding done wrong on purpose: without the mask, on the right, with positions that count padding. And done right.
 
-What the model makes of it is in the logits of the last column, which is where `generate` looks. Batches in, batches
-out; knows nothing of engines.
+The effect shows in the logits of the last column, which is where `generate` reads the next token. Functions take
+batches and return batches; this module knows nothing about engines.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def pad_right(sequences: Rows[Sequence], pad_token_id: int) -> Batch:
-    """Pads on the wrong side; mask and positions are right for it. Three int64 tensors `[B, T]`."""
+    """Pad on the wrong side, with mask and positions that match it. Three int64 tensors `[B, T]`."""
     import torch
 
     token_ids = [sequence.token_ids for sequence in sequences]
@@ -33,21 +33,21 @@ def pad_right(sequences: Rows[Sequence], pad_token_id: int) -> Batch:
 
 
 def without_mask(batch: Batch) -> Batch:
-    """Pads count as tokens; positions stay right, so that only the mask is missing."""
+    """Treat padding as tokens; positions stay correct, so that only the mask is missing."""
     import torch
 
     return replace(batch, attention_mask=torch.ones_like(batch.attention_mask))
 
 
 def without_positions(batch: Batch) -> Batch:
-    """Positions count pads too, as they do where a model is called without `position_ids`."""
+    """Count padding in the positions, as happens when a model is called without `position_ids`."""
     import torch
 
     return replace(batch, position_ids=torch.arange(batch.input_ids.shape[1]).expand_as(batch.input_ids))
 
 
 def with_pad(batch: Batch, pad_token_id: int) -> Batch:
-    """Another token as pad. This is no mistake: pads are masked."""
+    """Use another token as padding. This is not a mistake: padding is masked."""
     return replace(batch, input_ids=batch.input_ids.masked_fill(batch.attention_mask == 0, pad_token_id))
 
 
@@ -57,7 +57,7 @@ def last_logits(model: Model, batch: Batch) -> torch.Tensor:
 
 
 def logits_at(model: Model, batch: Batch, columns: list[int]) -> torch.Tensor:
-    """Logits `[B, N, V]` of N columns, in float32 on the CPU, from one forward of the batch as it is."""
+    """Logits `[B, N, V]` of N columns, in float32 on the CPU, from one forward of the unchanged batch."""
     import torch
 
     first = min(columns)
@@ -68,7 +68,7 @@ def logits_at(model: Model, batch: Batch, columns: list[int]) -> torch.Tensor:
 
 
 def generate_as_is(model: Model, batch: Batch, max_new_tokens: int) -> list[list[int]]:
-    """New tokens of each row, greedy, from transformers' `generate` on the batch as it is; eos at the end is kept."""
+    """Greedy new tokens of each row from transformers' `generate` on the unchanged batch; a final eos is kept."""
     import torch
     from transformers import GenerationConfig
 
@@ -90,6 +90,6 @@ def generate_as_is(model: Model, batch: Batch, max_new_tokens: int) -> list[list
 
 
 def _up_to_eos(token_ids: list[int], eos_token_ids: Rows[int]) -> list[int]:
-    """A finished row goes on as pads, until the last one is finished."""
+    """Cut a row after its first eos: `generate` fills it with padding until the last row has finished."""
     ends = [place for place, token in enumerate(token_ids) if token in eos_token_ids]
     return token_ids[: ends[0] + 1] if ends else token_ids

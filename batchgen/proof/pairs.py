@@ -1,4 +1,4 @@
-"""Rows of two outputs, joined by id and sample, in flat memory: those that come far apart wait on the disk."""
+"""Join the rows of two outputs by id and sample in bounded memory: rows that are far apart wait on disk."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from typing import IO
 from batchgen.records import Result
 
 Pair = tuple[Result | None, Result | None]
-Entry = tuple[int, bytes, bytes]  # a row's place in its output, and two texts
-MOST_HELD = 4096  # rows of one output that wait in memory for their like
-NUM_PARTS = 128  # of what is on the disk: each is joined by itself, in memory
-CHUNK_BYTES = 1 << 15  # of a part, written at once
-HEAD = struct.Struct("<QII")  # of an entry: its place, and how long the texts are
+Entry = tuple[int, bytes, bytes]  # a row's position in its output, and two byte strings
+MOST_HELD = 4096  # rows of one output that wait in memory for their counterpart
+NUM_PARTS = 128  # of the data on disk: each part is joined separately, in memory
+CHUNK_BYTES = 1 << 15  # of a part that are written at a time
+HEAD = struct.Struct("<QII")  # of an entry: its position, and the lengths of its byte strings
 VALUES = attrgetter(*(field.name for field in fields(Result)))
 
 
 def join_results(a: Iterable[Result], b: Iterable[Result]) -> Iterator[Pair]:
-    """Each row and sample of either, with its like of the other, or None where that has none.
+    """Each row and sample of both outputs, paired with its counterpart, or with None if it has none.
 
-    Ids may stand more than once: the first is joined with the first, the second with the second. Pairs come as soon as
-    both are read, until too many rows of one output wait for theirs; the others at the end, in the order of `a`, and
-    then what is only in `b`.
+    Ids may repeat: the first is paired with the first, the second with the second, and so on. Pairs come as soon as
+    both rows are read, until too many rows of one output wait for their counterparts. The rest come at the end, in the
+    order of `a`, followed by the rows that are only in `b`.
     """
     with ExitStack() as stack:
         left, right = _Waiting(stack), _Waiting(stack)
         for place, (row_a, row_b) in enumerate(zip_longest(a, b)):
-            if left.is_full or right.is_full:  # from here on all rows go to the disk, so that none overtakes its like
+            if left.is_full or right.is_full:  # from here on all rows go to disk, to keep equal ids in order
                 left.spill(row_a, place)
                 right.spill(row_b, place)
                 continue
@@ -53,7 +53,7 @@ def join_results(a: Iterable[Result], b: Iterable[Result]) -> Iterator[Pair]:
 
 
 class _Waiting:
-    """Rows of one output whose like has not come: a few in memory by their keys, and `on_disk` when they are many."""
+    """Rows of one output that wait for their counterpart: a few in memory by key, and `on_disk` if there are many."""
 
     def __init__(self, stack: ExitStack) -> None:
         self.rows: OrderedDict[bytes, deque[tuple[int, Result]]] = OrderedDict()
@@ -61,7 +61,7 @@ class _Waiting:
         self.is_full = False
 
     def meet(self, row: Result, other: _Waiting, place: int) -> Result | None:
-        """What of the other output has waited for this row; else the row waits."""
+        """Return the row of the other output that waits for this one; otherwise store this row and return None."""
         key = key_of(row)
         if waiting := other.rows.get(key):
             _, like = waiting.popleft()
@@ -73,7 +73,7 @@ class _Waiting:
         return None
 
     def spill(self, row: Result | None = None, place: int = 0) -> None:
-        """Puts what waits on the disk, and this row behind it."""
+        """Move all waiting rows to disk, followed by this row."""
         for key, rows in self.rows.items():
             for earlier, waiting in rows:
                 self._put(key, earlier, waiting)
@@ -86,12 +86,12 @@ class _Waiting:
 
 
 class _Parts:
-    """Entries in a file of the system's, by the part that each belongs to, in their order."""
+    """Entries in a temporary file, by the part that each belongs to, in order."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
         self._held = [bytearray() for _ in range(NUM_PARTS)]
-        self._chunks: list[list[tuple[int, int]]] = [[] for _ in range(NUM_PARTS)]  # where, and how long
+        self._chunks: list[list[tuple[int, int]]] = [[] for _ in range(NUM_PARTS)]  # (offset, length)
         self._end = 0
 
     @cached_property
@@ -129,7 +129,7 @@ def _entries(chunk: bytes) -> Iterator[Entry]:
 
 
 def _join(a: _Parts, b: _Parts, stack: ExitStack) -> Iterator[Pair]:
-    """Joins each part in memory, and merges what comes of them by their places."""
+    """Join each part in memory, and merge the results by position."""
     pairs, only_in_b = _Parts(stack), _Parts(stack)
     for part in range(NUM_PARTS):
         waiting: dict[bytes, deque[tuple[int, bytes]]] = defaultdict(deque)
@@ -151,6 +151,6 @@ def _result(row: bytes) -> Result | None:
 
 
 def key_of(result: Result) -> bytes:
-    """What a row is joined by: the sample, and its id as text, else its index."""
+    """The key that rows are joined by: the sample index, and the id as text, or the index if there is no id."""
     name = result.index if result.id is None else result.id
     return f"{result.sample_index} {name}".encode("utf-8", "surrogatepass")

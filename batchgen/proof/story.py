@@ -1,4 +1,4 @@
-"""The facts of `batchgen demo`: a batch of three prompts, what its mask does, what comes out. Draws nothing."""
+"""The facts shown by `batchgen demo`: a batch of three prompts, what its mask does, and its output. Draws nothing."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ if TYPE_CHECKING:
     from batchgen.model import Model
     from batchgen.proof.inspector.attention import QueryAttention
 
-# Of 5, 8 and 3 tokens in GPT-2's vocabulary.
+# 5, 8 and 3 tokens in GPT-2's vocabulary.
 PROMPTS = ("It will rain in the", "I want to eat a big bowl of", "My dog is")
 HEADS = Heads(layer=0, head=0)
 
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """Three prompts as one left-padded batch, and what came out of it. `alone` is how the first continues by itself.
+    """Three prompts as one left-padded batch, and its output. `alone` is the first prompt's continuation by itself.
 
-    `attention` is what the last token of `row`, the one with the most pads, attends to in one head of the first layer.
+    `attention` is what the last token of `row`, the row with the most padding, attends to in one head of the first
+    layer.
     """
 
     inspection: Inspection
@@ -37,12 +38,12 @@ class Story:
 
     @property
     def together(self) -> list[str]:
-        """How each row continues in the left-padded batch."""
+        """The continuation of each row in the left-padded batch."""
         return [row.left.text for row in self.sides]
 
 
 def tell_story(model: Model, max_new_tokens: int) -> Story:
-    """Runs the three prompts alone and together, greedily, in transformers' own `generate`.
+    """Run the first prompt alone and all three together, greedily, with transformers' own `generate`.
 
     Raises `ModelError` if the model has no attention that can be watched.
     """

@@ -1,7 +1,7 @@
-"""A page of results, or of two outputs' differences: one file, no network, nothing of a text becomes markup or script.
+"""An HTML page of results, or of the differences of two outputs: one file, no network, and text never becomes markup.
 
-A template, a style sheet and a script of our own lie beside this file. The rows are data, which the script draws a part
-at a time, so that ten thousand of them do not stutter.
+The template, style sheet and script are next to this file. Rows are embedded as data, and the script draws a few at a
+time, so that even ten thousand rows scroll smoothly.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Json = dict[str, Any]
 
 
 def render_results(results: Iterable[Result], title: str, facts: Mapping[str, object], *, left_out: int = 0) -> str:
-    """The page of an output's rows. `facts` stand above them; `left_out` rows are not on it, and it says so."""
+    """Render the page of an output's rows, with `facts` above them; it says that `left_out` rows are not shown."""
     rows = [{**_row(result), "answers": [_answer(result)]} for result in results]
     return _render(rows, title, facts, ["answer"], left_out)
 
@@ -30,7 +30,7 @@ def render_results(results: Iterable[Result], title: str, facts: Mapping[str, ob
 def render_differences(
     differences: Iterable[RowDifference], title: str, facts: Mapping[str, object], *, left_out: int = 0
 ) -> str:
-    """The page of the rows that differ between two outputs, side by side, from where they part."""
+    """Render the page of the rows that differ between two outputs, side by side, with the first difference marked."""
     rows = [
         {**_row(row.a), "answers": [_answer(row.a), _answer(row.b)], "place": _place(row), "token": row.token}
         for row in differences
@@ -39,12 +39,12 @@ def render_differences(
 
 
 def render_scores(results: Iterable[Result], title: str, facts: Mapping[str, object], *, left_out: int = 0) -> str:
-    """The page of scored rows: texts whose tokens are coloured by surprise, each with its alternatives."""
+    """Render the page of scored rows: tokens are coloured by surprise and show their alternatives."""
     return _render(list(map(score_row, results)), title, facts, ["text"], left_out, is_scored=True)
 
 
 def _place(row: RowDifference) -> int | None:
-    """Where the texts part, as they are written on the page."""
+    """The position of the first difference in the text as it is written on the page."""
     return None if row.character is None else len(escape(row.a.text[: row.character]))
 
 
@@ -80,7 +80,7 @@ def _render(
 
 
 def _row(result: Result) -> Json:
-    """What a row is asked, and what else is known of it."""
+    """A row's prompt and its other facts, without the answers."""
     row: Json = {
         "id": escape(str(result.index if result.id is None else result.id)),
         "sample": result.sample_index,

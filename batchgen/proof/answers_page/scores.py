@@ -1,4 +1,4 @@
-"""Scored rows for the page: each text in pieces, with how likely they are and what else was likely in their place."""
+"""Scored rows for the page: each text in pieces, with their log-probabilities and the alternatives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MOST_ROWS, MOST_TOKENS = 10_000, 50_000  # about 5 MB
 
 
 class ScoredRows:
-    """The first rows that were scored, as many as a page holds; `left_out` counts the others."""
+    """The first scored rows, as many as fit on a page; `left_out` counts the others."""
 
     def __init__(self) -> None:
         self.rows: list[Result] = []
@@ -21,7 +21,7 @@ class ScoredRows:
         self._tokens = 0
 
     def watch(self, results: Iterable[Result]) -> Iterator[Result]:
-        """Passes rows on, and keeps what the page will show."""
+        """Pass rows on, and keep those that the page will show."""
         for result in results:
             has_room = len(self.rows) < MOST_ROWS and self._tokens < MOST_TOKENS
             if has_room and not self.left_out:
@@ -33,7 +33,7 @@ class ScoredRows:
 
 
 def score_row(result: Result) -> Json:
-    """What the page shows of a scored row: its prompt, and each text that was scored."""
+    """A scored row as the page shows it: its prompt, and each scored text."""
     score = result.score
     row: Json = {
         "id": escape(str(result.index if result.id is None else result.id)),
@@ -66,7 +66,7 @@ def _text(score: RowScore, place: int, text: ScoredText) -> Json:
 
 
 def _pieces(text: str, logprobs: Logprobs) -> Iterator[list[Any]]:
-    """Each piece with its log-probability and the alternatives; several tokens of one character are one piece."""
+    """Each piece with its log-probability and alternatives; several tokens of one character form one piece."""
     for piece, start, end in whole_pieces(text, logprobs.tokens):
         total = sum(logprobs.token_logprobs[start:end])
         alternatives: list[list[Any]] = []
@@ -77,7 +77,7 @@ def _pieces(text: str, logprobs: Logprobs) -> Iterator[list[Any]]:
 
 
 def facts_of_sums(sums: Mapping[str, Any]) -> dict[str, str]:
-    """What stands above the rows."""
+    """The facts shown above the rows."""
     shown = {
         "perplexity per token": ("token_perplexity", ".4g"),
         "bits per byte": ("bits_per_byte", ".4g"),

@@ -1,6 +1,6 @@
-"""Facts about the batch that a model sees: tokens, padding, masks, attention, sides. Draws nothing.
+"""Facts about the batch that a model sees: tokens, padding, masks, attention, padding sides. Draws nothing.
 
-What needs the weights takes a `Model`; the batch and its masks need none.
+Functions that need the weights take a `Model`; the batch and its masks do not need them.
 """
 
 from __future__ import annotations

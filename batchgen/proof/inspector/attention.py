@@ -1,4 +1,4 @@
-"""What a query attends to: scores, masked scores and weights of a forward pass, and the weights without the mask."""
+"""What a query attends to: scores, masked scores and weights of a forward pass, and weights without the mask."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from batchgen.records import RowId
 class QueryAttention:
     """What one query of one row attends to; every list has one entry for each of its T key columns.
 
-    `scores` are those before the mask, `masked_scores` after it; a mean over heads has neither, since a softmax of mean
-    scores is not the mean of the softmaxes. `weights_without_mask` are the softmax of the same scores with the pads
-    left in: still causal.
+    `scores` are before the mask, `masked_scores` after it; a mean over heads has neither, because the softmax of mean
+    scores is not the mean of the softmaxes. `weights_without_mask` is the softmax of the same scores with padding
+    visible, still causal.
     """
 
     id: RowId | None
@@ -58,7 +58,7 @@ class QueryAttention:
 
 @dataclass(slots=True)
 class _Sums:
-    """Weights of the query, with and without the mask, added up over heads and layers; the scores of a single head."""
+    """The query's weights with and without the mask, summed over heads and layers, and the scores of a single head."""
 
     number: int = 0
     weights: list[torch.Tensor] = field(default_factory=list)  # [B, T] each
@@ -68,9 +68,9 @@ class _Sums:
 
 
 def inspect_attention(model: Model, inspection: Inspection, heads: Heads, query: int = -1) -> list[QueryAttention]:
-    """Each row's attention of the query at a column, counted from the right if negative, in one forward pass.
+    """Each row's attention for the query at column `query` (negative: from the right), in one forward pass.
 
-    Raises `UsageError` where there is no such column, layer or head.
+    Raises `UsageError` if there is no such column, layer or head, `ModelError` if the attention cannot be watched.
     """
     assert inspection.batch is not None
     columns = inspection.num_columns
@@ -78,7 +78,7 @@ def inspect_attention(model: Model, inspection: Inspection, heads: Heads, query:
         raise UsageError(f"--query {query}: the batch has columns 0 to {columns - 1} (or -1 to {-columns})")
     config = model.checkpoint.config.get_text_config()
     num_heads = getattr(config, "num_attention_heads", None)
-    if not isinstance(num_heads, int):  # a recurrent model, or a number for each layer
+    if not isinstance(num_heads, int):  # a recurrent model, or one with a number per layer
         raise ModelError(
             f"the attention of {model.checkpoint.name} cannot be shown: a {config.model_type} has no heads"
         )
@@ -109,7 +109,7 @@ def _add(sums: _Sums, seen: Seen, heads: Heads, query: int, is_pad: torch.Tensor
 
 
 def without_pad_mask(seen: Seen, is_pad: torch.Tensor) -> torch.Tensor:
-    """Scores `[B, H, T, T]` with pads (`[B, T]`) visible to those behind them; what is in the future stays hidden."""
+    """Scores `[B, H, T, T]` with padding (`[B, T]`) visible to later columns; future columns stay hidden."""
     columns = is_pad.shape[-1]
     causal = torch.ones(columns, columns, dtype=torch.bool, device=is_pad.device).tril()
     visible = (seen.mask == 0) | (is_pad[:, None, None, :] & causal)  # [B, 1, T, T]

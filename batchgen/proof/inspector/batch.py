@@ -1,4 +1,4 @@
-"""Prompts as one left-padded batch: tokens, padded ids, mask, positions. Loads no weights."""
+"""Prompts as one left-padded batch: tokens, padded ids, mask, positions. Does not load weights."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from batchgen.model.chat.spans import Part, token_parts
 from batchgen.model.padding import encode, pad
 from batchgen.records import Batch, Request, RowId, Sequence
 
-HALF = "\ufffd"  # what decoding makes of bytes that are no whole character
+HALF = "\ufffd"  # what bytes of an incomplete character decode to
 
 
 @dataclass(frozen=True, slots=True)
 class InspectedRow:
     """One row of the padded batch; every list has one entry for each of its T columns.
 
-    `tokens` are the vocabulary's own names, `pieces` the text each token stands for. `parts` says of a conversation's
-    tokens whether they are the template's, a role or a content; `num_shared` of them begin every row of the batch.
+    `tokens` are the vocabulary's own names, `pieces` the text of each token. For a conversation, `parts` says whether a
+    token belongs to the template, a role or a content; all rows of the batch begin with the same `num_shared` tokens.
     """
 
     id: RowId | None
@@ -43,14 +43,14 @@ class InspectedRow:
 
     @property
     def labels(self) -> list[str]:
-        """What a column is called: `pad`, or the text of its token; its name where it is only part of a character."""
+        """The label of each column: `pad`, the token's text, or its vocabulary name if it is part of a character."""
         names = [name if HALF in piece else piece for name, piece in zip(self.tokens, self.pieces, strict=True)]
         return [name if real else "pad" for name, real in zip(names, self.attention_mask, strict=True)]
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """Rows in input order as one left-padded batch, and the rows that cannot be in it."""
+    """Rows in input order as one left-padded batch, and the rows that could not be included."""
 
     model: str
     pad_token_id: int
@@ -60,7 +60,7 @@ class Inspection:
 
     @cached_property
     def batch(self) -> Batch | None:
-        """The same rows as tensors; None where there are none."""
+        """The same rows as tensors; None if there are no rows."""
         return pad(self.sequences, self.pad_token_id) if self.sequences else None
 
     @property
@@ -88,9 +88,9 @@ def inspect_batch(
     parse_special: bool = False,
     chat: Chat | None = None,
 ) -> Inspection:
-    """Encodes and pads the requests as one batch, in their own order.
+    """Encode and pad the requests as one batch, in input order.
 
-    With `n_positions`, for a batch that a model will run, rows that are too long for it fail.
+    With `n_positions`, which is set if a model will run the batch, rows that are too long fail.
     """
     sequences = encode(
         list(requests), checkpoint.codec, n_positions=n_positions, parse_special=parse_special, chat=chat
@@ -107,7 +107,7 @@ def _rows(checkpoint: Checkpoint, sequences: list[Sequence], chat: Chat | None) 
 
 
 def _row(checkpoint: Checkpoint, sequence: Sequence, width: int, chat: Chat | None, num_shared: int) -> InspectedRow:
-    """What `pad` makes of a row, without tensors."""
+    """The same as `pad` for one row, without tensors."""
     length = sequence.num_prompt_tokens
     num_pads = width - length
     input_ids = [checkpoint.pad_token_id] * num_pads + sequence.input_ids
@@ -126,7 +126,7 @@ def _row(checkpoint: Checkpoint, sequence: Sequence, width: int, chat: Chat | No
 
 
 def _parts(sequence: Sequence, num_columns: int, chat: Chat | None) -> list[Part | None]:
-    """Of each column of a conversation, what it is a part of; None for pads and plain prompts."""
+    """The part that each column of a conversation belongs to; None for padding and plain prompts."""
     conversation = sequence.request.conversation
     if not conversation or not chat:
         return [None] * num_columns
@@ -135,7 +135,7 @@ def _parts(sequence: Sequence, num_columns: int, chat: Chat | None) -> list[Part
 
 
 def _num_shared(sequences: Rows[Sequence]) -> int:
-    """How many tokens all conversations begin with; 0 where there is one, or a plain prompt among them."""
+    """The number of leading tokens that all conversations share; 0 for a single row, or if any is a plain prompt."""
     if len(sequences) < 2 or not all(sequence.request.conversation for sequence in sequences):
         return 0
     same = takewhile(lambda ids: len(set(ids)) == 1, zip(*(sequence.input_ids for sequence in sequences), strict=False))

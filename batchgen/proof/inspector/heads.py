@@ -1,4 +1,4 @@
-"""Which attention to look at: a layer and a head, or the mean over them. Knows nothing of models but their numbers."""
+"""Select the attention to show: a layer and a head, or a mean over them. Only knows how many of them a model has."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ class Heads:
 
 
 def parse_heads(text: str) -> Heads:
-    """`0:0` is a head, `0:mean` the mean over a layer's heads, `mean` that over all. Raises `UsageError`.
-
+    """Parse `0:0` (one head), `0:mean` (the mean over a layer's heads) or `mean` (over all). Raises `UsageError`.
     >>> parse_heads("2:mean"), str(parse_heads("mean"))
     (Heads(layer=2, head=None), 'mean over layers, mean over heads')
     """
@@ -49,7 +48,7 @@ def _parse(text: str) -> int | None:
 
 
 def check_heads(heads: Heads, num_layers: int, num_heads: int) -> None:
-    """Raises `UsageError` where the model has no such layer or head."""
+    """Raise `UsageError` if the model has no such layer or head."""
     for name, wanted, number in (("layer", heads.layer, num_layers), ("head", heads.head, num_heads)):
         if wanted is not None and wanted >= number:
             raise UsageError(f"--attention: there is no {name} {wanted}; the model has {name}s 0 to {number - 1}")

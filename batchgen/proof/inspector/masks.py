@@ -1,6 +1,6 @@
 """The mask as attention gets it: causal and padding in one, added to the scores. Made by transformers, without weights.
 
-A query is a token that looks, a key one that is looked at.
+A query is a token that attends; a key is a token that is attended to.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class FullyMasked:
-    """What becomes of a query that sees no key: where the ways to write "hidden" part.
+    """What happens to a query that sees no key, which depends on how "hidden" is represented.
 
-    The weight that each of the T columns gets with the dtype's least number, and with -inf (None stands for NaN);
-    and what scaled dot product attention, which takes booleans, makes of values that are all 1.
+    The weight of each of the T columns if "hidden" is the dtype's lowest number, and if it is -inf (None means NaN);
+    and the output of scaled dot product attention, which takes booleans, for values that are all 1.
     """
 
     weight_with_least: float
@@ -33,7 +33,7 @@ class FullyMasked:
 
 @dataclass(frozen=True, slots=True)
 class Masks:
-    """What eager attention adds to the scores of each row: 0 where `visible` `[B][T queries][T keys]`, else `least`."""
+    """What eager attention adds to each row's scores: 0 if `visible` `[B][T queries][T keys]`, otherwise `least`."""
 
     visible: list[list[list[bool]]]
     least: float
@@ -43,7 +43,7 @@ class Masks:
     has_windows: bool
 
     def blind_queries(self, row: int) -> list[int]:
-        """Columns whose query sees no key at all."""
+        """Columns whose query sees no key."""
         return [query for query, keys in enumerate(self.visible[row]) if not any(keys)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class Masks:
 
 
 def inspect_masks(config: PretrainedConfig, batch: Batch) -> Masks:
-    """The mask of a batch as transformers' own code makes it for eager attention, in float32."""
+    """The mask of a batch that transformers' own code makes for eager attention, in float32."""
     import torch
     import transformers
 
@@ -79,13 +79,13 @@ def inspect_masks(config: PretrainedConfig, batch: Batch) -> Masks:
 
 
 def added_mask(config: PretrainedConfig, attention_mask: torch.Tensor) -> torch.Tensor:
-    """What is added to the scores `[B, T, T]` of a batch with this 0/1 mask `[B, T]`."""
+    """The mask `[B, T, T]` added to the scores of a batch with this 0/1 mask `[B, T]`."""
     import torch
     from transformers.masking_utils import create_causal_mask
 
     eager = copy(config)
     set_attention(eager, "eager")
-    nothing = torch.empty(*attention_mask.shape, 0)  # only its shape and dtype count
+    nothing = torch.empty(*attention_mask.shape, 0)  # only its shape and dtype matter
     mask: torch.Tensor = create_causal_mask(
         config=eager, inputs_embeds=nothing, attention_mask=attention_mask, past_key_values=None
     )
@@ -93,11 +93,11 @@ def added_mask(config: PretrainedConfig, attention_mask: torch.Tensor) -> torch.
 
 
 def _fully_masked(columns: int, dtype: torch.dtype) -> FullyMasked:
-    """Measured, not told: a softmax over `columns` hidden scores, and an attention that may see nothing."""
+    """Measure a softmax over `columns` hidden scores, and an attention that sees no key."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
-    scores = torch.linspace(-3, 3, columns, dtype=dtype)  # [T], of any size that scores have
+    scores = torch.linspace(-3, 3, columns, dtype=dtype)  # [T], a typical range of scores
     least, infinity = ((scores + hidden).softmax(-1)[0].item() for hidden in (torch.finfo(dtype).min, -torch.inf))
     query, ones = torch.ones(1, 1, 8, dtype=dtype), torch.ones(1, columns, 8, dtype=dtype)
     nothing = torch.zeros(1, columns, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Why pads go on the left: the same rows padded on either side, what predicts the next token, and what text comes."""
+"""Why padding goes on the left: the same rows padded on either side, what predicts the next token, and the text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from batchgen.records import Batch, RowId
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """A row padded on one side: which column the next token is read from, what stands there, what comes of it."""
+    """A row padded on one side: the column that the next token is read from, its token, and the output."""
 
     column: int
     reads: str
@@ -25,7 +25,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class RowSides:
-    """A row padded left and right; `own_column` is where its last token stands if padded right.
+    """A row padded on the left and on the right; `own_column` is the column of its last token if padded right.
 
     `own_next_token` is what that column predicts.
     """
@@ -47,9 +47,9 @@ class RowSides:
 
 
 def compare_sides(model: Model, inspection: Inspection, max_new_tokens: int) -> list[RowSides]:
-    """Runs the batch padded left and padded right, mask and positions right both times.
+    """Run the batch padded left and padded right, with correct mask and positions both times.
 
-    `generate` reads the logits of the last column: padded right, that is a pad in every row but the longest.
+    `generate` reads the logits of the last column: padded right, that is padding in every row but the longest.
     """
     assert inspection.batch is not None
     left = inspection.batch

@@ -1,7 +1,7 @@
-"""Watches a model's own eager attention: the scores, the mask that is added to them, and the softmax that follows.
+"""Watch a model's own eager attention: the scores, the mask that is added to them, and the softmax that follows.
 
-Replaces nothing: it looks at each sum that goes into a softmax while the model's code runs. So it knows no
-architecture, and what it sees is what the model computes, grouped queries and ALiBi included.
+It replaces nothing: while the model's code runs, it looks at each sum that goes into a softmax. It therefore works for
+any architecture, and sees exactly what the model computes, including grouped queries and ALiBi.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Seen:
 
 
 class _SoftmaxWatch(TorchFunctionMode):
-    """Sees every torch function; remembers the last sum of two square tensors, and tells when a softmax takes it."""
+    """Sees every torch function; remembers the last sum of scores and a mask, and reports when a softmax takes it."""
 
     def __init__(self, on_layer: Callable[[Seen], None]) -> None:
         super().__init__()
@@ -60,11 +60,11 @@ def _are_square(args: tuple[Any, ...]) -> bool:
 
 
 def watch_attention(model: Model, batch: Batch, on_layer: Callable[[Seen], None]) -> torch.Tensor:
-    """One forward of a batch; `on_layer` gets each layer's attention as it is computed.
+    """Run one forward of a batch; `on_layer` gets each layer's attention as it is computed.
 
-    Returns the logits `[B, V]` of the last column. Raises `ModelError` for an architecture that adds no mask to scores.
+    Returns the logits `[B, V]` of the last column. Raises `ModelError` if the architecture adds no mask to its scores.
     """
-    eager = model.on_same_weights("eager")  # whose scores one can look at
+    eager = model.on_same_weights("eager")  # eager attention computes visible scores
     watch = _SoftmaxWatch(on_layer)
     where = "with {} rows of {} columns".format(*batch.input_ids.shape)
     with torch.inference_mode(), failures_in_one_line(where), watch:

@@ -1,4 +1,4 @@
-"""All of a batch's attention, every layer and head, and each row's next token; what the page is made of."""
+"""The whole attention of a batch, every layer and head, and each row's next token: the content of the page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NUM_NEXT = 10
 
 @dataclass(frozen=True, slots=True)
 class NextToken:
-    """A token that may come next."""
+    """A candidate for the next token."""
 
     token_id: int
     piece: str
@@ -27,7 +27,7 @@ class NextToken:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The likeliest next tokens of a row, from the batch as it is and from the batch without its mask."""
+    """The most likely next tokens of a row, from the batch as it is and from the batch without its mask."""
 
     with_mask: list[NextToken]
     without_mask: list[NextToken]
@@ -35,10 +35,10 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WholeAttention:
-    """Scores before the mask of all layers and heads: one `[B, H, C, K]` a layer, -inf where a key lies in the future.
+    """Scores before the mask of all layers and heads: one `[B, H, C, K]` per layer, -inf for keys in the future.
 
-    C are the last columns of the batch, from `first_column` on. K is C, or C + 2 where columns are left out: before
-    the others stand all pads further left, and all real tokens further left, each as one score (log-sum-exp).
+    C are the last columns of the batch, from `first_column` on. K is C, or C + 2 if columns are omitted: the first two
+    keys then stand for all omitted padding and all omitted real tokens, each as one score (log-sum-exp).
     """
 
     scores: list[torch.Tensor]
@@ -46,7 +46,7 @@ class WholeAttention:
 
     @property
     def num_folded(self) -> int:
-        """How many of the K keys stand for what is left out: 0 or 2."""
+        """How many of the K keys stand for omitted columns: 0 or 2."""
         return 2 if self.first_column else 0
 
 
@@ -73,9 +73,9 @@ def inspect_all(
 
 
 def fold_left(scores: torch.Tensor, is_pad: torch.Tensor, first: int) -> torch.Tensor:
-    """Scores `[B, H, T, T]` of the columns from `first` on; those of the keys before it as two, pads and real tokens.
+    """Scores `[B, H, T, T]` from column `first` on, with all earlier keys folded into two: padding and real tokens.
 
-    The softmax over what comes out gives every key that is left its weight among all of them.
+    A softmax over the result gives every remaining key the same weight as a softmax over all keys.
     """
     if not first:
         return scores
@@ -86,7 +86,7 @@ def fold_left(scores: torch.Tensor, is_pad: torch.Tensor, first: int) -> torch.T
 
 
 def _next_tokens(model: Model, logits: torch.Tensor) -> list[list[NextToken]]:
-    """The likeliest tokens of each row of `[B, V]`."""
+    """The most likely tokens of each row of `[B, V]`."""
     probabilities, token_ids = logits.softmax(-1).topk(min(NUM_NEXT, logits.shape[-1]))
     tokenizer = model.checkpoint.codec
     return [

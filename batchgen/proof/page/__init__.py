@@ -1,6 +1,6 @@
-"""The self-contained HTML page of `inspect`: one file, no network, nothing of a prompt becomes markup or script.
+"""The self-contained HTML page of `inspect`: one file, no network, and text never becomes markup or script.
 
-A template, a style sheet and a script of our own lie beside this file. Decides nothing about the numbers it shows.
+The template, style sheet and script are next to this file. This module only displays numbers; it computes none.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from batchgen.proof.inspector.whole import NextToken, Prediction, WholeAttention
 
 FOLDER = Path(__file__).parent
-TAIL = 26  # characters of a prompt's end, above what comes next
+TAIL = 26  # characters of a prompt's end, shown above its predictions
 
 
 def render_page(inspection: Inspection, attention: WholeAttention, predictions: Sequence[Prediction]) -> str:
-    """The page as HTML; every text of a prompt or token is escaped, in the markup and in the data alike."""
+    """Render the page as HTML; all text of prompts and tokens is escaped, both in the markup and in the data."""
     import transformers
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -60,12 +60,12 @@ def render_page(inspection: Inspection, attention: WholeAttention, predictions: 
 
 
 def source_hash(text: str) -> str:
-    """What the page's Content-Security-Policy lets run: this text and no other."""
+    """The hash by which the page's Content-Security-Policy allows exactly this text."""
     return "sha256-" + b64encode(sha256(text.encode()).digest()).decode()
 
 
 def _row(row: InspectedRow) -> dict[str, Any]:
-    """What the grid shows of a row."""
+    """A row as the grid shows it."""
     kinds = [
         "pad" if not real else part or ("eos" if eos else "real")
         for real, eos, part in zip(row.attention_mask, row.is_eos, row.parts, strict=True)
@@ -99,7 +99,7 @@ def _next_token(token: NextToken) -> dict[str, Any]:
 
 
 def _data(inspection: Inspection, attention: WholeAttention, packed: Packed) -> dict[str, Any]:
-    """What the script reads; the template writes it as JSON in which nothing can end the script element."""
+    """The data for the script; the template writes it as JSON that cannot end the script element."""
     layers = attention.scores
     return {
         "rows": [

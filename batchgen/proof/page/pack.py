@@ -1,7 +1,7 @@
-"""Scores as text that a page can hold: one or two characters each, as coarse as the room demands.
+"""Pack scores into text for the page: one or two characters each, depending on the space.
 
-What matters of a score is how far it lies below the largest of its query, since the softmax knows nothing else. The
-distance is kept in quadratic steps, finest where the weights are.
+Only the distance of a score below the largest one of its query matters, because the softmax depends on nothing else.
+Distances are stored in quadratic steps, which are finest where the weights are largest.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     import torch
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-DEPTH = 12.0  # scores further below their largest count as nothing: a weight of 6e-6
+DEPTH = 12.0  # scores further below their largest count as zero: a weight of 6e-6
 MOST_CHARACTERS = 4_800_000  # leaves room for the rest of a page of 5 MB
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """The text, how many characters a score takes, and how many rows are in it (from the first)."""
+    """The text, the characters per score, and the number of rows in it (counted from the first)."""
 
     text: str
     digits: int
@@ -33,11 +33,11 @@ def pack(
     num_folded: int = 0,
     most_characters: int = MOST_CHARACTERS,
 ) -> Packed:
-    """Scores `[B, H, C, K]` of each layer, by row, layer, head, query and key; queries that are pads are left out.
+    """Pack scores `[B, H, C, K]` of each layer by row, layer, head, query and key; padding queries are omitted.
 
-    A query at column c has its first `num_folded` + c + 1 keys, the others lie in its future. `attention_mask` has the
-    0/1 masks of the rows, of which the last C columns count. Two characters a score if all rows fit that way, else
-    one, and no more rows than fit.
+    A query at column c has its first `num_folded` + c + 1 keys; all others are in its future. `attention_mask` has the
+    0/1 masks of the rows, of which the last C columns count. Uses two characters per score if all rows fit, otherwise
+    one, and as many rows as fit.
     """
     if not layers:
         return Packed("", 2, 0)
@@ -51,8 +51,7 @@ def pack(
 
 
 def num_scores(mask: Sequence[int], num_folded: int) -> int:
-    """Scores of one head in a row with this mask.
-
+    """The number of scores of one head in a row with this mask.
     >>> num_scores([0, 1, 1], 0)
     5
     """
@@ -75,7 +74,7 @@ def _pack_row(layers: Sequence[torch.Tensor], mask: Sequence[int], num_folded: i
     columns, keys = scores.shape[-2:]
     is_past = torch.arange(keys) <= num_folded + torch.arange(columns)[:, None]  # [C, K]
     is_kept = is_past & torch.tensor(mask, dtype=torch.bool)[:, None]
-    depths = scores.amax(-1, keepdim=True) - scores  # 0 for the largest, inf for what is not there
+    depths = scores.amax(-1, keepdim=True) - scores  # 0 for the largest, inf for masked ones
     codes = encode(depths[:, :, is_kept], digits)  # [L, H, N]
     letters = torch.tensor(list(ALPHABET.encode()), dtype=torch.uint8)
     places = [64**place for place in reversed(range(digits))]
@@ -84,8 +83,7 @@ def _pack_row(layers: Sequence[torch.Tensor], mask: Sequence[int], num_folded: i
 
 
 def encode(depths: torch.Tensor, digits: int) -> torch.Tensor:
-    """Codes of distances below the largest score: the highest code is 0 below, 0 is nothing at all.
-
+    """Encode distances below the largest score: the highest code is distance 0, code 0 is beyond `DEPTH` or masked.
     >>> import torch
     >>> encode(torch.tensor([0.0, 3.0, 100.0]), 1).tolist()
     [63, 32, 0]

@@ -1,6 +1,6 @@
-"""Proves that a padded batch gives each row what it gets alone, or shows where not; with negative controls.
+"""Prove that a padded batch gives each row the same result as alone, or show where it does not; with negative controls.
 
-Each step's logits, as the engine saw them, are held against those of the same row alone, unpadded, in float32.
+The logits of each step, as the engine saw them, are compared with those of the same row alone, unpadded, in float32.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """A model without quantisation: its oracle, and what makes an engine for it."""
+    """A model without quantisation: its oracle, and a function that makes an engine for it."""
 
     oracle: Oracle
     make: Callable[[], Engine]
 
 
 def greedily(requests: Iterable[Request], max_new_tokens: int) -> tuple[list[Request], int]:
-    """Requests without options of their own, which `verify` cannot compare; and how many had some."""
+    """Requests without their own options, which `verify` cannot compare, and the number of requests that had some."""
     plain = SamplingParams(max_new_tokens=max_new_tokens)
     given = list(requests)
     changed = sum(request.sampling != plain and not request.error for request in given)
@@ -87,16 +87,16 @@ def verify_rows(
     plain: Plain | None = None,
     scorer: Engine | None = None,
 ) -> tuple[VerifyReport, list[Sequence]]:
-    """Runs greedy requests through an engine and checks every row; also the rows that could not be run.
+    """Run greedy requests through an engine and check every row; returns the report and the rows that could not run.
 
-    `make` gives an engine for `model` that tells the logits it decides from; `others` give some that run the rows in
-    other ways, for a comparison of bits, and `alone` one that runs each row by itself; a `scorer` scores the rows that
-    `make`'s has finished; `plain` is what model and oracle are without quantisation, whose cost is measured. Raises
-    `InputError` where no row can be run.
+    `make` creates an engine for `model` that reports the logits it decides from. To compare bits, `others` create
+    engines that run the rows in other ways, and `alone` one that runs each row by itself. A `scorer` scores the
+    finished rows. `plain` is the model without quantisation, to measure what quantisation costs. Raises `InputError` if
+    no row can run.
     """
     sequences = _runnable(encoded := _encode(model, requests, parse_special, chat))
     bound = _bound(model, oracle, sequences)
-    controls = run_controls(plain.oracle if plain else oracle, sequences)  # before they have answers
+    controls = run_controls(plain.oracle if plain else oracle, sequences)  # before the rows have answers
     engine = make((recorder := LogitRecorder()).on_logits)
     checks = sorted(check_engine(engine, recorder, oracle, sequences, bound), key=lambda check: check.index)
     report = VerifyReport(
@@ -134,7 +134,7 @@ def _runnable(encoded: list[Sequence]) -> list[Sequence]:
 
 
 def _cost(oracle: Oracle, plain: Plain, answers: list[Sequence]) -> QuantizationCost:
-    """The same rows again in float32, and what is different."""
+    """Run the same rows again in float32, and measure the differences."""
     assert oracle.quantize is not None
     done = [answer for answer in answers if answer.finish_reason != "error"]
     again = [Sequence(answer.request, answer.sample_index, list(answer.input_ids)) for answer in done]

@@ -1,4 +1,4 @@
-"""Whether rows have the same logits, bit for bit, at other batch sizes, in another order, behind a shared prefix."""
+"""Check that rows get the same logits, bit for bit, at other batch sizes, in another order, after a shared prefix."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from batchgen.engines import Engine
 
-    Steps = dict[int, list[torch.Tensor]]  # logits [V] of each step, by the row's index
+    Steps = dict[int, list[torch.Tensor]]  # logits [V] of each step, by row index
 
-OPENING = 64  # tokens that all rows begin with, where they are run behind a shared prefix
+OPENING = 64  # tokens that all rows begin with when they run after a shared prefix
 SHARED = "behind a shared prefix"
 
 
@@ -34,10 +34,10 @@ def compare_bits(
     *,
     alone: MakeEngine | None = None,
 ) -> BitCheck:
-    """Runs greedy rows through an engine, and shuffled through others.
+    """Run greedy rows through an engine, and shuffled through other engines, and compare the logits.
 
-    With `alone`, which makes an engine that shares nothing, rows also run behind an opening that they have in common,
-    which `make`'s engine computes once.
+    With `alone`, which makes an engine that shares nothing, rows also run after a common opening, which `make`'s engine
+    computes once.
     """
     expected, engine = _logits_of(make, sequences)
     shuffled = random.Random(0).sample(list(sequences), len(sequences))
@@ -53,7 +53,7 @@ def compare_bits(
 
 
 def behind_opening(sequences: Rows[Sequence], n_positions: int | None = None) -> list[Sequence]:
-    """The rows behind an opening made of the longest one's tokens; without those that would then be too long."""
+    """The rows after an opening made of the longest row's tokens, without rows that would then be too long."""
     longest = max(sequences, key=lambda row: row.num_prompt_tokens).input_ids
     opening = list(islice(cycle(longest), OPENING))
     most = n_positions or float("inf")
@@ -62,7 +62,7 @@ def behind_opening(sequences: Rows[Sequence], n_positions: int | None = None) ->
 
 
 def _logits_of(make: MakeEngine, sequences: Rows[Sequence]) -> tuple[Steps, Engine]:
-    """Of each row the logits of its steps (of rows with the same tokens one may answer for all); and the engine."""
+    """The logits of each row's steps, and the engine; of rows with the same tokens, only one may have logits."""
     recorder = LogitRecorder()
     engine = make(recorder.on_logits)
     rows = [Sequence(row.request, row.sample_index, list(row.input_ids)) for row in sequences]
@@ -77,7 +77,7 @@ def _positions(engine: Engine) -> int | None:
 
 
 def _promises(engine: Engine) -> bool:
-    """Whether runs on this engine say that a row has the same bits in any batch."""
+    """Whether this engine promises that a row gets the same bits in any batch."""
     from batchgen.engines.continuous.network import bits_of
 
     return engine.stats.engine == CONTINUOUS.name and bits_of(model_of(engine)) == BATCH_INVARIANT
@@ -88,10 +88,10 @@ def _compare(
     one: tuple[MakeEngine, Rows[Sequence], Steps],
     other: tuple[MakeEngine, Rows[Sequence], Steps],
 ) -> Way:
-    """Steps are compared up to the first that differs: behind it rows may go other ways."""
+    """Compare steps up to the first one that differs: after it, rows may continue differently."""
     import torch
 
-    partings = dict[int, int]()  # the step at which a row parts, by its index
+    partings = dict[int, int]()  # the first step that differs, by row index
     differences = []
     for index in sorted(one[2].keys() & other[2].keys()):
         for step, (mine, theirs) in enumerate(zip(one[2][index], other[2][index], strict=False)):

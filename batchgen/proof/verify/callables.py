@@ -1,4 +1,4 @@
-"""Somebody else's loop against unpadded `generate`: any callable that takes prompts and gives texts or token ids."""
+"""Check a user's own loop against unpadded `generate`: any callable from prompts to texts or token ids."""
 
 from __future__ import annotations
 
@@ -87,14 +87,14 @@ def _encode(oracle: Oracle, prompts: list[str], max_new_tokens: int) -> list[Seq
 
 
 def _without_prompts(texts: list[str], prompts: list[str]) -> list[str]:
-    """What was generated; where every text begins with its prompt, these are whole rows."""
+    """The generated texts; if every text begins with its prompt, the prompts are removed."""
     if all(text.startswith(prompt) for text, prompt in zip(texts, prompts, strict=True)):
         return [text.removeprefix(prompt) for text, prompt in zip(texts, prompts, strict=True)]
     return texts
 
 
 def _new_tokens(outputs: list[list[int]], sequences: list[Sequence]) -> list[list[int]]:
-    """What was generated; where every output holds its prompt, behind pads at most, these are whole rows."""
+    """The generated tokens; if every output begins with its prompt or padding and its prompt, both are removed."""
     ends = [_end_of_prompt(ids, row.input_ids) for ids, row in zip(outputs, sequences, strict=True)]
     if None in ends:
         return [list(ids) for ids in outputs]
@@ -102,7 +102,7 @@ def _new_tokens(outputs: list[list[int]], sequences: list[Sequence]) -> list[lis
 
 
 def _end_of_prompt(token_ids: Rows[int], prompt: list[int]) -> int | None:
-    """Where a prompt ends in a row that begins with it, or with one repeated token and then it."""
+    """The position after the prompt in a row that begins with it, or with one repeated token before it; else None."""
     for start in range(len(token_ids) - len(prompt) + 1):
         if list(token_ids[start : start + len(prompt)]) == prompt:
             return start + len(prompt)
@@ -112,7 +112,7 @@ def _end_of_prompt(token_ids: Rows[int], prompt: list[int]) -> int | None:
 
 
 def _check_tokens(oracle: Oracle, sequence: Sequence, token_ids: list[int], bound: ErrorBound) -> RowCheck:
-    """Tokens of a row, up to its eos, against the greedy ones; one that ends early has chosen eos there."""
+    """Check a row's tokens up to its eos against the greedy ones; ending early counts as choosing eos there."""
     eos = sorted(oracle.model.checkpoint.eos_token_ids)
     most = sequence.sampling.max_new_tokens
     ends = [place for place, token in enumerate(token_ids) if token in eos]
@@ -126,7 +126,7 @@ def _check_tokens(oracle: Oracle, sequence: Sequence, token_ids: list[int], boun
 
 
 def _check_text(oracle: Oracle, sequence: Sequence, text: str, bound: ErrorBound) -> RowCheck:
-    """A text against that of unpadded `generate`; the step where they part is the first token that it does not have."""
+    """Check a text against unpadded `generate`; the differing step is the first one whose token is not in the text."""
     model = oracle.model
     alone = pad([sequence], model.checkpoint.pad_token_id)
     [output_ids] = generate_as_is(model, alone, sequence.sampling.max_new_tokens)
@@ -140,11 +140,11 @@ def _check_text(oracle: Oracle, sequence: Sequence, text: str, bound: ErrorBound
 
 
 def _parting_step(oracle: Oracle, row: Sequence, text: str) -> int | None:
-    """The first step whose token is not in `text`; a text may be longer, if the row was only cut off."""
+    """The first step whose token is not in `text`, or None; `text` may be longer if the row hit its token limit."""
     tokenizer = oracle.model.checkpoint.codec
     for step in range(row.num_output_tokens):
         so_far = decode_output(tokenizer, replace(row, output_ids=row.output_ids[: step + 1]))
-        if not text.startswith(so_far.rstrip("\ufffd")):  # half a character, which the next token completes
+        if not text.startswith(so_far.rstrip("\ufffd")):  # a partial character, which the next token completes
             return step
     is_over = row.output_ids[-1] in oracle.model.checkpoint.eos_token_ids
     return row.num_output_tokens - 1 if is_over and len(text) > len(so_far) else None

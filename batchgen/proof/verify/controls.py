@@ -1,4 +1,4 @@
-"""Negative controls: padding done wrong on purpose has to break the batch, else nothing is proved by one that holds."""
+"""Negative controls: padding done wrong on purpose must break the batch; otherwise an unbroken batch proves nothing."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ Item = TypeVar("Item")
 Must = Literal["break", "hold", "may break"]
 
 MOST_ROWS = 8
-# A batch is broken if, in the mean over its padded rows, so much of the next token's probability has moved. Rounding
-# moves about 1e-6 of it.
+# A batch is broken if, on average over its padded rows, at least this share of the next token's probability has moved.
+# Rounding moves about 1e-6.
 BROKEN = 0.01
 
 
 def pick_rows(sequences: Rows[Sequence], most: int = MOST_ROWS) -> list[Sequence]:
-    """Rows of all lengths, from the shortest to the longest, the same ones every time."""
+    """At most `most` rows of all lengths, from the shortest to the longest; always the same ones."""
     ordered = sorted(sequences, key=lambda sequence: (sequence.num_prompt_tokens, sequence.request.index))
     return spread(ordered, most)
 
 
 def spread(items: Rows[Item], most: int) -> list[Item]:
-    """At most so many items at even distances, the first and the last among them."""
+    """At most `most` evenly spaced items, including the first and the last."""
     if len(items) <= most:
         return list(items)
     return [items[round(place * (len(items) - 1) / (most - 1))] for place in range(most)] if most > 1 else [items[-1]]
 
 
 def run_controls(oracle: Oracle, sequences: Rows[Sequence]) -> Controls:
-    """The next token of a few rows as one batch, padded rightly and wrongly, against the same rows alone."""
+    """Compare the next token of a few rows in one batch, padded correctly and wrongly, with the same rows alone."""
     import torch
 
     checkpoint = oracle.model.checkpoint
@@ -64,7 +64,7 @@ def run_controls(oracle: Oracle, sequences: Rows[Sequence]) -> Controls:
 
 
 def _control(name: str, must: Must, found: torch.Tensor, alone: torch.Tensor) -> Control:
-    """Next-token logits `[P, V]` of the padded rows, against those of the rows alone."""
+    """Compare next-token logits `[P, V]` of the padded rows with those of the rows alone."""
     moved = (found.softmax(-1) - alone.softmax(-1)).abs().sum(-1) / 2  # [P]
     variation = moved.mean().item()
     return Control(

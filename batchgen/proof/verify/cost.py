@@ -1,4 +1,4 @@
-"""What was found of 8-bit integers: greedy tokens that change, divergence and perplexities."""
+"""The cost of 8-bit integers: greedy tokens that change, divergence and perplexities."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from batchgen.records import RowId
 
 @dataclass(frozen=True, slots=True)
 class RowCost:
-    """A row's greedy tokens in float32, how many of them come in 8-bit integers too, and the first that does not."""
+    """How many of a row's greedy float32 tokens are the same in 8-bit integers, and the first one that is not."""
 
     id: RowId | None
     index: int
@@ -24,10 +24,10 @@ class RowCost:
 
 @dataclass(frozen=True, slots=True)
 class QuantizationCost:
-    """Of all rows. Differences of logits and divergences are means over `num_positions` contexts, the same for both.
+    """The cost over all rows. Logit differences and divergences are means over `num_positions` contexts.
 
-    The divergence is that of Kullback and Leibler, from float32 to 8-bit integers, in nats. Perplexities are those of
-    the rows' own texts, None where no row has two tokens.
+    Both models see the same contexts. The divergence is Kullback-Leibler, from float32 to 8-bit integers, in nats.
+    Perplexities are of the rows' own prompts, None if no row has two tokens.
     """
 
     quantize: str
@@ -40,7 +40,7 @@ class QuantizationCost:
 
     @property
     def equal_share(self) -> float:
-        """The share of greedy tokens that are equal: of each row those before the first that differs."""
+        """The share of greedy tokens that are equal, counting each row's tokens before the first difference."""
         total = sum(row.num_tokens for row in self.rows)
         return sum(row.num_equal for row in self.rows) / total if total else 1.0
 

@@ -1,4 +1,4 @@
-"""What a verification found: each row's verdict, the dtype's own error, the negative controls, and the sum of it."""
+"""The results of a verification: each row's verdict, the dtype's own error, the negative controls, and a summary."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ VERDICTS: tuple[Verdict, ...] = ("identical", "rounding", "bug")
 
 @dataclass(frozen=True, slots=True)
 class ErrorBound:
-    """How far logits may lie from the oracle's and still be rounding.
+    """How far logits may differ from the oracle's and still count as rounding.
 
-    `measured` is the largest difference that the dtype and the shape of a forward made on rows without any padding;
-    `allowed` is that with a safety factor.
+    `measured` is the largest difference caused by the dtype and the shape of a forward on rows without any padding;
+    `allowed` includes a safety factor.
     """
 
     measured: float
@@ -77,17 +77,17 @@ class RowCheck:
 
 
 def _finite(number: float | None) -> float | None:
-    """JSON has no infinity."""
+    """The number if it is finite, otherwise None: JSON has no infinity."""
     return number if number is not None and isfinite(number) else None
 
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """Padding done one way, over a few rows, against the same rows alone: what becomes of their next token.
+    """One way of padding a few rows, compared with the same rows alone: how the next token changes.
 
-    Total variation is half the sum of the differences of the two distributions, 0 to 1, the mean over the rows that
-    have pads; `flips` is the share of these whose likeliest token changes. `must` says what is expected: a mistake has
-    to break the batch, what is right (or harmless) has to leave it whole, and of some either may come.
+    Total variation is half the sum of absolute differences of the two distributions, from 0 to 1, averaged over the
+    rows with padding; `flips` is the share of these rows whose most likely token changes. `must` is the expectation: a
+    mistake must break the batch, correct or harmless padding must not, and some mistakes may or may not.
     """
 
     name: str
@@ -108,7 +108,7 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class Controls:
-    """All controls, on `num_rows` rows of which `num_padded` have pads; `positions` is the kind that the model has."""
+    """All controls, on `num_rows` rows of which `num_padded` have padding; `positions` is the model's kind of them."""
 
     num_rows: int
     num_padded: int
@@ -117,7 +117,7 @@ class Controls:
 
     @property
     def can_see_mistakes(self) -> bool:
-        """Whether every mistake shows on these rows, and nothing else does."""
+        """Whether every mistake is visible on these rows, and correct padding changes nothing."""
         return self.num_padded > 0 and all(control.is_as_expected for control in self.controls)
 
     def to_dict(self) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class Controls:
 
 @dataclass(frozen=True, slots=True)
 class ScoreCheck:
-    """Log-probabilities of `num_tokens` tokens as `score` computes them in padded batches, against each row alone."""
+    """How `score`'s log-probabilities of `num_tokens` tokens in padded batches compare with each row alone."""
 
     num_rows: int
     num_tokens: int
@@ -145,7 +145,7 @@ class ScoreCheck:
 
 @dataclass(frozen=True, slots=True)
 class DifferenceBin:
-    """Steps whose logit difference lies in [low, high)."""
+    """The number of steps whose logit difference is in [low, high)."""
 
     low: float
     high: float
@@ -154,7 +154,7 @@ class DifferenceBin:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """Everything that `verify` found; `most_rows` is how many ran together at most."""
+    """Everything that `verify` found; `most_rows` is the maximum number of rows that ran together."""
 
     model: str
     engine: str
@@ -171,7 +171,7 @@ class VerifyReport:
 
     @property
     def precision(self) -> str:
-        """The dtype, behind what linear layers are quantised to."""
+        """The dtype, preceded by what linear layers are quantised to."""
         return precision_of(self.dtype, self.cost.quantize if self.cost else None)
 
     def count(self, verdict: Verdict) -> int:
@@ -179,9 +179,9 @@ class VerifyReport:
 
     @property
     def has_bug(self) -> bool:
-        """Whether a row got other tokens, logits or scores than rounding explains, or right padding changed them.
+        """Whether rounding cannot explain a row's tokens, logits or scores, or correct padding broke a batch.
 
-        Other bits are a bug where the same ones are promised.
+        Different bits are a bug if the engine promises the same ones.
         """
         if (self.scores and self.scores.has_bug) or (self.bits and self.bits.has_bug):
             return True
@@ -197,7 +197,7 @@ class VerifyReport:
 
     @property
     def summary(self) -> str:
-        """One sentence to quote."""
+        """One sentence that sums up the report."""
         rows, batch = len(self.rows), self.most_rows
         counts = {verdict: self.count(verdict) for verdict in VERDICTS}
         verdicts = ", ".join(
@@ -227,8 +227,7 @@ class VerifyReport:
 
 
 def histogram(differences: Iterable[float]) -> list[DifferenceBin]:
-    """Differences by halves of powers of ten, without gaps; exactly 0 has a bin of its own.
-
+    """Count differences in bins of half a power of ten, without gaps; exactly 0 has its own bin.
     >>> [(bin.low, bin.high, bin.steps) for bin in histogram([0.0, 2e-6, 4e-6, 2e-5])]
     [(0.0, 0.0, 1), (1e-06, 3e-06, 1), (3e-06, 1e-05, 1), (1e-05, 3e-05, 1)]
     """
@@ -250,5 +249,5 @@ def histogram(differences: Iterable[float]) -> list[DifferenceBin]:
 
 
 def _border(half: int) -> float:
-    """1 and 3 times the powers of ten: the square root of ten is about 3."""
+    """The border of a bin: 1 or 3 times a power of ten, because the square root of ten is about 3."""
     return float(f"{3 if half % 2 else 1}e{half // 2}")

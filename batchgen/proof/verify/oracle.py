@@ -1,4 +1,4 @@
-"""The oracle: the model in float32, one row at a time, without pads; and how far rounding alone moves from it."""
+"""The oracle: the model in float32, one row at a time, without padding; and how far rounding alone differs from it."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ if TYPE_CHECKING:
 
     from batchgen.model import Model
 
-# Differences may be so many times what was measured on a few rows without padding, and still be rounding. In 16 bits
-# that is mostly the rounding of weights and activations, alike in any shape; in float32 it is the order of the sums,
-# which other kernels choose otherwise. A wrong mask or position moves logits a thousand times as far.
+# Differences of up to this factor times what was measured on a few unpadded rows still count as rounding. In 16 bits
+# they mostly come from rounding weights and activations, which is similar for all shapes; in float32 from the order of
+# summation, which differs between kernels. A wrong mask or position moves logits a thousand times as far.
 SAFETY, SAFETY_16_BIT = 30.0, 4.0
-# In float32 never more than this part of the largest logit, whatever a batch of copies does to it.
+# In float32, never allow more than this share of the largest logit, whatever was measured.
 MOST_ROUNDING = 1e-3
-# In 8 bits a sum that is off by one rounding can make an input another integer: this part of the largest logit.
+# In 8 bits, one different rounding can change an input to another integer: allow this share of the largest logit.
 MOST_FLIPPED = 0.05
-LEAST_ULPS = 4  # where less was measured than so many roundings of the largest logit
-ERROR_ROWS = 4  # on which the error is measured
-COPIES = 4  # of a row in a batch, so that its products have another shape
-LAST_STEPS = 6  # tokens of a prompt that are fed one by one
+LEAST_ULPS = 4  # the least to allow, in rounding steps of the largest logit
+ERROR_ROWS = 4  # rows on which the error is measured
+COPIES = 4  # of a row in a batch, so that matrix products have another shape
+LAST_STEPS = 6  # last tokens of a prompt, which are fed one by one
 
 
 class Oracle:
-    """Runs rows alone and unpadded, in float32; with `quantize` its linear layers are those of such integers."""
+    """Runs rows alone and unpadded, in float32; `quantize` says that its linear layers are in such integers."""
 
     def __init__(self, model: Model, quantize: str | None = None) -> None:
         self.model = model
         self.quantize = quantize
 
     def logits(self, token_ids: list[int], last: int) -> torch.Tensor:
-        """Logits `[last, V]` after each of the last tokens of a row, from one forward."""
+        """Logits `[last, V]` after each of the last `last` tokens of a row, from one forward."""
         return forward_alone(self.model, token_ids, last)
 
     def logits_of(self, sequence: Sequence) -> torch.Tensor:
-        """Logits `[N + 1, V]` after the prompt and after each of the N tokens that a sequence was given."""
+        """Logits `[N + 1, V]` after the prompt and after each of a sequence's N output tokens."""
         return self.logits(sequence.token_ids, sequence.num_output_tokens + 1)
 
 
 def forward_alone(model: Model, token_ids: list[int], last: int, copies: int = 1) -> torch.Tensor:
-    """Logits `[last, V]` of the last columns of an unpadded row, which is there `copies` times; float32, on the CPU."""
+    """Logits `[last, V]` of an unpadded row's last columns, from a batch of `copies` copies; float32, on the CPU."""
     import torch
 
     with torch.inference_mode(), failures_in_one_line(f"with a row of {len(token_ids)} tokens"):
@@ -56,7 +56,7 @@ def forward_alone(model: Model, token_ids: list[int], last: int, copies: int = 1
 
 
 def step_alone(model: Model, token_ids: list[int], last: int, copies: int) -> torch.Tensor:
-    """The same with a KV cache, the last tokens fed one by one, as in decoding; fewer where the model has no cache."""
+    """The same with a KV cache, feeding the last tokens one by one as in decoding; only one if there is no cache."""
     import torch
 
     whole = _copies(token_ids, copies)
@@ -74,7 +74,7 @@ def step_alone(model: Model, token_ids: list[int], last: int, copies: int) -> to
 
 
 def _copies(token_ids: list[int], copies: int) -> Batch:
-    """A batch of one row, unpadded, several times."""
+    """A batch of `copies` copies of one unpadded row."""
     import torch
 
     input_ids = torch.tensor([token_ids] * copies)  # [copies, T]
@@ -83,10 +83,10 @@ def _copies(token_ids: list[int], copies: int) -> Batch:
 
 
 def measure_error(oracle: Oracle, model: Model, sequences: Rows[Sequence]) -> ErrorBound:
-    """How far `model`, in its own dtype, differs from the oracle on prompts that have no padding at all.
+    """Measure how far `model`, in its own dtype, differs from the oracle on prompts without any padding.
 
-    Each prompt is run as several copies in one batch, at once and token by token. `model` may be the oracle's own,
-    where the dtype is float32.
+    Each prompt runs as several copies in one batch, at once and token by token. `model` may be the oracle's own model
+    if the dtype is float32.
     """
     import torch
 

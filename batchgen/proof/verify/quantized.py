@@ -1,4 +1,4 @@
-"""What 8-bit integers change: greedy tokens of the same rows, and next-token distributions after the same tokens."""
+"""Measure what 8-bit integers change: greedy tokens of the same rows, and distributions after the same tokens."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from batchgen.records import Sequence
 if TYPE_CHECKING:
     import torch
 
-MOST_COLUMNS = 512  # of a row, its last ones, whose distributions are compared
+MOST_COLUMNS = 512  # last columns of a row whose distributions are compared
 
 
 def measure_cost(
     quantize: str, plain: Oracle, quantized: Oracle, rows: Rows[Sequence], answers: Rows[Sequence]
 ) -> QuantizationCost:
-    """`rows` were finished in float32, `answers` are the same ones in 8-bit integers, in any order."""
+    """Compare `rows`, finished in float32, with `answers`, the same rows in 8-bit integers, in any order."""
     others = {answer.request.index: answer.output_ids for answer in answers}
     sums = _Contexts()
     costs = []
@@ -42,17 +42,17 @@ def _row_cost(row: Sequence, other: Rows[int]) -> RowCost:
 
 @dataclass(slots=True)
 class _Contexts:
-    """Over the contexts of the rows so far."""
+    """Sums over the contexts of all rows so far."""
 
     positions: int = 0
     difference: float = 0.0
     divergence: float = 0.0
-    texts: int = 0  # contexts whose next token stands in the row's own text
+    texts: int = 0  # contexts whose next token is in the row's own prompt
     plain_surprise: float = 0.0
     surprise: float = 0.0
 
     def add(self, row: Sequence, plain: Oracle, quantized: Oracle) -> None:
-        """The contexts of a row and its answer in float32."""
+        """Add the contexts of a row and its float32 answer."""
         import torch
 
         token_ids = row.token_ids[:-1] if row.output_ids else row.token_ids
@@ -65,7 +65,7 @@ class _Contexts:
         self._read(row, len(token_ids) - last, one, other)
 
     def _read(self, row: Sequence, skipped: int, one: torch.Tensor, other: torch.Tensor) -> None:
-        """The text's own tokens, but for the first and those before `skipped` columns."""
+        """Add the surprise of the prompt's tokens, except the first and those in the `skipped` columns."""
         import torch
 
         following = torch.tensor(row.input_ids[skipped + 1 :])[:, None]  # [N, 1]

@@ -1,4 +1,4 @@
-"""An engine's rows against the oracle: logits of every step as the engine saw them, tokens as it gave them."""
+"""Compare an engine's rows with the oracle: the logits of every step as the engine saw them, and its tokens."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class LogitRecorder:
-    """Keeps what an engine decides from, row by row, until the row is checked. Give `on_logits` to the engine."""
+    """Keeps the logits that an engine decides from until each row is checked. Pass `on_logits` to the engine."""
 
     def __init__(self) -> None:
-        self.most_rows = 0  # that ran together
+        self.most_rows = 0  # the most that ran together
         self._steps: dict[int, list[torch.Tensor]] = {}  # logits [V] of each step of a sequence, by its identity
 
     def on_logits(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> None:
-        """Copies them, since the engine goes on to overwrite them. A row that starts again replaces what it had."""
+        """Copy the logits, because the engine overwrites them later. A row that starts over replaces its old steps."""
         kept = logits.float().cpu().clone()  # [B, V]
         self.most_rows = max(self.most_rows, len(sequences))
         for row, sequence in enumerate(sequences):
@@ -36,16 +36,16 @@ class LogitRecorder:
             steps.append(kept[row])
 
     def take(self, sequence: Sequence) -> list[torch.Tensor]:
-        """The logits of a finished sequence's steps; none where the engine answered it with another one's tokens."""
+        """Remove and return the logits of a finished sequence; empty if the engine reused another row's tokens."""
         return self._steps.pop(id(sequence), [])
 
 
 def check_engine(
     engine: Engine, recorder: LogitRecorder, oracle: Oracle, sequences: Rows[Sequence], bound: ErrorBound
 ) -> Iterator[RowCheck]:
-    """Runs greedy sequences through an engine and checks each as it is finished; those that fail have no check.
+    """Run greedy sequences through an engine and check each one as it finishes; failed rows have no check.
 
-    The engine may be any: without a recorder that it tells its logits, tokens alone are checked.
+    Works with any engine: if it does not report its logits to the recorder, only tokens are checked.
     """
     for sequence in finish_all(engine, sequences):
         steps = recorder.take(sequence)
@@ -54,10 +54,10 @@ def check_engine(
 
 
 def check_row(oracle: Oracle, sequence: Sequence, steps: Rows[torch.Tensor], bound: ErrorBound) -> RowCheck:
-    """A finished sequence, with the logits `[V]` of its steps where they are known, against the oracle.
+    """Compare a finished sequence, and the logits `[V]` of its steps if known, with the oracle.
 
-    The oracle is fed the sequence's own tokens, so every step is compared after the same ones, also behind a token
-    that differs.
+    The oracle is given the sequence's own tokens, so every step is compared after the same tokens, even after one that
+    differs.
     """
     expected = oracle.logits_of(sequence)[:-1]  # [N, V]
     differences = tuple(_difference(found, wanted) for found, wanted in zip(steps, expected, strict=False))
@@ -74,7 +74,7 @@ def to_check(
     differences: tuple[float, ...] = (),
     given: Rows[int] = (),
 ) -> RowCheck:
-    """What was found of a row, with its verdict; `given` are its tokens, where it came as tokens."""
+    """The check of a row with its verdict; `given` are its tokens, if they are known."""
     tokenizer = oracle.model.checkpoint.codec
     row = RowCheck(
         id=sequence.request.id,
@@ -97,16 +97,16 @@ def to_check(
 
 
 def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference of two logits `[V]`; infinite where one is not a number."""
+    """The largest difference between logits `[V]`; infinite if any is NaN or infinite."""
     difference: float = (found - expected).abs().max().item()
     return difference if isfinite(difference) else inf
 
 
 @dataclass(frozen=True, slots=True)
 class Departure:
-    """The first step at which a row's token is not the oracle's, the margin of the oracle's two best there, its token.
+    """The first step at which a row's token differs from the oracle's; `margin` is between the oracle's two best there.
 
-    `worst` is how far below the oracle's best the row's token lies, at the step where that is most.
+    `expected` is the oracle's token. `worst` is the most that any step's token is below the oracle's best logit.
     """
 
     step: int
@@ -116,7 +116,7 @@ class Departure:
 
 
 def find_departure(expected: torch.Tensor, token_ids: Rows[int]) -> Departure | None:
-    """Where a row's tokens leave the greedy ones of the oracle's logits `[N, V]`; None where they never do."""
+    """Find where a row's tokens depart from the greedy ones of the oracle's logits `[N, V]`; None if they never do."""
     import torch
 
     tokens = torch.tensor(token_ids)  # [N]
@@ -131,7 +131,7 @@ def find_departure(expected: torch.Tensor, token_ids: Rows[int]) -> Departure | 
 
 
 def verdict_of(departure: Departure | None, difference: float, bound: ErrorBound) -> Verdict:
-    """What rounding explains is no bug: logits that lie close, and another token only where two were that close."""
+    """Decide whether rounding explains a row: logits are close, and tokens differ only where two logits were close."""
     if difference > bound.allowed or (departure and departure.worst > bound.allowed):
         return "bug"
     return "rounding" if departure else "identical"

@@ -1,4 +1,4 @@
-"""Scores of padded rows against those of each row alone."""
+"""Compare the scores of padded rows with those of each row alone."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from batchgen.records.scores import TOKEN_MARGIN
 if TYPE_CHECKING:
     from batchgen.engines import Engine
 
-MOST_TOKENS = 128  # of a row, its last ones: each needs the whole logits of the oracle
+MOST_TOKENS = 128  # last tokens of a row: each needs a row of the oracle's logits
 
 
 def check_scores(
     engine: Engine, oracle: Oracle, sequences: Rows[Sequence], bound: ErrorBound, dtype: str
 ) -> ScoreCheck:
-    """Scores rows, prompts with what was generated, in the batches of `engine`, and each alone.
+    """Score rows (prompts with their generated tokens) in `engine`'s batches and each alone, and compare.
 
-    In float32 a token's log-probability is the same to 1e-4, or to twice what rounding does without pads; in 16 bits
-    to what is allowed of logits.
+    In float32, a token's log-probability may differ by 1e-4, or by twice what rounding does without padding; in other
+    precisions, by twice what is allowed for logits.
     """
     rows = [_scored_row(sequence) for sequence in sequences if len(sequence.token_ids) > 1]
     allowed = max(TOKEN_MARGIN, 2 * bound.measured if dtype == "float32" else 2 * bound.allowed)
@@ -47,7 +47,7 @@ def _scored_row(sequence: Sequence) -> Sequence:
 
 
 def _difference(oracle: Oracle, row: Sequence) -> float:
-    """The largest difference of a token's log-probability; infinite where one is not a number."""
+    """The largest difference of a token's log-probability; infinite if any is NaN or infinite."""
     import torch
 
     [passage] = row.passages
