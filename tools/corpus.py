@@ -1,6 +1,6 @@
-"""Files of documents to streams of token ids, and the held-out part of each. Knows no model.
+"""Turn files of documents into streams of token ids, with a held-out part of each. Knows no model.
 
-A file is UTF-8 text, plain or xz-compressed, its documents separated by a line `<|endoftext|>`.
+A file is UTF-8 text, plain or xz-compressed; a line `<|endoftext|>` separates its documents.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ SEPARATOR = "<|endoftext|>"
 HELD_OUT_SHARE_OF_BOOK = 0.02
 HELD_OUT_EVERY, HELD_OUT_INDEX = 40, 7
 GRAM = 13
-MOST_SHARED_GRAMS = 0.002  # of a document, before it counts as one that was held out
+MOST_SHARED_GRAMS = 0.002  # share of a document; above it, the document counts as held out
 QUOTES = str.maketrans("\u2018\u2019\u201c\u201d\u00a0", "''\"\" ", "\u200b\u2060")
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The ids of one file: what is trained on and what is held out, documents ended by EOS."""
+    """The training and held-out ids of one file; every document ends with EOS."""
 
     train: Ids  # [tokens]
     held_out: Ids  # [tokens]
 
 
 def read_part(path: Path, tokenizer: Tokenizer) -> Part:
-    """A file with a held-out part: the end of each book, every fortieth of the other documents."""
+    """Read a file and hold out the end of each book and every fortieth of the other documents."""
     train: list[Ids] = []
     held_out: list[Ids] = []
     for index, document in enumerate(read_documents(path)):
@@ -50,7 +50,7 @@ def read_part(path: Path, tokenizer: Tokenizer) -> Part:
 
 
 def read_extra(path: Path, tokenizer: Tokenizer, held_out: Iterable[Ids]) -> Part:
-    """A file that is all trained on, less the documents that repeat what other files hold out."""
+    """Read a file for training only, without the documents that repeat what other files hold out."""
     known = np.concatenate([grams(ids) for ids in held_out])
     documents = (encode(document, tokenizer) for document in read_documents(path))
     return Part(join([ids for ids in documents if not repeats(ids, known)]), join([]))
@@ -68,8 +68,7 @@ def is_book(document: str) -> bool:
 
 
 def clean(document: str) -> str:
-    """Straight quotes; in a book also one line for each paragraph, and no headings.
-
+    """Normalize a document: straight quotes; in a book also one line per paragraph, and no headings.
     >>> clean("# Title: X\\n\\nIt was\\nlate.\\n\\n## II\\n\\n“Yes.”")
     'It was late.\\n"Yes."'
     """
@@ -89,7 +88,7 @@ def join(documents: list[Ids]) -> Ids:
 
 
 def grams(ids: Ids) -> NDArray[np.uint64]:
-    """A hash of each run of GRAM tokens."""
+    """A hash of each sequence of GRAM tokens."""
     if len(ids) < GRAM:
         return np.zeros(0, dtype=np.uint64)
     factors = np.random.default_rng(0).integers(1, 1 << 63, GRAM, dtype=np.uint64)
@@ -102,9 +101,9 @@ def repeats(ids: Ids, known: NDArray[np.uint64]) -> bool:
 
 
 def window_starts(num_tokens: int, length: int, *, seed: int, turn: int, count: int) -> NDArray[np.int64]:
-    """Where the windows of step `turn` start: each pass cuts the stream anew and takes its windows in random order.
+    """The starts of step `turn`'s windows: each pass cuts the stream again and takes its windows in random order.
 
-    A pure function of its arguments, so a run that goes on needs to keep no more than its number of steps.
+    A pure function of its arguments, so a resumed run only needs its number of steps.
     """
     per_pass = num_tokens // length - 1
     starts = []

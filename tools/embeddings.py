@@ -1,9 +1,9 @@
-"""Word embeddings for the bundled model to start from, out of another model's larger ones.
+"""Make initial word embeddings for the bundled model from another model's larger ones.
 
     python tools/embeddings.py SmolLM2-135M-Instruct.Q4_1.gguf --to smollm2.npy
 
-Both vocabularies are byte-level BPE: a token that both have is taken over; another one is the mean of the tokens that
-the other model cuts it into. What is kept is the directions in which the tokens of the training text differ most.
+Both vocabularies are byte-level BPE: a token that both have is copied; any other one is the mean of the tokens that the
+other model splits it into. Then only the directions in which the wanted tokens differ most are kept.
 Needs the package `gguf`.
 """
 
@@ -23,7 +23,7 @@ TOKENIZER = Path(__file__).parent.parent / "batchgen" / "bundled" / "tokenizer.j
 
 
 def read_vocabulary(reader: GGUFReader) -> tuple[dict[str, int], Tokenizer]:
-    """The other model's tokens, and what cuts text into them."""
+    """The other model's tokens, and a tokenizer that splits text into them."""
     tokens = reader.fields["tokenizer.ggml.tokens"].contents()
     merges = [tuple(merge.split(" ", 1)) for merge in reader.fields["tokenizer.ggml.merges"].contents()]
     vocabulary = {token: index for index, token in enumerate(tokens)}
@@ -31,13 +31,13 @@ def read_vocabulary(reader: GGUFReader) -> tuple[dict[str, int], Tokenizer]:
 
 
 def read_embeddings(reader: GGUFReader) -> Floats:
-    """`[vocabulary, width]`"""
+    """The other model's embeddings `[vocabulary, width]`, in float32."""
     [tensor] = [tensor for tensor in reader.tensors if tensor.name == "token_embd.weight"]
     return dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
 
 
 def carry_over(reader: GGUFReader, wanted: dict[str, int]) -> tuple[Floats, int]:
-    """`[wanted, width]`, and how many tokens both models have."""
+    """The embeddings `[wanted, width]` of the wanted tokens, and the number of tokens that both models have."""
     vocabulary, cutter = read_vocabulary(reader)
     theirs = read_embeddings(reader)
     ours = np.zeros((len(wanted), theirs.shape[1]), dtype=np.float32)
@@ -48,9 +48,9 @@ def carry_over(reader: GGUFReader, wanted: dict[str, int]) -> tuple[Floats, int]
 
 
 def reduce(table: Floats, width: int, scale: float) -> Floats:
-    """The `width` main components of the rows, their mean taken away, with a standard deviation of `scale`.
+    """The `width` main components of the rows without their mean, scaled to a standard deviation of `scale`.
 
-    No component keeps more than twice the median's: the first is little but how frequent a token is.
+    No component keeps more than twice the median spread: the first one mostly reflects how frequent a token is.
     """
     centred = table - table.mean(axis=0)
     _, directions = np.linalg.eigh(centred.T @ centred)

@@ -1,4 +1,4 @@
-"""How good a model is: its loss on held-out text, and how much it repeats itself when greedy."""
+"""Evaluate a model: its loss on held-out text, and how much its greedy output repeats itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BATCH = 4
 
 @torch.no_grad()
 def held_out_losses(network: GPT2LMHeadModel, held_out: dict[str, Ids]) -> dict[str, float]:
-    """Nats a token for each part and, under `all`, for every token of them."""
+    """The loss in nats per token for each part and, under `all`, over the tokens of all parts."""
     network.eval()
     sums = {name: sum_of_losses(network, ids) for name, ids in held_out.items()}
     network.train()
@@ -23,7 +23,7 @@ def held_out_losses(network: GPT2LMHeadModel, held_out: dict[str, Ids]) -> dict[
 
 
 def sum_of_losses(network: GPT2LMHeadModel, ids: Ids) -> tuple[float, int]:
-    """The summed loss of windows of WINDOW tokens, the first of each only read, and the number of tokens in the sum."""
+    """The summed loss over windows of WINDOW tokens, except each one's first token, and the number of tokens summed."""
     device = network.device
     whole = torch.from_numpy(ids[: len(ids) // WINDOW * WINDOW].astype("int64")).view(-1, WINDOW)  # [N, T]
     total = 0.0
@@ -34,8 +34,7 @@ def sum_of_losses(network: GPT2LMHeadModel, ids: Ids) -> tuple[float, int]:
 
 
 def repeated_share(outputs: Sequence[Sequence[int]], length: int = 4) -> float:
-    """The share of n-grams that stood in the same output before.
-
+    """The share of n-grams that occurred in the same output before.
     >>> repeated_share([[1, 2, 1, 2, 1], [1, 2, 3, 4, 5]], length=2)
     0.25
     """

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK = 512  # rows whose logits exist at one time: they stay in the CPU's cache
+CHUNK = 512  # rows whose logits exist at a time: few enough to stay in the CPU's cache
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """The mean cross-entropy of `hidden @ table.T + offsets`; gradients are made on the way forward, chunk by chunk."""
+    """The mean cross-entropy of `hidden @ table.T + offsets`; makes gradients in the forward pass, chunk by chunk."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, table: Tensor, offsets: Tensor, targets: Tensor) -> Tensor:
-        """hidden `[N, D]`, table `[K, D]`, offsets `[K]`, targets `[N]` (rows of table); products in hidden's type."""
+        """hidden `[N, D]`, table `[K, D]`, offsets `[K]`, targets `[N]` (rows of table); products in hidden's dtype."""
         hidden_grad, table_grad = torch.empty_like(hidden), torch.zeros_like(table)
         weight, total = table.to(hidden.dtype), table.new_zeros(())
         for rows, grad, wanted in zip(hidden.split(CHUNK), hidden_grad.split(CHUNK), targets.split(CHUNK), strict=True):
@@ -40,7 +40,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """Which tokens a step's softmax sums over: the frequent ones, the batch's own, and some of the rest by chance."""
+    """The tokens that a step's softmax sums over: the frequent ones, the batch's own, and a random part of the rest."""
 
     frequent: Tensor  # [F], token ids
     rest: Tensor  # [V - F]
@@ -48,12 +48,12 @@ class Sampler:
 
     @classmethod
     def of_counts(cls, counts: Tensor, num_frequent: int, num_random: int) -> Sampler:
-        """From how often each token stands in the training text, `[V]`."""
+        """Make a sampler from the count of each token in the training text, `[V]`."""
         order = counts.argsort(descending=True, stable=True)
         return cls(order[:num_frequent], order[num_frequent:], num_random)
 
     def draw(self, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Sorted token ids `[K]`, and what to add to their logits, so that those drawn stand for the whole rest."""
+        """Sorted token ids `[K]`, and offsets for their logits that make the drawn tokens stand for the whole rest."""
         places = torch.randperm(len(self.rest), generator=generator)[: self.num_random]
         drawn = self.rest[places.to(self.rest.device)]
         tokens, owner = torch.cat([self.frequent, drawn, targets]).unique(return_inverse=True)
@@ -64,7 +64,7 @@ class Sampler:
 
 
 def sampled_loss(hidden: Tensor, table: Tensor, targets: Tensor, tokens: Tensor, offsets: Tensor) -> Tensor:
-    """The loss over `tokens` alone (sorted, with all of `targets` among them)."""
+    """The loss over `tokens` only, which are sorted and include all `targets`."""
     return chunked_loss(hidden, table[tokens], offsets, torch.searchsorted(tokens, targets))
 
 

@@ -1,8 +1,8 @@
-"""Prints the lowest versions that pyproject.toml allows, as constraints for pip: `make test-lowest` installs them.
+"""Print the lowest versions that pyproject.toml allows, as constraints for pip: `make test-lowest` installs them.
 
     tools/lowest.py [EXTRA…]
 
-Of what a library needs in turn pip takes the newest that fits.
+For indirect dependencies, pip chooses the newest versions that fit.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ FLOOR = re.compile(r"(?P<name>[\w.-]+)(?:\[[\w,-]+\])?>=(?P<version>[\w.]+)(?P<m
 
 
 def lowest(project: dict[str, Any], extras: list[str]) -> Iterator[str]:
-    """`name==floor` of each dependency, and of those of some extras.
-
+    """`name==floor` for each dependency, and for those of the given extras.
     >>> extras = {"x": ["d>=3; python_version<'4'", "batchgen[y]"], "y": ["e>=1"]}
     >>> list(lowest({"dependencies": ["a>=1", "b[c]>=2.0"], "optional-dependencies": extras}, ["x"]))
     ['a==1', 'b==2.0', "d==3; python_version<'4'"]

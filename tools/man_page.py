@@ -2,7 +2,7 @@
 
     python tools/man_page.py > share/man/man1/batchgen.1
 
-`make docs` does it, and a test holds the page to what the commands say. The wheel installs it: `man batchgen`.
+`make docs` runs it, and a test compares the page with the commands' help. The wheel installs it: `man batchgen`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ORDER = "Flags override environment variables, which override config files."
 
 
 def man_page() -> str:
-    """The page, in the macros of man(7)."""
+    """The page, written with the macros of man(7)."""
     program: Any = typer.main.get_command(app)
     top = program.make_context("batchgen", [], resilient_parsing=True)
     lines = ['.TH BATCHGEN 1 "" "batchgen" "User commands"', ".SH NAME", NAME, ".SH SYNOPSIS"]
@@ -63,7 +63,7 @@ def _text(screen: HelpScreen) -> Iterator[str]:
 
 
 def _plain(text: str) -> str:
-    """Text that roff prints as it is: backslashes, dashes and a dot at the start mean something to it."""
+    """Escape text for roff, which interprets backslashes, dashes, and a dot or quote at the start."""
     shown = re.sub(r"\[/?(bold)?\]", "", text).replace("\\", "\\e").replace("-", "\\-")
     return f"\\&{shown}" if shown.startswith((".", "'")) else shown
 

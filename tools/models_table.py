@@ -1,4 +1,4 @@
-"""docs/models.md: what each family of transformers runs in, tried on tiny random models.
+"""docs/models.md: the engine of each transformers family, tested on tiny random models.
 
     PYTHONPATH=. python tools/models_table.py
 
@@ -31,7 +31,7 @@ from tests.support.models import generate_alone, model_of
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 HEAD = "| family | engine | rows of one batch | parity | why not slots |\n|---|---|---|---|---|"
 NEW_TOKENS, AT_ONCE = 12, 4
-LENGTHS = (1, 4, 9, 33, 70, 2)  # words of a prompt: within a window of 40 tokens, and beyond it
+LENGTHS = (1, 4, 9, 33, 70, 2)  # words per prompt: within a window of 40 tokens, and beyond it
 SENTENCE = "the rain in Spain falls mainly on the plain and my dog is very happy to see the green train again"
 PROMPTS = [" ".join(islice(cycle(SENTENCE.split()), start, start + length)) for start, length in enumerate(LENGTHS)]
 TEXT = """# Models
@@ -66,7 +66,7 @@ Each row of the table was measured on a tiny random model with {version}: {count
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of the table."""
+    """One row of the table."""
 
     family: str
     engine: str
@@ -79,17 +79,17 @@ class Row:
 
 
 def find_row(name: str, checkpoint: Checkpoint) -> Row | None:
-    """What a family does here; None where the installed transformers lacks it."""
+    """The row of a family; None if the installed transformers does not have it."""
     config = config_of(name)
     if config is None:
         return None
     model = model_of(config, checkpoint, attention_kernel(config))
-    # First of all: RecurrentGemma reads a prompt of one token as a step after whatever its modules saw last.
+    # This runs first: RecurrentGemma reads a one-token prompt as a step after whatever its modules saw last.
     alone = [generate_alone(model, prompt, max_new_tokens=NEW_TOKENS) for prompt in PROMPTS]
     own, reason = slot_network(model)
     batch = BATCHES[Mixing.padded] if own else find_rule(model)[0].lengths
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they say what stands in the row
+        warnings.simplefilter("ignore")  # they repeat what the row says
         results = batchgen.generate(PROMPTS, model, max_new_tokens=NEW_TOKENS, batch_size=AT_ONCE)
     equal = sum(list(result.output_ids) == ids for result, ids in zip(results, alone, strict=True))
     parity = f"{equal} of {len(PROMPTS)}"
@@ -97,7 +97,7 @@ def find_row(name: str, checkpoint: Checkpoint) -> Row | None:
 
 
 def page(rows: Iterable[Row], version: str) -> str:
-    """The whole document."""
+    """The complete document."""
     rows = sorted(rows, key=lambda row: row.family)
     slots = sum(row.engine == "continuous" for row in rows)
     facts = {"prompts": len(PROMPTS), "tokens": NEW_TOKENS, "version": version, "count": len(rows), "slots": slots}
@@ -111,7 +111,7 @@ def rows_of(text: str) -> list[Row]:
 
 
 def main() -> None:
-    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()  # no verdict that was kept
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()  # no verdicts from earlier runs
     checkpoint, rows = open_checkpoint("bundled"), []
     for name in OPTIONS:
         row = find_row(name, checkpoint)

@@ -1,7 +1,8 @@
-"""Muon: momentum whose update of each matrix is made orthogonal. Knows no model but GPT-2's joined q, k and v.
+"""Muon: momentum with an orthogonalized update of each matrix. Of models, knows only GPT-2's joined q, k and v.
 
 Keller Jordan, https://kellerjordan.github.io/posts/muon/. `torch.optim.Muon` works in bfloat16, one matrix at a time,
-which is slow on a CPU without it; here matrices of one shape go together, in the parameters' own type.
+which is slow on a CPU without bfloat16. Here, matrices of the same shape are processed together, in the parameters'
+dtype.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ A, B, C = 3.4445, -4.7750, 2.0315
 
 
 class Muon(torch.optim.Optimizer):
-    """For weights of GPT-2's `Conv1D`, `[in, out]`; one three times wider than deep holds three side by side."""
+    """Muon for weights of GPT-2's `Conv1D`, `[in, out]`; a matrix `[in, 3 * in]` holds three side by side."""
 
     def __init__(
         self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
@@ -35,7 +36,7 @@ class Muon(torch.optim.Optimizer):
                 parameter.add_(joined(update), alpha=-group["lr"] * scale)
 
     def _momentum(self, parameter: Tensor, momentum: float) -> Tensor:
-        """Nesterov's: the gradient carried on by the running mean that already holds it. `[parts, in, out]`."""
+        """Nesterov momentum: the gradient mixed with the running mean that already includes it. `[parts, in, out]`."""
         state = self.state[parameter]
         if not state:
             state["mean"] = torch.zeros_like(parameter)
@@ -44,7 +45,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def parts(matrix: Tensor) -> Tensor:
-    """`[in, 3 * in]` to `[3, in, in]`, any other `[in, out]` to `[1, in, out]`."""
+    """Reshape `[in, 3 * in]` to `[3, in, in]`, and any other `[in, out]` to `[1, in, out]`."""
     height, width = matrix.shape
     count = 3 if width == 3 * height else 1
     return matrix.view(height, count, width // count).transpose(0, 1)
@@ -56,7 +57,7 @@ def joined(update: Tensor) -> Tensor:
 
 
 def orthogonalize_all(updates: list[Tensor]) -> list[Tensor]:
-    """Each of `updates` (`[parts, in, out]`) with singular values near 1, those of one shape together."""
+    """Each of `updates` (`[parts, in, out]`) with singular values near 1; processes those of one shape together."""
     alike: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, update in enumerate(updates):
         alike[min(update.shape[1:]), max(update.shape[1:])].append(index)
@@ -70,7 +71,7 @@ def orthogonalize_all(updates: list[Tensor]) -> list[Tensor]:
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Newton-Schulz: `[N, rows, columns]`, no more rows than columns, with all singular values drawn towards 1."""
+    """Newton-Schulz iteration: move all singular values of `[N, rows, columns]` towards 1; needs rows <= columns."""
     x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(STEPS):
         gram = x @ x.mT  # [N, rows, rows]

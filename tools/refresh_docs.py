@@ -1,9 +1,9 @@
-"""Reruns the commands in the blocks of Markdown files, and writes what they print now.
+"""Rerun the commands in the blocks of Markdown files, and update their output.
 
     python tools/refresh_docs.py README.md docs/*.md
 
-A block is a line `$ command` and what it prints on standard output, 80 columns wide. The tests compare `console`
-blocks; `text` blocks show figures that differ from one machine to the next.
+A block is a line `$ command` and its standard output, 80 columns wide. The tests compare `console` blocks; `text`
+blocks show figures that differ between machines.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ BLOCK = re.compile(r"```(console|text)\n\$ (.*)\n((?:.*\n)*?)```")
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
-    r"""Each command of a console block with what is said to come of it.
-
+    r"""The command of each console block, with its documented output.
     >>> blocks("```console\n$ echo a\na\n```")
     [('echo a', 'a\n')]
     """
@@ -29,7 +28,7 @@ def blocks(text: str) -> list[tuple[str, str]]:
 
 
 def shell(command: str) -> str:
-    """What a command prints, without spaces at the ends of lines. Raises if it fails or prints nothing."""
+    """The output of a command, without trailing spaces. Raises if it fails or prints nothing."""
     run = subprocess.run(
         ["bash", "-c", command], cwd=ROOT, env=shell_environment(), capture_output=True, text=True, timeout=120
     )
@@ -39,19 +38,18 @@ def shell(command: str) -> str:
 
 
 def shell_environment() -> dict[str, str]:
-    """The environment of a documented command: this environment's programs come first, and lines have 80 columns."""
+    """The environment of a documented command: this installation's programs come first, and lines have 80 columns."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, "PATH": path, "COLUMNS": "80"}
 
 
 def stripped(output: str) -> str:
-    """Lines without spaces at their ends."""
+    """The output without trailing spaces."""
     return "".join(f"{line.rstrip()}\n" for line in output.splitlines())
 
 
 def refreshed(text: str, run: Callable[[str], str] = shell) -> str:
-    r"""The text with the output of every block as it is now.
-
+    r"""The text with the current output of every block.
     >>> refreshed("```console\n$ echo a\nb\n```", lambda command: "a\n")
     '```console\n$ echo a\na\n```'
     """

@@ -1,7 +1,7 @@
-"""Pictures of the pages in headless Chromium: `inspect`, results, differences and scores, on a desk and on a phone.
+"""Take screenshots of the pages in headless Chromium: `inspect`, results, differences, scores; desktop and phone.
 
-    make screenshots                      those that the documentation shows, into docs/pictures/
-    python tools/screenshots.py FOLDER    all, with many rows and on a phone too
+    make screenshots                      the ones in the documentation, into docs/pictures/
+    python tools/screenshots.py FOLDER    all of them, also with many rows and on a phone
 
 Needs Chromium (apt-get install chromium) and the extra `browser`.
 """
@@ -32,7 +32,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
 def batchgen(folder: Path, *words: object, codes: tuple[int, ...] = (0,)) -> None:
-    """Runs a command of this package in a folder; raises where it ends otherwise than it should."""
+    """Run a command of this package in a folder; raises `SystemExit` on an unexpected exit code."""
     command = [sys.executable, "-m", "batchgen", *map(str, words)]
     ended = subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if ended.returncode not in codes:
@@ -40,7 +40,7 @@ def batchgen(folder: Path, *words: object, codes: tuple[int, ...] = (0,)) -> Non
 
 
 def write_pages(folder: Path) -> dict[str, Path]:
-    """The pages, by the names of their pictures."""
+    """Write the pages, and return them by the names of their pictures."""
     pages = {name: folder / f"{name}.html" for name in ("inspect", "results", "diff", "scores", "inspect-many")}
     many = folder / "many.txt"
     many.write_text("".join(f"{line}\n" for line in PROMPTS.read_text().splitlines() * 14))
@@ -58,7 +58,7 @@ def write_pages(folder: Path) -> dict[str, Path]:
 
 
 def take(context: BrowserContext, page: Path, size: tuple[int, int], picture: Path) -> None:
-    """What a window of that size shows of a page."""
+    """Take a picture of a page in a window of this size."""
     tab = context.new_page()
     tab.set_viewport_size({"width": size[0], "height": size[1]})
     tab.goto(page.as_uri())
@@ -69,7 +69,7 @@ def take(context: BrowserContext, page: Path, size: tuple[int, int], picture: Pa
 
 
 def main(folder: Path | None) -> None:
-    """Takes all pictures into a folder; without one those that are shown."""
+    """Take all pictures into a folder; without a folder, only those in the documentation."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         raise SystemExit("Chromium is missing: apt-get install chromium")

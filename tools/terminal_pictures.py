@@ -1,4 +1,4 @@
-"""What commands print in colour, as SVG pictures for README and docs.
+"""Draw the coloured output of commands as SVG pictures for README and docs.
 
 python tools/terminal_pictures.py      all of them, into docs/pictures/
 """
@@ -26,7 +26,7 @@ COLUMNS = "80"
 
 
 def picture(command: str) -> str:
-    """The output of a batchgen command as a terminal of 80 columns shows it."""
+    """The output of a batchgen command in a terminal of 80 columns, as SVG."""
     environment = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": COLUMNS}
     words = command.split()[1:]
     run = subprocess.run(
@@ -46,8 +46,7 @@ def picture(command: str) -> str:
 
 
 def words_in(svg: str) -> list[str]:
-    """The words of a picture, line by line; lines of tables are no words.
-
+    """The words of a picture, line by line; table borders do not count as words.
     >>> words_in('<text x="0">My&#160;dog</text><text x="9">│</text>')
     ['My', 'dog']
     """

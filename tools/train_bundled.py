@@ -1,4 +1,4 @@
-"""Train the GPT-2 of `batchgen/bundled`: its recipe, from text files to weights. Needs only what batchgen needs.
+"""Train the GPT-2 in `batchgen/bundled`, from text files to weights. Needs only what batchgen needs.
 
     python tools/train_bundled.py train ../shared/corpus --run runs/one --tokens 40e6
     python tools/train_bundled.py unrepeat ../shared/corpus --run runs/one --to runs/two
@@ -6,9 +6,9 @@
     python tools/train_bundled.py export --run runs/three --to batchgen/bundled
     python tools/train_bundled.py evaluate ../shared/corpus --model batchgen/bundled
 
-`train` may be stopped at any time, also by a crash, and goes on where its last checkpoint was. Its learning rate is
-flat until the last part of the budget and falls to zero there: call it again with a larger or smaller `--tokens` to go
-on longer, or to end soon.
+`train` may be stopped at any time, also by a crash, and continues from its last checkpoint. Its learning rate is flat
+until the last part of the budget, where it falls to zero: call it again with a larger `--tokens` to train longer, or
+with a smaller one to finish soon.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PROMPTS = [Path("prompts/varied.jsonl"), Path("prompts/skewed.txt")]
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Whichever is used up first ends the run."""
+    """The budget of a run, which ends when either part is used up."""
 
     tokens: float
     seconds: float
@@ -53,7 +53,7 @@ class Budget:
 
 
 class Timer:
-    """Says once in so many seconds that it is time."""
+    """Is due every `every_s` seconds."""
 
     def __init__(self, every_s: float) -> None:
         self.every_s, self.last = every_s, time.monotonic()
@@ -66,7 +66,7 @@ class Timer:
 
 
 def read_corpus(options: argparse.Namespace) -> dict[str, Part]:
-    """By name of file; `--extra` files hold nothing out."""
+    """Read all files, by name; `--extra` files have no held-out part."""
     tokenizer = Tokenizer.from_file(str(BUNDLED_FOLDER / "tokenizer.json"))
     paths = sorted(path for path in options.data.iterdir() if path.name.endswith((".txt", ".txt.xz")))
     corpus = {name_of(path): read_part(path, tokenizer) for path in paths}
@@ -91,7 +91,7 @@ def fields_of(kind: type[Recipe | Unrepeating], options: argparse.Namespace) -> 
 
 
 def train(options: argparse.Namespace) -> None:
-    """Make a run, or go on with it."""
+    """Start a run, or continue it."""
     options.run.mkdir(parents=True, exist_ok=True)
     checkpoint = options.run / CHECKPOINT
     corpus = read_corpus(options)
@@ -111,7 +111,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def unrepeat(options: argparse.Namespace) -> None:
-    """Teach a finished run to repeat itself less, and keep it as another run."""
+    """Teach a finished run to repeat itself less, and save it as another run."""
     corpus, plan = read_corpus(options), Unrepeating(**fields_of(Unrepeating, options))
     recipe = Recipe(**torch.load(options.run / CHECKPOINT, map_location="cpu")["recipe"])
     trainer = Trainer(recipe, stream_of(corpus, dict(options.repeat)), torch.device(options.device))
@@ -127,7 +127,7 @@ def unrepeat(options: argparse.Namespace) -> None:
 
 
 def average(options: argparse.Namespace) -> None:
-    """Keep the weighted mean of the networks of several checkpoints of one run as another run."""
+    """Save the weighted mean of several checkpoints of one run as another run."""
     states = [torch.load(path, map_location="cpu") for path, _ in options.checkpoints]
     shares = torch.tensor([weight for _, weight in options.checkpoints])
     shares /= shares.sum()
@@ -141,7 +141,7 @@ def average(options: argparse.Namespace) -> None:
 
 
 def rounds(trainer: Trainer, budget: Budget, every_s: float) -> Iterator[Trainer]:
-    """The trainer, whenever it is time to save it: now and then, and when the budget or the process ends."""
+    """Train, and yield the trainer whenever it should be saved: every `every_s` seconds, and at the end or a signal."""
     told: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: told.append(number))
@@ -166,7 +166,7 @@ def say(line: str) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Of a model folder: held-out losses, and how much its greedy continuations of `--prompts` repeat themselves."""
+    """Show a model folder's held-out losses, and how much its greedy continuations of `--prompts` repeat themselves."""
     tell_losses(GPT2LMHeadModel.from_pretrained(options.model, dtype=torch.float32), read_corpus(options))
     rows = [row for path in options.prompts for row in read_rows(path)][:NUM_PROMPTS]
     results = batchgen.generate(rows, str(options.model), max_new_tokens=NUM_GREEDY_TOKENS)
@@ -175,7 +175,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def export(options: argparse.Namespace) -> None:
-    """A run's network as float16 safetensors, with its configuration and tokenizer."""
+    """Write a run's network as float16 safetensors, with its configuration and tokenizer."""
     state = torch.load(options.run / CHECKPOINT, map_location="cpu")
     network = GPT2LMHeadModel(Recipe(**state["recipe"] | {"dropout": 0}).config)
     network.load_state_dict(state["network"])

@@ -1,4 +1,4 @@
-"""A network and its optimizers, step by step, and their checkpoint. Knows no files of text."""
+"""Train a network step by step, and save and load its checkpoint. Knows nothing about text files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from unlikelihood import beginnings, continue_greedily, unlikelihood
 
 
 class Trainer:
-    """A network, its optimizers and how far they are: what a checkpoint holds."""
+    """A network, its optimizers and their progress: the content of a checkpoint."""
 
     def __init__(self, recipe: Recipe, stream: Ids, device: torch.device) -> None:
         torch.manual_seed(recipe.seed)
@@ -35,11 +35,11 @@ class Trainer:
 
     @torch.no_grad()
     def start_from(self, embeddings: NDArray[np.float32]) -> None:
-        """Word embeddings `[V, D]` in place of random ones."""
+        """Replace the random word embeddings by `embeddings`, `[V, D]`."""
         self.network.transformer.wte.weight.copy_(torch.from_numpy(embeddings))
 
     def train_step(self, progress: float) -> float:
-        """The loss of one batch, after learning from it."""
+        """Train on one batch and return its loss."""
         started = time.monotonic()
         inputs, targets = self.batch()
         loss = self.loss(inputs, targets, is_full=progress >= 1 - self.recipe.full_share)
@@ -49,7 +49,7 @@ class Trainer:
         return loss.item()
 
     def unrepeat_step(self, plan: Unrepeating, number: int) -> tuple[float, float]:
-        """The loss of one batch, and the unlikelihood of what is repeated after beginnings of sentences; learnt."""
+        """Train on one batch, and against repetitions after beginnings of sentences; return loss and unlikelihood."""
         started = time.monotonic()
         inputs, targets = self.batch()
         loss = self.loss(inputs, targets, is_full=True)
@@ -63,18 +63,18 @@ class Trainer:
         return loss.item(), repetition.item()
 
     def learn(self, loss: Tensor, rate: float) -> None:
-        """One step of the optimizers, at this share of their highest rates."""
+        """Make one step of the optimizers, with their peak rates times `rate`."""
         loss.backward()
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * rate
-            with autocast(self.device):  # of Muon's products
+            with autocast(self.device):  # for Muon's products
                 optimizer.step()
             optimizer.zero_grad()
         self.step += 1
 
     def batch(self) -> tuple[Tensor, Tensor]:
-        """Inputs `[B, T]`, and the targets, each the token after its input."""
+        """Inputs and targets, both `[B, T]`; each target is the token after its input."""
         length = self.recipe.length_of(self.step)
         starts = window_starts(
             len(self.stream), length, seed=self.recipe.seed,
@@ -85,7 +85,7 @@ class Trainer:
         return ids[:, :-1], ids[:, 1:]
 
     def loss(self, inputs: Tensor, targets: Tensor, *, is_full: bool) -> Tensor:
-        """Over the whole vocabulary where that is cheap or wanted, else over a sample of it."""
+        """The loss over the whole vocabulary if requested or not on a CPU, otherwise over a sample of it."""
         with autocast(self.device):
             hidden = self.network.transformer(inputs).last_hidden_state.flatten(0, 1)  # [N, D]
             if torch.is_autocast_enabled(self.device.type):
@@ -97,7 +97,7 @@ class Trainer:
         return sampled_loss(hidden, table, targets, *self.sampler.draw(targets, generator))
 
     def save(self, path: Path) -> None:
-        """Whole or not at all."""
+        """Save the checkpoint atomically."""
         state = {
             "recipe": asdict(self.recipe), "network": self.network.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -115,7 +115,7 @@ class Trainer:
 
 
 def make_optimizers(network: GPT2LMHeadModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for embeddings, and for norms and biases, which do not decay."""
+    """Muon for the blocks' matrices; AdamW for embeddings, and for norms and biases, without weight decay."""
     blocks = list(network.transformer.h.named_parameters())
     matrices = [p for _, p in blocks if p.ndim == 2]
     tables = [network.transformer.wte.weight, network.transformer.wpe.weight]
@@ -132,6 +132,6 @@ def make_optimizers(network: GPT2LMHeadModel, recipe: Recipe) -> list[torch.opti
 
 
 def autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """bfloat16 where the hardware has it."""
+    """Autocast to bfloat16 if the hardware supports it."""
     has_bfloat16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
     return torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16)

@@ -1,4 +1,4 @@
-"""Unlikelihood of repetition: a network reads what it writes when greedy, and learns not to say it again.
+"""Unlikelihood of repetition: a network reads its own greedy output, and learns not to repeat itself.
 
 After Welleck et al., Neural Text Generation with Unlikelihood Training, 2019, https://arxiv.org/abs/1908.04319.
 """
@@ -15,15 +15,15 @@ SENTENCE_ENDS = (0, 13, 30, 198, 526, 1701, 2474)  # ! . ? \n ." ?" !"
 
 
 def beginnings(windows: Tensor, num_tokens: int) -> Tensor:
-    """windows `[B, T]` to `[B, num_tokens]`: from the start of each window's second sentence, as prompts begin."""
+    """Cut windows `[B, T]` to `[B, num_tokens]`, from the start of their second sentence: prompts begin like that."""
     ends = torch.isin(windows[:, :-num_tokens], torch.tensor(SENTENCE_ENDS, device=windows.device))
-    first = ends.int().argmax(dim=1) + ends.any(dim=1).int()  # 0 in a window without an end
+    first = ends.int().argmax(dim=1) + ends.any(dim=1).int()  # 0 for a window without a sentence end
     return windows.gather(1, first[:, None] + torch.arange(num_tokens, device=windows.device))
 
 
 @torch.no_grad()
 def continue_greedily(network: GPT2LMHeadModel, prefixes: Tensor, num_tokens: int) -> Tensor:
-    """prefixes `[B, P]` to `[B, P + num_tokens]` or fewer columns, EOS after the end of a row."""
+    """Continue prefixes `[B, P]` to at most `[B, P + num_tokens]`, with EOS after the end of a row."""
     network.eval()
     ids: Tensor = network.generate(
         prefixes, attention_mask=torch.ones_like(prefixes), max_new_tokens=num_tokens, do_sample=False, pad_token_id=EOS
@@ -33,8 +33,7 @@ def continue_greedily(network: GPT2LMHeadModel, prefixes: Tensor, num_tokens: in
 
 
 def repeats(ids: Tensor, length: int = GRAM) -> Tensor:
-    """`[B, T]`: which tokens are of an n-gram that stood in the same row before; none from EOS on.
-
+    """`[B, T]`: which tokens belong to an n-gram that occurred in the same row before; none from EOS on.
     >>> repeats(torch.tensor([[1, 2, 3, 1, 2, 4, 1]]), length=2).int().tolist()
     [[0, 0, 0, 1, 1, 0, 0]]
     """
@@ -49,9 +48,9 @@ def repeats(ids: Tensor, length: int = GRAM) -> Tensor:
 
 
 def unlikelihood(network: GPT2LMHeadModel, ids: Tensor, num_read: int) -> Tensor:
-    """What the repeated tokens after the first `num_read` of each row cost, over the number of all that are after them.
+    """The cost of repeated tokens after the first `num_read` of each row, divided by the number of tokens after them.
 
-    A token of probability p costs -log(1 - p).
+    A repeated token with probability p costs -log(1 - p).
     """
     written = ids[:, num_read:]  # [B, N]
     rows, columns = repeats(written).nonzero(as_tuple=True)  # [M]

@@ -67,7 +67,7 @@ class Model:
         return replace(self, network=own)
 
     def named_layers(self) -> list[tuple[str, nn.Module]]:
-        """The decoder layers in their order, with their names; none where they are in no list."""
+        """The decoder layers in order, with their names; empty if the network has no list of them."""
         from torch import nn
 
         num_layers = len(layer_rules(self.checkpoint.config))

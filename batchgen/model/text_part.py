@@ -1,6 +1,6 @@
-"""The text part of a model that also sees or hears, as a causal language model of its own.
+"""The text part of a model that also takes images or audio, as a causal language model of its own.
 
-Knows which config it has and under which names its weights lie; its other parts are never loaded.
+Knows the text part's config and the names of its weights; the other parts are never loaded.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-# Text parts that transformers has no causal network for, and the family that computes the same of text alone: its
-# positions are three alike, of time, height and width.
+# Text parts without a causal network in transformers, and the family that computes the same for text only, where the
+# three positions (time, height and width) are equal.
 SAME_ON_TEXT = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
-# Names of weights, as `from_pretrained` renames them.
+# Renamings of weights, in the form that `from_pretrained` takes.
 NAMES = {
     r"^language_model\.lm_head\.": "lm_head.",
     r"^(model\.)?(language_model|text_model)\.(model\.)?(?!lm_head\.)": "model.",
@@ -21,7 +21,7 @@ NAMES = {
 
 
 def text_part(config: PretrainedConfig) -> PretrainedConfig | None:
-    """The config of a text part that can run by itself; None for a config that is of no such whole."""
+    """The config of a text part that can run by itself; None if the config has no such part."""
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 

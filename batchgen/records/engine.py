@@ -157,7 +157,7 @@ class EngineStats:
     `decode_work` is the sum of `planning.batches.step_work` over all steps. `host_syncs` counts how often the host
     waited for results from the device. `predicted_bytes` is what the largest batch was expected to add to the memory in
     use, `measured_bytes` the most that any batch added (None if it cannot be measured). `drafted_tokens` counts the
-    tokens that prompt lookup tried, `accepted_tokens` those of them that were part of an answer.
+    tokens that prompt lookup tried, `accepted_tokens` the ones that became part of an answer.
     """
 
     engine: str = ""

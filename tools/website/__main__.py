@@ -1,4 +1,4 @@
-"""Builds the site from docs/ and generated reference pages, with Zensical.
+"""Build the site from docs/ and generated reference pages, with Zensical.
 
 make site          into build/site/; a warning or a broken link is an error
 make site-check    also opens it in headless Chromium: axe, search, screenshots in build/site-pictures/
@@ -16,7 +16,7 @@ BUILD = ROOT / "build"
 
 
 def build() -> None:
-    """Raises `SystemExit` if Zensical warns."""
+    """Build the site. Raises `SystemExit` if Zensical warns."""
     assemble(BUILD / "site-pages")
     command = [Path(sys.executable).with_name("zensical"), "build", "--strict", "--clean"]
     if code := subprocess.run(command, cwd=ROOT).returncode:

@@ -1,4 +1,4 @@
-"""The sources of the site: docs/, pages of the repository's root, generated reference pages."""
+"""Assemble the sources of the site: docs/, pages from the repository's root, generated reference pages."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from website.python_page import python_page
 from website.record_pages import records_page
 
 ROOT = Path(__file__).parents[2]
-# Pages of the repository's root, and their names here.
+# Pages from the repository's root, and their names in the site.
 FROM_ROOT = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "security.md"}
 
 
 def assemble(pages: Path) -> None:
-    """Writes all sources of the site into a new folder: docs/, pages of the root, generated reference pages."""
+    """Write all sources of the site into a new folder: docs/, pages from the root, generated reference pages."""
     shutil.rmtree(pages, ignore_errors=True)
     shutil.copytree(ROOT / "docs", pages)
     shutil.copy(Path(__file__).with_name("start.md"), pages / "index.md")
@@ -28,7 +28,7 @@ def assemble(pages: Path) -> None:
 
 
 def within_site(text: str) -> str:
-    """A page of the repository's root with its links as they are in the site.
+    """A page from the repository's root, with its links adapted to the site.
 
     >>> within_site("[a](docs/architecture.md) [b](SECURITY.md)")
     '[a](architecture.md) [b](security.md)'

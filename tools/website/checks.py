@@ -1,6 +1,6 @@
-"""Opens the built site in headless Chromium: no violation that axe knows, nothing from elsewhere, a search that finds.
+"""Check the built site in headless Chromium: no axe violations, no requests to other hosts, a working search.
 
-Leaves screenshots of the start page, on a desk and on a phone, light and dark. Needs Chromium and the extra `site`.
+Takes screenshots of the start page on desktop and phone, light and dark. Needs Chromium and the extra `site`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SEARCHED, FOUND = "attention mask", "masks.html"
 
 
 def check(site: Path, pictures: Path) -> None:
-    """Raises `SystemExit` that names what is wrong."""
+    """Check the site. Raises `SystemExit` that names the problems."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         raise SystemExit("Chromium is missing: apt-get install chromium")
@@ -42,7 +42,7 @@ def check(site: Path, pictures: Path) -> None:
 
 @contextmanager
 def served(site: Path) -> Iterator[str]:
-    """The address of a folder on this machine, as long as the block runs."""
+    """Serve a folder on this machine while the block runs, and yield its address."""
     handler = partial(_Quiet, directory=str(site))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -55,7 +55,7 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 
 def _start(browser: Browser, address: str, size: str, scheme: str, pictures: Path) -> Iterator[str]:
-    """Problems of the start page in one size and scheme, after a picture of it."""
+    """Take a picture of the start page in one size and colour scheme, and return its problems."""
     width, height = SIZES[size]
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
     elsewhere = _requests_elsewhere(page, address)
@@ -70,7 +70,7 @@ def _start(browser: Browser, address: str, size: str, scheme: str, pictures: Pat
 
 
 def _requests_elsewhere(page: Page, address: str) -> list[str]:
-    """Filled as the page asks another machine."""
+    """The page's requests to other hosts; the list grows as they happen."""
     urls: list[str] = []
     page.on(
         "request", lambda asked: None if asked.url.startswith((address, "data:", "blob:")) else urls.append(asked.url)

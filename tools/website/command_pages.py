@@ -1,4 +1,4 @@
-"""The reference of the command line, from the same screens that `--help` draws."""
+"""The reference of the command line, from the same help screens as `--help`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _command(name: str, command: Any, context: Any) -> Iterator[str]:
 
 
 def _block(block: str) -> str:
-    """A paragraph, or examples as they are typed."""
+    """A paragraph, or a block of example commands."""
     examples = [EXAMPLE.fullmatch(line.strip()) for line in block.splitlines()]
     if examples and all(examples):
         return fence("\n".join(f"{found[1]}{_comment(found[2])}" for found in examples if found), "sh")
@@ -69,7 +69,7 @@ def _section(section: HelpSection) -> str:
 
 
 def _meaning(text: str) -> str:
-    """The sentence; words in brackets at its end, such as choices and the default, as code."""
+    """The sentence, with words in brackets at its end, such as choices and the default, as code."""
     sentence, *notes = re.split(r" (?=\[(?:default: |[a-z0-9-]+(?:, |\]$|\] )))", text)
     return " ".join([prose(sentence), *(code(note.strip("[]")) for note in notes)])
 

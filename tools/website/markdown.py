@@ -1,4 +1,4 @@
-"""Pieces of Markdown for generated pages."""
+"""Markdown building blocks for generated pages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    r"""A table; vertical bars and line breaks in cells are escaped.
+    r"""A Markdown table; vertical bars and line breaks in cells are escaped.
 
     >>> print(table(["a", "b"], [["1|2", "x"]]))
     | a | b |
@@ -18,7 +18,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def code(text: str) -> str:
-    """Text as code within a line; nothing for an empty text.
+    """Text as inline code; empty for an empty text.
 
     >>> code("--stop TEXT")
     '`--stop TEXT`'
@@ -31,7 +31,7 @@ def fence(text: str, language: str = "") -> str:
 
 
 def prose(text: str) -> str:
-    r"""Plain text with nothing in it that Markdown or HTML would take for markup.
+    r"""Plain text with everything escaped that Markdown or HTML would interpret as markup.
 
     >>> prose("special <|endoftext|> in [a] *b*")
     'special &lt;|endoftext|&gt; in \\[a\\] \\*b\\*'

@@ -38,7 +38,7 @@ def _entry(name: str, thing: Any) -> Iterator[str]:
 
 
 def _signature(function: Any) -> str:
-    """Types as the source has them, without quotes."""
+    """A function's signature, with types as in the source but without quotes."""
     text = str(inspect.signature(function))
     text = re.sub(r"(: |-> )'([^']*)'", r"\1\2", text)
     text = re.sub(r" = <[^>]*<[^>]*>[^>]*>", " = …", text)
@@ -46,7 +46,7 @@ def _signature(function: Any) -> str:
 
 
 def docstring(text: str) -> str:
-    r"""Paragraphs as they are, examples in fences.
+    r"""A docstring as Markdown: paragraphs unchanged, examples in fences.
 
     >>> docstring("Adds.\n\n>>> 1 + 1\n2")
     'Adds.\n\n```pycon\n>>> 1 + 1\n2\n```'

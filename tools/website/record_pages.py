@@ -1,4 +1,4 @@
-"""The reference of records and formats, from the records and the tables of readers and writers."""
+"""The reference of records and formats, from the records and from the tables of readers and writers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COMMENT = re.compile(r"^ {4}(\w+): (.+?)(?: = .+?)?  # (.+)$", re.MULTILINE)
 
 
 def records_page() -> str:
-    """What rows, results and counts are made of."""
+    """The page of the fields of rows, results and statistics, and of the formats."""
     choices = options_of(SamplingParams)
     parts = [
         "# Records and formats",
@@ -42,7 +42,7 @@ def records_page() -> str:
 
 
 def fields_of(record: type[Any]) -> str:
-    """Fields with the comments that explain them in the source. Raises `ValueError` for a field without one."""
+    """A table of fields with their comments from the source. Raises `ValueError` for a field without a comment."""
     comments = {name: (kind, text) for name, kind, text in COMMENT.findall(inspect.getsource(record))}
     if missing := [field.name for field in dataclasses.fields(record) if field.name not in comments]:
         raise ValueError(f"{record.__name__} has fields without a comment: {', '.join(missing)}")

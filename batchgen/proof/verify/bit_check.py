@@ -1,4 +1,4 @@
-"""What a comparison of bits found: the ways in which rows were run, and where the first row that differs parts."""
+"""The results of a comparison of bits: the ways in which rows ran, and where the first different row departs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from batchgen.text import short_number
 
 @dataclass(frozen=True, slots=True)
 class Parting:
-    """Where a row first got other numbers: behind which layer, in the forward for which of its tokens, by how much."""
+    """Where a row first got different numbers: after which layer, in the forward for which token, and by how much."""
 
     layer: str
     token: int
@@ -23,9 +23,9 @@ class Parting:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """Another way to run the rows: how many got other bits in it, and by how much a logit moved at most.
+    """Another way to run the rows: how many got different bits, and the largest difference of a logit.
 
-    `parting` is where the first of these rows did.
+    `parting` is where the first of these rows began to differ.
     """
 
     name: str
@@ -36,9 +36,9 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class BitCheck:
-    """What became of a few rows in several ways, against the engine as it was asked for.
+    """A few rows run in several other ways, compared with the engine as requested.
 
-    With `is_promised`, runs of this model say that its rows have the same bits in any batch.
+    With `is_promised`, the engine promises that a row gets the same bits in any batch.
     """
 
     num_rows: int

@@ -31,16 +31,16 @@ def check_padding(
     dtype: str = "float32",
     bits: bool = False,
 ) -> list[RowCheck]:
-    """Checks your own loop: does each prompt get the same tokens as from unpadded greedy `generate` alone?
+    """Check your own loop: does each prompt get the same tokens as from unpadded greedy `generate` alone?
 
     `call` takes the prompts and returns a text or token ids (a list, or a row of a tensor) for each: the generated
     part, or the whole row with its prompt and pads. It must be greedy, generate up to `max_new_tokens` tokens, and use
     the same model: a name, a folder or a Hub id. `dtype` is the dtype it computes in. The oracle uses float32; how far
     another may differ is measured. The verdict on each row is identical, rounding or bug.
 
-    With `bits`, up to eight prompts also run one at a time, three at a time, shuffled and behind a shared opening:
-    `bits` of their checks is then "bit-identical", or which decoder layer first gave other numbers, and by how much.
-    `call` must run the network of `model`, a `Model`. Raises `BatchgenError`.
+    With `bits`, up to eight prompts also run one at a time, three at a time, shuffled, and after a shared opening:
+    `bits` of their checks is then "bit-identical", or names the first decoder layer with different numbers, and by how
+    much they differ. `call` must then run the network of `model`, a `Model`. Raises `BatchgenError`.
 
     >>> checks = check_padding(lambda prompts: [" a very nice dog"], ["My dog is"], "bundled", max_new_tokens=4)
     >>> [check.verdict for check in checks]

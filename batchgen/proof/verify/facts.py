@@ -36,7 +36,7 @@ class RowCheck:
     `differences` has the largest logit difference of each step. It is empty if no logits were seen: for a row that was
     answered with an identical row's tokens, or for the caller's own loop. At the first step that differs, `margin` is
     the gap between the oracle's two best logits, `token` is the row's token, and `expected` is the oracle's. `bits` is
-    "bit-identical", or where the row parted in another batch, if `check_padding` was asked for it.
+    set if `check_padding` compares bits: "bit-identical", or where the row first differs in another batch.
     """
 
     id: RowId | None

@@ -1,4 +1,4 @@
-"""What each decoder layer makes of a row, forward by forward, and where two runs of the same row part."""
+"""Record each decoder layer's output for a row, forward by forward, and find where two runs of the row differ."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from batchgen.model import Model
 
 MakeEngine: TypeAlias = Callable[["OnLogits"], "Engine"]
-# What one forward made of a row: states [n, E] behind each layer, for its real columns, and the last one's logits [V].
+# One forward's output for a row: states [n, E] after each layer for its real columns, and the last column's logits [V].
 Forward: TypeAlias = "dict[str, torch.Tensor]"
 OUTPUT = "the output layer"
 
 
 class LayerWatch:
-    """Keeps what a network's last forward gave each decoder layer's successor; `on_forward` is told its logits."""
+    """Keeps the output of each decoder layer in a network's last forward; `on_forward` gets the logits."""
 
     def __init__(self, model: Model, on_forward: Callable[[torch.Tensor], None] = lambda logits: None) -> None:
         self.model = model
@@ -39,11 +39,11 @@ class LayerWatch:
         return 0 if self.input_ids is None else len(self.input_ids)
 
     def states_of(self, row: int) -> Forward:
-        """Copies of the states of one row of the batch."""
+        """Copies of one row's states, by layer."""
         return {name: self._real(states[row], row).float().cpu().clone() for name, states in self._made.items()}
 
     def _real(self, states: torch.Tensor, row: int) -> torch.Tensor:
-        """States `[n, E]` of real columns; a last layer may have computed the last one only."""
+        """States `[n, E]` of the real columns; the last layer may have computed only the last column."""
         if self.mask is None or len(states) != self.mask.shape[1]:
             return states[-1:]
         return states[self.mask[row].bool().to(states.device)]
@@ -80,7 +80,7 @@ class LayerWatch:
 
 
 def find_parting(one: Rows[Forward], other: Rows[Forward]) -> Parting | None:
-    """The first forward and the first layer in it whose states differ; columns are compared from the last one on."""
+    """The first forward and its first layer whose states differ, or None; columns are aligned at the last one."""
     import torch
 
     for step, (mine, theirs) in enumerate(zip(one, other, strict=False)):
@@ -92,7 +92,7 @@ def find_parting(one: Rows[Forward], other: Rows[Forward]) -> Parting | None:
 
 
 def _columns_of_both(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Behind a shared prefix, a row has fewer columns in its prefill; logits `[V]` have none."""
+    """The last columns that both have: after a shared prefix, a prefill has fewer columns. Logits `[V]` have none."""
     if one.dim() == 1:
         return one, other
     count = min(len(one), len(other))
@@ -100,7 +100,7 @@ def _columns_of_both(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tens
 
 
 def trace(make: MakeEngine, rows: Rows[Sequence], index: int, last_step: int) -> list[Forward]:
-    """What layers make of the row with this index among `rows`, in an engine's prefill and steps, up to `last_step`."""
+    """Run `rows` through an engine and record the layers' outputs for the row `index`, from prefill to `last_step`."""
     forwards: list[Forward] = []
 
     def on_logits(logits: torch.Tensor, sequences: Rows[Sequence]) -> None:
@@ -123,7 +123,7 @@ def trace(make: MakeEngine, rows: Rows[Sequence], index: int, last_step: int) ->
 
 
 def model_of(engine: Engine) -> Model:
-    """The model on the network that an engine runs."""
+    """The model whose network an engine runs."""
     from batchgen.engines.continuous.engine import ContinuousEngine
     from batchgen.engines.reference.engine import ReferenceEngine
 

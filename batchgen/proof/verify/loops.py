@@ -1,4 +1,4 @@
-"""Whether somebody else's loop gives a row the same bits alone, in smaller batches, shuffled and behind an opening."""
+"""Check that a user's loop gives a row the same bits alone, in smaller batches, shuffled, and after an opening."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ THREE = 3
 
 
 class LoopRecorder:
-    """Keeps what a model's layers make of some rows while a loop runs; rows are found by the ids of their prompts."""
+    """Records the layers' outputs for some rows while a loop runs; rows are found by the ids of their prompts."""
 
     def __init__(self, model: Model, rows: Rows[Sequence]) -> None:
         self.forwards: dict[int, list[Forward]] = {row.request.index: [] for row in rows}
         self._prompts = dict[int, list[int]]()
-        self._batch: list[int | None] = []  # the row at each place of the batch that is running
+        self._batch: list[int | None] = []  # the row at each position of the running batch
         self._watch = LayerWatch(model, self._on_forward)
 
     def run(self, call: Loop, prompts: list[str], rows: Rows[Sequence]) -> list[Any]:
-        """Calls the loop; `rows` are those of its prompts that are looked at."""
+        """Call the loop; `rows` are those of its prompts that are recorded."""
         self._prompts = {row.request.index: list(row.input_ids) for row in rows}
         self._batch = []
         with self._watch.watching():
@@ -51,7 +51,7 @@ class LoopRecorder:
                 self.forwards[index].append({**states, OUTPUT: logits[place].detach().float().cpu().clone()})
 
     def _find(self, ids: torch.Tensor) -> list[int | None]:
-        """Which rows a prefill is of; a loop without a cache is fed all tokens each time."""
+        """The rows in a prefill, by position; a loop without a cache passes all tokens each time."""
         mask, found = self._watch.mask, list[int | None]()
         for place, row in enumerate(ids.tolist()):
             real = row if mask is None else [token for token, is_real in zip(row, mask[place], strict=True) if is_real]
@@ -63,7 +63,7 @@ class LoopRecorder:
 def compare_loop(
     call: Loop, recorder: LoopRecorder, model: Model, picked: list[Sequence], encode: Encode
 ) -> dict[int, str]:
-    """Of each picked row, whose run beside all others `recorder` has, "bit-identical" or where it first parts."""
+    """For each picked row, "bit-identical", or where it first differs; `recorder` has its run with all other rows."""
     if not any(recorder.forwards.values()):
         raise InputError(
             "bits=True compares forwards of `model.network`, and the loop ran none: pass the Model that the loop uses"
@@ -82,7 +82,7 @@ def compare_loop(
 
 
 def _behind_opening(picked: list[Sequence], encode: Encode) -> list[Sequence]:
-    """The prompts behind the longest one; none where that would be too long for the model."""
+    """The prompts, each after the longest one; empty if that would be too long for the model."""
     prompts = [row.request.prompt for row in picked]
     opening = max(prompts, key=len) + " "
     try:
