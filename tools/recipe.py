@@ -18,7 +18,7 @@ class Recipe:
     n_embd: int = 192
     n_positions: int = 1024
     window: int = 256
-    long_every: int = 8  # every so many steps, windows have n_positions tokens, so that every position is trained
+    long_every: int = 8  # every n-th step, windows have n_positions tokens, so that every position is trained
     batch_tokens: int = 4096
     muon_lr: float = 0.02
     adam_lr: float = 0.004

@@ -88,7 +88,7 @@ def choose_columns(
 
 
 def _names(held: list[Result], *, ids: bool) -> Iterable[str]:
-    """The field names of rows; of scored rows, those of the last one, which is the one that did not fail, if any."""
+    """The field names of rows. For scored rows they come from the last one held, which succeeded if any did."""
     if held and held[-1].score:
         return score_dict(held[-1])
     is_chat = any(result.messages is not None for result in held)

@@ -89,7 +89,7 @@ class Content:
             return self.stream.read(most)
 
     def put_back(self, taken: bytes) -> None:
-        """Put bytes taken from the beginning of the stream back, so that they are read again."""
+        """Put back bytes that were taken from the beginning of the stream, so that they are read again."""
         if type(self.stream) is io.BufferedReader and self.stream.seekable():
             self.stream.seek(-len(taken), io.SEEK_CUR)
         else:

@@ -83,7 +83,7 @@ def _guess(content: Content, form: str | None, options: ReadOptions) -> str:
 
 
 def look_at_json(content: Content) -> Look:
-    """Decide whether a source is JSON, and of which kind, by its first line or, if needed, by up to 8 MiB of it."""
+    """Decide whether a source is JSON, and which kind, by its first line or, if needed, by up to 8 MiB of it."""
     taken = bytearray()
     num_lines = next_look = 0
     look: Look = "more"
@@ -100,7 +100,7 @@ def look_at_json(content: Content) -> Look:
 
 
 def _look(taken: bytes, *, at_end: bool, is_all: bool) -> Look:
-    """Judge the beginning of a source; with `at_end` it is complete, with `is_all` no more will be read."""
+    """Judge the beginning of a source; with `at_end` it is complete, with `is_all` nothing more will be read."""
     text = taken.removeprefix(UTF8_BOM).decode("utf-8", "replace").lstrip(WHITESPACE)
     if not text.startswith(("{", "[")):
         return "text" if text or is_all else "more"

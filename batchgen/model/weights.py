@@ -68,7 +68,7 @@ def _read_network(
     folder, config = checkpoint.folder, checkpoint.config
     options = {"config": config, "dtype": dtype, "attn_implementation": attention, "output_loading_info": True}
     if config.model_type != json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type"):
-        options["key_mapping"] = NAMES  # the text part of a larger whole
+        options["key_mapping"] = NAMES  # the text part of a larger model
     if scheme := stored_scheme(checkpoint.name, folder):
         stored = StoredWeights(folder, scheme)
         family = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]

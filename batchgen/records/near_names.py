@@ -20,7 +20,7 @@ HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
 def plain_name(name: str) -> str:
-    """A name in the spelling of fields.
+    """Convert a name to the spelling of fields.
     >>> plain_name("maxTokens"), plain_name("max-new-tokens"), plain_name(" Top_P ")
     ('max_tokens', 'max_new_tokens', 'top_p')
     """

@@ -1,4 +1,4 @@
-"""The results of a comparison of bits: the ways in which rows ran, and where the first different row departs."""
+"""The results of a comparison of bits: the ways in which rows ran, and where the first row begins to differ."""
 
 from __future__ import annotations
 
