@@ -5,9 +5,12 @@ Each system has a process of its own, so that none runs in another's heap and th
     pip install .[bench]
     python benchmarks/peers.py [--rounds 3] [--count 128] [--new-tokens 64] [--systems continuous,openvino]
     python benchmarks/peers.py --ragged --output-lengths FILE.csv    # each row has its own length
+    python benchmarks/peers.py --model FOLDER --prompt-tokens 40     # any model, prompts of one length
     python benchmarks/peers.py --write --json FILE.json              # into docs/benchmarks.md, and as JSON
 
-The model has GPT-2's shape (124M parameters) and random weights; every row runs to its full length. Loading, export,
+Without `--model`, the model has GPT-2's shape (124M parameters) and random weights. Every row runs to its full length:
+no end token stops it. OpenVINO needs another model exported: by `optimum-cli` (optimum-intel, on the PATH or at
+`--optimum-cli`), or earlier, into the folder `--openvino`. Loading, export,
 warm-up and the choice of the batch size (each size once, on as many rows as the largest has) are not timed. Where a
 system has no limits per row, a batch runs to its longest row. Only wanted tokens count. Peers take and give token ids,
 `pipeline` takes text; batchgen's time includes tokenizing and decoding. Tokens are compared with batchgen's in float32:
@@ -21,6 +24,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import sys
 import tempfile
@@ -38,17 +42,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, ContinuousBatchingConfig, GenerationConfig, GPT2LMHeadModel, pipeline
+from transformers import AutoModelForCausalLM, AutoTokenizer, ContinuousBatchingConfig, GenerationConfig, pipeline
 from transformers.utils import logging
-from workloads import EOS, Row, export_ctranslate2, export_openvino, make_model, make_rows, read_lengths
+from workloads import (
+    Row,
+    export_ctranslate2,
+    export_openvino,
+    export_openvino_int8,
+    export_openvino_with_optimum,
+    make_model,
+    make_rows,
+    read_lengths,
+)
 
 from batchgen import generate, open_model
+from batchgen.errors import UsageError
 
 Run = Callable[[list[Row]], list[list[int]]]
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- peers -->\n", "<!-- end of peers -->\n"
 THREADS = os.cpu_count() or 1
+OPENVINO_FOLDER = "openvino"  # the export of a model, beside its files
 ROW_TOKENS = 400  # the most a row has, prompt and continuation
 
 
@@ -84,29 +99,31 @@ class Outcome:
 # The systems
 
 
-def prepare_batchgen(folder: Path, batch_size: int, *, engine: str, dtype: str) -> Run:
+def prepare_batchgen(folder: Path, batch_size: int, *, engine: str, dtype: str, quantize: str | None = None) -> Run:
     model = open_model(str(folder), dtype=dtype)
+    options: dict[str, Any] = {"engine": engine, "quantize": quantize, "ignore_eos": True}
 
     def run(rows: list[Row]) -> list[list[int]]:
         prompts = [{"prompt": row.prompt, "sampling": {"max_new_tokens": row.new_tokens}} for row in rows]
         lengths = {row.new_tokens for row in rows}
         if len(lengths) == 1:
-            results = generate([row.prompt for row in rows], model, engine=engine, max_new_tokens=lengths.pop())
+            results = generate([row.prompt for row in rows], model, max_new_tokens=lengths.pop(), **options)
         else:
-            results = generate(prompts, model, engine=engine)
+            results = generate(prompts, model, **options)
         return [list(result.output_ids) for result in results]
 
     return run
 
 
 def prepare_generate(folder: Path, batch_size: int, *, dtype: torch.dtype) -> Run:
-    network = GPT2LMHeadModel.from_pretrained(folder, dtype=dtype).eval()
-    network.generation_config = GenerationConfig(do_sample=False, pad_token_id=EOS)
+    network = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    pad = pad_of(folder)
+    network.generation_config = GenerationConfig(do_sample=False, pad_token_id=pad)
 
     def run_batch(rows: list[Row], new_tokens: int) -> list[list[int]]:
         columns = max(len(row.input_ids) for row in rows)
         pads = [columns - len(row.input_ids) for row in rows]
-        input_ids = torch.tensor([[EOS] * n + row.input_ids for n, row in zip(pads, rows, strict=True)])  # [B, T]
+        input_ids = torch.tensor([[pad] * n + row.input_ids for n, row in zip(pads, rows, strict=True)])  # [B, T]
         mask = torch.tensor([[0] * n + [1] * (columns - n) for n in pads])  # [B, T]
         output = network.generate(input_ids, attention_mask=mask, max_new_tokens=new_tokens)
         ids: list[list[int]] = output[:, columns:].tolist()
@@ -117,9 +134,9 @@ def prepare_generate(folder: Path, batch_size: int, *, dtype: torch.dtype) -> Ru
 
 def prepare_pipeline(folder: Path, batch_size: int) -> Run:
     generator = pipeline("text-generation", model=str(folder), dtype=torch.float32)
-    generator.tokenizer.pad_token_id = EOS
+    generator.tokenizer.pad_token_id = pad = pad_of(folder)
     generator.tokenizer.padding_side = "left"
-    generator.model.generation_config = GenerationConfig(do_sample=False, pad_token_id=EOS)
+    generator.model.generation_config = GenerationConfig(do_sample=False, pad_token_id=pad)
     generator.generation_config = generator.model.generation_config
 
     def run_batch(rows: list[Row], new_tokens: int) -> list[list[int]]:
@@ -135,8 +152,8 @@ def prepare_generate_batch(folder: Path, batch_size: int) -> Run:
 
     Not the defaults: a cache of 60% of the memory takes seconds to make.
     """
-    network = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
-    sampling = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=EOS)
+    network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    sampling = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=pad_of(folder))
     page_size = 32
     num_blocks = batch_size * (ROW_TOKENS // page_size + 2)
 
@@ -175,7 +192,7 @@ def prepare_ctranslate2(folder: Path, batch_size: int, *, compute_type: str) -> 
     return lambda rows: in_batches(by_length(rows), batch_size, run_batch, len(rows))
 
 
-def prepare_openvino(folder: Path, batch_size: int, *, precision: str) -> Run:
+def prepare_openvino(folder: Path, batch_size: int, *, precision: str, weights: str = "") -> Run:
     import openvino_genai
     from openvino import Tensor
 
@@ -188,7 +205,9 @@ def prepare_openvino(folder: Path, batch_size: int, *, precision: str) -> Run:
         "KV_CACHE_PRECISION": precision,
         "INFERENCE_NUM_THREADS": THREADS,
     }
-    export = exported(folder, "openvino", export_openvino)
+    export = exported(folder, OPENVINO_FOLDER, export_openvino)
+    if weights == "int8":
+        export = exported(export, weights, export_openvino_int8)
     engine = openvino_genai.ContinuousBatchingPipeline(str(export), scheduler, "CPU", options)
 
     def run(rows: list[Row]) -> list[list[int]]:
@@ -202,6 +221,10 @@ def prepare_openvino(folder: Path, batch_size: int, *, precision: str) -> Run:
     return run
 
 
+def pad_of(folder: Path) -> int:
+    return int(AutoTokenizer.from_pretrained(folder).eos_token_id)
+
+
 CT2, OPENVINO = ("ctranslate2",), ("openvino", "openvino_genai", "openvino_tokenizers")
 SYSTEMS = {
     "loop": System(lambda folder, _: prepare_generate(folder, 1, dtype=torch.float32), few_rows=True),
@@ -213,9 +236,15 @@ SYSTEMS = {
     "ctranslate2-int8": System(partial(prepare_ctranslate2, compute_type="int8"), (16, 32, 64, 128), CT2),
     "openvino": System(partial(prepare_openvino, precision="f32"), (32, 64, 128), OPENVINO),
     "openvino-bf16": System(partial(prepare_openvino, precision="bf16"), (32, 64, 128), OPENVINO),
+    "openvino-int8": System(
+        partial(prepare_openvino, precision="bf16", weights="int8"), (32, 64, 128), (*OPENVINO, "nncf")
+    ),
     "reference": System(partial(prepare_batchgen, engine="reference", dtype="float32"), is_peer=False),
     "continuous": System(partial(prepare_batchgen, engine="continuous", dtype="float32"), is_peer=False),
     "continuous-bf16": System(partial(prepare_batchgen, engine="continuous", dtype="bfloat16"), is_peer=False),
+    "continuous-int8": System(
+        partial(prepare_batchgen, engine="continuous", dtype="bfloat16", quantize="int8"), is_peer=False
+    ),
 }
 OURS, OURS_BF16 = "continuous", "continuous-bf16"
 
@@ -226,6 +255,25 @@ def exported(folder: Path, name: str, export: Callable[[Path, Path], None]) -> P
     if not target.exists():
         export(folder, target)
     return target
+
+
+def provide_model(options: argparse.Namespace, folder: Path) -> None:
+    """Put the model's files into a folder in which systems make their exports: links to those of `--model`."""
+    if options.model is None:
+        make_model(folder)
+        return
+    for path in options.model.iterdir():
+        (folder / path.name).symlink_to(path.resolve())
+    target = folder / OPENVINO_FOLDER
+    command = options.optimum_cli or shutil.which("optimum-cli")
+    if options.openvino is not None:
+        shutil.copytree(options.openvino, target, symlinks=True)
+    elif any(name.startswith("openvino") for name in options.systems):
+        if command is None:
+            say("SKIPPED openvino: no optimum-cli to export this model with: give --optimum-cli or --openvino")
+            options.systems = [name for name in options.systems if not name.startswith("openvino")]
+        else:
+            export_openvino_with_optimum(str(command), options.model, target)
 
 
 def by_length(rows: list[Row]) -> list[tuple[int, Row]]:
@@ -266,7 +314,7 @@ def choose(system: System, folder: Path, rows: list[Row], size: int | None = Non
     for size in sizes:
         run = system.prepare(folder, size)
         is_warmed_later = len(sizes) > 1 or system.few_rows  # a choice of sizes is warm-up enough
-        run(rows[:2] if is_warmed_later else rows[: len(rows) // 2])
+        run(rows[:2] if is_warmed_later else rows[: max(1, len(rows) // 2)])
         rate = 0.0
         if len(sizes) > 1:
             rate, _ = measure(run, rows[: sizes[-1]])
@@ -331,7 +379,7 @@ def ready(names: list[str], folder: Path, rows: list[Row], sizes: dict[str, int]
         try:
             worker.load(rows, sizes.get(name))
         except Exception as error:
-            if not system.is_peer:
+            if not system.is_peer and not isinstance(error, UsageError):  # no 8-bit integers on this processor
                 raise
             say(f"SKIPPED {name}: {type(error).__name__}: {error}")
             continue
@@ -411,18 +459,24 @@ def version_of(package: str) -> str | None:
 
 def workload(rows: list[Row], options: argparse.Namespace) -> str:
     prompts, outputs = [len(row.input_ids) for row in rows], [row.new_tokens for row in rows]
+    name = options.model.resolve().name if options.model else "GPT-2's shape, random weights"
     return (
-        f"{len(rows)} prompts of {min(prompts)} to {max(prompts)} tokens (median {statistics.median(prompts):.0f}), "
-        f"outputs of {min(outputs)} to {max(outputs)} (median {statistics.median(outputs):.0f}); the loop runs the "
-        f"first {options.loop_count}. {options.rounds} rounds, each system once in every round."
+        f"{name}: {len(rows)} prompts of {min(prompts)} to {max(prompts)} tokens "
+        f"(median {statistics.median(prompts):.0f}), outputs of {min(outputs)} to {max(outputs)} "
+        f"(median {statistics.median(outputs):.0f}); the loop runs the first {options.loop_count}. "
+        f"{options.rounds} rounds, each system once in every round."
     )
 
 
-def write_page(text: str) -> None:
-    if not PAGE.exists():
-        PAGE.write_text(f"# Benchmarks\n\n## batchgen and its peers\n\n{BEGIN}{END}", encoding="utf-8")
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    PAGE.write_text(before + BEGIN + text + "\n" + END + rest.split(END)[1], encoding="utf-8")
+def write_page(text: str, model: Path | None) -> None:
+    """Put a table in place of the last one of this model; a new model gets a section at the end of the page."""
+    page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else "# Benchmarks\n"
+    name = model.resolve().name if model else ""
+    begin, end = (mark.replace("peers", f"peers {name}".rstrip()) for mark in (BEGIN, END))
+    if begin not in page:
+        page += f"\n## batchgen and its peers{f' on {name}' if name else ''}\n\n{begin}{end}"
+    before, rest = page.split(begin)
+    PAGE.write_text(before + begin + text + "\n" + end + rest.split(end)[1], encoding="utf-8")
 
 
 def report(outcomes: list[Outcome], rows: list[Row], options: argparse.Namespace) -> None:
@@ -432,7 +486,7 @@ def report(outcomes: list[Outcome], rows: list[Row], options: argparse.Namespace
     text = f"{where}\n\n{workload(rows, options)}\n\n{table(outcomes)}"
     print(text)
     if options.write:
-        write_page(text)
+        write_page(text, options.model)
     if options.json:
         found = [{**asdict(outcome), "output_ids": None, "median": outcome.median} for outcome in outcomes]
         settings = {name: str(value) for name, value in vars(options).items()}
@@ -450,6 +504,10 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--systems", default=",".join(SYSTEMS), help="names, with commas; all: %(default)s")
     parser.add_argument("--size", action="append", default=[], type=read_size, metavar="SYSTEM=N", help="no sweep")
+    parser.add_argument("--model", type=Path, metavar="FOLDER", help="default: GPT-2's shape, random weights")
+    parser.add_argument("--openvino", type=Path, metavar="FOLDER", help="its export in float32")
+    parser.add_argument("--optimum-cli", type=Path, metavar="FILE", help="what exports it for OpenVINO")
+    parser.add_argument("--prompt-tokens", type=int, metavar="N", help="of each prompt; default: 3 to 200")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--count", type=int, default=128, help="prompts")
     parser.add_argument("--loop-count", type=int, default=8, help="prompts of the loop, which is slow")
@@ -462,6 +520,8 @@ def parse_options() -> argparse.Namespace:
     options.systems = options.systems.split(",")
     if unknown := set(options.systems) - set(SYSTEMS):
         parser.error(f"no system {', '.join(sorted(unknown))}; there are {', '.join(SYSTEMS)}")
+    if options.model and not (options.model / "config.json").is_file():
+        parser.error(f"{options.model} is no model folder: it has no config.json")
     if options.ragged != bool(options.output_lengths):
         parser.error("--ragged and --output-lengths go together")
     return options
@@ -471,10 +531,11 @@ def main() -> int:
     options = parse_options()
     hush()
     new_tokens = read_lengths(options.output_lengths) if options.ragged else [options.new_tokens]
-    rows = make_rows(options.count, new_tokens)
+    where = {"folder": options.model} if options.model else {}
+    rows = make_rows(options.count, new_tokens, prompt_tokens=options.prompt_tokens, **where)
     with tempfile.TemporaryDirectory() as name, ExitStack() as open:
         folder = Path(name)
-        make_model(folder)
+        provide_model(options, folder)
         workers = list(ready(options.systems, folder, rows, dict(options.size), open))
         if not workers:
             say("FAILED: no system ran")

@@ -8,6 +8,8 @@ from __future__ import annotations
 import csv
 import random
 import re
+import shutil
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,16 +48,26 @@ def make_model(folder: Path) -> None:
     AutoTokenizer.from_pretrained(BUNDLED_FOLDER).save_pretrained(folder)
 
 
-def make_rows(count: int, new_tokens: Sequence[int], seed: int = 0) -> list[Row]:
-    """Rows of random words, 3 to 200 tokens (log-normal, median 45); each draws its length from `new_tokens`."""
+def make_rows(
+    count: int,
+    new_tokens: Sequence[int],
+    seed: int = 0,
+    *,
+    folder: Path = BUNDLED_FOLDER,
+    prompt_tokens: int | None = None,
+) -> list[Row]:
+    """Return rows of random words for the tokenizer in `folder`; each draws its output length from `new_tokens`.
+
+    Prompts have `prompt_tokens` tokens before any that the tokenizer adds; by default 3 to 200 (log-normal, median 45).
+    """
     source = random.Random(seed)
-    tokenizer = AutoTokenizer.from_pretrained(BUNDLED_FOLDER)
-    words = sorted(token for token in tokenizer.get_vocab() if re.fullmatch("Ġ[a-z]{2,}", token))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    words = sorted(token for token in tokenizer.get_vocab() if re.fullmatch("[Ġ▁][a-z]{2,}", token))
     rows = []
     for _ in range(count):
-        length = min(200, max(3, round(source.lognormvariate(3.8, 0.8))))
+        length = prompt_tokens or min(200, max(3, round(source.lognormvariate(3.8, 0.8))))
         prompt = " ".join(word[1:] for word in source.choices(words, k=length))
-        input_ids = tokenizer(prompt)["input_ids"][:length]
+        input_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"][:length]
         prompt = tokenizer.decode(input_ids)
         rows.append(Row(prompt, tokenizer(prompt)["input_ids"], source.choice(new_tokens)))
     return rows
@@ -93,6 +105,29 @@ def export_openvino(folder: Path, target: Path) -> None:
     tokenizers = convert_tokenizer(AutoTokenizer.from_pretrained(folder), with_detokenizer=True)
     for name, tokenizer in zip(("openvino_tokenizer.xml", "openvino_detokenizer.xml"), tokenizers, strict=True):
         openvino.save_model(tokenizer, target / name)
+
+
+def export_openvino_with_optimum(command: str, model: Path, target: Path) -> None:
+    """Export any model as `export_openvino` does GPT-2, by optimum-intel's `optimum-cli`, at the path `command`."""
+    from openvino import save_model
+    from openvino_tokenizers import convert_tokenizer
+
+    options = ["--task", "text-generation-with-past", "--weight-format", "fp32", "--disable-convert-tokenizer"]
+    subprocess.run([command, "export", "openvino", "--model", str(model), *options, str(target)], check=True)
+    tokenizers = convert_tokenizer(AutoTokenizer.from_pretrained(model), with_detokenizer=True)
+    for name, tokenizer in zip(("openvino_tokenizer.xml", "openvino_detokenizer.xml"), tokenizers, strict=True):
+        save_model(tokenizer, target / name)
+
+
+def export_openvino_int8(export: Path, target: Path) -> None:
+    """Copy an export in float32, with weights in 8 bits per output, as optimum-intel's `--weight-format int8` does."""
+    import nncf
+    import openvino
+
+    shutil.copytree(export, target, ignore=shutil.ignore_patterns("openvino_model.*"))
+    model = openvino.Core().read_model(export / "openvino_model.xml")
+    model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
+    openvino.save_model(model, target / "openvino_model.xml", compress_to_fp16=False)
 
 
 class _Traceable(nn.Module):
