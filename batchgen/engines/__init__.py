@@ -1,6 +1,6 @@
-"""Engines: sequences are pushed in, each step is one forward, and finished sequences come out.
+"""Engines: take sequences, run one forward per step, and return finished sequences.
 
-An engine knows nothing of files, windows or signals; the loop over it is the pipeline's.
+An engine knows nothing of files, windows or signals; the pipeline runs the loop over it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Agree", "Engine", "choose_engine", "finish_all", "make_engine", "make_scoring_engine", "quantized"]
 
-# Told what an engine is to be made of; gives back what the run is made of, which another worker may have chosen.
+# Gets the engine choice of this worker and returns that of the run, which another worker may have made first.
 Agree = Callable[[EngineChoice], EngineChoice]
 
 
@@ -41,12 +41,12 @@ def make_engine(
     reuse_blocks: Callable[[bool], None] = lambda is_plenty: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Engine:
-    """The engine that `options` name for a model; `auto` takes the fastest that fits it.
+    """Return the engine that `options` select for a model; `auto` selects the fastest one that supports it.
 
-    A run that was `begun` with other kernels or rules continues with those; if it cannot, `say` is told. Near ties
-    are decided again (`options.exact`) in float32 only: 16 bits are too coarse for it. A model that `is_owned` by this
-    engine alone lets its weights go where the engine keeps them in another layout. `say` is told each time that memory
-    ran out, `on_logits` the logits of each step before anything is decided.
+    A run that was `begun` with other kernels or rules continues with those; if it cannot, `say` gets a line about it.
+    Near ties are decided again (`options.exact`) in float32 only: 16 bits are too coarse for it. If this engine alone
+    owns the model (`is_owned`), the model's weights are freed where the engine keeps them in another layout. `say` also
+    gets a line each time memory runs out. `on_logits` gets the logits of each step before any decision.
     """
     from batchgen.engines.sampling.sampler import Sampler
 
@@ -54,7 +54,7 @@ def make_engine(
     is_exact = options.is_exact(model.dtype_name)
     ready = get_ready(model, options, num_beams, is_owned, begun, say)
     agreed = agree(ready.choice)
-    if agreed not in (ready.choice, begun):  # another worker was quicker
+    if agreed not in (ready.choice, begun):  # another worker was faster
         ready = get_ready(model, options, num_beams, is_owned, agreed, say)
     if line := why_different(agreed, ready.choice, model.dtype_name, is_exact=is_exact):
         say(line)
@@ -68,9 +68,9 @@ def make_engine(
 
 
 def quantized(model: Model, options: EngineOptions) -> Model:
-    """The model with the linear layers of an engine with `options.quantize`, to be asked for logits by itself.
+    """Return the model with the linear layers that `options.quantize` selects, to compute logits without an engine.
 
-    Raises `UsageError` where it cannot be had.
+    Raises `UsageError` if it is not supported here.
     """
     from batchgen.engines.int8.calibrate import loud_columns
     from batchgen.engines.int8.network import quantize
@@ -92,15 +92,15 @@ def make_scoring_engine(
     reuse_blocks: Callable[[bool], None] = lambda is_plenty: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Engine:
-    """The engine that scores rows; the arguments are those of `make_engine`."""
+    """Return the engine that scores rows; the arguments mean the same as in `make_engine`."""
     from batchgen.engines.scoring.engine import ScoringEngine
 
     options = options or EngineOptions()
     ready = get_ready_to_score(model, options, is_owned, begun)
     agreed = agree(ready.choice)
-    if agreed not in (ready.choice, begun):  # another worker was quicker
+    if agreed not in (ready.choice, begun):  # another worker was faster
         ready = get_ready_to_score(model, options, is_owned, agreed)
-    now = replace(ready.choice, rows=agreed.rows)  # how many rows share a forward changes no score
+    now = replace(ready.choice, rows=agreed.rows)  # how many rows share a forward does not change scores
     if line := why_different(agreed, now, model.dtype_name, is_exact=False):
         say(line)
     if not ready.network.is_split:
@@ -139,7 +139,7 @@ def _continuous(ready: Ready, sampler: Sampler, backoff: Backoff, options: Engin
         backoff.limits,
         sampler,
         share=options.share_prefixes,
-        # A token that steps of other sizes could change would be another one where it was looked up.
+        # Where a step's size can change a token, lookup would change it too.
         lookup=options.prompt_lookup and (ready.choice.bits == BATCH_INVARIANT or sampler.recompute is not None),
         backoff=backoff,
     )
@@ -152,7 +152,10 @@ def _reference(model: Model, sampler: Sampler, backoff: Backoff, rule: BatchRule
 
 
 def _alone_by(rule: BatchRule, model: Model) -> RecomputeLogits:
-    """What decides near ties; nothing does for a row whose steps are not what a forward of it all would compute."""
+    """Return the function that decides near ties.
+
+    It returns None for a row that one forward would compute differently.
+    """
 
     def recompute(sequence: Sequence) -> torch.Tensor | None:
         return None if rule.crosses(sequence) else model.logits_alone(sequence)
@@ -161,6 +164,6 @@ def _alone_by(rule: BatchRule, model: Model) -> RecomputeLogits:
 
 
 def _wall_bytes(bounds: list[Bound]) -> int | None:
-    """What is left under the tightest bound that kills, or that the user has set."""
+    """Return the bytes left under the tightest bound that kills the process or that the user set; None without one."""
     walls = (bound.available_bytes for bound in bounds if bound.kills or bound.name.startswith("--memory"))
     return min(walls, default=None)

@@ -1,4 +1,4 @@
-"""Which engine runs a model, told from its config alone, and what each brings to a plan. Needs no weights."""
+"""Which engine runs a model, decided from its config alone, and what each engine brings to a plan. Needs no weights."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from batchgen.model.config_view import ConfigView
 
 ENGINES = ("auto", "continuous", "reference")
-# On a CPU `generate` gains little beyond 64 rows, and every row waits for the slowest one longer. Slots refill, so
-# nobody waits, and more of them cost only memory.
+# On a CPU `generate` gains little beyond 64 rows, and every row waits longer for the slowest one. Slots refill, so no
+# row waits, and more of them only cost memory.
 CONTINUOUS = EngineKind(
     "continuous",
     slots.SlotMemory,
@@ -38,9 +38,10 @@ KINDS = {kind.name: kind for kind in (CONTINUOUS, REFERENCE)}
 def choose_engine(
     name: str, config: ConfigView | PretrainedConfig, num_beams: int = 1, room_bytes: int | None = None
 ) -> tuple[str, str]:
-    """`continuous` or `reference`, and why not the former; needs no weights. Raises `UsageError`.
+    """Return `continuous` or `reference`, and why not `continuous`; needs no weights. Raises `UsageError`.
 
-    `auto` takes `continuous` where it applies and `room_bytes`, what rows may take, are enough for it.
+    `auto` selects `continuous` if it supports the model and if `room_bytes`, the memory available to rows, is enough
+    for it.
     """
     from batchgen.engines.continuous.requirements import why_no_slots
 

@@ -1,4 +1,4 @@
-"""What the pipeline needs of an engine."""
+"""What the pipeline needs from an engine."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from batchgen.records import EngineStats, Sequence
 
 
 class Engine(Protocol):
-    """What the pipeline needs of an engine; a fake one needs no model."""
+    """What the pipeline needs from an engine; a fake engine needs no model."""
 
     def add(self, sequences: Iterable[Sequence]) -> None:
-        """Takes rows, none of them finished. They may come at any time; `wants_rows` says when it makes sense."""
+        """Queue unfinished rows. They may be added at any time; `wants_rows` says when it makes sense."""
         ...
 
     @property
     def wants_rows(self) -> int:
-        """How many more rows it could use now."""
+        """How many more rows the engine could use now."""
         ...
 
     def step(self) -> list[Sequence]:
-        """One forward, and the rows that it has finished."""
+        """Run one forward and return the rows that it finished."""
         ...
 
     @property
     def is_idle(self) -> bool:
-        """Whether there is nothing in hand: every row that was added has come out."""
+        """Whether the engine has no rows in progress: every row that was added has been returned."""
         ...
 
     @property
     def stats(self) -> EngineStats: ...
 
     def close(self) -> None:
-        """Drops what is in hand."""
+        """Drop all rows in progress."""
         ...
 
 
 def finish_all(engine: Engine, sequences: Iterable[Sequence]) -> Iterator[Sequence]:
-    """Runs sequences through an engine that has nothing else to do; each comes out when it is finished."""
+    """Run sequences through an idle engine and yield each one when it is finished."""
     engine.add(sequences)
     while not engine.is_idle:
         yield from engine.step()

@@ -1,6 +1,6 @@
-"""What an engine is to be made of: chosen by rule, or as the run was begun, before the first row.
+"""What an engine is made of: chosen by rule, or as the run was started, before the first row.
 
-Whatever may change how numbers round is in the `EngineChoice`; it is recorded, and the same for all workers.
+Everything that may change how numbers round is in the `EngineChoice`; it is recorded, and the same for all workers.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from batchgen.model import Model
 
 CONTINUOUS, REFERENCE, SCORING = "continuous", "reference", "scoring"
-SLOTS = "slots"  # how its rows share a step: each in its own
+SLOTS = "slots"  # how rows share a step: each row in its own slot
 TOGETHER, ALONE = "padded", "alone"  # how rows are scored
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """All that an engine is made of: `own` is the slots' network, `rule` that of `reference`; one of both is there."""
+    """Everything that an engine is made of: either the slots' network, `own`, or the `rule` of `reference`."""
 
     choice: EngineChoice
     limits: BatchLimits
@@ -41,7 +41,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class ReadyToScore:
-    """All that the scoring engine is made of."""
+    """Everything that the scoring engine is made of."""
 
     choice: EngineChoice
     limits: BatchLimits
@@ -49,7 +49,7 @@ class ReadyToScore:
 
 
 def refuse_other_engine(begun: EngineChoice | None, options: EngineOptions, dtype: str) -> None:
-    """Raises `OutputError` where another engine is asked for than the run was started with, and numbers are coarse."""
+    """Raise `OutputError` if a run in 16 bits asks for another engine than the one it was started with."""
     if begun and options.engine not in ("auto", begun.engine) and dtype != "float32":
         raise OutputError(
             f"the run was started with engine {begun.engine}, and in {dtype} {options.engine} gives other tokens: "
@@ -60,7 +60,10 @@ def refuse_other_engine(begun: EngineChoice | None, options: EngineOptions, dtyp
 def get_ready(
     model: Model, options: EngineOptions, num_beams: int, is_owned: bool, begun: EngineChoice | None, say: Say
 ) -> Ready:
-    """Chooses, and makes the slots' network where there are to be slots. `begun` is what a run was started with."""
+    """Choose the engine, and build the slots' network if it uses slots.
+
+    `begun` is the choice that the run started with.
+    """
     check_int8(options, model.device.type, model.checkpoint.outline, num_beams)
     own = _slots(model, options, num_beams, is_owned, begun, say)
     name = CONTINUOUS if own else REFERENCE
@@ -91,7 +94,7 @@ def get_ready(
 def get_ready_to_score(
     model: Model, options: EngineOptions, is_owned: bool, begun: EngineChoice | None
 ) -> ReadyToScore:
-    """Makes the network that rows are scored on, with the kernels of the run that was `begun`."""
+    """Build the network that scores rows, with the kernels of the run that was `begun`."""
     from batchgen.engines.scoring.bits import find_bits
     from batchgen.engines.scoring.memory import ScoringMemory, most_rows
     from batchgen.engines.scoring.network import scoring_network
@@ -118,13 +121,16 @@ def get_ready_to_score(
 
 
 def why_different(begun: EngineChoice, now: EngineChoice, dtype: str, *, is_exact: bool) -> str | None:
-    """One line if a run continues with other engine facts than it started with; None if rows are the same anyway."""
-    if begun.bits == now.bits == BATCH_INVARIANT:  # how many rows share a step changes none
+    """Return one line if a run continues with other engine facts than it started with.
+
+    None if rows stay the same anyway.
+    """
+    if begun.bits == now.bits == BATCH_INVARIANT:  # how many rows share a step changes no bits
         begun = replace(begun, rows=now.rows)
-        if now.engine != SCORING:  # slots share pages of keys; scores behind a shared prompt are other sums
+        if now.engine != SCORING:  # slots share pages of keys; scores after a shared prompt are different sums
             begun = replace(begun, share_prefixes=now.share_prefixes)
     changed = begun.differences(now)
-    if is_exact:  # near ties are decided alone, so that only another engine is worth a word
+    if is_exact:  # near ties are decided alone, so only another engine is worth reporting
         same = f"in {dtype} with near ties decided alone, its tokens are the same, and log-probabilities up to rounding"
         return f"the run was started with {changed[0]}: {same}" if begun.engine != now.engine else None
     if not changed:
@@ -133,14 +139,14 @@ def why_different(begun: EngineChoice, now: EngineChoice, dtype: str, *, is_exac
 
 
 def room_bytes(model: Model, options: EngineOptions) -> int:
-    """What rows may take now."""
+    """Return the bytes that rows may take now."""
     return budget_bytes(available_bytes(model.device, options.memory))
 
 
 def _slots(
     model: Model, options: EngineOptions, num_beams: int, is_owned: bool, begun: EngineChoice | None, say: Say
 ) -> Model | None:
-    """The model on the slots' own network; None, after one line that says why, where it runs without."""
+    """Return the model on the slots' own network, or None if it runs without slots, after one line that says why."""
     from batchgen.engines.continuous.network import slot_network
 
     def has_room(num_bytes: int) -> bool:
@@ -161,7 +167,7 @@ def _slots(
 
 
 def _choose_name(model: Model, options: EngineOptions, num_beams: int, begun: EngineChoice | None) -> tuple[str, str]:
-    """As `choose_engine`; a run continues with the engine it was started with, regardless of free memory."""
+    """Like `choose_engine`, but a run continues with the engine it was started with, regardless of free memory."""
     outline = model.checkpoint.outline
     if begun is None or options.engine != "auto":
         return choose_engine(options.engine, outline, num_beams, room_bytes(model, options))
@@ -180,7 +186,7 @@ def _limits(model: Model, options: EngineOptions, kind: EngineKind, begun: Engin
 
 
 def _processor(model: Model) -> str:
-    """Whose kernels compute; an accelerator has the name of its device."""
+    """Return the processor whose kernels compute; for an accelerator this is the name of its device."""
     return cpu_name() if model.device.type == "cpu" else str(model.device)
 
 

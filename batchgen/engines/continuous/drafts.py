@@ -1,34 +1,34 @@
-"""Prompt lookup: a row's next tokens guessed from those that it has (https://github.com/apoorvumang/prompt-lookup-decoding).
+"""Prompt lookup (https://github.com/apoorvumang/prompt-lookup-decoding): guess a row's next tokens from its own tokens.
 
-Where its last tokens stood before, what followed them then may follow them now. Knows nothing of models: whoever asks
-finds out which guesses were right, and says so.
+If the row's last tokens occurred before, the tokens that followed them may follow again. Knows nothing of models: the
+caller finds out which guesses were right and reports it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-GRAMS = (4, 3, 2)  # how many last tokens are looked for, the most telling first
-FIRST_GUESS = 3  # tokens; a step of one row has room for as many at no cost
-LONGEST_PAUSE = 31  # steps without a guess, once many were wrong
+GRAMS = (4, 3, 2)  # lengths of the n-grams to look for at the end of the row, the most specific first
+FIRST_GUESS = 3  # tokens; a step of one row can take this many at no cost
+LONGEST_PAUSE = 31  # steps without a guess, after many wrong ones
 
 
 @dataclass(slots=True)
 class Drafts:
-    """What one row's guesses are made of, and how well they did.
+    """The n-grams of one row that its guesses come from, and how well the guesses did.
 
-    A guess that was right all through doubles the next one. One that was wrong at once is followed by a pause, twice as
-    long as the last one.
+    A fully correct guess doubles the length of the next one. A guess whose first token was wrong is followed by a
+    pause, twice as long as the last one.
     """
 
-    _next: dict[tuple[int, ...], int] = field(default_factory=dict)  # where what followed n tokens last time stands
+    _next: dict[tuple[int, ...], int] = field(default_factory=dict)  # n-gram -> index of the token that followed it
     _num_read: int = 0
     _longest: int = FIRST_GUESS
     _pause: int = 0
     _steps_to_wait: int = 0
 
     def guess(self, tokens: list[int], most: int) -> list[int]:
-        """At most so many tokens that may follow those of the row, to which some were added since the last time."""
+        """Return at most `most` tokens that may follow `tokens`, the row's tokens, which only grow between calls."""
         self._read(tokens)
         if self._steps_to_wait:
             self._steps_to_wait -= 1
@@ -39,12 +39,12 @@ class Drafts:
             return []
         end = len(tokens)
         found = tokens[place : place + min(most, self._longest)]
-        while len(found) < min(most, self._longest):  # it has come to its own beginning: text that repeats itself
+        while len(found) < min(most, self._longest):  # the guess reached the row's end: text that repeats itself
             found.append(found[len(found) - (end - place)])
         return found
 
     def note(self, num_guessed: int, num_right: int) -> None:
-        """How many tokens of the last guess were right."""
+        """Record how many tokens of the last guess were right."""
         if num_right == num_guessed:
             self._longest = max(self._longest, 2 * num_guessed)
             self._pause = 0

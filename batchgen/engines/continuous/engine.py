@@ -1,7 +1,7 @@
-"""The engine: prefill, decode, retire, refill over a fixed number of slots.
+"""The continuous engine: prefill, decode, retire and refill over a fixed number of slots.
 
-Rows leave as soon as they are finished, and others take their slots. Which token comes next is decided as in
-`reference`. Knows nothing of attention and cache layout.
+Rows leave as soon as they are finished, and others take their slots. The next token is chosen as in `reference`. Knows
+nothing of attention and cache layout.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ from batchgen.planning.batches import plan_prefills, step_work
 from batchgen.planning.memory import BatchLimits
 from batchgen.records import EngineStats, Sequence
 
-# A prefill of one row reads all weights, as a step does: rows wait until so large a part of the slots is free.
+# A prefill of one row reads all weights, as a step does: rows wait until 1/16 of the slots is free.
 REFILL_SHARE = 16
 
 
 class ContinuousEngine:
-    """Keeps every slot busy. A step is one forward: a prefill while there are rows and room, else a token for each row.
+    """Keeps every slot busy. A step is one forward: a prefill while rows wait and slots are free, else one decode step.
 
-    `sampler` chooses the tokens. `share` computes once what prompts have in common. Few rows get several tokens in a
-    step: those that they have already, and with `lookup` those that repeat what they have.
+    `sampler` chooses the tokens. With `share`, common prefixes of prompts are computed once. When few rows run, a step
+    takes several tokens per row: those that the row already has but its slot lacks, and with `lookup` drafts from
+    prompt lookup.
     """
 
     def __init__(
@@ -61,17 +62,17 @@ class ContinuousEngine:
         self._waiting: deque[SlotRow] = deque()
         self._running: list[SlotRow] = []
         self._finished: list[Sequence] = []
-        self._prefills: deque[int] = deque()  # rows of each that is planned
-        self._owes_step = False  # rows were prefilled, and those that run have not made a step since
-        self._has_finished = False  # the last prefill finished some
-        self._has_lost_states = False  # a step failed that had changed states of rows
-        self._num_tried = 0  # rows that memory was asked to hold last
+        self._prefills: deque[int] = deque()  # number of rows of each planned prefill
+        self._owes_step = False  # rows were prefilled, and the running rows have not made a step since
+        self._has_finished = False  # the last prefill finished some rows
+        self._has_lost_states = False  # a step failed after it had changed the states of rows
+        self._num_tried = 0  # number of rows that the last allocation was for
 
-    # What the pipeline asks for.
+    # The engine protocol.
 
     @property
     def wants_rows(self) -> int:
-        """As many as there are slots, once nothing waits and enough slots are free."""
+        """As many rows as there are slots, once no rows wait and enough slots are free; else 0."""
         return self._first_window if not (self._waiting or self._owes_step) and self._has_room() else 0
 
     @property
@@ -96,7 +97,7 @@ class ContinuousEngine:
         )
 
     def add(self, sequences: Iterable[Sequence]) -> None:
-        """Queues rows, those that begin alike together, the longest first."""
+        """Queue rows: groups with a common prefix stay together, the longest first."""
         groups = groups_of(list(sequences), share=self.share, shares_prefixes=self.slot_model.shares_prefixes)
         for rows in sorted(groups, key=lambda rows: -rows[0].sequence.num_prompt_tokens):
             self._waiting.extend(rows)
@@ -113,8 +114,8 @@ class ContinuousEngine:
             if not is_out_of_memory(error):
                 raise
             ran_out = True
-        if ran_out:  # not in the `except`: its traceback holds the failed forward's tensors
-            with torch.inference_mode():  # the cache's tensors were made in it, and change nowhere else
+        if ran_out:  # not in the `except`: the traceback keeps the failed forward's tensors alive
+            with torch.inference_mode():  # the cache's tensors can only be changed in inference mode
                 self._give_way()
         finished, self._finished = self._finished, []
         if self.is_idle:
@@ -122,7 +123,7 @@ class ContinuousEngine:
         return finished
 
     def close(self) -> None:
-        """Lets go of rows and cache."""
+        """Drop all rows and free the cache."""
         with torch.inference_mode():
             for slot in [row.slot for row in self._running if row.slot]:
                 self.slot_model.cache.close(slot)
@@ -132,25 +133,26 @@ class ContinuousEngine:
             queue.clear()
         self._owes_step = False
 
-    # Rows that wait.
+    # Waiting rows.
 
     def _has_room(self) -> bool:
         free = self.most_slots - len(self._running)
         return not self._running or free >= max(1, self.most_slots // REFILL_SHARE)
 
     def _is_to_prefill(self) -> bool:
-        """Whether the next forward fills slots; rows that one has finished go out before the next one."""
+        """Whether the next forward is a prefill. Rows that a prefill finished are returned before the next prefill."""
         if not self._prefills and self._waiting and self._has_room() and not (self._owes_step and self._has_finished):
             started = time.perf_counter()
             rows = self._next_rows()
             lengths = [row.length[0] for row in rows]
-            # Rows that wait again after memory ran out may stand before longer ones: each counts as long as those.
+            # After memory ran out, rows that wait again may precede longer ones: each counts as long as the longest
+            # behind it.
             self._prefills.extend(plan_prefills([*accumulate(reversed(lengths), max)][::-1], prefill_rows))
             self._prefill_s += time.perf_counter() - started
         return bool(self._prefills)
 
     def _next_rows(self) -> list[SlotRow]:
-        """Waiting rows with the first one's opening, as many as there are slots and bytes for."""
+        """Return waiting rows with the same prefix as the first one, as many as fit into the free slots and memory."""
         head = self._waiting[0].opening
         alike = takewhile(lambda row: row.opening is head, self._waiting)
         rows = list(islice(alike, self.most_slots - len(self._running)))
@@ -159,25 +161,28 @@ class ContinuousEngine:
         prefix_tokens = sum(openings.values())
         cache = self.slot_model.cache
         room = self._room.beside(running, waiting, prefix_tokens, cache.held_bytes)
-        if room == 0 and not running:  # what earlier rows left behind goes first
+        if room == 0 and not running:  # first free what earlier rows left behind
             cache.shrink()
             release()
             room = self._room.beside(running, waiting, prefix_tokens, 0)
-        if room == 0 and not running:  # not even one: it is tried, unless that would kill the process
+        if room == 0 and not running:  # not even one row fits: try it anyway, unless that would kill the process
             if self._backoff.hits_the_wall([rows[0].sequence]):
                 self._fail_first()
                 return []
             room = 1
         if room:
-            self._num_tried = len(running) + room  # the cache has to hold them all, though prefills are smaller
+            self._num_tried = len(running) + room  # the cache holds all of these rows; each prefill is smaller
             self._room.watch(running + waiting[:room], prefix_tokens)
             cache.grow([last_column(*length) for length in running + waiting[:room]])
         return rows[:room]
 
-    # One forward.
+    # Forwards.
 
     def _prefill(self, rows: list[SlotRow]) -> None:
-        """Fills slots for the first waiting rows, and chooses each one's next token; if that fails they still wait."""
+        """Fill slots for the first waiting rows and choose the next token of each.
+
+        If that fails, the rows keep waiting.
+        """
         started = time.perf_counter()
         opening = rows[0].opening
         if opening and opening.prefix is None:
@@ -188,7 +193,7 @@ class ContinuousEngine:
             self._feeder.choose_first(rows, logits)
         except BaseException:
             for slot in slots:
-                self.slot_model.cache.close(slot, is_broken=True)  # for all that is known
+                self.slot_model.cache.close(slot, is_broken=True)  # it may be broken
             raise
         longest = max(row.sequence.num_prompt_tokens for row in rows)
         for row, slot in zip(rows, slots, strict=True):
@@ -222,7 +227,7 @@ class ContinuousEngine:
         self._decode_work += step_work(len(rows))
 
     def _retire(self) -> None:
-        """Rows that are finished go out."""
+        """Return finished rows and free their slots."""
         done = [row for row in self._running if row.sequence.is_finished]
         if done:
             self._running = [row for row in self._running if not row.sequence.is_finished]
@@ -232,7 +237,7 @@ class ContinuousEngine:
                 self.slot_model.cache.compact()
 
     def _leave(self, row: SlotRow) -> None:
-        """A finished row goes out with its twins, and its slot is free."""
+        """Return a finished row together with its twins, and free its slot."""
         if row.slot:
             self.slot_model.cache.close(row.slot, is_broken=row.sequence.error is not None)
         for twin in row.twins:
@@ -243,10 +248,10 @@ class ContinuousEngine:
     # Out of memory.
 
     def _give_way(self) -> None:
-        """Half of the running rows wait again, with the tokens they have, and half the slots go.
+        """Send half of the running rows back to the queue, with the tokens they have, and halve the slots.
 
-        All of them wait where a step has changed states and then failed.
-        A row that ran out all alone has failed.
+        All running rows go back if a step changed states and then failed. A row that ran out of memory running by
+        itself fails.
         """
         self._prefills.clear()
         self.most_slots = max(1, self._num_tried // 2)
@@ -259,7 +264,7 @@ class ContinuousEngine:
             self._waiting.appendleft(row)
         del self._running[kept:]
         release()
-        with suppress(MemoryError):  # smaller pages are made before the large ones go
+        with suppress(MemoryError):  # smaller pages are allocated before the large ones are freed
             self.slot_model.cache.shrink()
         if self._num_tried > 1:
             self._room.halve(self._num_tried, self.most_slots)
@@ -267,7 +272,7 @@ class ContinuousEngine:
             self._fail_first()
 
     def _fail_first(self) -> None:
-        """The first waiting row fits nowhere: it goes out failed, without the tokens that it may have had."""
+        """Fail the first waiting row, which fits nowhere, and drop the tokens that it may already have."""
         row = self._waiting.popleft()
         self._feeder.new_tokens -= row.sequence.num_output_tokens
         row.sequence.output_ids.clear()

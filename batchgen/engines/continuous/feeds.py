@@ -1,7 +1,7 @@
-"""What a step feeds its rows, and which come out of it: one for each row, or several where rows are few.
+"""Which tokens a step feeds its rows, and which tokens come out: one per row, or several if few rows run.
 
-A row that lacks tokens in its slot, which were chosen without a step, is fed several of these. So are drafts, which are
-kept as far as they are what the row's own logits choose: an answer is the same with and without them.
+If a slot lacks tokens that its row already has, a step feeds several of them. It also feeds drafts, and keeps those
+that match what the row's own logits choose: the answer is the same with and without drafts.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Feed:
-    """The tokens of one row that a forward takes: the first of those that its slot lacks, and drafts behind them.
+    """The tokens of one row that a forward takes: the first ones that its slot lacks, followed by drafts.
 
-    In the forward's logits those behind each token stand from `first` on. A prefill feeds none, and has one before.
+    The logits after each of these tokens start at row `first` of the forward's logits. A prefill feeds no tokens here;
+    the row of its logits is `first - 1`.
     """
 
     row: SlotRow
@@ -34,14 +35,14 @@ class Feed:
 
     @property
     def next_logits(self) -> int | None:
-        """Where the logits of the row's next token stand; None if it is finished, or was not fed all that it has."""
+        """The row of logits for the row's next token; None if the row is finished or was not fed all of its tokens."""
         own = self.row.sequence.output_ids[self.row.num_fed :]
         if self.row.sequence.is_finished or own != self.tokens[: len(own)]:
             return None
         return self.first + len(own) - 1
 
     def settle(self) -> int:
-        """Counts the tokens as fed, except those that turned out wrong: how many these are."""
+        """Count the tokens as fed, except wrong drafts, and return the number of those."""
         kept = common_length(self.tokens, self.row.sequence.output_ids[self.row.num_fed :])
         if self.row.drafts and self.num_drafts:
             self.row.drafts.note(self.num_drafts, max(0, kept + self.num_drafts - len(self.tokens)))
@@ -54,7 +55,7 @@ class Feed:
 
 
 def feed(rows: Rows[SlotRow], room: int) -> list[Feed]:
-    """What a step feeds the rows: one token each, and up to `room` more, of those that rows have and of drafts."""
+    """Return what a step feeds the rows: one token each, and up to `room` more: own tokens of rows, then drafts."""
     feeds: list[Feed] = []
     first = 0
     for num_left, row in zip(range(len(rows), 0, -1), rows, strict=True):
@@ -69,9 +70,9 @@ def feed(rows: Rows[SlotRow], room: int) -> list[Feed]:
 
 
 class Feeder:
-    """Feeds rows, and gives them the tokens that `sampler` chooses; counts them, and drafts.
+    """Feeds rows, appends the tokens that `sampler` chooses, and counts new tokens and drafts.
 
-    Steps feed one token per row; with `several` also those that rows lack, and drafts.
+    A step feeds one token per row; with `several` also more of the tokens that slots lack, and drafts.
     """
 
     def __init__(self, slot_model: SlotModel, sampler: Sampler, *, several: bool = False) -> None:
@@ -81,17 +82,20 @@ class Feeder:
         self.new_tokens = self.drafted = self.accepted = 0
 
     def choose_first(self, rows: Rows[SlotRow], logits: torch.Tensor) -> None:
-        """Gives rows that were prefilled the first of their tokens, where they have none yet."""
+        """Choose the first token of rows that were prefilled, unless they already have one."""
         for row in rows:
             row.num_fed = 0
         self._choose([Feed(row, place + 1) for place, row in enumerate(rows)], logits)
 
     def step(self, rows: Rows[SlotRow]) -> None:
-        """One forward. If it fails, rows keep the tokens that they got, and its columns are to be undone."""
+        """Run one forward.
+
+        If it fails, rows keep the tokens that they got, and the caller must undo the step's columns.
+        """
         feeds = feed(rows, self.slot_model.room_beside(len(rows)) if self.several else 0)
         logits = self._forward(feeds)
         if any(its.num_drafts for its in feeds) and not logits[:, 0].isfinite().all():
-            # A draft may be to blame: what is no number spoils its row's sums also where it is hidden.
+            # A draft may be to blame: NaN in a hidden column also spoils its row's sums.
             self.slot_model.cache.undo_step()
             for its in feeds:
                 its.reject_drafts()
@@ -107,7 +111,7 @@ class Feeder:
         return self.slot_model.step([token for its in feeds for token in its.tokens], slots)
 
     def _choose(self, feeds: list[Feed], logits: torch.Tensor) -> None:
-        """Gives rows the tokens that come next: one, and more as long as each is the one that was fed."""
+        """Append the next tokens of rows: one, and more as long as each one is the token that was fed."""
         while places := {place: its.row.sequence for its in feeds if (place := its.next_logits) is not None}:
             is_all = len(places) == len(logits)
             tokens = self.sampler.choose(logits if is_all else logits[list(places)], list(places.values()))
@@ -118,7 +122,7 @@ class Feeder:
                     self.new_tokens += self.sampler.extend(sequence, token)
 
     def _settle(self, its: Feed) -> None:
-        """Takes back what a row was fed and did not choose."""
+        """Count what a row was fed, and remove wrong drafts from its slot."""
         num_wrong = its.settle()
         self.drafted += its.num_drafts
         self.accepted += its.num_drafts - num_wrong

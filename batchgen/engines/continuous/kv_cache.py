@@ -1,7 +1,7 @@
-"""The slot cache: keys, values and states of rows that come and go, a transformers `Cache`.
+"""The slot cache, a transformers `Cache`: keys, values and states of rows that come and go.
 
-Layers keep keys and values in pages, those with one rule of attention in the same ones. Knows nothing of tokens,
-sampling or scheduling.
+Layers keep keys and values in pages; layers with the same attention rule use the same page numbers. Knows nothing of
+tokens, sampling or scheduling.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Pools: TypeAlias = dict[tuple[int | None, int | None], PagePool]  # by window an
 
 
 class EmptyLayer:
-    """The place of a layer that keeps nothing: transformers 5.17 has no class for it, later releases have."""
+    """Placeholder for a layer that keeps nothing: transformers 5.17 has no class for it; later releases do."""
 
     is_compileable = is_croppable = True
     supports_early_init = False
@@ -34,9 +34,10 @@ Layer = SlotLayer | StateLayer | EmptyLayer
 
 
 class SlotCache(Cache):  # type: ignore[misc]
-    """What every layer keeps, by its rule: pages of keys and values, states, both or nothing.
+    """What every layer keeps, depending on its rule: pages of keys and values, states, both or nothing.
 
-    Before a forward say what it fills: `begin_prefill` for prompts, `begin_step` for one token of each slot or more.
+    Before a forward, announce what it fills: `begin_prefill` for prompts, `begin_step` for one or more tokens of each
+    slot.
     """
 
     def __init__(self, rules: Rows[LayerRule], device: torch.device) -> None:
@@ -45,7 +46,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         self.states = StatePool() if any(rule.num_states for rule in rules) else None
         super().__init__(layers=[self._layer(index, rule, pools) for index, rule in enumerate(rules)])
         self.device = device
-        self._begun: list[Slot] = []  # those that the step in hand has given a column
+        self._begun: list[Slot] = []  # slots that got a column in the current step, once per column
 
     def _layer(self, index: int, rule: LayerRule, pools: Pools) -> Layer:
         layer: Layer
@@ -65,12 +66,15 @@ class SlotCache(Cache):  # type: ignore[misc]
         return sum(pool.held_bytes for pool in self.pools) + (self.states.held_bytes if self.states else 0)
 
     def grow(self, columns: Rows[int]) -> None:
-        """Makes room for rows that will have at most so many columns each; what is there is kept."""
+        """Make room for rows that will have at most `columns` columns each; existing contents are kept."""
         for pool in self.pools:
             pool.grow(sum(pages_for(num_columns, pool.rule.reach) for num_columns in columns))
 
     def begin_prefill(self, slots: Rows[Slot], attention_mask: torch.Tensor) -> None:
-        """The next forward fills new `slots` with the real columns of a left-padded batch: mask `[B, T]` on the CPU."""
+        """Begin a prefill: the forward fills new `slots` with the real columns of a left-padded batch.
+
+        Mask `[B, T]` on the CPU.
+        """
         lengths, width = attention_mask.sum(-1).tolist(), attention_mask.shape[1]
         for slot, num_columns in zip(slots, lengths, strict=True):
             slot.num_columns = num_columns
@@ -81,7 +85,7 @@ class SlotCache(Cache):  # type: ignore[misc]
             self.states.begin_prefill(slots, attention_mask.to(self.device))
 
     def begin_prefix(self, num_tokens: int) -> Prefix:
-        """The next forward, of one row, computes a prefix instead of filling a slot."""
+        """Begin a forward of one row that computes a prefix instead of filling a slot."""
         prefix = Prefix(num_tokens)
         layout = lay_out([num_tokens], num_tokens, self.device)
         for pool in self.pools:
@@ -89,12 +93,12 @@ class SlotCache(Cache):  # type: ignore[misc]
         return prefix
 
     def begin_step(self, slots: Rows[Slot]) -> None:
-        """The next forward appends a column to each of `slots`, all that are open, and attends to all it sees.
+        """Begin a step: the forward appends a column to each of `slots`, which must be all open slots.
 
-        A slot may stand there several times, if none has states: its columns see those before them.
+        A slot may appear several times if the model has no states: each of its new columns sees the ones before it.
         """
         self._begun = []
-        for pool in self.pools:  # before any slot has changed, since it may run out of memory
+        for pool in self.pools:  # before any slot changes, because this may run out of memory
             pool.reserve_step(slots)
         if self.states:
             self.states.begin_step(slots)
@@ -105,19 +109,19 @@ class SlotCache(Cache):  # type: ignore[misc]
         self._begun = list(slots)
 
     def undo_step(self) -> bool:
-        """Takes back the columns that a step which failed has begun: of all its slots, or of none.
+        """Remove the columns that a failed step added, and return whether the slots are intact.
 
-        False where slots have states, which the step has changed: then all must be closed, and filled anew.
+        False if the slots have states that the step changed: all slots must then be closed and filled again.
         """
         begun, self._begun = self._begun, []
         for slot in begun:
             slot.num_columns -= 1
             for pool in self.pools:
-                pool.take_back(slot, is_broken=True)  # what a failed forward wrote may be no number
+                pool.take_back(slot, is_broken=True)  # the failed forward may have written NaN
         return self.states is None or self.states.undo_step()
 
     def take_back(self, slot: Slot, num_columns: int) -> None:
-        """Takes back the last columns that the step in hand has given a slot."""
+        """Remove the last columns that the current step gave to a slot."""
         for _ in range(num_columns):
             self._begun.remove(slot)
             slot.num_columns -= 1
@@ -125,7 +129,7 @@ class SlotCache(Cache):  # type: ignore[misc]
                 pool.take_back(slot)
 
     def end_step(self) -> None:
-        """The step in hand has succeeded: what it has begun stays."""
+        """Finish a successful step: its columns stay."""
         begun, self._begun = self._begun, []
         for pool in self.pools:
             pool.end_step(begun)
@@ -133,18 +137,18 @@ class SlotCache(Cache):  # type: ignore[misc]
             self.states.end_step()
 
     def close(self, slot: Slot, *, is_broken: bool = False) -> None:
-        """Gives a slot's pages back, zeroed if what is in them `is_broken` (not a number)."""
+        """Free a slot's pages, and zero them if their contents are broken (NaN)."""
         for pool in self.pools:
             pool.close(slot, is_broken=is_broken)
         if self.states:
             self.states.close(slot)
 
     def shrink(self) -> None:
-        """Keeps no more memory than the open slots need."""
+        """Free all memory that the open slots do not need."""
         for pool in self.pools:
             pool.shrink()
 
     def compact(self, most_holes: float = MOST_HOLES) -> None:
-        """Fills holes between pages once they are more than a share of all."""
+        """Fill holes between pages if more than the share `most_holes` of all pages are holes."""
         for pool in self.pools:
             pool.compact(most_holes)

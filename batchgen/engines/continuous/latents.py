@@ -1,8 +1,8 @@
 """Keys and values that are kept compressed (multi-head latent attention, DeepSeek-V2, arXiv:2405.04434).
 
-A column is a latent `[R]` and a rotary key `[Dr]` for all heads, and a family's `expand_kv` makes keys and values of
-them. A step leaves them as they are: since `expand_kv` is linear, the query is brought to the latents instead, and the
-weighted sum of latents to the values.
+A column is a latent `[R]` and a rotary key `[Dr]` for all heads; a family's `expand_kv` computes keys and values from
+them. A step does not expand them: since `expand_kv` is linear, it projects the query to the latents' space instead, and
+the weighted sum of latents to the values' space.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from batchgen.engines.continuous.slot_attention import PLAIN, Extras
 
 
 def keep_latents(network: nn.Module, *, is_exact: bool = True) -> None:
-    """Lets a network's layers take a slot layer where they would expand all of its columns.
+    """Let a network's layers take a slot layer where they would otherwise expand all of its columns.
 
-    Where it `is_exact`, a row's products have the same bits beside any rows.
+    With `is_exact`, a row's products have the same bits whatever other rows are in the batch.
     """
     for module in network.modules():
         if hasattr(type(module), "expand_kv"):
@@ -31,7 +31,7 @@ def keep_latents(network: nn.Module, *, is_exact: bool = True) -> None:
 
 
 class HeadProduct:
-    """A matrix for each head, `[H, I, O]`: takes rows `[B, H, I]` to `[B, H, O]`."""
+    """One matrix per head, `[H, I, O]`: maps rows `[B, H, I]` to `[B, H, O]`."""
 
     def __init__(self, matrices: torch.Tensor, is_exact: bool) -> None:
         self._matrices = matrices
@@ -51,7 +51,7 @@ class HeadProduct:
 
 @dataclass(frozen=True, slots=True)
 class Expanded:
-    """A layer's `expand_kv` as matrices: of queries latents and rotary keys, and of latents values."""
+    """A layer's `expand_kv` as matrices: from queries to latents and rotary keys, and from latents to values."""
 
     keys: HeadProduct  # [H, D, R]
     rotary: HeadProduct  # [H, D, Dr]
@@ -59,16 +59,19 @@ class Expanded:
 
 
 class Expansion:
-    """Stands in for one layer's `expand_kv`."""
+    """Replaces one layer's `expand_kv`."""
 
     def __init__(self, module: nn.Module, is_exact: bool) -> None:
-        self._module = weakref.proxy(module)  # which holds this
+        self._module = weakref.proxy(module)  # a proxy, because the module holds this object
         self._is_exact = is_exact
         self._expand = type(module).expand_kv  # type: ignore[attr-defined]
         self._matrices: Expanded | None = None
 
     def __call__(self, latents: Any, rotary: Any) -> tuple[Any, Any]:
-        """What attends to a layer's columns, twice; of tensors keys `[B, H, T, D]` and values `[B, H, T, Dv]`."""
+        """For a slot layer, return what attends to its columns, twice.
+
+        For tensors, keys `[B, H, T, D]`, values `[B, H, T, Dv]`.
+        """
         if isinstance(latents, SlotLayer):
             attends: Any = LatentPrompts(latents, self.expanded)
             if latents.is_stepping:
@@ -95,7 +98,7 @@ class Expansion:
 
 @dataclass(frozen=True, slots=True)
 class LatentColumns:
-    """What attention gets instead of keys and values: the slot layer that has the latents."""
+    """What attention gets instead of keys and values: the slot layer that holds the latents."""
 
     layer: SlotLayer
 
@@ -110,23 +113,23 @@ class LatentColumns:
 
 @dataclass(frozen=True, slots=True)
 class LatentPrompts(LatentColumns):
-    """Those of a prefill: keys and values are expanded from the latents."""
+    """The latents of a prefill: keys and values are expanded from them."""
 
     expand: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
     def attend(self, query: torch.Tensor, scaling: float, extras: Extras = PLAIN) -> torch.Tensor:
-        """Attention of queries `[B, H, T, D]`: `[B, T, H, Dv]`."""
+        """Return the attention of queries `[B, H, T, D]`: `[B, T, H, Dv]`."""
         return self.layer.attend(query, scaling, extras, of=self.expand)
 
 
 @dataclass(frozen=True, slots=True)
 class LatentStep(LatentColumns):
-    """Those of a step: the query is brought to the latents."""
+    """The latents of a step: the query is projected to the latents' space."""
 
     matrices: Expanded
 
     def attend(self, query: torch.Tensor, scaling: float, extras: Extras = PLAIN) -> torch.Tensor:
-        """Attention of one query per row, `[B, H, 1, D]`: `[B, 1, H, Dv]`."""
+        """Return the attention of one query per row, `[B, H, 1, D]`: `[B, 1, H, Dv]`."""
         its = self.matrices
         heads = query[:, :, 0]  # [B, H, D]
         query = torch.cat([its.keys(heads), its.rotary(heads)], -1)  # [B, H, R + Dr]

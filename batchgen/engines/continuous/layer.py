@@ -1,4 +1,4 @@
-"""One layer of the KV cache, and the attention over it that transformers calls by name."""
+"""One layer of the KV cache, and the attention function over it that transformers calls by name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from batchgen.model.layer_rules import LayerRule
 
     class Owner(Protocol):
-        """What a layer reads of the pool of pages that it belongs to."""
+        """What a layer reads from the page pool that it belongs to."""
 
         rule: LayerRule
         num_pages: int
@@ -38,40 +38,40 @@ ATTENTION = "batchgen_slots"  # the name under which transformers finds the atte
 
 
 class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
-    """One layer's pages: keys and values `[pages, Hkv, PAGE, D]`, both multiplied as they lie."""
+    """One layer's pages: keys and values `[pages, Hkv, PAGE, D]`, which attention multiplies without copying."""
 
     is_sliding = False
 
     def __init__(self, pool: Owner, index: int) -> None:
         super().__init__()
-        # Were it a cycle, the pages would stay until the garbage collector comes.
+        # A reference cycle would keep the pages alive until the garbage collector runs.
         self.pool = cast("Owner", weakref.proxy(pool))
         self.window, self.chunk = pool.rule.window, pool.rule.chunk
         self.index = index
-        self.prompts: tuple[torch.Tensor, torch.Tensor] | None = None  # keys and values of the prefill in hand
+        self.prompts: tuple[torch.Tensor, torch.Tensor] | None = None  # keys and values of the current prefill
 
     @property
     def is_stepping(self) -> bool:
-        """Whether the forward in hand is a step, not a prefill."""
+        """Whether the current forward is a step, not a prefill."""
         return isinstance(self.pool.view, StepView)
 
     @property
     def column_bytes(self) -> int:
-        """Bytes of one column; none before the first."""
+        """Bytes of one column; 0 before the first column is written."""
         if not self.is_initialized:
             return 0
         return sum(block.shape[1] * block.shape[3] * block.element_size() for block in (self.keys, self.values))
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Learns heads, sizes and dtype from the first keys and values, `[B, Hkv, T, D]` each."""
+        """Take heads, sizes and dtype from the first keys and values, `[B, Hkv, T, D]` each."""
         num_pages = self.pool.num_pages
-        # Zeros, since a page's last columns are multiplied before they are written, and 0 * NaN is NaN.
+        # Zeros, because a page's last columns are multiplied before they are written, and 0 * NaN is NaN.
         self.keys = zeros((num_pages, key_states.shape[1], PAGE, key_states.shape[3]), key_states)
         self.values = zeros((num_pages, value_states.shape[1], PAGE, value_states.shape[3]), value_states)
         self.is_initialized = True
 
     def resize(self, num_pages: int, used: int) -> None:
-        """Gets room for so many pages; those in use are copied. The cache may be gone already, with what owns it."""
+        """Change the number of pages, copying the `used` ones. The cache that owns the pool may already be gone."""
         if self.is_initialized:
             for name in ("keys", "values"):
                 old: torch.Tensor = getattr(self, name)
@@ -80,7 +80,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
                 setattr(self, name, new)
 
     def zero(self, pages: Iterable[int], column: int | slice = slice(None)) -> None:
-        """Forgets what is in pages, or in one column of them: what is not a number would spoil other rows' sums.
+        """Zero pages, or one column of them, so that NaN in them does not spoil the sums of other rows.
 
         A hidden column has a weight of 0, and 0 * NaN is NaN.
         """
@@ -90,15 +90,15 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
             self.values[index, :, column] = 0
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> tuple[Any, Any]:
-        """Writes keys and values `[B, Hkv, T, D]` where the forward's view says.
+        """Write keys and values `[B, Hkv, T, D]` where the current view says.
 
-        The layer itself comes in their place, for `attention` below to read.
+        Return the layer itself in their place, for `attention` below to read.
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         view = self.pool.view
         if isinstance(view, StepView):
-            rows = len(view.page)  # a step may be filled up with more
+            rows = len(view.page)  # a step may have filler rows
             self.keys[view.page, :, view.column] = key_states[:rows, :, 0]  # [B, Hkv, D]
             self.values[view.page, :, view.column] = value_states[:rows, :, 0]
             return self, self
@@ -119,9 +119,9 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         extras: Extras = PLAIN,
         of: KeysAndValues = lambda keys, values: (keys, values),
     ) -> torch.Tensor:
-        """Attention of queries `[B, H, T, D]` to all columns of their rows that they see: `[B, T, H, Dv]`.
+        """Return the attention of queries `[B, H, T, D]` to all columns of their rows that they see: `[B, T, H, Dv]`.
 
-        `of` makes keys and values of what the layer keeps.
+        `of` computes keys and values from what the layer keeps.
         """
         view = self.pool.view
         assert view is not None
@@ -141,7 +141,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
     ) -> torch.Tensor:
         layout, prefix = view.layout, view.prefix
         assert self.prompts is not None
-        missing = self.prompts[0].shape[2] - query.shape[2]  # Gemma 4's last layers ask for a prompt's end alone
+        missing = self.prompts[0].shape[2] - query.shape[2]  # Gemma 4's last layers query only the end of a prompt
         query = pad(query, (0, 0, missing, 0))
         keys, values = (layout.from_start(x).transpose(1, 2) for x in self.prompts)  # [B, Hkv, width, D]
         if prefix:
@@ -164,7 +164,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         return self.get_seq_length() + query_length, 0
 
     def get_seq_length(self) -> int:
-        """Columns before those of the forward in hand that all of its rows share."""
+        """The number of columns before the current forward that all of its rows share."""
         prefix = self.pool.view.prefix if isinstance(self.pool.view, PrefillView) else None
         return prefix.num_tokens if prefix else 0
 
@@ -180,14 +180,14 @@ def attention(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What transformers calls in each layer."""
+    """The function that transformers calls in each layer."""
     if kwargs.get("sliding_window") != key.window:
         raise NotImplementedError(f"a window of {kwargs.get('sliding_window')} in layer {key.index}")
     return key.attend(query, kwargs["scaling"], extras_of(kwargs)), None
 
 
 def attention_mask(**_: Any) -> None:
-    """Layers need none: they know their rows' columns, and which of them a query sees."""
+    """Return no mask: layers know their rows' columns and which of them a query sees."""
 
 
 AttentionInterface.register(ATTENTION, attention)

@@ -1,7 +1,7 @@
-"""A network's linear layers packed, and its activations fused: the same functions, other kernels.
+"""Pack a network's linear layers and fuse its activations: the same functions on faster kernels.
 
-Which kernels is decided by rule, by device, dtype and what this build of torch can do, never by a measurement that a
-busy machine could turn; a run keeps to those that it was started with. Knows nothing of batches or caches.
+A rule chooses the kernels, by device, dtype and what this build of torch supports; a measurement could be distorted by
+a busy machine. A run keeps the kernels it was started with. Knows nothing of batches or caches.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ from batchgen.engines.int8.network import is_quantized
 from batchgen.engines.int8.support import INT8
 
 PLAIN, PACKED, PARTLY = "plain", "packed", "packed, except weights shared with the embedding"
-# In layers of `fused`: packed, packed but for those, not packed.
+# With layers of `fused`: packed; packed except shared weights; not packed.
 FUSED, FUSED_PARTLY, FUSED_PLAIN = "fused", "fused, except weights shared with the embedding", "fused, not packed"
 WITH_BLOCKS = (FUSED, FUSED_PARTLY, FUSED_PLAIN)
-KERNELS = (FUSED, FUSED_PARTLY, PACKED, PARTLY, FUSED_PLAIN, PLAIN)  # the best first
+KERNELS = (FUSED, FUSED_PARTLY, PACKED, PARTLY, FUSED_PLAIN, PLAIN)  # best first
 
 Layer: TypeAlias = nn.Linear | Conv1D
 
 
 class UnpackedLinear(nn.Module):
-    """A loaded layer whose own weight was let go: each product gets it back, bit for bit, from the packed layer.
+    """A loaded layer whose own weight was freed: each product restores it, bit for bit, from the packed layer.
 
-    The operation is the loaded one, `F.linear` or that of GPT-2's `Conv1D`. Its outputs are some `rows` of the packed.
+    It runs the loaded layer's operation: `F.linear`, or that of GPT-2's `Conv1D`. Its outputs are the slice `rows` of
+    the packed layer's outputs.
     """
 
     def __init__(self, packed: PackedLinear, rows: slice, *, is_conv1d: bool) -> None:
@@ -46,7 +47,7 @@ class UnpackedLinear(nn.Module):
         self.is_conv1d = is_conv1d
         self.in_features, self.out_features = packed.in_features, rows.stop - rows.start
 
-    # For a parent that reads its layer's weight and bias, as Mamba's does.
+    # For parent modules that read their layer's weight and bias, as Mamba's does.
 
     @property
     def weight(self) -> HiddenWeight:
@@ -60,7 +61,7 @@ class UnpackedLinear(nn.Module):
         return None if self.packed.bias is None else self.packed.bias[self.rows]
 
     def unpack(self) -> Layer:
-        """The layer as it was loaded, with a weight and a bias of its own."""
+        """Return the layer as it was loaded, with its own weight and bias."""
         weight, bias = self._as_loaded(), self.bias  # [O, I], [O]
         with torch.device("meta"):
             layer: Layer = Conv1D(*weight.shape) if self.is_conv1d else nn.Linear(weight.shape[1], len(weight))
@@ -79,12 +80,12 @@ class UnpackedLinear(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A parent's child, and the linear layers that it consists of."""
+    """A child of a module, and the linear layers that it consists of."""
 
     parent: nn.Module
     name: str
     layers: list[Layer]
-    is_shared: bool  # its weight is the embedding's too
+    is_shared: bool  # the embedding uses the same weight
     follow: str = ""
 
     @property
@@ -99,12 +100,12 @@ def speed_up(
     has_room: Callable[[int], bool] = lambda num_bytes: True,
     kernels: str | None = None,
 ) -> bool:
-    """Replaces a network's linear layers and activations by faster ones of the same function; whether it packed any.
+    """Replace a network's linear layers and activations with faster equivalents; return whether any layer was packed.
 
-    `loaded`, the network that shares its tensors, is given where nobody else needs it: then its own weights are let go
-    one by one, and it gets them back from the packed ones as it needs them. `has_room` is asked for the bytes of
-    copies: of all weights, or with `loaded` of those that the embedding shares. `kernels` are those that a run was
-    begun with: no more is packed than they say.
+    `loaded`, the network that shares its tensors, is given if nothing else needs it: its own weights are then freed one
+    by one, and it restores them from the packed ones as it needs them. `has_room` is asked about the bytes of copies:
+    of all weights, or with `loaded` of those shared with the embedding. `kernels` are the ones that a run was started
+    with: nothing beyond them is packed.
     """
     _fuse_activations(network)
     places = list(_places(network))
@@ -118,14 +119,14 @@ def speed_up(
     if kernels in (PARTLY, FUSED_PARTLY) or not has_all:
         places = [place for place in places if not place.is_shared]
     homes = _homes(loaded) if loaded is not None else {}
-    while places:  # whose weights are let go one by one
+    while places:  # their weights are freed one by one
         _pack(places.pop(), homes)
     _fuse_gelu(network)
     return True
 
 
 def unpack(loaded: nn.Module) -> None:
-    """Gives a loaded network the weights back that `speed_up` let go, one layer after the other."""
+    """Give a loaded network back the weights that `speed_up` freed, one layer after the other."""
     for parent in list(loaded.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, UnpackedLinear):
@@ -133,7 +134,7 @@ def unpack(loaded: nn.Module) -> None:
 
 
 def kernels_of(network: nn.Module) -> str:
-    """Which kernels a network's linear layers run on."""
+    """Return which kernels a network's linear layers run on."""
     if is_quantized(network):
         return INT8
     kinds = Counter(type(module) for module in network.modules())
@@ -144,7 +145,10 @@ def kernels_of(network: nn.Module) -> str:
 
 
 def _pack(place: _Place, homes: dict[int, tuple[nn.Module, str]]) -> None:
-    """Packs what is at a place; those layers of the loaded network that have its weights get them back from there."""
+    """Pack the layers at a place.
+
+    Layers of the loaded network that have their weights restore them from the packed one.
+    """
     weights = [weight_of(layer) for layer in place.layers]
     packed = PackedLinear(weights[0] if len(weights) == 1 else torch.cat(weights), _bias_of(place.layers), place.follow)
     setattr(place.parent, place.name, packed)
@@ -158,7 +162,7 @@ def _pack(place: _Place, homes: dict[int, tuple[nn.Module, str]]) -> None:
 
 
 def _bias_of(layers: list[Layer]) -> torch.Tensor | None:
-    """The bias `[O]` of layers side by side."""
+    """Return the bias `[O]` of layers side by side."""
     if all(layer.bias is None for layer in layers):
         return None
     none = (torch.zeros_like(weight_of(layer)[:, 0]) for layer in layers)
@@ -166,7 +170,7 @@ def _bias_of(layers: list[Layer]) -> torch.Tensor | None:
 
 
 def _homes(network: nn.Module) -> dict[int, tuple[nn.Module, str]]:
-    """Where in a network each weight is, by its identity."""
+    """Map the id of each weight to its parent module and name in a network."""
     return {
         id(layer.weight): (parent, name)
         for parent in network.modules()
@@ -176,7 +180,7 @@ def _homes(network: nn.Module) -> dict[int, tuple[nn.Module, str]]:
 
 
 def weight_of(layer: Layer) -> torch.Tensor:
-    """A view `[O, I]`, whichever way the layer keeps it."""
+    """Return the weight as a view `[O, I]`, whichever way the layer keeps it."""
     return layer.weight.T if isinstance(layer, Conv1D) else layer.weight
 
 
@@ -193,7 +197,7 @@ def _places(network: nn.Module) -> Iterator[_Place]:
 
 
 def _fuse_activations(network: nn.Module) -> None:
-    """GPT-2's gelu, which transformers writes out in Python operations, as the one kernel that computes it."""
+    """Replace GPT-2's gelu, which transformers writes out in Python operations, with one kernel that computes it."""
     for parent in list(network.modules()):
         for name, layer in list(parent.named_children()):
             if type(layer) is NewGELUActivation:
@@ -201,7 +205,7 @@ def _fuse_activations(network: nn.Module) -> None:
 
 
 def _fuse_gelu(network: nn.Module) -> None:
-    """Lets packed inner layers of GPT-2 apply the gelu behind them: one pass over memory, and one rounding, fewer."""
+    """Let packed inner layers of GPT-2 also apply the gelu that follows: one pass over memory and one rounding less."""
     for module in network.modules():
         if type(module) is GPT2MLP and type(module.c_fc) is PackedLinear and type(module.act) is nn.GELU:
             module.c_fc.follow = "gelu tanh"

@@ -1,4 +1,4 @@
-"""How many bytes rows in slots take: pages of the KV cache, prefills of a bounded size, the sampler's work space."""
+"""How many bytes rows in slots take: pages of the KV cache, prefills of a bounded size, the sampler's workspace."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from batchgen.model.shape import Footprint, ModelShape
 from batchgen.planning.memory import FLOAT32_BYTES, BatchLimits, as_it_was, kinds_of, logits_factor, with_workspace
 from batchgen.records import MemoryEstimate, SamplingParams
 
-# Once, on top of live tensors: kernels and scratch for the numbers of rows met last, and the holes that logits leave in
-# the heap where memory is plenty and freed blocks are kept (measured: docs/memory.md).
+# Added once, on top of live tensors: kernels and scratch memory for recently seen batch sizes, and the holes that
+# logits leave in the heap if memory is plentiful and freed blocks are kept (measured: docs/memory.md).
 KERNELS_BYTES = 84 * 2**20
-# With less than this for a batch those kernels and prefills of many rows do not fit: batches need less.
+# With less than this, those kernels and prefills of many rows do not fit; static batches need less.
 LEAST_SLOTS_BYTES = 128 * 2**20
-# Columns of a page of the KV cache, and the most tokens, pads included, of one prefill. Both were measured, see
-# docs/decisions.md.
+# Columns of a page of the KV cache, and the maximum number of tokens, including pads, of one prefill. Both were
+# measured; see docs/decisions.md.
 PAGE = 32
 PREFILL_TOKENS = 1024
 
-# Rows by their prompt lengths, each with its options.
+# One entry per row: its prompt length and its options.
 Lengths = list[tuple[int, SamplingParams]]
 
 
 @dataclass(frozen=True, slots=True)
 class SlotMemory:
-    """The arithmetic of slots: rows come in by prefills, and each keeps pages of its own until it ends."""
+    """The memory formula of slots: rows come in by prefills, and each row keeps its own pages until it ends."""
 
     footprint: Footprint
 
     def estimate(self, rows: int, columns: int, sampling: SamplingParams) -> MemoryEstimate:
-        """Bytes above the weights at the peak, with `rows` such rows in slots that are all about to end."""
+        """Return the peak bytes above the weights with `rows` such rows in slots that are all about to end."""
         held = _held(self.footprint, [last_column(columns, sampling)])
         return _peak(self.footprint, rows, (rows * held[0], rows * held[1]), columns, sampling)
 
     def rows_at_once(self, columns: int) -> int | None:
-        """Rows of so many columns in one prefill."""
+        """Return how many rows of `columns` columns one prefill takes."""
         return prefill_rows(columns)
 
     def of_rows(self, rows: Rows[tuple[int, SamplingParams]], prefix_tokens: int = 0) -> MemoryEstimate:
-        """Bytes above the weights for rows of these prompt lengths in slots, each with its options.
+        """Return the peak bytes above the weights for rows in slots, given by prompt length and options.
 
         A prefix is kept once for all rows that share it: its tokens count in `prefix_tokens`, not in the rows' lengths.
         """
@@ -52,7 +52,7 @@ class SlotMemory:
 
 
 def _held(footprint: Footprint, ends: Rows[int]) -> tuple[int, int]:
-    """Bytes of the pages and of their masks, for rows that end at these columns."""
+    """Return the bytes of the pages and of their masks, for rows that end at these columns."""
     kept, masks = 0.0, 0
     for window, column_bytes in footprint.windows:
         num_pages = sum(pages_for(end, window) for end in ends)
@@ -69,14 +69,14 @@ def _peak(
     sampling: SamplingParams,
     prefix_tokens: int = 0,
 ) -> MemoryEstimate:
-    """The higher of a prefill's peak and a step's, above the bytes of pages and masks, and above the prefix."""
+    """Return the higher one of a prefill's peak and a step's, including pages, masks and the prefix."""
     cache = held[0] + int(footprint.cache_column * prefix_tokens)
     chooses = int(logits_factor(sampling, footprint.element_bytes, copies=False) * footprint.vocab_size * FLOAT32_BYTES)
     is_exact = footprint.element_bytes == FLOAT32_BYTES
     again = footprint.prefill_bytes(1, prefix_tokens + columns + sampling.max_new_tokens - 1) if is_exact else 0
     step = with_workspace(kv_cache=cache, attention_mask=held[1], logits=chooses * rows, activations=again)
     filled = min(rows, prefill_rows(columns))
-    behind = int(2 * footprint.decode_column * filled * prefix_tokens)  # one layer's prefix, once for every row
+    behind = int(2 * footprint.decode_column * filled * prefix_tokens)  # one layer's prefix, once per row
     prefill = with_workspace(
         kv_cache=cache,
         attention_mask=filled * columns * (prefix_tokens + columns),
@@ -88,12 +88,12 @@ def _peak(
 
 
 def last_column(num_prompt_tokens: int, sampling: SamplingParams) -> int:
-    """Columns of a row at its end: its last token is chosen, but never fed."""
+    """Return the columns of a row at its end: its last token is chosen but never fed."""
     return num_prompt_tokens + sampling.max_new_tokens - 1
 
 
 def pages_for(num_columns: int, window: int | None = None) -> int:
-    """The most pages that a row of so many columns holds at once, where a query sees `window` columns, or all.
+    """Return the most pages that a row of `num_columns` holds at once, if a query sees `window` columns, or all.
 
     >>> pages_for(32), pages_for(33), pages_for(1000, window=32), pages_for(1000, window=34)
     (1, 2, 2, 3)
@@ -103,19 +103,19 @@ def pages_for(num_columns: int, window: int | None = None) -> int:
 
 
 def prefill_rows(padded_length: int) -> int:
-    """Rows of this length that the slot engine prefills at once."""
+    """Return how many rows of this length the slot engine prefills at once."""
     return max(1, PREFILL_TOKENS // padded_length)
 
 
 def packed_bytes(shape: ModelShape, element_bytes: int, device_type: str) -> int:
-    """Bytes of the output layer once it is packed (`linear`), where the embedding keeps its own."""
+    """Return the bytes of the packed output layer (`linear`) if the embedding keeps its own copy, else 0."""
     return shape.vocab_size * shape.n_embd * element_bytes if shape.is_tied and device_type == "cpu" else 0
 
 
 def room_beside(
     limits: BatchLimits, running: Lengths, waiting: Lengths, prefix_tokens: int = 0, held_bytes: int = 0
 ) -> int:
-    """How many of the first `waiting` rows fit beside those that run; the cache has `held_bytes` already."""
+    """Return how many of the first `waiting` rows fit beside the running ones; the cache already has `held_bytes`."""
     memory = SlotMemory(limits.memory.footprint)
     budget_bytes = limits.budget_bytes + held_bytes
 

@@ -1,6 +1,6 @@
-"""The network that the slots run on: the model's weights, our attention and faster layers; made and tried once a model.
+"""The slots' own network: the model's weights with our attention and faster layers; built and tried once per model.
 
-Whether a model can have slots at all is told from its config, and proved by a trial.
+A model's config tells whether it can have slots at all; a trial proves it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from batchgen.model import Model
 from batchgen.model.layer_rules import layer_rules
 from batchgen.records import bits_text
 
-Kind: TypeAlias = tuple[str | None, bool]  # kernels that were asked for, whether bits are to be the same in any batch
-# What was found for each loaded network that is still in use: the slots' own, or why there is none.
+Kind: TypeAlias = tuple[str | None, bool]  # the requested kernels, and whether bits must be the same in any batch
+# For each loaded network that is still in use: the slots' own network, or why there is none.
 _found: WeakKeyDictionary[nn.Module, dict[Kind, Model | str]] = WeakKeyDictionary()
-_bits: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # what is promised of those that were made
+_bits: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # what is guaranteed about the bits of each network
 
 
 def slot_network(
@@ -41,12 +41,12 @@ def slot_network(
     kernels: str | None = None,
     is_exact: bool = True,
 ) -> tuple[Model | None, str]:
-    """The model on a network of the slots' own, on the same weights; or None, and why it cannot have one.
+    """Return the model on the slots' own network, on the same weights; or None and why it cannot have one.
 
-    A model that `is_owned` by the run alone lets its weights go where they are packed, and gets them back from there;
-    it has one such network for good. `has_room` is asked for the bytes of copies of weights, `kernels` are those that
-    a run was started with; `INT8` are chosen by the user alone. With `is_exact`, rows get the same bits in any batch
-    where this machine can; `bits_of` says whether it does.
+    If the run alone owns the model (`is_owned`), its weights are freed where they are packed, and restored from there;
+    it then has one such network for good. `has_room` is asked about the bytes of copied weights. `kernels` are those
+    that a run was started with; only the user can choose `INT8`. With `is_exact`, rows get the same bits in any batch
+    if this machine supports it; `bits_of` says whether it does.
     """
     made = _found.setdefault(model.network, {})
     found = _at_hand(made, is_owned, (kernels, is_exact))
@@ -56,12 +56,12 @@ def slot_network(
 
 
 def bits_of(own: Model) -> str:
-    """What is promised of rows' bits on a network that `slot_network` made."""
+    """Return what is guaranteed about rows' bits on a network that `slot_network` built."""
     return _bits[own.network]
 
 
 def _at_hand(made: dict[Kind, Model | str], is_owned: bool, kind: Kind) -> Model | str | None:
-    """What was made before and serves now: any network of a model whose weights it has, else one of this kind."""
+    """Return an earlier result that can be reused: for an owned model any network, else one of this kind."""
     if is_owned or kind in made:
         return made.get(kind, next(iter(made.values()), None))
     alike = (own for (_, is_exact), own in made.items() if isinstance(own, Model) and is_exact == kind[1])
@@ -69,7 +69,10 @@ def _at_hand(made: dict[Kind, Model | str], is_owned: bool, kind: Kind) -> Model
 
 
 def _make(model: Model, is_owned: bool, has_room: Callable[[int], bool], kind: Kind) -> Model | str:
-    """With fused layers, and where these fail their trial without; a model without slots has its weights back."""
+    """Build with fused layers, and without them if these fail their trial.
+
+    A model without slots gets its weights back.
+    """
     found = why_no_slots(model.checkpoint.outline)
     for is_fused in () if found else _ways(model, kind[0]):
         own, found = _try(model, is_owned, has_room, kind, is_fused=is_fused)
@@ -82,7 +85,7 @@ def _make(model: Model, is_owned: bool, has_room: Callable[[int], bool], kind: K
 def _try(
     model: Model, is_owned: bool, has_room: Callable[[int], bool], kind: Kind, *, is_fused: bool
 ) -> tuple[Model | None, str | None]:
-    """The network, made and tried; or None, and why it is not right."""
+    """Return the network, built and tried; or None and why it is wrong."""
     kernels, is_exact = kind
     own = _build(model, is_fused=is_fused, is_exact=is_exact)
     loaded = model.network if is_owned else None
@@ -91,10 +94,10 @@ def _try(
         speed_up(own.network, loaded, has_room=has_room, kernels=kernels)
         problem = fix_bits(own.network) if is_exact else None
     if reason := why_slots_fail(model, own):
-        del own  # and with it all that is packed, but for what is to be unpacked
+        del own  # also frees everything packed, except what is unpacked next
         unpack(model.network)
         return None, reason
-    if kernels == INT8:  # behind the trial, which compares with the weights as they were loaded
+    if kernels == INT8:  # after the trial, which compares with the weights as they were loaded
         speed_up(own.network, kernels=PLAIN)
         quantize(own.network, loaded, loud=loud_columns(model))
         problem = fix_bits(own.network) if is_exact else None
@@ -103,14 +106,14 @@ def _try(
 
 
 def _ways(model: Model, kernels: str | None) -> tuple[bool, ...]:
-    """Whether to fuse layers, in the order of trying: never where they cannot be, or failed in an earlier trial."""
+    """Return whether to fuse layers, in the order of trying: never if unsupported, or if an earlier trial failed."""
     can_be = kernels in (None, *WITH_BLOCKS) and can_pack(model.device, model.dtype)
     is_wrong = any(are_known_wrong(model, kind) for kind in WITH_BLOCKS)
     return (True, False) if can_be and not is_wrong else (False,)
 
 
 def _build(model: Model, *, is_fused: bool, is_exact: bool) -> Model:
-    """The network with our attention, on the weights as they were loaded."""
+    """Return the network with our attention, on the weights as they were loaded."""
     attends = any(rule.attends for rule in layer_rules(model.checkpoint.config))
     own = model.on_same_weights(ATTENTION if attends else None)
     if is_fused:
@@ -121,10 +124,10 @@ def _build(model: Model, *, is_fused: bool, is_exact: bool) -> Model:
 
 
 def _see_last_column_only(network: nn.Module, num_layers: int) -> None:
-    """Lets the last layer's MLP see only the last of T columns, whose logits alone are read.
+    """Let the last layer's MLP compute only the last of T columns, because only its logits are read.
 
-    It gives `[B, 1, H]`, which is added to all columns `[B, T, H]`: right for the last, and of no use to the others.
+    Its output `[B, 1, H]` is added to all columns `[B, T, H]`: correct for the last one; the others are never read.
     """
     mlps = [module for name, module in network.named_modules() if name.endswith(".mlp")]
-    if len(mlps) == num_layers:  # one that takes more than hidden states may want all of their columns
+    if len(mlps) == num_layers:  # an MLP that takes more than hidden states may need all of their columns
         mlps[-1].register_forward_pre_hook(lambda _, inputs: (inputs[0][:, -1:],) if len(inputs) == 1 else inputs)

@@ -1,4 +1,4 @@
-"""A linear layer whose weights lie as oneDNN multiplies them, and whether this machine has such a layout."""
+"""A linear layer whose weights have the layout that oneDNN multiplies, and whether this machine supports it."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch import nn
 
 from batchgen.model.private import pack_weight, packed_linear, packed_linear_plus
 
-PACKED_ROWS = 64  # that a packed layer is laid out for: those of a decode step in full swing
+PACKED_ROWS = 64  # the number of rows that the layout is optimized for: those of a decode step with full slots
 
 
 @dataclass(frozen=True, slots=True)
 class HiddenWeight:
     """A weight that exists only in another layout, for parents that read their layer's weight: Mamba, some routers.
 
-    Whatever is asked of it but its dtype is asked of the tensor, made anew each time.
+    Every attribute except its dtype is that of the tensor, which is restored on each access.
     """
 
     dtype: torch.dtype
-    as_loaded: Callable[[], torch.Tensor]  # [O, I], made anew
+    as_loaded: Callable[[], torch.Tensor]  # [O, I], restored on each call
 
     def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
         return self.as_loaded() @ x
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # Python's and copy's own, not the tensor's
+        if name.startswith("__"):  # Python's and copy's own attributes, not the tensor's
             raise AttributeError(name)
         return getattr(self.as_loaded(), name)
 
@@ -42,13 +42,13 @@ def _tensor(value: Any) -> Any:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer `[…, I]` -> `[…, O]` whose weights lie as oneDNN wants them, and what follows in the same pass.
+    """A linear layer `[…, I]` -> `[…, O]` with weights in oneDNN's layout, and optionally a fused operation.
 
-    That is an activation and its form, "gelu tanh", or "add" of another tensor.
+    That is an activation and its form, such as "gelu tanh", or "add" of another tensor.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, follow: str = "") -> None:
-        """weight `[O, I]`, bias `[O]`."""
+        """Pack weight `[O, I]` and keep bias `[O]`."""
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.weight_packed = pack_weight(weight.detach().contiguous(), PACKED_ROWS)
@@ -57,7 +57,7 @@ class PackedLinear(nn.Module):
 
     @property
     def weight(self) -> HiddenWeight:
-        """For a parent that reads its layer's weight."""
+        """For parents that read their layer's weight."""
         return HiddenWeight(self.weight_packed.dtype, self.weight_packed.to_dense)
 
     def forward(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
@@ -68,19 +68,19 @@ class PackedLinear(nn.Module):
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether layers of a device and dtype have a packed form on this machine."""
+    """Whether this machine has a packed layout for layers of this device and dtype."""
     return why_plain(device, dtype) is None
 
 
 def why_plain(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why layers of a device and dtype have no packed form here, found by trying one of 16 x 16; None if they have."""
+    """Return why this machine has no packed layout for them, found by trying a 16 x 16 layer; None if it has one."""
     if device.type != "cpu":
         return "weights are packed on the CPU only"
     if dtype not in (torch.float32, torch.bfloat16):
         return "there is no packed layout for it"
     try:
         PackedLinear(torch.ones(16, 16, dtype=dtype), None)(torch.ones(2, 16, dtype=dtype))
-    except (RuntimeError, AttributeError):  # a build of torch without oneDNN, a processor without this dtype's layout
+    except (RuntimeError, AttributeError):  # torch without oneDNN, or a processor without a layout for this dtype
         has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         return "this processor has no layout for it" if has_onednn else "this build of torch has no oneDNN"
     return None

@@ -1,7 +1,7 @@
-"""Pages of keys and values: which slot has which, which of their columns are seen, and when they come and go.
+"""Pages of keys and values: which slot has which pages, which columns are seen, and when pages are taken and freed.
 
-A page holds `PAGE` columns of one row, so rows of any length stand side by side without pads: each is written at its
-own positions, and one that leaves gives its pages to the next without moving the others.
+A page holds `PAGE` columns of one row, so rows of any length stand side by side without pads. Each row is written at
+its own positions, and when it leaves, its pages go to the next row without moving others.
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ if TYPE_CHECKING:
     from batchgen.model.layer_rules import LayerRule
 
 MOST_HOLES = 1 / 16
-MORE_PAGES = 64  # how many come at once, at least, where there are none left
-# So large a part more comes with them where pages cost nothing until they are written: growing later copies those in
-# use, and all others are then touched for the first time once more, the slowest of all writes.
+MORE_PAGES = 64  # how many pages are added at least if none are left
+# Where pages cost nothing until they are written, this share is added as spare pages. Growing later copies the pages in
+# use, and all pages are then touched for the first time again, which is the slowest kind of write.
 SPARE_PAGES = 1 / 2
-TOUCHED_AHEAD = 32  # pages that take memory before they are used, so that not every step begins with it
+TOUCHED_AHEAD = 32  # pages that are touched before they are used, so that not every step has to start with it
 
 
 class PagePool:
-    """The pages of all layers that attend by one rule.
+    """The pages of all layers with the same attention rule.
 
-    A column that no later query sees is hidden, and a page of such columns goes back.
+    Columns that no later query sees are hidden, and pages of only such columns are freed.
     """
 
     def __init__(self, rule: LayerRule, device: torch.device) -> None:
         self.rule = rule
         self.device = device
         self.layers: list[SlotLayer] = []
-        self.num_pages = 0  # that there are
+        self.num_pages = 0  # allocated
         self.num_used = 0  # pages [0, num_used) are read by every step
         self.num_touched = 0  # pages [0, num_touched) take memory on a CPU; the others are addresses
-        self.mask = torch.empty(0, PAGE, device=device)  # [pages, PAGE], added to the scores: 0 or the least float32
-        self.view: PrefillView | StepView | None = None  # what the forward in hand writes and reads
+        self.mask = torch.empty(0, PAGE, device=device)  # [pages, PAGE], added to the scores: 0, or the lowest float32
+        self.view: PrefillView | StepView | None = None  # what the current forward writes and reads
         self._holder: SlotLayer | None = None
-        self._num_asked = 0  # pages that rows may come to need; the others are spare
-        self._free: list[int] = []  # a heap below num_used
+        self._num_asked = 0  # pages that rows may need; the others are spare
+        self._free: list[int] = []  # a heap of free pages below num_used
         self._held: dict[Slot, Held] = {}
         self._grows_freely = device.type == "cpu" and untouched_memory_is_free()
 
     @property
     def held_columns(self) -> int:
-        """Columns that take memory: on a CPU those that were touched."""
+        """Columns that take memory: on a CPU only those that were touched."""
         return (self.num_touched if self.device.type == "cpu" else self.num_pages) * PAGE
 
     @property
@@ -65,11 +65,11 @@ class PagePool:
         return sum(self.held_columns * layer.column_bytes for layer in self.layers)
 
     def pages_of(self, slot: Slot) -> list[int]:
-        """The slot's pages, in the order of its columns."""
+        """Return the slot's pages, in the order of its columns."""
         return self._held[slot].pages
 
     def grow(self, num_pages: int) -> None:
-        """Makes room for at least so many pages; what is there is kept."""
+        """Make room for at least `num_pages` pages; existing contents are kept."""
         self._num_asked = max(self._num_asked, num_pages)
         if num_pages <= self.num_pages:
             return
@@ -80,12 +80,12 @@ class PagePool:
         self.mask = torch.cat([self.mask, empty])
         self.num_pages, self.num_touched = num_pages, self.num_used
 
-    # Around a forward.
+    # Before and after a forward.
 
     def begin_prefill(self, slots: Rows[Slot], width: int, layout: RowLayout) -> None:
-        """The next forward fills new `slots` with all of their columns, from a left-padded batch of `width` columns.
+        """Begin a prefill: the forward fills new `slots` with their columns, from a left-padded batch of `width`.
 
-        Those that no later query sees are not kept.
+        Columns that no later query sees are not kept.
         """
         real, pages, columns = [], [], []
         for row, slot in enumerate(slots):
@@ -100,11 +100,14 @@ class PagePool:
         self.view = view
 
     def begin_prefix(self, prefix: Prefix, layout: RowLayout) -> None:
-        """The next forward, of one row, computes a prefix instead of filling a slot."""
+        """Begin a forward of one row that computes a prefix instead of filling a slot."""
         self.view = PrefillView(layout, None, None, None, None, computes=prefix)
 
     def hold(self, layer: SlotLayer, prompts: tuple[torch.Tensor, torch.Tensor]) -> None:
-        """Lets a layer keep its keys and values of a prefill until another one has its own: others may share them."""
+        """Let a layer keep its keys and values of a prefill until another layer stores its own.
+
+        Later layers may share them.
+        """
         self._let_go()
         self._holder, layer.prompts = layer, prompts
 
@@ -114,16 +117,16 @@ class PagePool:
         self._holder = None
 
     def reserve_step(self, slots: Rows[Slot]) -> None:
-        """Makes sure of pages for the next columns of slots; out of memory, it changes no slot."""
+        """Reserve pages for the next columns of slots; if memory runs out, no slot has changed."""
         ends = [(self._held[slot].end, slot.num_columns + number) for slot, number in Counter(slots).items()]
         num_new = sum(-(-max(0, needed - end) // PAGE) for end, needed in ends) - len(self._free)
         if num_new > self.num_pages - self.num_used:
             self.grow(self.num_used + max(num_new, MORE_PAGES))
 
     def begin_step(self, slots: Rows[Slot]) -> None:
-        """The next forward fills the last columns of `slots`, all that are open, and attends to all they see.
+        """Begin a step: the forward fills the last columns of `slots`, which must be all open slots.
 
-        A slot that stands there n times has its last n filled.
+        A slot that appears n times has its last n columns filled.
         """
         self._let_go()
         held = {slot: self._extend(slot) for slot in slots}
@@ -131,7 +134,10 @@ class PagePool:
         self.view = step_view(slots, held, self.mask[: self.num_used], self.rule)
 
     def take_back(self, slot: Slot, *, is_broken: bool = False) -> None:
-        """Takes back the last column that `begin_step` gave this slot, which has it no more; zeroed if `is_broken`."""
+        """Take back the last column that `begin_step` gave this slot, which no longer counts it.
+
+        Zero it if `is_broken`.
+        """
         held = self._held[slot]
         page, column = held.pages[-1], slot.num_columns % PAGE
         self.mask[page, column] = HIDDEN
@@ -141,7 +147,7 @@ class PagePool:
             heapq.heappush(self._free, held.pages.pop())
 
     def end_step(self, slots: Rows[Slot]) -> None:
-        """Hides the columns of each slot that its next query does not see, and takes pages of such columns back."""
+        """Hide the columns of each slot that its next query does not see, and free pages of only such columns."""
         gone = []
         for slot, number in Counter(slots if self.rule.reach else ()).items():
             held, seen = self._held[slot], self._first_seen(slot)
@@ -155,7 +161,7 @@ class PagePool:
             self.mask[self._index(list(pages)), self._index(list(columns))] = HIDDEN
 
     def close(self, slot: Slot, *, is_broken: bool = False) -> None:
-        """Takes a slot's pages back, zeroed if what is in them `is_broken` (not a number)."""
+        """Free a slot's pages, and zero them if their contents are broken (NaN)."""
         held = self._held.pop(slot, Held(0))
         if is_broken:
             for layer in self.layers:
@@ -164,10 +170,10 @@ class PagePool:
         for page in held.pages:
             heapq.heappush(self._free, page)
 
-    # Room.
+    # Memory.
 
     def shrink(self) -> None:
-        """Keeps no more memory than the open slots need."""
+        """Free all memory that the open slots do not need."""
         self.compact(most_holes=0)
         self.num_pages = self.num_touched = self._num_asked = self.num_used
         self.mask = self.mask[: self.num_used].clone()
@@ -175,7 +181,7 @@ class PagePool:
             layer.resize(self.num_used, self.num_used)
 
     def compact(self, most_holes: float = MOST_HOLES) -> None:
-        """Moves the last pages into the holes once these are more than a share of all: steps read holes as well."""
+        """Move the last pages into the holes if more than this share of pages are holes: steps read holes too."""
         if len(self._free) <= most_holes * self.num_used:
             return
         places = {page: (held, i) for held in self._held.values() for i, page in enumerate(held.pages)}
@@ -190,7 +196,7 @@ class PagePool:
             moved.append(places.pop(last))
             sources.append(last)
             targets.append(hole)
-        self._move(sources, targets)  # may run out of memory: the slots keep to their pages until it is done
+        self._move(sources, targets)  # may run out of memory: the slots keep their pages until it has succeeded
         for (held, i), hole in zip(moved, targets, strict=True):
             held.pages[i] = hole
         self.num_used = num_held
@@ -205,12 +211,12 @@ class PagePool:
             self.mask[sources] = HIDDEN
 
     def _first_seen(self, slot: Slot, before: int = 0) -> int:
-        """The first of a slot's own columns that its next query sees, or one that came so many `before` it."""
+        """Return the first of a slot's own columns that its next query sees, or the query `before` positions back."""
         skip = slot.num_tokens - slot.num_columns
         return max(0, self.rule.first_seen(slot.num_tokens - before) - skip)
 
     def _extend(self, slot: Slot) -> Held:
-        """Gives a slot pages for the columns it has got."""
+        """Give a slot pages for its new columns."""
         held = self._held.setdefault(slot, Held(0))
         if not held.pages:
             held.num_gone = min(self._first_seen(slot), slot.num_columns - 1) // PAGE
@@ -225,9 +231,10 @@ class PagePool:
         return self.num_used - 1
 
     def _touch(self) -> None:
-        """Makes new pages take memory, and some that come next, by as many threads as torch has.
+        """Make new pages take memory, and some that come next, with as many threads as torch uses.
 
-        A forward's writes would do it layer by layer in one thread; the first touch of memory is the slowest of all.
+        Otherwise a forward's writes would do it layer by layer in one thread, and the first touch of memory is the
+        slowest.
         """
         if self.num_used <= self.num_touched:
             return
@@ -235,7 +242,7 @@ class PagePool:
         if self._grows_freely and all(layer.is_initialized for layer in self.layers):
             new = slice(new.start, max(new.stop, min(new.stop + TOUCHED_AHEAD, self._num_asked)))
             blocks = [block[new] for layer in self.layers for block in (layer.keys, layer.values)]
-            with suppress(RuntimeError), ThreadPoolExecutor(torch.get_num_threads()) as threads:  # or there are no more
+            with suppress(RuntimeError), ThreadPoolExecutor(torch.get_num_threads()) as threads:
                 list(threads.map(touch_block, blocks))
         self.num_touched = new.stop
 

@@ -1,4 +1,4 @@
-"""Prompts that begin alike: which tokens to compute once for many rows, and which rows to answer once.
+"""Prompts with common beginnings: which tokens to compute once for many rows, and which rows to answer once.
 
 Works on token ids only.
 """
@@ -13,13 +13,13 @@ from itertools import groupby, pairwise, takewhile
 from batchgen.engines.continuous.memory import PAGE
 from batchgen.records import Sequence
 
-# A shared prefix costs a forward of its own; fewer tokens saved than these are not worth it.
+# A shared prefix costs a forward of its own; it is not worth it for fewer saved tokens than this.
 LEAST_PREFIX = PAGE
 LEAST_SAVED = 128
 
 
 def common_length(one: list[int], other: list[int]) -> int:
-    """How many tokens two rows begin with in common.
+    """Return how many leading tokens two rows have in common.
 
     >>> common_length([1, 2, 3], [1, 2, 4, 5])
     2
@@ -28,11 +28,11 @@ def common_length(one: list[int], other: list[int]) -> int:
 
 
 def shared_prefixes(sequences: Rows[Sequence]) -> Iterator[tuple[int, list[Sequence]]]:
-    """Rows in groups that begin with the same `num_tokens` tokens; 0 for those that share nothing worth it.
+    """Yield groups of rows that begin with the same `num_tokens` tokens; 0 for rows that share nothing worthwhile.
 
     Every row keeps at least one token of its own.
     """
-    rows = sorted(sequences, key=lambda s: s.input_ids)  # so that those with a common prefix stand together
+    rows = sorted(sequences, key=lambda s: s.input_ids)  # rows with a common prefix become neighbours
     if rows:
         best = _best_groups([_shared(*pair) for pair in pairwise(rows)])
         yield from ((num_tokens, [rows[i] for i in group]) for num_tokens, group in best.groups)
@@ -41,9 +41,9 @@ def shared_prefixes(sequences: Rows[Sequence]) -> Iterator[tuple[int, list[Seque
 
 
 def _shared(one: Sequence, other: Sequence) -> int:
-    """How many tokens of whole pages both begin with, and still have one of their own.
+    """Return how many leading tokens, in whole pages, two rows share while each keeps at least one of its own.
 
-    A row's sums run page by page, so a prefix that ends with one changes none of them.
+    A row's sums run page by page, so a prefix that ends at a page boundary does not change them.
     """
     common = common_length(one.input_ids, other.input_ids)
     return min(common, len(one.input_ids) - 1, len(other.input_ids) - 1) // PAGE * PAGE
@@ -51,7 +51,7 @@ def _shared(one: Sequence, other: Sequence) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """Neighbouring rows: the groups of them that save the most tokens, each with its prefix, and the rows in none."""
+    """Neighbouring rows: the groups of them that save the most tokens, with prefix lengths, and the ungrouped rows."""
 
     rows: range
     saved: int
@@ -60,7 +60,7 @@ class _Run:
 
 
 def _best_groups(shared: list[int]) -> _Run:
-    """Of rows of which neighbours i and i + 1 share `shared[i]` tokens; runs that share more are looked at first.
+    """Group rows whose neighbours i and i + 1 share `shared[i]` tokens; runs that share more are considered first.
 
     >>> _best_groups([20, 300, 300]).groups
     [(300, [1, 2, 3])]
@@ -76,7 +76,7 @@ def _best_groups(shared: list[int]) -> _Run:
 
 
 def _chains(borders: Iterable[int], at_start: dict[int, _Run], at_stop: dict[int, _Run]) -> list[list[_Run]]:
-    """Runs on both sides of `borders`, those next to each other together."""
+    """Return the runs on both sides of `borders`, chaining those next to each other."""
     chains: list[list[_Run]] = []
     for i in borders:
         left, right = at_stop[i + 1], at_start[i + 1]
@@ -88,13 +88,13 @@ def _chains(borders: Iterable[int], at_start: dict[int, _Run], at_stop: dict[int
 
 
 def _joined(runs: list[_Run], num_tokens: int) -> _Run:
-    """Neighbouring runs whose rows all share `num_tokens`: with a group of those that gain by it, or as they were."""
+    """Join neighbouring runs that all share `num_tokens`: into a new group of rows that gain by it, or unchanged."""
     rows = range(runs[0].rows.start, runs[-1].rows.stop)
     kept, left = [group for run in runs for group in run.groups], [row for run in runs for row in run.alone]
     apart = _Run(rows, sum(run.saved for run in runs), kept, left)
     if num_tokens < LEAST_PREFIX:
         return apart
-    saved = -num_tokens - LEAST_SAVED  # since the prefix itself is computed
+    saved = -num_tokens - LEAST_SAVED  # because the prefix itself is computed
     groups: list[tuple[int, list[int]]] = []
     together: list[int] = []
     for run in runs:
@@ -109,7 +109,7 @@ def _joined(runs: list[_Run], num_tokens: int) -> _Run:
 
 
 def twins(sequences: Rows[Sequence]) -> list[list[Sequence]]:
-    """Rows in groups that must get the same answer: greedy ones with the same tokens and options. The first leads."""
+    """Group rows that must get the same answer: greedy ones with the same tokens and options. The first one leads."""
     groups: dict[object, list[Sequence]] = {}
     for sequence in sequences:
         sampling = sequence.sampling

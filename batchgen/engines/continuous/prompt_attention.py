@@ -1,6 +1,6 @@
-"""Attention of a prefill: each row is laid out from its first real token, and its queries are taken in blocks.
+"""Attention of a prefill: each row is laid out from its first real token, and its queries are processed in blocks.
 
-The shape of every product depends on a query's place in its row alone, so what a row gets does not depend on the rows
+The shape of every product depends only on a query's position in its row, so a row's result does not depend on the rows
 beside it, on its pads, or on how many of its first tokens were computed before. Pure functions of tensors: B rows, T
 columns of the batch, H heads over Hkv key-value heads, G = H / Hkv, D head size.
 """
@@ -19,10 +19,10 @@ from batchgen.model.layer_rules import LayerRule
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RowLayout:
-    """From left-padded columns to rows that begin at 0, and back; places count in B * T and B * width.
+    """Indices from left-padded columns to rows that begin at 0, and back, into flattened B * T and B * width places.
 
-    own `[B * width]` is where each column of a row comes from, behind its end its last token again; back `[B * T]`, for
-    pads the row's first token. `width` is whole pages.
+    own `[B * width]` is where each column of a row comes from; after the row's end it repeats its last token. back `[B
+    * T]` is the way back; for pads it is the row's first token. `width` is a whole number of pages.
     """
 
     own: torch.Tensor
@@ -30,17 +30,17 @@ class RowLayout:
     width: int
 
     def from_start(self, x: torch.Tensor) -> torch.Tensor:
-        """`[B, H, T, D]` to `[B, width, H, D]`."""
+        """Gather `[B, H, T, D]` into `[B, width, H, D]`."""
         rows, heads, _, size = x.shape
         return x.transpose(1, 2).flatten(0, 1)[self.own].view(rows, self.width, heads, size)
 
     def to_columns(self, x: torch.Tensor) -> torch.Tensor:
-        """`[B, width, H, D]` to `[B, T, H, D]`."""
+        """Gather `[B, width, H, D]` into `[B, T, H, D]`."""
         return x.flatten(0, 1)[self.back].view(len(x), -1, *x.shape[2:])
 
 
 def lay_out(lengths: list[int], num_columns: int, device: torch.device) -> RowLayout:
-    """For a batch of so many columns, whose rows end at the last one."""
+    """Return the layout of a batch of `num_columns` columns whose rows end at the last one."""
     width = -(-num_columns // PAGE) * PAGE
     length = torch.tensor(lengths, device=device)[:, None]  # [B, 1]
     first = torch.arange(len(lengths), device=device)[:, None]
@@ -58,9 +58,10 @@ def attend_prompts(
     chunk: int | None = None,
     extras: Extras = PLAIN,
 ) -> torch.Tensor:
-    """Attention of rows' last T scaled queries `[B, T, H, D]` to S columns `[B, Hkv, S, D]`: `[B, T, H, Dv]`.
+    """Return attention of rows' last T scaled queries `[B, T, H, D]` to S columns `[B, Hkv, S, D]`: `[B, T, H, Dv]`.
 
-    T and S are whole pages. A query sees the columns up to its own: all, `window` of them, or those of its chunk.
+    T and S are whole pages. A query sees the columns up to its own: all of them, the last `window`, or those of its
+    chunk.
     """
     rule = LayerRule(window=window, chunk=chunk)
     num_before = keys.shape[2] - query.shape[1]
@@ -78,7 +79,7 @@ def attend_prompts(
 def _attend_block(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rule: LayerRule, start: int, extras: Extras
 ) -> torch.Tensor:
-    """A page of queries `[B, PAGE, H, D]`, the last of the columns from `start` on."""
+    """Attend with a page of queries `[B, PAGE, H, D]`, the last of the columns from `start` on."""
     rows, _, heads, _ = query.shape
     kv_heads, num_columns = keys.shape[1:3]
     queries = query.transpose(1, 2).reshape(rows * kv_heads, -1, query.shape[3])  # [B * Hkv, G * PAGE, D]
@@ -95,7 +96,7 @@ def _attend_block(
 
 
 def _hide(scores: torch.Tensor, rule: LayerRule, start: int) -> None:
-    """Gives the columns that a query does not see the least score: those behind it, and those that its rule hides."""
+    """Give the lowest score to columns that a query does not see: later ones, and those that its rule hides."""
     num_columns, device = scores.shape[-1], scores.device
     least = torch.finfo(scores.dtype).min
     queries = torch.arange(num_columns - PAGE, num_columns, device=device)[:, None]  # [PAGE, 1]

@@ -1,7 +1,8 @@
 """Products and activations that a family's own code computes, outside of any layer that could be replaced.
 
-Routers, experts and recurrent layers call torch's functions with their parameters. While such a network runs, those
-calls are answered here: in numbers of rows that give the same bits, and in whole vectors. Knows no family.
+Routers, experts and recurrent layers call torch's functions with their parameters. While such a network runs, these
+calls are intercepted: products run in numbers of rows that give the same bits, activations in whole vectors. Knows no
+family.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ ACTIVATIONS = {
     torch.sigmoid, torch.Tensor.sigmoid, torch.exp2, torch.Tensor.exp2,
 }  # fmt: skip
 MATRIX_PRODUCTS = {torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__}
-GROUPED_PRODUCT = "grouped_mm"  # what the function's name ends with, in every version of torch
+GROUPED_PRODUCT = "grouped_mm"  # the end of the function's name in every version of torch
 
 
 def fix_raw_products(network: nn.Module) -> None:
-    """Lets a network's forwards run under `FixedProducts`."""
+    """Make a network's forwards run under `FixedProducts`."""
     mode = FixedProducts()
     network.register_forward_pre_hook(lambda *_: _enter(mode))
     network.register_forward_hook(lambda *_: _leave(mode), always_call=True)
@@ -42,7 +43,7 @@ def _leave(mode: Any) -> None:
 
 
 class FixedProducts(TorchFunctionMode):
-    """Answers torch's functions, so that a row's result does not depend on the rows beside it."""
+    """Intercepts torch's functions, so that a row's result does not depend on the rows beside it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +67,7 @@ class FixedProducts(TorchFunctionMode):
         return self._product(x, partial(F.linear, weight=weight, bias=bias), weight, bias is not None)
 
     def _matmul(self, func: Callable[..., torch.Tensor], left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        """Products with a matrix, from either side; others multiply each row's own numbers."""
+        """Multiply with a matrix, from either side; other products only combine numbers of the same row."""
         if right.dim() == 2 and left.dim() >= 2:
             return self._linear(left, right.mT)
         if left.dim() == 2 and right.dim() > 2:
@@ -76,7 +77,7 @@ class FixedProducts(TorchFunctionMode):
     def _grouped(
         self, rows: torch.Tensor, weights: torch.Tensor, offs: torch.Tensor, *_: Any, **others: Any
     ) -> torch.Tensor:
-        """Rows `[S, I]` in groups that end at `offs`, each with a weight of its own, `[E, I, O]`."""
+        """Multiply rows `[S, I]`, in groups that end at `offs`, each with its own weight from `[E, I, O]`."""
         found = rows.new_zeros(len(rows), weights.shape[2])
         start = 0
         for weight, stop in zip(weights, offs.tolist(), strict=True):

@@ -13,17 +13,17 @@ from batchgen.model.private import supports_attention_backend
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-CACHES = {"past_key_values", "cache_params", "state"}  # what forwards call what they keep of earlier tokens
-# Families that keep states where no cache of ours is asked for them.
+CACHES = {"past_key_values", "cache_params", "state"}  # names under which forwards take what they keep of past tokens
+# Families that keep states in a place other than our cache.
 STATES_ELSEWHERE = {"minimax": "a cache of its own", "recurrent_gemma": "its own modules"}
 
-# Families whose attention works on the keys and values that a cache returns, where ours returns none: JetMoE repeats
-# them for its experts, DiffLlama splits the values in two.
+# Families whose attention works on the keys and values that a cache returns; ours returns none. JetMoE repeats them for
+# its experts, DiffLlama splits the values in two.
 BEHIND_THE_CACHE = {"diffllama", "jetmoe"}
 
 
 def why_no_slots(config: ConfigView | PretrainedConfig) -> str | None:
-    """What in a config rules slots out, in a few words; None where nothing does."""
+    """Return what in a config rules out slots, in a few words; None if nothing does."""
     if short_limit(config):
         return "its rotary positions depend on the longest row in the batch (LongRoPE)"
     if getattr(config.get_text_config(), "attn_temperature_tuning", False):  # Llama 4
@@ -34,7 +34,7 @@ def why_no_slots(config: ConfigView | PretrainedConfig) -> str | None:
         return f"it keeps its states in {place}"
     if config.get_text_config().model_type in BEHIND_THE_CACHE:
         return "its attention rearranges keys and values that come from the cache"
-    # All families that a ConfigView is of take an attention function by name, and have no states.
+    # Every family with a ConfigView takes an attention function by name and has no states.
     return None if isinstance(config, ConfigView) else _why_not_by_class(config)
 
 

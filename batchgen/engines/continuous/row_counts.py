@@ -1,8 +1,8 @@
-"""Linear layers whose rows have the same bits beside any others: which numbers of rows a product may have for that.
+"""Linear layers whose rows have the same bits beside any others: the numbers of rows that their products may have.
 
-Kernels sum in another order for another number of rows. Which numbers agree is found by a check of bits on the layer
-itself, and kept with the threads, versions and processor that it depends on; others are filled up, or cut into blocks.
-Knows nothing of attention.
+Kernels sum in a different order for a different number of rows. A check of bits on the layer itself finds which numbers
+agree; the result is kept with the threads, versions and processor that it depends on. Other numbers of rows are padded,
+or cut into blocks. Knows nothing of attention.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from batchgen.machine.kept import keep, read_kept
 from batchgen.machine.limits import cpu_name
 
 FILE = "row-counts"
-CHECK = 3  # another check finds other numbers
+CHECK = 3  # version of the check: a different check finds different numbers
 NO_COUNTS = "none"
 
-BLOCK = 64  # rows, where their number decides bits: fast, and laid out for by packed layers
-FEWER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48)  # that may have a block's bits
+BLOCK = 64  # rows, where their number affects bits: fast, and what packed layers are laid out for
+FEWER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48)  # smaller numbers that may give the same bits as a block
 TRIED = (2, 3, 4, 5, 7, 8, 13, 16, 24, 31, 32, 33, 36, 48, 63, 64, 65, 128)
 TRIED_IN_PREFILLS = (96, 127, 129, 192, 255, 256, 384, 500, 512, 777, 1024)
-SAMPLE, WIDE_SAMPLE = 256, 16  # rows that a check looks at; of a wide layer
-NARROW = 128  # outputs; in 16 bits so few show too seldom that a sum ran in another order
-WIDE = 16384  # outputs; so wide a layer gives logits, and never sees all tokens of a prefill
+SAMPLE, WIDE_SAMPLE = 256, 16  # rows that a check compares; the second for wide layers
+NARROW = 128  # outputs; with so few in 16 bits, a different summation order shows too rarely
+WIDE = 16384  # outputs; a layer this wide computes logits and never sees all tokens of a prefill
 
 Product = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class RowCounts:
-    """The numbers of rows that give a row the same bits: any from `least` on; or `block`, and some `fewer`."""
+    """The numbers of rows that give a row the same bits: any from `least` on; or `block` and some `fewer`."""
 
     least: int = 1
     block: int | None = None
     fewer: tuple[int, ...] = ()
 
     def pieces(self, num_rows: int) -> Iterator[tuple[int, int, int]]:
-        """Where each product starts and stops, and how many rows it is filled up to.
+        """Yield where each product starts and stops, and how many rows it is padded to.
 
         >>> list(RowCounts(least=2).pieces(1)), list(RowCounts(block=64, fewer=(4,)).pieces(67))
         ([(0, 1, 2)], [(0, 64, 64), (64, 67, 4)])
@@ -57,7 +57,7 @@ class RowCounts:
             yield start, stop, self.filled(stop - start)
 
     def filled(self, num_rows: int) -> int:
-        """How many rows so many are filled up to, in one product.
+        """Return how many rows one product of `num_rows` rows is padded to.
 
         >>> RowCounts(least=2).filled(1), RowCounts(block=64, fewer=(4,)).filled(5)
         (2, 64)
@@ -67,7 +67,7 @@ class RowCounts:
 
 
 class FixedRows(nn.Module):
-    """A linear layer that multiplies only so many rows at once as `counts` allows."""
+    """A linear layer that only multiplies the numbers of rows that `counts` allows."""
 
     def __init__(self, layer: nn.Module, counts: RowCounts) -> None:
         super().__init__()
@@ -76,16 +76,16 @@ class FixedRows(nn.Module):
 
     @property
     def weight(self) -> Any:
-        """For a parent that reads its layer's weight (Mamba)."""
+        """For parents that read their layer's weight (Mamba)."""
         return self.layer.weight
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """Inputs `[…, I]`, and `[…, O]` where the layer adds another tensor."""
+        """Inputs `[…, I]`, and `[…, O]` if the layer adds another tensor."""
         return in_pieces(self.layer, self.counts, *inputs)
 
 
 def in_pieces(product: Callable[..., torch.Tensor], counts: RowCounts, *inputs: torch.Tensor) -> torch.Tensor:
-    """The products of rows `[…, I]` with a weight, `[…, O]`, in the numbers of rows that `counts` allows."""
+    """Multiply rows `[…, I]` with a weight, giving `[…, O]`, in the numbers of rows that `counts` allows."""
     rows = [x.reshape(-1, x.shape[-1]) for x in inputs]  # [N, I]
     pieces = counts.pieces(len(rows[0]))
     parts = [_filled(product, [its[start:stop] for its in rows], size) for start, stop, size in pieces]
@@ -101,7 +101,7 @@ def _filled(product: Callable[..., torch.Tensor], rows: list[torch.Tensor], size
 
 
 def kept_counts(product: Product, kind: str, inputs: int, outputs: int, dtype: torch.dtype) -> RowCounts | None:
-    """As `find_row_counts`; what was found of a kind and shape is kept, with all that it depends on."""
+    """Like `find_row_counts`, but keep the result for this kind and shape, with everything that it depends on."""
     place = f"{cpu_name()}, {platform.machine()}, {torch.get_num_threads()} threads, torch {version('torch')}"
     key = f"{CHECK}: {kind} {inputs} x {outputs} {str(dtype).removeprefix('torch.')}, {place}"
     kept = read_kept(FILE).get(key)
@@ -114,7 +114,7 @@ def kept_counts(product: Product, kind: str, inputs: int, outputs: int, dtype: t
 
 
 def find_row_counts(product: Product, num_inputs: int, dtype: torch.dtype) -> RowCounts | None:
-    """Which numbers of rows give the same bits in a product `[N, I]` -> `[N, O]` here; None where none do."""
+    """Return which numbers of rows give the same bits in a product `[N, I]` -> `[N, O]` here; None if none do."""
     random = torch.Generator().manual_seed(0)
     rows = torch.randn(SAMPLE, num_inputs, generator=random).to(dtype)
     expected = product(rows[:BLOCK])  # [BLOCK, O]
@@ -126,7 +126,7 @@ def find_row_counts(product: Product, num_inputs: int, dtype: torch.dtype) -> Ro
         return RowCounts(block=BLOCK)
     if is_wide:
         rows = rows[:BLOCK]
-    else:  # 16 bits hide most sums of another order, so many rows are looked at
+    else:  # 16 bits hide most differences in summation order, so many rows are compared
         expected = torch.cat([product(rows[first : first + BLOCK]) for first in range(0, SAMPLE, BLOCK)])
 
     def agrees(count: int) -> bool:

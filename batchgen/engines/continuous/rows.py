@@ -25,10 +25,10 @@ class Opening:
 
 @dataclass(slots=True, eq=False)
 class SlotRow:
-    """A sequence, and its slot while it has one; `num_fed` of its output tokens are there.
+    """A sequence, and its slot while it has one; the slot holds `num_fed` of its output tokens.
 
-    A row whose slot was taken starts again from its prompt and is fed the tokens that it has in steps: a prefill of
-    them would round differently.
+    A row that lost its slot starts again from its prompt, and its existing tokens are fed in steps: a prefill would
+    round them differently.
     """
 
     sequence: Sequence
@@ -40,11 +40,11 @@ class SlotRow:
 
     @property
     def prompt(self) -> Sequence:
-        """The row as it was before its first token."""
+        """The row as it was before its first output token."""
         return replace(self.sequence, output_ids=[])
 
     def guess(self, most: int) -> list[int]:
-        """At most so many tokens that may come next, the row's last one left out, which is never fed."""
+        """Return at most `most` tokens that may come next, without the row's last token, which is never fed."""
         most = min(most, self.sequence.sampling.max_new_tokens - self.sequence.num_output_tokens - 1)
         if most <= 0:
             return []
@@ -53,13 +53,16 @@ class SlotRow:
 
     @property
     def length(self) -> tuple[int, SamplingParams]:
-        """Prompt tokens behind the opening, and options: what its memory depends on."""
+        """Prompt tokens after the opening, and options: what its memory depends on."""
         shared = len(self.opening.token_ids) if self.opening else 0
         return self.sequence.num_prompt_tokens - shared, self.sequence.sampling
 
 
 def groups_of(sequences: list[Sequence], *, share: bool, shares_prefixes: bool) -> Iterator[list[SlotRow]]:
-    """Rows that begin alike together, the longest first; those that must get the same answer are one row."""
+    """Yield groups of rows with a common beginning, longest first.
+
+    Rows that must get the same answer become one row.
+    """
     others = {id(lead): rest for lead, *rest in twins(sequences)} if share else {id(s): [] for s in sequences}
     leads = [sequence for sequence in sequences if id(sequence) in others]
     for num_tokens, group in shared_prefixes(leads) if share and shares_prefixes else [(0, leads)]:

@@ -1,7 +1,7 @@
-"""Kernels that give a row the same bits whatever runs beside it, where torch's own do not always.
+"""Kernels that give a row the same bits whatever other rows run beside it, where torch's own do not always.
 
-torch computes element by element in vectors, and what is left at the end of a thread's part one number at a time,
-which for some functions rounds differently. Here every part is whole vectors. Pure functions of tensors.
+torch computes element-wise functions in vectors, and the rest at the end of each thread's part one number at a time,
+which rounds differently for some functions. Here every part is whole vectors. Pure functions of tensors.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from functools import lru_cache
 import torch
 
 LOG2_E = math.log2(math.e)
-VECTORS_BYTES = 128  # torch's loops take two vectors of at most 64 bytes at a time
-GRAIN, GELU_GRAIN = 32768, 0x6000  # elements that torch leaves to one thread; of a gelu all threads share more
-SMALL = 4096  # multiplications; torch gives so small 16-bit products to another kernel
+VECTORS_BYTES = 128  # torch's loops process two vectors of at most 64 bytes at a time
+GRAIN, GELU_GRAIN = 32768, 0x6000  # elements that torch leaves to one thread; above the second all threads share a gelu
+SMALL = 4096  # multiplications; torch uses another kernel for 16-bit products this small
 
 
 @lru_cache(4096)
 def whole_size(num_elements: int, element_bytes: int, num_threads: int) -> int:
-    """The least number of elements, `num_elements` or more, that torch splits among its threads at whole vectors.
+    """Return the least number of elements, `num_elements` or more, that torch splits among threads at whole vectors.
 
     >>> whole_size(64, 4, 2), whole_size(65, 4, 2), whole_size(32800, 4, 2)
     (64, 96, 32832)
@@ -33,12 +33,12 @@ def whole_size(num_elements: int, element_bytes: int, num_threads: int) -> int:
 
 
 def _num_parts(size: int, num_threads: int) -> int:
-    """What torch may divide so many elements by."""
+    """Return what torch may divide `size` elements by."""
     return math.lcm(min(num_threads, -(-size // GRAIN)), num_threads if size > GELU_GRAIN else 1)
 
 
 def by_element(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """An element-wise function of a tensor, in whole vectors on a CPU."""
+    """Apply an element-wise function to a tensor, in whole vectors on a CPU."""
     x = x.contiguous()
     size = whole_size(x.numel(), x.element_size(), torch.get_num_threads()) if x.device.type == "cpu" else x.numel()
     if size == x.numel():
@@ -49,12 +49,15 @@ def by_element(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor
 
 
 def exp_(x: torch.Tensor, scaling: float = 1.0) -> torch.Tensor:
-    """exp(x * scaling), in place, as a power of two: torch's exp is MKL's, eight times as slow where it reaches 0."""
+    """Compute exp(x * scaling) in place, as a power of two.
+
+    torch's own exp is MKL's, which is eight times slower where the result reaches 0.
+    """
     return by_element(torch.exp2_, x.mul_(scaling * LOG2_E))
 
 
 def bmm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Products `[N, M, K] x [N, K, O]`, on the same kernel however small N is."""
+    """Return products `[N, M, K] x [N, K, O]`, on the same kernel however small N is."""
     num_products = left.numel() * right.shape[2]
     if num_products > SMALL or left.dtype == torch.float32 or left.device.type != "cpu":
         return torch.bmm(left, right)

@@ -1,4 +1,4 @@
-"""Makes a network of the engine's own give each row the same bits beside any others, as far as this machine can."""
+"""Make one of the engine's own networks give each row the same bits beside any others, as far as this machine can."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ACTIVATIONS = ("torch.nn.modules.activation", "transformers.activations")
 
 
 class ByElement(nn.Module):
-    """An activation whose results do not depend on where in memory a number stands."""
+    """An activation whose results do not depend on where in memory a number is."""
 
     def __init__(self, activation: nn.Module) -> None:
         super().__init__()
@@ -29,14 +29,17 @@ class ByElement(nn.Module):
 
 
 def fix_bits(network: nn.Module) -> str | None:
-    """Fixes rows of linear layers and activations; why the network's bits depend on the batch, None if they do not."""
+    """Fix rows of linear layers and activations.
+
+    Return why the network's bits depend on the batch, None if they do not.
+    """
     if next(network.parameters()).device.type != "cpu":
         return "kernels of accelerators are not checked"
     problem = None
     for parent, name, layer in list(_children(network)):
         if type(layer).__module__ in ACTIVATIONS:
             setattr(parent, name, ByElement(layer))
-        elif type(layer) in (PackedLinear, nn.Linear, Conv1D):  # Llama 4's router is one too, and gives a pair
+        elif type(layer) in (PackedLinear, nn.Linear, Conv1D):  # not Llama 4's router, which gives a pair
             counts = _counts_of(layer)
             if counts is None:
                 problem = problem or f"products of {name} have no number of rows with the same bits"
@@ -48,7 +51,7 @@ def fix_bits(network: nn.Module) -> str | None:
 
 
 def _computes_by_itself(module: nn.Module) -> bool:
-    """Whether a family's own module multiplies with parameters: routers, experts, recurrent layers."""
+    """Whether a family's own module multiplies with its parameters: routers, experts, recurrent layers."""
     is_known = isinstance(module, (PackedLinear, nn.Linear, Conv1D, nn.Embedding, nn.Conv1d))
     is_norm = "norm" in type(module).__name__.lower()
     return not (is_known or is_norm) and next(module.parameters(recurse=False), None) is not None
@@ -68,7 +71,7 @@ def _counts_of(layer: nn.Module) -> RowCounts | None:
 
 
 def _of_rows_alone(layer: nn.Module) -> Product:
-    """A layer as a function of its rows, also where it adds another tensor to them."""
+    """Return a layer as a function of its rows only, even if it adds another tensor to them."""
     if getattr(layer, "follow", "") != ADD:
         return layer
     outputs = _shape(layer)[1]
@@ -76,7 +79,7 @@ def _of_rows_alone(layer: nn.Module) -> Product:
 
 
 def _shape(layer: nn.Module) -> tuple[int, int, torch.dtype]:
-    """Inputs, outputs, dtype."""
+    """Return inputs, outputs and dtype."""
     if isinstance(layer, PackedLinear):
         return layer.in_features, layer.out_features, layer.weight_packed.dtype
     assert isinstance(layer, (nn.Linear, Conv1D))

@@ -1,4 +1,4 @@
-"""How `continuous` would run rows: by prefills into slots, which others take as soon as they are free."""
+"""How `continuous` would run rows: by prefills into slots, which other rows take as soon as they are free."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from batchgen.records import Sequence
 
 
 def first_window(limits: BatchLimits) -> int:
-    """Rows of the first window: all slots, which fill before the first of them answers."""
+    """Return the rows of the first window: all slots, which fill up before the first row is answered."""
     return limits.num_rows or limits.most_rows
 
 
 class SlotSchedule:
-    """Rows come in by prefills, and leave their slots to others. Shared prefixes are not counted on."""
+    """Rows come in by prefills and leave their slots to others. Does not count on shared prefixes."""
 
     def __init__(self, limits: BatchLimits) -> None:
         self.limits = limits
         self.num_slots = limits.num_rows or limits.most_rows
         self.largest: LargestBatch | None = None
         self._filling: list[Sequence] = []
-        self._most_rows = 1  # that were ever in the slots
+        self._most_rows = 1  # most rows that were ever in the slots
         self._row_steps = self._longest = 0
 
     def plan(self, rows: list[Sequence]) -> Iterator[list[Sequence]]:
@@ -40,7 +40,10 @@ class SlotSchedule:
             yield from (list(islice(filling, size)) for size in plan_prefills(lengths, prefill_rows))
 
     def _fill(self, rows: list[Sequence]) -> None:
-        """The first windows run side by side until the slots are full; then a window's longest rows are together."""
+        """Add a window: the first windows run side by side until slots are full.
+
+        Later ones run their longest rows together.
+        """
         beside = self._filling if len(self._filling) < self.num_slots else []
         self._filling = longest_first([*beside, *rows])[: self.num_slots]
         lengths = [(row.num_prompt_tokens, row.sampling) for row in self._filling]
@@ -51,5 +54,5 @@ class SlotSchedule:
 
     @property
     def decode_work(self) -> int:
-        """A slot never waits while there are rows, but no row ends before its own steps."""
+        """Work of all steps: slots never idle while rows remain, but no run takes fewer steps than its longest row."""
         return self._row_steps + STEP_OVERHEAD * max(self._longest, -(-self._row_steps // self._most_rows))

@@ -1,8 +1,8 @@
-"""Attention of a decode step: each row's query to the pages that it has, and to the prefixes that rows share.
+"""Attention of a decode step: each row's query to its pages, and to the prefixes that rows share.
 
-Every row's weights are taken from its own highest score, and its sums run page by page in the order of its columns, so
-that they do not depend on other rows, on where its pages lie, or on whether its first ones are shared. Pure functions
-of tensors: B rows, H heads over Hkv key-value heads, G = H / Hkv, D head size, U pages.
+Every row's weights are relative to its own highest score, and its sums run page by page in the order of its columns, so
+they do not depend on other rows, on where its pages are, or on whether its first pages are shared. Pure functions of
+tensors: B rows, H heads over Hkv key-value heads, G = H / Hkv, D head size, U pages.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from batchgen.engines.continuous.rowwise import bmm, exp_
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Extras:
-    """What some families do to scores: a soft bound (Gemma 2), sinks `[H]` that take a part of the weight (gpt-oss)."""
+    """What some families do to scores: a soft cap (Gemma 2), or sinks `[H]` that take part of the weight (gpt-oss)."""
 
     softcap: float | None = None
     sinks: torch.Tensor | None = None
@@ -34,7 +34,7 @@ PLAIN = Extras()
 
 
 def extras_of(kwargs: Mapping[str, Any]) -> Extras:
-    """What the arguments of an attention function ask for. Raises NotImplementedError for what is not known here."""
+    """Return what an attention function's arguments ask for. Raises `NotImplementedError` for unsupported ones."""
     if kwargs.get("position_bias") is not None:
         raise NotImplementedError("attention with position_bias")
     softcap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
@@ -43,11 +43,11 @@ def extras_of(kwargs: Mapping[str, Any]) -> Extras:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pages:
-    """The pages of all rows: keys and values `[U, Hkv, PAGE, D]`, as they lie.
+    """The pages of all rows: keys and values `[U, Hkv, PAGE, D]`, not copied.
 
-    Each counts `times`, Q, for so many rows that read it: row_of_page `[U * Q]`; mask `[U * Q, PAGE]` is added to the
-    scores; order `[N]` are the pages that rows read, each row's in the order of its columns, from first `[B]` on. Pages
-    of prefixes count behind these U * Q, row by row.
+    Each page counts Q (`times`) times, once for each row that reads it. row_of_page `[U * Q]` is that row; mask `[U *
+    Q, PAGE]` is added to the scores. order `[N]` are the pages that rows read, each row's in the order of its columns,
+    starting at first `[B]`. Pages of prefixes are numbered after these U * Q, row by row.
     """
 
     keys: torch.Tensor
@@ -61,7 +61,7 @@ class Pages:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PrefixPages:
-    """Columns that rows `[R]` share: keys and values `[Hkv, P, D]`, P whole pages; mask `[R, P]` or None is added."""
+    """Columns that rows `[R]` share: keys and values `[Hkv, P, D]`, P whole pages; mask `[R, P]`, if any, is added."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -80,9 +80,9 @@ def attend(
     extras: Extras = PLAIN,
     scaling: float = 1.0,
 ) -> torch.Tensor:
-    """Attention of one query per row, `[B, Hkv, G, D]`, to its prefix and its own pages: `[B, Hkv, G, Dv]`.
+    """Return the attention of one query per row, `[B, Hkv, G, D]`, to its prefix and own pages: `[B, Hkv, G, Dv]`.
 
-    Scores are scaled with their exponent, where nothing else is done to them.
+    Scaling is part of the exponential, unless something else is done to the scores.
     """
     prefixes = prefixes or []
     if extras is not PLAIN:
@@ -94,7 +94,7 @@ def attend(
     parts = [_parts_of_pages(exp_(scores.sub_(peak.index_select(0, own.row_of_page)), scaling), own)]
     for prefix, its in zip(prefixes, shared, strict=True):
         parts.append(_parts_of_prefix(exp_(its.sub_(peak.index_select(0, prefix.rows)), scaling), prefix))
-    # Page by page in the order that says: its sums of rows begin with their first column.
+    # `order` gives the order of summation: a row's sums begin with its first column.
     table = torch.cat(parts) if prefixes else parts[0]  # [U * Q + …, Hkv, G, Dv + 1]
     sums = embedding_bag(own.order, table.flatten(1), own.first, mode="sum").view(len(query), *table.shape[1:])
     total = sums[..., -1:]
@@ -102,7 +102,7 @@ def attend(
 
 
 def _scores_of_pages(query: torch.Tensor, own: Pages, extras: Extras) -> torch.Tensor:
-    """One product over all pages of all rows, float32."""
+    """Return the scores of all rows' pages in float32, by one product over all pages."""
     queries = query.index_select(0, own.row_of_page)  # [U * Q, Hkv, G, D]
     products = _by_page(queries, own.keys.mT, own.times)
     scores = products if extras.softcap is None else extras.bound(products.float())
@@ -117,13 +117,13 @@ def _scores_of_prefix(query: torch.Tensor, prefix: PrefixPages, extras: Extras) 
 
 
 def _parts_of_pages(weights: torch.Tensor, own: Pages) -> torch.Tensor:
-    """Weights `[U * Q, Hkv, G, PAGE]` times the values of each page, and behind that their total: `[…, Dv + 1]`."""
+    """Multiply weights `[U * Q, Hkv, G, PAGE]` with each page's values; append the weights' total: `[…, Dv + 1]`."""
     sums = _by_page(weights.to(own.values.dtype), own.values, own.times)
     return torch.cat([sums, weights.sum(-1, keepdim=True)], -1)
 
 
 def _parts_of_prefix(weights: torch.Tensor, prefix: PrefixPages) -> torch.Tensor:
-    """The same of weights `[R, Hkv, G, P]`, of each row each page: `[R * P / PAGE, Hkv, G, Dv + 1]`."""
+    """Do the same for weights `[R, Hkv, G, P]` of a prefix, per row and page: `[R * P / PAGE, Hkv, G, Dv + 1]`."""
     parts = []
     for page in prefix.pages:
         its = weights[..., page]
@@ -140,7 +140,7 @@ def _peaks(
     shared: list[torch.Tensor],
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Each row's highest score `[B, Hkv, G, 1]`."""
+    """Return each row's highest score `[B, Hkv, G, 1]`."""
     peaks = scores.amax(-1, keepdim=True)  # [U * Q, Hkv, G, 1]
     index = own.row_of_page.view(-1, 1, 1, 1).expand_as(peaks)
     lowest = scores.new_full((*query.shape[:3], 1), -torch.inf)
@@ -151,9 +151,11 @@ def _peaks(
 
 
 def _by_page(left: torch.Tensor, right: torch.Tensor, times: int) -> torch.Tensor:
-    """Products `[U * Q, Hkv, G, K]` with what is in each page, `[U, Hkv, K, N]`: `[U * Q, Hkv, G, N]`, Q being `times`.
+    """Multiply `[U * Q, Hkv, G, K]` with the contents of each page, `[U, Hkv, K, N]`: `[U * Q, Hkv, G, N]`.
 
-    All that a page is multiplied with in one product of each head where that gives the same bits.
+    Q is `times`.
+
+    All queries of a page are multiplied in one product per head if that gives the same bits.
     """
     pages = right.flatten(0, 1)  # [U * Hkv, K, N]
     if times == 1:
@@ -170,9 +172,9 @@ def _by_page(left: torch.Tensor, right: torch.Tensor, times: int) -> torch.Tenso
 
 
 def _by_row(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Products of rows `[R, Hkv, G, K]` with what they share, `[Hkv, K, N]`: `[R, Hkv, G, N]`, each with its own bits.
+    """Multiply rows `[R, Hkv, G, K]` with what they share, `[Hkv, K, N]`: `[R, Hkv, G, N]`, each with its own bits.
 
-    All rows in one product of each head where that gives the same bits, else a product for each row.
+    All rows are multiplied in one product per head if that gives the same bits, else each row in its own product.
     """
     if agree(left.dtype, left.device.type, left.shape[2], left.shape[3], right.shape[2]):
         return _together(left, right)
@@ -192,9 +194,9 @@ def _apart(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 @lru_cache
 def agree(dtype: torch.dtype, device_type: str, group: int, inner: int, outer: int) -> bool:
-    """Whether products `[G, K] x [K, N]` have the same bits however many rows of G there are in one.
+    """Whether products `[G, K] x [K, N]` have the same bits however many rows share one product.
 
-    In float32 MKL takes other sums below four rows.
+    In float32 MKL sums in a different order below four rows.
     """
     if device_type != "cpu":
         return True

@@ -1,6 +1,6 @@
 """A model whose forwards read and write a slot cache: prefill, prefix and step.
 
-The forward is transformers' own, told by the name of its attention to use ours. Knows nothing of sampling and queues.
+It runs transformers' own forward with our attention, selected by name. Knows nothing of sampling and queues.
 """
 
 from __future__ import annotations
@@ -23,21 +23,24 @@ if TYPE_CHECKING:
 
 
 FEWEST_ROWS = 4  # of a step: oneDNN multiplies 1 and 2 rows 10 to 20% slower
-FEW_TOKENS = 16  # that a step takes in little more time than one: it is reading the weights that takes it
+FEW_TOKENS = 16  # a step takes this many in little more time than one, because reading the weights dominates
 
 
 class SlotModel:
-    """A network of the engine's own (`network.slot_network`), and a slot cache."""
+    """One of the engine's own networks (`network.slot_network`) and its slot cache."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
         self.cache = SlotCache(layer_rules(model.checkpoint.config), model.device)
         self.shares_prefixes = self.cache.states is None  # the state at a prefix's end would have to be copied
         self.row_counts = {module.counts for module in model.network.modules() if isinstance(module, FixedRows)}
-        self._logits: torch.Tensor | None = None  # [most rows so far, V] float32, where the model's own are not
+        self._logits: torch.Tensor | None = None  # [most rows so far, V] float32, if the model's own logits are not
 
     def prefill(self, sequences: Rows[Sequence], slots: Rows[Slot]) -> torch.Tensor:
-        """Fills slots with the tokens of their sequences behind their common prefix: logits `[B, V]` of the last."""
+        """Fill slots with their sequences' tokens after the common prefix.
+
+        Return the logits `[B, V]` of the last token.
+        """
         prefix = slots[0].prefix
         skip = prefix.num_tokens if prefix else 0
         batch = pad(sequences, self.model.checkpoint.pad_token_id, skip=skip)
@@ -46,16 +49,19 @@ class SlotModel:
         return self._forward(replace(batch, attention_mask=torch.cat([before, batch.attention_mask], 1)))  # [B, P + T]
 
     def compute_prefix(self, token_ids: list[int]) -> Prefix:
-        """Keys and values of tokens that rows begin with, for their slots."""
+        """Compute the keys and values of tokens that rows begin with, for their slots."""
         prefix = self.cache.begin_prefix(len(token_ids))
         input_ids = torch.tensor([token_ids])  # [1, P]
         self._forward(Batch((), input_ids, torch.ones_like(input_ids), torch.arange(len(token_ids))[None]))
         return prefix
 
     def step(self, token_ids: list[int], slots: Rows[Slot]) -> torch.Tensor:
-        """Appends a token to each slot, several to one that stands there several times: logits `[B, V]` after each.
+        """Append a token to each slot, several to a slot that appears several times.
 
-        Too few rows are filled up with the last one, of which nothing is kept: a product with so few is slower.
+        Return logits `[B, V]` after each token.
+
+        If there are too few rows, the last one is repeated as filler, of which nothing is kept: so small a product is
+        slower.
         """
         self.cache.begin_step(slots)
         missing = 0 if self.cache.states else max(0, FEWEST_ROWS - len(slots))
@@ -68,11 +74,11 @@ class SlotModel:
         return logits[: len(slots)]
 
     def room_beside(self, num_rows: int) -> int:
-        """How many tokens a step of so many rows can take at little cost, beside one of each row.
+        """Return how many tokens a step can take at little cost, besides one per row.
 
-        Where products run in blocks of rows, those that fill them up.
+        If products run in blocks of rows, these are the tokens that fill up a block.
         """
-        if self.cache.states or num_rows >= FEW_TOKENS:  # states could not be taken back
+        if self.cache.states or num_rows >= FEW_TOKENS:  # states could not be rolled back
             return 0
         num_filled = max(num_rows, FEWEST_ROWS)
         sizes = [counts.filled(num_filled) for counts in self.row_counts if counts.block]
@@ -82,7 +88,7 @@ class SlotModel:
         return self._as_float32(self.model.forward(batch, past_key_values=self.cache)[:, -1])
 
     def _as_float32(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits `[B, V]` in float32; copies go to the same memory at every step, since fresh memory costs more."""
+        """Return logits `[B, V]` in float32, copied to the same memory at every step: fresh memory costs more."""
         if logits.dtype == torch.float32:
             return logits
         if self._logits is None or len(self._logits) < len(logits):

@@ -1,4 +1,4 @@
-"""A row's place in the KV cache, and what one forward needs to know of the places that it fills."""
+"""A row's place in the KV cache, and what one forward needs to know about the places that it fills."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Prefix:
-    """Keys and values of tokens that several rows begin with: one `[Hkv, P, D]` of each a layer."""
+    """Keys and values of tokens that several rows begin with: one `[Hkv, P, D]` of each per layer."""
 
     num_tokens: int
     keys: list[torch.Tensor] = field(default_factory=list)
@@ -27,7 +27,7 @@ class Prefix:
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """A row's place in the cache: how many columns of its own it has, behind which prefix."""
+    """A row's place in the cache: its number of own columns, and the prefix before them."""
 
     prefix: Prefix | None = None
     num_columns: int = 0
@@ -39,14 +39,14 @@ class Slot:
 
 @dataclass(slots=True)
 class Held:
-    """A slot's pages, in the order of its columns; `num_gone` in front of them were given back."""
+    """A slot's pages, in the order of its columns; `num_gone` pages before them were freed."""
 
     num_gone: int
     pages: list[int] = field(default_factory=list)
 
     @property
     def end(self) -> int:
-        """The column behind the last page."""
+        """The column after the last page."""
         return (self.num_gone + len(self.pages)) * PAGE
 
     def page_of(self, column: int) -> int:
@@ -54,7 +54,7 @@ class Held:
 
 
 def newest(slots: Rows[Slot]) -> list[int]:
-    """The position of each slot's last token; one that stands there n times has its last n.
+    """Return the position of each slot's last token; for a slot that appears n times, its last n positions.
 
     >>> newest([Slot(num_columns=3), slot := Slot(num_columns=9), slot])
     [2, 7, 8]
@@ -71,12 +71,12 @@ def newest(slots: Rows[Slot]) -> list[int]:
 class PrefillView:
     """A forward over left-padded prompts: where each column that is kept goes. Or one that `computes` a prefix.
 
-    `layout` is how its rows lie from their own starts.
+    `layout` lays out its rows from their own starts.
     """
 
     layout: RowLayout
     prefix: Prefix | None
-    real: torch.Tensor | None  # [N], those of the batch's B * T columns, row by row
+    real: torch.Tensor | None  # [N], indices into the batch's B * T columns, row by row
     page: torch.Tensor | None  # [N]
     column: torch.Tensor | None  # [N]
     computes: Prefix | None = None
@@ -84,11 +84,11 @@ class PrefillView:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepView:
-    """A forward of tokens, each a row of its own: where it goes, and which row each page belongs to.
+    """A forward of single tokens, one per row: where each goes, and which row each page belongs to.
 
-    A slot may have up to Q tokens in it, `times`; each page then counts Q times, once for each of them. `order` are the
-    pages that rows read, each row's in the order of its columns, from `first` on. Numbers from U * Q on are pages of
-    prefixes: those of the first one for each of its rows, then the next one's.
+    A slot may get up to Q tokens (`times`); each page then counts Q times, once for each of them. `order` are the pages
+    that rows read, each row's in the order of its columns, starting at `first`. Numbers from U * Q on are pages of
+    prefixes: those of the first prefix for each of its rows, then the next prefix's.
     """
 
     page: torch.Tensor  # [B]
@@ -103,10 +103,12 @@ class StepView:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SharedPrefix:
-    """A prefix that a step's `rows` read together, from column `first` on, where a page begins; `index` `[R]` are they.
+    """A prefix that a step reads for `rows`, from column `first` on, where a page begins.
 
-    mask `[R, P - first]` is added to the scores: 0, or the least float32 where a window has left a column behind; None
-    where each row sees all.
+    `index` `[R]` holds the same rows.
+
+    mask `[R, P - first]` is added to the scores: 0, or the lowest float32 for columns outside a row's window; None if
+    each row sees all.
     """
 
     prefix: Prefix
@@ -121,7 +123,7 @@ class SharedPrefix:
 
 
 def by_prefix(slots: Rows[Slot], rule: LayerRule, device: torch.device) -> list[SharedPrefix]:
-    """Prefixes that a step's rows see, each with its rows; a slot's last columns are the queries' own."""
+    """Return the prefixes that a step's rows see, each with its rows; a slot's last columns are the queries' own."""
     rows: dict[Prefix, list[int]] = {}
     for row, slot in enumerate(slots):
         if slot.prefix:
@@ -139,7 +141,7 @@ def by_prefix(slots: Rows[Slot], rule: LayerRule, device: torch.device) -> list[
 
 
 def _windowed(prefix: Prefix, seeing: list[tuple[int, int]], device: torch.device) -> SharedPrefix:
-    """The rows that see something of a prefix, each with the first column that it sees."""
+    """Return the rows that see part of a prefix, given with the first column that each one sees."""
     rows = [row for row, _ in seeing]
     index = torch.tensor(rows, device=device)
     firsts = [first for _, first in seeing]
