@@ -1,7 +1,7 @@
 """lm-evaluation-harness on batchgen: `python -m batchgen.lm_eval --model batchgen --model_args pretrained=…`.
 
 Registers the model `batchgen`, then runs lm-eval's own command line. Token ids, windows and stops are those of
-lm-eval's `hf` model, so that both give the same numbers; which rows run together is decided by batchgen.
+lm-eval's `hf` model, so that both give the same numbers; batchgen decides which rows run together.
 """
 
 from __future__ import annotations
@@ -49,21 +49,21 @@ except ModuleNotFoundError as missing:
         sys.exit(f"error: {line}")
     raise ModuleNotFoundError(line, name=missing.name) from None
 
-LONGEST = 2048  # tokens, as lm-eval has it, of a model that sets no limit
-MOST_NEW_TOKENS = 256  # as lm-eval has it, where a task does not say
-# What a task may say of how tokens are chosen; the first ones have an effect only where it samples.
+LONGEST = 2048  # tokens, for a model without a limit; lm-eval's default
+MOST_NEW_TOKENS = 256  # if a task does not set it; lm-eval's default
+# What a task may set for choosing tokens; the first group only has an effect if the task samples.
 SAMPLED = {"temperature", "top_k", "top_p", "min_p", "seed"}
 CHOOSING = {"repetition_penalty", "min_new_tokens", "no_repeat_ngram_size"}
 Scored = tuple[float, bool]
-Pair = tuple[Any, list[int], list[int]]  # what lm-eval calls a request, and the tokens of context and continuation
+Pair = tuple[Any, list[int], list[int]]  # lm-eval's key for a request, and the tokens of context and continuation
 
 
 @register_model("batchgen")
 class EvaluatedModel(TemplateLM):
-    """A model that lm-eval asks. Its engines are made when a task first needs them.
+    """A model for lm-eval. Its engines are created when a task first needs them.
 
-    `--batch_size` 1, lm-eval's default, leaves the number of rows to batchgen; more is an upper bound. No score depends
-    on it. Raises `BatchgenError` for what batchgen cannot do.
+    `--batch_size` 1, lm-eval's default, leaves the number of rows to batchgen; a larger number is an upper bound. No
+    score depends on it. Raises `BatchgenError` for what batchgen does not support.
     """
 
     def __init__(
@@ -115,14 +115,14 @@ class EvaluatedModel(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What a text without a context is scored behind."""
+        """The token that stands in for a missing context."""
         if self._prefix_token_id is not None:
             return self._prefix_token_id
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else int(bos)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
-        """As `hf` encodes: with BOS where the tokenizer or `add_bos_token` adds it, and never twice."""
+        """Encode as `hf` does: with BOS if the tokenizer or `add_bos_token` adds it, and never twice."""
         if add_special_tokens is None and string.startswith(self.checkpoint.codec.decode([self.prefix_token_id])):
             add_special_tokens = False
         chosen = self.add_bos_token if add_special_tokens is None else add_special_tokens
@@ -140,7 +140,7 @@ class EvaluatedModel(TemplateLM):
     # Scores.
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """The sum over all windows of each text."""
+        """Return each text's log-likelihood, summed over all of its windows."""
         windows = [
             [(None, *make_disjoint_window(window)) for window in self._windows(*request.args)] for request in requests
         ]
@@ -156,7 +156,7 @@ class EvaluatedModel(TemplateLM):
         )
 
     def _loglikelihood_tokens(self, requests: list[Pair], disable_tqdm: bool = False, **_: object) -> list[Scored]:
-        """Requests with the same context are the choices of one row, whose prompt is computed once."""
+        """Score requests with the same context as the choices of one row, whose prompt is computed once."""
         rows: dict[tuple[int, ...], list[int]] = {}
         for place, (_text, context, _continuation) in enumerate(requests):
             rows.setdefault(tuple(context), []).append(place)
@@ -176,7 +176,7 @@ class EvaluatedModel(TemplateLM):
         return Sequence(Request(index, str(index), "", scored="choices"), 0, list(longest.fed), passages=passages)
 
     def _passage(self, context: list[int], continuation: list[int]) -> Passage:
-        """What is too long loses the context's beginning."""
+        """Return the passage; if it is too long, the context loses its beginning."""
         if not 0 < len(continuation) <= self.max_length:
             raise UsageError(f"a continuation has {len(continuation)} tokens: 1 to {self.max_length} can be scored")
         whole = tuple([*context, *continuation][-(self.max_length + 1) :])
@@ -185,7 +185,7 @@ class EvaluatedModel(TemplateLM):
     # Texts.
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """What follows each context, up to the first of its stops."""
+        """Generate the text after each context, up to its first stop."""
         rows = [self._prompted_row(index, *request.args) for index, request in enumerate(requests)]
         texts: dict[int, str] = {}
         for row in self._finish("text", rows, len(requests), disable_tqdm):
@@ -216,7 +216,7 @@ class EvaluatedModel(TemplateLM):
         return open_chat(self.checkpoint, ChatOptions(template=template, arguments=self._chat_arguments), say=_say)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The template that `--apply_chat_template` asks for, by name or the model's own."""
+        """Return the template that `--apply_chat_template` selects, by name or the model's own."""
         if not chat_template:
             return None
         if isinstance(chat_template, str):
@@ -230,7 +230,7 @@ class EvaluatedModel(TemplateLM):
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The rendered conversation. A template that refuses a system message gets the others."""
+        """Render a conversation. If the template rejects system messages, they are left out."""
         messages = tuple(Message(turn["role"], turn["content"]) for turn in chat_history)
         conversation = Conversation(
             messages, add_generation_prompt=add_generation_prompt, continue_final_message=not add_generation_prompt
@@ -245,7 +245,7 @@ class EvaluatedModel(TemplateLM):
             return self._chat.template.render(replace(conversation, messages=others))
 
     def _finish(self, kind: str, rows: Iterable[Sequence], number: int, is_quiet: bool) -> Iterator[Sequence]:
-        """Every row, as it is finished. Raises `ModelError` for one that fails: lm-eval has no place for it."""
+        """Yield every row when it is finished. Raises `ModelError` if one fails: lm-eval has no place for errors."""
         make = make_scoring_engine if kind == "scoring" else make_engine
         engine = self._engines[kind] = self._engines.get(kind) or make(self.model, self._options, say=_say)
         with tqdm(total=number, disable=is_quiet, desc=f"batchgen: {kind}") as bar:
@@ -256,12 +256,12 @@ class EvaluatedModel(TemplateLM):
                 yield row
 
     def get_model_info(self) -> dict[str, Any]:
-        """What lm-eval notes of the model in its results."""
+        """Return what lm-eval records about the model in its results."""
         return {"model_num_parameters": self.model.network.num_parameters(), "model_dtype": self.model.dtype_name}
 
 
 def _scores(row: Sequence) -> Iterator[Scored]:
-    """Of each passage the sum, in double precision, and whether each of its tokens is the likeliest."""
+    """Yield for each passage the sum of its log-probabilities (float64), and whether all tokens are the likeliest."""
     for place, passage in enumerate(row.passages):
         found = row.scores[place]
         is_greedy = all(entry.top[0][0] == token for entry, token in zip(found, passage.scored, strict=True))
@@ -269,12 +269,12 @@ def _scores(row: Sequence) -> Iterator[Scored]:
 
 
 def _device(asked: str | None) -> str:
-    """lm-eval's default is `cuda:0`, also where there is none."""
+    """Return the device; lm-eval's default is `cuda:0` even on machines without one."""
     return "auto" if asked in (None, "cuda:0") else str(asked)
 
 
 def _most_rows(batch_size: int | str | None, max_batch_size: int | None) -> int | None:
-    """The upper bound that somebody asked for."""
+    """Return the upper bound that the user asked for."""
     asked = str(batch_size or "auto").partition(":")[0]
     if asked in ("auto", "1"):
         return max_batch_size
@@ -288,7 +288,7 @@ def _say(text: str) -> None:
 
 
 def main() -> None:
-    """lm-eval's command line, which knows the model `batchgen` too."""
+    """Run lm-eval's command line with the model `batchgen` registered."""
     try:
         cli_evaluate()
     except (BatchgenError, FieldError, TokenizerFailure) as error:

@@ -1,7 +1,7 @@
 """States of rows in slots: what convolutions and recurrent layers keep instead of keys and values.
 
-A state is as large for a long row as for a short one. The layers are those of transformers' linear attention caches:
-a family's own forward reads and changes them. Knows nothing of pages.
+A state has the same size for long and short rows. The layers are those of transformers' linear attention caches: a
+family's own forward reads and changes them. Knows nothing of pages.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 from batchgen.engines.continuous.layer import SlotLayer
 from batchgen.engines.continuous.slots import Slot
 
-# A part of the rows, and which of its rows are meant.
+# A part of the rows, and which of its rows to take.
 Picked = tuple[int, list[int]]
 
 
 @dataclass(slots=True)
 class States:
-    """What one layer keeps of some rows: last inputs of convolutions `[R, C, K]`, recurrent states `[R, …]`."""
+    """What one layer keeps for some rows: last inputs of convolutions `[R, C, K]`, and recurrent states `[R, …]`."""
 
     convs: dict[int, torch.Tensor] = field(default_factory=dict)
     recurrent: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -35,10 +35,10 @@ class States:
 
 
 class StatePool:
-    """Which slots' states lie where, in all layers that keep any.
+    """Which slots' states are where, in all layers that keep any.
 
-    Rows that a prefill fills make a part of their own. A step takes all open rows as one part, in its own order, and
-    its forward changes them in place: a closed slot's rows are not in it, and nothing of them is read again.
+    Rows that a prefill fills form their own part. A step merges all open rows into one part, in its own order, and its
+    forward changes them in place: rows of closed slots are not in it and are never read again.
     """
 
     def __init__(self) -> None:
@@ -53,12 +53,12 @@ class StatePool:
         return sum(layer.state_bytes for layer in self.layers)
 
     def begin_prefill(self, slots: Rows[Slot], attention_mask: torch.Tensor) -> None:
-        """The next forward fills new `slots` from a left-padded batch, mask `[B, T]`."""
+        """Begin a prefill: the forward fills new `slots` from a left-padded batch, mask `[B, T]`."""
         self._open.update(slots)
         self._begin(self._add_part(slots), attention_mask.bool()[:, None])
 
     def begin_step(self, slots: Rows[Slot]) -> None:
-        """The next forward changes the states of `slots`, all that are open."""
+        """Begin a step: the forward changes the states of `slots`, which must be all open slots."""
         self._is_stepping = True
         if list(self._parts.values()) != [list(slots)]:
             self._join(slots)
@@ -68,7 +68,7 @@ class StatePool:
         self._is_stepping = False
 
     def undo_step(self) -> bool:
-        """Whether the states are still those from before a step that failed; if not they are all gone."""
+        """Whether the states are still those from before a step that failed; if not, all of them are dropped."""
         is_intact = not self._is_stepping
         self._is_stepping = False
         if not is_intact:
@@ -77,7 +77,7 @@ class StatePool:
         return is_intact
 
     def close(self, slot: Slot) -> None:
-        """The slot's states are read no more; they go with the next step, or at once where no slot is open."""
+        """Stop reading a slot's states; they are freed with the next step, or at once if no slot is open."""
         self._open.discard(slot)
         if not self._open:
             self._join([])
@@ -92,7 +92,7 @@ class StatePool:
             layer.begin(part, real)
 
     def _join(self, slots: Rows[Slot]) -> None:
-        """Makes one part of these slots, in this order; what others had goes."""
+        """Merge the states of these slots into one part, in this order, and drop all others."""
         places = {slot: (part, row) for part, its in self._parts.items() for row, slot in enumerate(its)}
         runs = groupby((places[slot] for slot in slots), key=lambda place: place[0])
         picked = [(part, [row for _, row in run]) for part, run in runs]
@@ -103,26 +103,26 @@ class StatePool:
 
 
 class StateLayer(LinearAttentionCacheLayerMixin):  # type: ignore[misc]
-    """One layer's states; `conv_states` and `recurrent_states`, which transformers reads, are those of one part."""
+    """One layer's states; transformers reads `conv_states` and `recurrent_states`, which are those of one part."""
 
     def __init__(self, number_of_states: int = 1) -> None:
         LinearAttentionCacheLayerMixin.__init__(self, number_of_states)
         self._parts: dict[int, States] = {}
-        self._real: torch.Tensor | None = None  # [B, 1, T] of a prefill in hand: false at its pads
+        self._real: torch.Tensor | None = None  # [B, 1, T] of the current prefill: false at its pads
 
     @property
     def state_bytes(self) -> int:
         return sum(part.num_bytes for part in self._parts.values())
 
     def begin(self, part: int, real: torch.Tensor | None) -> None:
-        """The next forward makes a part's states, from columns that are `real`; or it reads and changes them."""
+        """Begin a forward that creates a part's states from `real` columns, or with None reads and changes them."""
         states = self._parts.setdefault(part, States())
         self._real = real
         self.conv_states, self.recurrent_states = states.convs, states.recurrent
         self.has_previous_state = dict.fromkeys(range(self.number_of_states), real is None)
 
     def join(self, picked: list[Picked], joined: int | None) -> None:
-        """Makes one part of rows of others, and forgets all else."""
+        """Build one part from the picked rows of other parts, and drop everything else."""
         self.conv_states, self.recurrent_states = {}, {}
         chosen = [(self._parts[part], rows) for part, rows in picked]
         self._parts = {}
@@ -133,14 +133,14 @@ class StateLayer(LinearAttentionCacheLayerMixin):  # type: ignore[misc]
             )
 
     def lazy_initialization(self, *_: Any, **__: Any) -> None:
-        """There is nothing to prepare: states are made by the first forward of their rows."""
+        """Prepare nothing: the first forward of a part's rows creates its states."""
 
     def update_conv_state(
         self, conv_states: torch.Tensor, state_idx: int = 0, conv_kernel_size: int | None = None, **_: Any
     ) -> torch.Tensor:
-        """Keeps the last K of inputs `[B, C, T]`, those before them included; gives back all that there are.
+        """Keep the last K of inputs `[B, C, T]`, including those before them; return all of them.
 
-        Pads of a prefill become zeros, which is what a convolution sees in front of a row alone.
+        Pads of a prefill become zeros, which is what a convolution sees in front of a row that runs alone.
         """
         if self._real is None:
             before = self.conv_states[state_idx]
@@ -153,17 +153,17 @@ class StateLayer(LinearAttentionCacheLayerMixin):  # type: ignore[misc]
         return full
 
     def update_recurrent_state(self, recurrent_states: torch.Tensor, state_idx: int = 0, **_: Any) -> torch.Tensor:
-        """Keeps states `[B, …]` as they are after the last column."""
+        """Keep states `[B, …]` as they are after the last column."""
         if self._real is None:
             kept = recurrent_states.to(self.recurrent_states[state_idx].dtype)
         else:
-            kept = recurrent_states.clone()  # it may be a small part of what a prefill has made
+            kept = recurrent_states.clone()  # a copy: it may be a small view of a large tensor
         self.recurrent_states[state_idx] = kept
         return kept
 
 
 class StateAndSlotLayer(StateLayer, SlotLayer):
-    """A layer that attends and has a state beside it (Falcon-H1, Zamba 2)."""
+    """A layer that has both attention and a state (Falcon-H1, Zamba 2)."""
 
     def __init__(self, pool: Any, index: int, number_of_states: int = 1) -> None:
         SlotLayer.__init__(self, pool, index)
@@ -174,7 +174,7 @@ class StateAndSlotLayer(StateLayer, SlotLayer):
 
 
 def _without_pads(inputs: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """The inputs `[B, C, T]`, or the last of them, with zeros where `[B, 1, T]` says that there are pads."""
+    """Return inputs `[B, C, T]`, with zeros where the last columns of `real` `[B, 1, T]` are pads."""
     num_columns = min(inputs.shape[-1], real.shape[-1])
     if bool(real[..., -num_columns:].all()):
         return inputs
@@ -183,7 +183,7 @@ def _without_pads(inputs: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
 
 
 def _rows_of(parts: list[tuple[torch.Tensor, list[int]]]) -> torch.Tensor:
-    """Rows of several tensors, one behind the other; a tensor that is wanted whole is not copied."""
+    """Concatenate rows of several tensors; a tensor that is taken as a whole is not copied."""
     picked = [
         state if rows == list(range(len(state))) else state[torch.tensor(rows, device=state.device)]
         for state, rows in parts

@@ -1,4 +1,4 @@
-"""What a step writes and reads, of all rows' pages: made anew for each step, once for all layers with one rule."""
+"""What a step writes and reads in all rows' pages: built for each step, once for all layers with the same rule."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from batchgen.engines.continuous.slots import Held, SharedPrefix, Slot, StepView
 if TYPE_CHECKING:
     from batchgen.model.layer_rules import LayerRule
 
-HIDDEN = torch.finfo(torch.float32).min  # added to the score of a column that holds nothing; -inf - -inf would be NaN
+HIDDEN = torch.finfo(torch.float32).min  # added to the score of a hidden column; not -inf, as -inf - -inf is NaN
 
 
 def step_view(slots: Rows[Slot], held: Mapping[Slot, Held], mask: torch.Tensor, rule: LayerRule) -> StepView:
-    """The view of a step that fills the last columns of slots, n of one that stands there n times.
+    """Return the view of a step that fills the last column of each slot, or the last n of one that appears n times.
 
-    mask `[U, PAGE]`, in which these columns are still hidden, shows them from now on.
+    mask `[U, PAGE]`, in which these columns are still hidden, is changed to show them.
     """
-    queries: dict[Slot, list[int]] = {}  # of each slot, in the order of its columns
+    queries: dict[Slot, list[int]] = {}  # the rows of each slot, in the order of its columns
     for row, slot in enumerate(slots):
         queries.setdefault(slot, []).append(row)
     times = max(map(len, queries.values()))
     columns = [position - _skipped(slot) for slot, position in zip(slots, newest(slots), strict=True)]
-    row_of_page = [0] * (len(mask) * times)  # a free page counts as row 0's, which its mask hides
+    row_of_page = [0] * (len(mask) * times)  # a free page counts as row 0's; its mask hides it
     for slot, its in queries.items():
         for page in held[slot].pages:
             row_of_page[page * times : (page + 1) * times] = _filled(its, times)
@@ -44,7 +44,7 @@ def step_view(slots: Rows[Slot], held: Mapping[Slot, Held], mask: torch.Tensor, 
         [page for its in read for page in its],
         [0, *accumulate(len(its) for its in read[:-1])],
     )
-    # All at once, which a device is slow at.
+    # In one transfer, because transfers to a device are slow.
     sent = torch.tensor([number for part in parts for number in part], dtype=torch.int64, device=mask.device)
     page, column, rows, order, first = sent.split([len(part) for part in parts])  # type: ignore[no-untyped-call]
     mask[page, column] = 0
@@ -54,7 +54,7 @@ def step_view(slots: Rows[Slot], held: Mapping[Slot, Held], mask: torch.Tensor, 
 
 
 def _skipped(slot: Slot) -> int:
-    """Tokens in front of a slot's own columns."""
+    """Return the number of tokens before a slot's own columns."""
     return slot.num_tokens - slot.num_columns
 
 
@@ -63,7 +63,7 @@ def _filled(rows: list[int], times: int) -> list[int]:
 
 
 def _before(prefixes: list[SharedPrefix], num_rows: int, end: int) -> list[list[int]]:
-    """The pages of prefixes that each row reads, numbered from `end` on as `StepView` says."""
+    """Return the prefix pages that each row reads, numbered from `end` on as `StepView` describes."""
     before: list[list[int]] = [[] for _ in range(num_rows)]
     for shared in prefixes:
         for row in shared.rows:
@@ -73,7 +73,7 @@ def _before(prefixes: list[SharedPrefix], num_rows: int, end: int) -> list[list[
 
 
 def _of_each_query(mask: torch.Tensor, times: int, unseen: list[tuple[int, int]]) -> torch.Tensor:
-    """The mask `[U * Q, PAGE]` of each page for each of a slot's queries, some of whose columns are `unseen`."""
+    """Return the mask `[U * Q, PAGE]` of each page for each of a slot's queries, with the `unseen` columns hidden."""
     mask = mask.repeat_interleave(times, 0)
     if unseen:
         pages, columns = zip(*unseen, strict=True)
@@ -84,9 +84,9 @@ def _of_each_query(mask: torch.Tensor, times: int, unseen: list[tuple[int, int]]
 def _unseen(
     queries: Mapping[Slot, list[int]], columns: list[int], held: Mapping[Slot, Held], times: int, rule: LayerRule
 ) -> list[tuple[int, int]]:
-    """Columns that some query of a slot sees and another does not, as places in the latter's mask.
+    """Return columns that one query of a slot sees and another does not, as places in the latter's mask.
 
-    Those are the columns behind it, and what its window has left behind since the first query.
+    These are the columns after a query's own, and those that its window has left behind since the first query.
     """
     unseen = []
     for slot, its in queries.items():

@@ -1,4 +1,4 @@
-"""Decoder layers of few operations: what a layer computes, seen at its modules, its cache and its attention.
+"""Decoder layers with few operations: what a layer computes is observed at its modules, its cache and its attention.
 
-Knows no family by name. What a watched layer does not confirm is left as transformers wrote it.
+Knows no family by name. A layer that observation does not confirm stays as transformers wrote it.
 """

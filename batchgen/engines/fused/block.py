@@ -1,6 +1,6 @@
-"""A decoder layer as few operations: norm, one product for query, key and value, attention, norm, MLP.
+"""A decoder layer with few operations: norm, one product for query, key and value, attention, norm, MLP.
 
-Knows the cache that the slots keep, and no family.
+Knows the slots' cache, and no model family.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from batchgen.engines.continuous.slot_attention import Extras
 
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
-    """How a layer attends: the number of its cache, heads of queries and of keys, scaling and extras."""
+    """How a layer attends: its index in the cache, numbers of query and key heads, scaling and extras."""
 
     index: int
     queries: int
@@ -27,14 +27,17 @@ class AttentionPlan:
 
 
 class Rotary:
-    """Cosines and sines of the forward in hand, as a block multiplies with them; one for all blocks of a network."""
+    """Cosines and sines of the current forward, in the form that blocks multiply with; shared by a network's blocks."""
 
     def __init__(self) -> None:
         self._given: tuple[torch.Tensor, torch.Tensor] | None = None
         self._made: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def tables(self, given: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """`[B, T, 1, D]` of `[B, T, D]`; the sines of a rotated half with its sign."""
+        """Return tables `[B, T, 1, D]` from cosines and sines `[B, T, D]`.
+
+        The sines carry the sign of the rotated half.
+        """
         if self._made is None or self._given is None or self._given[0] is not given[0]:
             cosines, sines = given
             half = sines.shape[-1] // 2
@@ -44,29 +47,32 @@ class Rotary:
 
 
 class Block(nn.Module):
-    """A decoder layer. Parts that a layer does not have are None."""
+    """A decoder layer. Parts that the layer does not have are None."""
 
-    sees_last_only = False  # the last one: only the last column goes on to the MLP
+    sees_last_only = False  # True for the last layer: only the last column goes on to the MLP
 
     def __init__(self, heads: AttentionPlan, rotary: Rotary | None) -> None:
         super().__init__()
         self.heads = heads
         self.rotary = rotary
         self.norm: nn.Module
-        self.mixed: nn.Module  # queries, keys and values side by side
+        self.mixed: nn.Module  # query, key and value projections side by side
         self.norm_queries: nn.Module | None = None
         self.norm_keys: nn.Module | None = None
         self.out: nn.Module
         self.norm_out: nn.Module | None = None
         self.norm_inner: nn.Module
-        self.up: nn.Module  # with `gated`, a gate and what it lets through side by side
+        self.up: nn.Module  # with `gated`, the gate and up projections side by side
         self.gated: nn.Module | None = None  # the gate's activation
         self.down: nn.Module
         self.norm_down: nn.Module | None = None
         self.gives_tuple = False
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """hidden_states `[B, T, E]`, and what transformers hands to a layer; the cache and the positions are of use."""
+        """Take hidden_states `[B, T, E]` and what transformers passes to a layer.
+
+        Only the cache and positions are used.
+        """
         cache = next(value for value in (*kwargs.values(), *args) if isinstance(value, Cache))
         found = self._attend(self.norm(hidden_states), cache, kwargs.get("position_embeddings")).flatten(2)
         columns = found.shape[1]
@@ -78,13 +84,13 @@ class Block(nn.Module):
             gate, through = inner.chunk(2, -1)
             inner = self.gated(gate).mul_(through)
         hidden = _added(self.down, inner, self.norm_down, hidden)
-        hidden = hidden.expand(-1, columns, -1)  # of no use to the others
+        hidden = hidden.expand(-1, columns, -1)  # the other columns are never read
         return (hidden,) if self.gives_tuple else hidden
 
     def _attend(
         self, x: torch.Tensor, cache: Cache, positions: tuple[torch.Tensor, torch.Tensor] | None
     ) -> torch.Tensor:
-        """`[B, T, H, Dv]`."""
+        """Return the attention `[B, T, H, Dv]`."""
         its = self.heads
         mixed = self.mixed(x).unflatten(-1, (its.queries + 2 * its.keys, -1))  # [B, T, H + 2 Hkv, D]
         turned, values = mixed[:, :, : -its.keys], mixed[:, :, -its.keys :]
@@ -100,9 +106,9 @@ class Block(nn.Module):
 
 
 def _turn(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
-    """Heads `[B, T, N, D]` turned by their positions, in halves (arXiv:2104.09864).
+    """Rotate heads `[B, T, N, D]` by their positions, in halves (arXiv:2104.09864).
 
-    Not by `addcmul`, which rounds by where in memory a number stands.
+    Does not use `addcmul`, whose rounding depends on where in memory a number is.
     """
     half = x.shape[-1] // 2
     swapped = torch.cat([x[..., half:], x[..., :half]], -1)

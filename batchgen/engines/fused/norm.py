@@ -1,4 +1,4 @@
-"""Norms in few operations."""
+"""Norms with few operations."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import nn
 
 
 class FusedNorm(nn.Module):
-    """RMS norm (arXiv:1910.07467) by torch's layer norm, which is one pass where that is eight.
+    """RMS norm (arXiv:1910.07467) by torch's layer norm: one pass over memory instead of eight.
 
-    Of x and -x side by side the mean is 0, and the variance the mean square of x.
+    The mean of x and -x side by side is 0, and the variance is the mean square of x.
     """
 
     def __init__(self, weight: torch.Tensor, eps: float) -> None:
-        """weight `[E]`, in float32."""
+        """Take weight `[E]`, in float32."""
         super().__init__()
         self.eps = eps
         self.size = len(weight)
@@ -30,7 +30,10 @@ class FusedNorm(nn.Module):
 
 
 def fused_norm(module: nn.Module) -> nn.Module | None:
-    """The same function in few operations: torch's layer norm itself, an RMS norm fused; None for what is neither."""
+    """Return the same function with few operations: torch's layer norm itself, or a fused RMS norm.
+
+    None for anything else.
+    """
     if type(module) is nn.LayerNorm:
         return module
     weight = getattr(module, "weight", None)
@@ -44,7 +47,7 @@ _forms: dict[tuple[type, frozenset[float]], tuple[float, float] | None] = {}
 
 
 def _form(kind: type, numbers: frozenset[float], module: nn.Module) -> tuple[float, float] | None:
-    """What such a norm adds to its weight (Gemma's add 1), and its epsilon; None where it is no RMS norm."""
+    """Return what such a norm adds to its weight (Gemma's adds 1), and its epsilon; None if it is not an RMS norm."""
     if (kind, numbers) not in _forms:
         _forms[kind, numbers] = next((form for form in product((0.0, 1.0), numbers) if _fits(module, *form)), None)
     return _forms[kind, numbers]
@@ -54,6 +57,6 @@ def _fits(module: nn.Module, offset: float, eps: float) -> bool:
     wide = copy.deepcopy(module).float()
     weight = cast("torch.Tensor", wide.weight).detach()
     x = torch.randn(4, len(weight), generator=torch.Generator().manual_seed(0)).to(weight.device)
-    x = torch.cat([x, 1e-2 * x])  # where eps counts, too
+    x = torch.cat([x, 1e-2 * x])  # also values so small that eps matters
     with torch.inference_mode():
         return torch.allclose(FusedNorm(weight + offset, eps)(x), wide(x), rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Products of a decoder layer: linear layers side by side, and what is done to their sum while it is at hand."""
+"""Products of a decoder layer: linear layers side by side, and the operation fused with their result."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-# What a product may be followed by, as oneDNN names it: an activation, or another tensor of its shape.
+# The operations that may follow a product, by oneDNN's names: an activation, or adding another tensor of its shape.
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "swish": F.silu,
     "gelu tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -22,7 +22,7 @@ ADD = "add"
 class Product(nn.Module):
     """Linear layers of one input side by side, `[…, I]` -> `[…, O]`; `follow` is an activation, or adds `other`.
 
-    Computed one by one here; `linear` packs them as one.
+    Here they are computed one by one; `linear` packs them into one.
     """
 
     def __init__(self, layers: Sequence[nn.Module], follow: str = "") -> None:
@@ -42,7 +42,7 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def activation_name(module: nn.Module) -> str | None:
-    """Which of `ACTIVATIONS` a module computes."""
+    """Return which of `ACTIVATIONS` a module computes; None if it computes none of them."""
     x = torch.linspace(-8, 8, 201)
     made = module(x)
     return next((name for name, function in ACTIVATIONS.items() if torch.allclose(function(x), made, atol=1e-5)), None)

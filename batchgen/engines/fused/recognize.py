@@ -1,4 +1,4 @@
-"""Tells from a layer at work whether it is a block, part by part, and tries the block on what the layer was given."""
+"""Recognize, part by part, whether a watched layer is a block, and try the block on the same inputs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from batchgen.engines.fused.product import ADD, Product, activation_name, is_lin
 from batchgen.engines.fused.watch import Call, LayerAtWork, WatchedLayer, watch
 from batchgen.model import Model
 
-# How far from the layer's own numbers a block's may lie, as a part of the largest: what rounding explains.
+# Maximum difference between a block's and the layer's own numbers, relative to the largest: the effect of rounding.
 TOLERANCE, TOLERANCE_16_BIT = 1e-4, 0.03
 
 
 def fuse_layers(model: Model) -> int:
-    """Puts blocks in the place of a network's decoder layers that they compute the same as; how many."""
+    """Replace a network's decoder layers with blocks that compute the same; return how many were replaced."""
     rotary, blocks = Rotary(), dict[nn.Module, Block]()
     for seen in watch(model):
         block = recognize(seen, rotary)
@@ -34,7 +34,7 @@ def fuse_layers(model: Model) -> int:
 
 
 def recognize(seen: LayerAtWork, rotary: Rotary) -> Block | None:
-    """The block that a layer may be; None where its parts are others."""
+    """Return the block that a layer may be; None if it has different parts."""
     if seen.query is None or seen.keys is None or seen.index is None or seen.made is None or seen.found is None:
         return None
     heads = AttentionPlan(seen.index, seen.query.shape[1], seen.keys.shape[1], seen.scaling, seen.extras)
@@ -82,25 +82,25 @@ def _mlp_parts(block: Block, seen: LayerAtWork) -> bool:
 
 
 def _norms_of(calls: list[Call]) -> dict[Call, nn.Module]:
-    """The calls of norms, each with the norm in few operations."""
+    """Return the calls of norms, each with its equivalent of few operations."""
     found = ((call, fused_norm(call.module)) for call in calls if not is_linear(call.module))
     return {call: norm for call, norm in found if norm is not None}
 
 
 def _is(found: torch.Tensor, wanted: torch.Tensor) -> bool:
-    """Whether they are the same tensor, or views of it."""
+    """Whether two tensors are the same, or views of the same memory."""
     return found.shape == wanted.shape and found.data_ptr() == wanted.data_ptr()
 
 
 def _is_same(block: Block, seen: LayerAtWork) -> bool:
-    """Whether a block gives cache, attention and the next layer what its layer gave them."""
+    """Whether a block gives the cache, the attention and the next layer the same as its layer did."""
     place = WatchedLayer(None, cast("int", seen.index))
     place.now = again = LayerAtWork(block, seen.hidden, seen.rotary)
     cache = Cache(layers=[place] * (place.index + 1))
     try:
         with torch.inference_mode():
             made = block(seen.hidden, past_key_values=cache, position_embeddings=seen.rotary)
-    except RuntimeError:  # shapes that do not fit: heads that are turned in part, say
+    except RuntimeError:  # shapes that do not fit, such as heads that are rotated only in part
         return False
     first = seen.made[0] if isinstance(seen.made, tuple) else seen.made
     again.made = made[0] if isinstance(made, tuple) else made

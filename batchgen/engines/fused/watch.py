@@ -1,6 +1,6 @@
-"""Watches decoder layers at work: what goes in and out of each, of its modules, its cache and its attention.
+"""Watch decoder layers at work: inputs and outputs of each layer, its modules, its cache and its attention.
 
-Every layer gets random hidden states, and its attention a random answer, so that nothing hides behind large numbers.
+Every layer gets random hidden states, and its attention returns random results, so that large numbers hide nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROWS, COLUMNS = 2, 5  # of the batch that is watched
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """What one module made of its input."""
+    """The input and output of one call of a module."""
 
     module: nn.Module
     given: torch.Tensor
@@ -33,25 +33,25 @@ class Call:
 
 @dataclass(slots=True, eq=False)
 class LayerAtWork:
-    """One layer at work; `before` and `after` its attention are the calls of modules without children."""
+    """One layer at work; `before` and `after` are the calls of leaf modules before and after its attention."""
 
     layer: nn.Module
     hidden: torch.Tensor  # [B, T, E]
     rotary: tuple[torch.Tensor, torch.Tensor] | None  # cosines and sines [B, T, D]
     before: list[Call] = field(default_factory=list)
     after: list[Call] = field(default_factory=list)
-    index: int | None = None  # of its cache
+    index: int | None = None  # in the cache
     keys: torch.Tensor | None = None  # [B, Hkv, T, D], as the cache gets them
     values: torch.Tensor | None = None
     query: torch.Tensor | None = None  # [B, H, T, D]
     scaling: float = 1.0
     extras: Extras = PLAIN
-    found: torch.Tensor | None = None  # [B, T, H, Dv], what attention answers
+    found: torch.Tensor | None = None  # [B, T, H, Dv], the result of the attention
     made: torch.Tensor | tuple[torch.Tensor, ...] | None = None
 
 
 class WatchedLayer(CacheLayerMixin):  # type: ignore[misc]
-    """Stands in for one layer of the cache, and for what attends to it."""
+    """Replaces one layer of the cache, and the attention to it."""
 
     is_sliding = False
 
@@ -69,7 +69,7 @@ class WatchedLayer(CacheLayerMixin):  # type: ignore[misc]
         return self, self
 
     def attend(self, query: torch.Tensor, scaling: float, extras: Extras = PLAIN) -> torch.Tensor:
-        """A random answer to queries `[B, H, T, D]`: `[B, T, H, Dv]`, to the same ones the same."""
+        """Return a random result `[B, T, H, Dv]` for queries `[B, H, T, D]`, the same each time."""
         now = self.now
         assert now is not None
         assert now.values is not None
@@ -88,7 +88,10 @@ class WatchedLayer(CacheLayerMixin):  # type: ignore[misc]
 
 
 def watch(model: Model) -> list[LayerAtWork]:
-    """Every decoder layer at work in one forward of a few tokens; none where the network's layers are no such list."""
+    """Return every decoder layer at work in one forward of a few tokens.
+
+    Empty if the layers are not all plain attention.
+    """
     rules = layer_rules(model.checkpoint.config)
     layers = [layer for _, layer in model.named_layers()]
     if not layers or not all(rule.attends and not rule.num_states for rule in rules):

@@ -1,7 +1,7 @@
 """Which inputs of a model's layers are far larger than the others, found by one forward over ordinary text.
 
-In language models a few columns are, in every row (LLM.int8(), arXiv:2208.07339): kept out of the integers they leave
-all others a finer scale. The text is fixed and runs alone, so that a model has the same columns in every run.
+In language models a few columns are large in every row (LLM.int8(), arXiv:2208.07339). Keeping them out of the integers
+gives all other columns a finer scale. The text is fixed and runs alone, so a model has the same columns in every run.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from batchgen.model.padding import pad
 if TYPE_CHECKING:
     from batchgen.model import Model
 
-# One input in so many stays in float32, in whole steps: more cost time, fewer cost tokens (docs/decisions.md).
+# One in 32 inputs stays in float32, in multiples of 16: more cost time, fewer change tokens (docs/decisions.md).
 INPUTS_FOR_ONE, STEP = 32, 16
 
 
 def loud_columns(model: Model) -> dict[str, torch.Tensor]:
-    """The inputs with the largest squares of each linear layer that the text reached, in order; none without a text."""
+    """Return, for each linear layer that the text reached, the sorted inputs with the largest squares.
+
+    Empty without a text.
+    """
     rows = trial_rows(model.checkpoint)
     if not rows:
         return {}
@@ -43,7 +46,7 @@ def loud_columns(model: Model) -> dict[str, torch.Tensor]:
 
 
 class _Listener:
-    """Adds up what a layer is given, input by input."""
+    """Sums the squares of what a layer is given, input by input."""
 
     def __init__(self, squares: dict[str, torch.Tensor], path: str) -> None:
         self.squares, self.path = squares, path

@@ -1,7 +1,7 @@
-"""Linear layers in 8-bit integers, and how their inputs become such.
+"""Linear layers in 8-bit integers, and how their inputs are quantized.
 
-A row's output depends on that row alone: it has a scale of its own, sums of integers are exact in any order, and every
-operation on floats works element by element.
+A row's output depends on that row alone: it has its own scale, sums of integers are exact in any order, and every
+operation on floats is element-wise.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from torch import nn
 
 from batchgen.model.private import int8_linear, pack_int8, pack_weight, packed_linear
 
-MOST = 127  # of a signed 8-bit integer that has its opposite
+MOST = 127  # the largest signed 8-bit integer whose negative also fits
 ZERO_POINT = 128  # of inputs, which are unsigned
-PACKED_ROWS = 64  # that a packed weight is laid out for
-OUTPUTS_AT_ONCE = 1024  # of a weight that is quantised
-# Inputs that share a scale in layers with fewer outputs than inputs (docs/decisions.md).
+PACKED_ROWS = 64  # the number of rows that a packed weight is laid out for
+OUTPUTS_AT_ONCE = 1024  # outputs of a weight that are quantized together
+# Number of inputs that share a scale in layers with fewer outputs than inputs (docs/decisions.md).
 LARGEST_GROUP, SMALLEST_GROUP, STEP = 384, 128, 32
-LEAST_PEAK = 1e-30  # of a row or column of zeros, whose scale would be 0
+LEAST_PEAK = 1e-30  # for a row or column of zeros, whose scale would be 0
 
 
 def quantize_weight(
     weight: torch.Tensor, loud: torch.Tensor | None = None, given: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`[O, I]` as signed integers with a scale `[O]` for each output, zeros in columns `loud`; some rows at a time.
+    """Quantize `[O, I]` to signed integers, some rows at a time: a scale `[O]` per output, and zeros in columns `loud`.
 
-    Scales that are `given` are those of the integers that the weight was made from: they come back as they were, also
-    from 16 bits, which round by a quarter of a step at most.
+    If the weight was made from integers, `given` are their scales: the same integers come back, even from 16-bit
+    weights, which round by at most a quarter of a step.
     """
     integers = torch.empty(weight.shape, dtype=torch.int8)
     scale = torch.empty(len(weight)) if given is None else given
@@ -46,22 +46,23 @@ def quantize_weight(
 def quantize_rows(
     x: torch.Tensor, num_groups: int = 1, loud: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`[N, I]` as unsigned integers around `ZERO_POINT`, `[G, N, I / G]`; a scale for each row of a group, `[G, N, 1]`.
+    """Quantize `[N, I]` to unsigned integers around `ZERO_POINT`, `[G, N, I / G]`, with a scale per row of a group.
 
-    What becomes of columns `loud` does not matter, since their weights are 0: they only have no say in the scales.
+    Scales are `[G, N, 1]`. The values of columns `loud` do not matter because their weights are 0; they are only kept
+    out of the scales.
     """
     size = x.abs()
     size = size if loud is None else size.index_fill_(1, loud, 0.0)
     peak = size.view(len(x), num_groups, -1).amax(-1, keepdim=True).float().clamp_min_(LEAST_PEAK)  # [N, G, 1]
     scaled = torch.mul(x.view(len(x), num_groups, -1), MOST / peak)  # [N, G, I / G]
-    scaled = scaled.add_(ZERO_POINT + 0.5)  # the conversion cuts off what is behind the point
-    # By way of 16 bits, which takes half the time of torch's direct conversion.
+    scaled = scaled.add_(ZERO_POINT + 0.5)  # the conversion truncates
+    # Via 16 bits, which takes half the time of torch's direct conversion.
     integers = scaled.to(torch.int16).transpose(0, 1).to(torch.uint8, memory_format=torch.contiguous_format)
     return integers, peak.transpose(0, 1).div(MOST)
 
 
 def num_groups(num_outputs: int, num_inputs: int) -> int:
-    """How many groups of inputs have scales of their own: one, but in layers with few outputs, where adding is cheap.
+    """Return how many groups of inputs have their own scales: one, unless a layer has few outputs and adding is cheap.
 
     >>> num_groups(576, 1536), num_groups(1536, 576), num_groups(2048, 8192)
     (4, 1, 32)
@@ -84,7 +85,7 @@ class LoudColumns:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Int8Group:
-    """Weights `[O, I]` of some inputs, as oneDNN multiplies them."""
+    """Weights `[O, I]` of some inputs, in oneDNN's layout."""
 
     packed: torch.Tensor
     scale: torch.Tensor  # [O], float32
@@ -96,7 +97,7 @@ class Int8Group:
         return cls(pack_int8(integers.contiguous(), PACKED_ROWS), scale, zeros)
 
     def product(self, integers: torch.Tensor) -> torch.Tensor:
-        """`[N, I]`, unsigned, times the weights and their scales: `[N, O]` in float32."""
+        """Multiply unsigned `[N, I]` with the weights and their scales: `[N, O]` in float32."""
         return int8_linear(integers, ZERO_POINT, self.packed, self.scale, self.zeros, torch.float32)
 
 
@@ -116,7 +117,10 @@ class Int8Weight:
         places: torch.Tensor | None = None,
         given: torch.Tensor | None = None,
     ) -> Int8Weight:
-        """`places` are the inputs that stay in float32, `given` the scales of a weight that was stored in integers."""
+        """Quantize a weight.
+
+        `places` are the inputs that stay in float32, `given` the scales of a weight stored in integers.
+        """
         number, spared = num_groups(*weight.shape), torch.ones(weight.shape[1], dtype=torch.bool)
         loud = None if places is None else LoudColumns.of(weight, places)
         if places is not None:
@@ -128,7 +132,7 @@ class Int8Weight:
         return cls(tuple(groups), None if bias is None else bias.detach().float(), loud)
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
-        """`[N, I]` -> `[N, O]`, in the dtype of `x`."""
+        """Return `[N, I]` -> `[N, O]`, in the dtype of `x`."""
         if self.loud is None:
             output = self._products(x, None)
             return (output if self.bias is None else output.add_(self.bias)).to(x.dtype)
@@ -136,8 +140,11 @@ class Int8Weight:
         return self._products(x, output, self.loud.places).to(x.dtype)
 
     def _products(self, x: torch.Tensor, output: torch.Tensor | None, loud: torch.Tensor | None = None) -> torch.Tensor:
-        """`[N, O]` in float32, added to `output`; scaled apart from the sum, since a fused operation may round by where
-        a number stands."""
+        """Return `[N, O]` in float32, added to `output`.
+
+        Scaling and adding are separate operations, because the rounding of a fused one may depend on where a number is
+        in memory.
+        """
         integers, scales = quantize_rows(x, len(self.groups), loud)
         for group, some, scale in zip(self.groups, integers, scales, strict=True):
             product = group.product(some).mul_(scale)
@@ -149,7 +156,8 @@ class Int8Weight:
 class Int8Product:
     """One product of an input and the weights of all layers that read it, such as queries, keys and values.
 
-    The layers ask one after the other, with the same tensor; the first one computes for all, the last one forgets.
+    The layers call it one after the other with the same tensor; the first call computes for all, the last call frees
+    it.
     """
 
     def __init__(self, weight: Int8Weight, num_layers: int) -> None:
@@ -159,7 +167,7 @@ class Int8Product:
         self._output: torch.Tensor | None = None
 
     def part(self, x: torch.Tensor, number: int, columns: slice) -> torch.Tensor:
-        """What the layer of this number makes of `[…, I]`."""
+        """Return the output of layer `number` for `[…, I]`."""
         if x is not self._input or self._output is None:
             rows = x.reshape(-1, x.shape[-1])
             self._input, self._output = x, self.weight.multiply(rows).view(*x.shape[:-1], -1)
@@ -170,7 +178,7 @@ class Int8Product:
 
 
 class Int8Linear(nn.Module):
-    """A layer `[…, I]` -> `[…, O]`: some columns of a product that it may share with others."""
+    """A layer `[…, I]` -> `[…, O]`: some columns of a product that it may share with other layers."""
 
     def __init__(self, product: Int8Product, number: int, first: int, out_features: int, in_features: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A network's linear layers in 8-bit integers: layer by layer, so that no more than one is held twice."""
+"""Convert a network's linear layers to 8-bit integers, layer by layer, so that at most one is held twice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from batchgen.engines.int8.linear import Int8Linear, Int8Product, Int8Weight
 
 NOTHING: Mapping[str, torch.Tensor] = MappingProxyType({})
-# Layers that read the same input, in the order in which a forward asks them.
+# Layers that read the same input, in the order in which a forward calls them.
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 READ_WHOLE = ("dt_proj",)  # Mamba multiplies with this layer's weight itself
@@ -25,10 +25,11 @@ def quantize(
     loud: Mapping[str, torch.Tensor] = NOTHING,
     prefix: str = "",
 ) -> None:
-    """Replaces all linear layers of a network, and of `loaded`, which shares its tensors and is given where nobody
-    else needs it: then each layer's own weight is let go before the next one is quantised.
+    """Replace all linear layers of a network, and of `loaded`, with layers in 8-bit integers.
 
-    `loud` are inputs that stay in float32, by the path of a layer in a network that has this one under `prefix`.
+    `loaded` shares the network's tensors and is given if nothing else needs it: each layer's own weight is then freed
+    before the next one is quantized. `loud` are inputs that stay in float32, by the path of a layer in a network that
+    contains this one under `prefix`.
     """
     for path, names in list(_groups(network)):
         parent = network.get_submodule(path)
@@ -45,7 +46,7 @@ def is_quantized(network: nn.Module) -> bool:
 
 
 def _groups(network: nn.Module) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The path of a module, and the names of linear layers in it that are one product."""
+    """Yield the path of a module, and the names of its linear layers that form one product."""
     for path, parent in network.named_modules():
         linear = [name for name, layer in parent.named_children() if type(layer) in (nn.Linear, Conv1D)]
         names = [name for name in linear if name not in READ_WHOLE]
@@ -57,14 +58,14 @@ def _groups(network: nn.Module) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def _fit(parent: nn.Module, names: tuple[str, ...]) -> bool:
-    """Whether layers can be one: they read as much, and all or none of them have a bias, or scales of their own."""
+    """Whether layers can be merged: same number of inputs, and all or none have a bias, or scales of their own."""
     layers = [parent.get_submodule(name) for name in names]
     kinds = {(_weight_of(layer).shape[1], layer.bias is None, _given_scales([layer]) is None) for layer in layers}
     return len(kinds) == 1
 
 
 def _given_scales(layers: list[nn.Module]) -> torch.Tensor | None:
-    """The scales that weights were stored with (`model.stored_integers`), `[O]`; None where they were floats."""
+    """Return the scales that weights were stored with (`model.stored_integers`), `[O]`; None if they were floats."""
     scales = [getattr(layer, "weight_scale", None) for layer in layers]
     given = [scale for scale in scales if isinstance(scale, torch.Tensor)]
     return torch.cat(given) if len(given) == len(layers) else None
@@ -79,13 +80,13 @@ def _quantized(layers: list[nn.Module], places: torch.Tensor | None) -> list[Int
     made, first = [], 0
     for number, weight in enumerate(weights):
         made.append(Int8Linear(product, number, first, *weight.shape))
-        made[-1].weight = weight.new_empty(0, weight.shape[1])  # Mamba asks an output layer for its dtype
+        made[-1].weight = weight.new_empty(0, weight.shape[1])  # Mamba reads the dtype of an output layer's weight
         first += len(weight)
     return made
 
 
 def _weight_of(layer: nn.Module) -> torch.Tensor:
-    """A view `[O, I]`, whichever way the layer keeps it."""
+    """Return the weight as a view `[O, I]`, whichever way the layer keeps it."""
     weight = layer.weight
     assert isinstance(weight, torch.Tensor)
     return weight.T if isinstance(layer, Conv1D) else weight

@@ -1,4 +1,4 @@
-"""Where 8-bit integers are supported, told before any weight is loaded; one line says why where they are not."""
+"""Whether 8-bit integers are supported, decided before any weight is loaded; if not, one line says why."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INT8 = "int8"
 
 
 def why_no_int8(device_type: str) -> str | None:
-    """Why this machine cannot multiply 8-bit integers fast and right; None where it can."""
+    """Return why this machine cannot multiply 8-bit integers fast and exactly; None if it can."""
     from batchgen.model.private import has_int8_linear, has_vnni
 
     if device_type != "cpu":
@@ -34,7 +34,7 @@ def check_int8(
     *,
     generates: bool = True,
 ) -> None:
-    """Raises `UsageError` where `options` ask for 8-bit integers and these cannot be had; needs no weights."""
+    """Raise `UsageError` if `options` ask for 8-bit integers and these are not supported; needs no weights."""
     if options.quantize is None:
         return
     from batchgen.engines.choice import choose_engine

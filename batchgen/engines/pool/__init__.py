@@ -1,1 +1,1 @@
-"""Engine of engines: worker processes on one machine over one queue of rows."""
+"""An engine of engines: worker processes on one machine that share one queue of rows."""

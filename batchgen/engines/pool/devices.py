@@ -1,4 +1,4 @@
-"""Which devices a pool's workers run on, and what of them each may take."""
+"""Which devices a pool's workers run on, and each worker's share of them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 
 def choose_devices(name: str, num_workers: int | None = None) -> list[torch.device]:
-    """The device of each worker: as many workers as are asked for, else one for each device that `name` lists.
+    """Return the device of each worker: `num_workers` devices, or by default one for each device that `name` lists.
 
-    `auto` is every CUDA device, where there are some. One worker means that the run needs no pool.
+    `auto` means all CUDA devices, if there are several. If the list has one device, the run needs no pool. Raises
+    `UsageError` for a device without a worker, and for devices of different kinds.
     """
     import torch
 
@@ -36,7 +37,7 @@ def choose_devices(name: str, num_workers: int | None = None) -> list[torch.devi
 
 
 def share_out(recipe: ModelRecipe, devices: list[torch.device]) -> list[ModelRecipe]:
-    """The recipe on each of `devices`. Workers on one device share its memory and its cores."""
+    """Return the recipe for each of `devices`. Workers on one device share its memory and its cores."""
     num_workers, memory = len(devices), recipe.options.memory
     return [
         replace(
@@ -50,9 +51,9 @@ def share_out(recipe: ModelRecipe, devices: list[torch.device]) -> list[ModelRec
 
 
 def num_threads(num_workers: int, begun: EngineChoice | None = None) -> int:
-    """A worker's share of the CPUs that this process may use, unless the user's environment says how many.
+    """Return a worker's share of the CPUs that this process may use, unless OMP_NUM_THREADS sets a number.
 
-    A run continues with the threads that it was started with, where there are CPUs for them.
+    A run continues with the number of threads it was started with, if there are enough CPUs.
     """
     num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     own = os.environ.get("OMP_NUM_THREADS", "")

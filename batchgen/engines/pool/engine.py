@@ -1,4 +1,4 @@
-"""The pool: workers on one machine, each with the model, over one queue of rows.
+"""The pool: worker processes on one machine, each with its own model, over one queue of rows.
 
 A worker that dies is replaced, and its unfinished rows run again. This process loads no weights.
 """
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from batchgen.model import Checkpoint
 
-POLL_S = 0.05  # how often the input and the user are asked while all workers are busy
-MOST_DEATHS_IN_VAIN = 32  # of any worker since the last row was finished
+POLL_S = 0.05  # how often input and user are checked while all workers are busy
+MOST_DEATHS_IN_VAIN = 32  # deaths of any workers since the last row was finished
 
 
 def make_pool(
@@ -42,8 +42,11 @@ def make_pool(
     agree: Agree = lambda choice: choice,
     say: Callable[[str], None] = lambda line: None,
 ) -> PoolEngine:
-    """A worker on each of `devices`, with the options of `make_engine`; all are made of what `agree` says first."""
-    choose_engine(options.engine, checkpoint.outline, num_beams)  # refuses what every worker would refuse
+    """Return a pool with a worker on each of `devices`; options as in `make_engine`.
+
+    All use what `agree` first returns.
+    """
+    choose_engine(options.engine, checkpoint.outline, num_beams)  # fails early for what every worker would refuse
     recipe = ModelRecipe(
         checkpoint.name, checkpoint.folder, "cpu", dtype, options, num_beams, begun=begun, scores=scores
     )
@@ -57,10 +60,10 @@ def make_pool(
 
 
 class PoolEngine:
-    """Runs each recipe in a process of its own.
+    """Runs each recipe in its own process.
 
-    Parts have `part_rows` rows at most, or, where that `is_fixed`, wherever so many are there. Counts are sums over
-    workers, times their mean: what the pool makes in a second is what its workers make together.
+    Parts have at most `part_rows` rows; if that `is_fixed`, exactly as many while there are enough. Counts are sums
+    over workers and times are means: tokens per second are those of all workers together.
     """
 
     def __init__(
@@ -83,11 +86,11 @@ class PoolEngine:
         self._has_said: set[str] = set()
         self._deaths_in_vain = 0
 
-    # What the pipeline asks for.
+    # The engine protocol.
 
     @property
     def wants_rows(self) -> int:
-        """A part for each worker, once there is less than that."""
+        """A part for each worker, once fewer rows than that are queued."""
         return self._first_window if self._parts.wants_more else 0
 
     @property
@@ -96,7 +99,7 @@ class PoolEngine:
 
     @property
     def stats(self) -> EngineStats:
-        """Peaks of the workers together; estimates of the worker whose batch was the largest."""
+        """Peaks are summed over workers; estimates are those of the worker with the largest batch."""
         all_of = [stats for seat in self._seats for stats in [*seat.past, seat.totals]]
         measured = [stats.measured_bytes for stats in all_of if stats.measured_bytes is not None]
         inner = next((stats.engine for stats in all_of if stats.engine), "engine")
@@ -119,12 +122,12 @@ class PoolEngine:
         self._parts.add(sequences)
 
     def step(self) -> list[Sequence]:
-        """One turn: workers that want rows get some, and what they have finished is taken in."""
+        """Give rows to the workers that want some, and collect what they have finished."""
         self._hand_out()
         return list(self._collect())
 
     def close(self) -> None:
-        """Ends the workers: those that have nothing left to do by themselves, with their last counts."""
+        """End the workers; if all rows are finished, let them exit by themselves and send their last counts."""
         if self.is_idle:
             self._dismiss()
         for seat in self._seats:
@@ -140,7 +143,7 @@ class PoolEngine:
                 seat.give(part)
 
     def _collect(self) -> Iterator[Sequence]:
-        """Rows that workers have finished, or that have failed with them."""
+        """Yield rows that workers finished, or that failed with them."""
         connections = {seat.connection: seat for seat in self._seats if seat.is_running}
         for connection in wait(connections, POLL_S) if not self.is_idle else []:
             seat = connections[connection]  # type: ignore[index]
@@ -152,7 +155,7 @@ class PoolEngine:
 
     def _take_in(self, report: WorkReport, seat: Seat) -> Iterator[Sequence]:
         for line in report.said:
-            if line not in self._has_said:  # workers of one kind have the same to say
+            if line not in self._has_said:  # workers of the same kind report the same lines
                 self._has_said.add(line)
                 self._say(line)
         if report.failure:
@@ -164,12 +167,12 @@ class PoolEngine:
         for answer in report.answers:
             self._deaths_in_vain = 0
             row = seat.finish(answer)
-            if row.batch_index is not None:  # each worker counts its own from 0
+            if row.batch_index is not None:  # each worker counts its batches from 0
                 row.batch_index = row.batch_index * len(self._seats) + self._seats.index(seat)
             yield row
 
     def _replace(self, seat: Seat) -> Iterator[Sequence]:
-        """After a worker died: its rows go back to the queue, and a new worker starts when there is work for it."""
+        """Handle a worker's death: its rows go back to the queue, and a new worker starts when there is work for it."""
         part, had_started = seat.part, seat.has_reported
         rows, how = seat.bury()
         self._deaths_in_vain += 1
@@ -200,7 +203,7 @@ class PoolEngine:
             )
 
     def _dismiss(self) -> None:
-        """All rows are finished: workers end by themselves, and send their last counts."""
+        """Let workers exit by themselves once all rows are finished, and collect their last counts."""
         for seat in self._seats:
             seat.dismiss()
         for seat in self._seats:

@@ -1,4 +1,4 @@
-"""Rows that wait for a worker, cut into parts; and what becomes of rows whose worker died.
+"""Rows that wait for a worker, cut into parts, and what happens to rows whose worker died.
 
 Knows nothing of processes.
 """
@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from batchgen.planning.batches import longest_first
 from batchgen.records import Sequence
 
-# A worker that died may have been killed from outside: a row has to be alone with so many deaths to be their cause.
+# A worker may have been killed from outside: a row is blamed only after this many deaths while it ran alone.
 DEATHS_ALONE = 2
-# The last parts are small, so that no worker has a queue while others have nothing; smaller ones gain nothing, since
-# few rows take about as long as one.
+# The last parts are small, so that no worker has a queue while others are idle. Smaller ones gain nothing, because few
+# rows take about as long as one.
 LEAST_ROWS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Rows for one worker. A suspect part was in the hands of a worker that died, and runs apart from other rows.
+    """Rows for one worker. A suspect part was being run by a worker that died; it runs apart from other rows.
 
-    `deaths` counts those workers that its only row was alone with.
+    `deaths` counts the workers that died while running its only row alone.
     """
 
     rows: tuple[Sequence, ...]
@@ -34,7 +34,7 @@ class Part:
 class Parts:
     """The queue of a pool: windows go in, parts of at most `part_rows` rows come out.
 
-    `least_rows` are in a part wherever so many are there.
+    A part has at least `least_rows` rows while there are enough.
     """
 
     def __init__(self, num_workers: int, part_rows: int, least_rows: int = LEAST_ROWS) -> None:
@@ -49,15 +49,15 @@ class Parts:
 
     @property
     def wants_more(self) -> bool:
-        """Whether there is less than a part for each worker."""
+        """Whether fewer rows are queued than one part per worker."""
         return len(self._rows) < self.num_workers * self.part_rows
 
     def add(self, rows: Iterable[Sequence]) -> None:
-        """Queues a window's rows, the longest first."""
+        """Queue a window's rows, the longest first."""
         self._rows.extend(longest_first(rows))
 
     def take(self, *, is_idle: bool) -> Part | None:
-        """The next part, for a worker that `is_idle` or has rows in hand; None if it has no work."""
+        """Return the next part, for a worker that `is_idle` or still has rows; None if there is no work for it."""
         if self._suspects and is_idle:
             return self._suspects.popleft()
         share = -(-len(self._rows) // (2 * self.num_workers))
@@ -65,16 +65,18 @@ class Parts:
         return Part(tuple(self._rows.popleft() for _ in range(size))) if size else None
 
     def put_back(self, part: Part) -> None:
-        """A part that its worker had not begun."""
+        """Put back a part that its worker had not started."""
         if part.is_suspect:
             self._suspects.appendleft(part)
         else:
             self._rows.extendleft(reversed(part.rows))
 
     def lose(self, rows: list[Sequence], deaths: int = 0) -> list[Sequence]:
-        """Unfinished rows of a worker that died run again, in halves; returns the row that will not.
+        """Queue the unfinished rows of a worker that died again, in halves.
 
-        That is one that has been alone with `DEATHS_ALONE` deaths; `deaths` are those before this one.
+        Return the row that must not run again, if any.
+
+        That is a row that `DEATHS_ALONE` workers died of while running it alone; `deaths` are the ones before this one.
         """
         if len(rows) == 1 and deaths + 1 >= DEATHS_ALONE:
             return rows

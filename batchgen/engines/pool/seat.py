@@ -1,4 +1,4 @@
-"""A place for a worker of a pool: its process, the rows that it has, and what it and those before it have done."""
+"""A worker's place in a pool: its process, its rows, and what it and its predecessors have done."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from batchgen.engines.pool.worker import Answer, Key, Recipe, WorkReport, key_of
 from batchgen.machine.children import safe_children
 from batchgen.records import EngineChoice, EngineStats, Sequence
 
-PATIENCE_S = 2.0  # for a worker that is told to end
+PATIENCE_S = 2.0  # for a worker to exit when told to
 MOST_FAILED_STARTS = 3  # of one worker
 
 
 class Seat:
-    """A worker's place. Another worker takes it when one dies; `past` has what those before did."""
+    """A worker's place. When a worker dies, another one takes the place; `past` has the counts of its predecessors."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.rows: dict[Key, Sequence] = {}
-        self.part: Part | None = None  # the last that it was given
+        self.part: Part | None = None  # the last part that it was given
         self.wants = self.has_reported = self.is_running = False
         self.totals = EngineStats()
         self.past: list[EngineStats] = []
@@ -37,40 +37,40 @@ class Seat:
 
     @property
     def is_free(self) -> bool:
-        """Whether it may have rows: it asks for some, and has none that must be alone."""
+        """Whether it can take rows: it has asked for some, and has none that must run alone."""
         return self.wants and not (self.rows and self.part and self.part.is_suspect)
 
     def start(self) -> None:
         context = get_context("spawn")  # a fork would copy this process's threads and locks, and cannot use CUDA
         self.connection, other_end = context.Pipe()
         self._process = context.Process(target=work, args=(other_end, self.recipe), daemon=True)
-        with _without_interrupts(), safe_children():  # the first start starts multiprocessing's own helper too
+        with _without_interrupts(), safe_children():  # the first start also starts multiprocessing's helper process
             self._process.start()
-        other_end.close()  # so that the pipe ends with the worker
-        self.is_running = self.wants = True  # what it is given waits in the pipe while it loads
+        other_end.close()  # so that the pipe closes when the worker ends
+        self.is_running = self.wants = True  # rows that it is given wait in the pipe while it loads the model
 
     def give(self, part: Part) -> None:
         self.rows |= {key_of(row): row for row in part.rows}
         self.part, self.wants = part, False
-        with suppress(OSError):  # it has just died; the other direction will say so
+        with suppress(OSError):  # it has just died; `receive` will notice
             self.connection.send([_slim(row) for row in part.rows])
 
     def answer(self, agreed: EngineChoice) -> None:
-        """Tells the worker what the run is made of."""
+        """Tell the worker which engine choice the run uses."""
         with suppress(OSError):  # as above
             self.connection.send(agreed)
 
     def receive(self) -> WorkReport | None:
-        """What the worker sends; None where it has died."""
+        """Return what the worker sends; None if it has died."""
         try:
             report: WorkReport = self.connection.recv()
         except (EOFError, OSError):
             self.is_running = False
             return None
-        if report.choice:  # it has a model, and waits for an answer before it asks for rows
+        if report.choice:  # it has loaded the model, and waits for an answer before it asks for rows
             return report
         self.totals = report.totals
-        self.wants |= report.wants and self.has_reported  # the first time it was taken for granted
+        self.wants |= report.wants and self.has_reported  # the first request was assumed when it started
         self.has_reported = True
         self._tokens_in_hand += report.num_tokens
         return report
@@ -85,7 +85,7 @@ class Seat:
         return row
 
     def bury(self) -> tuple[list[Sequence], str]:
-        """The dead worker's unfinished rows, as they were given, and how it ended."""
+        """Return the dead worker's unfinished rows, as they were given to it, and how it ended."""
         self.close()
         self._failed_starts = 0 if self.has_reported else self._failed_starts + 1
         self._first_batch += self.totals.batches + 1
@@ -96,23 +96,23 @@ class Seat:
         return rows, _how_ended(self._process.exitcode)
 
     def drop_tokens(self) -> int:
-        """How many tokens were made of rows that start again."""
+        """Return the number of tokens generated so far for rows that start again, and stop counting them."""
         dropped, self._tokens_in_hand = self._tokens_in_hand, 0
         return max(0, dropped)
 
     def dismiss(self) -> None:
-        """Tells the worker that no more rows will come."""
+        """Tell the worker that no more rows will come."""
         if self.is_running:
             with suppress(OSError):
                 self.connection.send(None)
 
     def hang_up(self) -> None:
-        """Ends the worker: it does not outlive its pipe."""
+        """Close the worker's pipe, which makes it exit."""
         if self._process:
             self.connection.close()
 
     def close(self) -> None:
-        """Ends the worker, and waits until it has ended."""
+        """End the worker, and wait until it has ended."""
         if not self._process:
             return
         self.hang_up()
@@ -124,7 +124,7 @@ class Seat:
 
 
 def _slim(row: Sequence) -> Sequence:
-    """What an engine needs of a row: not its text and columns."""
+    """Return what an engine needs of a row: everything but its text and columns."""
     return replace(row, request=replace(row.request, prompt="", metadata={}))
 
 
@@ -137,7 +137,7 @@ def _how_ended(exit_code: int | None) -> str:
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """What starts in here never sees a Ctrl-C, also before it can say that it does not want to."""
+    """Block Ctrl-C for processes started inside, even before they can ignore it themselves."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

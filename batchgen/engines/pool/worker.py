@@ -1,6 +1,6 @@
-"""A worker of a pool: a process with a model and an engine of its own, that is given rows through a pipe.
+"""A worker of a pool: a process with its own model and engine that gets rows through a pipe.
 
-It asks for rows whenever its engine has room, and ends when the other end of the pipe is gone, however that ended.
+It asks for rows whenever its engine has room, and exits when the other end of the pipe is closed, for whatever reason.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from batchgen.model.weights import load_model
 from batchgen.records import EngineChoice, EngineOptions, EngineStats, FinishReason, Sequence, TokenLogprob
 
 REPORT_EVERY_S = 0.1
-# The same row of the same run, on both ends of the pipe: its index, and the sample's.
+# Identifies a row of a run on both ends of the pipe: its index and its sample's index.
 Key = tuple[int, int]
 
 
@@ -36,9 +36,9 @@ def key_of(sequence: Sequence) -> Key:
 
 
 class Recipe(Protocol):
-    """How a worker comes by its engine. It is pickled; a fake one needs no model.
+    """How a worker gets its engine. It is pickled; a fake one needs no model.
 
-    What the engine is to be made of goes through `agree`: it is the same for all workers of a run.
+    The engine choice goes through `agree`: it is the same for all workers of a run.
     """
 
     def make(self, say: Callable[[str], None], agree: Agree) -> Engine: ...
@@ -46,9 +46,9 @@ class Recipe(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ModelRecipe:
-    """A checkpoint from its folder, on a device. `options.memory` and `num_threads` are this worker's shares.
+    """Loads a checkpoint from its folder to a device. `options.memory` and `num_threads` are this worker's shares.
 
-    `begun` is what the run was started with.
+    `begun` is the engine choice that the run was started with.
     """
 
     name: str
@@ -62,7 +62,7 @@ class ModelRecipe:
     scores: bool = False
 
     def make(self, say: Callable[[str], None], agree: Agree) -> Engine:
-        if self.num_threads:  # before torch is there, for what reads it only once
+        if self.num_threads:  # before torch is imported, because some libraries read it only once
             os.environ["OMP_NUM_THREADS"] = str(self.num_threads)
         settle()
         spare_imports()
@@ -95,7 +95,7 @@ class ModelRecipe:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of a row."""
+    """The outcome of a row."""
 
     key: Key
     output_ids: list[int]
@@ -117,10 +117,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class WorkReport:
-    """What a worker sends: rows that are finished, tokens made since the last report, lines for the user.
+    """What a worker sends: finished rows, the number of tokens since the last report, and lines for the user.
 
-    `wants` asks for rows; the pool answers when it has some. `choice` is what the worker's engine would be made of; the
-    pool answers with what the run is made of. `failure` is what ended the worker.
+    `wants` asks for rows; the pool sends some when it has them. `choice` is what this worker's engine would use; the
+    pool answers with what the run uses. `failure` is the error that ended the worker.
     """
 
     answers: list[Answer]
@@ -133,8 +133,8 @@ class WorkReport:
 
 
 def work(connection: Connection, recipe: Recipe) -> None:
-    """What the worker's process runs: rows that come down the pipe, until a None ends them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's affair, which then closes the pipe
+    """Run the worker's process: rows come in through the pipe, until a None ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C, and then closes the pipe
     desk = _Desk(connection)
     try:
         with no_logs():
@@ -145,14 +145,14 @@ def work(connection: Connection, recipe: Recipe) -> None:
 
 
 class _Desk:
-    """Where a worker's rows come in and its reports go out."""
+    """Receives a worker's rows and sends its reports."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._engine: Engine | None = None
         self._answers: list[Answer] = []
         self._said: list[str] = []
-        self._num_told = 0  # tokens
+        self._num_told = 0  # tokens reported so far
         self._last_report = time.monotonic()
         self._inbox: queue.SimpleQueue[list[Sequence] | None] = queue.SimpleQueue()
         self._agreed: queue.SimpleQueue[EngineChoice] = queue.SimpleQueue()
@@ -164,11 +164,11 @@ class _Desk:
                 received = self._connection.recv()
                 box = self._agreed if isinstance(received, EngineChoice) else self._inbox
                 box.put(received)
-        except (EOFError, OSError):  # nobody is left to work for
+        except (EOFError, OSError):  # the pool is gone
             os._exit(0)
 
     def run(self, engine: Engine) -> None:
-        """Rows as the pool gives them, through the engine; until the pool says that there are no more."""
+        """Run rows from the pool through the engine, until the pool says that there are no more."""
         self._engine = engine
         has_asked, more = False, True
         while more or not engine.is_idle:
@@ -177,7 +177,7 @@ class _Desk:
                     self.report(wants=not has_asked)
                     has_asked = True
                 if self._inbox.empty() and not engine.is_idle:
-                    rows: list[Sequence] | None = []  # it goes on meanwhile
+                    rows: list[Sequence] | None = []  # continue with the rows that it has
                 else:
                     rows = self._inbox.get()
                     has_asked = False
@@ -192,7 +192,7 @@ class _Desk:
         self._said.append(line)
 
     def agree(self, choice: EngineChoice) -> EngineChoice:
-        """What the run is made of, as the pool says when it hears what this worker would choose."""
+        """Report this worker's choice to the pool, and return the choice that the run uses."""
         self.report(choice=choice)
         return self._agreed.get()
 
@@ -207,7 +207,10 @@ class _Desk:
 
 
 def _portable(error: Exception) -> Exception:
-    """An error that can be sent through a pipe: ours and the system's are, of any other the text goes along."""
+    """Return an error that can be pickled: batchgen's and the system's own.
+
+    Any other as a `ModelError` with its text.
+    """
     if isinstance(error, BatchgenError | MemoryError | OSError):
         return error
     return ModelError(f"a worker process failed: {''.join(traceback.format_exception_only(error)).strip()}")

@@ -1,1 +1,1 @@
-"""Engine `reference`: transformers' own `generate`, the oracle that other engines are held to."""
+"""Engine `reference`: transformers' own `generate`, the reference that other engines are compared with."""

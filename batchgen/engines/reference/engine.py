@@ -1,7 +1,7 @@
-"""The engine: one call of `generate` a batch, paused after each forward.
+"""The reference engine: one call of `generate` per batch, paused after each forward.
 
-`generate` runs the forwards; which token comes next, and when a row is finished, is decided here, so that pads never
-count and a row's tokens do not depend on its batch.
+`generate` runs the forwards. The next token and the end of a row are decided here, so that pads never count and a row's
+tokens do not depend on its batch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from batchgen.records import Batch, EngineStats, Sequence
 
 @dataclass(slots=True, eq=False)
 class _Running:
-    """A batch in hand: its rows, those of them that have not gone out yet, and its paused `generate`."""
+    """The current batch: its rows, those that were not returned yet, and its paused `generate`."""
 
     rows: list[Sequence]
     left: list[Sequence]
@@ -39,7 +39,10 @@ class _Running:
 
 
 class ReferenceEngine:
-    """Runs sequences in planned batches. A step is one forward; a batch that does not fit runs again in halves."""
+    """Runs sequences in planned batches.
+
+    A step is one forward; a batch that does not fit into memory runs again in halves.
+    """
 
     def __init__(
         self,
@@ -60,11 +63,11 @@ class ReferenceEngine:
         self._batches = self._decode_work = self._new_tokens = 0
         self._prefill_s = self._decode_s = 0.0
 
-    # What the pipeline asks for.
+    # The engine protocol.
 
     @property
     def wants_rows(self) -> int:
-        """A batch, once all rows are done: the next window is planned as a whole."""
+        """One batch, once all rows are done: the next window is planned as a whole."""
         return self._first_window if self.is_idle else 0
 
     @property
@@ -87,9 +90,9 @@ class ReferenceEngine:
         )
 
     def add(self, sequences: Iterable[Sequence]) -> None:
-        """Queues rows in batches of those that the rule lets share one, and that may make equally many tokens.
+        """Queue rows in batches of rows that the rule lets run together, with the same maximum number of tokens.
 
-        `generate` steps a finished row on, to the last one's end.
+        `generate` keeps feeding a finished row until the last row of its batch ends.
         """
         groups: dict[Hashable, list[Sequence]] = {}
         for sequence in sequences:
@@ -113,7 +116,7 @@ class ReferenceEngine:
             if not is_out_of_memory(error):
                 raise
             ran_out, goes_on = True, False
-        if ran_out:  # not in the `except`: its traceback holds the failed forward's tensors
+        if ran_out:  # not in the `except`: the traceback keeps the failed forward's tensors alive
             self._batch = batch.call = None  # type: ignore[assignment]
             self._new_tokens -= self._queue.give_way(batch.rows)
         else:
@@ -123,7 +126,7 @@ class ReferenceEngine:
         return finished
 
     def close(self) -> None:
-        """Drops the batch in hand."""
+        """Drop the current batch and the queue."""
         if self._batch:
             self._batch.call.abandon()
         self._batch = None
@@ -145,7 +148,7 @@ class ReferenceEngine:
             self._decode_work += max(0, num_steps) * step_work(len(batch.rows))
             self._queue.done(batch.rows)
 
-    # In the call's thread.
+    # Runs in the call's thread.
 
     def _generate(self, rows: list[Sequence], pause: Callable[[], None]) -> None:
         batch = pad(rows, self.rule.pad_token_id)
@@ -159,7 +162,7 @@ class ReferenceEngine:
                 self._call_generate(batch, [Choice(batch, self.sampler, self.model)], pause)
 
     def _search(self, batch: Batch, pause: Callable[[], None]) -> None:
-        """Beam search is `generate`'s own; only the penalties are ours, since its own would count pads."""
+        """Run `generate`'s own beam search; only the penalties are ours, because its own would count pads."""
         checkpoint = self.model.checkpoint
         num_beams = batch.sequences[0].sampling.num_beams
         output_ids = self._call_generate(
@@ -177,7 +180,7 @@ class ReferenceEngine:
     def _call_generate(
         self, batch: Batch, processors: Iterable[LogitsProcessor], pause: Callable[[], None], **options: object
     ) -> torch.Tensor:
-        """Generated ids `[B, T_new]`, padded on the right."""
+        """Return the generated ids `[B, T_new]`, padded on the right."""
         output = self.model.network.generate(
             **self.model.inputs(batch.input_ids, batch.attention_mask, batch.position_ids),
             generation_config=GenerationConfig(

@@ -1,7 +1,7 @@
-"""How many bytes a batch of `reference` takes: transformers' own cache and `generate`, and our sampler's work space.
+"""How many bytes a batch of `reference` takes: transformers' own cache and `generate`, and our sampler's workspace.
 
-In the formulas e is bytes an element, B rows, S padded length, C columns (prompt and new tokens), L layers, H hidden
-size.
+In the formulas, e is bytes per element, B rows, S padded length, C columns (prompt and new tokens), L layers and H
+hidden size.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from batchgen.model.shape import Footprint
 from batchgen.planning.memory import FLOAT32_BYTES, as_it_was, logits_factor, with_workspace
 from batchgen.records import MemoryEstimate, SamplingParams
 
-# Once in a process, on top of live tensors: what `generate` imports, kernels and their scratch (measured:
+# Added once per process, on top of live tensors: what `generate` imports, kernels and their scratch memory (measured:
 # docs/memory.md).
 LIBRARIES_BYTES = 40 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class BatchMemory:
-    """The arithmetic of whole batches, each padded to its longest prompt."""
+    """The memory formula of whole batches, each padded to its longest prompt."""
 
     footprint: Footprint
 
     def estimate(self, rows: int, columns: int, sampling: SamplingParams) -> MemoryEstimate:
-        """Bytes above the weights at the peak of one batch of `rows` rows padded to `columns` columns.
+        """Return the peak bytes above the weights for one batch of `rows` rows padded to `columns` columns.
 
-        The peak is the prefill's or that of the last decode step, whichever is higher; the parts are those of that
+        The peak is that of the prefill or of the last decode step, whichever is higher; the parts are those at that
         moment.
         """
         rows *= sampling.num_beams
@@ -36,7 +36,7 @@ class BatchMemory:
         return as_it_was(replace(peak, workspace=peak.workspace + LIBRARIES_BYTES), self.footprint)
 
     def rows_at_once(self, columns: int) -> int | None:
-        """A batch is one forward: memory alone bounds it."""
+        """Return None: a batch is one forward, limited only by memory."""
         return None
 
 
@@ -50,11 +50,11 @@ def _prefill(footprint: Footprint, rows: int, columns: int) -> MemoryEstimate:
 
 
 def _last_step(footprint: Footprint, rows: int, columns: int, sampling: SamplingParams) -> MemoryEstimate:
-    """The cache is as long as it gets: the last token is chosen, but never fed."""
+    """Return the estimate for the last step, with the longest cache: the last token is chosen but never fed."""
     logits = int(logits_factor(sampling, footprint.element_bytes) * rows * footprint.vocab_size * FLOAT32_BYTES)
-    previous = rows * footprint.vocab_size * FLOAT32_BYTES  # the last step's scores live on through the forward
+    previous = rows * footprint.vocab_size * FLOAT32_BYTES  # the previous step's scores stay alive through the forward
     copying = int(rows * columns * footprint.decode_column)
-    # A near tie is decided again by one unpadded row without a cache, beside all that; in float32 only.
+    # Deciding a near tie again takes a forward of one unpadded row without a cache; in float32 only.
     again = footprint.prefill_bytes(1, columns) if footprint.element_bytes == FLOAT32_BYTES else 0
     cache, mask = footprint.cache_bytes(rows, columns), rows * columns
     growing = with_workspace(kv_cache=cache + copying, attention_mask=mask, logits=previous)

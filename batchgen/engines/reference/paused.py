@@ -1,4 +1,4 @@
-"""A call that is paused between its steps: transformers' `generate` gives no control away while it runs."""
+"""A call that is paused between its steps, because transformers' `generate` does not return control while it runs."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections.abc import Callable
 
 
 class _AbandonedError(BaseException):
-    """Ends a call that nobody will resume."""
+    """Ends a call that will not be resumed."""
 
 
 class PausedCall:
-    """Runs `call(pause)` in a thread of its own; each `pause()` in it hands control back, until the next `advance`.
+    """Runs `call(pause)` in its own thread.
 
-    One side runs at a time: it is a coroutine, made of a thread, since what is called is no generator.
+    Each `pause()` in it returns control to the caller until the next `advance`.
+
+    Only one side runs at a time: it is a coroutine built from a thread, because the called function is not a generator.
     """
 
     def __init__(self, call: Callable[[Callable[[], None]], None]) -> None:
@@ -24,7 +26,7 @@ class PausedCall:
         threading.Thread(target=self._run, name="generate", daemon=True).start()
 
     def advance(self) -> bool:
-        """Runs the call to its next pause; False where it has ended. Raises what it raised."""
+        """Run the call to its next pause, or return False if it has ended. Raises what the call raised."""
         self._go.release()
         self._came.acquire()
         if (error := self._error) is not None:
@@ -32,11 +34,11 @@ class PausedCall:
             try:
                 raise error
             finally:
-                del error  # it holds the call's frames, and they its tensors
+                del error  # it references the call's frames, and these its tensors
         return not self._is_over
 
     def abandon(self) -> None:
-        """Ends the call where it is paused, and waits until it has ended."""
+        """End the call where it is paused, and wait until it has ended."""
         if not self._is_over:
             self._is_abandoned = True
             self._go.release()

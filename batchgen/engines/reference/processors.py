@@ -15,7 +15,7 @@ from batchgen.records import Batch
 
 
 class Choice(LogitsProcessor):
-    """The last processor: chooses each row's token, and leaves `generate` no other."""
+    """The last processor: chooses each row's token, and leaves `generate` no other choice."""
 
     def __init__(self, batch: Batch, sampler: Sampler, model: Model) -> None:
         self.sequences = batch.sequences
@@ -39,9 +39,9 @@ class Choice(LogitsProcessor):
 
 
 class BeamPenalties(LogitsProcessor):
-    """Biases, penalties and bans for beams, on each beam's real tokens.
+    """Biases, penalties and bans for beams, based on each beam's real tokens.
 
-    A row whose scores are not numbers fails, and searches on among equals.
+    A row with NaN scores fails; its search continues with equal scores.
     """
 
     def __init__(self, batch: Batch, num_beams: int, model: Model) -> None:
@@ -69,7 +69,7 @@ class BeamPenalties(LogitsProcessor):
 
 
 class Finished(StoppingCriteria):
-    """Which rows are finished; hands control back after each step but the last."""
+    """Tells `generate` which rows are finished; pauses after each step except the last."""
 
     def __init__(self, batch: Batch, pause: Callable[[], None]) -> None:
         self.batch = batch

@@ -1,4 +1,4 @@
-"""Batches that wait, and what becomes of one that memory ran out for. Knows nothing of how a batch is run."""
+"""Batches that wait, and what happens to a batch that ran out of memory. Knows nothing of how a batch is run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from batchgen.records import Sequence
 
 
 class BatchQueue:
-    """Batches to run one after the other, each cut to what fits at that moment."""
+    """Batches to run one after the other, each cut to what currently fits."""
 
     def __init__(self, backoff: Backoff) -> None:
         self._backoff = backoff
@@ -27,7 +27,7 @@ class BatchQueue:
         self._waiting.clear()
 
     def take(self) -> list[Sequence]:
-        """The rows that run next. A single row that would get the process killed comes out failed."""
+        """Return the rows to run next. A single row that would get the process killed is returned as failed."""
         rows = self._waiting.popleft()
         if len(rows) > (room := self._room(rows)):
             self._waiting.appendleft(rows[room:])
@@ -39,15 +39,17 @@ class BatchQueue:
         return rows
 
     def done(self, rows: list[Sequence]) -> None:
-        """Rows have run: what they took is compared with what they were expected to."""
+        """Compare what finished rows took with what they were expected to take."""
         predicted = self.bytes_of(rows)
         self._backoff.predicted_bytes = max(self._backoff.predicted_bytes, predicted)
         self._backoff.compare(predicted)
 
     def give_way(self, rows: list[Sequence]) -> int:
-        """Memory ran out: unfinished rows wait again, in halves, from their prompts; how many tokens they lose.
+        """Queue unfinished rows again after memory ran out, in halves, from their prompts.
 
-        A row that ran out all alone has failed.
+        Return how many tokens are lost.
+
+        A row that ran out of memory running by itself fails.
         """
         release()
         unfinished = [row for row in rows if not row.is_finished]
@@ -65,11 +67,11 @@ class BatchQueue:
         return dropped
 
     def bytes_of(self, rows: list[Sequence]) -> int:
-        """What these rows are expected to take as one batch, above the weights."""
+        """Return the bytes that these rows are expected to take as one batch, above the weights."""
         return batch_bytes(self._backoff.limits, rows)
 
     def _room(self, rows: list[Sequence]) -> int:
-        """How many of these rows may run together now."""
+        """Return how many of these rows may currently run together."""
         if self._backoff.is_users_number:
             return len(rows)
         padded_length = max(row.num_prompt_tokens for row in rows)

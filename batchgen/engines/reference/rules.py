@@ -1,6 +1,7 @@
-"""Which rows may share a batch, so that each gets what it gets alone, whatever a model makes of pads and neighbours.
+"""Which rows may share a batch, so that each gets the same result as alone, however a model treats pads and neighbours.
 
-Most models take rows of any length, padded with eos. What a trial finds otherwise (`engines.trial`) goes down a ladder.
+Most models take rows of any length, padded with eos. If a trial (`engines.trial`) shows otherwise, slower ways are
+tried.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Mixing(StrEnum):
-    """How unlike the rows of a batch may be, from the fastest way to the slowest."""
+    """How different the rows of a batch may be, from the fastest way to the slowest."""
 
     padded = "padded"
     own_pad = "padded with the model's own pad"
@@ -35,10 +36,11 @@ LENGTHS = {
 
 @dataclass(frozen=True, slots=True)
 class BatchRule:
-    """How batches are made: `pad_token_id` fills them, and rows share one only where their keys are equal.
+    """How batches are formed: `pad_token_id` fills them, and only rows with equal keys share one.
 
-    `short_limit` is where rotary factors change that depend on the longest row of a batch (LongRoPE): rows on its two
-    sides never meet, and a row that crosses it as it grows meets only rows that cross it with it.
+    `short_limit` is the length where rotary factors change that depend on the longest row of a batch (LongRoPE): rows
+    below and above it never share a batch, and a row that crosses it as it grows only shares one with rows that cross
+    it at the same step.
     """
 
     mixing: Mixing
@@ -46,7 +48,7 @@ class BatchRule:
     short_limit: int | None = None
 
     def key(self, row: Sequence) -> Hashable:
-        """What rows of one batch have in common."""
+        """Return a key that is equal for rows that may share a batch."""
         if self.mixing is Mixing.alone:
             return id(row)
         length = len(row.token_ids)
@@ -59,7 +61,7 @@ class BatchRule:
         return LENGTHS[self.mixing] + (", short and long rows apart" if self.short_limit else "")
 
     def crosses(self, row: Sequence) -> bool:
-        """Whether a row may grow over the limit: a forward of the whole row is then not what its steps computed."""
+        """Whether a row may grow past the limit, so that one forward over it differs from what its steps computed."""
         if self.short_limit is None:
             return False
         return not self._is_long(row) and row.num_prompt_tokens + row.sampling.max_new_tokens - 1 > self.short_limit
@@ -69,10 +71,10 @@ class BatchRule:
 
 
 def short_limit(config: PretrainedConfig) -> int | None:
-    """How many tokens a row may have before LongRoPE takes its other factors; None where a model has none.
+    """Return how many tokens a row may have before LongRoPE switches its factors; None for other models.
 
-    Rows beside it do not matter to other ways of scaling: their factors are fixed up to the most positions of a model,
-    and longer rows do not run.
+    Other ways of scaling do not depend on neighbouring rows: their factors are fixed up to a model's maximum number of
+    positions, and longer rows do not run.
     """
     text = config.get_text_config()
     rope = getattr(text, "rope_parameters", None) or {}

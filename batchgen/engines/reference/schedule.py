@@ -1,4 +1,4 @@
-"""How `reference` would run rows: batch by batch, each to its last row's end."""
+"""How `reference` would run rows: batch by batch, each until its last row ends."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ FIRST_WINDOW = 16
 
 
 def first_window(limits: BatchLimits) -> int:
-    """Rows of the first window: a small batch, so that the first answers come soon."""
+    """Return the rows of the first window: a small batch, so that the first answers come soon."""
     return limits.num_rows or min(FIRST_WINDOW, limits.most_rows)
 
 
 class BatchSchedule:
-    """Every batch runs to its last row's end."""
+    """Every batch runs until its last row ends."""
 
     def __init__(self, limits: BatchLimits) -> None:
         self.limits = limits

@@ -1,1 +1,1 @@
-"""From logits to the next token of each row: parameters over rows, filters, keyed draws."""
+"""From logits to the next token of each row: parameters per row, filters, keyed draws."""

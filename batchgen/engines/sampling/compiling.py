@@ -1,6 +1,6 @@
-"""A process that tries grammars, so that one that takes all memory or never ends takes nothing else with it.
+"""A process that tries grammars, so that a grammar that takes all memory or never ends harms nothing else.
 
-Is run as a file, with nothing of batchgen: a grammar a line comes in, what is wrong with it goes out.
+It runs as a script that imports nothing of batchgen: it reads one grammar per line and writes what is wrong with it.
 """
 
 import json
@@ -10,16 +10,16 @@ from contextlib import suppress
 
 
 def set_clock(seconds: float) -> None:
-    """Ends this process after so many seconds of processor time, wherever it is then; 0 stops the clock."""
+    """End this process after `seconds` of processor time, whatever it is doing then; 0 stops the clock."""
     if hasattr(signal, "setitimer"):  # not on Windows
         signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def main() -> None:
-    """Answers each line of standard input with one: an error, or an empty text."""
+    """Answer each line of standard input with one line: an error, or an empty string."""
     settings = json.loads(sys.stdin.readline())
     sys.path[:] = settings["path"]
-    with suppress(ImportError):  # no such limits on Windows
+    with suppress(ImportError):  # Windows has no such limits
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (settings["bytes"], settings["bytes"]))

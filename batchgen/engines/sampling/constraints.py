@@ -1,7 +1,7 @@
-"""Which tokens a row's constraint lets it take next, as packed bits that are worked out while a forward runs.
+"""Which tokens a row's constraint allows next, as packed bits that are computed while a forward runs.
 
-Each row has a matcher of its own, which follows the row's output; it is made of a grammar that is compiled once. Where
-only one token is allowed, and then only one again, the row is given these tokens without a mask.
+Each row has its own matcher, which follows the row's output and is copied from a grammar that is compiled once. While
+the constraint allows only one next token, the row gets that token without a mask.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from batchgen.records import Constraint, Sequence
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-MOST_GRAMMARS = 64  # that are kept compiled
+MOST_GRAMMARS = 64  # maximum number that is kept compiled
 MOST_THREADS = 4
 Bits = np.ndarray[tuple[int], np.dtype[np.uint8]]  # [V / 8], the first token in the lowest bit
 
 
 @dataclass(slots=True, eq=False)
 class _Follower:
-    """Where a row stands in its constraint: so many of its output tokens are taken, and the mask for the next one.
+    """A row's state in its constraint: how many of its output tokens are consumed, and the mask for the next one.
 
-    `ahead` is where a row stands that may think before it answers. `forced` are the only tokens that may come next, one
-    after the other; while there are some, there is no mask.
+    `ahead` is the state of a row that may think before it answers. `forced` are tokens that must come next, one after
+    the other; while there are any, there is no mask.
     """
 
     constraint: Constraint
@@ -49,7 +49,7 @@ class _Follower:
 
     @property
     def is_free(self) -> bool:
-        """Whether the next token is a thought's."""
+        """Whether the next token belongs to a thought."""
         return self.ahead is not None and self.ahead.is_inside
 
     def take(self, tokens: list[int]) -> None:
@@ -62,7 +62,7 @@ class _Follower:
 
 
 class Constraints:
-    """What rows may take next, of models with one tokenizer; keeps a state of each row that is not finished."""
+    """What rows may take next, for models with one tokenizer; keeps a state for each unfinished row."""
 
     def __init__(self, tokenizer: LLTokenizer, eos_token_ids: frozenset[int]) -> None:
         self._tokenizer = tokenizer
@@ -72,7 +72,7 @@ class Constraints:
         self._threads = ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1), "constraints")
 
     def forbid(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> None:
-        """Sets logits `[B, V]` of tokens to -inf that rows may not take. A row whose constraint fails, fails."""
+        """Set logits `[B, V]` of tokens that rows may not take to -inf. A row whose constraint fails is failed."""
         bound = [row for row, sequence in enumerate(sequences) if sequence.sampling.is_constrained]
         followers = {row: self._follow(sequences[row]) for row in bound}
         for row, follower in followers.items():
@@ -90,7 +90,7 @@ class Constraints:
                 logits[row].masked_fill_(forbidden, -torch.inf)
 
     def advance(self, sequence: Sequence) -> None:
-        """After a row's token: finishes it where its text is complete, else begins with the next mask."""
+        """Continue after a row's token: finish the row if its text is complete, else start to compute the next mask."""
         follower = self._follow(sequence)
         if follower is None or follower.is_free or (sequence.is_finished and sequence.finish_reason != "length"):
             return
@@ -103,7 +103,10 @@ class Constraints:
             self._look_ahead(follower, sequence)
 
     def forced(self, sequence: Sequence) -> int | None:
-        """The only token that a row may take next, where nothing else has a say in that."""
+        """Return the only token that a row may take next, if there is just one and nothing else affects it.
+
+        Else None.
+        """
         follower = self._follow(sequence)
         if follower is None or follower.is_free:
             return None
@@ -112,16 +115,16 @@ class Constraints:
         return follower.forced[0] if follower.forced else None
 
     def _look_ahead(self, follower: _Follower, sequence: Sequence) -> None:
-        """Finds the tokens that must come next, or begins with the mask."""
+        """Find the tokens that must come next, or start to compute the mask."""
         if not follower.forced:
             follower.forced = self._only_tokens(follower, sequence)
         if not follower.forced:
             follower.mask = self._start(follower, sequence)
 
     def _only_tokens(self, follower: _Follower, sequence: Sequence) -> list[int]:
-        """The tokens that a row takes whatever its logits are; none of a row that reads them, or that bans tokens.
+        """Return the tokens that a row takes whatever its logits are; none for rows that read logits or ban tokens.
 
-        The library's masks allow each of these tokens alone, so they are the ones that masks would lead to.
+        The library's masks allow only these tokens, so masks would lead to the same ones.
         """
         params, matcher = sequence.sampling, follower.matcher
         is_answer = follower.ahead is None or follower.ahead.phase is Phase.answer
@@ -131,7 +134,7 @@ class Constraints:
         return list(takewhile(lambda token: token not in ends, matcher.compute_ff_tokens()))
 
     def why_stuck(self, sequence: Sequence) -> str:
-        """Of a row that has no token left that it may take."""
+        """Return why a row has no token left that it may take."""
         follower, params = self._followers.get(sequence), sequence.sampling
         if follower and follower.matcher.is_accepting() and sequence.num_output_tokens < params.min_new_tokens:
             return why_too_short(sequence)
@@ -140,7 +143,7 @@ class Constraints:
         return f"{subject}{also} allow no token after {sequence.num_output_tokens} tokens"
 
     def _follow(self, sequence: Sequence) -> _Follower | None:
-        """The row's follower, behind the tokens that the row has; None where the row has failed by it."""
+        """Return the row's follower, updated with the row's tokens; None if the constraint has failed the row."""
         follower = self._followers.get(sequence)
         if follower is None or follower.num_taken > sequence.num_output_tokens:
             constraint = sequence.sampling.constraint
@@ -185,12 +188,12 @@ class Constraints:
         return {*params.stop_token_ids} | (set() if params.ignore_eos else self._eos_token_ids)
 
     def _not_in_thoughts(self, follower: _Follower, sequence: Sequence) -> list[int]:
-        """A thought does not end its row, and leaves the answer's first token to the constraint."""
+        """Return the tokens not allowed in a thought: those that end the row, and those that also start the answer."""
         assert follower.ahead
         return [*self._eos_token_ids, *self._ends(sequence), *follower.ahead.past()]
 
     def _mask(self, follower: _Follower | None, sequence: Sequence, nothing: Bits) -> Bits:
-        """The row's mask, as wide as `nothing`, which is what a row gets that has failed."""
+        """Return the row's mask, as wide as `nothing`, which is returned for a row that has failed."""
         if follower is None or follower.mask is None:
             return nothing
         mask = follower.mask.result()
@@ -203,7 +206,7 @@ class Constraints:
 
 
 def _note_forced(sequence: Sequence, follower: _Follower) -> None:
-    """Which of a row's new tokens were forced: the places of the first ones that are."""
+    """Record which of a row's new tokens were forced: the leading ones that match."""
     start = follower.num_taken
     known = sequence.forced[-1] if sequence.forced else -1  # a row may start again
     pairs = zip(sequence.output_ids[start:], follower.forced, strict=False)
@@ -212,7 +215,7 @@ def _note_forced(sequence: Sequence, follower: _Follower) -> None:
 
 
 def _allowed(follower: _Follower, eos_token_ids: frozenset[int], ends: set[int]) -> Bits:
-    """The tokens that may come next; those that end a row only where the text is complete, then all `ends`."""
+    """Return the tokens that may come next; those that end a row only if the text is complete, and then all `ends`."""
     matcher, ahead = follower.matcher, follower.ahead
     mask = np.frombuffer(matcher.compute_bitmask(), np.uint8).copy()
     if ahead and ahead.is_lost:
@@ -234,7 +237,7 @@ def _set(mask: Bits, tokens: Iterable[int], is_allowed: bool) -> None:
 
 
 def _unset_bits(masks: np.ndarray[tuple[int, int], np.dtype[np.uint8]], logits: torch.Tensor) -> torch.Tensor:
-    """Which bits `[R, V]` of packed masks `[R, V / 8]` are not set, for a few rows."""
+    """Return which bits `[R, V]` of packed masks `[R, V / 8]` are not set, for a few rows."""
     vocab_size = logits.shape[-1]
     if logits.device.type == "cpu":
         bits = np.unpackbits(~masks, axis=1, count=vocab_size, bitorder="little")

@@ -1,8 +1,9 @@
 """Keyed draws: which token a row's random numbers choose, and whether rounding could change the choice.
 
-A row walks down the binary tree over the vocabulary's ids. At each node a number of its own decides between the two
-halves, in proportion to their probabilities: an inverse CDF a bit at a time. One number for the whole CDF would fall
-within rounding of one of its 50,257 steps in every tenth draw; a walk meets 16 (docs/decisions.md). Pure functions.
+A row walks down the binary tree over the vocabulary's ids. At each node its own random number decides between the two
+halves, in proportion to their probabilities: an inverse CDF one bit at a time. With one number for the whole CDF, every
+tenth draw would fall within rounding of one of its 50,257 steps; a walk meets only 16 (docs/decisions.md). Pure
+functions.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import torch
 from batchgen.records import RowId
 
 # Batching moves float32 logits by about 2e-5, and so the log-odds of two tokens, or of two halves of the vocabulary, by
-# twice that at most. A decision between halves that hangs on less, in log-odds, is made again from the row alone.
+# at most twice that. A decision between halves that is closer than this margin, in log-odds, is repeated from the row
+# alone.
 DRAW_MARGIN = 1e-4
 
 
 def num_levels(vocab_size: int) -> int:
-    """Nodes from the root to a token.
+    """Return the number of nodes from the root to a token.
 
     >>> num_levels(50257)
     16
@@ -31,9 +33,9 @@ def num_levels(vocab_size: int) -> int:
 def uniforms(
     seed: int, row_id: RowId | None, sample_index: int, step: int, count: int, *, occurrence: int = 0
 ) -> list[float]:
-    """The random numbers in (0, 1) of this row, sample and step: a keyed hash, not a stream.
+    """Return the random numbers in (0, 1) of this row, sample and step: a keyed hash, not a stream.
 
-    `occurrence` tells rows with one id apart: the first, 0, has what it would have alone.
+    `occurrence` distinguishes rows with the same id: the first one, 0, gets the numbers that it would get alone.
 
     >>> uniforms(0, "a", 0, 0, 2) == uniforms(0, "a", 0, 0, 3)[:2] != uniforms(1, "a", 0, 0, 2)
     True
@@ -47,9 +49,9 @@ def uniforms(
 
 
 def running_mass(logits: torch.Tensor) -> torch.Tensor:
-    """Running sum `[B, V]` of exp(logits) along the vocabulary, float64, not divided by its last value.
+    """Return the running sum `[B, V]` of exp(logits) along the vocabulary, float64, not divided by its last value.
 
-    In place, since float64 of the whole vocabulary is the largest piece of work space that a step needs.
+    Computed in place, because float64 of the whole vocabulary is the largest part of a step's workspace.
     """
     weights = logits.double()
     weights -= weights.amax(-1, keepdim=True)
@@ -59,11 +61,11 @@ def running_mass(logits: torch.Tensor) -> torch.Tensor:
 def draw(
     kept: torch.Tensor, numbers: torch.Tensor, margin: torch.Tensor, scaled: torch.Tensor, unsure: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The token `[B]` at the end of each row's walk, and whether `[B]` it was too close to call at some node.
+    """Return the token `[B]` at the end of each row's walk, and whether `[B]` it was too close to call at some node.
 
-    kept `[B, V]` are the logits with -inf where cut, numbers `[B, levels]` in [0, 1), float64. Logits that move by
-    `margin` `[B]` against each other move a half's share p by margin * p (1 - p); `unsure` tokens, which such a
-    movement lets in or out of the cut, by their own mass: their logits are in `scaled`, as they were before it.
+    kept `[B, V]` are the logits with -inf where cut; numbers `[B, levels]` are in [0, 1), float64. If logits move by
+    `margin` `[B]` against each other, a half's share p moves by margin * p (1 - p). If such a movement lets `unsure`
+    tokens in or out of the cut, the share also moves by their mass: `scaled` has their logits before the cut.
     """
     rows, vocab_size = kept.shape
     mass = running_mass(kept)
@@ -89,13 +91,13 @@ def draw(
 
 
 def _unsure_mass(kept: torch.Tensor, scaled: torch.Tensor, unsure: torch.Tensor) -> torch.Tensor:
-    """Running sum `[R, V]` of the unsure tokens' mass, on the scale of `running_mass`."""
+    """Return the running sum `[R, V]` of the unsure tokens' mass, on the scale of `running_mass`."""
     weights = scaled.double()
     weights -= kept.amax(-1, keepdim=True)
     return weights.exp_().mul_(unsure).cumsum_(-1)
 
 
 def _before(running: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
-    """Mass `[B]` of the tokens below `end` `[B]`."""
+    """Return the mass `[B]` of the tokens below `end` `[B]`."""
     last = (end - 1).clamp(max=running.shape[-1] - 1)
     return running.gather(-1, last.clamp(min=0)[:, None])[:, 0].where(last >= 0, 0.0)

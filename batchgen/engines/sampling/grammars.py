@@ -1,4 +1,4 @@
-"""Constraints as llguidance has them, and what it says of bad ones in one line. Needs neither torch nor a model."""
+"""Constraints as llguidance grammars, and its errors in one line. Needs neither torch nor a model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from batchgen.records import Constraint
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-# The library's own, but for lexer states, which are up to 2 KB each, and rows have their own.
+# The library's defaults, except for lexer states: these take up to 2 KB each, and every row has its own.
 LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 1_000_000,
     "step_lexer_fuel": 200_000,
@@ -32,16 +32,16 @@ TOO_LARGE = "it is too large or too complex"
 KEYS = re.compile(r"Unimplemented keys: \[(.*)\]")
 ELSEWHERE = re.compile(r"Resource '(.*)' is not present in a registry")
 UNPRINTABLE = re.compile(r"[\x7f-\x9f]")
-# What the library says where a person could not do what it advises.
+# Replacements for messages whose advice a user could not follow.
 PLAINER = {
     "coerce_one_of": "oneOf is supported only if it is clear that its schemas exclude each other: use anyOf",
     "unknown special token": "special tokens in grammars are not supported",
 }
-SETTINGS = "x-guidance"  # a key by which a schema would change how strictly the library reads it
+SETTINGS = "x-guidance"  # a schema key that would change how strictly the library reads it
 
 
 def source_of(constraint: Constraint) -> str:
-    """The constraint in the library's own form. Raises `ValueError`."""
+    """Return the constraint in the library's format. Raises `ValueError`."""
     from llguidance import LLMatcher
 
     if constraint.is_json:
@@ -55,7 +55,7 @@ def source_of(constraint: Constraint) -> str:
 
 
 def _schema(text: str) -> str:
-    """A schema that the library takes, which are objects only, and whose own settings it would follow."""
+    """Return a schema that the library accepts: an object, without the library's own settings."""
     if text == "false":
         raise ValueError(NOTHING_FITS)
     if SETTINGS not in text:
@@ -69,7 +69,7 @@ def _quoted(choice: str) -> str:
 
 
 def compile_grammar(tokenizer: LLTokenizer, constraint: Constraint) -> LLMatcher:
-    """What follows a text token by token. Raises `ValueError`, one line, where the constraint is none."""
+    """Return a matcher that follows a text token by token. Raises `ValueError`, one line, for an invalid constraint."""
     from llguidance import LLMatcher, LLParserLimits
 
     try:
@@ -83,7 +83,7 @@ def compile_grammar(tokenizer: LLTokenizer, constraint: Constraint) -> LLMatcher
 
 
 def in_one_line(constraint: Constraint, message: str) -> str:
-    """What the library says of a constraint, as a person should read it."""
+    """Return what the library says about a constraint, rephrased for users."""
     return f"{SUBJECTS[constraint.kind]} cannot be used: {_reason(message)}"
 
 

@@ -1,6 +1,6 @@
 """Log-probabilities of tokens: log-softmax of a model's raw logits in float32, and the likeliest alternatives.
 
-They are read before anything changes the logits, a few rows at a time, so that no copy of all of them is made.
+They are read before anything changes the logits, a few rows at a time, so that the logits are never copied as a whole.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ import torch
 from batchgen.records import Sequence, TokenLogprob
 
 MOST_NUMBERS = 2**20  # logits that are read at once
-BLOCK = 128  # logits; the best of each block tell where the best of all are
+BLOCK = 128  # logits; the maxima of blocks tell where the largest logits are
 
 
 def likeliest(logits: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest logits of each row `[R, K]`, best first, and their tokens; K is `number`, or V where that is less.
+    """Return the largest logits of each row `[R, K]`, best first, and their tokens.
 
-    They stand in the blocks whose largest logits are largest, and only these are sorted: `amax` runs at the speed of
-    memory.
+    K is `number`, or V if that is less.
+
+    They are in the blocks whose largest logits are largest, so only these blocks are sorted: `amax` runs at memory
+    speed.
     """
     vocab_size = logits.shape[-1]
     num_blocks = vocab_size // BLOCK
@@ -38,8 +40,10 @@ def likeliest(logits: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Te
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Normalised:
-    """Of rows of logits: the largest `[R]`, log(sum(exp(logits - largest))) `[R]`, and the likeliest tokens `[R, K]`,
-    best first, with their log-probabilities.
+    """For rows of logits: the largest, the log of the normalizer, and the likeliest tokens and their log-probabilities.
+
+    These are the largest logit `[R]`, log(sum(exp(logits - largest))) `[R]`, and the likeliest tokens `[R, K]`, best
+    first.
     """
 
     largest: torch.Tensor
@@ -49,7 +53,7 @@ class Normalised:
 
     @classmethod
     def of(cls, logits: torch.Tensor, number: int) -> Normalised:
-        """Reads float32 logits `[R, V]`, with their `number` largest. The sums are those of torch's own log-softmax."""
+        """Read float32 logits `[R, V]` and their `number` largest. The sums are those of torch's own log-softmax."""
         values, tokens = likeliest(logits, number)
         largest, log_sums = logits.amax(-1), -logits.log_softmax(-1).amax(-1)
         return cls(largest, log_sums, tokens, _log_softmax(values, largest[:, None], log_sums[:, None]))
@@ -59,11 +63,11 @@ class Normalised:
         return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
     def entries(self, own: torch.Tensor) -> list[TokenLogprob]:
-        """Of each row the token whose logit is in `own` `[R]`, in one transfer from the device."""
+        """Return an entry for each row's token, whose logit is in `own` `[R]`, in one transfer from the device."""
         logprobs = _log_softmax(own, self.largest, self.log_sums)[:, None]
         numbers = torch.cat(
             [logprobs.double(), self.logprobs.double(), self.tokens.double()], -1
-        )  # ids are exact in it
+        )  # float64 holds ids exactly
         width = self.tokens.shape[-1]
         return [
             TokenLogprob(logprob, tuple(zip(map(int, rest[width:]), rest[:width], strict=True)))
@@ -72,17 +76,17 @@ class Normalised:
 
 
 def _log_softmax(logits: torch.Tensor, largest: torch.Tensor, log_sums: torch.Tensor) -> torch.Tensor:
-    """Subtracted one after the other, as torch does: the sum of both has fewer digits."""
+    """Subtract one after the other, as torch does: subtracting the sum of both would lose digits."""
     return logits - largest - log_sums
 
 
 def rows_at_once(vocab_size: int) -> int:
-    """Rows of logits that are read together: few enough that work space is small."""
+    """Return how many rows of logits are read together: few enough to keep the workspace small."""
     return max(1, MOST_NUMBERS // vocab_size)
 
 
 class Reading:
-    """What is read of raw logits `[B, V]` for the rows that ask for log-probabilities, before a token is chosen."""
+    """Log-probabilities of raw logits `[B, V]`, read before a token is chosen, for the rows that ask for them."""
 
     def __init__(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> None:
         self._rows = [row for row, sequence in enumerate(sequences) if sequence.sampling.logprobs is not None]
@@ -95,7 +99,7 @@ class Reading:
         self._found = Normalised.join(
             [Normalised.of(logits[part if is_all else self._rows[part]].float(), most) for part in parts]
         )
-        # Of rows whose logits are about to be moved, as they were.
+        # Copies for rows whose logits are about to be changed.
         self._raw = {
             place: logits[row].clone() for place, row in enumerate(self._rows) if sequences[row].sampling.moves_logits
         }
@@ -104,7 +108,7 @@ class Reading:
         return bool(self._rows)
 
     def note(self, logits: torch.Tensor, chosen: Rows[int]) -> None:
-        """Gives each row the log-probability of the token that was `chosen` for it, one for each row of the batch.
+        """Record for each row the log-probability of the token that was `chosen` for it, one per row of the batch.
 
         logits `[B, V]` are those that were read, whatever has been forbidden in them since.
         """
@@ -117,5 +121,5 @@ class Reading:
 
 
 def _wanted(sequence: Sequence) -> int:
-    """How many alternatives a row asks for."""
+    """Return how many alternatives a row asks for."""
     return sequence.sampling.logprobs or 0

@@ -1,4 +1,4 @@
-"""What changes logits before a token is chosen: biases, penalties, bans; on each row's real tokens, in place.
+"""What changes logits before a token is chosen: biases, penalties and bans, on each row's real tokens, in place.
 
 Order and meaning are those of transformers' `LogitsProcessorList` and of vLLM, which agree: biases, repetition,
 presence and frequency, bans.
@@ -14,12 +14,12 @@ import torch
 
 from batchgen.records import SamplingParams, Sequence
 
-# Row, token, and what is added to its logit.
+# A row, a token, and what is added to its logit.
 Change = tuple[int, int, float]
 
 
 def penalize(logits: torch.Tensor, sequences: Rows[Sequence], eos_token_ids: Collection[int]) -> None:
-    """Changes float32 logits `[B, V]` of rows as their options ask, by what they have of prompt and output so far."""
+    """Change float32 logits `[B, V]` of rows as their options ask, based on their prompt and output so far."""
     _add(logits, biases(sequences))
     penalties = [sequence.sampling.repetition_penalty for sequence in sequences]
     if any(penalty != 1 for penalty in penalties):
@@ -34,7 +34,7 @@ def penalize(logits: torch.Tensor, sequences: Rows[Sequence], eos_token_ids: Col
 
 
 def _add(logits: torch.Tensor, changes: Iterator[Change]) -> None:
-    """Adds to logits; a row and a token are named once at most, so the order does not matter."""
+    """Add to logits; each pair of row and token occurs at most once, so the order does not matter."""
     listed = list(changes)
     if not listed:
         return
@@ -44,16 +44,16 @@ def _add(logits: torch.Tensor, changes: Iterator[Change]) -> None:
 
 
 def biases(sequences: Rows[Sequence]) -> Iterator[Change]:
-    """What `logit_bias` adds."""
+    """Yield what `logit_bias` adds."""
     for row, sequence in enumerate(sequences):
         for token, bias in sequence.sampling.logit_bias:
             yield row, token, bias
 
 
 def additive_penalties(sequences: Rows[Sequence]) -> Iterator[Change]:
-    """What presence and frequency penalties take off tokens generated before (the prompt does not count).
+    """Yield what presence and frequency penalties subtract for generated tokens (the prompt does not count).
 
-    `-(count * frequency_penalty + presence_penalty)`, by OpenAI's documentation and vLLM's `apply_penalties`.
+    `-(count * frequency_penalty + presence_penalty)`, as in OpenAI's documentation and vLLM's `apply_penalties`.
     """
     for row, sequence in enumerate(sequences):
         presence, frequency = sequence.sampling.presence_penalty, sequence.sampling.frequency_penalty
@@ -63,12 +63,12 @@ def additive_penalties(sequences: Rows[Sequence]) -> Iterator[Change]:
 
 
 def penalize_repetition(logits: torch.Tensor, token_ids: list[list[int]], penalty: torch.Tensor) -> None:
-    """Divides positive and multiplies negative logits of tokens already seen (CTRL, arXiv:1909.05858), in place.
+    """Divide positive and multiply negative logits of tokens already seen (CTRL, arXiv:1909.05858), in place.
 
-    logits `[B, V]`, the rows' prompt and output tokens, penalty `[B]` (1 changes nothing).
+    logits `[B, V]`; token_ids are the rows' prompt and output tokens; penalty `[B]` (1 changes nothing).
     """
     longest = max(map(len, token_ids))
-    # A row that is shorter repeats its first token: every copy of it gets the same value.
+    # A shorter row repeats its first token: all copies get the same value.
     padded = [ids + ids[:1] * (longest - len(ids)) for ids in token_ids]
     seen = torch.tensor(padded, device=logits.device)  # [B, L]
     values, penalty = logits.gather(-1, seen), penalty[:, None]
@@ -76,7 +76,7 @@ def penalize_repetition(logits: torch.Tensor, token_ids: list[list[int]], penalt
 
 
 def banned_tokens(token_ids: list[int], ngram_size: int) -> list[int]:
-    """Tokens that would complete an n-gram that `token_ids` already hold.
+    """Return the tokens that would complete an n-gram that `token_ids` already contain.
 
     >>> banned_tokens([1, 2, 3, 1, 2], 3)
     [3]
@@ -92,7 +92,7 @@ def banned_tokens(token_ids: list[int], ngram_size: int) -> list[int]:
 def forbidden_tokens(
     params: SamplingParams, token_ids: list[int], num_output_tokens: int, eos_token_ids: Iterable[int]
 ) -> list[int]:
-    """Tokens that n-gram bans and `min_new_tokens` rule out after `token_ids` (prompt and output, no pads)."""
+    """Return the tokens that n-gram bans and `min_new_tokens` forbid after `token_ids` (prompt and output, no pads)."""
     tokens: list[int] = []
     if params.no_repeat_ngram_size:
         tokens += banned_tokens(token_ids, params.no_repeat_ngram_size)

@@ -1,6 +1,6 @@
-"""Logits to the next token of each row: penalties, filters, keyed draws; the same in any batch.
+"""Choose the next token of each row from its logits: penalties, filters, keyed draws; the same in any batch.
 
-Works on real tokens only (pads never count) and in float32. Knows nothing of the model, the cache or the padding.
+Works only on real tokens (pads never count), and in float32. Knows nothing of the model, the cache or the padding.
 Order and meaning of the processors are those of transformers' `LogitsProcessorList`.
 """
 
@@ -24,23 +24,23 @@ from batchgen.records import Sequence
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Batching moves float32 logits by about 1e-5 (docs/decisions.md). A greedy choice between two logits closer than
-# this, or a draw too close to call, is made again from an unpadded single-row forward.
+# Batching moves float32 logits by about 1e-5 (docs/decisions.md). A greedy choice between two logits closer than this,
+# or a draw that is too close to call, is repeated from an unpadded single-row forward.
 GREEDY_MARGIN = 1e-3
 
-NOTHING_LEFT = 2  # of a row's logits, where all of them are -inf
-TOP_BLOCK = 128  # logits; the blocks' maxima are then about as many as a block has logits
+NOTHING_LEFT = 2  # a row's logits are all -inf
+TOP_BLOCK = 128  # logits; there are then about as many blocks as a block has logits
 
-# A row's logits `[V]` from a forward of its own; None where there is no such thing.
+# Returns a row's logits `[V]` from a forward of its own; None if there are none.
 RecomputeLogits = Callable[[Sequence], torch.Tensor | None]
-# Told the logits `[B, V]` of the rows that are about to get a token, before anything is done to them.
+# Gets the logits `[B, V]` of the rows that are about to get a token, before anything changes them.
 OnLogits = Callable[[torch.Tensor, Rows[Sequence]], None]
 
 
 def append_token(
     sequence: Sequence, token_id: int, eos_token_ids: frozenset[int], tokenizer: PreTrainedTokenizerBase | None
 ) -> None:
-    """Adds a token to a sequence and finishes it at eos, at a stop, or at `max_new_tokens`."""
+    """Append a token to a sequence, and finish it at eos, at a stop, or at `max_new_tokens`."""
     sequence.output_ids.append(token_id)
     params = sequence.sampling
     is_end = token_id in params.stop_token_ids or (token_id in eos_token_ids and not params.ignore_eos)
@@ -51,10 +51,11 @@ def append_token(
 
 
 class Sampler:
-    """Chooses the next token of rows, which may be other ones at every step; keeps of them where constraints stand.
+    """Chooses the next token of rows, which may differ at every step; its only state per row is that of constraints.
 
-    `recompute` gives a row's logits `[V]` from an unpadded single-row forward; with it, steps too close to call are
-    decided again (exact mode), so that a row's tokens do not depend on its batch. `on_logits` sees those of the batch.
+    `recompute` returns a row's logits `[V]` from an unpadded single-row forward. If it is set, steps too close to call
+    are decided again (exact mode), so that a row's tokens do not depend on its batch. `on_logits` gets the logits of
+    the batch.
     """
 
     def __init__(
@@ -66,17 +67,17 @@ class Sampler:
         on_logits: OnLogits = lambda logits, sequences: None,
     ) -> None:
         self.eos_token_ids = frozenset(eos_token_ids)
-        self.tokenizer = tokenizer  # which stop strings need
+        self.tokenizer = tokenizer  # needed for stop strings
         self.recompute = recompute
         self.on_logits = on_logits
-        self.host_syncs = 0  # how often the host waited for numbers of the device
+        self.host_syncs = 0  # how often the host waited for numbers from the device
         self._constraints: Constraints | None = None
-        self._unconstrained = ""  # why rows cannot be
+        self._unconstrained = ""  # why rows cannot be constrained
 
     def choose(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> list[int | None]:
-        """Next token of each row from float32 logits `[B, V]`, which are overwritten.
+        """Return the next token of each row from float32 logits `[B, V]`, which are overwritten.
 
-        None where they are NaN, and where a row's constraint fails it, which the row's `error` then says.
+        None for rows whose logits are broken, and for rows that their constraint fails; their `error` then says why.
         """
         self.on_logits(logits, sequences)
         forced = self._forced(logits, sequences)
@@ -88,7 +89,7 @@ class Sampler:
         return [tokens[row] for row in range(len(sequences))]
 
     def _forced(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> dict[int, int | None]:
-        """The tokens of rows that have only one to choose from, None of those whose logits are broken."""
+        """Return the tokens of rows that have only one choice, and None for those whose logits are broken."""
         if not any(sequence.sampling.is_constrained for sequence in sequences) or not self._can_constrain(logits):
             return {}
         found = {row: token for row, s in enumerate(sequences) if (token := self._only_token(s)) is not None}
@@ -99,7 +100,7 @@ class Sampler:
         return {row: token if fine else None for (row, token), fine in zip(found.items(), is_fine, strict=True)}
 
     def _decided(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> list[int | None]:
-        """As `choose`, by the logits."""
+        """Like `choose`, but always by the logits."""
         tokens: list[int | None] = []
         for sequence, (token, is_close, is_broken) in zip(sequences, self._read(logits, sequences), strict=True):
             if self.recompute and is_close and not is_broken and not sequence.is_finished:
@@ -112,13 +113,13 @@ class Sampler:
         return tokens
 
     def append(self, sequence: Sequence, token_id: int) -> None:
-        """Adds a token to a sequence, and finishes it where that ends it."""
+        """Append a token to a sequence, and finish the sequence if that ends it."""
         append_token(sequence, token_id, self.eos_token_ids, self.tokenizer)
         if sequence.sampling.is_constrained and self._constraints:
             self._constraints.advance(sequence)
 
     def extend(self, sequence: Sequence, token_id: int) -> int:
-        """Adds a token to a sequence, and those that must follow it; says how many these were."""
+        """Append a token to a sequence, and those that must follow it; return how many were appended."""
         before = sequence.num_output_tokens
         token: int | None = token_id
         while token is not None:
@@ -127,13 +128,16 @@ class Sampler:
         return sequence.num_output_tokens - before
 
     def _only_token(self, sequence: Sequence) -> int | None:
-        """The only token that may follow those of a row that is not finished: it needs no logits."""
+        """Return the only token that may follow in an unfinished row, which needs no logits.
+
+        None if there are several.
+        """
         if sequence.is_finished or not (sequence.sampling.is_constrained and self._constraints):
             return None
         return self._constraints.forced(sequence)
 
     def _read(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> list[list[int]]:
-        """As `_decide`; rows that ask for log-probabilities get that of their token, of the logits as they came."""
+        """Like `_decide`, but also record log-probabilities, from the original logits, for rows that ask for them."""
         reading = Reading(logits, sequences)
         decided = self._decide(logits, sequences)
         if reading:
@@ -142,7 +146,7 @@ class Sampler:
         return decided
 
     def _decide(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> list[list[int]]:
-        """Of each row the token, whether it was too close to call, and whether its logits are broken."""
+        """Return for each row the token, whether it was too close to call, and whether its logits are broken."""
         penalize(logits, sequences, self.eos_token_ids)
         if any(sequence.sampling.is_constrained for sequence in sequences):
             self._forbid(logits, sequences)
@@ -159,7 +163,7 @@ class Sampler:
         return decided.tolist()
 
     def _forbid(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> None:
-        """Leaves constrained rows only the tokens that they may take."""
+        """Forbid constrained rows all tokens that they may not take."""
         if self._constraints:
             self._constraints.forbid(logits, sequences)
             return
@@ -169,7 +173,7 @@ class Sampler:
                 sequence.fail(self._unconstrained)
 
     def _can_constrain(self, logits: torch.Tensor) -> bool:
-        """Whether there are constraints on this model's tokens; `_unconstrained` says why not."""
+        """Whether this model's tokens can be constrained; if not, `_unconstrained` says why."""
         try:
             reader = token_reader(self.tokenizer, logits.shape[-1], self.eos_token_ids)
         except ValueError as error:
@@ -180,29 +184,27 @@ class Sampler:
 
 
 def _decide_greedy(logits: torch.Tensor) -> torch.Tensor:
-    """Token, whether it is too close to call, whether the logits are broken: `[B, 3]` int64."""
+    """Return the token, whether it is too close to call, and whether the logits are broken: `[B, 3]` int64."""
     tokens, best, second = top_two(logits)
     return torch.stack([tokens, (best - second < GREEDY_MARGIN).long(), _brokenness(best)], -1)
 
 
 def _brokenness(best: torch.Tensor) -> torch.Tensor:
-    """Of each row by its largest logit `[B]`: 0 is fine, 1 is NaN or infinite, `NOTHING_LEFT` is -inf."""
+    """Classify rows by their largest logit `[B]`: 0 is fine, 1 is NaN or infinite, `NOTHING_LEFT` is -inf."""
     return (~best.isfinite()).long() + (best == -torch.inf).long()
 
 
 def top_two(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Token `[B]` of each row's largest logit, of equal ones the lowest; that logit and the second largest, `[B]` each.
+    """Return each row's token with the largest logit, the lowest id if tied; and its largest two logits, `[B]` each.
 
-    The largest is NaN where any logit of the row is.
-
-    In two levels: `amax` of blocks runs at the speed of memory, `argmax` and `topk` of a whole row 20 times slower
-    (measured on a CPU).
+    The largest is NaN if any logit of the row is NaN. Works in two levels: `amax` of blocks runs at memory speed;
+    `argmax` and `topk` of a whole row are 20 times slower (measured on a CPU).
     """
     vocab_size = logits.shape[-1]
     width = min(TOP_BLOCK, vocab_size)
     num_blocks = vocab_size // width
     blocks = logits[:, : num_blocks * width].reshape(-1, num_blocks, width).amax(-1)  # [B, V / width]
-    candidates = torch.cat([blocks, logits[:, num_blocks * width :]], -1)  # the last tokens stand for themselves
+    candidates = torch.cat([blocks, logits[:, num_blocks * width :]], -1)  # the rest are blocks of one
     winner = candidates.argmax(-1, keepdim=True)  # [B, 1]
     start = torch.where(winner < num_blocks, winner * width, num_blocks * width + winner - num_blocks)
     places = start + torch.arange(width, device=logits.device)  # [B, width]
@@ -216,7 +218,7 @@ def top_two(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
 
 
 def _decide_sampled(logits: torch.Tensor, sequences: Rows[Sequence]) -> torch.Tensor:
-    """As `_decide_greedy`: `[B, 3]` int64."""
+    """Return the same as `_decide_greedy`, for sampled rows: `[B, 3]` int64."""
     params = [sequence.sampling for sequence in sequences]
     temperature = column([p.temperature for p in params], logits)
     scaled = logits / temperature[:, None]
@@ -225,7 +227,7 @@ def _decide_sampled(logits: torch.Tensor, sequences: Rows[Sequence]) -> torch.Te
     kept, unsure = filter_logits(scaled, top_k, top_p, min_p, margin)
     numbers = _uniforms(sequences, logits.shape[-1]).to(logits.device)
     tokens, close = draw(kept, numbers, margin, scaled, unsure)
-    broken = _brokenness(logits.amax(-1))  # NaN is the largest of all, and a filter would hide it
+    broken = _brokenness(logits.amax(-1))  # amax propagates NaN, which a filter would hide
     return torch.stack([tokens, close.long(), broken], -1)
 
 
@@ -235,7 +237,7 @@ def _uniforms(sequences: Rows[Sequence], vocab_size: int) -> torch.Tensor:
 
 
 def _numbers(sequence: Sequence, count: int) -> list[float]:
-    """The random numbers for a row's next token."""
+    """Return the random numbers for a row's next token."""
     request, seed = sequence.request, sequence.sampling.seed
     step = sequence.num_output_tokens
     return uniforms(seed, request.id, sequence.sample_index, step, count, occurrence=request.occurrence)

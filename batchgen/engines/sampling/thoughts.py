@@ -1,6 +1,6 @@
-"""Where a row stands in its thought, which is free, and where its answer begins, which is constrained.
+"""Where a row is in its thought, which is free, and where its answer begins, which is constrained.
 
-Marks are found in the bytes of tokens, so that it does not matter how a model spells them.
+Marks are searched in the bytes of tokens, so it does not matter how a model splits them into tokens.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 MOST_BREAKS = 2  # between a thought and the answer, as templates write them
 BREAK = b"\n"
-LONGEST_HEADER = 256  # bytes, the closing included
+LONGEST_HEADER = 256  # bytes, including the closing mark
 
 
 class Phase(Enum):
-    """`undecided` is a row that may be about to open a thought, `behind` one whose answer may begin with any token."""
+    """Phases of a row: `undecided` may open a thought next; `behind` a thought, the answer may begin with any token."""
 
     undecided = auto()
     inside = auto()
@@ -33,10 +33,10 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """A thought's marks in the tokens of a model, by how many bytes of a mark are there already.
+    """A thought's marks in a model's tokens, by how many bytes of a mark the text already has.
 
-    `opening[n]` continue the opening or complete it; `past[n]` complete the closing with text of the answer behind
-    it, which must be left to tokens of its own. `breaks[n]` are tokens of n line breaks, and nothing else.
+    Tokens in `opening[n]` continue or complete the opening mark. Tokens in `past[n]` complete the closing mark and also
+    contain text of the answer, which must come in tokens of its own. `breaks[n]` are tokens of exactly n line breaks.
     """
 
     thought: Thought
@@ -48,7 +48,7 @@ class Marks:
 
 @lru_cache(maxsize=8)
 def find_marks(tokenizer: LLTokenizer, thought: Thought) -> Marks:
-    """Reads all tokens, once for each model and kind of thought."""
+    """Find the marks in all tokens, once for each model and kind of thought."""
     texts = [tokenizer.decode_bytes([token]) for token in range(tokenizer.vocab_size)]
     opening, closing = (thought.opening or "").encode(), thought.closing.encode()
 
@@ -69,7 +69,7 @@ def _goes_on(rest: bytes, text: bytes) -> bool:
 
 
 def _goes_past(rest: bytes, is_whole: bool, text: bytes) -> bool:
-    """Whether a token holds the rest of a closing, a whole one anywhere, and text of the answer behind it."""
+    """Whether a token contains the rest of a closing mark (a whole one anywhere) followed by text of the answer."""
     at = text.find(rest)
     gap = text[at + len(rest) :]
     return (at >= 0 if is_whole else at == 0) and (len(gap) > MOST_BREAKS or bool(gap.strip(BREAK)))
@@ -77,10 +77,10 @@ def _goes_past(rest: bytes, is_whole: bool, text: bytes) -> bool:
 
 @dataclass(slots=True, eq=False)
 class Ahead:
-    """What a row has written ahead of its answer.
+    """What a row has written before its answer.
 
-    `said` is what matters of it: of an opening, the last of a thought, line breaks behind it. The constraint of a row
-    that `is_lost` does not allow this as an answer: it can only become the opening.
+    `said` is the part of it that matters: the beginning of an opening mark, the end of a thought, or the line breaks
+    after it. If `is_lost`, the constraint does not allow this text as an answer: it can only become an opening mark.
     """
 
     marks: Marks
@@ -96,7 +96,7 @@ class Ahead:
 
     @property
     def num_tokens(self) -> int:
-        """How many of the tokens so far are not the answer's."""
+        """How many of the tokens so far do not belong to the answer."""
         return self._num_read if self.phase in (Phase.inside, Phase.behind) else self._num_ahead
 
     @property
@@ -104,7 +104,7 @@ class Ahead:
         return self.phase is Phase.inside
 
     def more(self) -> tuple[int, ...]:
-        """Tokens that the row may take beside those of its constraint."""
+        """Return tokens that the row may take besides those of its constraint."""
         if self.phase is Phase.undecided:
             return self.marks.opening[len(self.said)]
         if self.phase is Phase.behind and not self.marks.thought.header:
@@ -113,13 +113,13 @@ class Ahead:
         return ()
 
     def past(self) -> list[int]:
-        """Tokens that may not continue a thought, since the answer would begin inside of them."""
+        """Return tokens that may not continue a thought because the answer would begin inside them."""
         closing = self.marks.thought.closing.encode()
         there = (n for n, past in enumerate(self.marks.past) if past and self.said.endswith(closing[:n]))
         return [token for n in there for token in self.marks.past[n]]
 
     def take(self, token: int, matcher: LLMatcher) -> None:
-        """Reads the row's next token. The matcher takes those of the answer."""
+        """Process the row's next token. The matcher gets the tokens of the answer."""
         text = self.marks.tokenizer.decode_bytes([token])
         if self.phase is Phase.inside:
             self._look_for_closing(text)

@@ -1,4 +1,4 @@
-"""A model's tokenizer as llguidance reads it."""
+"""A model's tokenizer in llguidance's form."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from llguidance import LLTokenizer
     from tokenizers import Tokenizer
 
-# What Metaspace does to a text that goes on, spelled out: the library knows decoders by such parts.
+# What Metaspace does to text that continues, spelled out in decoders that the library knows.
 SPACES = {
     "type": "Sequence",
     "decoders": [
@@ -25,7 +25,7 @@ SPACES = {
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """A tokenizer's JSON. Two are the same where their hashes are: a model may be opened again."""
+    """A tokenizer's JSON. Compared by hash, because a model may be opened again."""
 
     sha256: str
     text: str = field(compare=False, repr=False)
@@ -33,9 +33,9 @@ class _Source:
 
 @lru_cache(maxsize=4)
 def token_reader(tokenizer: object, vocab_size: int, eos_token_ids: frozenset[int]) -> LLTokenizer:
-    """Built once for each model: that takes a second for 50,000 tokens.
+    """Return the library's tokenizer, built once per model: that takes a second for 50,000 tokens.
 
-    Raises `ValueError` for a tokenizer that is written in Python, or that the library does not read.
+    Raises `ValueError` if the tokenizer is written in Python, or if the library cannot read it.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -59,7 +59,7 @@ def _read(source: _Source, vocab_size: int, ends: tuple[int, ...]) -> LLTokenize
 
 
 def _plain(backend: Tokenizer) -> str:
-    """The tokenizer's JSON without padding and truncation, with a decoder that the library knows."""
+    """Return the tokenizer's JSON without padding and truncation, with a decoder that the library knows."""
     text: str = backend.to_str()
     is_spaced = type(backend.decoder).__name__ == "Metaspace"
     if not (is_spaced or backend.padding or backend.truncation):

@@ -1,4 +1,4 @@
-"""Whether constraints can be used: each distinct one is tried once, in a process that may fail in its place."""
+"""Whether constraints can be used: each distinct one is tried once, in a separate process that may crash."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from batchgen.engines.sampling.grammars import LIMITS, SUBJECTS, in_one_line, so
 from batchgen.records import Constraint, FieldError, Request, SamplingParams
 from batchgen.records.sampling import CONSTRAINT_FIELDS
 
-MOST_BYTES = 768 * 2**20  # of addresses; what a process of Python with the library has itself is 100 MiB
+MOST_BYTES = 768 * 2**20  # of address space; a Python process with only the library uses 100 MiB
 MOST_SECONDS = 10.0  # of processor time
-# So many times as long by the clock. The process ends itself after its processor time, but on Windows, and a busy
+# Multiple of that in wall-clock time. The process ends itself after its processor time, except on Windows, and a busy
 # machine may give it little.
 PATIENCE = 6 if os.name == "nt" else 30
-TICK_S = 1.0  # a machine that sleeps for hours, or a process that is suspended, makes one of it
+TICK_S = 1.0  # if the machine sleeps or the process is suspended, at most one tick is counted
 MOST_KEPT = 4096
 MISSING = "needs another package: pip install llguidance"
 
 
 def is_installed() -> bool:
-    """Whether the library is there that constraints need."""
+    """Whether the library that constraints need is installed."""
     return find_spec("llguidance") is not None
 
 
 class Trials:
-    """What is known of constraints: why each cannot be used, None where it can.
+    """What is known about constraints: why each one cannot be used, or None if it can.
 
-    What the library says of one is kept for all trials of this process; that one took too long, for this trial alone.
+    The library's verdicts are kept for all trials of this process; constraints that took too long, for this trial only.
     """
 
     _settled: ClassVar[dict[Constraint, str | None]] = {}
@@ -47,7 +47,7 @@ class Trials:
         self._most_seconds = most_seconds
 
     def problem(self, constraint: Constraint) -> str | None:
-        """Why no text can be made to meet it, in one line."""
+        """Return why a constraint cannot be used, in one line; None if it can."""
         if not is_installed():
             return f"{SUBJECTS[constraint.kind]} {MISSING}"
         if constraint not in self._settled and constraint not in self._given_up:
@@ -57,13 +57,13 @@ class Trials:
         return self._settled[constraint]
 
     def checked(self, request: Request) -> Request:
-        """The request, failed where no text can match its constraint."""
+        """Return the request, failed if its constraint cannot be used."""
         constraint = None if request.error else request.sampling.constraint
         problem = self.problem(constraint) if constraint else None
         return replace(request, error=request.located(problem)) if problem else request
 
     def close(self) -> None:
-        """Ends the process."""
+        """Kill the process."""
         if self._process:
             self._process.kill()
             self._process.communicate()
@@ -82,7 +82,7 @@ class Trials:
         self._settled[constraint] = in_one_line(constraint, answer) if answer else None
 
     def _ask(self, grammar: str) -> str | None:
-        """What the library says of a grammar, nothing of a good one; None where its process did not survive it."""
+        """Return the library's error for a grammar, empty if there is none; None if its process did not survive."""
         process = self._process = self._process or _start(self._most_seconds)
         assert process.stdin
         assert process.stdout
@@ -102,7 +102,7 @@ class Trials:
 
 
 def kill_in(seconds: float, process: subprocess.Popen[str], done: threading.Event) -> None:
-    """Kills a process after so many seconds in which this one was awake, unless it is `done`."""
+    """Kill a process after `seconds` in which this process was awake, unless it is `done`."""
     while seconds > 0:
         if done.wait(min(TICK_S, seconds)):
             return
@@ -111,14 +111,14 @@ def kill_in(seconds: float, process: subprocess.Popen[str], done: threading.Even
 
 
 def _start(most_seconds: float) -> subprocess.Popen[str]:
-    """A process that tries grammars. It ends with its input, however this one ends."""
+    """Start a process that tries grammars. It ends when its input is closed, even if this process crashes."""
     process = subprocess.Popen(
         [sys.executable, "-P", str(Path(__file__).with_name("compiling.py"))],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         encoding="utf-8",
-        start_new_session=True,  # a Ctrl-C is this process's affair
+        start_new_session=True,  # this process handles Ctrl-C
     )
     assert process.stdin
     with suppress(OSError):
@@ -129,13 +129,13 @@ def _start(most_seconds: float) -> subprocess.Popen[str]:
 
 
 def check_rows(requests: Iterable[Request]) -> Iterator[Request]:
-    """The requests, those failed whose constraint no text can meet."""
+    """Yield the requests, those whose constraint cannot be used as failed."""
     with closing(Trials()) as trials:
         yield from map(trials.checked, requests)
 
 
 def check_constraint(sampling: SamplingParams) -> None:
-    """Raises `FieldError` where what the whole run asks for cannot be met."""
+    """Raise `FieldError` if the constraint of the whole run cannot be used."""
     if not (constraint := sampling.constraint):
         return
     trials = Trials()

@@ -1,1 +1,1 @@
-"""Scoring: how likely given texts are, each row by one forward; nothing is generated."""
+"""Scoring: how likely given texts are, with one forward per row; nothing is generated."""

@@ -1,4 +1,4 @@
-"""The engine that scores: a step is one forward, and finishes the rows that it has scored."""
+"""The scoring engine: a step is one forward, and finishes the rows that it scored."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ PLAIN = SamplingParams()
 
 
 class ScoringEngine:
-    """Scores the passages of rows, the longest first; `share` computes once what the choices of a row share."""
+    """Scores the passages of rows, the longest first.
+
+    With `share`, the common prefix of a row's choices is computed once.
+    """
 
     def __init__(self, model: Model, network: ScoringNetwork, backoff: Backoff, *, share: bool = True) -> None:
         self.model = model
@@ -44,7 +47,7 @@ class ScoringEngine:
 
     @property
     def stats(self) -> EngineStats:
-        """`new_tokens` are those that were scored."""
+        """Counts; `new_tokens` are the tokens that were scored."""
         return EngineStats(
             engine="scoring",
             batches=self._batches,
@@ -60,7 +63,7 @@ class ScoringEngine:
         self._work.extend(plan_work(sequences, self._room, share=self.share, borders=self.network.borders))
 
     def _room(self, columns: int) -> int:
-        """How many rows of so many columns may run together now."""
+        """Return how many rows of `columns` columns may currently run together."""
         limits = self._backoff.limits
         if not self.network.is_split:
             return 1
@@ -84,7 +87,7 @@ class ScoringEngine:
             if not is_out_of_memory(error):
                 raise
             ran_out = True
-        if ran_out:  # not in the `except`: its traceback holds the failed forward's tensors
+        if ran_out:  # not in the `except`: the traceback keeps the failed forward's tensors alive
             return self._give_way(work)
         self._backoff.compare(self._predicted(work))
         self._batches += 1
@@ -107,7 +110,10 @@ class ScoringEngine:
         self._backoff.predicted_bytes = max(self._backoff.predicted_bytes, predicted)
 
     def _give_way(self, work: ScoringWork) -> list[Sequence]:
-        """Memory ran out: the work waits again, in halves. A text that ran out all alone fails its row."""
+        """Queue the work again in halves after memory ran out.
+
+        A text that ran out of memory by itself fails its row.
+        """
         release()
         if len(work.items) == 1:
             self._backoff.fail(work.sequences[0])
@@ -140,7 +146,7 @@ class ScoringEngine:
         self._read_all([(item, len(item.passage.scored)) for item in items], states)
 
     def _score_prompts(self, work: ScoringWork) -> None:
-        """Prompts, each with choices of one token: its last column has the logits of them all."""
+        """Score prompts with choices of one token each: the logits of a prompt's last column score all its choices."""
         prompts = [group[0].passage.fed for group in work.groups]
         hidden = self.network.hidden(enough(prompts, work.prefix), work.prefix)
         states = [hidden[row, len(prompt) - 1] for row, prompt in enumerate(prompts)]
@@ -148,7 +154,7 @@ class ScoringEngine:
         self._read_all([(item, 1) for item in work.items], torch.stack(owners))
 
     def _score_shared(self, work: ScoringWork) -> None:
-        """Prompts once; then what is behind them, each with its prompt's keys and values."""
+        """Run prompts once; then run what follows them, each with its prompt's keys and values."""
         network, prefix, items = self.network, work.prefix, work.items
         cache = network.new_cache()
         prompts = [group[0].passage.token_ids[:prefix] for group in work.groups]
@@ -173,7 +179,7 @@ class ScoringEngine:
         self._read_all([(item, len(item.passage.scored)) for item in items], torch.cat(states))
 
     def _read_all(self, counts: list[tuple[Item, int]], states: torch.Tensor) -> None:
-        """Log-probabilities of the tokens behind hidden states `[N, H]`, their logits in pieces."""
+        """Compute the log-probabilities of the tokens after hidden states `[N, H]`, with logits in pieces."""
         tokens = [token for item, _ in counts for token in item.passage.scored]
         number = _wanted([item for item, _ in counts])
         entries: list[TokenLogprob] = []
@@ -183,7 +189,7 @@ class ScoringEngine:
         self._note(counts, entries)
 
     def _read(self, logits: torch.Tensor, tokens: list[int], number: int) -> list[TokenLogprob]:
-        """Of logits `[N, V]` those of a token each, with the `number` likeliest."""
+        """Return the log-probability of one token per row of logits `[N, V]`, with the `number` likeliest."""
         step = rows_at_once(logits.shape[-1])
         own = logits.gather(-1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].float()
         parts = [Normalised.of(part.float(), number) for part in logits.split(step)]  # type: ignore[no-untyped-call]
@@ -197,7 +203,7 @@ class ScoringEngine:
             start += number
 
     def _leave(self, work: ScoringWork) -> list[Sequence]:
-        """The rows that are finished now: all of whose passages are scored."""
+        """Return the rows that are now finished: those whose passages are all scored."""
         left = []
         for sequence in work.sequences:
             if sequence.error is None and len(sequence.scores) < len(sequence.passages):
@@ -214,7 +220,7 @@ class ScoringEngine:
         return left
 
     def _drop(self, finished: list[Sequence]) -> None:
-        """What is left to do of rows that are out already is not done."""
+        """Drop the remaining work of rows that were already returned."""
         gone = {id(sequence) for sequence in finished}
         parts = [
             [[item for item in group if id(item.sequence) not in gone] for group in work.groups] for work in self._work
@@ -227,5 +233,5 @@ class ScoringEngine:
 
 
 def _wanted(items: list[Item]) -> int:
-    """How many of the likeliest tokens to look for: one at least, which says whether a token is it."""
+    """Return how many of the likeliest tokens to find: at least one, which tells whether a token is the likeliest."""
     return max(1, *(item.sequence.sampling.logprobs or 0 for item in items))

@@ -8,22 +8,22 @@ from batchgen.model.shape import Footprint
 from batchgen.planning.memory import FLOAT32_BYTES, as_it_was, with_workspace
 from batchgen.records import MemoryEstimate, SamplingParams
 
-MOST_LOGITS = 2**24  # `network.PIECE_NUMBERS`, which needs torch
+MOST_LOGITS = 2**24  # `network.PIECE_NUMBERS`; that module needs torch
 LEAST_ROWS = 64
-# A piece of logits, what a family makes of it before it gives them out (a soft cap has two more), and its exponentials.
+# A piece of logits, a family's temporary copies of it (a soft cap makes two), and its exponentials.
 LOGITS_COPIES = 4
-# Tokens of a forward, pads included, by the type of the device: more of them are no faster.
+# Tokens of a forward, including pads, by device type: more are not faster.
 MOST_TOKENS, MOST_TOKENS_ACCELERATOR = 4096, 32768
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringMemory:
-    """The arithmetic of one forward over rows, whose keys and values are kept as long as it takes."""
+    """The memory formula of one forward over rows, whose keys and values are kept only that long."""
 
     footprint: Footprint
 
     def estimate(self, rows: int, columns: int, sampling: SamplingParams) -> MemoryEstimate:
-        """Bytes above the weights at the peak."""
+        """Return the peak bytes above the weights."""
         vocab_size = self.footprint.vocab_size
         num_logits = min(rows * columns, max(LEAST_ROWS, MOST_LOGITS // vocab_size)) * vocab_size
         estimate = with_workspace(
@@ -35,12 +35,12 @@ class ScoringMemory:
         return as_it_was(estimate, self.footprint)
 
     def rows_at_once(self, columns: int) -> int | None:
-        """All rows of a forward go through it at once."""
+        """Return None: all rows of a forward run at once."""
         return None
 
 
 def most_rows(columns: int, device_type: str) -> int:
-    """Rows of so many columns in a forward of the best size.
+    """Return how many rows of `columns` columns a forward of the best size has.
 
     >>> most_rows(64, "cpu"), most_rows(10_000, "cpu")
     (64, 1)

@@ -1,8 +1,8 @@
-"""A model in two parts: tokens to hidden states, and these to logits, so that logits are only made where asked.
+"""A model in two parts, tokens to hidden states and these to logits, so that only the needed logits are computed.
 
-Both parts are transformers' own forward; the second one runs with the hidden states in the place of its lower layers,
-so that whatever a family does to logits (scales, soft caps) is done. Rows stand on the left and pads behind them: a
-causal model never looks to the right, so a row sees nothing of its pads, whatever the model makes of masks.
+Both parts are transformers' own forward. In the second part the hidden states replace the lower layers, so that
+everything a family does to logits (scales, soft caps) is applied. Rows are aligned left, with pads after them: a causal
+model never looks ahead, so a row sees none of its pads, however the model treats masks.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from batchgen.engines.trial.rows import TOLERANCE, TOLERANCE_16_BIT, trial_rows
 from batchgen.errors import ModelError
 from batchgen.model import Model
 
-LEAST_TOKENS = 64  # of a forward: with fewer a product's bits depend on how many there are (docs/decisions.md)
-PIECE_NUMBERS = 2**24  # logits that are made at once
+LEAST_TOKENS = 64  # of a forward: with fewer, a product's bits depend on their number (docs/decisions.md)
+PIECE_NUMBERS = 2**24  # logits that are computed at once
 
 
 class _Given(nn.Module):
-    """Stands for a network's lower layers: gives out the hidden states that were put in."""
+    """Replaces a network's lower layers, and returns the hidden states that were set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class _Given(nn.Module):
 
     @property
     def decoder(self) -> _Given:
-        """OPT and its like ask for the decoder in the lower layers."""
+        """For OPT and similar models, which read the decoder of the lower layers."""
         return self
 
     def forward(self, *_: Any, **__: Any) -> _Output:
@@ -48,7 +48,7 @@ class _Given(nn.Module):
 
 
 class _Output:
-    """As much of a model's output as a forward reads: the hidden states; everything else is None."""
+    """The parts of a model's output that a forward reads: the hidden states; everything else is None."""
 
     def __init__(self, hidden: torch.Tensor) -> None:
         self.last_hidden_state = hidden
@@ -60,7 +60,7 @@ class _Output:
         return None
 
 
-# Of each loaded network that is still in use, by the kernels that were asked for: packed and tried once.
+# For each loaded network that is still in use, by the requested kernels: packed and tried once.
 _made: WeakKeyDictionary[nn.Module, dict[str | None, ScoringNetwork]] = WeakKeyDictionary()
 
 
@@ -71,10 +71,10 @@ def scoring_network(
     has_room: Callable[[int], bool] = lambda num_bytes: True,
     kernels: str | None = None,
 ) -> ScoringNetwork:
-    """The network that a model's rows are scored on, with `INT8` as its `kernels` in 8-bit integers.
+    """Return the network that scores a model's rows; with `INT8` as `kernels`, in 8-bit integers.
 
-    The arguments are those of `speed_up`. A model that `is_owned` has one for good, since its weights are there.
-    Raises `ModelError` for a model that cannot have those integers.
+    The arguments are those of `speed_up`. A model that `is_owned` has one such network for good, because its weights
+    are there. Raises `ModelError` if the model does not support 8-bit integers.
     """
     made = _made.setdefault(model.network, {})
     found = made.get(kernels) or next((own for own in made.values() if is_owned or own.kernels == kernels), None)
@@ -84,7 +84,7 @@ def scoring_network(
 
 
 def whole_logits(model: Model, token_ids: Rows[int]) -> torch.Tensor:
-    """Logits `[T, V]` of a row alone, by the model's plain forward."""
+    """Return the logits `[T, V]` of a row alone, by the model's plain forward."""
     ids = torch.tensor([list(token_ids)])
     inputs = model.inputs(ids, torch.ones_like(ids), torch.arange(ids.shape[1])[None])
     logits: torch.Tensor = model.network(**inputs, use_cache=False).logits
@@ -92,17 +92,17 @@ def whole_logits(model: Model, token_ids: Rows[int]) -> torch.Tensor:
 
 
 def enough(rows: list[tuple[int, ...]], columns: int) -> list[tuple[int, ...]]:
-    """The rows, some of them again where they are few: at least `LEAST_TOKENS` tokens with their pads."""
+    """Return the rows, repeated if there are few: at least `LEAST_TOKENS` tokens, including pads."""
     least = -(-LEAST_TOKENS // columns)
     return rows if len(rows) >= least else (rows * -(-least // len(rows)))[:least]
 
 
 class ScoringNetwork:
-    """The model on a network of its own, with the same weights; `can_share` says whether prompts can be computed once.
+    """The model on its own network, with the same weights; `can_share` says whether prompts can be computed once.
 
-    Each row has the same bits beside any others as far as this machine can; `problem` says why not, if that is known.
-    Where its two parts do not give the logits of the model's own forward, or pads behind a row change them,
-    `is_split` is False: rows then run alone, and whole.
+    Each row has the same bits beside any others, as far as this machine can; `problem` says why not, if that is known.
+    If its two parts do not give the logits of the model's own forward, or if pads after a row change them, `is_split`
+    is False: each row then runs alone, in one part.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class ScoringNetwork:
         if self._body is not self._head:
             setattr(self._head, own.network.base_model_prefix, self._given)
         limits = short_limit(model.checkpoint.config), model.checkpoint.n_positions
-        self.borders = [limit for limit in limits if limit]  # of positions that a forward may not step over unasked
+        self.borders = [limit for limit in limits if limit]  # positions that padding and sharing must not cross
         self.can_share = True
         self.is_split = self._body is not self._head and self._holds(rows, expected)
         self.can_share = self.is_split and self._can_share(rows, expected)
@@ -135,10 +135,7 @@ class ScoringNetwork:
             self._quantize(model, is_owned=is_owned)
 
     def hidden(self, rows: list[tuple[int, ...]], columns: int, cache: DynamicCache | None = None) -> torch.Tensor:
-        """Hidden states `[B, T, H]` of rows that begin behind what `cache` holds; T is `columns`.
-
-        Where they are few, some come twice.
-        """
+        """Return the hidden states `[B, T, H]` of rows that continue what `cache` holds; T is `columns`."""
         before = cache.get_seq_length() if cache is not None else 0
         pad = self.model.checkpoint.pad_token_id
         input_ids = torch.tensor([[*row, *[pad] * (columns - len(row))] for row in rows])  # [B, T]
@@ -154,20 +151,20 @@ class ScoringNetwork:
         return DynamicCache(config=self.model.checkpoint.config)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits `[N, V]` of hidden states `[N, H]`, in the model's dtype."""
+        """Return the logits `[N, V]` of hidden states `[N, H]`, in the model's dtype."""
         number = len(hidden)
         self._given.hidden = (
             hidden.repeat(-(-LEAST_TOKENS // number), 1)[None] if number < LEAST_TOKENS else hidden[None]
         )
-        ids = torch.zeros(self._given.hidden.shape[:2], dtype=torch.int64)  # which nobody reads
+        ids = torch.zeros(self._given.hidden.shape[:2], dtype=torch.int64)  # never read
         logits: torch.Tensor = self._head(**self.model.inputs(ids, torch.ones_like(ids), ids), use_cache=False).logits
         self._given.hidden = None
         return logits[0, :number]
 
     def _quantize(self, model: Model, *, is_owned: bool) -> None:
-        """Goes on in 8-bit integers; the weights of a model that nobody else needs are let go.
+        """Switch to 8-bit integers; the weights of a model that nothing else needs are freed.
 
-        Raises `ModelError` where rows would run on the model as it was loaded.
+        Raises `ModelError` if rows would run on the model as it was loaded.
         """
         if not self.is_split:
             name = self.model.checkpoint.name
@@ -181,13 +178,13 @@ class ScoringNetwork:
 
     @property
     def rows_at_once(self) -> int:
-        """Hidden states whose logits are made together."""
+        """How many hidden states get their logits together."""
         return max(LEAST_TOKENS, PIECE_NUMBERS // self.model.checkpoint.vocab_size)
 
     # The trial.
 
     def _holds(self, rows: list[list[int]], expected: list[torch.Tensor]) -> bool:
-        """Whether rows of several lengths, with pads behind them, get the logits of the plain forward."""
+        """Whether rows of several lengths, with pads after them, get the logits of the plain forward."""
         try:
             with torch.inference_mode():
                 columns = max(map(len, rows)) + 1
@@ -198,7 +195,7 @@ class ScoringNetwork:
             return False
 
     def _can_share(self, rows: list[list[int]], expected: list[torch.Tensor]) -> bool:
-        """Whether rows whose first half is computed once, and goes on in copies, get them too."""
+        """Whether a row whose first half is computed once and continued in copies also gets those logits."""
         row, cache = rows[-1], self.new_cache()
         half = len(row) // 2
         if not half or {type(layer) for layer in cache.layers} - {DynamicLayer}:

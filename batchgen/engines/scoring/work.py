@@ -1,6 +1,6 @@
-"""Which passages are scored by one forward: of like length, or with prompts of like length that they share.
+"""Which passages one forward scores: those of similar length, or with shared prompts of similar length.
 
-How many columns a row is padded to is decided by its own length alone, so that its numbers do not depend on the rows
+The number of columns that a row is padded to depends only on its own length, so its numbers do not depend on the rows
 beside it. Knows nothing of models.
 """
 
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 from batchgen.records import Passage, Sequence
 
-LEAST_PREFIX, LEAST_SAVED = 12, 24  # tokens of a prompt that is computed once, and what that must save
-Room = Callable[[int], int]  # how many rows of so many columns may run together
+LEAST_PREFIX, LEAST_SAVED = 12, 24  # minimum tokens of a prompt that is computed once, and minimum that this must save
+Room = Callable[[int], int]  # how many rows of a number of columns may run together
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Item:
-    """One passage of a row; `number` is its place among them."""
+    """One passage of a row; `number` is its index in the row."""
 
     sequence: Sequence
     number: int
@@ -32,8 +32,8 @@ class Item:
 class ScoringWork:
     """Groups of passages for one forward; those of a group share their first `prefix` tokens, computed once.
 
-    Behind these every passage is padded to `columns`. With 0 columns nothing is left to compute behind a prompt: the
-    prompts are padded to `prefix`.
+    After these, every passage is padded to `columns`. If `columns` is 0, nothing follows the prompts: they are padded
+    to `prefix`.
     """
 
     groups: list[list[Item]]
@@ -46,7 +46,7 @@ class ScoringWork:
 
     @property
     def num_rows(self) -> int:
-        """Of its largest forward."""
+        """Rows of its largest forward."""
         return sum(_rows_of(group, self.columns) for group in self.groups)
 
     @property
@@ -55,7 +55,7 @@ class ScoringWork:
         return list({id(item.sequence): item.sequence for item in self.items}.values())
 
     def halves(self) -> tuple[ScoringWork, ScoringWork]:
-        """The same in two; choices of one row stay behind their prompt, which keeps their bits."""
+        """Split the work in two; choices of one row keep their prompt, and with it their bits."""
         if len(self.groups) > 1:
             half = len(self.groups) // 2
             parts = self.groups[:half], self.groups[half:]
@@ -66,14 +66,14 @@ class ScoringWork:
 
 
 def _step(num_tokens: int) -> int:
-    """What lengths are rounded to, so that rows of like length run together."""
+    """Return the multiple that lengths are rounded up to, so that rows of similar length run together."""
     return 8 if num_tokens <= 128 else 16
 
 
 def padded(num_tokens: int, borders: Iterable[int] = ()) -> int:
-    """Columns of a row of so many tokens: up to 15 more of them, and the same for rows of nearly its length.
+    """Return the columns for a row: up to 15 more than its tokens, and the same for rows of nearly its length.
 
-    A row that is within a border stays within it with its pads.
+    A row within a border stays within it including its pads.
 
     >>> [padded(number) for number in (1, 9, 70, 300)], padded(70, [71])
     ([8, 16, 72, 304], 71)
@@ -83,7 +83,7 @@ def padded(num_tokens: int, borders: Iterable[int] = ()) -> int:
 
 
 def plan_work(sequences: Iterable[Sequence], room: Room, *, share: bool, borders: Rows[int] = ()) -> list[ScoringWork]:
-    """All passages of rows, the longest first. Positions on the two sides of a border never meet in a forward."""
+    """Plan all passages of rows, the longest first. A forward never combines positions on both sides of a border."""
     shared: dict[tuple[int, int], list[list[Item]]] = {}
     alone: dict[int, list[list[Item]]] = {}
     for sequence in sequences:
@@ -101,7 +101,10 @@ def plan_work(sequences: Iterable[Sequence], room: Room, *, share: bool, borders
 
 
 def _key(prefix: int, longest: int, borders: Rows[int]) -> tuple[int, int]:
-    """Columns of a prompt, and of what is behind it. The end of a prompt that no other has the length of goes there."""
+    """Return the columns of a prompt and of what follows it.
+
+    The prompt is cut to a common length; its end counts as following.
+    """
     if prefix == longest:
         return padded(prefix, borders), 0
     prefix = prefix // _step(prefix) * _step(prefix)
@@ -109,12 +112,12 @@ def _key(prefix: int, longest: int, borders: Rows[int]) -> tuple[int, int]:
 
 
 def _rows_of(group: list[Item], columns: int) -> int:
-    """Rows of a group in its largest forward."""
+    """Return the rows of a group in its largest forward."""
     return len(group) if columns else 1
 
 
 def _cut(groups: list[list[Item]], prefix: int, columns: int, room: Room) -> Iterator[ScoringWork]:
-    """Groups in parts of as many rows as may run together. A group of more is cut, and its prompt computed for each."""
+    """Yield parts of as many rows as may run together. A larger group is cut, and its prompt computed for each part."""
     most = max(1, room(prefix + columns))
     longest = most if columns else max(map(len, groups))
     part: list[list[Item]] = []
@@ -129,7 +132,7 @@ def _cut(groups: list[list[Item]], prefix: int, columns: int, room: Room) -> Ite
 
 
 def shared_tokens(passages: Rows[Passage]) -> int:
-    """How many tokens of a prompt the choices of a row share, none of them scored; 0 where sharing does not pay."""
+    """Return how many prompt tokens the choices of a row share, none of them scored; 0 if sharing does not pay."""
     if len(passages) < 2:
         return 0
     first, *others = (passage.token_ids for passage in passages)

@@ -1,4 +1,4 @@
-"""The ladder: from the fastest way to run a model that holds on it, down to one row at a time, which always does."""
+"""The ladder: the fastest correct way to run a model, down to one row at a time, which is always correct."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ PLENTY_BYTES = 1 << 60
 
 
 def why_slots_fail(model: Model, own: Model) -> str | None:
-    """What is wrong with rows in slots on the network `own`; None where they get what the model gives them alone."""
+    """Return what is wrong with rows in slots on the network `own`.
+
+    None if they get what the model computes for each alone.
+    """
     from batchgen.engines.continuous.linear import kernels_of
 
     engine = f"continuous, {kernels_of(own.network)}"
@@ -44,9 +47,9 @@ def why_slots_fail(model: Model, own: Model) -> str | None:
 
 
 def find_bits(own: Model, problem: str | None) -> str:
-    """What is promised of rows' bits in slots on the network `own`: one at a time they must be those of all together.
+    """Return what is guaranteed about rows' bits in slots on the network `own`: one at a time must equal all together.
 
-    A `problem` that is known already needs no trial.
+    A known `problem` makes a trial unnecessary.
     """
     from batchgen.engines.continuous.linear import kernels_of
     from batchgen.engines.trial.rows import have_same_bits
@@ -66,14 +69,17 @@ def find_bits(own: Model, problem: str | None) -> str:
 
 
 def kept_bits(model: Tried) -> str | None:
-    """What was found of rows' bits in an earlier run, with the best kernels; None where there was none."""
+    """Return what an earlier run found about rows' bits, with the best kernels; None if there was none."""
     from batchgen.engines.continuous.linear import KERNELS
 
     return next(filter(None, (read_verdict(model, f"bits, {kernels}") for kernels in KERNELS)), None)
 
 
 def kept_slots(model: Tried) -> tuple[bool, str] | None:
-    """Whether slots were right in an earlier trial, with any kernels, else why not; None where there was none."""
+    """Whether slots were right in an earlier trial, with any kernels, and otherwise why not.
+
+    None if there was no trial.
+    """
     from batchgen.engines.continuous.linear import KERNELS
 
     verdicts = list(filter(None, (read_verdict(model, f"continuous, {kernels}") for kernels in KERNELS)))
@@ -88,15 +94,15 @@ def are_known_wrong(model: Tried, kernels: str) -> bool:
 
 
 def kept_rule(model: Tried) -> BatchRule | None:
-    """The rule that an earlier trial of `reference` found; None where there was none."""
+    """Return the rule that an earlier trial of `reference` found; None if there was no trial."""
     verdict = read_verdict(model, "reference")
     return next((rule for rule in _rungs(model) if rule.mixing == verdict), None)
 
 
 def find_rule(model: Model, begun: str | None = None) -> tuple[BatchRule, str]:
-    """How rows may share a batch of `reference`; and in a few words what other ways do to them, if any is wrong.
+    """Return how rows may share a batch of `reference`, and in a few words what is wrong with faster ways, if anything.
 
-    A run that was `begun` in a slower way goes on in that; in a quicker one only where that is right here.
+    A run that was `begun` in a slower way continues in that way; in a faster way only if that is right here.
     """
     verdict, why = read_verdict(model, "reference"), read_verdict(model, "reference, why") or UNLIKE_ALONE
     if verdict not in set(Mixing):
@@ -122,7 +128,7 @@ def _rungs(model: Tried) -> Iterator[BatchRule]:
 
 
 def _try_rungs(model: Model) -> tuple[Mixing, str]:
-    """The first way that holds, and what is wrong with the first of all."""
+    """Return the first way that gives correct results, and what is wrong with the fastest."""
     from batchgen.engines.trial.rows import OTHER_LOGITS
 
     faults: list[Fault] = []
@@ -161,7 +167,7 @@ def _fault_of_slots(model: Model, own: Model) -> Fault | None:
 
 
 def _steps_in_slots(own: Model, rows: list[Sequence], at_once: int) -> dict[int, list[torch.Tensor]]:
-    """Of each row the logits `[V]` of its steps."""
+    """Return the logits `[V]` of each row's steps."""
     from batchgen.engines.protocol import finish_all
     from batchgen.engines.trial.rows import Watched
 
@@ -184,7 +190,7 @@ def _slots_on(own: Model, num_rows: int, watched: Watched) -> Engine:
 
 
 def _rows_within(model: Model, limit: int | None) -> list[Sequence]:
-    """The trial's rows; of those that grow over a limit of the model what they do there is their family's affair."""
+    """Return the trial's rows, without those that grow past a limit of the model, beyond which results may differ."""
     from batchgen.engines.trial.rows import trial_rows
 
     rows = trial_rows(model.checkpoint)
@@ -192,7 +198,7 @@ def _rows_within(model: Model, limit: int | None) -> list[Sequence]:
 
 
 def _fault(engine: Engine, watched: Watched, rows: list[Sequence], model: Model) -> Fault | None:
-    """As `find_fault`; a fault, too, is an architecture that an engine trips over, or where there is nothing to try."""
+    """Like `find_fault`, but an exception of the engine is also a fault, and so is having no rows to try."""
     from batchgen.engines.trial.rows import Fault, find_fault
 
     if not rows:

@@ -1,4 +1,4 @@
-"""Rows for a trial, what an engine makes of them, and how far that is from each row alone."""
+"""Rows for a trial, an engine's logits for them, and how far these are from each row alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from batchgen.records import Request, SamplingParams, Sequence
 if TYPE_CHECKING:
     from batchgen.model import Checkpoint, Model
 
-# Ordinary text: marks, ids and repeated words are what models are least themselves on.
+# Ordinary text: punctuation, ids and repeated words are where models behave least normally.
 TEXT = """
 In the morning the old ferry left the harbour with eleven passengers, a crate of oranges and a dog that belonged to
 nobody. The captain had made this crossing more than four thousand times, and he still looked at the sky before he cast
@@ -35,19 +35,19 @@ street: a white house with a blue door, a bell without a rope, and a blackboard 
 coast from memory, with every rock in its place and every rock named after a person who had once been in a hurry.
 """
 LENGTHS = (3, 11, 11, 24, 300)  # tokens; two rows have no pads between them, the last one is far longer than all others
-WIDEST = 1024  # tokens of a window that a trial looks beyond
+WIDEST = 1024  # tokens; a trial only goes beyond windows up to this width
 NEW_TOKENS = 3  # a prefill and two cached steps
-# Logits may lie so far from those of the row alone, as a part of the largest: that is rounding. A wrong mask or a wrong
-# position is far beyond it.
+# Logits may differ this much from those of the row alone, relative to the largest, by rounding. A wrong mask or
+# position is far beyond that.
 TOLERANCE = 1e-3
-# In 16 bits: so many times as far as the model's own forward of the row alone, or this part of the largest.
+# In 16 bits: this multiple of the difference of the model's own forward of the row alone, or this part of the largest.
 TIMES_PLAIN, TOLERANCE_16_BIT = 2.0, 0.05
 
 
 def trial_rows(checkpoint: Checkpoint) -> list[Sequence]:
-    """Rows of several lengths, as long as the model holds; none where the tokenizer's ids are not the model's.
+    """Return rows of several lengths, up to the model's maximum; none if the tokenizer's ids are not the model's.
 
-    The last one outgrows the model's window, if that is not too wide for a trial.
+    The last row outgrows the model's window, if that is not too wide for a trial.
     """
     longest = max(LENGTHS)
     longest += max((window for window in layer_windows(checkpoint.config) if window and window <= WIDEST), default=0)
@@ -67,7 +67,7 @@ def trial_rows(checkpoint: Checkpoint) -> list[Sequence]:
 
 
 class Watched:
-    """Keeps the logits `[V]` of each step of each row; its `on_logits` is given to the engine on trial."""
+    """Records the logits `[V]` of each row's steps; its `on_logits` is passed to the engine on trial."""
 
     def __init__(self) -> None:
         self.steps: dict[int, list[torch.Tensor]] = {}
@@ -81,7 +81,7 @@ class Watched:
 class Fault:
     """What an engine did wrong, as the end of a sentence that begins with the engine's name.
 
-    One that does not `last` may be another one next time: memory ran out, say.
+    If `lasts` is False, the next trial may differ, for example because memory ran out.
     """
 
     text: str
@@ -92,7 +92,7 @@ OTHER_LOGITS = Fault("gave other logits than a plain forward pass")
 
 
 def find_fault(engine: Engine, watched: Watched, rows: list[Sequence], model: Model) -> Fault | None:
-    """What is wrong with an engine, by the logits that it gives rows and those of the rows alone; None if nothing is.
+    """Return what is wrong with an engine, comparing its logits with those of each row alone; None if nothing is.
 
     Raises whatever the engine raises.
     """
@@ -106,7 +106,7 @@ def find_fault(engine: Engine, watched: Watched, rows: list[Sequence], model: Mo
 
 
 def _stray(watched: Watched, rows: list[Sequence], model: Model) -> float:
-    """How many times as far as allowed the logits lie from those of the rows alone."""
+    """Return how far the logits are from those of the rows alone, as a multiple of what is allowed."""
     is_float32 = model.dtype == torch.float32
     judge = model if is_float32 else widened(model)
     worst = 0.0
@@ -120,7 +120,7 @@ def _stray(watched: Watched, rows: list[Sequence], model: Model) -> float:
                 plain = float((_alone(model, row) - expected).abs().max())
                 allowed = max(TIMES_PLAIN * plain, TOLERANCE_16_BIT * largest)
             worst = max(worst, float((found - expected).abs().max()) / max(allowed, 1e-30))
-    return worst if worst == worst else float("inf")  # NaN is not near anything
+    return worst if worst == worst else float("inf")  # NaN counts as infinitely far
 
 
 def have_same_bits(one: Mapping[int, list[torch.Tensor]], other: Mapping[int, list[torch.Tensor]]) -> bool:
@@ -131,6 +131,6 @@ def have_same_bits(one: Mapping[int, list[torch.Tensor]], other: Mapping[int, li
 
 
 def _alone(model: Model, row: Sequence) -> torch.Tensor:
-    """Logits `[N, V]` after the prompt and after all output tokens but the last, from one unpadded forward."""
+    """Return the logits `[N, V]` after the prompt and all output tokens except the last, from one unpadded forward."""
     fed = Sequence(row.request, 0, row.token_ids[:-1])
     return model.forward(pad([fed], 0), keep=row.num_output_tokens)[0].float().cpu()

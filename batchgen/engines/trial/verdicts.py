@@ -1,4 +1,4 @@
-"""What was found of a model on this machine, kept by all that it depends on."""
+"""What trials found about a model on this machine, stored with everything that it depends on."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from batchgen.model import Checkpoint
 
 FILE = "trials"
-TRIALS = 4  # other texts, lengths or tolerances make other verdicts
+TRIALS = 4  # version: different texts, lengths or tolerances give different verdicts
 MOST_KEPT = 500
 
 
 class Tried(Protocol):
-    """What a verdict is of: a model, which need not be loaded for it."""
+    """The subject of a verdict: a model, which need not be loaded."""
 
     @property
     def checkpoint(self) -> Checkpoint: ...
@@ -33,7 +33,10 @@ class Tried(Protocol):
 
 
 def read_verdict(model: Tried, engine: str) -> str | None:
-    """What the last trial of this engine said; None where there was none with the same files, versions and machine."""
+    """Return the verdict of the last trial of this engine with the same files, versions and machine.
+
+    None without one.
+    """
     verdict = read_kept(FILE).get(_key(model, engine))
     return verdict if isinstance(verdict, str) else None
 

@@ -1,4 +1,4 @@
-"""A model in 16 bits that computes in float32: each layer's weights are widened as it runs, and no longer."""
+"""A 16-bit model that computes in float32: each layer's weights are widened only while it runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def widened(model: Model) -> Model:
-    """Another network on the same weights, in float32, that never holds more than one layer's weights widened."""
+    """Return another network on the same weights, in float32, that never holds more than one layer widened."""
     own = model.on_same_weights()
     own.network.config.dtype = torch.float32
     for module in own.network.modules():
