@@ -88,9 +88,9 @@ def in_one_line(constraint: Constraint, message: str) -> str:
 
 
 def why_ended(constraint: Constraint, message: str) -> str:
-    """What the library says of a row whose text it can no longer follow, though the constraint can be used.
+    """Return why the library cannot follow a row's text any further, although its constraint can be used.
 
-    The library forces bytes that a vocabulary may not have, and says then that no token, or the next one, fits.
+    The library forces bytes that a vocabulary may not have, and then reports that no token, or not the next one, fits.
     """
     if "NoExtensionBias" in message or "forced bytes" in message:
         return f"{SUBJECTS[constraint.kind]} cannot be met: the model has no tokens for what must come next"
