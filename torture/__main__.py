@@ -1,6 +1,7 @@
-"""`python -m torture [CHECK…]`: tries the checks, all or some, and prints one table of what held.
+"""`python -m torture [CHECK…]`: run all or some checks, and print one table of what held.
 
-Exit code 1: something did not hold. 2: nothing was tried, or a check itself is broken, which says nothing of batchgen.
+Exit code 1: something did not hold. 2: nothing was tried, or a check itself is broken, which says nothing about
+batchgen.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def parse() -> argparse.Namespace:
 
 
 def draw(tallies: list[Tally]) -> None:
-    """The one table."""
+    """Print the one table."""
     table = Table("check", "what must hold")
     for header in ("tried", "held", "seconds"):
         table.add_column(header, justify="right")
@@ -129,7 +130,7 @@ def draw(tallies: list[Tally]) -> None:
 
 
 def report(failed: list[Tally], seed: int, root: Path) -> None:
-    """How to see each failure again."""
+    """Print how to reproduce each failure."""
     for tally in failed:
         for number, tried in tally.failures:
             print(f"FAILED {tally.check.name}: {tried.what}: {tried.problem}", file=sys.stderr)

@@ -1,6 +1,6 @@
-"""What the fake engine answers, and so what every output must hold: reckoned from the input alone.
+"""What the fake engine answers, and thus what every output must contain, computed from the input alone.
 
-Imports nothing of batchgen: a reference that batchgen made could not show a row that it always loses.
+Imports nothing of batchgen: a reference made by batchgen could not reveal a row that it always loses.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
-# What an answer depends on beside its prompt, with the defaults of the command.
+# What an answer depends on besides its prompt, with the command's defaults.
 OPTIONS: dict[str, Any] = {"max_new_tokens": 50, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "seed": 0}
 Row = Mapping[str, Any]
-Outcome = tuple[Any, ...]  # what `outcome_of` takes of a record
+Outcome = tuple[Any, ...]  # what `outcome_of` takes from a record
 
 
 def answer(prompt: str, row_id: object, occurrence: int, sample: int, options: Mapping[str, Any]) -> tuple[str, str]:
-    """The text and why it ended: the prompt again and a hash of all, a token a character."""
+    """Return the text and its finish reason: the prompt again and a hash of everything, one token per character."""
     key = json.dumps([prompt, row_id, occurrence, sample, [options[name] for name in OPTIONS]]).encode()
     whole = f"{prompt} {blake2b(key, digest_size=8).hexdigest()}"
     most = options["max_new_tokens"]
@@ -26,7 +26,7 @@ def answer(prompt: str, row_id: object, occurrence: int, sample: int, options: M
 
 
 def expected(rows: Sequence[Row], *, num_samples: int = 1, **options: Any) -> Iterator[Outcome]:
-    """What must come out for rows of JSON Lines, in order, with these options of the command."""
+    """Yield what must come out for rows of JSON Lines, in order, with these options of the command."""
     seen: Counter[object] = Counter()
     for index, row in enumerate(rows):
         own = {**OPTIONS, "num_samples": num_samples, **options, **(row.get("sampling") or {})}
@@ -38,13 +38,13 @@ def expected(rows: Sequence[Row], *, num_samples: int = 1, **options: Any) -> It
 
 
 def outcome_of(record: Row) -> Outcome:
-    """The same of a record that came out."""
+    """Return the outcome of a record that came out."""
     names = ("index", "sample_index", "id", "prompt", "text", "finish_reason", "error")
     return tuple(record[name] for name in names)
 
 
 def wrong(found: Sequence[Outcome], wanted: Sequence[Outcome]) -> str | None:
-    """What is wrong with what came out: rows that are not there, there twice, or other than they must be."""
+    """Return what is wrong with the outcomes: rows that are missing, duplicated, or not what they must be."""
     if len(found) != len(wanted):
         lost = [row[:2] for row in wanted if row[:2] not in {other[:2] for other in found}]
         return f"{len(wanted)} results must come out, and {len(found)} did; lost are {lost[:5]}"
@@ -55,6 +55,6 @@ def wrong(found: Sequence[Outcome], wanted: Sequence[Outcome]) -> str | None:
 
 
 def wrong_lines(content: bytes, rows: Sequence[Row], *, num_samples: int = 1, **options: Any) -> str | None:
-    """What is wrong with JSON Lines that came out for these rows."""
+    """Return what is wrong with the JSON Lines that came out for these rows."""
     found = [outcome_of(json.loads(line)) for line in content.splitlines()]
     return wrong(found, list(expected(rows, num_samples=num_samples, **options)))

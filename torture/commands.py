@@ -32,13 +32,13 @@ ENVIRONMENT = {
 
 
 def keep_cache(folder: Path) -> None:
-    """From now on, what batchgen learns of a model is kept there: an engine is tried once, not at each start."""
+    """Keep what batchgen learns about a model in `folder` from now on: an engine is tried once, not at each start."""
     ENVIRONMENT["XDG_CACHE_HOME"] = str(folder)
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a process ended; `code` is what a shell says, 128 and the signal's number for one that was killed."""
+    """How a process ended; `code` is the shell's exit code: 128 plus the signal's number for a killed process."""
 
     code: int
     stdout: bytes
@@ -47,18 +47,18 @@ class Ended:
 
     @property
     def lines(self) -> list[str]:
-        """What was said on stderr, but for how far the run was."""
+        """Lines of stderr, without the progress of the run."""
         return [line for line in self.stderr.splitlines() if "tokens/s" not in line or "model " in line]
 
     def problem(self, *codes: int) -> str | None:
-        """Why it did not end as it must: with one of these codes, every line on stderr ours, no traceback."""
+        """Return why it did not end as it must: with one of these codes, only our lines on stderr, and no traceback."""
         if self.code not in codes:
             return f"exit {self.code}, not {' or '.join(map(str, codes))}: {self.stderr[-2000:]}"
         strange = [line for line in self.stderr.splitlines() if not line.startswith("batchgen: ")]
         return f"stderr has {strange[0]!r}: {self.stderr[-2000:]}" if strange else None
 
     def refusal_problem(self, *names: str, code: int = 1) -> str | None:
-        """Why it is no refusal: nonzero exit, one line on stderr with an error, and in it each of these names."""
+        """Return why it is not a refusal: a nonzero exit code, and one error line on stderr with all these names."""
         if problem := self.problem(code):
             return problem
         errors = [line for line in self.lines if line.startswith("batchgen: error: ")]
@@ -69,7 +69,7 @@ class Ended:
 
 
 def start(command: Iterable[object], *, environment: dict[str, str] | None = None, **options: Any) -> Running:
-    """Starts a command in a process group of its own."""
+    """Start a command in its own process group."""
     return Running([str(part) for part in command], environment or {}, options)
 
 
@@ -99,17 +99,17 @@ class Running:
         return self.process.poll() is not None
 
     def signal(self, number: int) -> None:
-        """To the whole group, as a terminal and a service manager do."""
+        """Send a signal to the whole group, as a terminal or a service manager does."""
         if not self.is_over:
             os.killpg(self.process.pid, number)
 
     def sleep(self, seconds: float) -> None:
-        """Until then, or until it ends by itself."""
+        """Wait for `seconds`, or until the process ends by itself."""
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(seconds)
 
     def wait(self, limit_s: float = PATIENCE_S, stdin: bytes | None = None) -> Ended:
-        """Its end; one that takes longer is killed, which its code tells."""
+        """Wait for the process to end; kill it if it takes longer, which its code shows."""
         ended = self._communicate(stdin, limit_s)
         if ended is None:
             self.signal(signal.SIGKILL)
@@ -122,7 +122,10 @@ class Running:
         return Ended(code if code >= 0 else 128 - code, stdout or b"", errors, time.monotonic() - self.started)
 
     def _communicate(self, stdin: bytes | None, limit_s: float) -> tuple[bytes | None, bytes | None] | None:
-        """What it wrote until its end; None where it runs on. A second in which all of us were stopped counts once."""
+        """Return what it wrote until its end; None if it is still running.
+
+        If the machine is suspended, one tick is counted.
+        """
         left_s = limit_s
         while left_s > 0:
             with suppress(subprocess.TimeoutExpired):
@@ -132,23 +135,26 @@ class Running:
 
 
 def wait_until(holds: Callable[[], bool], running: Running, pause_s: float = 0.002) -> None:
-    """Until something holds, or the process is over."""
+    """Wait until something holds, or the process has ended."""
     while not holds() and not running.is_over:
         time.sleep(pause_s)
 
 
 def rows_of(number: int) -> list[dict[str, Any]]:
-    """Rows of varied lengths, with ids and a column."""
+    """Return rows of varied lengths, with ids and a column."""
     return [{"id": f"r{i}", "prompt": f"Row {i} " + "word " * (i * 7 % 23), "topic": i % 5} for i in range(number)]
 
 
 def write_rows(path: Path, number: int) -> Path:
-    """The same as JSON Lines."""
+    """Write those rows as JSON Lines."""
     return write_jsonl(path, rows_of(number))
 
 
 def right_bytes(output: Path, number: int) -> bytes:
-    """An output of these rows by the fake engine, which other checks compare theirs with. Raises `Found`."""
+    """Return the fake engine's output for these rows, for other checks to compare with.
+
+    Raises `Found` if it is wrong.
+    """
     content = output.read_bytes()
     if problem := wrong_lines(content, rows_of(number)):
         raise Found(problem)
@@ -161,19 +167,19 @@ def write_jsonl(path: Path, rows: Iterable[object]) -> Path:
 
 
 def left_over(folder: Path, *expected: str) -> str | None:
-    """A problem where a folder holds anything else than these files, and the records of what they were made of."""
+    """Return a problem if a folder holds anything except these files and the records of their runs."""
     records = {f".{name}.run" for name in expected}
     names = sorted(path.name for path in folder.iterdir() if path.name not in records)
     return None if names == sorted(expected) else f"the folder has {names}, not {sorted(expected)}"
 
 
 def is_being_written(folder: Path) -> bool:
-    """Whether a run is writing a file that has not got its name yet."""
+    """Whether a run is writing a file that does not have its final name yet."""
     return any(folder.glob(".batchgen-*.tmp"))
 
 
 def difference(output: Path, whole: bytes) -> str | None:
-    """A problem where a file is not these bytes; rows that are lost or there twice are counted."""
+    """Return a problem if a file does not have these bytes; lost and duplicated rows are counted."""
     if not output.exists():
         return f"{output.name} is not there"
     found = output.read_bytes()

@@ -1,4 +1,4 @@
-"""Disks that are full, small, or forbidden to grow: one line, a nonzero code, and the same bytes once there is room."""
+"""Disks that are full, small, or not allowed to grow: one line, a nonzero code, and the same bytes with enough room."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def rows(folder: Path) -> tuple[Path, bytes]:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A command line that ends in /dev/full, as the shell takes it; `says` is in its one line, if it can say one."""
+    """A shell command line that ends in /dev/full; `says` must be in its error line, if it can print one."""
 
     arguments: str
     says: str | None
@@ -92,7 +92,7 @@ def full_disk(trial: Trial) -> Iterator[Tried]:
         environment = {"TORTURE_COMMIT_ROWS": "10"}
         ended = run([*command, "-q"], environment=environment)
         problem = ended.refusal_problem(str(output))
-        again = run([*command, "-q", "--resume"], environment=environment)  # the disk is as full as it was
+        again = run([*command, "-q", "--resume"], environment=environment)  # the disk is as full as before
         problem = problem or again.refusal_problem(str(output))
         subprocess.run(["mount", "-o", "remount,size=16m", folder], check=True)
         ended = run([*command, "--resume"])
@@ -119,7 +119,7 @@ def limited(trial: Trial) -> Iterator[Tried]:
         environment={"TORTURE_COMMIT_ROWS": str(trial.draw.choice([5, 50, 500]))},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
-    # Below a limit that is wide enough all goes well.
+    # A large enough limit does no harm.
     problem = ended.problem(0) if ended.code == 0 else ended.refusal_problem(str(output))
     ended = run([*command, "--resume"])
     problem = problem or ended.problem(0) or difference(output, whole) or left_over(trial.folder, "out.jsonl")

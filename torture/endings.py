@@ -35,7 +35,7 @@ REAL_OPTIONS = ("--max-new-tokens", "20")
 SIGNAL_LIMIT_S, PIPE_LIMIT_S = 5.0, 1.0
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 KEPT = re.compile(r"; ([\d,]+) results? are kept in ")
-# Formats of standard output; none of these needs a file.
+# Formats for standard output; none of these needs a file.
 STREAMED = [form.value for form in Format if form not in (Format.auto, Format.sqlite)]
 
 
@@ -58,7 +58,7 @@ def _whole(folder: Path, number: int, program: tuple[str, ...]) -> tuple[Path, b
 
 
 def broken_pipe(trial: Trial) -> Iterator[Tried]:
-    """The reader takes some of the output, or none, and goes."""
+    """The reader takes some of the output, or none, and leaves."""
     form = trial.given
     prompts, _ = trial.lab.once(fake_rows)
     wanted = trial.draw.choice([0, 1, trial.draw.randrange(5000), trial.draw.randrange(50_000)])
@@ -71,7 +71,7 @@ def broken_pipe(trial: Trial) -> Iterator[Tried]:
     left = time.monotonic()
     ended = _wait_without_stdout(running)
     seconds = time.monotonic() - left
-    # A reader that leaves while Python starts is met by the first row.
+    # If the reader leaves while Python starts, the first row notices it.
     limit_s = (PIPE_LIMIT_S if taken else PIPE_LIMIT_S + 1.0) * trial.lab.patience
     problem = ended.problem(141)
     problem = problem or (f"took {seconds:.2f} s" if seconds > limit_s else None)
@@ -82,7 +82,7 @@ def broken_pipe(trial: Trial) -> Iterator[Tried]:
 
 
 def _take(stream: IO[bytes], wanted: int) -> int:
-    """Reads so much, or what has come within two seconds: Parquet comes late."""
+    """Read this many bytes, or what comes within two seconds: Parquet comes late."""
     taken = 0
     until = time.monotonic() + 2
     while taken < wanted and select.select([stream], [], [], max(0.0, until - time.monotonic()))[0]:
@@ -114,13 +114,13 @@ def real_signals(trial: Trial) -> Iterator[Tried]:
 
 
 def _signalled(trial: Trial, command: list[object], whole: bytes, longest_s: float) -> Iterator[Tried]:
-    """A signal at some time, also while Python starts, while the file is written, and at the very end."""
+    """Send a signal at a random time, also while Python starts, while the file is written, and at the very end."""
     output = trial.folder / "out.jsonl"
     command = [*command, "-o", output]
     number = trial.given
     delay_s = trial.draw.choice([trial.draw.uniform(0, 0.6), trial.draw.uniform(0, longest_s)])
     running = start(command, environment={"TORTURE_BATCH_S": BATCH_S})
-    if trial.draw.random() < 0.2:  # the final writing
+    if trial.draw.random() < 0.2:  # while the final output is written
         while not is_being_written(trial.folder) and not running.is_over:
             time.sleep(0.001)
         delay_s = trial.draw.expovariate(50)
@@ -133,7 +133,7 @@ def _signalled(trial: Trial, command: list[object], whole: bytes, longest_s: flo
     ended = running.wait(30)
     seconds = time.monotonic() - sent
     trial.measure("slowest end after a signal, s", seconds)
-    # Python's own line: the signal came before the first of ours could be read, and nothing had begun.
+    # Python's own line: the signal came before our handler was installed, and nothing had begun.
     is_too_early = ended.stderr.strip() == "KeyboardInterrupt" and not any(trial.folder.iterdir())
     problem = None if is_too_early else ended.problem(CODES[number], 0)
     problem = problem or (f"took {seconds:.2f} s" if seconds > SIGNAL_LIMIT_S * trial.lab.patience else None)
@@ -145,7 +145,7 @@ def _signalled(trial: Trial, command: list[object], whole: bytes, longest_s: flo
 
 
 def _untrue(ended: Ended, output: Path) -> str | None:
-    """A problem where what the closing line says of kept results is not so."""
+    """Return a problem if what the closing line says about kept results is not true."""
     store = output.with_name(output.name + ".run.db")
     if found := KEPT.search(ended.stderr):
         connection = sqlite3.connect(store)

@@ -1,8 +1,8 @@
-"""The real command line with a fake model and engine in its seam: starts in a quarter of a second, without torch.
+"""The real command line with a fake model and engine plugged in: starts in a quarter of a second, without torch.
 
-A row's answer is that of `torture.answers`: its prompt again and a hash of all that an answer may depend on, so that a
-row that was run with anything else shows. `TORTURE_*` variables say how long a batch takes, where finished rows are
-logged, when the store commits, and the moment at which the command starts.
+A row's answer is that of `torture.answers`: its prompt again and a hash of everything that an answer may depend on, so
+that a row that ran with anything else is noticed. `TORTURE_*` variables set how long a batch takes, where finished rows
+are logged, when the store commits, and when the command starts.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 BATCH_ROWS = 64
-STEPS = 4  # of a batch; it may be stopped at each
-EOS = 0x10FFFF  # no character
+STEPS = 4  # of a batch; it can be stopped at each
+EOS = 0x10FFFF  # not a character
 BATCH_S = float(os.environ.get("TORTURE_BATCH_S", "0"))
 LOG = os.environ.get("TORTURE_LOG")
 START = float(os.environ.get("TORTURE_START", "0"))
 COMMIT_ROWS = int(os.environ.get("TORTURE_COMMIT_ROWS", "0"))
 
-torch = ModuleType("torch")  # the closing line asks it for its threads
+torch = ModuleType("torch")  # the closing line asks it for its number of threads
 torch.__dict__.update(get_num_threads=lambda: 1, OutOfMemoryError=MemoryError)
 sys.modules["torch"] = torch
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not the folder of this file
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # instead of this file's folder
 
 from batchgen import __main__
 from batchgen.formats import whole
@@ -44,7 +44,7 @@ from torture.answers import OPTIONS, answer
 
 
 class Characters:
-    """A tokenizer whose tokens are Unicode's characters."""
+    """A tokenizer whose tokens are Unicode characters."""
 
     eos_token_id = EOS
     vocab_size = EOS + 1
@@ -61,7 +61,7 @@ class Characters:
         return "".join(map(chr, token_ids))
 
     def get_text_config(self) -> Characters:
-        """It is the model's config too."""
+        """It is also the model's config."""
         return self
 
 
@@ -75,7 +75,7 @@ class Device:
 
 
 class FakeEngine:
-    """Runs a window in batches, the longest rows first; a batch's rows finish from the last to the first."""
+    """Runs a window in batches, the longest rows first; the rows of a batch finish from last to first."""
 
     def __init__(self, num_rows: int | None) -> None:
         self.num_rows = num_rows or BATCH_ROWS
@@ -134,7 +134,7 @@ def load_model(checkpoint: Checkpoint, *_: object) -> Model:
 
 
 def commit_by_rows(number: int) -> None:
-    """Commits in the main thread after so many rows, and never by the clock: every run makes the same system calls."""
+    """Commit in the main thread after `number` rows, never by the clock: every run then makes the same system calls."""
     store.COMMIT_EVERY_S = 1e6
     add = store.Store.add
     rows = iter(range(1, sys.maxsize))
@@ -155,7 +155,7 @@ vars(equipment).update(
     choose_devices=lambda name, num_workers=None: [Device()],
     choose_dtype=lambda name, *_: "float32" if name == "auto" else name,
 )
-# Names that a check of system calls can foresee.
+# File names that a check of system calls can predict.
 for module in (whole, output):
     vars(module)["temporary_name"] = lambda file: file.with_name(f".batchgen-{file.name}.tmp")
 if COMMIT_ROWS:

@@ -1,6 +1,6 @@
-"""Tiny models of families that mind their neighbours, and the bundled one where tokens, time or memory are at stake.
+"""Tiny models whose rows affect their neighbours, and the bundled one where tokens, time or memory matter.
 
-What must come out of a batch is what the same model gives the rows one at a time.
+A batch must give what the same model gives the rows one at a time.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ for file in Path(sys.argv[2]).glob("tok*"):
     shutil.copy(file, sys.argv[1])
 """
 CONFIGS = {
-    # Its state takes in pads too, whatever the mask says.
+    # Its state also takes in pads, whatever the mask says.
     "rwkv": "tf.RwkvConfig(hidden_size=48, attention_hidden_size=48, num_hidden_layers=2, context_length=128, **ends)",
-    # Its factors go by the longest row of a forward.
+    # Its factors depend on the longest row of a forward.
     "phi3": "tf.Phi3Config(max_position_embeddings=256, original_max_position_embeddings=14, pad_token_id=50256,"
     " rope_parameters=dict(rope_type='longrope', rope_theta=2e4, original_max_position_embeddings=14, factor=12.0,"
     " short_factor=[1.0 + i / 16 for i in range(8)], long_factor=[2.0 + 3 * i for i in range(8)]), **small)",
@@ -67,7 +67,7 @@ def together(trial: Trial) -> Iterator[Tried]:
 
 
 def _bad(ended: Ended) -> str | None:
-    """As `Ended.problem`; that a slower way is taken may be said."""
+    """Like `Ended.problem`, but a line saying that a slower way is used is allowed."""
     return None if ended.code == 0 and "Traceback" not in ended.stderr else f"exit {ended.code}: {ended.stderr[-1000:]}"
 
 
@@ -81,7 +81,7 @@ print([check.verdict for check in checks])
 
 
 def nonsense(trial: Trial) -> Iterator[Tried]:
-    """A loop that answers the same to everything, on a model that a batch of copies moves far."""
+    """A loop that gives the same answer to everything, on a model whose rows change a lot in a batch of copies."""
     model = make("rwkv", trial.folder / "model")
     ended = run([sys.executable, "-c", NONSENSE, model, *PROMPTS[:2]], cwd=trial.folder)
     said = ended.stdout.decode()
@@ -103,7 +103,7 @@ time.perf_counter = perf_counter
 
 
 def clocks(trial: Trial) -> Iterator[Tried]:
-    """What is timed while a model loads takes now longer, now shorter: the manifest says the same kernels."""
+    """Timings while a model loads vary randomly; the manifest must name the same kernels each time."""
     (trial.folder / "clock").mkdir()
     (trial.folder / "clock" / "sitecustomize.py").write_text(CLOCK)
     seen = {}
@@ -128,14 +128,14 @@ def _engine(manifest: Path) -> str:
 
 
 def _write_tokenizer(model: Path, tokenizer: dict[str, Any]) -> None:
-    """As transformers takes it; a class of GPT-2's own would build its parts anew."""
+    """Write it as a tokenizer class that takes it as it is; GPT-2's own class would rebuild its parts."""
     (model / "tokenizer.json").write_text(json.dumps(tokenizer))
     config = json.loads((model / "tokenizer_config.json").read_text())
     (model / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "PreTrainedTokenizerFast"}))
 
 
 def special_stop(trial: Trial) -> Iterator[Tried]:
-    """A stop that is a special token: one of those that the bundled model says is made one."""
+    """A stop string that is a special token: a token that the bundled model generates is made special."""
     plain_ended, [plain] = generate(trial.folder, ["My dog is"])
     model = copy_model(trial.folder)
     tokenizer = json.loads((model / "tokenizer.json").read_text())
@@ -152,7 +152,7 @@ def special_stop(trial: Trial) -> Iterator[Tried]:
 
 
 def endless(trial: Trial) -> Iterator[Tried]:
-    """A pattern that holds on all texts but one: that row fails, the others are answered."""
+    """A pattern that gets stuck on one text: that row fails, the others are answered."""
     model = copy_model(trial.folder)
     tokenizer = json.loads((model / "tokenizer.json").read_text())
     search = {"type": "Split", "pattern": {"Regex": r"(?:x|y)*(?:x|y)*[0-9]{2}|[\s\S]"}, "behavior": "Isolated",
@@ -168,7 +168,7 @@ def endless(trial: Trial) -> Iterator[Tried]:
 
 
 def too_little(trial: Trial) -> Iterator[Tried]:
-    """Weights that do not fit, into the memory of one process or of two, are said at once, and no row is tried."""
+    """Weights that do not fit into the memory of one process, or of two, are reported at once; no row is tried."""
     file = write_jsonl(trial.folder / "rows.jsonl", [{"prompt": prompt} for prompt in PROMPTS])
     for said, words in (("weights", ("--memory", "10M")), ("2 workers", ("--memory", "300M", "--workers", "2"))):
         ended = run([*REAL, file, "-q", "--format", "jsonl", *words], cwd=trial.folder)
@@ -177,7 +177,7 @@ def too_little(trial: Trial) -> Iterator[Tried]:
 
 
 def bounded(trial: Trial) -> Iterator[Tried]:
-    """A small file whose rows are large stays small in memory."""
+    """A small file with large rows stays small in memory."""
     file, codes = trial.given(trial.folder)
     limit = 3 * 2**30
     ended = run(
@@ -190,7 +190,7 @@ def bounded(trial: Trial) -> Iterator[Tried]:
 
 
 def dictionary(folder: Path) -> tuple[Path, tuple[int, ...]]:
-    """300 rows of one text of 32 MiB."""
+    """300 rows that share one text of 32 MiB."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq

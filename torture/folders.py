@@ -1,4 +1,4 @@
-"""A working folder that means harm: Python files in it, named like modules that batchgen or its workers import."""
+"""A hostile working folder: it contains Python files named like modules that batchgen or its workers import."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from torture.commands import run, write_rows
 from torture.lab import Check, Lab, Trial, Tried
 
-# Of the standard library and of others; what starts a worker imports most of them.
+# From the standard library and others; starting a worker imports most of them.
 MODULES = (
     "socket", "pickle", "signal", "struct", "json", "queue", "threading", "multiprocessing", "tempfile", "runpy",
     "torch", "transformers", "tokenizers", "numpy", "batchgen", "sitecustomize",
 )  # fmt: skip
 CANARY = "canary"
-# The command as it is installed: a script that stands elsewhere.
+# The command as installed: a script in another folder.
 ENTRY = "from batchgen.__main__ import main\nif __name__ == '__main__':\n    main()\n"
 COMMANDS = [
     ("run", "rows.jsonl", "--model", "bundled", "--max-new-tokens", "2", "--workers", "2", "--format", "jsonl"),
@@ -41,7 +41,7 @@ def working_folder(trial: Trial) -> Iterator[Tried]:
 
 
 def settings(trial: Trial) -> Iterator[Tried]:
-    """A batchgen.toml that came with the folder starts no processes and reads no files."""
+    """A downloaded batchgen.toml must not start processes or read files."""
     key, value = trial.given
     secret = trial.folder / "secret.txt"
     secret.write_text("nobody's business")

@@ -1,6 +1,6 @@
-"""Input files from good to hopeless, drawn by dice: what is in them, how many rows, and which must be answered.
+"""Randomly generated input files, from good to hopeless, with the number of rows and the rows that must be answered.
 
-A format is a function in `FORMATS`, by the name of its file.
+A format is a function in `FORMATS`, keyed by the name of its file.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from decimal import Decimal
 from typing import Any
 
 MOST_ROWS = 40
-FIRST_BYTES = 8192  # in which a NUL makes a file binary
+FIRST_BYTES = 8192  # a NUL within these makes a file binary
 MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A generated file: how many rows it has, where that is known, and the prompts of those that must be answered.
+    """A generated file: its number of rows, if known, and the prompts of the rows that must be answered.
 
-    One that `is_damaged` may be refused as a whole; `says` is in the line that must refuse it.
+    A file that `is_damaged` may be refused as a whole; if `says` is set, the file must be refused with a line that
+    contains it.
     """
 
     content: bytes
@@ -37,7 +38,7 @@ class Drawn:
 
 
 def text_file(draw: random.Random) -> Drawn:
-    """Lines of all kinds, split at \\n alone."""
+    """Lines of all kinds, separated only by \\n."""
     ending = draw.choice([b"\n", b"\r\n"])
     content = ending.join(_text_line(draw) for _ in range(draw.randrange(MOST_ROWS))) + draw.choice([b"", ending])
     if draw.random() < 0.9:
@@ -65,14 +66,14 @@ def _text_line(draw: random.Random) -> bytes:
 
 
 def _text(draw: random.Random) -> str:
-    """A prompt with something odd in it."""
+    """A prompt with something unusual in it."""
     odd = ["\0", "\x1b[31m", "\u2028", "\u0085", "\x0b", "\ufeff", "\U0001f600", "e\u0301", "\u202e", "\r", "\ud800"]
     odd += ["<|endoftext|>", "[/red]", "{{ x }}", "a" * 50, "\n", "\uffff", "\x7f", '"', "\\", "=1+1", ","]
     return "Say " + " ".join(draw.choice(odd) for _ in range(draw.randrange(4)))
 
 
 def jsonl_file(draw: random.Random) -> Drawn:
-    """Objects with every wrong thing in them, and lines that are none."""
+    """Objects with all kinds of errors, and lines that are not objects."""
     lines: list[bytes] = []
     prompts = {}
     for _ in range(draw.randrange(1, MOST_ROWS)):
@@ -85,7 +86,7 @@ def jsonl_file(draw: random.Random) -> Drawn:
 
 
 def _json_line(draw: random.Random) -> tuple[bytes, str | None]:
-    """A line, and its prompt where that must be answered."""
+    """Return a line, and its prompt if that must be answered."""
     prompt = _text(draw)
     row: dict[str, Any] = {"prompt": prompt, "id": draw.choice(["a", 7, -1.5, None, "", 10**30, "\ud801", "a\0b"])}
     is_good = "\ud800" not in prompt
@@ -144,7 +145,7 @@ GOOD_SAMPLING: list[Any] = [
 
 
 def _as_file(draw: random.Random, content: bytes, num_rows: int, prompts: dict[int, str]) -> Drawn:
-    """Now and then with a mark at the start, or in UTF-16."""
+    """Occasionally add a byte order mark, or make the file UTF-16."""
     chance = draw.random()
     if chance < 0.03:
         content = "text".encode("utf-16") + content
@@ -156,15 +157,18 @@ def _as_file(draw: random.Random, content: bytes, num_rows: int, prompts: dict[i
 
 
 def table_file(delimiter: str) -> Callable[[random.Random], Drawn]:
-    """CSV or TSV: well quoted, with records of too many cells; or with quotes and bytes wherever they fall."""
+    """CSV or TSV: either well quoted, with some records of too few or too many cells.
+
+    Or with quotes and bytes anywhere.
+    """
 
     def make(draw: random.Random) -> Drawn:
         text = io.StringIO(newline="")
-        # Where not all cells are quoted, Python's writer leaves a lone carriage return bare, which is no CSV.
+        # Unless all cells are quoted, Python's writer leaves a lone carriage return bare, which is not valid CSV.
         quoting, odd = draw.choice([(csv.QUOTE_ALL, "\ud800"), (csv.QUOTE_MINIMAL, "\ud800\r")])
         ending = draw.choice(["\n", "\r\n"])
         write = csv.writer(text, delimiter=delimiter, lineterminator=ending, quoting=quoting).writerow
-        if delimiter == "\t":  # where a quote is text
+        if delimiter == "\t":  # TSV, where a quote is text
             odd, write = "\ud800\t\r\n", lambda cells: text.write(delimiter.join(cells) + ending)
         write(["id", "prompt", "topic"])
         prompts = {}
@@ -185,7 +189,7 @@ def table_file(delimiter: str) -> Callable[[random.Random], Drawn]:
 
 
 def parquet_file(draw: random.Random) -> Drawn:
-    """Columns of odd types, rows without a prompt; now and then with bytes altered."""
+    """Columns of unusual types, and rows without a prompt; sometimes with altered bytes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -208,7 +212,7 @@ def parquet_file(draw: random.Random) -> Drawn:
 
 
 def batch_file(draw: random.Random) -> Drawn:
-    """OpenAI Batch requests: chats, unknown options, ids that come twice."""
+    """OpenAI Batch requests: chats, unknown options, duplicate ids."""
     lines = [b'{"custom_id": "first", "body": {"prompt": "a"}}']
     for i in range(draw.randrange(MOST_ROWS)):
         body = {"prompt": _text(draw).replace("\ud800", ""), "max_tokens": draw.choice([500, 0, "x", None, 10**30])}
@@ -225,7 +229,7 @@ ODD_VALUES: list[Any] = [None, True, 0, 1, 2, -1, 2.5, "x", [], ["a", "b"], {}, 
 
 
 def packed_file(pack: Callable[[bytes], bytes]) -> Callable[[random.Random], Drawn]:
-    """JSON Lines in a packing that may be cut off, altered, or something else."""
+    """Compressed JSON Lines that may be cut off, altered, or something else."""
 
     def make(draw: random.Random) -> Drawn:
         drawn = jsonl_file(draw)
@@ -238,7 +242,7 @@ def packed_file(pack: Callable[[bytes], bytes]) -> Callable[[random.Random], Dra
 
 
 def _damaged(draw: random.Random, content: bytes) -> bytes:
-    """Some bytes altered, or the end cut off."""
+    """Alter some bytes, or cut off the end."""
     if draw.random() < 0.3:
         return content[: draw.randrange(len(content) + 1)]
     altered = bytearray(content)

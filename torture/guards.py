@@ -1,4 +1,4 @@
-"""Guards that show only where somebody means harm or a disk errs: modes, planted links, damage, bounds, ids."""
+"""Guards that only matter against attackers or disk errors: modes, planted links, damage, bounds, ids."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torture.commands import FAKE, run, start, wait_until, write_jsonl
 from torture.lab import Check, Trial, Tried
 
 ROWS = [{"id": f"r{i}", "prompt": f"Row {i}"} for i in range(6)]
-# As OWASP lists them, with what may stand ahead.
+# From OWASP's list, with characters that may come first.
 FORMULAS = ["=1+1", "+1+1", "-1+1", "@SUM(1)", "\t=1", "\r=1", "\n=1", "＝1", "＋1+1", "－1+1", "＠SUM(1)", "\ufeff=1",
             "\xa0=1", "\x0b=1", "\x0c=1"]  # fmt: skip
 STARTS = "=+-@\t\r\n＝＋－＠"
@@ -24,7 +24,7 @@ IGNORED = "\ufeff\xa0\x0b\x0c \t\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """A thing that is tried in a folder; gives what did not hold."""
+    """Something to try in a folder; returns what did not hold."""
 
     name: str
     attempt: Callable[[Path], str | None]
@@ -42,7 +42,7 @@ def command(*words: str) -> list[str]:
 
 
 def interrupted(folder: Path, *words: str) -> Path:
-    """An interrupted run's store."""
+    """Interrupt a run, and return its store."""
     begun = run(command("--limit", "4", "--keep-store", *words), cwd=folder)
     assert begun.code == 0, begun.stderr
     (folder / "out.jsonl").unlink()
@@ -57,7 +57,7 @@ def mode_of(path: Path) -> int:
 
 
 def old_mode(folder: Path) -> str | None:
-    """A private output stays private, its store too."""
+    """A private output stays private, and so does its store."""
     begin(folder)
     output, store = folder / "out.jsonl", folder / "out.jsonl.run.db"
     output.write_text("old\n")
@@ -68,24 +68,24 @@ def old_mode(folder: Path) -> str | None:
 
 
 def store_mode(folder: Path) -> str | None:
-    """A store is for its owner alone."""
+    """Only the owner can read a store."""
     begin(folder)
     mode = mode_of(interrupted(folder))
     return None if mode == 0o600 else f"the store has mode {mode:o}"
 
 
 def planted(folder: Path) -> str | None:
-    """A link under the name of the file to be written is not followed."""
+    """A link planted under the name of the file to be written is not followed."""
     begin(folder)
     victim = folder / "victim"
     victim.write_text("precious\n")
-    (folder / ".batchgen-out.jsonl.tmp").symlink_to(victim)  # the fake's names can be foreseen
+    (folder / ".batchgen-out.jsonl.tmp").symlink_to(victim)  # the fake's names are predictable
     run(command(), cwd=folder)
     return None if victim.read_text() == "precious\n" else f"the victim holds {victim.read_text()[:100]!r}"
 
 
 def appeared(folder: Path) -> str | None:
-    """A file that another program puts under the output's name meanwhile is not replaced."""
+    """A file that another program creates under the output's name during the run is not replaced."""
     begin(folder)
     running = start(command(), cwd=folder, environment={"TORTURE_BATCH_S": "1"})
     wait_until(lambda: (folder / "out.jsonl.run.db").exists(), running)
@@ -97,7 +97,7 @@ def appeared(folder: Path) -> str | None:
 
 
 def damaged(folder: Path) -> str | None:
-    """A store in which one text has changed is refused, and nothing is written of it."""
+    """A store in which one text has changed is refused, and nothing is written from it."""
     begin(folder)
     connection = sqlite3.connect(interrupted(folder))
     connection.execute("UPDATE results SET text = 'Row X' WHERE row_index = 2")
@@ -109,7 +109,7 @@ def damaged(folder: Path) -> str | None:
 
 
 def finished(folder: Path) -> str | None:
-    """A finished file is not complete for other options or other rows."""
+    """A finished file does not count as complete for other options or other rows."""
     begin(folder)
     done = run(command(), cwd=folder)
     assert done.code == 0, done.stderr
@@ -125,7 +125,7 @@ def finished(folder: Path) -> str | None:
 
 
 def overwritten(folder: Path) -> str | None:
-    """`--overwrite`, killed while it runs, and then `--resume`: the new rows, never the old file."""
+    """`--overwrite`, killed during the run, and then `--resume`: the new rows, never the old file."""
     begin(folder)
     done = run(command("--seed", "9"), cwd=folder)
     assert done.code == 0, done.stderr
@@ -139,7 +139,7 @@ def overwritten(folder: Path) -> str | None:
 
 
 def locked(folder: Path) -> str | None:
-    """A second writer of a store is refused, and the first one's output is whole."""
+    """A second writer of a store is refused, and the first one's output is complete."""
     begin(folder)
     interrupted(folder)
     first = start(command("--resume"), cwd=folder, environment={"TORTURE_BATCH_S": "8"})
@@ -151,11 +151,11 @@ def locked(folder: Path) -> str | None:
     return problem or wrong_lines((folder / "out.jsonl").read_bytes(), ROWS)
 
 
-# What is in files.
+# The contents of files.
 
 
 def formulas(folder: Path) -> str | None:
-    """No cell of a CSV begins as a spreadsheet's formula does."""
+    """No cell of a CSV begins like a spreadsheet formula."""
     rows = [{"id": f"r{i}", "prompt": text, "topic": text} for i, text in enumerate(FORMULAS)]
     write_jsonl(folder / "rows.jsonl", rows)
     ended = run([*FAKE, "rows.jsonl", "-q", "--max-new-tokens", "100", "-o", "out.csv"], cwd=folder)
@@ -177,7 +177,7 @@ def whose_id(folder: Path) -> str | None:
 
 
 def many_samples(folder: Path) -> str | None:
-    """A row that asks for more samples than may be fails alone."""
+    """A row that asks for too many samples fails alone."""
     greedy = {"temperature": 1, "num_samples": 20_000}
     write_jsonl(folder / "rows.jsonl", [ROWS[0], ROWS[1] | {"sampling": greedy}, ROWS[2]])
     ended = run([*FAKE, "rows.jsonl", "-q", "--format", "jsonl"], cwd=folder)
@@ -186,7 +186,7 @@ def many_samples(folder: Path) -> str | None:
 
 
 def unsaid_json(folder: Path) -> str | None:
-    """JSON without a name that says so is read as JSON, or refused; it is never continued line by line."""
+    """JSON whose name does not say so is read as JSON, or refused; its lines are never treated as prompts."""
     text = json.dumps([{"prompt": "Row 0"}, {"prompt": "Row 1"}], indent=1)
     ended = run([*FAKE, "-q", "--format", "jsonl"], stdin=text.encode(), cwd=folder)
     if ended.code:

@@ -1,4 +1,4 @@
-"""Torture tortured: a check that breaks in its own set-up has found nothing, and one that finds something says so."""
+"""Torture tests itself: a check with a broken set-up is not a finding, and a check that finds something reports it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def finds_early(trial: Trial) -> Iterator[Tried]:
     yield Tried("nothing")
 
 
-# What is performed, and how many failures and broken cases there must be.
+# What runs, and how many failures and broken cases it must count.
 CASES: list[tuple[str, Callable[[Trial], Iterator[Tried]], tuple[int, int]]] = [
     ("a broken set-up is no finding", breaks, (0, 1)),
     ("what does not hold is one", finds, (1, 0)),

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments, again and again, each followed by `--resume`: no row lost, none twice, the same bytes."""
+"""SIGKILL at random moments, again and again, each followed by `--resume`: no row lost or duplicated, same bytes."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from torture.lab import Check, Trial, Tried
 KILLS = 10  # of one run, before it may end
 FAKE_ROWS, REAL_ROWS = 10_000, 500
 BATCH_S = "0.02"
-# A row may be lost for as long as a commit waits, and takes.
+# How long a finished row may stay uncommitted, and how long a commit takes.
 COMMIT_S = 1.0
 COMMIT_TAKES_S = 0.3
-LATE = 0.25  # share of kills that wait for the last moments, when the file is written and the store goes
+LATE = 0.25  # share of kills that wait for the last moments, when the file is written and the store is removed
 GOING_ON = re.compile(r"continuing .*: ([\d,]+) results? kept")
 
 
@@ -43,7 +43,7 @@ def real_rows(folder: Path) -> tuple[Path, bytes]:
 
 
 def _whole(folder: Path, number: int, program: tuple[str, ...]) -> tuple[Path, bytes]:
-    """The prompts, and what an uninterrupted run makes of them."""
+    """Return the prompts, and what an uninterrupted run produces for them."""
     prompts, output = write_rows(folder / "rows.jsonl", number), folder / "out.jsonl"
     ended = run([*program, prompts, "-o", output])
     assert ended.code == 0, ended.stderr
@@ -52,13 +52,13 @@ def _whole(folder: Path, number: int, program: tuple[str, ...]) -> tuple[Path, b
 
 @dataclass(slots=True)
 class Log:
-    """What the fake engine wrote down: which process finished which row, and when."""
+    """The fake engine's log: which process finished which row, and when."""
 
     path: Path
     killed: dict[str, float] = field(default_factory=dict)  # process -> when
 
     def lost(self) -> list[tuple[int, float]]:
-        """Rows that were run again, and how long before the kill they had been finished."""
+        """Return the rows that ran again, and how long before the kill they had been finished."""
         runs: dict[int, list[tuple[str, float]]] = {}
         for line in self.path.read_text().splitlines() if self.path.exists() else []:
             process, index, moment = line.split()
@@ -68,7 +68,7 @@ class Log:
 
 
 def fake_session(trial: Trial) -> Iterator[Tried]:
-    """A run of many rows that is killed ten times, and ends at last."""
+    """A run of many rows that is killed ten times and then finishes."""
     prompts, whole = trial.lab.once(fake_rows)
     output, log = trial.folder / "out.jsonl", Log(trial.folder / "log")
     command = [*FAKE, prompts, "-o", output]
@@ -85,7 +85,7 @@ def fake_session(trial: Trial) -> Iterator[Tried]:
         running.signal(signal.SIGKILL)
         ended = running.wait()
         problem = ended.problem(0, 137)
-        if ended.code == 0:  # it was quicker
+        if ended.code == 0:  # it was faster than the kill
             problem = problem or difference(output, whole)
             output.unlink(missing_ok=True)
             log.path.unlink()
@@ -104,7 +104,7 @@ def _redone(trial: Trial, log: Log) -> Iterator[Tried]:
 
 
 def real_session(trial: Trial) -> Iterator[Tried]:
-    """The same with the bundled model; what is kept must never become less."""
+    """The same with the bundled model; the number of kept results must never decrease."""
     prompts, whole = trial.lab.once(real_rows)
     output = trial.folder / "out.jsonl"
     command = [*REAL, "--max-new-tokens", "20", prompts, "-o", output]
@@ -132,13 +132,13 @@ def real_session(trial: Trial) -> Iterator[Tried]:
 
 
 def _resumed(command: list[object], output: Path) -> list[object]:
-    """The same command; with `--resume` where there is something, as a user does."""
+    """Return the same command, with `--resume` if there is something to resume, as a user would."""
     store = output.with_name(output.name + ".run.db")
     return [*command, "--resume"] if store.exists() or output.exists() else command
 
 
 def _end(trial: Trial, command: list[object], output: Path, whole: bytes) -> Iterator[Tried]:
-    """The last run, which nobody kills; counted only where something is wrong."""
+    """Run it to the end without a kill; only counted if something is wrong."""
     ended = run([*command, "--resume"])
     expected = ["out.jsonl", "log"] if (trial.folder / "log").exists() else ["out.jsonl"]
     problem = ended.problem(0) or difference(output, whole) or left_over(trial.folder, *expected)

@@ -1,4 +1,4 @@
-"""Generated inputs, from good to hopeless: rows in are rows out, good ones are answered, bad ones say what is wrong."""
+"""Generated inputs, from good to hopeless: every row comes out; good rows are answered, bad rows say what is wrong."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def malformed(trial: Trial) -> Iterator[Tried]:
     source, output = trial.folder / name, trial.folder / "out.jsonl"
     source.write_bytes(drawn.content)
     into_file = trial.draw.random() < 0.5
-    options = ["--format", "jsonl", *(["-o", output] if into_file else [])]  # an OpenAI Batch is answered in kind else
+    options = ["--format", "jsonl", *(["-o", output] if into_file else [])]  # otherwise a Batch gets a Batch
     ended = run([*FAKE, source, "-q", "--max-new-tokens", "300000", *options])
     what = f"{name}, {'into a file' if into_file else 'to a pipe'}"
     if drawn.says or (drawn.is_damaged and ended.code == 1):
@@ -28,7 +28,7 @@ def malformed(trial: Trial) -> Iterator[Tried]:
 
 
 def _wrong(written: bytes, drawn: Drawn, code: int) -> str | None:
-    """What is wrong with the rows that came out."""
+    """Return what is wrong with the rows that came out."""
     rows = [json.loads(line) for line in written.split(b"\n")[:-1]]
     num_rows = len(rows) if drawn.num_rows is None else drawn.num_rows
     if [row["index"] for row in rows if row["sample_index"] == 0] != list(range(num_rows)):

@@ -1,6 +1,6 @@
-"""The order of system calls, recorded: on the disk before it has its name, its name on the disk before the store goes.
+"""The recorded order of system calls: a file is on disk before it gets its name, and its name before the store goes.
 
-SIGKILL loses nothing that the kernel has, so no kill can show this: only the calls can. Needs strace.
+SIGKILL loses nothing that the kernel already has, so kills cannot show this; only the calls can. Needs strace.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ KINDS = {"write": "write", "pwrite64": "write", "writev": "write", "fsync": "syn
 
 
 def read_calls(trace: str) -> Iterator[Call]:
-    """The calls of a trace by strace -y, by the last parts of the paths."""
+    """Yield the calls of a trace by `strace -y`, with the last parts of the paths."""
     for line in trace.splitlines():
         found = CALL.match(line)
         if not found or int(found[3]) < 0:
@@ -88,7 +88,7 @@ def order(trial: Trial) -> Iterator[Tried]:
 
 
 def disorder(calls: list[Call], output: str, folder: str) -> str | None:
-    """What is wrong with the order of the calls that made an output."""
+    """Return what is wrong with the order of the calls that made an output."""
     named = [place for place, call in enumerate(calls) if call.kind == "name" and call.target == output]
     if len(named) != 1:
         return f"{output} was given its name {len(named)} times"
@@ -113,7 +113,7 @@ def disorder(calls: list[Call], output: str, folder: str) -> str | None:
 
 
 def _is_end_of(call: Call, store: str) -> bool:
-    """Whether a store, or a file of it, is removed; at the start that may be what another run has left."""
+    """Whether a store, or one of its files, is removed; at the start this may be what another run left."""
     return call.kind == "unlink" and call.file.startswith(store)
 
 

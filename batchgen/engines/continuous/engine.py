@@ -34,9 +34,9 @@ REFILL_SHARE = 16
 class ContinuousEngine:
     """Keeps every slot busy. A step is one forward: a prefill while rows wait and slots are free, else one decode step.
 
-    `sampler` chooses the tokens. With `share`, common prefixes of prompts are computed once. When few rows run, a step
-    takes several tokens per row: those that the row already has but its slot lacks, and with `lookup` drafts from
-    prompt lookup.
+    `sampler` chooses the tokens. With `share`, common prefixes of prompts are computed once. If few rows run, steps
+    take several tokens per row: those that the row already has but its slot lacks, and with `lookup` drafts from prompt
+    lookup.
     """
 
     def __init__(

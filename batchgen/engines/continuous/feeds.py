@@ -1,4 +1,4 @@
-"""Which tokens a step feeds its rows, and which tokens come out: one per row, or several if few rows run.
+"""What a step feeds its rows, and which tokens come out: one per row, or several if few rows run.
 
 If a slot lacks tokens that its row already has, a step feeds several of them. It also feeds drafts, and keeps those
 that match what the row's own logits choose: the answer is the same with and without drafts.

@@ -74,7 +74,7 @@ class SlotModel:
         return logits[: len(slots)]
 
     def room_beside(self, num_rows: int) -> int:
-        """Return how many tokens a step can take at little cost, besides one per row.
+        """Return how many tokens may be added to a step at little cost, besides one per row.
 
         If products run in blocks of rows, these are the tokens that fill up a block.
         """

@@ -72,11 +72,9 @@ class Parts:
             self._rows.extendleft(reversed(part.rows))
 
     def lose(self, rows: list[Sequence], deaths: int = 0) -> list[Sequence]:
-        """Queue the unfinished rows of a worker that died again, in halves.
+        """Queue the unfinished rows of a dead worker again, in halves, and return the row that must not run again, if any.
 
-        Return the row that must not run again, if any.
-
-        That is a row that `DEATHS_ALONE` workers died of while running it alone; `deaths` are the ones before this one.
+        That is a row that killed `DEATHS_ALONE` workers while it ran alone; `deaths` are the ones before this one.
         """
         if len(rows) == 1 and deaths + 1 >= DEATHS_ALONE:
             return rows

@@ -15,12 +15,15 @@ from batchgen.records import bits_text
 
 Ids = tuple[int, ...]
 OTHER_BITS = "in a trial, scores had other bits in another batch"
-SHAPES = ((8, 13), (24, 9), (72, 5), (304, 2))  # columns, and rows of so many that run together
-PREFIX, BEHIND = 40, 8  # tokens of a prompt that choices share, and columns behind it
+SHAPES = ((8, 13), (24, 9), (72, 5), (304, 2))  # numbers of columns, and of rows that run together
+PREFIX, BEHIND = 40, 8  # tokens of a prompt that choices share, and columns after it
 
 
 def find_bits(model: Model, network: ScoringNetwork) -> str:
-    """What is promised of the bits of scores; what a trial found is kept. Rows that run alone need none."""
+    """Return what is guaranteed about the bits of scores; a trial's result is kept.
+
+    Rows that run alone need no trial.
+    """
     if not network.is_split:
         return bits_text(None)
     engine = f"bits of scores, {network.kernels}"
@@ -36,7 +39,7 @@ def find_bits(model: Model, network: ScoringNetwork) -> str:
 
 
 def are_same(network: ScoringNetwork) -> bool:
-    """Whether rows of several lengths, and choices behind prompts, get the same bits together and by themselves."""
+    """Whether rows of several lengths, and choices after prompts, get the same bits together and by themselves."""
     rows = trial_rows(network.model.checkpoint)
     ids: Ids = max((tuple(row.input_ids) for row in rows), key=len, default=())
     fits = [(columns, number) for columns, number in SHAPES if columns + number <= len(ids)]
@@ -46,7 +49,7 @@ def are_same(network: ScoringNetwork) -> bool:
 
 
 def _rows_of(ids: Ids, columns: int, number: int) -> list[Ids]:
-    """Rows of several lengths, which begin at different places of a text."""
+    """Return rows of several lengths that begin at different places of a text."""
     return [ids[first : first + columns - first % 3] for first in range(number)]
 
 
@@ -64,7 +67,7 @@ def _alone_as_together(network: ScoringNetwork, rows: list[Ids], columns: int) -
 
 
 def _shared_alike(network: ScoringNetwork, ids: Ids) -> bool:
-    """Whether choices behind a prompt have the same bits with other prompts and their choices beside them."""
+    """Whether choices after a prompt have the same bits with other prompts and their choices beside them."""
     prompts = [ids[first : first + PREFIX] for first in range(3)]
     behind = [ids[PREFIX + first : PREFIX + first + BEHIND] for first in range(2 * BEHIND)]
     together = _behind(network, prompts, behind)
@@ -75,7 +78,7 @@ def _shared_alike(network: ScoringNetwork, ids: Ids) -> bool:
 
 
 def _behind(network: ScoringNetwork, prompts: list[Ids], rows: list[Ids]) -> torch.Tensor:
-    """Hidden states `[B, T, H]` of rows, each behind the next of the prompts, which are computed once."""
+    """Return the hidden states `[B, T, H]` of rows, each after the next of the prompts, which are computed once."""
     cache = network.new_cache()
     network.hidden(enough(prompts, PREFIX), PREFIX, cache)
     filled = enough(rows, BEHIND)
