@@ -72,7 +72,7 @@ class Parts:
             self._rows.extendleft(reversed(part.rows))
 
     def lose(self, rows: list[Sequence], deaths: int = 0) -> list[Sequence]:
-        """Queue the unfinished rows of a dead worker again, in halves, and return the row that must not run again, if any.
+        """Queue the unfinished rows of a dead worker again, in halves; return the row that must not run again, if any.
 
         That is a row that killed `DEATHS_ALONE` workers while it ran alone; `deaths` are the ones before this one.
         """
