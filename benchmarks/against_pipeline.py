@@ -1,10 +1,11 @@
-"""batchgen against `transformers.pipeline("text-generation", batch_size=16)`, in one run, in turn.
+"""batchgen against `transformers.pipeline("text-generation", batch_size=16)`, alternating within one run.
 
     python benchmarks/against_pipeline.py [--prompts FILE.jsonl] [--rounds 3]
 
-The model has GPT-2's shape (124M parameters) and random weights, so every row runs to its full length; `ln_f` is
-scaled by 3, which gives the logits of a trained model's spread, so that exactness costs what it costs there. Without
---prompts, 500 prompts are made with lengths like those of real instructions (log-normal, median 45, 10 to 300 tokens).
+The model has GPT-2's shape (124M parameters) and random weights, so every row runs to its full length. `ln_f` is scaled
+by 3, which gives logits the spread of a trained model's, so that exactness costs what it costs there. Without
+--prompts, 500 prompts are generated with lengths like those of real instructions (log-normal, median 45, 10 to 300
+tokens).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What conversations cost: a system prompt that all rows share, and rendering and encoding.
 
 python benchmarks/chat.py MODEL [--rows 200] [--conversations 100000]
-Processor time and columns through the model count: on a shared machine they say more than the clock.
+Measures processor time and columns through the model: on a shared machine they are more reliable than elapsed time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WORDS = [
     "the", "rain", "will", "fall", "on", "a", "small", "dog", "and", "then", "it", "runs", "home", "to", "eat",
     "some", "hot", "soup", "with", "its", "friend",
 ]  # fmt: skip
-PIECE = 10_000  # conversations that are encoded in turn
+PIECE = 10_000  # conversations that both ways encode before the next piece
 WINDOW = 4_096  # rows that a run encodes at once
 
 
@@ -35,7 +35,7 @@ def write(source: random.Random, num_words: int) -> str:
 
 @contextmanager
 def counted() -> Iterator[list[int]]:
-    """Columns, pads included, of each forward."""
+    """Count the columns, including pads, of each forward."""
     columns: list[int] = []
     forward = Model.forward
 
@@ -54,7 +54,7 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 
 
 def share_system_prompt(model: Model, template: str | None, num_rows: int, rounds: int, most: int) -> None:
-    """Rows with a system prompt of 300 tokens, with sharing and without, in turn."""
+    """Run rows with a system prompt of 300 tokens, alternating between sharing and not sharing it."""
     source = random.Random(1)
     system = write(source, 300)
     rows = [{"messages": [{"role": "user", "content": write(source, source.randint(4, 16))}]} for _ in range(num_rows)]
@@ -79,7 +79,7 @@ def share_system_prompt(model: Model, template: str | None, num_rows: int, round
 
 
 def encode_conversations(checkpoint: Checkpoint, template: str | None, number: int) -> None:
-    """Rendering and encoding against tokenizing the rendered texts one by one."""
+    """Compare rendering and encoding with tokenizing the rendered texts one by one."""
     source, sampling = random.Random(0), SamplingParams()
     chat = open_chat(checkpoint, ChatOptions(template=template))
     tokenizer = checkpoint.tokenizer

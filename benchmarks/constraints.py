@@ -1,9 +1,9 @@
-"""Whether constrained rows are what was asked for, do not depend on their batch, and leave other rows alone.
+"""Whether constrained rows meet their constraints, do not depend on their batch, and do not affect other rows.
 
     python benchmarks/constraints.py MODEL [--checks valid beside batches] [--dtype bfloat16] [--rows-each 5]
 
-`constraints.jsonl` has 60 JSON schemas like those of configuration files, messages and forms, 40 expressions, 20 lists
-of choices and 5 grammars. Python's `re` and jsonschema judge the texts. Exits with 4 where a check fails.
+`constraints.jsonl` has 60 JSON schemas like those of configuration files, messages and forms, 40 regular expressions,
+20 lists of choices and 5 grammars. Python's `re` and jsonschema judge the texts. Exits with 4 if a check fails.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ASKED = (
 )
 TEMPERATURES = (0.0, 1.0)
 LONGEST = {"json_schema": 240, "regex": 60, "choice": 20, "grammar": 60}  # tokens
-# RFC 3339 allows a lower-case z behind a time, jsonschema does not.
+# RFC 3339 allows a lower-case z after a time; jsonschema does not.
 FORMATS = jsonschema.FormatChecker(["date", "uuid", "ipv4", "email"])
 
 
@@ -62,7 +62,7 @@ def kind_of(entry: dict[str, Any]) -> str:
 
 
 def fits(entry: dict[str, Any], text: str) -> bool:
-    """Whether a finished text is what its constraint says."""
+    """Whether a finished text meets its constraint."""
     kind = kind_of(entry)
     if kind == "choice":
         return text in entry["choice"]
@@ -83,7 +83,7 @@ def row_of(entry: dict[str, Any], place: int, number: int, temperature: float) -
     return {"id": f"{place} {number} {temperature}", "prompt": prompt, "sampling": sampling}
 
 
-# Every row that stopped fits.
+# Every row that stopped meets its constraint.
 
 
 def valid(model: Model, given: argparse.Namespace) -> bool:
@@ -120,11 +120,11 @@ def judged(entry: dict[str, Any], result: Result) -> str:
     return "fits" if fits(entry, result.text) and is_parsed else "wrong"
 
 
-# Rows do not change each other.
+# Rows do not affect each other.
 
 
 def mixed(number: int) -> list[dict[str, Any]]:
-    """Rows of all kinds and some without a constraint, half of them sampled, none of them long."""
+    """Return rows of all kinds and some without a constraint, half of them sampled, none of them long."""
     draw = random.Random(0)
     rows = []
     for place in range(number):
@@ -146,7 +146,7 @@ def is_free(row: dict[str, Any]) -> bool:
 
 
 def beside(model: Model, given: argparse.Namespace) -> bool:
-    """Rows without a constraint, alone and beside constrained ones."""
+    """Compare rows without a constraint, alone and beside constrained ones."""
     rows = mixed(given.rows)
     free = [row for row in rows if is_free(row)]
     alone, among = (
@@ -159,7 +159,7 @@ def beside(model: Model, given: argparse.Namespace) -> bool:
 
 
 def batches(model: Model, given: argparse.Namespace) -> bool:
-    """The same rows one at a time, 7 and 64, shuffled, and resumed after a third of them."""
+    """Compare the same rows one at a time with 7 and 64 at a time, shuffled, and resumed after a third of them."""
     rows, options = mixed(given.rows), options_of(model)
     wanted = texts(batchgen.generate(rows, **options, batch_size=1))
     shuffled = random.Random(1).sample(rows, len(rows))

@@ -2,7 +2,7 @@
 
     python benchmarks/flat_memory.py [--rows 5000000]
 
-Prints how far the process grew between a fifth of the rows and all of them.
+Prints how much the process grew between a fifth of the rows and all of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from batchgen.records import Request, SamplingParams
 
 
 def requests(num_rows: int, resident: list[int]) -> Iterator[Request]:
-    """Prompts that all differ; notes the process's size after a fifth of them, and after the last."""
+    """Yield prompts that all differ; record the process's size after a fifth of them, and after the last."""
     params = SamplingParams(max_new_tokens=1)
     for index in range(num_rows):
         if index == num_rows // 5:

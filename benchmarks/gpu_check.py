@@ -1,10 +1,11 @@
-"""Whether batchgen is right on a GPU, and how fast: one command, under 8 minutes on one GPU.
+"""Whether batchgen is correct on a GPU, and how fast: one command, under 8 minutes on one GPU.
 
     make gpu-check [PYTHON=python3]     or     python -m benchmarks.gpu_check [--device cuda:0] [--minutes 8]
 
-Parity of both engines with unpadded rows, NaN beside pads, tokens a second against `generate`, host syncs, memory
-predicted against measured, back-off. Writes gpu-check.json and gpu-check.md; exits 1 if something is wrong, and 0 where
-there is no GPU. Needs torch and transformers; no network. `--device cpu --tiny` runs all of its logic in seconds.
+Checks parity of both engines with unpadded rows, NaN beside pads, tokens per second against `generate`, host syncs,
+predicted against measured memory, and back-off. Writes gpu-check.json and gpu-check.md. Exits with 1 if something is
+wrong, and with 0 if there is no GPU. Needs torch and transformers; no network. `--device cpu --tiny` runs all of its
+logic in seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-_cache = tempfile.TemporaryDirectory()  # what is found of random models must not be taken for the bundled one's
+_cache = tempfile.TemporaryDirectory()  # results for random models must not be mistaken for the bundled one's
 os.environ["XDG_CACHE_HOME"] = _cache.name
 
 import torch  # noqa: E402 - the environment comes first
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def check(device: torch.device, is_tiny: bool, seconds: float, folder: Path) -> int:
-    """Runs the parts in order of their worth until time is up; 1 if something is wrong."""
+    """Run the parts, most valuable first, until time is up; return 1 if something is wrong."""
     from benchmarks.gpu.parts import parts
     from benchmarks.gpu.report import Report
 

@@ -1,11 +1,11 @@
-"""What hostile constraints do: 20 that never end, take all memory, use what is not supported, or that no text meets.
+"""What hostile constraints do: 20 that never end, take all memory, use what is not supported, or that no text can meet.
 
     python benchmarks/hostile_constraints.py MODEL
     python benchmarks/hostile_constraints.py OPENVINO_MODEL --peer openvino
 
-Each is a row beside one without a constraint, in a process of its own. With batchgen it must end, if by an error in one
-line, within 20 s and 1 GiB of what the other row takes alone, and that row must be answered; exits with 4 if not. A
-peer may take 60 s and 4 GiB.
+Each one is a row beside a row without a constraint, in its own process. batchgen must end, possibly with a one-line
+error, within 20 s and 1 GiB more than the other row takes alone, and must answer that other row; the exit code is 4 if
+it does not. A peer may take 60 s and 4 GiB.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FREE = "The capital of France is"
 
 @dataclass(frozen=True, slots=True)
 class Hostile:
-    """A constraint that takes too long or too much memory, or that nothing can meet."""
+    """A constraint that takes too long or too much memory, or that no text can meet."""
 
     name: str
     kind: str
@@ -38,7 +38,7 @@ class Hostile:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """How a process ended, what it wrote, how long it took, and the most memory that it and its children had."""
+    """How a process ended, what it wrote, how long it took, and the peak memory of it and its children."""
 
     code: int | None
     output: str
@@ -163,7 +163,7 @@ def peer(python: str, model: str) -> None:
 
 
 def in_openvino(model: str, asked: dict[str, Any]) -> None:
-    """In the peer's process: both rows in one call."""
+    """Run in the peer's process: both rows in one call."""
     import openvino_genai as genai  # type: ignore[import-not-found]
 
     value = asked.get("value") or next(one.value for one in hostile_ones() if one.name == asked["name"])
@@ -180,7 +180,7 @@ def in_openvino(model: str, asked: dict[str, Any]) -> None:
 
 
 def run(command: list[str], given: str, most_bytes: int | None, patience_s: float) -> Ran:
-    """A command with standard input, and how it went; None as its code where it took too long."""
+    """Run a command with standard input, and return how it went; its code is None if it took too long."""
 
     def limit() -> None:
         if most_bytes:
@@ -209,7 +209,7 @@ def run(command: list[str], given: str, most_bytes: int | None, patience_s: floa
 
 
 def resident(pid: int) -> int:
-    """Bytes that a process and its children hold."""
+    """Return the bytes that a process and its children hold."""
     total = 0
     try:
         parent = psutil.Process(pid)

@@ -10,7 +10,7 @@ TOKEN = 262  # " the"
 
 
 class IdleEngine:
-    """Gives every row as many tokens as it asks for, all that it has in one step."""
+    """Gives every row as many tokens as it asks for, all its rows in one step."""
 
     def __init__(self, wants_rows: int) -> None:
         self.wants_rows = wants_rows

@@ -2,9 +2,9 @@
 
     python benchmarks/memory_families.py FOLDER... [--write] [--only short,long] [--engines ...] [--dtypes ...]
 
-Each line is a run of the command in a process of its own: what it expected its rows to take beside the weights, and by
-how much the process grew while they ran. A line holds if measured / predicted is from 0.6 to 1.25, or, below 64 MiB
-measured, if at most 128 MiB were predicted. The exit status is 1 where one does not hold. `--write` puts the table into
+Each line is a run of the command in its own process: what it expected its rows to take besides the weights, and how
+much the process grew while they ran. A line holds if measured / predicted is from 0.6 to 1.25, or, below 64 MiB
+measured, if at most 128 MiB were predicted. The exit code is 1 if a line does not hold. `--write` puts the table into
 docs/memory.md.
 """
 

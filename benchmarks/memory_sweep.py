@@ -3,8 +3,8 @@
     python benchmarks/memory_sweep.py            # prints the table
     python benchmarks/memory_sweep.py --write    # and puts it into docs/memory.md
 
-Each point runs in a process of its own, with random weights: one batch, once for the growth of the resident set, and
-once under torch's profiler for the bytes of live tensors. About ten minutes on two cores.
+Each point runs in its own process, with random weights: one batch, once for the growth of the resident set, and once
+under torch's profiler for the bytes of live tensors. Takes about ten minutes on two cores.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from batchgen.machine.process import settle
 
 MIB = 2**20
-# Below this prediction the difference counts, not the ratio: what Python itself allocates is no longer small.
+# Below this prediction the difference counts, not the ratio: Python's own allocations are no longer negligible.
 SMALL_MIB, MOST_DIFFERENCE_MIB, MOST_RATIO = 64, 32, 1.25
 PAGE = Path(__file__).parent.parent / "docs" / "memory.md"
 BEGIN, END = "<!-- sweep -->\n", "<!-- end of sweep -->\n"
@@ -41,7 +41,7 @@ class Point:
 
 
 def points() -> list[Point]:
-    """Every model in both dtypes, rows 1 to 128, prompts of 8 to 900 tokens, greedy and top-p."""
+    """Yield every model in both dtypes, rows 1 to 128, prompts of 8 to 900 tokens, greedy and top-p."""
     rows = [
         ("gpt2", "float32", (1, 900, 0), (8, 64, 1), (8, 512, 0), (16, 900, 0), (32, 200, 1), (64, 64, 0), (128, 8, 0)),
         ("gpt2", "bfloat16", (1, 900, 1), (8, 300, 0), (32, 64, 1), (64, 200, 0), (128, 8, 1)),
@@ -77,7 +77,7 @@ def config_of(name: str):
 
 
 def measure(point: Point) -> dict[str, float]:
-    """Bytes above the weights for one batch: predicted, live tensors, growth of the resident set."""
+    """Return the bytes above the weights for one batch: predicted, live tensors, growth of the resident set."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -110,12 +110,12 @@ def measure(point: Point) -> dict[str, float]:
         return BatchLimits(BatchMemory(footprint), 1 << 50, 1 << 20, num_rows=len(batch))
 
     def run(batch: list[Sequence]) -> None:
-        # Random weights are so flat that every top-p draw would be decided again, at great length.
+        # Random weights are so flat that every top-p draw would be decided again, which takes very long.
         sampler = Sampler(checkpoint.eos_token_ids, recompute=None if point.top_p else model.logits_alone)
         for _ in finish_all(ReferenceEngine(model, limits_of(batch), sampler), batch):
             pass
 
-    # What libraries allocate once, such as scratch of their matrix kernels for prefills and steps of this size.
+    # One-time allocations of libraries, such as scratch memory of their matrix kernels for this size.
     run(rows(1, point.columns))
     run(rows(point.rows, 8))
     batch = rows(point.rows, point.columns)
@@ -130,7 +130,7 @@ def measure(point: Point) -> dict[str, float]:
 
 
 def live_bytes(work) -> int:
-    """The most bytes of tensors alive at once, from the allocator's own events."""
+    """Return the peak bytes of live tensors, from the allocator's own events."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:

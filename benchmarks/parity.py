@@ -2,8 +2,8 @@
 
     python benchmarks/parity.py MODEL [--rows 200] [--new-tokens 16] [--seed 0]
 
-Alone is a row by itself, without pads and without our cache: transformers' own cache, and the same keyed draws. Exits
-with 4 where a row differs.
+Alone means a row by itself, without pads and without our cache: transformers' own cache, and the same keyed draws.
+Exits with 4 if a row differs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "temperature 0.8, top-k 40, top-p 0.9": {"temperature": 0.8, "top_k": 40, "top_p": 0.9},
     "temperature 1.2, min-p 0.05, penalty 1.2": {"temperature": 1.2, "min_p": 0.05, "repetition_penalty": 1.2},
 }
-BATCHES: tuple[int | None, ...] = (None, 7)  # rows; None is what fits
+BATCHES: tuple[int | None, ...] = (None, 7)  # rows; None means as many as fit
 WORDS = "the a dog house rain bowl king walks eats sees big small old in of and said never why 7 Paris".split()  # noqa: SIM905
 
 
@@ -60,14 +60,14 @@ def main() -> None:
 
 
 def make_prompts(count: int, draw: random.Random) -> Iterator[str]:
-    """Lengths from one word to 60, most of them short."""
+    """Return prompts of 1 to 60 words, most of them short."""
     for _ in range(count):
         yield " ".join(draw.choices(WORDS, k=min(60, 1 + int(draw.expovariate(1 / 12)))))
 
 
 @torch.inference_mode()
 def run_alone(model: Model, index: int, prompt: str, options: dict[str, Any]) -> list[int]:
-    """A row's tokens from forwards of this row only."""
+    """Return a row's tokens from forwards of this row only."""
     checkpoint = model.checkpoint
     request = Request(index, str(index), prompt, SamplingParams(**options))
     [row] = encode([request], checkpoint.codec)
@@ -81,7 +81,7 @@ def run_alone(model: Model, index: int, prompt: str, options: dict[str, Any]) ->
 
 
 def next_logits(model: Model, row: Sequence, cache: DynamicCache) -> torch.Tensor:
-    """Float32 logits `[1, V]` behind all tokens of a row, of which the cache has all or all but the last."""
+    """Return float32 logits `[1, V]` after all tokens of a row; the cache has all of them, or all except the last."""
     num_held = cache.get_seq_length()
     batch = pad([row], 0)
     fed = type(batch)(

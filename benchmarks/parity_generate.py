@@ -2,9 +2,9 @@
 
     python benchmarks/parity_generate.py FOLDER...
 
-40 prompts of 1 to 700 words, 24 new tokens each, greedy; shuffled anew for each batch size (1, 7 and 32), so that slots
-are refilled by rows of other lengths. The engine must be `continuous` in float32 and in bfloat16. The exit status is 1
-where anything differs.
+40 prompts of 1 to 700 words, 24 new tokens each, greedy; shuffled for each batch size (1, 7 and 32), so that rows of
+other lengths refill the slots. The engine must be `continuous` in float32 and in bfloat16. The exit code is 1 if
+anything differs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from batchgen.model import Model
 from batchgen.model.quiet import quiet
 
 COUNT, NEW_TOKENS, BATCHES = 40, 24, (1, 7, 32)
-LONG, MOST = 6, 700  # prompts of up to so many words; the others have up to 60
+LONG, MOST = 6, 700  # prompts with up to this many words; the others have up to 60
 
 
 def make_prompts() -> list[str]:
@@ -37,7 +37,7 @@ def make_prompts() -> list[str]:
 
 @torch.inference_mode()
 def run_alone(model: Model, prompt: str) -> list[int]:
-    """What `generate` makes of one prompt."""
+    """Return the output of `generate` for one prompt."""
     ids = torch.tensor([model.checkpoint.tokenizer(prompt)["input_ids"]])  # [1, T]
     plain = GenerationConfig(do_sample=False, max_new_tokens=NEW_TOKENS, pad_token_id=0)
     with quiet():

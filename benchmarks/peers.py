@@ -1,6 +1,6 @@
 """batchgen against its peers on a CPU: the same prompts through each system in turn, greedy, for several rounds.
 
-Each system has a process of its own, so that none runs in another's heap and threads.
+Each system has its own process, so that none runs in another's heap and threads.
 
     pip install .[bench]
     python benchmarks/peers.py [--rounds 3] [--count 128] [--new-tokens 64] [--systems continuous,openvino]
@@ -10,12 +10,11 @@ Each system has a process of its own, so that none runs in another's heap and th
 
 Without `--model`, the model has GPT-2's shape (124M parameters) and random weights. Every row runs to its full length:
 no end token stops it. OpenVINO needs another model exported: by `optimum-cli` (optimum-intel, on the PATH or at
-`--optimum-cli`), or earlier, into the folder `--openvino`. Loading, export,
-warm-up and the choice of the batch size (each size once, on as many rows as the largest has) are not timed. Where a
-system has no limits per row, a batch runs to its longest row. Only wanted tokens count. Peers take and give token ids,
-`pipeline` takes text; batchgen's time includes tokenizing and decoding. Tokens are compared with batchgen's in float32:
-peers may differ by rounding, batchgen's engines may not (exit status 1). A peer that does not run is skipped, with the
-reason on stderr.
+`--optimum-cli`), or earlier, into the folder `--openvino`. Loading, export, warm-up and the choice of the batch size
+(each size once, on as many rows as the largest size) are not timed. If a system has no limits per row, a batch runs to
+its longest row. Only requested tokens count. Peers take and return token ids, `pipeline` takes text; batchgen's time
+includes tokenizing and decoding. Tokens are compared with batchgen's in float32: peers may differ by rounding,
+batchgen's engines may not (exit code 1). A peer that does not run is skipped, with the reason on stderr.
 """
 
 from __future__ import annotations
@@ -64,14 +63,14 @@ PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- peers -->\n", "<!-- end of peers -->\n"
 THREADS = os.cpu_count() or 1
 OPENVINO_FOLDER = "openvino"  # the export of a model, beside its files
-ROW_TOKENS = 400  # the most a row has, prompt and continuation
+ROW_TOKENS = 400  # maximum length of a row, prompt and continuation
 
 
 @dataclass(frozen=True)
 class System:
     """How to load a system: `prepare(folder, batch_size)` returns what continues rows.
 
-    Of several batch sizes the fastest is kept; 0 leaves the size to the system. `needs` are its packages.
+    Of several batch sizes the fastest is used; 0 leaves the size to the system. `needs` are its packages.
     """
 
     prepare: Callable[[Path, int], Run]
@@ -83,7 +82,7 @@ class System:
 
 @dataclass
 class Outcome:
-    """What a system did: output tokens/s of each round, and the tokens of the last."""
+    """A system's results: output tokens per second of each round, and the tokens of the last round."""
 
     name: str
     batch_size: int
@@ -148,9 +147,9 @@ def prepare_pipeline(folder: Path, batch_size: int) -> Run:
 
 
 def prepare_generate_batch(folder: Path, batch_size: int) -> Run:
-    """As `model.generate_batch` does it, by its manager, which takes a limit per row.
+    """Do the same as `model.generate_batch`, through its manager, which accepts a limit per row.
 
-    Not the defaults: a cache of 60% of the memory takes seconds to make.
+    Does not use the default settings: a cache of 60% of the memory takes seconds to allocate.
     """
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     sampling = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=pad_of(folder))
@@ -199,7 +198,7 @@ def prepare_openvino(folder: Path, batch_size: int, *, precision: str, weights: 
     scheduler = openvino_genai.SchedulerConfig()
     scheduler.max_num_seqs = batch_size
     scheduler.cache_size = 4  # GB
-    scheduler.enable_prefix_caching = False  # a round would find the one before it
+    scheduler.enable_prefix_caching = False  # otherwise a round would reuse the cache of the one before it
     options = {
         "INFERENCE_PRECISION_HINT": precision,
         "KV_CACHE_PRECISION": precision,
@@ -250,7 +249,7 @@ OURS, OURS_BF16 = "continuous", "continuous-bf16"
 
 
 def exported(folder: Path, name: str, export: Callable[[Path, Path], None]) -> Path:
-    """The model in another format, made once."""
+    """Return the model in another format, exported once."""
     target = folder / name
     if not target.exists():
         export(folder, target)
@@ -283,7 +282,10 @@ def by_length(rows: list[Row]) -> list[tuple[int, Row]]:
 def in_batches(
     items: list[tuple[int, Row]], size: int, run_batch: Callable[[list[Row], int], list[list[int]]], count: int
 ) -> list[list[int]]:
-    """Outputs by the items' numbers; each batch runs to its longest row, of which each row keeps what it wants."""
+    """Return outputs by item number.
+
+    Each batch runs to its longest row, and each row keeps its own number of tokens.
+    """
     outputs: list[list[int]] = [[] for _ in range(count)]
     for start in range(0, len(items), size):
         batch = items[start : start + size]
@@ -293,11 +295,11 @@ def in_batches(
     return outputs
 
 
-# The measurement
+# Measurement
 
 
 def measure(run: Run, rows: list[Row]) -> tuple[float, list[list[int]]]:
-    """Output tokens a second, and the tokens. Raises `RuntimeError` where a row is not of its length."""
+    """Return output tokens per second, and the tokens. Raises `RuntimeError` if a row has the wrong length."""
     started = time.perf_counter()
     output_ids = run(rows)
     seconds = time.perf_counter() - started
@@ -308,12 +310,12 @@ def measure(run: Run, rows: list[Row]) -> tuple[float, list[list[int]]]:
 
 
 def choose(system: System, folder: Path, rows: list[Row], size: int | None = None) -> tuple[Run, int]:
-    """The system, loaded and warm, at its best batch size, or at the one that is already known."""
+    """Return the system, loaded and warm, at its best batch size, or at the size that is already known."""
     sizes = [size] if size else sorted({min(size, len(rows)) for size in system.batch_sizes})
     best: tuple[float, Run, int] | None = None
     for size in sizes:
         run = system.prepare(folder, size)
-        is_warmed_later = len(sizes) > 1 or system.few_rows  # a choice of sizes is warm-up enough
+        is_warmed_later = len(sizes) > 1 or system.few_rows  # choosing a size is enough warm-up
         run(rows[:2] if is_warmed_later else rows[: max(1, len(rows) // 2)])
         rate = 0.0
         if len(sizes) > 1:
@@ -326,7 +328,7 @@ def choose(system: System, folder: Path, rows: list[Row], size: int | None = Non
 
 
 class Worker:
-    """A system in its own process, where it stays loaded from round to round."""
+    """A system in its own process, where it stays loaded between rounds."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.outcome = Outcome(name, 0)
@@ -367,7 +369,7 @@ def measure_here(rows: list[Row]) -> tuple[float, list[list[int]]]:
 
 
 def ready(names: list[str], folder: Path, rows: list[Row], sizes: dict[str, int], open: ExitStack) -> Iterator[Worker]:
-    """Every system that runs here, loaded; the others are named on stderr."""
+    """Yield every system that runs here, loaded; the others are named on stderr."""
     for name in names:
         system = SYSTEMS[name]
         missing = [package for package in system.needs if find_spec(package) is None]
@@ -395,7 +397,7 @@ def run_rounds(workers: list[Worker], rows: list[Row], rounds: int, loop_count: 
 
 
 def compare(outcomes: list[Outcome]) -> bool:
-    """Fills in each system's share of rows equal to batchgen's; whether batchgen's float32 engines agree."""
+    """Compute each system's share of rows equal to batchgen's; return whether batchgen's float32 engines agree."""
     found = {outcome.name: outcome for outcome in outcomes}
     base = found.get(OURS) or found.get("reference") or outcomes[0]
     for outcome in outcomes:
@@ -404,7 +406,7 @@ def compare(outcomes: list[Outcome]) -> bool:
     return all(found[name].equal_rows == 1 for name in (OURS, "reference") if name in found)
 
 
-# What is printed
+# Output
 
 
 def say(line: str) -> None:
@@ -412,7 +414,7 @@ def say(line: str) -> None:
 
 
 def table(outcomes: list[Outcome]) -> str:
-    """Markdown. A ratio above 1 says how many times as fast batchgen is."""
+    """Return a Markdown table. A ratio above 1 says how many times faster batchgen is."""
     medians = {outcome.name: outcome.median for outcome in outcomes}
     lines = [
         f"| system | batch | tokens/s, median | rounds | {OURS} / it | {OURS_BF16} / it | rows equal |",
@@ -440,7 +442,7 @@ def machine() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The model's name, and which matrix instructions it has, since names of virtual ones say little."""
+    """Return the processor's name and its matrix instructions, because names of virtual processors say little."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -495,7 +497,7 @@ def report(outcomes: list[Outcome], rows: list[Row], options: argparse.Namespace
 
 
 def read_size(text: str) -> tuple[str, int]:
-    """A system's batch size, known from an earlier sweep."""
+    """Return a system's batch size that is known from an earlier sweep."""
     name, _, size = text.partition("=")
     return name, int(size)
 

@@ -1,9 +1,9 @@
-"""Whether rows get the same tokens and the same bits of logits however they are run: batch size, order, refill, resume.
+"""Whether rows get the same tokens and the same bits of logits however they run: batch size, order, refill, resume.
 
     python benchmarks/same_bits.py MODEL [--dtype bfloat16] [--rows 200] [--new-tokens 32] [--no-exact]
 
-Every other row is sampled, the others are greedy; some end early, so that slots refill. All rows run at once, then in
-other ways; small batches run a part of the rows, unless `--all-rows` is given. Exits with 4 where a bit differs.
+Every other row is sampled, the others are greedy; some end early, so that slots refill. All rows run at once, and then
+in other ways; small batches run only some of the rows, unless `--all-rows` is given. Exits with 4 if a bit differs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SAMPLED = {"temperature": 0.8, "top_k": 40, "top_p": 0.9}
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How rows are run: each `every`-th, `size` at a time (None: as many as fit); resumed, a third was done before."""
+    """How rows run: each `every`-th, `size` at a time (None: as many as fit); if resumed, a third was done before."""
 
     size: int | None
     every: int = 1
@@ -63,7 +63,7 @@ WAYS = (
 
 @dataclass(slots=True)
 class Row:
-    """What a row got: its tokens, and a digest of the logits of each step."""
+    """A row's results: its tokens, and a digest of the logits of each step."""
 
     tokens: list[int] = field(default_factory=list)
     logits: list[bytes] = field(default_factory=list)
@@ -96,12 +96,15 @@ def main() -> None:
 
 
 def has_other_bits(one: Row, other: Row) -> bool:
-    """A row whose tokens another one has may have run with that one."""
+    """Whether bits differ.
+
+    A row with the same tokens as another may have run as its twin, without logits of its own.
+    """
     return bool(one.logits and other.logits and one.logits != other.logits)
 
 
 def make_rows(model: Model, count: int, new_tokens: int, draw: random.Random) -> Iterator[Sequence]:
-    """Most are short, a third begin alike, a quarter end early."""
+    """Yield rows: most are short, a third begin alike, a quarter end early."""
     requests = []
     for index in range(count):
         prompt = " ".join(draw.choices(WORDS, k=min(120, 1 + int(draw.expovariate(1 / 20)))))

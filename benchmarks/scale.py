@@ -1,8 +1,8 @@
-"""What docs/scale.md is computed from: one process against two workers, and the rates of what one process does for all.
+"""The measurements behind docs/scale.md: one process against two workers, and the rates of one process's shared work.
 
     python benchmarks/scale.py [--rounds 3]
 
-GPT-2's shape with random weights, float32, 64 prompts of 3 to 200 tokens, 16 new ones; the bundled model with 400
+GPT-2's shape with random weights, float32, 64 prompts of 3 to 200 tokens, 16 new tokens; the bundled model with 400
 short prompts. The rates of the main process are measured alone, with no engine beside it.
 """
 
@@ -36,14 +36,14 @@ ROWS = 10_000  # of the main process's own work
 
 @dataclass(frozen=True)
 class IdleRecipe:
-    """Makes one in a worker's process."""
+    """Makes an idle engine in a worker's process."""
 
     def make(self, say: Callable[[str], None]) -> IdleEngine:
         return IdleEngine(wants_rows=16)
 
 
 def run(prompts: Path, folder: Path, model: str, new_tokens: int, *options: str) -> float:
-    """New tokens a second of the command, from its first token's prefill to its last: what its own `--stats` says."""
+    """Return the command's new tokens per second, from its first prefill to its last token, by its own `--stats`."""
     stats = folder / "stats.json"
     command = [sys.executable, "-m", "batchgen", "run", str(prompts), "--model", model, "--quiet", "--overwrite"]
     command += ["--max-new-tokens", str(new_tokens), "-o", str(folder / "out.jsonl"), "--stats", str(stats), *options]
@@ -56,7 +56,7 @@ def run(prompts: Path, folder: Path, model: str, new_tokens: int, *options: str)
 
 
 def compare(name: str, prompts: Path, folder: Path, model: str, new_tokens: int, rounds: int) -> None:
-    """One process (all cores) and two workers (half of them each), in turn."""
+    """Compare one process (all cores) and two workers (half of them each), alternating."""
     print(name)
     rates: dict[tuple[str, ...], list[float]] = {(): [], ("--workers", "2"): []}
     for _ in range(rounds):
@@ -77,7 +77,7 @@ def rate(name: str, num_rows: int, work: Callable[[], object]) -> None:
 
 
 def measure_main_process(folder: Path) -> None:
-    """What one process does for all workers, each part alone. Rows have 20 prompt and 64 new tokens."""
+    """Measure what one process does for all workers, each part alone. Rows have 20 prompt and 64 new tokens."""
     checkpoint = open_checkpoint("bundled")
     file = folder / "rows.jsonl"
     write_prompts(file, [f"Once upon a time {'there was a ' * 5}{i}" for i in range(ROWS)])

@@ -4,8 +4,8 @@
     python benchmarks/scores.py choices MODEL [--rows 8]     # 4 choices behind a prompt of 300 tokens
     python benchmarks/scores.py memory MODEL [--rows 64]     # texts of 512 tokens: predicted and measured bytes
 
-Alone is an unpadded forward of the row by itself, on the network as it was loaded. `exact` exits with 4 where a token
-strays by more than 1e-4.
+Alone means an unpadded forward of the row by itself, on the network as it was loaded. `exact` exits with 4 if a token
+differs by more than 1e-4.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def exact(model: Model, number: int, batch_sizes: list[int]) -> None:
-    """The largest difference of any token, over rows of all kinds in several batch sizes, shuffled."""
+    """Print the largest difference of any token, over rows of all kinds in several batch sizes, shuffled."""
     rows = list(make_rows(model, number, random.Random(0)))
     wanted = [[alone(model, passage) for passage in row] for row in rows]
     print(f"{sum(map(len, rows))} texts of {number} rows alone: done", flush=True)
@@ -70,7 +70,7 @@ def exact(model: Model, number: int, batch_sizes: list[int]) -> None:
 
 
 def make_rows(model: Model, number: int, draw: random.Random) -> Iterable[tuple[Passage, ...]]:
-    """Texts, continuations and four choices in turn, of 1 to 300 tokens, most of them short."""
+    """Return texts, continuations and four choices in turn, of 1 to 300 tokens, most of them short."""
     first = first_token(model)
     for index in range(number):
         prompt = tokens_of(model, draw, min(300, 1 + int(draw.expovariate(1 / (9, 9, 9, 40)[index % 4]))))
@@ -79,7 +79,7 @@ def make_rows(model: Model, number: int, draw: random.Random) -> Iterable[tuple[
 
 
 def first_token(model: Model) -> int:
-    """What a text without a prompt is scored behind."""
+    """Return the token that replaces a missing prompt."""
     bos = model.checkpoint.tokenizer.bos_token_id
     return model.checkpoint.pad_token_id if bos is None else int(bos)
 
@@ -101,7 +101,7 @@ def sequence_of(index: int, passages: tuple[Passage, ...]) -> Sequence:
 
 @torch.inference_mode()
 def alone(model: Model, passage: Passage) -> list[float]:
-    """Log-probabilities of a passage's tokens, by a forward of it alone."""
+    """Return the log-probabilities of a passage's tokens, from a forward of it alone."""
     logits = model.network(torch.tensor([passage.fed])).logits[0, passage.start - 1 :].float()  # [N, V]
     logprobs = logits.log_softmax(-1)
     return logprobs.gather(-1, torch.tensor(passage.scored)[:, None])[:, 0].tolist()
@@ -111,7 +111,7 @@ def alone(model: Model, passage: Passage) -> list[float]:
 
 
 def choices(model: Model, number: int) -> None:
-    """Four choices behind a prompt of 300 tokens, over scoring all four rows whole; in turn, three times."""
+    """Compare four choices after a prompt of 300 tokens with scoring all four rows whole; alternating, three times."""
     draw = random.Random(0)
     rows = []
     for _ in range(number):
@@ -136,7 +136,7 @@ def seconds_of(engine: Engine, rows: list[tuple[Passage, ...]]) -> float:
 
 
 def memory(model: Model, number: int) -> None:
-    """Texts of 512 tokens, each token scored: what was predicted above the weights, and the peak."""
+    """Score every token of texts of 512 tokens; print the prediction above the weights, and the peak."""
     draw = random.Random(0)
     rows = [(Passage(tokens_of(model, draw, 513), 1),) for _ in range(number)]
     engine = make_scoring_engine(model)

@@ -1,9 +1,9 @@
-"""What the slot engine gains and costs, in turn: shared prefixes against none, exactness against none.
+"""What the slot engine gains and costs, alternating: with and without shared prefixes, with and without exactness.
 
     python benchmarks/slots.py [--rounds 3]
 
 GPT-2's shape with random weights, float32. Prefixes: 200 prompts that share their first 300 tokens, 16 and 64 new
-tokens. Exactness: 128 prompts of 3 to 200 tokens, 64 new ones.
+tokens. Exactness: 128 prompts of 3 to 200 tokens, 64 new tokens.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def rows_of(lengths: list[int], new_tokens: int, prefix: list[int]) -> list[Sequ
 
 
 def rate(model: Model, rows: list[Sequence], *, share: bool = True, exact: bool = True) -> float:
-    """New tokens a second."""
+    """Return new tokens per second."""
     engine = make_engine(model, EngineOptions(exact=exact, share_prefixes=share), is_owned=True)
     started = time.perf_counter()
     done = list(finish_all(engine, rows))
@@ -42,7 +42,7 @@ def rate(model: Model, rows: list[Sequence], *, share: bool = True, exact: bool 
 
 
 def compare(name: str, model: Model, rounds: int, lengths: list[int], new_tokens: int, prefix: list[int]) -> None:
-    """One line: with and without the thing of that name, a round of each in turn."""
+    """Print one line that compares with and without the named option, alternating rounds."""
     rates: dict[bool, list[float]] = {True: [], False: []}
     for _ in range(rounds):
         for on, so_far in rates.items():

@@ -1,6 +1,6 @@
 """What the benchmarks run: GPT-2's shape with random weights, in each system's format, and rows to continue.
 
-Knows no system that runs them. The exports need packages of `pip install .[bench]`.
+Knows no system that runs them. The exports need the packages of `pip install .[bench]`.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Row:
 
 
 def make_model(folder: Path) -> None:
-    """GPT-2's 124M shape with random weights, and its tokenizer.
+    """Create a model with GPT-2's 124M shape and random weights, and its tokenizer.
 
-    `ln_f` scaled by 3 gives the logits of a trained model's spread. The eos has no embedding, so its logit is 0 and
+    `ln_f` scaled by 3 gives logits the spread of a trained model's. The eos has no embedding, so its logit is 0 and
     never the largest: every row runs to its full length.
     """
     torch.manual_seed(0)
@@ -74,22 +74,22 @@ def make_rows(
 
 
 def read_lengths(path: Path, most: int = 200) -> list[int]:
-    """The column `num_output_tokens` of a CSV, capped."""
+    """Read the column `num_output_tokens` of a CSV, capped."""
     with path.open(newline="", encoding="utf-8") as file:
         return [min(most, int(line["num_output_tokens"])) for line in csv.DictReader(file)]
 
 
 def export_ctranslate2(folder: Path, target: Path) -> None:
-    """The model in float32; CTranslate2 quantizes as it loads."""
+    """Export the model in float32; CTranslate2 quantizes when it loads it."""
     from ctranslate2.converters import TransformersConverter
 
     TransformersConverter(str(folder)).convert(str(target), quantization="float32")
 
 
 def export_openvino(folder: Path, target: Path) -> None:
-    """The model in float32 with its cache as state, and the tokenizer, as OpenVINO GenAI wants them.
+    """Export the model in float32 with its cache as state, and the tokenizer, in the form that OpenVINO GenAI expects.
 
-    By hand, since optimum-intel 2.2 asks for transformers below 5.6.
+    Not exported by optimum-intel, because version 2.2 requires transformers below 5.6.
     """
     import openvino
     from openvino_tokenizers import convert_tokenizer
@@ -131,7 +131,7 @@ def export_openvino_int8(export: Path, target: Path) -> None:
 
 
 class _Traceable(nn.Module):
-    """GPT-2's forward with nothing in it that a trace would freeze; keys and values go in and come out."""
+    """GPT-2's forward without anything that a trace would freeze; keys and values are inputs and outputs."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class _Traceable(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, *past: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """ids and positions `[B, T]`, mask `[B, C]`, past keys and values `[B, heads, C - T, head size]`."""
+        """Take ids and positions `[B, T]`, mask `[B, C]`, past keys and values `[B, heads, C - T, head size]`."""
         body = self.network.transformer
         columns = torch.arange(attention_mask.shape[1])
         causal = columns[None] <= columns[-input_ids.shape[1] :, None]  # [T, C]
@@ -158,7 +158,7 @@ class _Traceable(nn.Module):
         return (self.network.lm_head(body.ln_f(hidden)), *present)
 
     def _split(self, joined: torch.Tensor) -> list[torch.Tensor]:
-        """`[B, T, 3H]` to query, key, value `[B, heads, T, head size]`."""
+        """Split `[B, T, 3H]` into query, key and value `[B, heads, T, head size]`."""
         heads = self.network.config.n_head
         return [part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in joined.chunk(3, -1)]
 
@@ -168,7 +168,7 @@ def _linear(hidden: torch.Tensor, layer: Any) -> torch.Tensor:
 
 
 def _make_stateful(model: Any, num_layers: int, cache_shape: list[int]) -> None:
-    """Names inputs and outputs, reorders the cache by `beam_idx`, and turns it into state that starts empty."""
+    """Name inputs and outputs, reorder the cache by `beam_idx`, and turn it into a state that starts empty."""
     from openvino import PartialShape, Type
     from openvino import opset13 as ops
     from openvino._offline_transformations import apply_make_stateful_transformation

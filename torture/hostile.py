@@ -1,6 +1,6 @@
-"""Model folders that mean harm: refused in one line within ten seconds, or run as if the harm were not there.
+"""Hostile model folders: refused in one line within ten seconds, or run as if the harm were not there.
 
-Nothing that a folder holds is ever run: each has a canary that its code would make, and `y` waits on stdin.
+No code from a folder may run: each folder has a canary file that its code would create, and stdin answers `y`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from torture.lab import Check, Lab, Trial, Tried
 
 BUNDLED = Path(batchgen.__file__).parent / "bundled"
 LIMIT_S = 10.0
-CANARY = "canary"  # beside the folder
+CANARY = "canary"  # in the parent folder
 WEIGHTS = "model.safetensors"
-MOST_BYTES = 6 * 2**30  # for the sake of the machine
+MOST_BYTES = 6 * 2**30  # protects the machine
 COMMAND = (sys.executable, "-m", "batchgen", "run", "-p", "My dog is", "--max-new-tokens", "5")
 FLAGS = ("--format", "text", "--quiet", "--model")
 
@@ -34,7 +34,7 @@ Harm = Callable[[Path], object]
 
 @dataclass(frozen=True, slots=True)
 class Hostile:
-    """A way to spoil a folder. `is_harmless`: it may also run, and then answers as if nothing were there."""
+    """A way to spoil a folder. If `is_harmless`, it may also run, and then must answer as the unspoiled model does."""
 
     name: str
     spoil: Harm
@@ -45,7 +45,7 @@ class Hostile:
 
 
 class Touch:
-    """Unpickled, it makes the canary."""
+    """Creates the canary when unpickled."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = canary
@@ -70,7 +70,7 @@ def content(name: str, text: str | bytes) -> Harm:
 
 
 def instead(name: str, make: Harm) -> Harm:
-    """Something that is no regular file in its place."""
+    """Replace a file with something that is not a regular file."""
 
     def spoil(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
@@ -128,12 +128,12 @@ def some_weight(header: dict[str, Any]) -> dict[str, Any]:
 
 
 def changed(**values: object) -> Harm:
-    """One weight's entry in the header."""
+    """Change one weight's entry in the header."""
     return weights(lambda header, data: some_weight(header).update(values))
 
 
 def without_a_weight(header: dict[str, Any], data: bytearray) -> bytes:
-    """Its bytes go too: safetensors has no holes."""
+    """Remove a weight with its bytes, because safetensors allows no holes."""
     begin, end = some_weight(header)["data_offsets"]
     del header["transformer.h.0.mlp.c_fc.weight"], data[begin:end]
     for entry in header.values():
@@ -159,7 +159,7 @@ def overlapping(header: dict[str, Any], data: bytearray) -> None:
 
 
 def pickled_shard(folder: Path) -> None:
-    """Whole safetensors beside an index that leads to a pickle."""
+    """Complete safetensors, and an index that points to a pickle."""
     pickled("pytorch_model.bin", alone=False)(folder)
     (folder / WEIGHTS).rename(folder / "other.safetensors")
     index = {"metadata": {"total_size": 1}, "weight_map": {"transformer.wte.weight": "pytorch_model.bin"}}
@@ -176,7 +176,7 @@ def shard_elsewhere(folder: Path) -> None:
 
 
 def own_code(file: str, **values: object) -> Harm:
-    """A module that makes the canary, and a file that asks for it."""
+    """A module that creates the canary, and a file that refers to it."""
 
     def spoil(folder: Path) -> None:
         canary = str(folder.parent / CANARY)
@@ -217,7 +217,7 @@ def config(base: dict[str, Any], **values: object) -> Harm:
 
 
 def replacing(sign: str | None, by: str, times: int, kind: str = "normalizers") -> dict[str, Any]:
-    """Steps that replace a sign, or any letter."""
+    """Steps that replace one character, or any letter."""
     pattern = {"Regex": "[a-z ]"} if sign is None else {"String": sign}
     return {"type": "Sequence", kind: [{"type": "Replace", "pattern": pattern, "content": by}] * times}
 
@@ -302,7 +302,7 @@ KINDS = [
     Hostile("model type that is a list", edit("config.json", model_type=["gpt2"])),
     Hostile("activation that is code", edit("config.json", activation_function="__import__('os').getcwd")),
     Hostile("10^400 layers", edit("config.json", n_layer=10**400)),
-    # Files that are none.
+    # Files that are not regular or not valid.
     Hostile("config of a terabyte", instead("config.json", sparse(2**40))),
     Hostile("tokenizer of a terabyte", instead("tokenizer.json", sparse(2**40))),
     Hostile("tokenizer_config of a terabyte", instead("tokenizer_config.json", sparse(2**40))),
@@ -336,14 +336,14 @@ KINDS = [
 
 
 def expected(folder: Path) -> bytes:
-    """What the model says whose folder nobody has spoiled."""
+    """Return what the unspoiled model answers."""
     ended = _run(_copy(folder), PATIENCE_S)
     assert ended.code == 0, ended.stderr
     return ended.stdout
 
 
 def _copy(folder: Path) -> Path:
-    return Path(shutil.copytree(BUNDLED, folder / "model"))  # no links: what is spoiled is a copy
+    return Path(shutil.copytree(BUNDLED, folder / "model"))  # no links: only a copy is spoiled
 
 
 def _run(folder: Path, limit_s: float) -> Ended:

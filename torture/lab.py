@@ -1,4 +1,4 @@
-"""What a check is made of: cases, each with dice and a folder of its own, and what came of them. Knows no check."""
+"""The parts of a check: cases, each with its own dice and folder, and their results. Knows no check."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ T = TypeVar("T")
 
 
 class Skipped(Exception):  # noqa: N818 - not an error
-    """What a case needs is not here; the table says so."""
+    """Something that a case needs is missing; the table says so."""
 
 
 class Found(Exception):  # noqa: N818 - not an error
-    """Something did not hold already while the scene of a case was made."""
+    """Something already failed to hold while a case was set up."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """One thing that was tried; `problem` is what did not hold, None where it held."""
+    """One thing that was tried; `problem` is what did not hold, or None."""
 
     what: str
     problem: str | None = None
 
 
 class Lab:
-    """Where checks work: a folder, the seed of all dice, the share of cases to try, and how busy the machine is.
+    """Where checks run: a folder, the seed of all dice, the share of cases to try, and how busy the machine is.
 
-    On one that has other work too, every limit on time counts `patience` times. `says` is where findings are printed.
+    On a machine that also does other work, every time limit is multiplied by `patience`. `says` is where findings are
+    printed.
     """
 
     def __init__(
@@ -53,16 +54,22 @@ class Lab:
         self._made: dict[str, Future[Any]] = {}
 
     def some(self, number: int) -> int:
-        """That many cases, or the share of them that was asked for."""
+        """Return `number`, or the requested share of it."""
         return max(1, round(number * self.share))
 
     def pick(self, cases: Sequence[T], number: int) -> Sequence[T]:
-        """That many of the cases (or the share asked for), evenly spread; all of them where there are fewer."""
+        """Return `number` of the cases (or the requested share of it), evenly spread.
+
+        All of them if there are fewer.
+        """
         number = min(len(cases), self.some(number))
         return [cases[i * len(cases) // number] for i in range(number)]
 
     def once(self, make: Callable[[Path], T]) -> T:
-        """What several cases share: made by the first one, in a folder of its own; the others wait, or fail like it."""
+        """Return what several cases share: the first one makes it in its own folder.
+
+        The others wait, or fail as it did.
+        """
         name = make.__qualname__
         with self.lock:
             is_first = name not in self._made
@@ -79,7 +86,7 @@ class Lab:
 
 @dataclass(slots=True)
 class Trial:
-    """One case of a check: what it was given, its dice, its folder; and the greatest of each figure measured so far."""
+    """One case of a check: what it was given, its dice, its folder, and the maximum of each figure measured so far."""
 
     number: int
     given: Any
@@ -105,9 +112,10 @@ class Check:
 
 @dataclass(slots=True)
 class Tally:
-    """What came of a check: the failures with their cases, why cases were skipped, and where the check itself broke.
+    """The results of a check: failures with their cases, why cases were skipped, and where the check itself broke.
 
-    What breaks in a check (its own assertions, while it makes its scene) says nothing of batchgen: it is no failure.
+    If the check itself breaks (an assertion of its own during set-up), that says nothing about batchgen and is not a
+    failure.
     """
 
     check: Check
@@ -124,12 +132,12 @@ class Tally:
 
 
 def perform(check: Check, lab: Lab, only: int | None = None) -> Tally:
-    """Tries every case, or `only` one; the folders of those that failed are kept."""
+    """Try every case, or `only` one; the folders of failed cases are kept."""
     return perform_all([check], lab, only=only)[0]
 
 
 def perform_all(checks: Sequence[Check], lab: Lab, jobs: int = 1, only: int | None = None) -> list[Tally]:
-    """Tries the checks, `jobs` cases at a time. Interrupted, it starts no other case; what was tried is counted."""
+    """Try the checks, `jobs` cases at a time. If interrupted, start no more cases; what was tried is counted."""
     tallies, begun = [Tally(check) for check in checks], []
     with ThreadPoolExecutor(jobs) as pool:
         try:
@@ -146,7 +154,7 @@ def perform_all(checks: Sequence[Check], lab: Lab, jobs: int = 1, only: int | No
 
 
 def _begin(tally: Tally, lab: Lab, pool: ThreadPoolExecutor, only: int | None) -> list[Future[None]]:
-    """The cases of a check, on their way."""
+    """Submit the cases of a check."""
     started = time.monotonic()
     cases: Sequence[Any] = []
     try:

@@ -1,6 +1,6 @@
-"""`python -m torture.mutants [WORD…]`: faults put into copies of the source, each of which a check must find.
+"""`python -m torture.mutants [WORD…]`: put faults into copies of the source; a check must find each of them.
 
-A mutant whose text is not in the source any more is an error, and so is a check that breaks or fails without a mutant.
+It is an error if a mutant's text is not in the source any more, or if a check breaks or fails without a mutant.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FOUND = 1  # how torture ends when something did not hold
-LIMIT_S = 600.0  # of a check
+FOUND = 1  # torture's exit code when something did not hold
+LIMIT_S = 600.0  # per check
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "bundled")
 
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """A fault: what stands in a file, what in its place, and the checks that must find it on a share of their cases."""
+    """A fault: a text in a file, its replacement, and the checks that must find it on a share of their cases."""
 
     name: str
     file: str
@@ -40,7 +40,7 @@ STORE, WHOLE = "batchgen/runs/store.py", "batchgen/formats/whole.py"
 LADDER, WEIGHTS = "batchgen/engines/trial/ladder.py", "batchgen/model/weights.py"
 DATABASE, ROWS = "batchgen/runs/database.py", "batchgen/formats/rows.py"
 MUTANTS = [
-    # Those that torture let pass once.
+    # Mutants that torture once did not find.
     Mutant("every 97th result is never stored", STORE, KEEPS,
            f"if result.index % 97 != 96:\n            {KEEPS}", ("right",)),
     Mutant("no fsync before the rename", WHOLE, "            os.fsync(stream.fileno())", "            stream.fileno()",
@@ -90,7 +90,7 @@ MUTANTS = [
            ("guard-many-samples",)),
     Mutant("JSON is taken for text", "batchgen/formats/sniff.py", "    look = look_at_json(content)\n",
            '    look = "text"\n', ("guard-unsaid-json",)),
-    # Engines, and what they are made of.
+    # Engines and their parts.
     Mutant("reference is trusted untried", LADDER, "    if rule.mixing is Mixing.alone:\n", "    if True:\n",
            ("family-batch",)),
     Mutant("rows on both sides of LongRoPE's limit share a batch", "batchgen/engines/reference/rules.py",
@@ -122,7 +122,7 @@ MUTANTS = [
 
 
 def make_copy(folder: Path, mutant: Mutant | None) -> Path:
-    """The source with the fault. Raises `ValueError` where there is no such text."""
+    """Copy the source and insert the fault. Raises `ValueError` if the text is not there."""
     for name in ("batchgen", "torture"):
         shutil.copytree(ROOT / name, folder / name, ignore=LEFT_OUT)
     (folder / "batchgen" / "bundled").symlink_to(ROOT / "batchgen" / "bundled")
@@ -136,7 +136,7 @@ def make_copy(folder: Path, mutant: Mutant | None) -> Path:
 
 
 def attempt(folder: Path, checks: Sequence[str], share: float) -> tuple[int, str]:
-    """How torture ended in a copy, and what it said."""
+    """Run torture in a copy; return its exit code and its output on stderr."""
     environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "torture", *checks, "--share", str(share), "--patience", "10"]
     limit_s = LIMIT_S * len(checks)
@@ -148,7 +148,7 @@ def attempt(folder: Path, checks: Sequence[str], share: float) -> tuple[int, str
 
 
 def judge(mutant: Mutant | None, checks: Sequence[str], share: float) -> str | None:
-    """What is wrong: a mutant that nobody finds, or a check that finds something without one."""
+    """Return what is wrong: a mutant that no check finds, or a check that finds something without one."""
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
         try:
             code, said = attempt(make_copy(Path(folder), mutant), checks, share)

@@ -1,4 +1,4 @@
-"""Two runs on one output: one goes on, the other is refused by name; and what a run leaves is always whole."""
+"""Two runs on one output: one continues, the other is refused by name, and the remaining files are always complete."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torture.commands import FAKE, Ended, Running, difference, left_over, right_
 from torture.lab import Check, Lab, Trial, Tried
 
 ROWS = 300
-BATCH_S = "0.1"  # five batches: both are up before the first is done
-READY_S = 1.0  # both have imported all that they need
+BATCH_S = "0.1"  # five batches: both runs are up before the first one finishes
+READY_S = 1.0  # both have finished their imports
 
 
 @dataclass(frozen=True, slots=True)
 class Race:
-    """Two runs with these options. They start together, or the second while the first is ending."""
+    """Two runs with these options. They start together, or the second one starts while the first one is ending."""
 
     options: tuple[str, ...] = ()
     at_the_end: bool = False
@@ -35,7 +35,7 @@ AT_THE_END = [Race(("--resume",), True), Race(("--overwrite",), True)]
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """The prompts, what a whole run makes of them, and an interrupted run's store."""
+    """The prompts, the output of an uninterrupted run, and an interrupted run's store."""
 
     prompts: Path
     whole: bytes
@@ -52,7 +52,7 @@ def scene(folder: Path) -> Scene:
 
 
 def together(trial: Trial) -> Iterator[Tried]:
-    """Exactly one of two goes on."""
+    """Exactly one of two continues."""
     race, made = trial.given, trial.lab.once(scene)
     output = trial.folder / "out.jsonl"
     if race.options:
@@ -69,9 +69,9 @@ def together(trial: Trial) -> Iterator[Tried]:
 
 
 def at_the_end(trial: Trial) -> Iterator[Tried]:
-    """The second starts while the first writes its file and removes its store; then it is killed, and resumed.
+    """The second run starts while the first one writes its file and removes its store; then it is killed, and resumed.
 
-    It is refused, or has a store of its own, which nobody removes under it.
+    The second run is refused, or has its own store, which no other run removes while it uses it.
     """
     race, made = trial.given, trial.lab.once(scene)
     output = trial.folder / "out.jsonl"
@@ -92,7 +92,7 @@ def at_the_end(trial: Trial) -> Iterator[Tried]:
 
 
 def _works_on_removed(running: Running) -> str | None:
-    """A problem where a run writes into a store that has no name any more: a kill would lose it. Linux tells."""
+    """Return a problem if a run writes into a deleted store, which a kill would lose. Only Linux shows this."""
 
     def removed() -> list[str]:
         links = Path(f"/proc/{running.process.pid}/fd")
@@ -116,7 +116,7 @@ def _start(command: list[object], moment: float, batch_s: str) -> Running:
 
 
 def _spread(lab: Lab, races: list[Race], number: int) -> list[Race]:
-    """Each of the races, however small the share."""
+    """Return at least one of each race, however small the share."""
     return [races[i % len(races)] for i in range(max(len(races), lab.some(number)))]
 
 

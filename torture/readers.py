@@ -1,4 +1,4 @@
-"""Readers beside a run that is killed and resumed: they never wait, and never see a row that is not in the end."""
+"""Readers beside a run that is killed and resumed: they never wait, and never see a row that the output lacks."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from torture.lab import Check, Trial, Tried
 
 SESSIONS, KILLS = 6, 10
 BATCH_S = "0.02"
-WAIT_S = 1.0  # longer than this a look at how far a run is must not take
+WAIT_S = 1.0  # maximum time for a look at a run's progress
 PAUSE_S = 0.05
 
-Seen = dict[tuple[int, int], str]  # by index and sample: the text
+Seen = dict[tuple[int, int], str]  # (index, sample) -> text
 
 
 class Readers:
-    """A status, the results and a plain SQLite reader, again and again in a thread of their own."""
+    """A status, the results and a plain SQLite reader, which repeatedly read in their own thread."""
 
     def __init__(self, output: Path) -> None:
         self.output = output
@@ -57,9 +57,9 @@ class Readers:
                     with suppress(InputError):  # no run yet
                         look()
                 except (BatchgenError, sqlite3.Error, FileNotFoundError) as error:
-                    if self.store.exists():  # else it went while it was opened, since the run is done
+                    if self.store.exists():  # otherwise the run ended, and its store was removed while it was opened
                         self.problems.append(f"{look.__name__}: {error!r}")
-                if look != self._results:  # which reads on for as long as there are rows
+                if look != self._results:  # `_results` reads as long as there are rows
                     self.longest_s = max(self.longest_s, time.monotonic() - started)
             self.num_looks += 1
 
@@ -87,7 +87,7 @@ class Readers:
 
 
 def read_beside(trial: Trial) -> Iterator[Tried]:
-    """A run that is killed ten times with readers beside it; what they saw is in its output."""
+    """A run that is killed ten times with readers beside it; everything they saw must be in its output."""
     prompts, _ = trial.lab.once(fake_rows)
     output = trial.folder / "out.jsonl"
     command = [*FAKE, prompts, "-o", output]

@@ -1,4 +1,4 @@
-"""Rows of which the check itself reckons what must come out: all kinds of runs, none of them disturbed."""
+"""All kinds of undisturbed runs; the check computes independently what must come out."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def without_ids() -> list[dict[str, Any]]:
 
 
 def own_sampling() -> list[dict[str, Any]]:
-    """Each row has options of its own, some of them samples."""
+    """Each row has its own options, some rows have samples."""
     kinds: list[Any] = [
         {"max_new_tokens": 3}, {"temperature": 0.5, "seed": 7}, {"temperature": 1.0, "num_samples": 3}, None,
         {"temperature": 2.0, "top_k": 5, "top_p": 0.5},
@@ -41,15 +41,15 @@ def own_sampling() -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A kind of run: its rows, its options (for the command, and what they mean), and what was done before it."""
+    """A kind of run: its rows, its options (as flags, and what they mean), and what ran before it."""
 
     name: str
     rows: Callable[[], list[dict[str, Any]]] = plain
     flags: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     output: str = "out.jsonl"
-    before: tuple[tuple[str, ...], ...] = ()  # runs with these flags went before, and their output was removed
-    keeps_output: bool = False  # it was not
+    before: tuple[tuple[str, ...], ...] = ()  # flags of earlier runs; their output was removed
+    keeps_output: bool = False  # it was not removed
 
     def __str__(self) -> str:
         return self.name
@@ -98,7 +98,7 @@ def _wrong(way: Way, folder: Path, stdout: bytes, rows: Sequence[Row]) -> str | 
 
 
 def read_outcomes(output: Path, stdout: bytes) -> list[Outcome]:
-    """What came out, in whatever format."""
+    """Return what came out, whatever its format."""
     if output.suffix == ".db":
         connection = sqlite3.connect(output)
         columns = "row_index, sample_index, id, prompt, text, finish_reason, error"

@@ -1,6 +1,6 @@
-"""The bundled model with numbers that break, tokens that are appended, workers, another engine: the others' rows stay.
+"""The bundled model with broken numbers, appended tokens, workers, or another engine: unaffected rows stay the same.
 
-Rows that nothing is wrong with must get what they get from the unspoiled model, alone.
+Rows with nothing wrong must get what they get alone from the unspoiled model.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torture.lab import Check, Trial, Tried
 NEW = 6
 PROGRAM = REAL[:-2]  # without its model
 SHORT = ["My dog is", "I like", "The cat", "She said"]
-LONG = "word" + " word" * 895  # 896 tokens: with the third new one it comes upon the position that is broken
-BROKEN_POSITION = 898  # further than an engine is tried
+LONG = "word" + " word" * 895  # 896 tokens: its third new token reaches the broken position
+BROKEN_POSITION = 898  # beyond the positions that an engine is tried on
 EOS = "<|endoftext|>"
 
 
@@ -36,7 +36,7 @@ def tokens(rows: list[Any]) -> list[Any]:
 
 
 def clean(folder: Path) -> list[Any]:
-    """The tokens of the short rows, each alone."""
+    """Return the tokens of the short rows, each run alone."""
     found = []
     for prompt in SHORT:
         ended, rows = generate(folder, [prompt])
@@ -52,7 +52,7 @@ def copy_model(folder: Path) -> Path:
 
 
 def break_position(model: Path, position: int) -> None:
-    """NaN in the embedding of a position: rows break when they get there."""
+    """Write NaN into the embedding of a position: rows break when they get there."""
     content = bytearray((model / WEIGHTS).read_bytes())
     (length,) = struct.unpack("<Q", content[:8])
     entry = json.loads(content[8 : 8 + length])["transformer.wpe.weight"]
@@ -77,7 +77,7 @@ def broken_rows(trial: Trial) -> Iterator[Tried]:
 
 
 def stopped(trial: Trial) -> Iterator[Tried]:
-    """A stop cuts the text where it stands in the text that comes without it, and no more tokens are made."""
+    """A stop cuts the text where the stop is in the text without it, and no more tokens are generated."""
     _, [plain] = generate(trial.folder, SHORT[:1], "--engine", trial.given)
     words = plain["text"].split(" ")
     stop = f" {words[2]}"
@@ -92,7 +92,7 @@ def stopped(trial: Trial) -> Iterator[Tried]:
 
 
 def appended(trial: Trial) -> Iterator[Tried]:
-    """A tokenizer whose post-processor closes each text: the prompts are continued as without it."""
+    """A tokenizer whose post-processor ends each text: the prompts are continued as without it."""
     wanted = trial.lab.once(clean)
     model = copy_model(trial.folder)
     tokenizer = json.loads((model / "tokenizer.json").read_text())
@@ -106,7 +106,7 @@ def appended(trial: Trial) -> Iterator[Tried]:
 
 
 def shared(trial: Trial) -> Iterator[Tried]:
-    """Two workers, samples and options of rows: every row is there once, and as one process has it."""
+    """Two workers, samples and options of rows: every row comes out once, as from one process."""
     rows = [{"id": i % 5, "prompt": SHORT[i % 4], "sampling": {"max_new_tokens": 2 + i % 4}} for i in range(24)]
     file = write_jsonl(trial.folder / "rows.jsonl", rows)
     options = ["--temperature", "1", "--num-samples", "2", "-q", "--ids", "--format", "jsonl"]
@@ -126,7 +126,7 @@ def _row(line: bytes) -> list[Any]:
 
 
 def other_engine(trial: Trial) -> Iterator[Tried]:
-    """Begun with one engine, resumed with another and other batches: what the rows get alone."""
+    """A run that is resumed with another engine and another batch size: rows get what they get alone."""
     wanted = trial.lab.once(clean)
     file = write_jsonl(trial.folder / "rows.jsonl", [{"prompt": prompt} for prompt in SHORT])
     command = [*REAL, file, "-q", "--max-new-tokens", str(NEW), "--ids", "-o", "out.jsonl"]

@@ -1,4 +1,7 @@
-"""An interrupted run, and then something has changed: refused, and the line names what; put back, it goes on."""
+"""An interrupted run after which something has changed: refused, naming what changed.
+
+Once undone, the run continues.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ Change = Callable[[Path], object]
 
 @dataclass(frozen=True, slots=True)
 class Mutation:
-    """What has changed: options that are added, or something in the folder; and what the refusal must name."""
+    """What has changed: added options, or something in the folder; and what the refusal must name."""
 
     name: str
     says: str
@@ -93,7 +96,7 @@ MUTATIONS = [
 
 
 def begin(folder: Path) -> None:
-    """Prompts, a model, and an interrupted run."""
+    """Write prompts and a model."""
     write_jsonl(folder / "rows.jsonl", ROWS)
     (folder / "model").mkdir(exist_ok=True)
     for name, content in MODEL.items():
@@ -123,7 +126,7 @@ def stale(trial: Trial) -> Iterator[Tried]:
     refused = run(command("--resume", *mutation.options), cwd=folder)
     problem = refused.refusal_problem(mutation.says, "--overwrite")
     problem = problem or ("an output was written" if output.exists() else None)
-    begin(folder)  # as it was
+    begin(folder)  # undo the change
     ended = run(command("--resume"), cwd=folder)
     problem = problem or ended.problem(0) or difference(output, trial.lab.once(whole))
     shutil.rmtree(folder / "model2", ignore_errors=True)

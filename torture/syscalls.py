@@ -32,8 +32,8 @@ class Start:
     name: str
     options: tuple[str, ...] = ()
     output: str = "out.jsonl"
-    before: tuple[str, ...] | None = None  # an interrupted run with these options was there
-    kept: tuple[str, ...] = ()  # what is there in the end, beside the output
+    before: tuple[str, ...] | None = None  # options of an interrupted run that was there
+    kept: tuple[str, ...] = ()  # files that remain besides the output
 
 
 STARTS = [
@@ -69,8 +69,8 @@ class Blow:
 
 
 def strace(folder: Path, output: str, *options: str) -> list[str]:
-    """The start of a command line that traces what happens to the output and the files beside it."""
-    # As SQLite and Python name them: in full.
+    """Return the start of a command line that traces what happens to the output and the files beside it."""
+    # Full paths, as SQLite and Python pass them.
     whole = [output, f".{output}.run", *NOTES, FAILURES]
     names = [*(f"{output}{ending}" for ending in ENDINGS), *whole, *(f".batchgen-{name}.tmp" for name in whole)]
     paths = [folder.resolve(), *(folder.resolve() / name for name in dict.fromkeys(names))]
@@ -96,7 +96,7 @@ def check_strace(_folder: Path) -> bool:
 
 
 def prepare(folder: Path) -> dict[str, tuple[bytes, Counter[str]]]:
-    """For each start: what an uninterrupted run leaves, and how often it makes each system call."""
+    """For each start, return what an uninterrupted run leaves, and how often it makes each system call."""
     made = {}
     for start in STARTS:
         scene = begin(folder / start.name, start)
@@ -108,7 +108,7 @@ def prepare(folder: Path) -> dict[str, tuple[bytes, Counter[str]]]:
 
 
 def begin(folder: Path, start: Start) -> Path:
-    """The folder as a run finds it. An interrupted run was killed amid its commits, so its journal is still hot."""
+    """Prepare the folder for a run. An interrupted run was killed amid its commits, so its journal is still hot."""
     folder.mkdir(exist_ok=True)
     write_jsonl(folder.parent / "rows.jsonl", ROWS)
     if start.before is not None:
@@ -119,7 +119,7 @@ def begin(folder: Path, start: Start) -> Path:
 
 
 def content(output: Path) -> bytes:
-    """What a user reads in an output: its bytes, or a database's rows."""
+    """Return what a user reads in an output: its bytes, or a database's rows."""
     if output.suffix != ".db" or not output.exists():
         return output.read_bytes() if output.exists() else b""
     connection = sqlite3.connect(output)
@@ -130,7 +130,7 @@ def content(output: Path) -> bytes:
 
 
 def kill_blows(lab: Lab) -> list[Blow]:
-    """A kill at every call of a new run and of a resumed one, and at some of the others."""
+    """Return a kill at every call of a new and a resumed run, and at some calls of the others."""
     lab.once(check_strace)
     counts = {name: calls for name, (_, calls) in lab.once(prepare).items()}
     blows = {
@@ -145,7 +145,7 @@ def kill_blows(lab: Lab) -> list[Blow]:
 
 
 def fault_blows(lab: Lab) -> list[Blow]:
-    """ENOSPC and EIO at the calls, once and for good."""
+    """Return ENOSPC and EIO at the calls, once and from then on."""
     lab.once(check_strace)
     counts = {name: calls for name, (_, calls) in lab.once(prepare).items()}
     blows = [
@@ -172,7 +172,7 @@ def killed(trial: Trial) -> Iterator[Tried]:
 
 
 def faulty(trial: Trial) -> Iterator[Tried]:
-    """A failing disk is told in one line that names the file; what a library makes good again is no failure."""
+    """A failing disk is reported in one line that names the file; what a library recovers from is not a failure."""
     struck = strike(trial)
     if struck.code == SOME_FAILED:
         problem = None if len(struck.lines) == 1 else f"it went on, and said {struck.stderr}"
@@ -184,13 +184,13 @@ def faulty(trial: Trial) -> Iterator[Tried]:
 
 
 def _after(trial: Trial) -> str | None:
-    """What is wrong when the same command has run again, with `--resume`, on a disk that works."""
+    """Return what is wrong after running the same command again, with `--resume`, on a working disk."""
     blow, scene = trial.given, trial.folder / "scene"
     whole, _ = trial.lab.once(prepare)[blow.start.name]
     output = scene / blow.start.output
     options = [option for option in blow.start.options if option not in ("--overwrite", "--resume")]
     ended = perform(scene, blow.start, *options, "--resume", "-q")
-    if blow.start.before and "was started with" in ended.stderr:  # it had not got so far as to clear the old store
+    if blow.start.before and "was started with" in ended.stderr:  # it had not yet cleared the old store
         ended = perform(scene, blow.start, *options, "--overwrite", "-q")
     problem = ended.problem(SOME_FAILED, *([0] if output.exists() else []))
     if not problem and content(output) != whole:

@@ -1,6 +1,6 @@
-"""Text that would move a cursor, set a clipboard or draw a false line, wherever text can come from, on a real terminal.
+"""Text that could move a cursor, set a clipboard or fake a line, in every place that text can come from, on a terminal.
 
-The terminal is dumb and without colours, so that no control byte is legitimate but the line's end.
+The terminal is dumb and without colours, so no control byte is legitimate except the line end.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WIDTH = 200
 CASES = 300
 MARK = "MARK"  # shows that a payload was shown at all
 RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-# In the order of the standards: CSI, OSC (title, hyperlink, clipboard), DCS, APC, single characters, C1, Unicode, rich.
+# Grouped as CSI, OSC (title, hyperlink, clipboard), DCS, APC, single characters, C1, Unicode, rich.
 PAYLOADS = [
     "\x1b[31mred", "\x1b[2J\x1b[H", "\x1b[1A\x1b[2Kbatchgen: all is well", "\x1b[6n", "\x1b[21t", "\x1b[?1049h",
     "\x1b]0;title\x07", "\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\", "\x1b]52;c;ZXZpbA==\x07", "\x1b]4;1;?\x1b\\",
@@ -38,17 +38,17 @@ IS_PLAIN = re.compile(r"[ -~]+")  # to be shown as it is
 
 @dataclass(frozen=True, slots=True)
 class Surface:
-    """A place that text comes from: a command line made of a payload, in a folder; and what it must show of it."""
+    """A place that text comes from: builds a command line from a payload, in a folder; and what it must show of it."""
 
     name: str
     arguments: Callable[[str, Path], list[str]]
     codes: tuple[int, ...] = (0,)
     shows: bool = True
-    ends_at: str | None = None  # what of a payload comes after is another argument, to the parser of command lines
+    ends_at: str | None = None  # the parser of command lines takes the rest of a payload as another argument
 
 
 def as_word(payload: str) -> str:
-    """What of it can be an argument or a file's name."""
+    """Return the part of a payload that can be an argument or a file name."""
     return MARK + payload.replace("\0", "").replace("/", "")
 
 
@@ -151,7 +151,7 @@ def on_a_terminal(trial: Trial) -> Iterator[Tried]:
 
 
 def screen(command: list[str], folder: Path) -> tuple[str, int]:
-    """What a dumb terminal gets, and the exit code."""
+    """Return what a dumb terminal gets, and the exit code."""
     environment = {**ENVIRONMENT, "TERM": "dumb", "NO_COLOR": "1", "COLUMNS": str(WIDTH)}
     child = pexpect.spawn(
         command[0], command[1:], cwd=folder, env=environment, timeout=PATIENCE_S, dimensions=(50, WIDTH), echo=False
@@ -168,7 +168,7 @@ def raw_bytes(shown: str) -> str | None:
 
 
 def _not_shown(shown: str, payload: str) -> str | None:
-    """A problem where the payload is not there, or was taken for markup; boxes and folds aside."""
+    """Return a problem if the payload is not shown, or was taken for markup; boxes and line breaks are ignored."""
     text, wanted = (re.sub(r"[\s│╭╮╰╯─/]", "", part) for part in (shown, payload))
     if MARK not in text:
         return f"it is not shown: {shown[-1000:]}"

@@ -1,1 +1,1 @@
-"""What `make gpu-check` measures; needs torch, transformers and batchgen's own tree, and nothing else."""
+"""What `make gpu-check` measures; needs only torch, transformers and batchgen's own source tree."""

@@ -1,4 +1,4 @@
-"""Random models of known shapes on a device, rows of known lengths, and what plain `generate` makes of them."""
+"""Random models of known shapes on a device, rows of known lengths, and the output of plain `generate` for them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from batchgen.records import EngineOptions, Request, SamplingParams, Sequence
 
 ENGINES = ("continuous", "reference")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-LAST_TOKEN = 900  # below it every model here has all token ids, the tiny ones too
-TINY_VOCAB = 49_152  # the trial of a model needs the tokenizer's ids
+LAST_TOKEN = 900  # every model here, even the tiny ones, has all token ids below it
+TINY_VOCAB = 49_152  # a model's trial needs the tokenizer's ids
 SPREAD = 0.05  # of the weights: at 0.02 attention is so flat that a wrong mask hardly shows
 MOST_POSITIONS = 4096
 
 
 def shape(name: str, num_layers: int | None = None, *, is_tiny: bool = False) -> PretrainedConfig:
-    """GPT-2 124M (with more positions) or SmolLM2-135M, with all or `num_layers` layers."""
+    """Return the shape of GPT-2 124M (with more positions) or SmolLM2-135M, with all or `num_layers` layers."""
     if name == "GPT-2 124M":
         tiny = {"n_embd": 32, "n_head": 4, "n_layer": 2, "vocab_size": TINY_VOCAB}
         size = tiny if is_tiny else {"n_layer": num_layers or 12}
@@ -49,7 +49,7 @@ SHAPES = ("GPT-2 124M", "SmolLM2-135M")
 def random_model(
     name: str, device: torch.device, dtype: torch.dtype, num_layers: int | None = None, *, is_tiny: bool = False
 ) -> Model:
-    """A model with random weights, always the same, and no eos: every row makes all the tokens that it may."""
+    """Return a model with the same random weights each time and no eos: every row generates its maximum of tokens."""
     config = shape(name, num_layers, is_tiny=is_tiny)
     torch.manual_seed(0)
     network = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
@@ -58,7 +58,7 @@ def random_model(
         for parameter in network.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0, SPREAD)
-    checkpoint = replace(  # what is found of a model is kept by its folder: each has one, that does not exist
+    checkpoint = replace(  # trial results are kept by folder: each model has its own, which does not exist
         _bundled(),
         folder=Path("random") / f"{name} {num_layers} {is_tiny}",
         name=name,
@@ -83,12 +83,12 @@ def rows_of(prompts: Iterable[list[int]], sampling: SamplingParams) -> list[Sequ
 
 
 def engine_of(model: Model, name: str, rows: int | None = None, **options: object) -> Engine:
-    """An engine with so many rows together; prefixes and equal rows are computed for each row."""
+    """Return an engine with this many rows together; prefixes and equal rows are computed for each row."""
     return make_engine(model, EngineOptions(name, batch_size=rows, share_prefixes=False), **options)  # type: ignore[arg-type]
 
 
 def finish(engine: Engine, rows: list[Sequence]) -> list[Sequence]:
-    """All rows, in their own order, once they are done."""
+    """Return all rows in their own order, once they are finished."""
     try:
         for _ in finish_all(engine, rows):
             pass
@@ -99,7 +99,7 @@ def finish(engine: Engine, rows: list[Sequence]) -> list[Sequence]:
 
 @torch.inference_mode()
 def generate(model: Model, rows: list[Sequence], new_tokens: int) -> list[list[int]]:
-    """Output ids of transformers' own `generate`, on one left-padded batch of the rows; greedy."""
+    """Return the output ids of transformers' own `generate` for one left-padded batch of the rows; greedy."""
     batch = pad(rows, model.checkpoint.pad_token_id)
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     config = GenerationConfig(
@@ -110,13 +110,13 @@ def generate(model: Model, rows: list[Sequence], new_tokens: int) -> list[list[i
 
 
 def settle(device: torch.device) -> None:
-    """Waits until the device has done all that it was told."""
+    """Wait until the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def forget(device: torch.device) -> None:
-    """Gives the device back what no tensor needs."""
+    """Free the device memory that no tensor needs."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

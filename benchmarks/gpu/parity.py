@@ -13,21 +13,21 @@ from batchgen.records import SamplingParams, Sequence
 from benchmarks.gpu.models import ENGINES, engine_of, finish, generate, prompt, rows_of
 
 NEW_TOKENS = 4
-# Largest difference of a row's logits from those of the row alone, over its largest logit: rounding stays below.
+# Maximum difference of a row's logits from those of the row alone, relative to its largest logit; rounding is less.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 6e-2, torch.float16: 1e-2}
-WATCHED = 6  # rows of a batch whose logits are computed alone at its first and its last step
+WATCHED = 6  # rows of a batch whose logits are also computed alone, at their first and last step
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Prompts of these lengths, in turn, make so many rows."""
+    """A number of rows, whose prompts have these lengths in turn."""
 
     rows: int
     lengths: tuple[int, ...]
 
     @property
     def prompts(self) -> list[list[int]]:
-        """Two of each length before one comes again: rows that change places show."""
+        """Two different prompts of each length, alternating: rows that are swapped are noticed."""
         count = len(self.lengths)
         return [prompt(self.lengths[i % count], i // count % 2) for i in range(self.rows)]
 
@@ -45,7 +45,7 @@ TINY_WIDTHS = (2, 17, 65)
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """`difference` is the largest of the watched rows', relative; tokens are compared with unpadded `generate`."""
+    """`difference` is the largest relative one of the watched rows; tokens are compared with unpadded `generate`."""
 
     model: str
     dtype: str
@@ -70,7 +70,7 @@ class Parity:
 
 
 class _Watch:
-    """Told the logits of each step; compares those of a few rows with what each gets alone."""
+    """Gets the logits of each step, and compares those of a few rows with what each row gets alone."""
 
     def __init__(self, model: Model, last_step: int) -> None:
         self.model = model
@@ -87,7 +87,7 @@ class _Watch:
 
 
 def parity(model: Model, cases: Iterable[Case]) -> list[Parity]:
-    """Each case through each engine."""
+    """Run each case through each engine."""
     told: dict[tuple[int, ...], list[int]] = {}
     found = []
     for case in cases:
@@ -116,13 +116,13 @@ def parity(model: Model, cases: Iterable[Case]) -> list[Parity]:
 
 @dataclass(frozen=True, slots=True)
 class NotNumbers:
-    """Left-padded rows whose logits were NaN or infinite, of all that were tried."""
+    """The number of left-padded rows whose logits were NaN or infinite, out of all that were tried."""
 
     model: str
     dtype: str
     tried: int
     broken: int
-    widths: tuple[int, ...]  # where
+    widths: tuple[int, ...]  # where they were
 
     @property
     def fault(self) -> str:
@@ -132,7 +132,7 @@ class NotNumbers:
 
 @torch.inference_mode()
 def not_numbers(model: Model, widths: Iterable[int]) -> NotNumbers:
-    """Rows of 1 token to the whole width, padded to it, in one plain forward a width."""
+    """Run rows of 1 token to the whole width, padded to it, in one plain forward per width."""
     tried, broken = 0, []
     for width in widths:
         lengths = sorted({1, 2, width // 4 or 1, width // 2 or 1, width - 1, width})

@@ -1,4 +1,4 @@
-"""The parts of the check, in order of their worth, at full size or tiny."""
+"""The parts of the check, most valuable first, at full size or tiny."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from benchmarks.gpu.parity import CASES, TINY_CASES, TINY_WIDTHS, WIDTHS, not_nu
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.speed import backed_off, memory, speed, syncs
 
-PARITY_LAYERS = 4  # of each shape: rounding that adds up over more would hide what is wrong
+PARITY_LAYERS = 4  # of each shape: with more layers, accumulated rounding would hide errors
 ROWS = (1, 8, 32, 128, 512, 1024)
 
 
 def parts(device: torch.device, is_tiny: bool, report: Report) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Each part by its name; what it finds goes into the report."""
+    """Return each part by its name; its results go into the report."""
     names = [(name, dtype) for dtype in DTYPES for name in SHAPES]
     for name, dtype in names:
         yield f"parity, {name}, {dtype}", partial(_parity, device, name, dtype, is_tiny, report)

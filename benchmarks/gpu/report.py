@@ -1,4 +1,4 @@
-"""What was found, as one JSON and as a section of docs/benchmarks.md."""
+"""The results, as one JSON file and as a section of docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MIB = 2**20
 
 @dataclass(slots=True)
 class Report:
-    """`machine` says what ran it; `skipped` names what there was no time for."""
+    """`machine` is what ran it; `skipped` names the parts that there was no time for."""
 
     machine: dict[str, Any]
     parity: list[Parity] = field(default_factory=list)
@@ -90,6 +90,6 @@ def _rate(rate: float | None) -> str:
 
 
 def _table(head: list[str], rows: list[list[Any]], num_names: int) -> list[str]:
-    """Lines of a Markdown table whose first columns are names, and the others numbers."""
+    """Return the lines of a Markdown table whose first columns are names and whose other columns are numbers."""
     marks = ["---"] * num_names + ["--:"] * (len(head) - num_names)
     return [f"| {' | '.join(map(str, cells))} |" for cells in (head, marks, *rows)] + [""]

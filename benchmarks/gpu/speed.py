@@ -1,4 +1,4 @@
-"""Tokens a second against `generate`, host syncs a step, memory predicted against measured, back-off."""
+"""Tokens per second against `generate`, host syncs per step, predicted against measured memory, and back-off."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def ragged(rows: int, longest: int) -> list[list[int]]:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Rates are new tokens a second, prompts' time included; None where it ran out of memory."""
+    """Rates are new tokens per second, including the time for prompts; None if it ran out of memory."""
 
     model: str
     dtype: str
@@ -39,7 +39,7 @@ class Speed:
 
 
 def speed(model: Model, rows: int, new_tokens: int, longest: int) -> Speed:
-    """All three on the same rows, all of them together, greedy; each once to warm up, with two tokens."""
+    """Run all three on the same rows, all rows together, greedy; each runs once to warm up, with two tokens."""
     prompts = ragged(rows, longest)
     rates: dict[str, float | None] = {}
     for name in (*ENGINES, "generate"):
@@ -53,7 +53,7 @@ def speed(model: Model, rows: int, new_tokens: int, longest: int) -> Speed:
 
 
 def _timed(model: Model, name: str, prompts: list[list[int]], new_tokens: int) -> float:
-    """Seconds."""
+    """Return the time in seconds."""
     rows = rows_of(prompts, SamplingParams(max_new_tokens=new_tokens))
     engine = None if name == "generate" else engine_of(model, name, len(rows))
     settle(model.device)
@@ -68,7 +68,7 @@ def _timed(model: Model, name: str, prompts: list[list[int]], new_tokens: int) -
 
 @dataclass(frozen=True, slots=True)
 class Syncs:
-    """Host syncs of a decode step: what the engine counts, and what torch saw on CUDA (None elsewhere)."""
+    """Host syncs per decode step: the engine's own count, and what torch saw on CUDA (None elsewhere)."""
 
     model: str
     engine: str
@@ -96,7 +96,7 @@ def syncs(model: Model, name: str, *, is_sampled: bool, steps: int = 4) -> Syncs
 
 @contextmanager
 def _seen_syncs(device: torch.device) -> Iterator[list[Any]]:
-    """Collects torch's warnings of operations that wait for the device."""
+    """Collect torch's warnings about operations that wait for the device."""
     if device.type != "cuda":
         yield []
         return
@@ -115,7 +115,7 @@ def _seen_syncs(device: torch.device) -> Iterator[list[Any]]:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes that rows were expected to take on top of the weights, and took (None where it cannot be measured)."""
+    """Bytes that rows were expected to take on top of the weights, and took (None if it cannot be measured)."""
 
     model: str
     dtype: str
@@ -128,7 +128,7 @@ class Memory:
 
 
 def memory(model: Model, name: str, rows: int, longest: int, *, is_sampled: bool) -> Memory:
-    """What took more than a tenth more than was said is a fault, from 64 MiB on a GPU."""
+    """Measure memory. More than a tenth above the prediction is a fault, from 64 MiB on a GPU."""
     forget(model.device)
     params = SamplingParams(max_new_tokens=16, **(SAMPLED if is_sampled else {}))
     engine = engine_of(model, name, rows)
@@ -152,7 +152,7 @@ def memory(model: Model, name: str, rows: int, longest: int, *, is_sampled: bool
 
 @dataclass(frozen=True, slots=True)
 class BackedOff:
-    """So many rows were to run together with memory for fewer; `said` is what the engine told."""
+    """The number of rows that were to run together, with memory for fewer; `said` is what the engine reported."""
 
     model: str
     engine: str
@@ -170,7 +170,7 @@ class BackedOff:
 
 
 def backed_off(model: Model, name: str, rows: int, longest: int, new_tokens: int = 8) -> BackedOff:
-    """Runs rows in small batches, then all together where memory is too small for that."""
+    """Run rows in small batches, and then all together with too little memory for that."""
     prompts, params = ragged(rows, longest), SamplingParams(max_new_tokens=new_tokens)
     right = [row.output_ids for row in finish(engine_of(model, name, 4), rows_of(prompts, params))]
     said: list[str] = []
@@ -184,7 +184,7 @@ def backed_off(model: Model, name: str, rows: int, longest: int, new_tokens: int
 
 @contextmanager
 def _little_memory(model: Model, most_rows: int, longest: int) -> Iterator[None]:
-    """On CUDA torch may take what about so many rows need; elsewhere every layer refuses more of them."""
+    """On CUDA, limit torch to about the memory of `most_rows` rows; elsewhere, let every layer refuse more rows."""
     if model.device.type == "cuda":
         total = torch.cuda.mem_get_info(model.device)[1]
         config = model.checkpoint.config.get_text_config()
