@@ -64,7 +64,7 @@ class ContinuousEngine:
         self._finished: list[Sequence] = []
         self._prefills: deque[int] = deque()  # number of rows of each planned prefill
         self._owes_step = False  # rows were prefilled, and the running rows have not made a step since
-        self._has_finished = False  # the last prefill finished rows
+        self._has_finished = False  # rows finished in the last prefill
         self._has_lost_states = False  # a step failed after it had changed the states of rows
         self._num_tried = 0  # number of rows that the last allocation was for
 
