@@ -1,1 +1,1 @@
-"""The suite. A folder here for each room of `batchgen`, and `support` for what several of them need."""
+"""The test suite: one folder for each folder of `batchgen`, and `support` for what several of them need."""

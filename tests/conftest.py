@@ -1,4 +1,4 @@
-"""The fixtures of many tests: no network, an empty cache, tiny random models, the bundled one, a fake engine."""
+"""Shared fixtures: no network, an empty cache, tiny random models, the bundled one, a fake engine."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tests.support.models import ARCHITECTURES, decide_alone, make_network
 
 SESSION_TRIALS = kept_path("trials", {"XDG_CACHE_HOME": os.environ["HF_HOME"]})
 
-# The machines that run the tests are shared: no example fails for being slow.
+# Test machines are shared: an example must not fail for being slow.
 settings.register_profile("batchgen", deadline=None, max_examples=50)
 settings.load_profile("batchgen")
 
@@ -51,7 +51,7 @@ def pytest_configure() -> None:
 
 def pytest_collection_finish() -> None:
     gc.collect()
-    gc.freeze()  # each collection would look through all that was imported, and running out of memory makes one
+    gc.freeze()  # otherwise each collection would scan all imported objects, and running out of memory triggers one
 
 
 def pytest_unconfigure() -> None:
@@ -64,7 +64,7 @@ def pytest_report_header() -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def bundled_tokenizer_is_read_once() -> Iterator[None]:
-    """Hundreds of tests run the bundled model in this process: reading its tokenizer takes longer than the run."""
+    """Hundreds of tests run the bundled model in this process, and reading its tokenizer takes longer than the run."""
     read, read_light = AutoTokenizer.from_pretrained, checkpoints.read_light_tokenizer
     kept: dict[str, PreTrainedTokenizerBase] = {}
     light = read_light(BUNDLED_FOLDER, read_config_view(BUNDLED_FOLDER))
@@ -94,7 +94,7 @@ def workers_are_forked() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def bundled_weights_are_read_once() -> Iterator[None]:
-    """Commands that run in this process share them, and what the slots make of them; none of them owns the model."""
+    """Commands in this process share the weights and the slots' packed copies; none of them owns the model."""
     load, make, make_scoring = equipment.load_model, equipment.make_engine, equipment.make_scoring_engine
     kept: dict[str, Model] = {}
 
@@ -122,9 +122,9 @@ def bundled_weights_are_read_once() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one test's runs keep of this machine is not there for the next: speeds decide how others are planned.
+    """Start each test with an empty cache: measured speeds would affect how the runs of other tests are planned.
 
-    Only verdicts on models of the whole session come along, which no order of tests and no other work can change.
+    Only verdicts on the session's models are copied, because neither test order nor other load can change them.
     """
     folder = Path(tempfile.mkdtemp(dir=os.environ["HF_HOME"], prefix="cache-"))
     with suppress(FileNotFoundError):
@@ -135,7 +135,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def bundled_is_tried(bundled: Model) -> None:
-    """For tests that run the bundled model in other processes: each would try it again."""
+    """For tests that run the bundled model in other processes, which would otherwise each try it again."""
     make_engine(bundled, EngineOptions("continuous")).close()
 
 
@@ -172,7 +172,7 @@ def tiny_models(folders: dict[str, Path]) -> dict[str, Model]:
 
 @pytest.fixture(scope="session")
 def said(bundled: Model) -> Callable[[str, int], str]:
-    """What the bundled model says to a prompt in so many tokens."""
+    """The bundled model's output for a prompt and a number of tokens."""
     return lambda prompt, num_tokens: bundled.checkpoint.tokenizer.decode(decide_alone(bundled, prompt, num_tokens))
 
 
@@ -183,6 +183,6 @@ def fake_engine() -> FakeEngine:
 
 @pytest.fixture
 def untried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No verdict of an earlier trial."""
+    """Without the verdicts of earlier trials."""
     monkeypatch.setattr("batchgen.engines.trial.ladder.read_verdict", lambda model, engine: None)
     monkeypatch.setattr("batchgen.engines.trial.ladder.keep_verdict", lambda model, engine, verdict: None)

@@ -1,4 +1,4 @@
-"""What is imported is declared, and the lowest versions that are allowed are older than those that are pinned."""
+"""What is imported is declared, and the lowest allowed versions are older than the pinned ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-ALONG = {"fsspec": "ray", "backports": "backports.zstd"}  # modules of other libraries, or of other names
+ALONG = {"fsspec": "ray", "backports": "backports.zstd"}  # modules of other libraries, or with other names
 
 
 def name_of(requirement: str) -> str:
@@ -75,7 +75,7 @@ def test_a_floor_is_not_above_what_is_pinned(line: str) -> None:
     name, _, floor = line.partition(";")[0].partition("==")
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {name_of(pin.partition("==")[0]): pin.partition("==")[2] for pin in pins if "==" in pin}
-    if name_of(name) in pinned:  # the peers of the benchmarks are not
+    if name_of(name) in pinned:  # except the peers of the benchmarks
         assert Version(floor) <= Version(pinned[name_of(name)])
 
 

@@ -1,4 +1,4 @@
-"""Every command in README and docs runs; one that cannot run here is at least one that batchgen takes."""
+"""Every command in README and docs runs; one that cannot run here is at least accepted by batchgen."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PARSED = [line for _, line in SHOWN if line.startswith("batchgen ") and why_not_
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory, folders: dict[str, Path]) -> Iterator[None]:
-    """A cache of the Hub in which tiny random models have the names of those that the pages use."""
+    """A Hub cache in which tiny random models have the names of those that the pages use."""
     cache = tmp_path_factory.mktemp("hub")
     for name in ("openai-community--gpt2", "HuggingFaceTB--SmolLM2-135M-Instruct"):
         snapshot = cache / f"models--{name}" / "snapshots" / COMMIT

@@ -1,4 +1,4 @@
-"""`make gpu-check`, with tiny models on a CPU: its whole logic, in a process that lacks what a GPU box may lack."""
+"""`make gpu-check` with tiny models on a CPU: its whole logic, in a process without what a GPU machine may lack."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.gpu.parity import Case, Parity, not_numbers, parity
 from benchmarks.gpu_check import main
 
 ROOT = Path(__file__).parents[1]
-# A module that is None cannot be imported: the child fails if anything asks for it.
+# A module set to None cannot be imported: the child fails if anything imports it.
 WITHOUT = """
 import runpy, sys
 for name in ("psutil", "typer", "rich"):

@@ -1,6 +1,6 @@
-"""The rooms and layers of the package, and how large its parts may be.
+"""The folders and layers of the package, and maximum sizes of its parts.
 
-What does not hold yet stands in SAME_NAME and LONG_FILES. An entry that is no longer needed fails: take it out.
+Exceptions are listed in SAME_NAME and LONG_FILES. An entry that is no longer needed fails: remove it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 import batchgen
 
 PACKAGE = Path(batchgen.__file__).parent
-# Bottom first. A module imports from its own room and from lower rows only.
+# Bottom first. A module only imports from its own folder and from lower rows.
 LAYERS = [
     {"records", "errors", "text"},
     {"formats", "machine"},
@@ -28,7 +28,7 @@ LAYERS = [
     {"runs", "bench", "doctor", "proof"},
     {"render"},
     {"cli"},
-    {"lm_eval"},  # a client of everything, that nothing imports
+    {"lm_eval"},  # uses everything, and nothing imports it
 ]
 RANKS = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}
 MOST_FILE_LINES, MOST_FUNCTION_LINES = 300, 40
@@ -88,7 +88,7 @@ LATE = {
 
 @dataclass(frozen=True)
 class Module:
-    name: str  # without `batchgen.`; of a folder, its own
+    name: str  # without `batchgen.`; for a folder, its own name
     path: Path
     text: str
     tree: ast.Module
@@ -98,12 +98,12 @@ class Module:
         return self.name.split(".")[0]
 
     def imports(self, *, only_at_import: bool = False) -> set[str]:
-        """Names that are imported anywhere, also for type checkers alone; or only those that importing it imports."""
+        """Return all imported names, even those only for type checkers; or only those needed to import the module."""
         nodes = _loaded_at_import(self.tree) if only_at_import else ast.walk(self.tree)
         return {name for node in nodes for name in _imported(node)}
 
     def inner_imports(self, *, only_at_import: bool = False) -> set[str]:
-        """Other modules of the package."""
+        """Return the other modules of the package that a module imports."""
         names = {name.removeprefix("batchgen.") for name in self.imports(only_at_import=only_at_import)}
         return {module for name in names if (module := _module_of(name))} - {self.name}
 
@@ -124,7 +124,7 @@ def _imported(node: ast.AST) -> Iterator[str]:
 
 
 def _module_of(name: str) -> str | None:
-    """The module that `a.b.c` is, or that has the name c."""
+    """Return the module that `a.b.c` is, or that has the name c."""
     return next((known for known in (name, name.rpartition(".")[0]) if known in modules()), None)
 
 
@@ -143,7 +143,7 @@ def modules() -> dict[str, Module]:
 ROOMS = sorted({module.room for module in modules().values() if module.path.parent != PACKAGE})
 
 
-# Rooms and layers.
+# Folders and layers.
 
 
 def test_every_room_stands_on_a_layer() -> None:
@@ -172,7 +172,7 @@ def test_imports_run_down_the_layers() -> None:
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    """Whoever imports only what is taken away already is taken away, until nobody is left."""
+    """Modules that only import removed modules are removed, until none is left."""
     left = {name: module.inner_imports() for name, module in modules().items()}
     while done := {name for name, needed in left.items() if not needed & left.keys()}:
         left = {name: needed for name, needed in left.items() if name not in done}
@@ -245,7 +245,7 @@ def test_no_function_is_long() -> None:
 
 
 def _num_lines(node: ast.FunctionDef | ast.AsyncFunctionDef, *, only_body: bool) -> int:
-    """The parameters of a command are its options, each with its help: there they do not count."""
+    """Return the number of lines; a command's parameters are its options with their help, so they do not count."""
     first = node.body[0].lineno if only_body else node.lineno
     return (node.end_lineno or first) - first + 1
 
@@ -254,7 +254,7 @@ def _num_lines(node: ast.FunctionDef | ast.AsyncFunctionDef, *, only_body: bool)
 
 
 def test_no_test_imports_a_test() -> None:
-    """What several tests need stands in tests/support."""
+    """What several tests need belongs in tests/support."""
     folder = Path(__file__).parent
     tests = [*folder.rglob("test_*.py"), *folder.rglob("conftest.py")]
     names = {path.stem for path in tests}

@@ -41,7 +41,7 @@ def ask(*arguments: Any) -> SimpleNamespace:
 
 
 def alone(model: Model, fed: list[int], scored: list[int]) -> tuple[float, bool]:
-    """The last tokens of a row, by one forward of it."""
+    """Return the log-probability of a row's last tokens, from one forward of it, and whether they are the likeliest."""
     with torch.inference_mode():
         logits = model.network(torch.tensor([[*fed, *scored[:-1]]])).logits[0, -len(scored) :]
     logprobs = logits.log_softmax(-1)

@@ -1,4 +1,4 @@
-"""docs/models.md says what is so: `make test-models` tries all of its families, `make models` writes it anew."""
+"""docs/models.md is correct: `make test-models` tries all of its families, `make models` writes it again."""
 
 from __future__ import annotations
 
@@ -37,6 +37,6 @@ def test_a_family_does_what_the_page_says(name: str, checkpoint: Checkpoint) -> 
     found, said = models_table.find_row(name, checkpoint), COMMITTED[name]
     if found is None:
         pytest.skip(f"the installed transformers has no {family_of(name)}")
-    if f"transformers {__version__}:" not in TEXT:  # another version may take another engine
+    if f"transformers {__version__}:" not in TEXT:  # another version may use another engine
         said = replace(found, parity=said.parity)
     assert found == said

@@ -1,4 +1,4 @@
-"""What others get and run: the manual page, the image, the workflows, the hooks. They name what there is."""
+"""What others get and run: the manual page, the image, the workflows, the hooks. They only name what exists."""
 
 from __future__ import annotations
 

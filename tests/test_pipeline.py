@@ -37,7 +37,7 @@ def test_rows_in_are_rows_out(checkpoint: Checkpoint, fake_engine: FakeEngine) -
 
 
 def test_a_run_that_is_dropped_in_a_circle_ends_without_a_word(bundled: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The garbage collector ends it, when weak references are dead already."""
+    """The garbage collector ends it when weak references are already dead."""
     complaints: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", complaints.append)
     pipeline = Pipeline(bundled.checkpoint, slots_of(bundled))

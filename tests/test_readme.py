@@ -1,4 +1,4 @@
-"""What README and docs show is what the commands print; what the command line offers, the README or the help tells."""
+"""README and docs show what the commands print; README or help mention everything that the command line offers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_command_prints_what_readme_and_docs_show(command: str, output: str, m
 
 
 def python(command: str) -> str:
-    """What `python -c CODE` prints, run in this process unless its error is what counts."""
+    """Return what `python -c CODE` prints, run in this process unless its error is what counts."""
     if "|" in command:
         return shell(command)
     _, _, code = shlex.split(command)
@@ -72,7 +72,7 @@ def test_the_python_recipes_run(
 
 
 def indented(text: str) -> str:
-    """A block of Markdown.
+    """Return a block of Markdown.
 
     >>> indented("a\\nb\\n")
     '    a\\n    b\\n'

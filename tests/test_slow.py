@@ -1,4 +1,4 @@
-"""Checks that take long: many rows against unpadded `generate`, memory over a long input; `make test-slow`."""
+"""Slow checks: many rows against unpadded `generate`, memory over a long input; `make test-slow`."""
 
 from __future__ import annotations
 

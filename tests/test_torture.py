@@ -1,4 +1,4 @@
-"""A little of `make torture`: the same checks on a few cases, so that they stay runnable."""
+"""A few cases of each check of `make torture`, so that the checks stay runnable."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if sys.platform != "win32":
 
     BY_NAME = {check.name: check for check in CHECKS}
 
-# Of the cases of a check, the share that takes a few seconds.
+# The share of a check's cases that takes a few seconds.
 SHARES = {
     "fault-ulimit": 0.05, "signal-fake": 0.015, "race-start": 0.02, "race-end": 0.025, "stale": 0.035,
     "malformed": 0.02, "itself": 1.0, "right": 0.2, "order": 0.25, "guard-planted": 1.0,
     "guard-locked": 1.0, "guard-whose-id": 1.0, "terminal-fake": 0.015, "folder-settings": 1.0,
 }  # fmt: skip
-PATIENCE = 100.0  # times the limits of `make torture`, which wants a machine that has nothing else to do
+PATIENCE = 100.0  # times the limits of `make torture`, which needs an otherwise idle machine
 SLOW = {"readers": 0.17, "kill-calls": 0.0025, "fault-calls": 0.005, "pipe": 0.02, "folder-modules": 0.25}
 
 
@@ -53,7 +53,7 @@ def test_a_mutant_still_has_its_place_and_its_checks(mutant: Mutant) -> None:
 
 def test_rows_that_are_lost_twice_or_changed_are_told_apart() -> None:
     wanted = list(expected([{"id": "a", "prompt": "x"}, {"id": "a", "prompt": "x"}, {"prompt": "y"}]))
-    assert wanted[0][4] != wanted[1][4]  # one id, and each its own answer
+    assert wanted[0][4] != wanted[1][4]  # the same id, but different answers
     assert wrong(wanted, wanted) is None
     assert "lost are [(1, 0)]" in str(wrong([wanted[0], wanted[2]], wanted))
     assert "must be" in str(wrong([wanted[0], wanted[0], wanted[2]], wanted))

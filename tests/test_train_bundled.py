@@ -1,4 +1,4 @@
-"""The recipe of the bundled model: its parts, and the whole of it for a minute on a made-up corpus."""
+"""The recipe of the bundled model: its parts, and all of it for a minute on a made-up corpus."""
 
 from __future__ import annotations
 

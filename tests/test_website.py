@@ -1,4 +1,7 @@
-"""The site: every page has its place, reference pages say all that there is. `make site` builds and checks links."""
+"""The site: every page is in the navigation, and reference pages are complete.
+
+`make site` builds it and checks links.
+"""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def test_a_sentence_over_several_strings_is_read_as_one(tmp_path: Path) -> None:
 
 
 def banned_in(texts: Iterator[str] | list[str], where: object) -> list[str]:
-    """Each banned wording with where it stands."""
+    """Return each banned wording with where it is."""
     return [
         f"{where}: {found[0]}" for text in texts for one in [" ".join(text.split())] for word in BANNED
         for found in [word.search(one)] if found
@@ -64,7 +64,7 @@ def banned_in(texts: Iterator[str] | list[str], where: object) -> list[str]:
 
 
 def spoken(path: Path) -> Iterator[str]:
-    """The strings and comments of a module; strings in a row are one text, and so are comments in a row."""
+    """Yield the strings and comments of a module; adjacent strings are one text, and so are adjacent comments."""
     source = path.read_text(encoding="utf-8")
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.JoinedStr):
@@ -78,7 +78,7 @@ def spoken(path: Path) -> Iterator[str]:
 
 
 def _paragraphs(comments: list[tokenize.TokenInfo]) -> Iterator[str]:
-    """Comments of lines that follow each other, as one text."""
+    """Yield comments on consecutive lines as one text."""
     text, last = "", -1
     for comment in comments:
         if comment.start[0] != last + 1:

@@ -1,4 +1,4 @@
-"""`bench`: what is swept, what follows, what is drawn and kept. A fake lab and a fake clock, but for one run."""
+"""`bench`: what is swept, what is concluded, printed and kept. Uses a fake lab and a fake clock, except for one run."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ from tests.support.processes import PATIENCE_S
 
 CEILING = Ceiling("float32", gflops=100.0, gbytes_per_s=10.0, flops_per_token=20_000_000, bytes_per_step=40_000_000)
 PLAN = Plan("some/model", "cpu", ("float32",), ("continuous",), (1, 8, 32, 64, 128), 128, 32, 60.0)
-COMMAND = sys.modules["batchgen.cli.bench"]  # the package has the function under this name
+COMMAND = sys.modules["batchgen.cli.bench"]  # the package exports the function under this name
 # Tokens/s by rows: more than 64 gain nothing.
 RATES = {1: 100.0, 8: 600.0, 32: 1500.0, 64: 1980.0, 128: 2000.0}
 TIMES = {"float32": 1.0, "bfloat16": 2.0, "int8 and float32": 2.5, "int8 and bfloat16": 3.0}
 
 
 class FakeLab:
-    """Rows come at `RATES`, some `TIMES` as fast, half as fast in `reference`; time passes only in here."""
+    """Rows run at `RATES`, some dtypes faster by `TIMES`, `reference` half as fast; time passes only in here."""
 
     def __init__(self, clock: FakeClock, dtype: str, engine: str) -> None:
         self.clock = clock
@@ -364,7 +364,7 @@ def test_the_axis_has_round_numbers() -> None:
     assert [round_up(value) for value in (1.0, 1.1, 8.1, 2539 / 9)] == [1.0, 1.5, 10.0, 300.0]
 
 
-# Quantised layers.
+# Quantized layers.
 
 
 def test_quantised_layers_are_measured_in_slots_beside_each_dtype() -> None:

@@ -585,7 +585,7 @@ def test_without_a_command_there_is_help() -> None:
     assert "Usage: " in result.output
 
 
-# On Ray, before there is one.
+# On Ray, before any Ray exists.
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a shell offers: commands, options, models, columns."""
+"""Shell completion: commands, options, models, columns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from batchgen.cli import app
 
 
 def offered(line: str) -> list[str]:
-    """What bash offers for the word that the line ends with."""
+    """Return what bash offers for the last word of the line."""
     words = line.split(" ")
     environment = {
         "_BATCHGEN_COMPLETE": "complete_bash",

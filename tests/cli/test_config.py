@@ -1,4 +1,4 @@
-"""Settings: flags over the environment over batchgen.toml over the user's own over defaults."""
+"""Settings: flags override the environment, which overrides batchgen.toml, the user's own file, and defaults."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPTIONS = {flag[2:] for command in COMMANDS.values() for p in command.params for
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory, and a config folder of the user's own."""
+    """An empty working directory, and a config folder of the user."""
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -36,7 +36,7 @@ def invoke(*arguments: str, **environ: str) -> Result:
 
 
 def default_of(flag: str, command: str = "run", **environ: str) -> str:
-    """What the help says an option is, if nothing is given."""
+    """Return an option's default as the help shows it."""
     text = invoke(command, "--help", **environ).stdout
     [found] = re.findall(rf"\n {{6}}--{flag} .*?\[default: (.*?)\]", text, re.DOTALL)
     return str(found)
@@ -132,7 +132,7 @@ def test_what_files_may_not_set_are_options() -> None:
 
 
 def test_who_has_no_home_has_no_settings_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for a user whom the system does not know
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # like a user without an entry in the system
     assert config_files({}) == [Path("batchgen.toml")]
 
 

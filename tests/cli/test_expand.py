@@ -21,7 +21,7 @@ from batchgen.records.sampling import CHOOSING
 
 @dataclass(frozen=True, slots=True)
 class WithTypicalP(SamplingParams):
-    """A new way of choosing tokens: all that it takes beside a sampler."""
+    """A new way of choosing tokens: everything that it needs besides a sampler."""
 
     typical_p: float = option(
         1.0, "Sample from the most typical tokens.", value="P", panel=CHOOSING, above=0, most=1, only_sampled=True
@@ -35,7 +35,7 @@ def invoke(command: Any, *arguments: str) -> Any:
 
 
 def record_of(record: Any, *arguments: str) -> dict[str, Any]:
-    """What a command that asks for such a record gets."""
+    """Return what a command that asks for such a record gets."""
 
     def command(given) -> None:  # type: ignore[no-untyped-def]
         print(json.dumps(asdict(given), default=str))

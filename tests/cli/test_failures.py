@@ -1,4 +1,4 @@
-"""What goes wrong where nobody could foresee it: one line, and nothing lost."""
+"""Unexpected errors: one line, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMMANDS = ("run", "plan", "inspect", "verify")
 
 
 class PanicException(BaseException):
-    """What a library in Rust raises where it gives up."""
+    """What a library in Rust raises when it panics."""
 
 
 def raising(error: BaseException) -> Callable[..., NoReturn]:
@@ -58,7 +58,7 @@ def test_a_traceback_is_there_for_who_asks(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.fixture
 def spoiled(tmp_path: Path) -> Callable[..., Path]:
-    """The bundled model with other values in its config."""
+    """Copy the bundled model with other values in its config."""
 
     def spoil(**values: object) -> Path:
         folder = Path(shutil.copytree(BUNDLED_FOLDER, tmp_path / "model"))

@@ -1,4 +1,4 @@
-"""Help: what it says, how wide it is, what it may be piped into."""
+"""Help: what it says, how wide it is, and that it can be piped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the command line suggests for a word that it does not know."""
+"""What the command line suggests for an unknown word."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`rerun`: a run once more as its manifest says, and what differs."""
+"""`rerun`: repeat a run as its manifest says, and show what differs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.command import failure, invoke, run
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another process would take seconds to import torch."""
+    """Run in this process; another one would take seconds to import torch."""
 
     def run_again(words: Sequence[str], folder: Path) -> int:
         monkeypatch.chdir(folder)
@@ -26,7 +26,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a run was typed: its prompts, and a manifest beside."""
+    """The folder where a run was started: its prompts, and a manifest beside them."""
     (tmp_path / "p.txt").write_text("My dog is\nIt will rain\n")
     monkeypatch.chdir(tmp_path)
     assert run("p.txt", "-o", "out.jsonl", "--manifest", "manifest.json").exit_code == 0
@@ -96,7 +96,7 @@ def test_parquet_and_sqlite_carry_what_they_were_made_of(folder: Path) -> None:
     assert facts["model"]["model"] == "bundled"
     assert facts["engine"]["engine"] == "continuous"
     assert not facts.keys() & {"stats", "started", "finished"}
-    assert facts["command"].keys() == {"words"}  # the same bytes wherever it ran
+    assert facts["command"].keys() == {"words"}  # the same bytes wherever it runs
     assert read_parquet_facts(folder / "p.txt") == {}
 
 

@@ -1,4 +1,4 @@
-"""What a command imports: time that every user waits for, at every call."""
+"""What a command imports: every user waits for it at every call."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_run_imports_neither_torchs_compiler_nor_its_distributed_tensors() -> No
 
 
 def test_status_imports_nothing_that_reads_prompts_or_opens_models() -> None:
-    """It is asked again and again, beside a run that wants the machine for itself."""
+    """It is called repeatedly, beside a run that needs the machine."""
     code = "import sys, batchgen.cli.status, batchgen.model.private; print(*sys.modules, sep='\\n')"
     modules = set(check_python(code).stdout.splitlines())
     assert "batchgen.runs.status" in modules
@@ -66,7 +66,7 @@ def test_every_command_knows_its_options_before_it_runs() -> None:
     assert all(command.params for command in commands.values())
 
 
-# Of other families trial forwards show what rows take in memory, so a plan needs torch there.
+# For other families, trial forwards show how much memory rows take, so a plan needs torch.
 WITHOUT_TORCH = [("bundled", "inspect"), ("llama", "inspect", "--json"), ("bundled", "plan", "--device", "cpu")]
 
 

@@ -1,4 +1,7 @@
-"""The command at a terminal, in pipes and interrupted; what signals or pipes do to it, in a process of its own."""
+"""The command at a terminal, in pipes and interrupted.
+
+Effects of signals and pipes are tested in a separate process.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,9 @@ from tests.support.processes import PATIENCE_S
 
 BATCHGEN = str(Path(sys.executable).parent / "batchgen")
 BUNDLED = ["--model", "bundled"]
-# The same command with an engine that only repeats, in processes that are there to be stopped: a fifth of the time.
+# The same command with an engine that only echoes, for processes that are stopped: it takes a fifth of the time.
 FAKE = Path(__file__).parents[2] / "torture" / "fake.py"
-SLOWLY = {"TORTURE_BATCH_S": "0.01"}  # a batch: no run of many rows ends before it is stopped
+SLOWLY = {"TORTURE_BATCH_S": "0.01"}  # per batch: a run of many rows cannot end before it is stopped
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="ptys and signals are POSIX")
@@ -40,7 +43,7 @@ def many(tmp_path: Path) -> Path:
 
 
 def plain(output: str) -> str:
-    """What a terminal shows, without colours."""
+    """Return what a terminal shows, without colours."""
     return ANSI.sub("", output).replace("\r", "")
 
 
@@ -53,7 +56,7 @@ def start(*arguments: object, **options: object) -> subprocess.Popen[str]:
 
 @pytest.fixture
 def running(many: Path) -> Iterator[subprocess.Popen[str]]:
-    """A run that has printed its first row and has far to go."""
+    """A run that has printed its first row and has many left."""
     process = start(many, "--batch-size", 8)
     assert process.stdout is not None
     process.stdout.readline()
@@ -81,7 +84,7 @@ def test_a_terminal_gets_the_table_within_its_width(said: Callable[[str, int], s
     assert f"│ text           │ My dog is{said('My dog is', 5)}" in text
     assert sum(line.startswith(("╭", "╰")) for line in lines) == 2
     assert max(len(line) for line in lines if line.startswith(("╭", "│", "├", "╰"))) == 80
-    assert lines[-3].startswith("batchgen: 3 rows")  # the closing line folds twice
+    assert lines[-3].startswith("batchgen: 3 rows")  # the closing line wraps twice
 
 
 def test_the_continuation_is_highlighted_and_pads_are_dim(said: Callable[[str, int], str]) -> None:
@@ -151,7 +154,7 @@ def test_a_closed_pipe_is_silent(running: subprocess.Popen[str]) -> None:
     assert running.stderr is not None
     running.stdout.close()
     assert running.wait(timeout=PATIENCE_S) == 141
-    assert [line for line in running.stderr if " tokens/s" not in line] == []  # progress at most
+    assert [line for line in running.stderr if " tokens/s" not in line] == []  # only progress
 
 
 def test_a_closed_pipe_is_silent_for_a_table_too(many: Path) -> None:
@@ -188,7 +191,7 @@ def test_a_signal_ends_the_run_with_whole_rows(
     too_late = threading.Timer(PATIENCE_S, running.kill)
     too_late.start()
     running.send_signal(number)
-    output, errors = running.stdout.read(), running.stderr.read()  # with what the first readline() took along
+    output, errors = running.stdout.read(), running.stderr.read()  # including what the first readline() buffered
     too_late.cancel()
     assert running.wait() == exit_code
     assert [json.loads(line)["index"] for line in output.splitlines()] == list(range(1, len(output.splitlines()) + 1))
@@ -203,7 +206,7 @@ def test_a_second_signal_ends_at_once(running: subprocess.Popen[str]) -> None:
 
 
 def test_an_interrupt_while_torch_is_imported_is_silent(tmp_path: Path) -> None:
-    """A torch that says when it is imported, and then takes for ever."""
+    """Uses a fake torch that reports its import and then never finishes."""
     begun = "import sys, time\nprint('imported', file=sys.stderr, flush=True)\ntime.sleep(1e6)\n"
     (tmp_path / "torch.py").write_text(begun)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
@@ -216,7 +219,7 @@ def test_an_interrupt_while_torch_is_imported_is_silent(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=PATIENCE_S)
     assert (output, errors) == ("", "")
-    assert process.returncode in (130, -signal.SIGINT)  # a shell says 130 of both
+    assert process.returncode in (130, -signal.SIGINT)  # a shell reports 130 for both
 
 
 def test_an_interrupt_that_a_library_makes_an_error_of_is_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:

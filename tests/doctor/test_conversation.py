@@ -1,4 +1,4 @@
-"""`doctor --model`: what a model does with conversations."""
+"""`doctor --model`: how a model handles conversations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEMPLATE = (
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The bundled model's files, its weights aside, with a chat template."""
+    """The bundled model's files without its weights, with a chat template."""
     for path in BUNDLED_FOLDER.glob("*.json"):
         shutil.copy(path, tmp_path)
     (tmp_path / "chat_template.jinja").write_text(TEMPLATE)

@@ -1,4 +1,4 @@
-"""`doctor`: what is found, what is advised, what is drawn. Nothing is measured but by a fake clock."""
+"""`doctor`: what is found, advised and printed. Only a fake clock measures."""
 
 from __future__ import annotations
 
@@ -331,7 +331,7 @@ def test_a_device_that_is_none_or_not_there_is_refused() -> None:
 
 
 def test_the_rate_is_the_best_of_what_the_time_allows() -> None:
-    # Readings: the end, then a start and an end of each product; the first one only warms up.
+    # Clock readings: the end, then the start and end of each product; the first product only warms up.
     readings = iter([0.0, 0.0, 0.02, 0.02, 0.03, 0.03, 0.03, 0.04, 0.05, 0.05, 0.055, 9.0, 9.0])
     rate = measure_gflops(torch.device("cpu"), torch.float32, clock=lambda: next(readings))
     assert rate == pytest.approx(2 * ROWS * INNER * COLUMNS / 0.005 / 1e9)
@@ -462,7 +462,7 @@ def doctor(*arguments: str) -> Result:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batchgen.doctor.machine, "MEASURE_S", 0.001)
-    monkeypatch.setattr(batchgen.doctor.machine, "ROWS", 4)  # bfloat16 takes seconds where there are no units for it
+    monkeypatch.setattr(batchgen.doctor.machine, "ROWS", 4)  # bfloat16 takes seconds on processors without units for it
 
 
 @pytest.mark.usefixtures("quick")

@@ -1,4 +1,4 @@
-"""`doctor --model`: how a model runs, told without its weights."""
+"""`doctor --model`: how a model would run, without its weights."""
 
 from __future__ import annotations
 

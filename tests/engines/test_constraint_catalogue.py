@@ -1,4 +1,4 @@
-"""Many schemas, expressions, choices and grammars: whatever stops is what was asked for, by other libraries' word."""
+"""Many schemas, expressions, choices and grammars: every finished text is valid, as judged by other libraries."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SMALL = {"type": "integer", "minimum": 0, "maximum": 99}
 
 
 def record(*optional: str, **fields: Any) -> dict[str, Any]:
-    """An object of these fields and no others."""
+    """Return the schema of an object with exactly these fields."""
     required = [name for name in fields if name not in optional]
     return {"type": "object", "properties": fields, "required": required, "additionalProperties": False}
 
@@ -51,7 +51,7 @@ SCHEMAS: list[Any] = [
     some(SMALL), some(FLAG, 3, 3), some(some(SMALL)), some({"enum": ["a", "b"]}, 4, 1), some(POINT),
     {"type": "array", "prefixItems": [SMALL, FLAG], "items": False, "minItems": 2},
     {"type": "array", "maxItems": 0},
-    # records of trades
+    # business records
     record(name=TEXT, age=SMALL), record("nick", name=TEXT, nick=TEXT),
     record(title=TEXT, stars={"enum": [1, 2, 3, 4, 5]}),
     record(sku=text(pattern="^[A-Z]{3}-[0-9]{4}$"), price={"type": "number", "minimum": 0, "maximum": 999}),
@@ -80,7 +80,7 @@ SCHEMAS: list[Any] = [
     {"type": "object", "properties": {"a": SMALL}, "required": ["a"], "additionalProperties": FLAG, "maxProperties": 2},
     {"type": "object", "patternProperties": {"^x-[a-z]$": SMALL}, "additionalProperties": False, "maxProperties": 2},
 ]  # fmt: skip
-# Without times: RFC 3339 allows a lower-case z, and jsonschema does not.
+# Without times: RFC 3339 allows a lower-case z, jsonschema does not.
 FORMATS = jsonschema.FormatChecker(["date", "uuid", "ipv4", "email"])
 REGEXES = [
     "a", "abc", "[a-z]", "[a-z]{3}", "[^a-z]{2}", "[0-9]+", "-?[0-9]{1,4}", "[0-9]{4}-[0-9]{2}", "(yes|no)",
@@ -96,7 +96,7 @@ CHOICES = [
     ["\U0001f600", "\U0001f601"], ['"', "'"], ["\\", "\\\\"], ["/a/", "/b/"], ["<think>", "think"], ["1", "10", "100"],
     [str(n) for n in range(200)], ["true", "false", "null"], ["{}", "[]"], ["The End.", "the end", "THE END"],
 ]  # fmt: skip
-# A grammar, and what says the same in Python's own expressions.
+# A grammar, and the same as a Python regular expression.
 GRAMMARS = [
     ('start: "a" "b"', "ab"),
     ('start: item ("," item)*\nitem: /[a-z]{1,3}/', "[a-z]{1,3}(,[a-z]{1,3})*"),
@@ -111,7 +111,7 @@ GRAMMARS = [
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """A random model: it goes where a trained one never would."""
+    """A random model, which explores outputs that a trained one never would."""
     return make_chat_model("chatml", tmp_path_factory.mktemp("small"), spread=0.3)
 
 

@@ -1,4 +1,4 @@
-"""Constrained rows: what comes out fits, in any batch, and rows beside them are what they are without them."""
+"""Constrained rows: outputs meet their constraints in any batch, and unconstrained rows beside them do not change."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PERSON = {
 DATE = r"[0-9]{4}-(0[1-9]|1[0-2])-[0-3][0-9]"
 ANSWERS = ("yes", "yes, of course", "no", 'nö \N{BANANA} "really"\nnot\\n')
 LIST = 'start: "- " item ("\\n- " item)*\nitem: /[a-z]{2,6}/'
-# What is asked for, and whether a text is that.
+# Constraints, and whether a text meets them.
 KINDS: list[tuple[dict[str, object], Callable[[str], object]]] = [
     ({"json_schema": PERSON}, lambda text: jsonschema.validate(json.loads(text), PERSON) is None),
     ({"regex": DATE}, lambda text: re.fullmatch(DATE, text)),
@@ -63,7 +63,7 @@ ENGINES = ["reference", "continuous"]
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """A random model of 400 tokens: what is constrained does not depend on the model, and this one is quick."""
+    """A random model with 400 tokens: constraints do not depend on the model, and this one is fast."""
     return make_chat_model("chatml", tmp_path_factory.mktemp("small"), spread=0.3)
 
 
@@ -157,7 +157,7 @@ def test_a_row_that_ignores_the_end_token_ends_where_nothing_may_follow(bundled:
 def test_forced_tokens_are_those_that_a_decision_would_take(small: Model, engine: str) -> None:
     for options in ({"json_schema": PERSON}, {"choice": ANSWERS}, {"grammar": 'start: "abcdef" /[0-9]/ "ghi"'}):
         taken = one(small, engine, **options, temperature=1.0)
-        decided = one(small, engine, **options, temperature=1.0, logprobs=0)  # whose rows read their logits
+        decided = one(small, engine, **options, temperature=1.0, logprobs=0)  # rows that read their logits
         assert taken.output_ids == decided.output_ids
         assert taken.forced
         assert not decided.forced
@@ -339,7 +339,7 @@ def test_compiling_without_end_is_given_up() -> None:
 
 
 class AfterNaps(threading.Event):
-    """Is set at the end of so many waits, each of which the machine may have slept through."""
+    """An event that is set after a number of waits, each of which the machine may have slept through."""
 
     def __init__(self, naps: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The engine `continuous` against `generate` on unpadded single prompts; shared prefixes; lost memory."""
+"""The engine `continuous` against `generate` on unpadded single prompts; shared prefixes; running out of memory."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def models(tiny_models: dict[str, Model], checkpoint: Checkpoint) -> dict[str, M
 
 @pytest.fixture(scope="module")
 def untouched(folders: dict[str, Path], checkpoint: Checkpoint) -> dict[str, Model]:
-    """The same models, which no engine has changed in place."""
+    """The same models, none of them changed in place by an engine."""
     loaded = {name: open_model(str(folders[name]), device="cpu") for name in WITH_SLOTS if name in folders}
     return {**loaded, "qwen2": model_of(QWEN2, checkpoint), "bundled": open_model("bundled", device="cpu")}
 
@@ -242,7 +242,7 @@ def test_a_window_that_is_off_is_none(checkpoint: Checkpoint, config: Pretrained
 
 
 def off_by_one(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Positions that are wrong wherever a cache is in play."""
+    """Shift positions by one wherever a cache is used."""
     if kwargs.get("past_key_values") is not None:
         kwargs = {**kwargs, "position_ids": kwargs["position_ids"] + 1}
     return args, kwargs
@@ -320,7 +320,7 @@ def test_the_pages_go_with_their_engine_and_wait_for_no_garbage_collector(bundle
         gc.enable()
 
 
-# A seam to count forwards and to make them fail.
+# Count forwards, and make them fail.
 
 
 @pytest.fixture(scope="module")
@@ -329,9 +329,9 @@ def model(tiny_models: dict[str, Model]) -> Model:
 
 
 class Watched(SlotModel):
-    """Notes each forward's kind and shape; raises after those that `fails` names, once what they made is gone.
+    """Records each forward's kind and shape; raises after those in `fails`, once their outputs are gone.
 
-    The rows of a step are its slots, without those that it is filled up with.
+    The rows of a step are its slots, without filler rows.
     """
 
     def __init__(
@@ -533,14 +533,14 @@ def test_rows_are_wanted_where_slots_are_free_and_nothing_waits(model: Model) ->
     engine.add(encoded(["My dog is", "The"], model, max_new_tokens=3))
     assert engine.wants_rows == 0
     engine.step()
-    assert engine.wants_rows == 0  # those that were prefilled owe a step
+    assert engine.wants_rows == 0  # the prefilled rows must make a step first
 
 
 # Rows whose numbers break.
 
 
 def poisoned(checkpoint: Checkpoint, word: str) -> Model:
-    """A model for which one word, where it reads it, is not a number."""
+    """A model in which one word gives NaN wherever it is read."""
     model = model_of(ARCHITECTURES["gpt2"], checkpoint)
     [token] = checkpoint.tokenizer(word)["input_ids"]
     embedding = model.network.get_input_embeddings()
@@ -574,7 +574,7 @@ def test_a_row_that_breaks_fails_alone(
 TRUSTED = {"continuous": "right", "reference": "padded", "bits": "batch-invariant"}
 
 
-# Memory runs out.
+# Running out of memory.
 
 KINDS: list[Callable[[], BaseException]] = [
     lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -584,7 +584,7 @@ LENGTHS = [9, 3, 6, 12, 5, 9, 4, 9, 2, 7]
 
 
 def ragged_rows(model: Model, share: bool = False) -> list[Sequence]:
-    """Rows of several lengths that end at several steps."""
+    """Return rows of several lengths that end at several steps."""
     rows = encoded([(PREAMBLE if share else "") + prompt for prompt in ragged_prompts(10, seed=9, longest=30)], model)
     for row, length in zip(rows, LENGTHS, strict=True):
         sampling = SamplingParams(max_new_tokens=length, temperature=0.0 if length % 2 else 0.9)
@@ -757,7 +757,7 @@ def test_rows_join_only_where_memory_has_room(model: Model) -> None:
     two = SlotMemory(limits.memory.footprint).of_rows([(3, row.sampling) for row in rows[:2]]).total
 
     def budget() -> int:
-        """What is left of the room for two rows beside what the cache has taken."""
+        """The memory for two rows, minus what the cache has taken."""
         return two - slot_model.cache.held_bytes
 
     engine = ContinuousEngine(slot_model, limits, sampler_of(model), backoff=Backoff(limits, budget=budget))

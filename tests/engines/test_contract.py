@@ -1,4 +1,4 @@
-"""What the pipeline counts on, whichever engine it has: rows in at any time, each out once, and an end."""
+"""What the pipeline relies on in every engine: rows may be added at any time, each comes out once, and it ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guesses from a row's own tokens: what is guessed, how far, and when none is made."""
+"""Guesses from a row's own tokens: what is guessed, how far, and when there is no guess."""
 
 from __future__ import annotations
 

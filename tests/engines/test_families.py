@@ -1,4 +1,4 @@
-"""Families with attention of their own: windows, bounds, sinks, latents, layers that share keys and values.
+"""Families with special attention: windows, soft caps, sinks, latents, layers that share keys and values.
 
 Rows in slots get what each gets alone.
 """
@@ -21,11 +21,11 @@ from tests.support.families import WINDOW, config_of
 from tests.support.models import generate_alone, model_of
 from tests.support.rows import rows_of_lengths
 
-# One of each kind runs in the quick suite.
+# The quick suite runs one of each kind.
 QUICK = ("mistral", "gemma2", "gpt_oss", "deepseek_v3", "gemma4", "llama4_untuned")
 SLOW = ("qwen2", "gemma3", "olmo3", "cohere2", "deepseek_v2", "gemma3n")
-ATTENTION = {"gemma2": "eager", "gpt_oss": "eager"}  # torch's fused one has neither bounds nor sinks
-SINCE = {"gemma4": "5.23"}  # its trial fails in 5.17, so that it runs in reference there
+ATTENTION = {"gemma2": "eager", "gpt_oss": "eager"}  # torch's fused attention supports neither soft caps nor sinks
+SINCE = {"gemma4": "5.23"}  # its trial fails with transformers 5.17, so it runs in `reference` there
 TEXT = "the rain in Spain falls mainly on the plain and my dog is very happy to see the green train again"
 WORDS = TEXT.split()
 
@@ -39,7 +39,7 @@ def model(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Model:
 
 @pytest.fixture(scope="module")
 def prompts() -> list[str]:
-    """Some within the window, some at its edge, some far over it; every third one begins like the others."""
+    """Return prompts within the window, at its edge, and far beyond it; every third one shares its beginning."""
     source = random.Random(0)
     lengths = [1, 4, WINDOW - 8, WINDOW, WINDOW + 1, 3 * WINDOW, 2, 20, 2 * WINDOW]
     bodies = [" ".join(source.choices(WORDS, k=length)) for length in lengths]

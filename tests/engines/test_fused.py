@@ -1,4 +1,4 @@
-"""Decoder layers in few operations compute what transformers' own do; a layer that does anything else stays."""
+"""Decoder layers with few operations compute the same as transformers' own; a layer that does anything else stays."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_weights_of_blocks_are_held_once_and_given_back_bit_for_bit(family: str,
 
 
 def fuse_wrongly(model: Model) -> int:
-    """Blocks whose last norm doubles what it should make."""
+    """Make blocks whose last norm returns twice its result."""
     count = fuse_layers(model)
     for module in model.network.modules():
         if isinstance(module, Block):
@@ -178,7 +178,7 @@ def test_a_run_that_was_begun_without_blocks_goes_on_without(checkpoint: Checkpo
 
 
 def test_blocks_without_room_for_packed_weights_have_a_name_and_a_run_goes_on_with_them(checkpoint: Checkpoint) -> None:
-    """On the weights as they were loaded: not the plain kernels, which round in other places."""
+    """They run on the weights as loaded, not with the plain kernels, which round in other places."""
     model = model_of(ARCHITECTURES["llama"], checkpoint)
     own, reason = slot_network(model, has_room=lambda num_bytes: False)
     assert own is not None, reason

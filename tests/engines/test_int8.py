@@ -1,4 +1,4 @@
-"""Linear layers in 8-bit integers: what they compute, that a row's output is its own, and where they are refused."""
+"""Linear layers in 8-bit integers: what they compute, that rows do not affect each other, where they are refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OPTIONS = EngineOptions(quantize="int8")
 
 
 def int8_layer(in_features: int = 96, out_features: int = 40, *, bias: bool = True) -> tuple[nn.Linear, nn.Module]:
-    """A layer, and the same one quantised."""
+    """Return a layer, and the same one quantized."""
     torch.manual_seed(0)
     holder = nn.Sequential(nn.Linear(in_features, out_features, bias=bias))
     layer = holder[0]

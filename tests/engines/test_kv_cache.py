@@ -29,7 +29,7 @@ Window: TypeAlias = int | LayerRule | None
 
 @dataclass(eq=False)
 class Row:
-    """A slot, and what it should hold: keys and values `[Hkv, columns, D]` of each layer, the prefix in front."""
+    """A slot, and what it should hold: keys and values `[Hkv, columns, D]` of each layer, and the prefix before."""
 
     slot: Slot
     keys: list[torch.Tensor] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Row:
 
 
 def softmax_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rule: LayerRule) -> torch.Tensor:
-    """query `[H, D]` to the columns of keys and values `[Hkv, C, D]` that the last of them sees: `[H, D]`."""
+    """Attend from query `[H, D]` to the columns of keys and values `[Hkv, C, D]` that the last one sees: `[H, D]`."""
     seen = slice(rule.first_seen(keys.shape[1] - 1), None)
     keys, values = (of[:, seen].repeat_interleave(GROUP, 0) for of in (keys, values))
     weights = (torch.einsum("hd,hcd->hc", query, keys) * SCALING).softmax(-1)
@@ -45,7 +45,7 @@ def softmax_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Ten
 
 
 class Rows:
-    """A cache, rows in it, and random keys and values; every step is compared with plain attention."""
+    """A cache with rows, and random keys and values; every step is compared with plain attention."""
 
     def __init__(self, windows: tuple[Window, ...] = (None,) * LAYERS) -> None:
         rules = [window if isinstance(window, LayerRule) else LayerRule(window=window) for window in windows]
@@ -66,7 +66,7 @@ class Rows:
         self.prefixes.append((prefix, [keys[0] for keys, _ in pairs], [values[0] for _, values in pairs]))
 
     def prefill(self, lengths: list[int], which: int | None = None) -> list[Row]:
-        """Rows of so many columns, left-padded, behind one of the prefixes."""
+        """Prefill rows with these numbers of columns, left-padded, after one of the prefixes."""
         prefix, before_keys, before_values = self.prefixes[which] if which is not None else (None, [], [])
         rows, width = [Row(Slot(prefix)) for _ in lengths], max(lengths)
         mask = torch.tensor([[0] * (width - length) + [1] * length for length in lengths])
@@ -86,7 +86,7 @@ class Rows:
         return rows
 
     def forward(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """A step of all open rows: the keys and values `[B, Hkv, 1, D]` of each layer."""
+        """Make a step of all open rows; return the keys and values `[B, Hkv, 1, D]` of each layer."""
         self.cache.begin_step([row.slot for row in self.open])
         made = []
         for layer in range(LAYERS):
@@ -114,7 +114,7 @@ class Rows:
             self.cache.end_step()
 
     def draft(self, counts: list[int], kept: list[int]) -> None:
-        """A step that gives rows several columns each, of which some are taken back."""
+        """Make a step that gives rows several columns each, some of which are taken back."""
         if not self.open:
             return
         counts = [counts[i % len(counts)] for i in range(len(self.open))]
@@ -156,7 +156,7 @@ class Rows:
 
     @property
     def pool(self) -> PagePool:
-        """The only one, where all layers attend alike."""
+        """The only pool, if all layers use the same attention rule."""
         [pool] = self.cache.pools
         return pool
 
@@ -164,7 +164,7 @@ class Rows:
         return self.pool.pages_of(self.open[which].slot)
 
     def grow(self, num_pages: int) -> None:
-        """Room for so many pages."""
+        """Make room for `num_pages` pages."""
         self.cache.grow([PAGE] * num_pages)
 
     def compact(self, most_holes: float) -> None:
@@ -176,7 +176,7 @@ class Rows:
             assert pool.num_pages == sum(len(pool.pages_of(row.slot)) for row in self.open)
 
     def check(self) -> None:
-        """Pages belong to one row or to none; the columns that are not hidden are those that the next query sees."""
+        """Check that pages belong to at most one row, and that just the columns that the next query sees are shown."""
         for row in self.open:
             assert row.slot.num_tokens == row.keys[0].shape[1]
         for pool in self.cache.pools:
@@ -192,7 +192,7 @@ class Rows:
         for row in self.open:
             num_columns, its = row.slot.num_columns, pool.pages_of(row.slot)
             assert len(its) <= pages_for(num_columns, pool.rule.reach)
-            gone = -(-num_columns // PAGE) - len(its)  # pages in front that were given back
+            gone = -(-num_columns // PAGE) - len(its)  # pages in front that were freed
             skipped = row.slot.num_tokens - num_columns
             first = max(0, pool.rule.first_seen(row.slot.num_tokens) - skipped)
             for column in range(first, num_columns):
@@ -358,7 +358,7 @@ def test_a_growing_cache_holds_only_what_was_written() -> None:
 
 
 def grown(monkeypatch: pytest.MonkeyPatch, num_pages: int, *, is_free: bool = True) -> Rows:
-    """A cache of so many pages, and a first row in it; memory that is not touched `is_free`."""
+    """Return a cache of this many pages with a first row in it; `is_free` says whether untouched memory is free."""
     monkeypatch.setattr(pages, "untouched_memory_is_free", lambda: is_free)
     rows = Rows()
     rows.grow(num_pages)
@@ -372,13 +372,13 @@ def mark_unused(rows: Rows) -> None:
 
 
 def is_touched(block: torch.Tensor) -> torch.Tensor:
-    """Of each cache page `[pages, Hkv, PAGE, D]`, whether its first number was written to."""
+    """Return, for each cache page `[pages, Hkv, PAGE, D]`, whether its first number was written."""
     return block.flatten(1)[:, 0] != 7
 
 
 @pytest.fixture
 def small_system_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As small as a page of these tests' cache, which then is touched at its beginning."""
+    """Make system pages as small as a page of these tests' cache, which is then touched at its beginning."""
     monkeypatch.setattr(blocks.mmap, "PAGESIZE", KV_HEADS * PAGE * SIZE * 4)
 
 

@@ -1,4 +1,4 @@
-"""Packed layers and the fused activation compute what the plain ones do."""
+"""Packed layers and the fused activation compute the same as the plain ones."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_network_sped_up_gives_the_same_logits(name: str) -> None:
 
 
 def test_gelu_becomes_one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "can_pack", lambda device, dtype: False)  # a packed layer would take it in
+    monkeypatch.setattr(linear, "can_pack", lambda device, dtype: False)  # a packed layer would be included
     network = make_network("gpt2").eval()
     speed_up(network)
     assert isinstance(network.transformer.h[0].mlp.act, nn.GELU)
@@ -94,7 +94,7 @@ def test_a_packed_layer_applies_the_gelu_behind_it_and_nothing_else(activation: 
 
 
 def sharing(network: Any) -> Any:
-    """Another network on the same tensors."""
+    """Return another network on the same tensors."""
     return copy.deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
 
 
@@ -134,7 +134,7 @@ def test_a_network_that_handed_its_weights_over_gives_the_same_bits(name: str) -
     assert sum(isinstance(module, UnpackedLinear) for module in loaded.modules()) >= 8
     assert torch.equal(logits_of(loaded), wanted)
     gone = [weight() is None for weight in weights]
-    assert sum(gone) >= 8  # all but position embeddings
+    assert sum(gone) >= 8  # everything but position embeddings
 
 
 def test_a_machine_without_packed_layers_keeps_its_layers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +159,7 @@ def test_16_bit_floats_that_cannot_be_packed_stay() -> None:
 
 
 class Counting(nn.Module):
-    """Notes, each time a child is replaced, how many of the `watched` layers are alive."""
+    """Records, each time a child is replaced, how many of the `watched` layers are alive."""
 
     def __init__(self, num_layers: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Log-probabilities of generated tokens: the model's own, whatever was done to choose them, in any batch."""
+"""Log-probabilities of generated tokens: the model's own, however the tokens were chosen, in any batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from batchgen.engines.sampling.logprobs import likeliest
 from batchgen.records import EngineOptions, FieldError, Request, SamplingParams, Sequence, TokenLogprob
 from tests.support.rows import encoded, ragged_prompts
 
-# Each changes what is chosen, or how, and none of them the model's own distribution.
+# Each changes which token is chosen, or how; none changes the model's own distribution.
 WAYS = [
     {},
     {"temperature": 0.8, "top_p": 0.9},
@@ -38,7 +38,7 @@ def finished(model: Model, rows: list[Sequence], engine: str, batch_size: int = 
 
 
 def alone(model: Model, row: Sequence) -> Iterator[torch.Tensor]:
-    """The model's log-probabilities `[V]` ahead of each output token, from one unpadded forward."""
+    """Return the model's log-probabilities `[V]` before each output token, from one unpadded forward."""
     with torch.inference_mode():
         logits = model.network(torch.tensor([row.token_ids])).logits[0].float()
     yield from logits.log_softmax(-1)[row.num_prompt_tokens - 1 : -1]
@@ -82,7 +82,7 @@ def test_a_row_that_asks_for_none_has_none_beside_rows_that_do(bundled: Model, e
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_near_tie_has_the_numbers_that_it_was_decided_by(bundled: Model, engine: str) -> None:
-    """All steps are decided again here: the numbers are then those of the row alone to the last bit."""
+    """Every step is decided again here, so the numbers are those of the row alone to the last bit."""
     rows = encoded(ragged_prompts(4), bundled, max_new_tokens=3, logprobs=1)
     engine_of_all = make_engine(bundled, EngineOptions(engine, batch_size=4))
     sampler = engine_of_all.sampler

@@ -1,4 +1,4 @@
-"""A packed weight is a tensor to whoever reads it."""
+"""A packed weight acts as a tensor for code that reads it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The queue of a pool: how rows are cut into parts, and what becomes of those whose worker died."""
+"""The queue of a pool: how rows are cut into parts, and what happens to rows whose worker died."""
 
 from __future__ import annotations
 

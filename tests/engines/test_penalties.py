@@ -42,7 +42,7 @@ def penalized(*rows: Sequence) -> torch.Tensor:
 
 
 def by_formula(scores: torch.Tensor, output_ids: list[int], params: SamplingParams) -> torch.Tensor:
-    """`mu[j] - c[j] * alpha_frequency - float(c[j] > 0) * alpha_presence`, as OpenAI documents it."""
+    """Compute `mu[j] - c[j] * alpha_frequency - float(c[j] > 0) * alpha_presence`, as OpenAI documents it."""
     counts = torch.zeros_like(scores)
     for token, count in Counter(output_ids).items():
         counts[..., token] = count
@@ -89,7 +89,7 @@ def test_fewer_tokens_than_the_least_forbid_stop_tokens_too() -> None:
 
 
 def decide_alone(model: Model, prompt: str, max_new_tokens: int, **options: Any) -> list[int]:
-    """Output ids of a plain loop over unpadded forwards, with the formulas written out."""
+    """Return the output ids of a plain loop over unpadded forwards, with the formulas written out."""
     params = SamplingParams(**options)
     input_ids = model.checkpoint.tokenizer(prompt)["input_ids"]
     output_ids: list[int] = []

@@ -1,4 +1,4 @@
-"""Worker processes: every row once, also when workers die; most tests with workers that load no model."""
+"""Worker processes: every row once, even if workers die; most tests use workers that load no model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def pool(*, num_workers: int = 2, seconds: float = 0.0, part_rows: int = 16, **o
 
 
 def finish(engine: PoolEngine, rows: list[Sequence]) -> Iterator[Sequence]:
-    """Rows as they are finished, until the last; then, or when something goes wrong, the workers end."""
+    """Yield rows as they finish; after the last one, or if something goes wrong, end the workers."""
     with closing(engine):
         yield from finish_all(engine, rows)
 
@@ -70,7 +70,7 @@ def test_counts_are_those_of_the_workers_together() -> None:
     assert stats.new_tokens == 60
     assert stats.engine == "fake in 2 workers"
     assert (stats.peak_bytes, stats.predicted_bytes, stats.measured_bytes) == (2000, 10, 9)
-    assert stats.decode_s == 1  # two workers, a second each, side by side
+    assert stats.decode_s == 1  # two workers, a second each, in parallel
 
 
 def test_a_pool_without_rows_starts_no_worker() -> None:
@@ -166,7 +166,7 @@ def test_the_input_is_not_waited_for_while_there_is_work() -> None:
     engine.add(rows_of([[5]] * 4))
     finished = []
     while not engine.is_idle:
-        assert engine.wants_rows  # it is given none, and goes on
+        assert engine.wants_rows  # it gets none, and continues
         finished += engine.step()
     engine.close()
     assert len(finished) == 4
@@ -180,7 +180,7 @@ def test_workers_end_with_a_killed_parent(pytestconfig: pytest.Config) -> None:
     while len(found) < 2:
         found.add(parent.stdout.readline())
     parent.kill()
-    parent.communicate(timeout=PATIENCE_S)  # its output ends when nobody has it any more, and the workers have it too
+    parent.communicate(timeout=PATIENCE_S)  # its output ends when no process holds it any more, and the workers do
 
 
 # Shares of one machine.
@@ -277,7 +277,7 @@ def test_two_workers_give_the_bytes_of_one_process(tmp_path: Path) -> None:
     rows = [
         {"id": i % 50, "prompt": f"Once upon a time {'there was ' * (i % 5)}a", "sampling": samplings[i % 4]}
         for i in range(60)
-    ]  # ids that come again draw other numbers, in whichever worker
+    ]  # repeated ids draw other numbers, in any worker
     prompts.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"id": "bad"}, {"id": "last", "prompt": "A"}]))
     one, two, stats = tmp_path / "one.jsonl", tmp_path / "two.jsonl", tmp_path / "stats.json"
     assert run(prompts, "-o", one).exit_code == 3

@@ -37,7 +37,7 @@ def test_two_preambles_are_two_groups() -> None:
 
 
 def test_an_odd_row_that_shares_a_little_costs_the_others_nothing() -> None:
-    """It stands just before rows that share much more with one another."""
+    """It is sorted just before rows that share much more with each other."""
     token_ids = [[*range(40), 0], *([*range(300), 1000 + i] for i in range(20))]
     assert groups_of(token_ids) == [(288, list(range(1, 21))), (0, [0])]
 
@@ -51,7 +51,7 @@ def test_rows_on_both_sides_of_a_larger_prefix_share_the_smaller_one() -> None:
 def test_prompts_that_each_go_on_from_the_last_are_grouped_at_once() -> None:
     groups = groups_of([list(range(length)) for length in range(1, 2001)])
     assert sorted(i for _, group in groups for i in group) == list(range(2000))
-    assert sum(n * (len(group) - 1) for n, group in groups) > 2000 * 2000 / 4  # of half as many tokens in all
+    assert sum(n * (len(group) - 1) for n, group in groups) > 2000 * 2000 / 4  # half as many tokens in total
 
 
 def test_a_short_prefix_and_few_rows_are_not_worth_it() -> None:

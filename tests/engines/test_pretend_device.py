@@ -1,4 +1,4 @@
-"""Both engines on a device that is not the host's memory: the same tokens, and little traffic in each step."""
+"""Both engines on a device without access to the host's memory: the same tokens, and little traffic in each step."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ SAMPLINGS: dict[str, dict[str, float]] = {
     "greedy": {},
     "sampled": {"temperature": 0.9, "top_k": 40, "top_p": 0.9, "min_p": 0.01},
 }
-# Of a step of several rows, without near ties and rows that leave. In `_call_generate` transformers waits itself: for
-# whether a row goes on, and for whether the mask hides anything.
+# For a step of several rows, without near ties and rows that leave. In `_call_generate` transformers itself waits: to
+# learn whether a row continues, and whether the mask hides anything.
 DRAW_SYNCS = {"nonzero in draw": 1}
 DRAW_UPLOADS = {"upload in column": 4, "upload in _decide_sampled": 1}
 STEP_SYNCS = {
@@ -34,7 +34,7 @@ STEP_SYNCS = {
 }
 STEP_UPLOADS = {
     "continuous": {"upload in _index": 1, "upload in inputs": 3},
-    "reference": {"upload in __call__": 3},  # which rows are finished; the tokens that were chosen, and whose
+    "reference": {"upload in __call__": 3},  # which rows are finished; the chosen tokens, and their rows
 }
 
 

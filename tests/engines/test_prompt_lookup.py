@@ -1,4 +1,4 @@
-"""Prompt lookup: the same tokens and bits as without it, whatever rows ask for, in fewer steps where text repeats."""
+"""Prompt lookup: the same tokens and bits as without it, whatever rows ask for, in fewer steps if text repeats."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def tiny(architecture: str, dtype: torch.dtype = torch.float32) -> Model:
 def answer(
     model: Model, rows: list[tuple[list[int], SamplingParams]], size: int | None = None, **options: Any
 ) -> tuple[list[tuple[Any, ...]], Logits, EngineStats]:
-    """What rows get, the logits that each token was chosen from, and what was done."""
+    """What rows get, the logits that each token was chosen from, and what lookup did."""
     seen: Logits = {}
 
     def note(logits: torch.Tensor, sequences: Any) -> None:
@@ -68,7 +68,7 @@ def answer(
 
 
 def same(model: Model, rows: list[tuple[list[int], SamplingParams]], size: int | None = None) -> EngineStats:
-    """Runs rows with and without lookup, which must not show; says what was done with it."""
+    """Run rows with and without lookup, which must give the same; return what lookup did."""
     plain, plain_logits, before = answer(model, rows, prompt_lookup=False)
     found, logits, stats = answer(model, rows, size)
     assert before.drafted_tokens == 0
@@ -79,7 +79,7 @@ def same(model: Model, rows: list[tuple[list[int], SamplingParams]], size: int |
 
 
 def repeating(length: int, seed: int = 0) -> list[int]:
-    """Tokens of which some stand in the same order again and again."""
+    """Return tokens that contain repeated sequences."""
     source = random.Random(seed)
     phrase = [source.randrange(KINDS) for _ in range(7)]
     return [token for _ in range(length) for token in (*phrase[: source.randint(2, 7)], source.randrange(KINDS))][
@@ -150,7 +150,7 @@ def bundled_model() -> Model:
 
 
 def steps_of(model: Model, rows: list[tuple[list[int], SamplingParams]], **options: Any) -> int:
-    """How many steps they take."""
+    """Return how many steps the rows take."""
     engine = make_engine(model, EngineOptions("continuous", batch_size=1, **options))
     assert isinstance(engine, ContinuousEngine)
     engine.add([Sequence(Request(i, i, "", params), 0, list(ids)) for i, (ids, params) in enumerate(rows)])
@@ -162,7 +162,7 @@ def steps_of(model: Model, rows: list[tuple[list[int], SamplingParams]], **optio
 
 
 def loops(model: Model) -> list[int]:
-    """A prompt after which a random model says the same few tokens again and again."""
+    """Return a prompt after which a random model keeps repeating a few tokens."""
     [(tokens, *_)], _, _ = answer(model, [([1, 2], SamplingParams(max_new_tokens=150, ignore_eos=True))])
     return tokens
 

@@ -1,4 +1,4 @@
-"""What a run is made of is chosen once: a resumed run and every worker keep to it, whatever they would choose now."""
+"""What a run is made of is chosen once: a resumed run and every worker keep it, whatever they would choose now."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def chosen(model: Model, options: EngineOptions = AUTO, begun: EngineChoice | No
 
 @pytest.fixture
 def fresh() -> Callable[[], Model]:
-    """The bundled model, as often as it is asked for: each with networks of its own."""
+    """The bundled model, as often as needed, each time with networks of its own."""
     return lambda: open_model("bundled", device="cpu")
 
 
@@ -163,7 +163,7 @@ def test_what_cannot_stay_is_said_in_one_line(bundled: Model) -> None:
     assert line == f"the run was started with {changed}: in bfloat16 the remaining rows may differ"
     assert why_different(begun, begun, "bfloat16", is_exact=False) is None
     assert why_different(begun, replace(begun, rows=7, share_prefixes=False), "bfloat16", is_exact=False) is None
-    scoring = replace(begun, engine="scoring")  # behind a shared prompt a choice's sums are others
+    scoring = replace(begun, engine="scoring")  # after a shared prompt a choice's sums differ
     assert why_different(scoring, replace(scoring, rows=7), "bfloat16", is_exact=False) is None
     assert "share prefixes" in str(
         why_different(scoring, replace(scoring, share_prefixes=False), "bfloat16", is_exact=False)

@@ -42,7 +42,7 @@ def test_greedy_tokens_of_the_bundled_model_equal_unpadded_generate(bundled: Mod
 
 
 def test_near_ties_fall_as_they_do_alone() -> None:
-    """Two words with nearly the same embedding tie to the last bits: only the unpadded forward tells what wins."""
+    """Two words with nearly the same embedding tie to the last bits: only the unpadded forward decides who wins."""
     model = batchgen.open_model("bundled", device="cpu")
     weights = model.network.get_input_embeddings().weight
     with torch.no_grad():
@@ -219,7 +219,7 @@ def test_an_engine_that_is_closed_in_the_middle_leaves_nothing_behind(bundled: M
 
 def test_rows_of_a_model_that_gives_nan_are_error_records(folders: dict[str, Path]) -> None:
     model = batchgen.open_model(str(folders["gpt_neox"]), device="cpu")
-    generate(RAIN, model, engine="reference", max_new_tokens=1)  # it is tried while it is whole
+    generate(RAIN, model, engine="reference", max_new_tokens=1)  # it is tried before it is changed
     with torch.no_grad():
         model.network.get_output_embeddings().weight[0] = float("nan")
     results = generate(RAIN, model, engine="reference")

@@ -55,7 +55,7 @@ def problem_of(sampling: object, run: SamplingParams = GREEDY) -> str:
 
 def test_a_row_may_name_every_option_but_beams() -> None:
     assert set(row_keys()) == set(OTHER_VALUES) == set(SamplingParams.__dataclass_fields__) - {"num_beams"}
-    for kept in CONSTRAINT_FIELDS:  # of which a row has one
+    for kept in CONSTRAINT_FIELDS:  # one row has one
         values = {key: value for key, value in OTHER_VALUES.items() if key == kept or key not in CONSTRAINT_FIELDS}
         values["min_new_tokens"] = 1
         assert override(NUCLEUS, values) == SamplingParams(**values)

@@ -76,7 +76,7 @@ TURNS = (torch.rand(1, 1, 192, generator=torch.Generator().manual_seed(1)), torc
 
 
 def drawn(logits: torch.Tensor) -> torch.Tensor:
-    """Tokens and closeness `[B, 2, 1]` of rows that all draw with the same numbers."""
+    """Return tokens and closeness `[B, 2, 1]` of rows that all draw with the same numbers."""
     count = len(logits)
     margin, numbers = torch.full((count,), 1e-3), torch.full((count, num_levels(WIDTH)), 0.4, dtype=torch.float64)
     kept, unsure = filter_logits(logits, [40] * count, [0.9] * count, [0.01] * count, margin)
@@ -121,7 +121,7 @@ def test_threads_get_whole_vectors() -> None:
 
 
 class Sums(torch.nn.Module):
-    """A product whose bits depend on the number of rows, in a way of its own; it notes the numbers."""
+    """A product whose bits depend on the number of rows in its own way; it records the numbers."""
 
     def __init__(self, differs: Callable[[int], bool]) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ def test_a_product_whose_rows_change_each_others_bits_has_no_row_counts() -> Non
 
 
 def test_a_narrow_product_in_16_bits_has_blocks_alone() -> None:
-    """So few outputs would hide most sums of another order."""
+    """So few outputs would hide most differences in summation order."""
     assert find_row_counts(Sums(lambda n: False), 8, torch.bfloat16) == RowCounts(block=64)
 
 
@@ -202,7 +202,7 @@ CONFIGS = {
 def logits_of(
     model: Model, prompts: list[list[int]], order: list[int], size: int, *, share: bool = True, temperature: float = 0
 ) -> dict[int, tuple[list[int], torch.Tensor]]:
-    """Of each prompt its tokens and the logits `[N, V]` that they were chosen from."""
+    """Return each prompt's tokens and the logits `[N, V]` that they were chosen from."""
     steps: dict[int, list[torch.Tensor]] = {}
 
     def note(logits: torch.Tensor, rows: list[Sequence]) -> None:
@@ -218,7 +218,7 @@ def logits_of(
 
 
 def prompts_of(model: Model) -> list[list[int]]:
-    """Ragged ones, and some that begin alike."""
+    """Return prompts of various lengths, some with a common beginning."""
     texts = [*ragged_prompts(5, longest=60), "the", "the a", *ragged_prompts(1, seed=8, longest=75)]
     requests = [Request(i, i, text, SamplingParams()) for i, text in enumerate(texts)]
     plain = [row.input_ids for row in encode(requests, model.checkpoint.codec)]

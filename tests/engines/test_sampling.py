@@ -103,7 +103,7 @@ def test_banned_tokens_are_those_of_transformers(token_ids: list[int], size: int
 
 
 def walk(kept: torch.Tensor, numbers: torch.Tensor, margin: float = 0.0) -> tuple[list[int], list[bool]]:
-    """Draws from logits of which none is unsure."""
+    """Draw from logits without unsure tokens."""
     unsure = torch.zeros_like(kept, dtype=torch.bool)
     tokens, close = draw(kept, numbers, torch.full((len(kept),), margin, dtype=torch.float64), kept, unsure)
     return tokens.tolist(), close.tolist()
@@ -142,7 +142,7 @@ def test_a_walk_that_has_no_choice_is_never_close() -> None:
 
 
 def test_draws_hardly_depend_on_rounding() -> None:
-    """Another order of sums moves logits by about 1e-6: of 2,000 draws from a long tail none may change unseen."""
+    """Another order of sums moves logits by about 1e-6: none of 2,000 draws from a long tail may change unnoticed."""
     generator = torch.Generator().manual_seed(0)
     kept = torch.randn(20, 50257, generator=generator) * 2
     moved = kept + torch.randn(kept.shape, generator=generator) * 1e-6

@@ -1,4 +1,4 @@
-"""Scores are those of an unpadded forward of each row alone, in any batch, with prompts shared or not."""
+"""Scores are those of an unpadded forward of each row alone, in any batch, with or without shared prompts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ENDS = (" the dog was", " a", " of the old house and the rain")
 
 
 def requests(number: int = 24, logprobs: int | None = 2) -> list[Request]:
-    """Texts, continuations and choices in turn, of lengths from one word to forty; some choices have one token."""
+    """Return texts, continuations and choices in turn, of one to forty words; some choices have one token."""
     params = SamplingParams(logprobs=logprobs)
     kinds = [("text", ()), ("continuation", ENDS[:1]), ("choices", ENDS), ("choices", (" a", " the", " dog"))]
     made = []
@@ -83,7 +83,7 @@ def test_families_of_all_kinds_of_positions_are_right(tiny_models: dict[str, Mod
 
 
 def test_what_a_family_does_to_its_logits_is_done(checkpoint: Checkpoint) -> None:
-    """Gemma 2 caps them; some of its layers slide, so that its prompts are not shared."""
+    """Gemma 2 caps its logits; some of its layers have a sliding window, so its prompts are not shared."""
     config = Gemma2Config(**SHAPE, num_key_value_heads=2, head_dim=8, max_position_embeddings=128, sliding_window=8)
     model = model_of(config, checkpoint, "eager")
     network = ScoringNetwork(model)
@@ -95,7 +95,7 @@ def test_what_a_family_does_to_its_logits_is_done(checkpoint: Checkpoint) -> Non
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_bits_do_not_depend_on_the_batch(bundled: Model, dtype: torch.dtype) -> None:
-    """So a run that goes on after a kill writes the same bytes."""
+    """This way a run that is resumed after a kill writes the same bytes."""
     model = bundled if dtype == bundled.dtype else in_dtype(bundled, dtype)
     choices: list[EngineChoice] = []
     make_scoring_engine(model, agree=lambda choice: choices.append(choice) or choice).close()
@@ -140,7 +140,7 @@ def test_the_likeliest_tokens_come_with_the_numbers(bundled: Model) -> None:
 def test_a_network_without_two_parts_scores_rows_alone(bundled: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = [numbers(row) for row in scored(bundled, requests(6))]
     monkeypatch.setattr(ScoringNetwork, "_holds", lambda self, rows, wanted: False)
-    bundled = replace(bundled, network=bundled.on_same_weights().network)  # which was not tried yet
+    bundled = replace(bundled, network=bundled.on_same_weights().network)  # not tried yet
     said: list[str] = []
     engine = make_scoring_engine(bundled, say=said.append)
     found = sorted(finish_all(engine, encoder(bundled).encode(requests(6))), key=lambda row: row.request.index)

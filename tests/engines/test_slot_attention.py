@@ -22,7 +22,7 @@ def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
 def plain_attention(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, window: int | None, extras: Extras
 ) -> torch.Tensor:
-    """Of the last of S columns: query `[H, D]`, keys and values `[Hkv, S, D]`."""
+    """Attend from the last of S columns: query `[H, D]`, keys and values `[Hkv, S, D]`."""
     group = len(query) // len(keys)
     keys, values = (part[:, -window if window else 0 :].repeat_interleave(group, 0) for part in (keys, values))
     scores = torch.einsum("hd,hsd->hs", query, keys)
@@ -34,7 +34,7 @@ def plain_attention(
 
 
 def prompts_alone(lengths: tuple[int, ...], heads: int, kv_heads: int) -> list[list[torch.Tensor]]:
-    """Queries, keys and values of each row, `[1, H, length, D]`."""
+    """Return queries, keys and values of each row, `[1, H, length, D]`."""
     return [
         [numbers(1, count, length, SIZE, seed=10 * row + i) for i, count in enumerate((heads, kv_heads, kv_heads))]
         for row, length in enumerate(lengths)
@@ -42,7 +42,7 @@ def prompts_alone(lengths: tuple[int, ...], heads: int, kv_heads: int) -> list[l
 
 
 def prefill(rows: list[list[torch.Tensor]], window: int | None = None, extras: Extras = PLAIN) -> list[torch.Tensor]:
-    """What rows get in one left-padded batch, `[length, H, D]` each; their pads are not numbers."""
+    """Return what rows get in one left-padded batch, `[length, H, D]` each; their pads are NaN."""
     lengths = [row[0].shape[2] for row in rows]
     columns = max(lengths)
     layout = lay_out(lengths, columns, CPU)
@@ -82,7 +82,7 @@ def test_a_prefill_gives_a_row_its_own_bits_beside_any_rows(dtype: torch.dtype, 
 
 
 def steps(lengths: tuple[int, ...], dtype: torch.dtype, heads: int = 4, kv_heads: int = 2) -> list[list[torch.Tensor]]:
-    """One query and the columns of each row: `[Hkv, G, D]`, `[Hkv, length, D]` twice."""
+    """Return one query and the columns of each row: `[Hkv, G, D]`, `[Hkv, length, D]` twice."""
     shape = (kv_heads, heads // kv_heads, SIZE)
     return [
         [numbers(*(shape if i == 0 else (kv_heads, length, SIZE)), seed=10 * row + i).to(dtype) for i in range(3)]
@@ -91,7 +91,7 @@ def steps(lengths: tuple[int, ...], dtype: torch.dtype, heads: int = 4, kv_heads
 
 
 def step(rows: list[list[torch.Tensor]], shuffled: int = 0, shared: int = 0, extras: Extras = PLAIN) -> torch.Tensor:
-    """What rows get from pages that lie in a shuffled order, the first `shared` columns from a common prefix."""
+    """Return what rows get from pages in shuffled order, the first `shared` columns from a common prefix."""
     pages = []  # row, place in it, keys, values and mask
     for row, (_, *columns) in enumerate(rows):
         for start in range(shared, columns[0].shape[1], PAGE):

@@ -1,4 +1,4 @@
-"""Families whose layers keep a state: rows in slots get what each gets alone, whoever left or came beside them."""
+"""Families whose layers keep a state: rows in slots get what each gets alone, whatever rows left or joined."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def model(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Model:
 
 @pytest.fixture(scope="module")
 def prompts() -> list[str]:
-    """Some shorter than a convolution is wide, some longer than a chunk; every third one begins like the others."""
+    """Return prompts shorter than a convolution and longer than a chunk; every third one shares its beginning."""
     source = random.Random(0)
     bodies = [" ".join(source.choices(WORDS, k=length)) for length in (1, 4, 9, 2, 70, 33, 3, 20, 130)]
     return [f"{TEXT} {body}" if row % 3 == 2 else body for row, body in enumerate(bodies)]
@@ -65,7 +65,7 @@ def test_rows_in_slots_get_what_generate_gives_each_alone(
     assert [list(result.output_ids) for result in results] == [alone[row] for row in order]
 
 
-# What a step that fails leaves behind, and a row that ends.
+# What a failed step leaves, and what a finished row leaves.
 
 
 @pytest.fixture(scope="module")

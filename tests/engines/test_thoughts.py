@@ -1,4 +1,4 @@
-"""Constrained rows of models that think: the thought is free, the constraint begins at the answer."""
+"""Constrained rows of models that think: the thought is free, the constraint begins with the answer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Open = Callable[[str], Model]
 
 @pytest.fixture(scope="module")
 def thinker(tmp_path_factory: pytest.TempPathFactory) -> Open:
-    """A tiny random model with the tokenizer of a chat template; its tokens are drawn nearly at random."""
+    """A tiny random model with the tokenizer of a chat template; its tokens are drawn almost at random."""
     made: dict[str, Model] = {}
 
     def opened(template: str) -> Model:
@@ -40,7 +40,7 @@ def thinker(tmp_path_factory: pytest.TempPathFactory) -> Open:
 
 
 def leaning(model: Model, **marks: float) -> dict[int, float]:
-    """`logit_bias` for tokens by their text."""
+    """Return a `logit_bias` for tokens given by their text."""
     ids = model.checkpoint.tokenizer.get_vocab()
     return {ids[mark]: bias for mark, bias in marks.items()}
 
@@ -133,7 +133,7 @@ def test_what_the_answer_says_is_parsed_whether_or_not_the_thought_is_apart(thin
 
 
 def texts(model: Model, folder: Path, name: str, rows: int, **more: Any) -> list[tuple[str, str, str]]:
-    """What a durable run writes of its first rows."""
+    """Return what a durable run writes for its first rows."""
     given, output = folder / "rows.jsonl", folder / f"{name}.jsonl"
     given.write_text("".join(json.dumps({"id": str(n), "messages": ASKED}) + "\n" for n in range(rows)))
     batchgen.run(
@@ -220,7 +220,7 @@ def test_a_response_template_says_where_an_answer_begins(monkeypatch: pytest.Mon
 
 
 def follow(said: list[str], constraint: str, mark: Thought) -> tuple[Ahead, list[bool]]:
-    """What becomes of tokens of these texts, each of which the row may take or not."""
+    """Return what becomes of tokens with these texts, each of which the row may or may not take."""
     from llguidance import LLMatcher
 
     tokenizer = make_chat_tokenizer("chatml", "bytes")

@@ -1,4 +1,4 @@
-"""What a run has written is read back as it was, whatever its format."""
+"""The output of a run is read back as it was, whatever its format."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_results_come_back(tmp_path: Path, form: str) -> None:
 @given(text=TEXT, prompt=TEXT)
 def test_any_text_comes_back(tmp_path_factory: pytest.TempPathFactory, form: str, text: str, prompt: str) -> None:
     folder = tmp_path_factory.mktemp("answers")
-    if text.startswith("'") or prompt.startswith("'"):  # in CSV that may stand for a formula's
+    if text.startswith("'") or prompt.startswith("'"):  # in CSV it may protect a formula
         return
     result = result_of(text, prompt=prompt)
     assert list(read_answers(written(folder, form, [result]), form)) == [result]

@@ -1,4 +1,4 @@
-"""Packed files, in and out."""
+"""Compressed files, in and out."""
 
 from __future__ import annotations
 

@@ -236,7 +236,7 @@ def test_cells_come_back(tmp_path_factory: pytest.TempPathFactory, rows: list[tu
     results = [result_of(text, prompt=prompt, index=i, metadata={"q": text}) for i, (prompt, text) in enumerate(rows)]
     path = tmp_path_factory.getbasetemp() / f"cells.{form}"
     requests = read(path, write(*results, form=form, csv_raw=True).encode())
-    if form == "tsv":  # which has no way to write these
+    if form == "tsv":  # TSV cannot represent these
         escaped = str.maketrans({"\t": r"\t", "\n": r"\n", "\r": r"\r"})
         rows = [(prompt.translate(escaped), text.translate(escaped)) for prompt, text in rows]
     assert [(r.prompt, r.metadata["text"], r.metadata["q"]) for r in requests] == [(p, t, t) for p, t in rows]

@@ -1,4 +1,4 @@
-"""Log-probabilities in every format that can hold them; a table of text has their sum alone."""
+"""Log-probabilities in every format that can hold them; a text table only has their sum."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that mean harm, or are odd: every row comes out once, good or as an error with its place; nothing crashes."""
+"""Hostile or odd files: every row comes out once, good or as an error with its place; nothing crashes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def csv_line(draw: random.Random) -> str:
 
 
 def damaged(content: bytes, draw: random.Random) -> bytes:
-    """A few bytes altered, or an end cut off."""
+    """Alter a few bytes, or cut off the end."""
     for _ in range(draw.randint(0, 3)):
         place = draw.randint(0, len(content))
         content = content[:place] + draw.choice(BYTES) + content[place + draw.randint(0, 2) :]
@@ -86,7 +86,7 @@ def make(name: str, seed: int) -> bytes:
 
 
 def read(path: Path, template: Template | None = None) -> list[Request] | str:
-    """The rows of a file, or the line that says why it is none."""
+    """Return the rows of a file, or the line that says why it is not valid."""
     try:
         return list(read_requests(find_sources([str(path)]), options=ReadOptions(template=template)))
     except BatchgenError as error:
@@ -113,7 +113,7 @@ def test_every_row_comes_out_once(tmp_path: Path, checkpoint: Checkpoint, name: 
 
 
 def check_writers(results: list[Result]) -> None:
-    """Whatever came in can be written in every format, and no row of it is lost."""
+    """Check that whatever was read can be written in every format, without losing a row."""
     for form, write in WRITERS.items():
         stream = io.BytesIO()
         write(results, stream, WriteOptions())

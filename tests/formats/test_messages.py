@@ -1,4 +1,4 @@
-"""Rows of messages: which are read, in every format, and what is wrong with the others."""
+"""Rows of messages: which ones are read, in every format, and what is wrong with the others."""
 
 from __future__ import annotations
 

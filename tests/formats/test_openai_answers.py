@@ -1,4 +1,4 @@
-"""Answers to OpenAI's requests in OpenAI's form, read back with OpenAI's own types."""
+"""Answers to OpenAI requests in OpenAI's format, read back with OpenAI's own types."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_tool_calls_are_as_openai_has_them() -> None:
     ]
 
 
-# In kind.
+# In the same format.
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Columns that are called like options, which have no effect there."""
+"""Columns named like options, which have no effect there."""
 
 from __future__ import annotations
 

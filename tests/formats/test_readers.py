@@ -21,7 +21,7 @@ from batchgen.formats.writing import to_json
 from batchgen.planning.windows import Windows
 from batchgen.records import Request, SamplingParams
 
-# Each of these ends a line for str.splitlines(), and none does here.
+# Each of these ends a line for str.splitlines(), but not here.
 NOT_NEWLINES = ["\u2028", "\u2029", "\x85", "\v", "\f", "\x1c", "\x1d", "\x1e", "\r"]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 LINE = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\n\r\ufeff")).filter(

@@ -1,4 +1,4 @@
-"""What a row keeps of itself: its source, its id, its columns, its weight; failed rows too."""
+"""What a row keeps: its source, its id, its columns, its weight; also for failed rows."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_error_of_an_empty_prompt_names_file_and_line(
     assert (result.error or "").startswith(f"{name}:3: the prompt is empty")
 
 
-# Ids of rows that fail.
+# Ids of failed rows.
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a source without a telling name is taken for; what is no text is refused."""
+"""The detected format of a source without a telling name; sources that are not text are refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.reading import read
 
 
 class Pipe(io.RawIOBase):
-    """Bytes that come a few at a time and cannot be had twice."""
+    """A stream that yields a few bytes at a time and cannot be read twice."""
 
     def __init__(self, content: bytes, at_once: int = 5) -> None:
         self._rest = content
@@ -239,7 +239,7 @@ def test_an_array_has_the_rows_of_the_same_json_lines(
 
 @pytest.fixture(scope="module")
 def monkeypatch_chunk() -> Iterator[None]:
-    """Documents are read a few bytes at a time, so that values are cut everywhere."""
+    """Read documents a few bytes at a time, so that values are cut everywhere."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("batchgen.formats.json_document.CHUNK", 7)
         yield
@@ -321,7 +321,7 @@ def test_lines_that_end_with_a_carriage_return_alone_are_refused() -> None:
     assert form_of(b"My dog\ris\n") == "text"
 
 
-# Binary files and other packings.
+# Binary files and other compression formats.
 
 
 @pytest.mark.parametrize("name", ["m.gguf.txt", "m", "m.jsonl", "m.csv", "m.json"])

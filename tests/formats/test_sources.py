@@ -1,4 +1,4 @@
-"""Folders and what of them is left out, whole files, names that are nearly right, templates' and options' columns."""
+"""Folders and their ignored files, whole files, similar names, columns of templates and options."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make_files(folder: Path, *names: str) -> None:
 
 
 def found(folder: Path, **options: Any) -> tuple[list[str], list[str]]:
-    """Which files of a folder are read, and what is said of the others."""
+    """Return which files of a folder are read, and what is said about the others."""
     said: list[str] = []
     sources = find_sources([str(folder)], say=said.append, **options)
     return [str(source.path.relative_to(folder)) for source in sources if source.path], said

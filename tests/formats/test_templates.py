@@ -1,4 +1,4 @@
-"""Templates: columns to prompts, and what a hostile one cannot do."""
+"""Templates: columns to prompts, and what a hostile template cannot do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, under names that nobody can foresee, and that replace nothing foreign."""
+"""Files that are written atomically, under unpredictable temporary names, and that never replace another program's."""
 
 from __future__ import annotations
 

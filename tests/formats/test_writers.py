@@ -49,7 +49,7 @@ def as_text(*results: Result, **options: Any) -> str:
 
 
 class FlushedStream(io.BytesIO):
-    """Remembers what had been written at each flush."""
+    """Records what had been written at each flush."""
 
     def __init__(self) -> None:
         super().__init__()

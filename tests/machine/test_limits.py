@@ -1,4 +1,4 @@
-"""Under a limit on memory, from just enough for one row to ample: nothing is killed, no row is lost or changed."""
+"""Under a memory limit, from just enough for one row to plenty: nothing is killed, no row is lost or changed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not sys.platform.startswith("
 
 MIB = 2**20
 AMPLE = 8 << 30
-# Beyond what one row needs: nothing, and then ever more of what the whole batch does.
+# Beyond what one row needs: nothing, and then growing parts of what the whole batch needs.
 STEPS = [0, 40 * MIB, 120 * MIB, 300 * MIB, 2000 * MIB]
 GROUP = Path("/sys/fs/cgroup/memory") / f"batchgen-test-{os.getpid()}"
 
 
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows of 250 to 400 tokens: 40 of them need about 400 MiB together."""
+    """Return rows of 250 to 400 tokens: 40 of them need about 400 MiB together."""
     words = ["the", "a", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
     draw = random.Random(0)
     path = tmp_path_factory.mktemp("limits") / "prompts.txt"
@@ -47,7 +47,7 @@ def limit_address_space(num_bytes: int) -> Callable[[], None]:
 
 @pytest.fixture(scope="module")
 def address_space_of_one_row(prompts: Path) -> int:
-    """The least limit under which the first row runs, to 16 MiB."""
+    """The lowest limit under which the first row runs, to 16 MiB."""
     low, high = 400 * MIB, 4000 * MIB
     while high - low > 16 * MIB:
         middle = (low + high) // 2
@@ -67,7 +67,7 @@ def test_an_address_space_limit_loses_nothing(
 
 @pytest.fixture(scope="module")
 def group() -> Iterator[Path]:
-    """A memory cgroup (v1) of our own."""
+    """Our own memory cgroup (v1)."""
     try:
         GROUP.mkdir()
     except OSError as error:
@@ -85,7 +85,7 @@ def enter(group: Path, num_bytes: int) -> Callable[[], None]:
 
 @pytest.fixture(scope="module")
 def group_of_one_row(prompts: Path, group: Path) -> int:
-    """What the group holds at most while rows run one at a time, and a little for the kernel's accounting."""
+    """The group's peak while rows run one at a time, plus a little for the kernel's accounting."""
     done = run_limited(prompts, enter(group, AMPLE), "--limit", "16", "--batch-size", "1", "--memory", "1G")
     assert done.returncode == 0, done.stderr
     return int((group / "memory.max_usage_in_bytes").read_text()) + 16 * MIB

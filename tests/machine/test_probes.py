@@ -1,4 +1,4 @@
-"""Bounds on machines laid out as files, limits that a user gives, and what a meter sees."""
+"""Bounds on machines represented by files, limits from the user, and what a meter measures."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def lay_out(root: Path, files: dict[str, str]) -> Path:
 
 @pytest.fixture
 def docker(tmp_path: Path) -> Path:
-    """A container that may hold 2 GiB, has 1,623,195,648 bytes left, and whose process holds 512 MiB."""
+    """A container with a limit of 2 GiB and 1,623,195,648 bytes left, whose process holds 512 MiB."""
     return lay_out(tmp_path, MACHINES["docker v2"]["files"])
 
 
 class FakeCuda:
-    """torch.cuda of a device with 8 GiB free, of which torch holds 3 GiB, 1 GiB of that unused."""
+    """torch.cuda of a device with 8 GiB free; torch holds 3 GiB, 1 GiB of that unused."""
 
     def __init__(self) -> None:
         self.allocated = 2 * GIB
@@ -72,7 +72,7 @@ class FakeCuda:
 
 
 class FakeMps:
-    """torch.mps of a machine whose GPU may use 1,100 MiB and uses 100."""
+    """torch.mps of a machine whose GPU may use 1,100 MiB and uses 100 MiB."""
 
     def recommended_max_memory(self) -> int:
         return 1100 * MIB

@@ -49,7 +49,7 @@ print(untouched_memory_is_free(), most == resource.RLIM_INFINITY)
 def test_untouched_memory_costs_something_where_addresses_are_limited() -> None:
     assert run_python(LIMITED, str(1 << 34)).split()[0] == "False"
     is_free, can_be = run_python(LIMITED).split()
-    assert is_free == can_be  # True, unless this test itself runs under a limit that it cannot lift
+    assert is_free == can_be  # True, unless this test itself runs under a limit that it cannot raise
 
 
 SPIN = "from batchgen.machine.process import settle; settle(); import os; print(os.environ.get('GOMP_SPINCOUNT'))"

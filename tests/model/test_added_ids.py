@@ -23,7 +23,7 @@ WORDS = ["one", "two", "three", "four", "five"]
 
 
 def tokenizer_that_adds(template: str) -> PreTrainedTokenizerFast:
-    """Words are tokens 4 to 8; `template` says what stands around a text, `$A`."""
+    """Return a tokenizer whose words are tokens 4 to 8; `template` says what surrounds a text, `$A`."""
     vocab = {token: index for index, token in enumerate(["<unk>", "<s>", "[en]", "</s>", *WORDS])}
     backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -113,7 +113,7 @@ def test_what_is_left_out_is_said_once_in_a_run() -> None:
 
 @pytest.fixture(scope="module")
 def with_end(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled model, whose tokenizer adds its end token after every text."""
+    """The bundled model, with a tokenizer that adds its end token after every text."""
     folder = tmp_path_factory.mktemp("model") / "with-end"
     shutil.copytree(BUNDLED_FOLDER, folder)
     file = folder / "tokenizer.json"

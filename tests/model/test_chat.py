@@ -1,4 +1,4 @@
-"""Chat templates: the ids are transformers', and what people write is never a special token."""
+"""Chat templates: the ids are transformers', and user text never becomes a special token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.conversations import TOOL, transformers_ids
 
 
 def conversation_of(*contents: str, **options: object) -> Conversation:
-    """A user's and the assistant's messages in turn."""
+    """Return messages of the user and the assistant in turn."""
     roles = ("user", "assistant")
     return Conversation(tuple(Message(roles[i % 2], text) for i, text in enumerate(contents)), **options)
 

@@ -1,4 +1,4 @@
-"""Answers in parts: what the model thought, the text, its tool calls."""
+"""Answers in parts: what the model thought, its text, its tool calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ASKED = Conversation((Message("user", "hi"),))
 
 
 def answer(chat: Chat, said: str, conversation: Conversation = ASKED, stops: tuple[str, ...] = ()) -> Reply:
-    """The parts of what a model said, special tokens spelled out."""
+    """Return the parts of a model's output, with special tokens spelled out."""
     [row] = chat.encode([conversation])
     ids = chat.tokenizer.encode(said, add_special_tokens=False)
     text = chat.tokenizer.decode(ids, skip_special_tokens=True)

@@ -1,4 +1,4 @@
-"""Random conversations through every chat template: the ids are transformers', and text is never a special token."""
+"""Random conversations through every chat template: the ids are transformers', text never becomes a special token."""
 
 from __future__ import annotations
 

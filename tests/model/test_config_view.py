@@ -15,7 +15,7 @@ from batchgen.model.private import supports_attention_backend, supports_sdpa
 from batchgen.model.shape import ModelShape
 from tests.support.configs import CONFIGS
 
-OTHERWISE = {"dtype", "head_dim", "intermediate_size", "rope_parameters"}  # compared by what comes of them
+OTHERWISE = {"dtype", "head_dim", "intermediate_size", "rope_parameters"}  # compared by their effect
 CHANGES = [
     {},
     {"tie_word_embeddings": True},

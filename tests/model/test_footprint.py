@@ -1,4 +1,4 @@
-"""What a model takes, fitted without weights, is what a real forward takes."""
+"""The memory footprint of a model, computed without weights, is that of a real forward."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def fit(config: PretrainedConfig, dtype: torch.dtype = torch.float32, attention:
 
 
 def live_bytes(config: PretrainedConfig, rows: int, columns: int) -> int:
-    """The most bytes of tensors alive in a real forward that fills a cache, from the allocator's own events."""
+    """Return the peak bytes of live tensors in a real forward that fills a cache, from the allocator's own events."""
     network = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
     ids = torch.ones(rows, columns, dtype=torch.int64)
     mask = ids.clone()
@@ -85,7 +85,7 @@ def test_a_forward_takes_what_was_fitted(config: PretrainedConfig, rows: int, co
     mask = rows * columns**2
     predicted = footprint.cache_bytes(rows, columns) + footprint.prefill_bytes(rows, columns) + mask
     live = live_bytes(config, rows, columns)
-    # The attention kernel has some scratch of its own, a few hundred KiB for each thread.
+    # The attention kernel has its own scratch memory, a few hundred KiB per thread.
     scratch = 512 * 1024
     assert live - scratch <= predicted <= 1.1 * live + scratch
 
@@ -176,7 +176,7 @@ def test_states_beside_experts_are_counted_in_the_dtype_they_have() -> None:
         linear_key_head_dim=8, linear_value_head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32,
         shared_expert_intermediate_size=32,
     )  # fmt: skip
-    recurrent, convolution = 4 * 8 * 8, 3 * 4 * 8 * 4  # the latter of the last 4 inputs
+    recurrent, convolution = 4 * 8 * 8, 3 * 4 * 8 * 4  # a convolution keeps its last 4 inputs
     assert probe_footprint(config, torch.float32).cache_row == 4 * (recurrent + convolution)
 
 

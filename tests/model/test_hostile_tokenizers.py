@@ -1,4 +1,4 @@
-"""Tokenizers that mean harm: looked at, tried in a child, guarded; what they choke on fails a row."""
+"""Hostile tokenizers: inspected, tried in a child process, guarded; what they choke on fails a row."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LLAMA3_SPLIT = QWEN2_SPLIT.replace(r"\p{N}| ?", r"\p{N}{1,3}| ?")
 
 
 class PanicException(BaseException):
-    """As the library's own."""
+    """Like the library's own exception."""
 
 
 def replaces(times: int, pattern: Mapping[str, str], content: str, kind: str = "normalizers") -> dict[str, Any]:
@@ -111,7 +111,7 @@ def test_models_that_look_far_ahead_from_each_character_are_not_plain() -> None:
 
 @pytest.fixture
 def spoiled(tmp_path: Path) -> Callable[..., Path]:
-    """The bundled model with other parts in its tokenizer."""
+    """Copy the bundled model with other parts in its tokenizer."""
 
     def spoil(**parts: object) -> Path:
         folder = Path(shutil.copytree(BUNDLED_FOLDER, tmp_path / "model"))
@@ -173,13 +173,13 @@ def test_plain_tokenizers_need_no_child(spoiled: Callable[..., Path], monkeypatc
     assert encode(requests_of(["My dog is"]), open_checkpoint("bundled").codec)[0].input_ids
 
 
-SEARCHES = r"(?:x|y)*(?:x|y)*[0-9]{2}|[\s\S]"  # through all halves of a run of x and y, from each of its places
+SEARCHES = r"(?:x|y)*(?:x|y)*[0-9]{2}|[\s\S]"  # through all splits of a run of x and y, from each of its positions
 ENDLESS = "xy" * 1500 + "1 11"
 
 
 @pytest.fixture
 def searching(spoiled: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model whose tokenizer holds in its trial, and searches without end on one text."""
+    """A model whose tokenizer passes its trial, and searches without end on one text."""
     monkeypatch.setattr(text_trial, "TEXT_CPU_S", 0.3)
     folder = spoiled(pre_tokenizer=splits(SEARCHES))
     config = folder / "tokenizer_config.json"  # GPT-2's own class would build another pre_tokenizer

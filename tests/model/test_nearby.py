@@ -1,4 +1,4 @@
-"""Which model a name that leads nowhere may have meant."""
+"""Suggestions for a model name that does not exist."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ ADDED = [
 @pytest.fixture(scope="module")
 def with_added_tokens() -> PreTrainedTokenizerBase:
     """GPT-2's tokenizer with what other models' have: special tokens of all kinds, and added tokens that are text."""
-    tokenizer = copy.deepcopy(open_checkpoint("bundled").tokenizer)  # other tests have it too
+    tokenizer = copy.deepcopy(open_checkpoint("bundled").tokenizer)  # other tests use it too
     tokenizer.add_tokens(ADDED)
     tokenizer.add_special_tokens({"bos_token": "<s>", "pad_token": "[PAD]"})
     return tokenizer

@@ -1,4 +1,4 @@
-"""Which tokens of a row are scored, and behind which others: as lm-evaluation-harness has it."""
+"""Which tokens of a row are scored, and after which context: as in lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_marks_in_a_text_stay_text(checkpoint: Checkpoint) -> None:
 
 @pytest.mark.parametrize(("stride", "starts"), [(None, [1, 5, 5, 5]), (8, [1, 1, 7]), (3, [1, 6, 6, 6, 6, 6])])
 def test_a_longer_text_goes_through_in_windows(checkpoint: Checkpoint, stride: int | None, starts: list[int]) -> None:
-    """Every token is scored once; a window of the model's length is behind each but the first."""
+    """Every token is scored once; every window after the first has the model's full length."""
     short = replace(checkpoint, outline=type(checkpoint.config)(n_positions=8))
     text = "the dog and the cat and the bird and the fish and the house and the rain"
     ids = checkpoint.tokenizer(text)["input_ids"][:19]

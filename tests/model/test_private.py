@@ -1,4 +1,4 @@
-"""Private names of other libraries stand in one file, are there, and what is put in their place gives way."""
+"""Private names of other libraries are used in one file only, exist, and can be replaced."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def is_private(name: str) -> bool:
 
 @cache
 def own_names() -> frozenset[str]:
-    """Private names that batchgen defines: functions, classes, variables and attributes of `self` or `cls`."""
+    """Return private names that batchgen defines: functions, classes, variables, attributes of `self` or `cls`."""
     names = set()
     for node in (node for tree in SOURCES.values() for node in ast.walk(tree)):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -38,7 +38,7 @@ def own_names() -> frozenset[str]:
 
 
 def foreign_names(tree: ast.AST) -> Iterator[str]:
-    """Private attributes and modules of others that a file names."""
+    """Return private attributes and modules of other libraries that a file names."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in own_names() | PYTHONS:
             yield node.attr

@@ -22,18 +22,18 @@ def tokenizer_of(kind: str) -> PreTrainedTokenizerBase:
 
 
 def written(kind: str, prompt: str, output: str, **options: Any) -> Sequence:
-    """A row that a model continued so, behind the prompt's tokens."""
+    """Return a row that a model continued with this text, after the prompt's tokens."""
     tokenizer = tokenizer_of(kind)
     prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     sequence = Sequence(Request(0, "0", prompt, SamplingParams(**options)), 0, prompt_ids)
-    own = output if kind == "bytes" else output.removeprefix(" ")  # others put a space ahead of a text themselves
+    own = output if kind == "bytes" else output.removeprefix(" ")  # other tokenizers add the leading space themselves
     sequence.output_ids = tokenizer(own, add_special_tokens=False)["input_ids"]
     assert decode_output(tokenizer, replace(sequence, request=Request(0, "0", prompt))) == output
     return sequence
 
 
 def text_at_stop(kind: str, sequence: Sequence) -> tuple[int | None, str]:
-    """The step at which a stop ends the row, as engines find it, and the text then."""
+    """Return the step at which a stop ends the row, as engines find it, and the text at that step."""
     tokenizer, output_ids = tokenizer_of(kind), sequence.output_ids
     for step in range(1, len(output_ids) + 1):
         sequence.output_ids = output_ids[:step]

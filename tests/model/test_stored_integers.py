@@ -1,4 +1,4 @@
-"""Weights that a checkpoint stores in 8-bit integers: what they become, that they come back, and what is refused."""
+"""Weights that a checkpoint stores in 8-bit integers: how they are loaded, that they are restored, what is refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PROJECTION = "model.layers.1.self_attn.k_proj"
 
 
 def compressed(form: str, weights: object = BY_OUTPUT, inputs: object = None, **more: object) -> dict[str, Any]:
-    """What compressed-tensors writes into config.json."""
+    """Return what compressed-tensors writes into config.json."""
     group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
     named = {"quant_method": "compressed-tensors", "format": form, "ignore": ["lm_head"]}
     return {**named, "config_groups": {"group_0": group}, **more}
@@ -48,7 +48,7 @@ def as_integers(path: str, integers: torch.Tensor, scale: torch.Tensor) -> Tenso
 
 
 def as_words(path: str, integers: torch.Tensor, scale: torch.Tensor) -> Tensors:
-    """Four integers in one of 32 bits, the first one lowest."""
+    """Pack four integers into each 32-bit integer, the first one lowest."""
     fours = (integers.to(torch.int64) + 128).view(len(integers), -1, 4)
     words = (fours << torch.tensor([0, 8, 16, 24])).sum(-1).to(torch.int32)
     shape = torch.tensor(integers.shape)
@@ -70,7 +70,7 @@ WRITERS: dict[str, tuple[dict[str, Any], Callable[[str, torch.Tensor, torch.Tens
 
 @pytest.fixture(scope="module")
 def integers() -> Tensors:
-    """Of one layer; all others are made of them."""
+    """The integers of one layer; the weights of all other layers are made of them."""
     torch.manual_seed(0)
     given = torch.randint(-128, 128, (64, 64), dtype=torch.int8)
     given[:, 0] = -128
@@ -191,7 +191,7 @@ def test_a_config_that_says_nothing_of_it_is_of_floats(tmp_path: Path, text: str
 
 @pytest.mark.parametrize("command", ["run", "score", "verify", "plan", "bench", "doctor"])
 def test_every_command_that_runs_a_model_refuses_them(folder: Path, tmp_path: Path, command: str) -> None:
-    shutil.copytree(folder, tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors"))  # which nobody reads
+    shutil.copytree(folder, tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors"))  # never read
     (tmp_path / "m" / "model.safetensors").write_bytes(b"none")
     set_scheme(tmp_path / "m", ODD["GPTQ (4 bits)"])
     rows = [] if command in ("bench", "doctor") else ["-p", "x"]

@@ -1,4 +1,4 @@
-"""The text part of a model that also sees runs as a text model, with the logits that the whole gives a text."""
+"""The text part of a model that also processes images runs as a text model, with the whole model's logits for texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokenizers that are read without transformers give transformers' ids, texts and names; all others are left to it."""
+"""Tokenizers that are read without transformers give transformers' ids, texts and names; others are left to it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def put(folder: Path, name: str, content: object) -> None:
 
 
 def gpt2(folder: Path) -> str:
-    """As the Hub has GPT-2: hardly any config."""
+    """GPT-2 as it is on the Hub: with hardly any config."""
     tokenizer = json.loads((BUNDLED_FOLDER / "tokenizer.json").read_text(encoding="utf-8"))
     tokenizer["post_processor"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False}
     put(folder, "tokenizer.json", tokenizer)
@@ -86,7 +86,7 @@ def qwen(folder: Path, model_type: str = "qwen3", **config: Any) -> str:
 
 
 def llama3(folder: Path, pad: str = "<|eot_id|>", **config: Any) -> str:
-    """Every text begins with a special token."""
+    """A tokenizer in which every text begins with a special token."""
     pattern = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"
     tokenizer = trained(splitting(pattern), ["<|begin_of_text|>", "<|eot_id|>"], ignore_merges=True)
     bos = ("<|begin_of_text|>", tokenizer.token_to_id("<|begin_of_text|>"))
@@ -125,7 +125,7 @@ def read(folder: Path, model_type: str) -> LightTokenizer | None:
 def both(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[LightTokenizer, PreTrainedTokenizerBase]:
-    """A tokenizer as batchgen reads it, and as transformers does."""
+    """Return a tokenizer as batchgen reads it, and as transformers does."""
     folder = tmp_path_factory.mktemp("tokenizer")
     model_type = request.param(folder)
     put(folder, "config.json", CONFIGS[model_type])
@@ -207,7 +207,7 @@ def with_file(name: str, make: Callable[[Path], str]) -> Callable[[Path], str]:
 
 
 def digits_apart(folder: Path) -> str:
-    """GPT-2's class, which builds its own pre-tokenizer, over another: as the Hub has SmolLM2."""
+    """GPT-2's class, which builds its own pre-tokenizer, over another one: as SmolLM2 on the Hub."""
     steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     trained(steps, ["<|endoftext|>"]).save(str(folder / "tokenizer.json"))
     put(folder, "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer"})

@@ -1,4 +1,4 @@
-"""Out of memory costs nothing: rows are all accounted for, retries are few, and the failed batch's tensors are gone."""
+"""Running out of memory loses nothing: all rows come out, retries are few, and the failed batch's tensors are freed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def short_rows(lengths: list[int]) -> list[Sequence]:
 
 
 class Runner:
-    """Finishes rows, unless `refuses` says that they are too much; keeps weak references to what it allocated."""
+    """Finishes rows, unless `refuses` says that there are too many; keeps weak references to what it allocated."""
 
     def __init__(self, make_error: Callable[[], Exception], refuses: Callable[[list[Sequence]], bool]) -> None:
         self.make_error = make_error
@@ -63,7 +63,7 @@ class Runner:
 
 
 def run_all(backoff: Backoff, batches: list[list[Sequence]], runner: Runner) -> list[Sequence]:
-    """All rows, as they come out of a queue whose batches the runner runs."""
+    """Return all rows as they come out of a queue whose batches the runner runs."""
     queue = BatchQueue(backoff)
     queue.add(batches)
     finished: list[Sequence] = []
@@ -149,7 +149,7 @@ def test_rows_finished_before_the_failure_stay() -> None:
     queue = BatchQueue(Backoff(limits_of()))
     queue.add([rows])
     assert not runs(queue.take(), attempt)
-    assert queue.give_way(rows) == 3  # tokens that are made again
+    assert queue.give_way(rows) == 3  # tokens that are generated again
     assert [queue.take(), queue.take()] == [[rows[1], rows[2]], [rows[3]]]
     assert rows[0].output_ids == [1]
 
@@ -228,7 +228,7 @@ def test_where_memory_is_plenty_steps_use_it_for_speed(share: float, is_plenty: 
     told: list[bool] = []
     backoff = Backoff(limits_of(int(share * predicted)), meter=FakeMeter([2 * predicted]), reuse_blocks=told.append)
     run_all(backoff, [rows], Runner(MemoryError, lambda _: False))
-    assert told == [False]  # prefills give their blocks back
+    assert told == [False]  # prefills free their blocks
     backoff.begin_steps()
     assert told == [False, is_plenty]
     assert (backoff.limits.budget_bytes == int(share * predicted)) == is_plenty

@@ -1,4 +1,4 @@
-"""The plan is what a run does: same windows, same batches, same padding; and it keeps no rows."""
+"""The plan is what a run does: the same windows, batches and padding; and it keeps no rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows that took more memory than was predicted: it is said at the end, and the next run plans with it."""
+"""Rows that took more memory than predicted: it is reported at the end, and the next run plans with it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MIB = 2**20
 
 
 def ended(*growths: int, predicted: int = 100 * MIB) -> tuple[list[str], list[float]]:
-    """What is said and kept after batches that were all expected to take as much."""
+    """Return what is reported and kept after batches that were all expected to take the same."""
     said: list[str] = []
     kept: list[float] = []
     backoff = Backoff(limits_of(1 << 40), meter=FakeMeter(list(growths)), say=said.append, keep_overrun=kept.append)

@@ -20,7 +20,7 @@ from tests.support.engines import FOOTPRINT, limits_of
 from tests.support.rows import rows_of_lengths
 
 LENGTHS = st.lists(st.integers(1, 200), max_size=40)
-# From what holds not even one row to what holds them all.
+# From too small for one row to enough for all of them.
 BUDGETS = st.integers(0, 40).map(lambda rows: rows * needed_bytes(1, 100, SamplingParams()))
 
 

@@ -15,11 +15,11 @@ from batchgen.errors import InputError
 from batchgen.planning.windows import Windows
 
 PATIENT = 600.0  # seconds: no window closes before it is full, however busy the machine is
-DEADLINE = 600.0  # seconds after which what never comes is a failure
+DEADLINE = 600.0  # seconds after which something that has not come is a failure
 
 
 def windows(items: Iterable[Any], first: int, *options: int, **named: Any) -> Iterator[list[Any]]:
-    """All windows of a stream, whose thread ends with the loop over them."""
+    """Yield all windows of a stream; its thread ends with the loop over them."""
     cut = Windows(items, first, *options, **named)
     try:
         yield from iter(cut.take, None)
@@ -139,7 +139,7 @@ def test_an_endless_source_is_read_at_most_a_window_ahead() -> None:
         reader.append(threading.current_thread())
         for number in itertools.count():
             taken.append(number)
-            if number == 6:  # two delivered, four in the queue, one in hand
+            if number == 6:  # two delivered, four in the queue, one being read
                 ahead.set()
             yield number
 

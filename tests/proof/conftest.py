@@ -1,4 +1,4 @@
-"""Headless Chromium for the tests of pages, which are skipped where it, or the extra `browser`, is missing."""
+"""Headless Chromium for tests of pages, which are skipped if Chromium or the extra `browser` is missing."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture
 def expect(browser: Any) -> Any:
-    """Playwright's assertions, which wait: a browser draws what a page shows a moment after the page asks for it."""
+    """Playwright's assertions, which wait: a browser draws what a page shows with a short delay."""
     return pytest.importorskip("playwright.sync_api").expect

@@ -1,6 +1,6 @@
 """The page of results in headless Chromium, opened from a file: ten thousand rows, searched, filtered and sorted.
 
-A card has no text until the browser has drawn it (`content-visibility: auto`), so what is in one is waited for.
+A card has no text until the browser has drawn it (`content-visibility: auto`), so tests wait for the contents of cards.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The page of results, and of two outputs' differences: what is on it, and that nothing of a text becomes markup."""
+"""The pages of results and of two outputs' differences: what they contain, and that no text becomes markup."""
 
 from __future__ import annotations
 

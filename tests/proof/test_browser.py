@@ -1,6 +1,6 @@
 """The page of `inspect --html` in headless Chromium, opened from a file: what it shows, and what its controls change.
 
-Needs Debian's Chromium and the extra `browser`; skipped where either is missing.
+Needs Debian's Chromium and the extra `browser`; skipped if either is missing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MARKUP = "</script><script>window.hacked = 1</script><img src=x onerror='window.
 
 
 class Opened:
-    """A page in a tab, with everything that it said and asked for."""
+    """A page in a tab, with all its messages and requests."""
 
     def __init__(self, browser: Any, path: Path) -> None:
         self.errors: list[str] = []
@@ -43,7 +43,7 @@ class Opened:
         return self.tab.locator("#grid tr").nth(row).locator("td").nth(column)
 
     def shades(self, row: int) -> list[float]:
-        """How dark each cell of a row is: the square root of its weight."""
+        """Return how dark each cell of a row is: the square root of its weight."""
         cells = self.tab.locator("#grid tr").nth(row).locator("td")
         return [float(c) for c in cells.evaluate_all("all => all.map(c => c.style.getPropertyValue('--weight'))")]
 

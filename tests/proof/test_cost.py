@@ -1,4 +1,4 @@
-"""What `verify --quantize` says of 8-bit integers: equal tokens, divergence, perplexity; and exit code 0 for them."""
+"""What `verify --quantize` reports about 8-bit integers: equal tokens, divergence, perplexity; and exit code 0."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VERIFY = ("verify", "--model", "bundled", "--quantize", "int8", "--max-new-token
 
 
 def oracle_of(logits: list[float]) -> Any:
-    """Says the same logits of every context."""
+    """Return the same logits for every context."""
     return SimpleNamespace(logits=lambda token_ids, last: torch.tensor([logits] * last))
 
 

@@ -1,4 +1,4 @@
-"""What differs between two outputs: which rows are joined, where they part, and how many."""
+"""What differs between two outputs: which rows are joined, where they diverge, and how many."""
 
 from __future__ import annotations
 

@@ -84,14 +84,14 @@ def test_least_number_and_infinity_part_where_nothing_is_seen(checkpoint: Checkp
 
 
 def test_infinity_would_reach_the_tokens(bundled: Model) -> None:
-    """What the legend of the mask view says: 0 * NaN is NaN, one layer further."""
+    """As the legend of the mask view says: 0 * NaN is NaN, one layer further."""
     batch = batch_of(bundled)
     visible = torch.tensor(inspect_masks(bundled.checkpoint.config, batch).visible)
     mask = torch.zeros(visible.shape).masked_fill(~visible, -torch.inf)[:, None]  # [B, 1, T, T]
     network = bundled.on_same_weights("eager").network
     with torch.inference_mode():
         logits = network(batch.input_ids, attention_mask=mask, position_ids=batch.position_ids).logits
-    assert logits[:, -1].isnan().any(-1).tolist() == [True, False, True]  # all but the row without pads
+    assert logits[:, -1].isnan().any(-1).tolist() == [True, False, True]  # all except the row without pads
 
 
 # Attention.

@@ -1,4 +1,4 @@
-"""The page of `inspect --html` as text: packing, sizes, escaping. What it does in a browser is in test_browser.py."""
+"""The page of `inspect --html` as text: packing, sizes, escaping. test_browser.py tests it in a browser."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Elements(HTMLParser):
 
 
 def unpack(text: str, digits: int) -> torch.Tensor:
-    """Distances below the largest score, as the page's script reads them."""
+    """Return distances below the largest score, as the page's script reads them."""
     most = 64**digits - 1
     signs = [ALPHABET.index(sign) for sign in text]
     codes = [sum(64 ** (digits - 1 - i) * sign for i, sign in enumerate(signs[at : at + digits]))
@@ -70,7 +70,7 @@ def test_weights_come_back_from_the_packed_scores(digits: int, error: float) -> 
     scores = 3 * torch.randn(1, 1, 4, 4).masked_fill(torch.ones(4, 4).triu(1).bool(), -torch.inf)
     packed = pack([scores], [mask], most_characters=100 if digits == 2 else 10)
     assert packed.digits == digits
-    depths = unpack(packed.text, digits).split([2, 3, 4])  # the queries that are no pads
+    depths = unpack(packed.text, digits).split([2, 3, 4])  # the queries that are not pads
     for query, found in enumerate(depths, 1):
         expected = scores[0, 0, query, : query + 1].softmax(-1)
         assert torch.allclose((-found).softmax(-1), expected, atol=error)
@@ -84,7 +84,7 @@ def test_rows_layers_heads_queries_follow_each_other() -> None:
 
 
 def test_only_rows_that_fit_are_packed() -> None:
-    layers = [torch.zeros(3, 1, 4, 4)]  # 10 scores a row
+    layers = [torch.zeros(3, 1, 4, 4)]  # 10 scores per row
     assert pack(layers, [[1] * 4] * 3, most_characters=60).num_rows == 3
     assert pack(layers, [[1] * 4] * 3, most_characters=30) == pack(layers, [[1] * 4] * 3, most_characters=59)
     assert pack(layers, [[1] * 4] * 3, most_characters=29).num_rows == 2
@@ -94,7 +94,7 @@ def test_only_rows_that_fit_are_packed() -> None:
 
 
 def made_up(num_layers: int, num_heads: int) -> tuple[Inspection, WholeAttention, list[Prediction]]:
-    """Sixteen rows of 64 tokens, of a model that nobody has to run."""
+    """Return sixteen rows of 64 tokens, made up without a model."""
     from batchgen.proof.inspector import InspectedRow
 
     pieces = [f" token{i}" for i in range(64)]
@@ -117,7 +117,7 @@ def test_sixteen_rows_of_64_tokens_stay_below_5_mb(num_layers: int, num_heads: i
     assert '"packedRows": 16' in page
 
 
-# What is in it.
+# Contents.
 
 
 def test_the_page_is_the_same_each_time(bundled: Model) -> None:

@@ -1,4 +1,4 @@
-"""`verify`: identical, rounding, bug; planted mistakes; negative controls; loops of somebody else's."""
+"""`verify`: identical, rounding, bug; planted bugs; negative controls; other people's loops."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ MINIMAX = MiniMaxConfig(
 
 @pytest.fixture
 def model_named(folders: dict[str, Path], checkpoint: Checkpoint) -> Callable[[str], Model]:
-    """A random model of its own, so that no engine can touch the oracle's."""
+    """Return a random model of its own, so that no engine can change the oracle's."""
 
     def make(name: str) -> Model:
         return open_model(str(folders[name]), device="cpu") if name in folders else model_of(QWEN2, checkpoint)
@@ -79,14 +79,14 @@ def oracle() -> Oracle:
 
 
 def verify(model: Model, oracle: Oracle, **options: Any) -> tuple[VerifyReport, list[Sequence]]:
-    """Verifies the prompts, five rows at a time."""
+    """Verify the prompts, five rows at a time."""
     requests = requests_of(PROMPTS, max_new_tokens=3)
     chosen = EngineOptions(batch_size=5, **options)
     return verify_rows(model, oracle, requests, lambda on_logits: make_engine(model, chosen, on_logits=on_logits))
 
 
 def check(model: Model, oracle: Oracle, plant: Callable[[Engine], None], **options: Any) -> list[RowCheck]:
-    """Checks an engine that somebody has tampered with."""
+    """Check an engine with a planted bug."""
     recorder, rows = LogitRecorder(), encoded(PROMPTS, model, max_new_tokens=3)
     bound = measure_error(oracle, oracle.model, pick_rows(rows, 4))
     engine = make_engine(model, EngineOptions(batch_size=4, **options), on_logits=recorder.on_logits)
@@ -113,7 +113,7 @@ def test_scores_in_batches_are_those_of_each_row_alone(oracle: Oracle) -> None:
 
 def test_a_score_that_sees_its_pads_is_a_bug(oracle: Oracle) -> None:
     def shift(engine: Engine) -> None:
-        """Every token is scored by what comes behind another one."""
+        """Score every token by what follows another one."""
         engine.network = copy(engine.network)
         hidden = engine.network.hidden
         engine.network.hidden = lambda rows, columns, *cache: hidden(rows, columns, *cache).roll(1, dims=1)
@@ -200,7 +200,7 @@ def plant_in(kind: type[Model]) -> Callable[[Engine], None]:
     [
         ("reference", WithoutPositions),
         ("reference", WithoutMask),
-        ("continuous", WithoutPositions),  # its layers know the rows' columns, and are given no mask
+        ("continuous", WithoutPositions),  # its layers know the rows' columns and take no mask
     ],
 )
 def test_a_planted_mistake_is_a_bug_in_every_padded_row(oracle: Oracle, engine: str, mistake: type[Model]) -> None:
@@ -435,7 +435,7 @@ def test_nothing_to_verify_is_an_error(oracle: Oracle) -> None:
 
 
 def loop(model: Model, pads: Callable[..., Any], max_new_tokens: int = 6) -> Callable[[list[str]], torch.Tensor]:
-    """The usual loop: tokenize, pad in some way, generate, and give whole rows back."""
+    """The usual loop: tokenize, pad in some way, generate, and return whole rows."""
 
     def run(prompts: list[str]) -> torch.Tensor:
         batch = pads(encoded(prompts, model, max_new_tokens=3), model.checkpoint.pad_token_id)
@@ -552,7 +552,7 @@ class AddRows(torch.nn.Module):
 
 
 def parting_at(layer: int, checkpoint: Checkpoint) -> Model:
-    """A model of two layers, of which one parts."""
+    """Return a model of two layers, one of which depends on its batch."""
     model = model_of(ARCHITECTURES["llama"], checkpoint)
     mlp = model.network.model.layers[layer].mlp
     mlp.down_proj = torch.nn.Sequential(mlp.down_proj, AddRows())
@@ -579,7 +579,7 @@ def test_the_layer_that_parts_first_is_named(layer: int, engine: str, checkpoint
         assert way.parting is not None
         assert (way.parting.layer, way.parting.token) == (f"model.layers.{layer}", 0)
         assert way.parting.max_difference == pytest.approx(4e-5, abs=4e-6)
-    assert not found.is_promised  # the trial saw it, or nothing ever is
+    assert not found.is_promised  # if the trial does not notice it, nothing will
     console = Console(file=(written := StringIO()), width=200)
     print_report(console, replace(report_of(), bits=found))
     assert f"5 rows with other bits, by up to {short_number(found.ways[0].max_difference)}; first at model" in (

@@ -1,4 +1,4 @@
-"""Records of options: what they take, and how their errors name fields."""
+"""Records of options: what they accept, and how their errors name fields."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conversations on a cluster: what workers are sent, and what a run that goes on must have been begun with.
+"""Conversations on a cluster: what workers are sent, and what a continued run must have been started with.
 
 The cluster is this process; `test_ray.py` has a real one.
 """

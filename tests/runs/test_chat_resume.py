@@ -1,4 +1,4 @@
-"""Runs of conversations that are stopped or killed and go on: the bytes are those of a run that nothing disturbed."""
+"""Runs of conversations that are stopped or killed and then continued: the bytes are those of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NUM_RESULTS = 13
 
 
 class StopsAfter(Observer):
-    """Stops a run after so many results."""
+    """Stops a run after a number of results."""
 
     def __init__(self, num_results: int) -> None:
         self.num_left = num_results
@@ -60,7 +60,7 @@ BODIES = [
 
 
 def write_input(path: Path, form: str) -> Path:
-    """Seven rows: some with samples, one that fails, one with a tool."""
+    """Write seven rows: some with samples, one that fails, one with a tool."""
     lines = []
     for place, body in enumerate(BODIES):
         if form == "openai":
@@ -85,7 +85,7 @@ def output_of(folder: Path, form: str) -> Path:
 
 
 def contents(output: Path) -> dict[str, bytes]:
-    """The finished files of a run."""
+    """Return the contents of the finished files of a run."""
     return {path.name: path.read_bytes() for path in output.parent.iterdir() if not path.name.startswith(".")}
 
 

@@ -193,7 +193,7 @@ def test_inspect_tells_template_roles_and_contents_apart(template: Path) -> None
     shown = invoke(*command).stdout
     assert "template  role  content" in shown
     assert "are the same in every row" in shown
-    assert "computes them only once" not in shown  # so few are not worth a forward of their own
+    assert "computes them only once" not in shown  # too few to be worth a forward of their own
     long = "You answer in one short and friendly sentence, and never in more than that, " * 2
     system = invoke(*command, "--system", long)
     assert "are the same in every row: a run with many rows computes them only once" in " ".join(system.stdout.split())
@@ -236,7 +236,7 @@ def test_a_system_prompt_that_all_rows_share_is_computed_once(
 
 
 def truncated(num_turns: int, n_positions: int | None, template: Path) -> tuple[list[str], str | None]:
-    """The contents that are left of a conversation of so many turns, and the row's error."""
+    """Return what is left of a conversation with a number of turns, and the row's error."""
     checkpoint = open_checkpoint("bundled", weights=False)
     chat = open_chat(checkpoint, ChatOptions(template=str(template)))
     messages = [Message("system", "sys")]

@@ -41,7 +41,7 @@ SCHEMA = {
     "additionalProperties": False,
 }
 ASKED = ("--json-schema", json.dumps(SCHEMA), "--max-new-tokens", 40)
-# Rows of every kind, under a constraint of the run; one is bad, one has two samples.
+# Rows of every kind, under the run's constraint; one is bad, one has two samples.
 MIXED: tuple[dict[str, Any], ...] = (
     {"prompt": "My dog is", "sampling": {"json_schema": SCHEMA}},
     {"prompt": "My dog is", "sampling": {"regex": "[a-z]{3}-[0-9]+", "num_samples": 2, "repetition_penalty": 1.2}},
@@ -193,7 +193,7 @@ def test_what_openai_bodies_ask_in_vain_is_named(more: dict[str, Any], problem: 
 
 
 class Person:
-    """As pydantic's classes do."""
+    """Like pydantic's classes."""
 
     @classmethod
     def model_json_schema(cls) -> dict[str, Any]:
@@ -321,7 +321,7 @@ def test_a_cluster_writes_the_same_also_when_it_goes_on(tmp_path: Path, checkpoi
 
 
 def run_on_this_machine(rows: Path, output: Path, checkpoint: Checkpoint) -> None:
-    """As Ray would, in this process."""
+    """Run in this process instead of on Ray."""
     folder = OutputFolder(str(output))
     folder.make()
     job = Job(FilePrompts((), ReadOptions()), SamplingParams(regex="[a-z]{1,4}", temperature=1.0, max_new_tokens=40))

@@ -1,4 +1,4 @@
-"""Inputs cut into parts: whatever the cut, the parts' rows are those of the whole files."""
+"""Inputs cut into parts: wherever they are cut, the parts' rows are those of the whole files."""
 
 from __future__ import annotations
 

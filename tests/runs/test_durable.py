@@ -1,4 +1,4 @@
-"""Runs into a file: what is kept, resumed, refused, and left behind."""
+"""Runs into a file: what is kept, resumed, refused, and left over."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write_lines(path: Path, lines: list[str]) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_collector() -> Iterator[None]:
-    """Files are closed by those who opened them, not by the next round of the garbage collector."""
+    """Turn off the garbage collector: code that opens a file must close it."""
     gc.disable()
     yield
     gc.enable()
@@ -52,19 +52,19 @@ def store_of(output: Path) -> Path:
 
 
 def visible(folder: Path) -> list[str]:
-    """The files that a user sees in a folder."""
+    """Return the files that a user sees in a folder."""
     return sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
 
 
 def begin(prompts: Path, output: Path, *options: object, num_rows: int = 3) -> None:
-    """A run that ends after some rows, with its store, as an interrupted one does; without its output."""
+    """Run until some rows are finished, then remove the output and keep the store, as if interrupted."""
     assert run(prompts, "-o", output, "--limit", num_rows, "--keep-store", *options).exit_code in (0, 3)
     if output.suffix != ".db":
         output.unlink()
 
 
 def rows(result: Result) -> int:
-    """How many rows a run says it ran, beside those that were kept."""
+    """Return how many rows a run says it ran, besides those that were kept."""
     [(number, kept)] = re.findall(
         r"^batchgen: (\d+) rows?(?: \((\d+) kept\))?, .*prompt \+", result.stderr, re.MULTILINE
     )
@@ -86,7 +86,7 @@ def begun_output(begun: Path, output: Path) -> Path:
     return output
 
 
-# Going on.
+# Resuming.
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_a_run_that_failed_half_way_goes_on(prompts: Path, output: Path, tmp_pat
     assert len(output.read_text().splitlines()) == 7
 
 
-# Rows that failed.
+# Failed rows.
 
 
 def test_failed_rows_count_as_done(tmp_path: Path, output: Path) -> None:

@@ -1,4 +1,4 @@
-"""Rows that have one id have samples of their own, the same in every way to run them."""
+"""Rows with the same id have samples of their own, the same however they run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SAMPLED = ("--temperature", 1, "--seed", 3)
 
 @pytest.fixture
 def equal(tmp_path: Path) -> Path:
-    """Two files, six rows in all, of which five are equal."""
+    """Two files with six rows in total, five of which are equal."""
     folder = tmp_path / "rows"
     folder.mkdir()
     (folder / "a.jsonl").write_text(f"{json.dumps(ROW)}\n" * 3)

@@ -1,4 +1,4 @@
-"""Runs that go on with a finished file, start anew over one, or find that somebody else's stands there."""
+"""Runs that continue with a finished file, replace one, or find somebody else's file."""
 
 from __future__ import annotations
 
@@ -117,12 +117,12 @@ def test_failed_rows_of_a_finished_file_need_its_store(tmp_path: Path) -> None:
     assert "--keep-store keeps it" in line
 
 
-# Starting anew.
+# Starting over.
 
 
 @pytest.fixture
 def stopped(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The model takes so long to load that somebody stops it."""
+    """Interrupt the run while the model loads."""
     monkeypatch.setattr(equipment, "load_model", lambda *_: signal.raise_signal(signal.SIGTERM))
     yield
     monkeypatch.undo()
@@ -237,7 +237,7 @@ def test_pages_and_drawings_differ(tmp_path: Path) -> None:
     assert not page.exists()
 
 
-# What is said.
+# Messages.
 
 
 def test_every_file_that_is_written_is_named(prompts: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The output folder of a run on Ray: files that are whole or not there, and what is still missing."""
+"""The output folder of a run on Ray: files are written atomically, and what is still missing is known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Readers beside a writer: who may have a store, and what others see of it meanwhile."""
+"""Readers beside a writer: who may open a store, and what others see of it meanwhile."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_where_the_system_does_not_say_a_folder_is_local(tmp_path: Path) -> None
     assert not is_on_network(tmp_path, tmp_path / "nothing")
 
 
-# What is counted.
+# Counts.
 
 
 def test_reasons_are_counted_by_kind_without_their_places(store: Store) -> None:

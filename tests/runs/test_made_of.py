@@ -1,4 +1,4 @@
-"""What a run's engine is made of stands in its store and manifest, and a resumed run goes on with it."""
+"""A run's engine choice is in its store and manifest, and a resumed run continues with it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def prompts(tmp_path: Path) -> Path:
 
 
 def begin(prompts: Path, output: Path, *options: object) -> None:
-    """A run that was interrupted after two rows."""
+    """Start a run that is interrupted after two rows."""
     assert run(prompts, "-o", output, "--limit", 2, "--keep-store", *options).exit_code == 0
     output.unlink()
 
 
 def engine_of(prompts: Path, output: Path, *options: object) -> dict[str, Any]:
-    """What the manifest of a whole or resumed run says."""
+    """Return the engine in the manifest of a whole or resumed run."""
     manifest = output.with_suffix(".manifest")
     assert run(prompts, "-o", output, "--manifest", manifest, *options).exit_code == 0
     engine: dict[str, Any] = json.loads(manifest.read_text())["engine"]

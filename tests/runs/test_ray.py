@@ -1,4 +1,4 @@
-"""`run --ray`: the rows of the plain run, whatever dies on the way. On a two-CPU Ray that this module starts."""
+"""`run --ray`: the rows of a plain run, whatever dies on the way. On a two-CPU Ray that this module starts."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ ray = pytest.importorskip("ray", reason="LOUDLY SKIPPED: the extra ray is not in
 pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).parents[2]
-PORT = 7379  # beside another Ray on its usual one
+PORT = 7379  # another Ray may use the default one
 ADDRESS = f"127.0.0.1:{PORT}"
 TWO = Size(workers=2, cpus=1, gpus=0)
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """A Ray of two CPUs, whose workers can import what the tests can."""
+    """A Ray with two CPUs, whose workers can import what the tests can."""
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     own = {"PYTHONPATH": os.pathsep.join(paths), "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
     environment = os.environ | own
@@ -73,7 +73,7 @@ def answers() -> bool:
 
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of three files: rows with samplings of their own, ids that come again, bad rows, quoted newlines."""
+    """A folder of three files: rows with their own sampling, repeated ids, bad rows, quoted newlines."""
     folder = tmp_path_factory.mktemp("in")
     samplings = [{}, {"temperature": 0.9, "top_k": 20}, {"temperature": 1.2, "min_p": 0.05}, {"max_new_tokens": 3}]
     rows = [
@@ -89,7 +89,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(address: str, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of a run that has come to its end."""
+    """The output folder of a finished run."""
     output = tmp_path_factory.mktemp("finished") / "out"
     assert of(prompts, output).exit_code == 3
     return output
@@ -101,7 +101,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 
 
 def lines_of(folder: Path) -> list[str]:
-    """All rows in the folder; by the names of its files they are in input order."""
+    """Return all rows in the folder; sorted by file name they are in input order."""
     return [line for file in sorted(folder.glob("part-*.jsonl")) for line in file.read_text().splitlines()]
 
 
@@ -110,7 +110,7 @@ def of(prompts: Path, output: Path, *options: object, address: str = ADDRESS) ->
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
-    """The command in a process of its own, as users have it."""
+    """Start the command in its own process, as users do."""
     words = [Path(sys.executable).parent / "batchgen", "run", "--model", "bundled", *arguments]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(list(map(str, words)), text=True, **pipes)  # type: ignore[call-overload,no-any-return]
@@ -157,7 +157,7 @@ def test_conversations_are_the_same_too(address: str, tmp_path: Path) -> None:
     options = ["--chat-template", template, "--system", "Be brief.", "--num-samples", 2, "--temperature", 1]
     result = run(rows, "-o", output, "--ray", address, "--part-rows", 7, *options)
     assert result.exit_code == 0, result.stderr
-    template = template.rename(tmp_path / "moved.jinja")  # it went to the workers with the work
+    template = template.rename(tmp_path / "moved.jinja")  # it was sent to the workers with the work
     assert [json.loads(line) for line in lines_of(output)] == records(
         run(rows, "--chat-template", template, *options[2:])
     )
@@ -197,7 +197,7 @@ def test_parquet_has_the_same_rows(address: str, prompts: Path, tmp_path: Path) 
     assert [row["text"] for row in rows] == [row["text"] for row in records(run(prompts / "c.txt"))]
 
 
-# Going on.
+# Resuming.
 
 
 def test_only_what_is_missing_is_run_again(prompts: Path, finished: Path, copy: Path) -> None:
@@ -255,7 +255,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(prompts: Path, copy: Path)
     assert "holds a run: continue it with --resume" in failure(of(prompts, copy), 1)
 
 
-# Faults. The workers have no model: what a row does to its worker is in its first token.
+# Faults. The workers have no model: a row's first token says what it does to its worker.
 
 
 def begin(tmp_path: Path, lines: list[str], checkpoint: Checkpoint, seconds: float, part_rows: int) -> tuple[Any, ...]:
@@ -291,7 +291,7 @@ def test_twenty_kills_lose_no_row_and_double_none(address: str, checkpoint: Chec
 
 
 def kill_actors(killed: list[int], done: threading.Event, times: int) -> None:
-    """Kills the process of one actor after another, each soon after it came up."""
+    """Kill the process of one actor after another, each soon after it started."""
     source = random.Random(0)
     while len(killed) < times and not done.wait(source.uniform(0.2, 0.8)):
         actors = [process.pid for process in psutil.process_iter() if is_actor(process) and process.pid not in killed]
@@ -324,7 +324,7 @@ def test_a_row_that_kills_its_worker_is_an_error_and_the_others_are_not(
     assert cluster_run.stats().errors == cluster_run.num_isolated == 1
 
 
-# What cannot be.
+# What is not possible.
 
 
 def test_an_address_without_ray_is_one_line(prompts: Path, tmp_path: Path) -> None:

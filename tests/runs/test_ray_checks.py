@@ -1,4 +1,4 @@
-"""What a run on Ray refuses before it asks for Ray."""
+"""What a run on Ray refuses before it needs Ray."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ STORY = "My dog is a very nice dog, and the old king went to the river in the ra
 
 
 def rows() -> list[dict[str, str]]:
-    """Choices of one and of several tokens behind prompts of many lengths."""
+    """Return choices of one and of several tokens after prompts of many lengths."""
     words = STORY.split()
     choices = ([" and", " the"], [" and a cat", " of the river", " dog"])
     return [

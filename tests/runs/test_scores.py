@@ -234,7 +234,7 @@ def test_bests_differ_by_what_they_are_measured_by() -> None:
     assert (found.best, found.best_per_token, found.best_per_byte, found.is_tie) == (1, 0, 0, False)
 
 
-# A run's machinery.
+# How runs work.
 
 
 def test_workers_a_stopped_run_and_a_whole_one_write_the_same_bytes(tmp_path: Path) -> None:

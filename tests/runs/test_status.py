@@ -1,4 +1,4 @@
-"""`status` and `results`: what others are told of a run that is alive, was interrupted, or is done."""
+"""`status` and `results`: what they show about a run that is alive, was interrupted, or has finished."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def fine(index: int) -> Result:
 
 @pytest.fixture
 def alive(output: Path) -> Iterator[Store]:
-    """A run of four rows that is alive; the first and the last are finished, the last has failed."""
+    """A run of four rows that is alive; the first and the last are finished, the last one has failed."""
     store = Store(store_of(output))
     reporter = Reporter(store, clock=lambda: NOW)
     reporter.measure = lambda progress: replace(progress, rows_total=4, new_tokens=5, seconds_left=75.0)
@@ -142,7 +142,7 @@ def test_what_did_not_move_is_not_noted_again(output: Path) -> None:
     store.close()
 
 
-# A run that is done.
+# A finished run.
 
 
 def test_a_finished_run_is_complete_with_or_without_its_store(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_run_that_goes_on_counts_what_was_there(tmp_path: Path) -> None:
     assert (status.state, status.rows_done, status.output_tokens) == ("complete", 2, 10)
 
 
-# What to type.
+# What to type next.
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_what_has_no_rows_says_so(tmp_path: Path) -> None:
     assert "c.jsonl:1 is not a batchgen result" in failure(invoke("results", tmp_path / "c.jsonl"), 1)
 
 
-# A folder of a run on Ray.
+# The folder of a run on Ray.
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The run store alone: what goes in comes out, it has one writer, and it knows whether the input is still the same."""
+"""The run store alone: it returns what was stored, has one writer, and knows whether the input is still the same."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def store(path: Path) -> Iterator[Store]:
     opened = Store(path)
     yield opened
     if not opened.is_closed:
-        with suppress(OutputError):  # one that has failed says so again
+        with suppress(OutputError):  # a failed store reports its failure again
             opened.close()
 
 
@@ -45,7 +45,7 @@ def indices(requests: Iterator[Request]) -> list[int]:
     return [request.index for request in requests]
 
 
-# What goes in comes out.
+# Stored results come back unchanged.
 
 
 def test_results_come_back_in_input_order(store: Store) -> None:
@@ -289,11 +289,11 @@ def test_the_file_goes_last(path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     remove_store(path)
     journal = path.name + "-wal"
     assert removed.index(journal) < removed.index(path.name)
-    assert journal in removed[removed.index(path.name) :]  # which who read it at that moment may have made anew
+    assert journal in removed[removed.index(path.name) :]  # a reader at that moment may have created it again
 
 
 def test_nothing_is_kept_behind_a_write_that_failed(store: Store, path: Path) -> None:
-    """A full disk: SQLite undoes what was not committed, and rows noted after that would stand behind a gap."""
+    """On a full disk SQLite undoes what was not committed, and rows stored after that would follow a gap."""
     rows = requests_of("abc")
     _, second, third = store.unfinished(rows)
     store.add(FINE)
@@ -318,7 +318,7 @@ def test_who_waits_for_a_store_that_is_removed_gets_none_without_a_name(path: Pa
 
     first = Store(path)
     before = num_open()
-    HELD.clear()  # as it is in another process
+    HELD.clear()  # as in another process
     with ThreadPoolExecutor() as pool:
         second = pool.submit(Store, path)
         while num_open() == before and not second.done():
@@ -341,7 +341,7 @@ def test_asking_whether_a_store_is_in_use_changes_nothing(store: Store, path: Pa
 
 
 def edit(path: Path, statement: str) -> None:
-    """What damage or another program does to a closed store."""
+    """Change a closed store as damage or another program would."""
     connection = sqlite3.connect(path)
     connection.execute(statement)
     connection.commit()

@@ -1,1 +1,1 @@
-"""What tests share: tiny models, rows, results, fakes, the command run in this process. No test lives here."""
+"""What tests share: tiny models, rows, results, fakes, the command run in this process. Contains no tests."""

@@ -14,7 +14,7 @@ from batchgen.model.chat import Chat, make_chat
 
 TEMPLATES = Path(__file__).parent.parent / "model" / "chat_templates"
 CHATML = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
-# Of each template: special tokens, the first and last of which are bos and eos; added tokens that are not special.
+# For each template: special tokens, the first and last of which are bos and eos; added tokens that are not special.
 TOKENS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "chatml": (CHATML, ()),
     "llama2": (("<s>", "</s>"), ()),
@@ -43,19 +43,19 @@ CORPUS = [
 
 
 def chat_of(tokenizer: PreTrainedTokenizerFast) -> Chat:
-    """The tokenizer's chat template at work."""
+    """Return a `Chat` with the tokenizer's chat template."""
     return make_chat({"default": tokenizer.chat_template}, lambda: tokenizer)
 
 
 @cache
 def make_chat_tokenizer(template: str, kind: str) -> PreTrainedTokenizerFast:
-    """A tokenizer of a `kind` (bytes, bytefallback, unigram) with the tokens of a template."""
+    """Return a tokenizer of a `kind` (bytes, bytefallback, unigram) with the tokens of a template."""
     special, added = TOKENS[template]
     backend = KINDS[kind](special)
     backend.add_special_tokens(list(special))
     backend.add_tokens([AddedToken(token, normalized=False) for token in added])
     ids = {token: backend.token_to_id(token) for token in special}
-    backend.post_processor = processors.TemplateProcessing(  # as many do: it adds a bos, which no chat row must get
+    backend.post_processor = processors.TemplateProcessing(  # adds a bos, as many do; no chat row may get it
         single=f"{special[0]} $A", special_tokens=[(special[0], ids[special[0]])]
     )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=special[0], eos_token=special[-1])
@@ -76,7 +76,7 @@ def _bytes(special: tuple[str, ...]) -> Tokenizer:
 
 
 def _bytefallback(special: tuple[str, ...]) -> Tokenizer:
-    """As Llama 2's: a word begins with ▁, and so does every text between two special tokens."""
+    """Like Llama 2's: a word begins with ▁, and so does every text between two special tokens."""
     fallback = [f"<0x{byte:02X}>" for byte in range(256)]
     backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -89,7 +89,7 @@ def _bytefallback(special: tuple[str, ...]) -> Tokenizer:
 
 
 def _unigram(special: tuple[str, ...]) -> Tokenizer:
-    """As SentencePiece's: special tokens are pieces of the model too, and only a text's first word gets a ▁."""
+    """Like SentencePiece's: special tokens are also pieces of the model, and only a text's first word gets a ▁."""
     backend = Tokenizer(models.Unigram())
     backend.normalizer = normalizers.NFKC()
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")

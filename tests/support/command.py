@@ -1,4 +1,4 @@
-"""The command in this process, its streams held: what it wrote, and how it ended."""
+"""The command in this process with captured streams: what it wrote, and how it ended."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def records(result: Result) -> list[dict[str, Any]]:
 
 
 def failure(result: Result, exit_code: int) -> str:
-    """The one line on stderr of a command that failed."""
+    """Return the one line on stderr of a command that failed."""
     assert result.exit_code == exit_code, result.stderr
     assert result.stdout == ""
     [line] = result.stderr.splitlines()

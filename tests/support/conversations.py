@@ -1,4 +1,4 @@
-"""Random conversations, and what transformers makes of them."""
+"""Random conversations, and how transformers renders and encodes them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def draw_conversation(random: Random, write: Callable[[Random], str] = write) ->
 
 
 def transformers_ids(tokenizer: PreTrainedTokenizerFast, conversation: Conversation) -> list[int] | None:
-    """What `apply_chat_template` gives; None where the template refuses the conversation."""
+    """Return the ids from `apply_chat_template`; None if the template refuses the conversation."""
     messages = conversation.messages
     try:
         ids: list[int] = tokenizer.apply_chat_template(
@@ -70,20 +70,20 @@ def transformers_ids(tokenizer: PreTrainedTokenizerFast, conversation: Conversat
 
 
 def _as_later_versions_read(message: dict[str, Any]) -> dict[str, Any]:
-    """Without what is null, and with thoughts under the name that gpt-oss reads: transformers 5.17 does neither."""
+    """Drop null values, and put thoughts under the name that gpt-oss reads: transformers 5.17 does neither."""
     given = {key: value for key, value in message.items() if value is not None}
     return {"thinking": given["reasoning_content"], **given} if "reasoning_content" in given else given
 
 
 def encode_rows(chat: Chat, conversations: list[Conversation]) -> list[Sequence]:
-    """The conversations as the rows of a run, as they go to an engine."""
+    """Encode the conversations as rows of a run, as they go to an engine."""
     sampling = SamplingParams()
     rows = [Request(index, str(index), "", sampling, conversation=row) for index, row in enumerate(conversations)]
     return encode(rows, chat.tokenizer, chat=chat)
 
 
 def different_ids(chat: Chat, conversations: list[Conversation]) -> list[Conversation]:
-    """Those that get other ids than `apply_chat_template` gives, or an error where it gives none."""
+    """Return the conversations whose ids differ from `apply_chat_template`'s, or that fail only in one of the two."""
     rows = encode_rows(chat, conversations)
     wanted = [transformers_ids(chat.tokenizer, conversation) for conversation in conversations]
     given = [None if row.error else row.input_ids for row in rows]
@@ -91,8 +91,9 @@ def different_ids(chat: Chat, conversations: list[Conversation]) -> list[Convers
 
 
 def broken_by_marks(chat: Chat, special: tuple[str, ...], seed: object, number: int) -> list[Conversation]:
-    """Of so many conversations full of special tokens' text and halves of it, those with other special ids or errors
-    than the same ones in plain words.
+    """Return the conversations whose special ids or errors differ from those of the same conversations in plain words.
+
+    The `number` drawn conversations are full of the text of special tokens, and of halves of it.
     """
     halves = [part for token in special for part in (token[: len(token) // 2], token[len(token) // 2 :])]
     marks = [*special, *halves, "cat", "a"]
@@ -107,7 +108,7 @@ def broken_by_marks(chat: Chat, special: tuple[str, ...], seed: object, number: 
 
 
 def _drawn(words: list[str], seed: object, number: int) -> list[Conversation]:
-    """Conversations of these words. Those of as many other ones are the same but for the words."""
+    """Draw conversations with these words. The same draws with as many other words differ only in the words."""
     random = Random(repr(seed))
 
     def write(random: Random) -> str:

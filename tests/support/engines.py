@@ -1,4 +1,4 @@
-"""An engine without a model, the engine with slots, and what bounds the rows of a tiny one."""
+"""An engine without a model, the engine with slots, and limits for the rows of a tiny model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def slots_of(model: Model, num_rows: int | None = None, *, share: bool = True, *
 
 
 def drive(engine: Engine, windows: Iterable[Iterable[Sequence]]) -> Iterator[Sequence]:
-    """Windows of rows through an engine, as the pipeline does it; rows that are finished already come straight out."""
+    """Run windows of rows through an engine, as the pipeline does; rows that are already finished come straight out."""
     source = iter(windows)
     has_more = True
     while has_more or not engine.is_idle:
@@ -46,11 +46,11 @@ def drive(engine: Engine, windows: Iterable[Iterable[Sequence]]) -> Iterator[Seq
 
 
 class FakeEngine:
-    """Finishes each row with the tokens of its own prompt, all that it has in one step, in reverse of their order."""
+    """Finishes each row with the tokens of its own prompt, all rows in one step, in reverse order."""
 
     def __init__(self, first_window: int = 16) -> None:
         self.first_window = first_window
-        self.windows: list[int] = []  # rows of each that came
+        self.windows: list[int] = []  # the number of rows of each `add`
         self.is_closed = False
         self._rows: list[Sequence] = []
         self._new_tokens = self._batches = 0

@@ -1,4 +1,4 @@
-"""A Hub on the loopback interface: serves one model folder, or is silent, or knows nothing."""
+"""A Hub on the loopback interface: serves one model folder, or does not respond, or knows no model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Handler(BaseHTTPRequestHandler):
         if path.startswith(f"/api/models/{self.repository}"):
             return self.send_info(path, files, with_body)
         begin, _, name = path.partition("/resolve/")
-        name = name.partition("/")[2]  # behind the revision
+        name = name.partition("/")[2]  # after the revision
         if begin == f"/{self.repository}" and name in files:
             return self.send_body((self.folder / name).read_bytes(), with_body)
         return self.send_body(b"{}", with_body, status=404, error="RepoNotFound")
@@ -65,7 +65,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def fake_hub(repository: str = "no repository", folder: Path = Path("/nowhere")) -> Iterator[tuple[str, list[str]]]:
-    """Its address, and the requests it got."""
+    """Yield its address, and the requests that it got."""
     requests: list[str] = []
     handler = type("OneModel", (Handler,), {"repository": repository, "folder": folder, "requests": requests})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)

@@ -1,6 +1,6 @@
-"""A worker without a model, which loads no torch: it repeats each prompt, unless a row says what to do to its process.
+"""A worker without a model, which loads no torch: it repeats each prompt, unless a row tells it to harm its process.
 
-Imported by the worker's process too.
+The worker's process imports it too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SEGFAULT, REFUSE, DIE_AT_START = 1, 2, 3
 
 @dataclass
 class FakeEngine:
-    """Finishes a row each `seconds`, a step each. The rows' padded length is the process that ran them."""
+    """Finishes one row per step, every `seconds`. The rows' padded length is the id of the process that ran them."""
 
     seconds: float
     wants_rows = 16
@@ -62,7 +62,7 @@ class FakeEngine:
         time.sleep(self.seconds)
         row = self.rows.popleft()
         if SEGFAULT in row.input_ids:
-            ctypes.string_at(0)  # in this thread: a signal from outside would leave it time to go on
+            ctypes.string_at(0)  # in this thread: a signal from outside would leave it time to continue
         if REFUSE in row.input_ids:
             raise ModelError("the model refuses")
         row.output_ids, row.finish_reason = list(row.input_ids), "length"
@@ -89,7 +89,7 @@ class FakeRecipe:
 
 
 def run_until_killed() -> None:
-    """Says which processes work, and goes on for long."""
+    """Print which processes work, and run for a long time."""
     rows = rows_of([[4]] * 20_000)
     for row in finish_all(PoolEngine([FakeRecipe(0.001)] * 2, 8), rows):
         print(row.padded_length, flush=True)

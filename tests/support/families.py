@@ -1,6 +1,6 @@
 """Tiny random configs of decoder-only families of transformers: one list for the tests and for docs/models.md.
 
-Each has the vocabulary of the bundled tokenizer, and what is special about its family in small: windows, bounds,
+Each has the vocabulary of the bundled tokenizer, and the special features of its family in small: windows, soft caps,
 latents, experts, states. A family that the installed transformers lacks has no config.
 """
 
@@ -13,11 +13,11 @@ from transformers import AutoConfig, PretrainedConfig
 EOS = 50256
 SMALL: dict[str, Any] = {"vocab_size": 50257, "bos_token_id": EOS, "eos_token_id": EOS}
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, **SMALL}
-WINDOW = 40  # columns: more than a page, so that pages are given back before a row ends
+WINDOW = 40  # columns: more than a page, so that pages are freed before a row ends
 GROUPED = {"num_key_value_heads": 2, **SHAPE}
 EIGHT = {"head_dim": 8, **GROUPED}
 FOUR = {"num_hidden_layers": 4}
-PAD = {"pad_token_id": EOS}  # where a family's own lies outside of this vocabulary
+PAD = {"pad_token_id": EOS}  # if a family's own id is outside this vocabulary
 ROTARY = {"rope_type": "default", "rope_theta": 10_000.0}
 MIXED = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": WINDOW}
 SHARED = {
@@ -45,9 +45,9 @@ CHUNKED = {
     **EIGHT,
 }  # fmt: skip
 
-# By the name of a test: what transformers calls the family (the name, where it is not given), and its options.
+# By the name of a test: transformers' name of the family (if it is not the same), and its options.
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    # Attention over everything, with learned, rotary or linearly biased positions.
+    # Full attention, with learned, rotary or linearly biased positions.
     "gpt2": ("", SHAPE),
     "gpt_bigcode": ("", SHAPE),
     "gpt_neo": ("", {"attention_types": [[["global", "local"], 1]], "window_size": WINDOW, **SHAPE}),
@@ -82,7 +82,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("", {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1, **GROUPED}),
     "qwen3": ("", EIGHT),
     "gemma": ("", EIGHT),
-    # Bounds as low as these change which token is the best.
+    # Caps this low change which token is the best.
     "gemma2": (
         "",
         {
@@ -213,12 +213,12 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def family_of(name: str) -> str:
-    """What transformers calls the family of a config."""
+    """Return transformers' name of a config's family."""
     return OPTIONS[name][0] or name
 
 
 def config_of(name: str) -> PretrainedConfig | None:
-    """The config; None where the installed transformers lacks the family."""
+    """Return the config; None if the installed transformers lacks the family."""
     family = family_of(name)
     try:
         return AutoConfig.for_model(family, **OPTIONS[name][1])

@@ -1,6 +1,7 @@
-"""Processes that are forked from one that has imported torch and transformers, which takes seconds of CPU time.
+"""Processes forked from one that has imported torch and transformers, which takes seconds of CPU time.
 
-They differ from spawned ones in nothing else: own environment and working directory, no threads or locks of the tests.
+They differ from spawned processes in nothing else: own environment and working directory, no threads or locks of the
+tests.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ METHODS = multiprocessing.get_all_start_methods()
 
 
 def get_context(method: str = "spawn") -> BaseContext:
-    """As that of `multiprocessing`, its spawned processes forked where the system can do that."""
+    """Like `multiprocessing.get_context`, but with spawned processes forked if the system supports it."""
     return _Context() if method == "spawn" and "forkserver" in METHODS else multiprocessing.get_context(method)
 
 
 def run_forked(target: Callable[..., object], *arguments: object) -> int | None:
-    """The exit code of a process that calls the function, which it imports by its name."""
+    """Return the exit code of a process that calls the function, which it imports by name."""
     process = get_context().Process(target=target, args=arguments)  # type: ignore[attr-defined]
     process.start()
     process.join()

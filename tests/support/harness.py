@@ -1,4 +1,4 @@
-"""As much of lm-eval as `batchgen.lm_eval` needs, for where it is not installed."""
+"""The parts of lm-eval that `batchgen.lm_eval` needs, for environments without it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _register(name: str) -> Callable[[type], type]:
 def rolling_windows(
     token_list: list[int], prefix_token: int, max_seq_len: int, context_len: int
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """Pairs of what goes in and what is predicted: disjoint predictions, full windows."""
+    """Yield pairs of input and predicted tokens: disjoint predictions, full windows."""
     whole = [prefix_token, *token_list]
     for start in range(0, len(token_list), max_seq_len):
         end = min(start + max_seq_len, len(token_list))
@@ -62,7 +62,7 @@ NAMES: dict[str, dict[str, Any]] = {
 
 @contextmanager
 def fake_harness() -> Iterator[None]:
-    """The modules of lm-eval are these ones, and `batchgen.lm_eval` is imported anew."""
+    """Replace lm-eval's modules with these, and import `batchgen.lm_eval` again."""
     before = {name: sys.modules.pop(name, None) for name in (*NAMES, "batchgen.lm_eval")}
     for name, values in NAMES.items():
         module = ModuleType(name)

@@ -1,4 +1,4 @@
-"""The command in a pipe or at a terminal, run in this process: another one would take seconds to import torch again."""
+"""The command in a pipe or at a terminal, run in this process: another one would take seconds to import torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from batchgen.cli import app
 
 
 def in_pipe(arguments: Iterable[object], stdin: str = "") -> str:
-    """What the command writes to standard output, where standard input is a pipe that holds `stdin`."""
+    """Return what the command writes to standard output if standard input is a pipe that holds `stdin`."""
     said: list[str] = []
 
     def talk(writer: IO[str], reader: IO[str]) -> None:
@@ -32,7 +32,7 @@ def in_pipe(arguments: Iterable[object], stdin: str = "") -> str:
 
 
 def between_pipes(arguments: Iterable[object], talk: Callable[[IO[str], IO[str]], object]) -> int:
-    """The exit code of the command while `talk` writes to its standard input and reads its standard output."""
+    """Return the command's exit code while `talk` writes to its standard input and reads its standard output."""
     source, to_command = _pipe()
     from_command, output = _pipe()
     talker = threading.Thread(target=_talk, args=(talk, to_command, from_command))
@@ -44,7 +44,7 @@ def between_pipes(arguments: Iterable[object], talk: Callable[[IO[str], IO[str]]
 
 
 def in_shell(line: str) -> str:
-    """What a command line prints, the `batchgen` of its pipeline run in this process and the rest in a shell."""
+    """Return what a command line prints; `batchgen` in its pipeline runs in this process, the rest in a shell."""
     before, call, after = re.fullmatch(r"(?:(.*) \| )?batchgen (.*?)(?: \| (jq .*))?", line).groups()  # type: ignore[union-attr]
     output = in_pipe(shlex.split(call), shell(before) if before else "")
     return stripped(
@@ -53,7 +53,7 @@ def in_shell(line: str) -> str:
 
 
 def at_terminal(*arguments: object, columns: int = 80, **environ: str) -> tuple[str, int]:
-    """What a terminal is sent, and the exit code: standard input, output and error are one pty, as in a shell."""
+    """Return what a terminal gets, and the exit code: standard input, output and error are one pty, as in a shell."""
     ours, theirs = os.openpty()
     sent: list[bytes] = []
     reader = threading.Thread(target=_read_all, args=(ours, sent))
@@ -67,7 +67,7 @@ def at_terminal(*arguments: object, columns: int = 80, **environ: str) -> tuple[
 
 
 def run(arguments: Iterable[object], stdin: IO[str], stdout: IO[str], stderr: IO[str], **environ: str) -> int:
-    """The exit code of the command with these streams and variables for its own."""
+    """Return the command's exit code with these streams and environment variables."""
     variables = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | environ
     streams = mock.patch.multiple(sys, stdin=stdin, stdout=stdout, stderr=stderr)
     with streams, mock.patch.dict(os.environ, variables, clear=True):
@@ -89,12 +89,12 @@ def _talk(talk: Callable[[IO[str], IO[str]], object], writer: IO[str], reader: I
     with writer, reader:
         talk(writer, reader)
         writer.close()
-        reader.read()  # a pipe that nobody reads would end the command
+        reader.read()  # a pipe without a reader would end the command
 
 
 def _read_all(descriptor: int, into: list[bytes]) -> None:
     try:
         while some := os.read(descriptor, 1 << 16):
             into.append(some)
-    except OSError:  # how Linux says that the other end is closed
+    except OSError:  # Linux's way to report that the other end is closed
         return

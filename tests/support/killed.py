@@ -11,7 +11,7 @@ from batchgen.runs.store import Store
 
 
 def die_after(num_results: int, words: list[object]) -> None:
-    """Runs the command, and kills its process at that result."""
+    """Run the command, and kill its process at this result."""
     add, added = Store.add, []
 
     def add_and_die(store: Store, result: Result) -> None:

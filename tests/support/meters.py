@@ -1,4 +1,4 @@
-"""A peak meter that measures what it is told."""
+"""A peak meter with given measurements."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from batchgen.machine.limits import PeakMeter
 
 
 class FakeMeter(PeakMeter):
-    """Measures what it is told."""
+    """Returns the given measurements."""
 
     def __init__(self, growths: list[int | None]) -> None:
         self.growths: Iterator[int | None] = iter(growths)

@@ -1,4 +1,4 @@
-"""Tiny random models of several architectures, and what a model says to a prompt alone."""
+"""Tiny random models of several architectures, and what a model generates for a prompt alone."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ WITH_SLOTS = ["gpt2", "gpt_neox", "opt", "llama", "qwen2"]
 
 
 def make_network(name: str, seed: int = 0) -> PreTrainedModel:
-    """A random model whose logits spread like a trained one's, so that greedy text varies and ties are rare."""
+    """Return a random model whose logits spread like a trained one's, so that greedy text varies and ties are rare."""
     torch.manual_seed(seed)
     network = AutoModelForCausalLM.from_config(ARCHITECTURES[name], attn_implementation="eager")
     with torch.no_grad():
@@ -57,7 +57,7 @@ def make_network(name: str, seed: int = 0) -> PreTrainedModel:
 
 
 def model_of(config: PretrainedConfig, checkpoint: Checkpoint, attention: str = "sdpa") -> Model:
-    """A random model with the bundled tokenizer."""
+    """Return a random model with the bundled tokenizer."""
     torch.manual_seed(0)
     network = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
     network.generation_config = GenerationConfig()
@@ -68,7 +68,7 @@ def model_of(config: PretrainedConfig, checkpoint: Checkpoint, attention: str = 
 
 
 def decide_alone(model: Model, prompt: str, max_new_tokens: int) -> list[int]:
-    """Output ids up to EOS, each from a forward of the whole unpadded row, without a cache."""
+    """Return output ids up to EOS, each from a forward of the whole unpadded row, without a cache."""
     input_ids = model.checkpoint.tokenizer(prompt)["input_ids"]
     output_ids: list[int] = []
     with torch.inference_mode():
@@ -79,12 +79,12 @@ def decide_alone(model: Model, prompt: str, max_new_tokens: int) -> list[int]:
 
 
 def generate_alone(model: Model, prompt: str, **options: object) -> list[int]:
-    """Output ids of transformers' `generate` on one unpadded prompt."""
+    """Return the output ids of transformers' `generate` for one unpadded prompt."""
     return generate_ids_alone(model, model.checkpoint.tokenizer(prompt)["input_ids"], **options)
 
 
 def generate_ids_alone(model: Model, prompt_ids: Sequence[int], **options: object) -> list[int]:
-    """Output ids of transformers' `generate` on the ids of one unpadded prompt."""
+    """Return the output ids of transformers' `generate` for the ids of one unpadded prompt."""
     input_ids = torch.tensor([list(prompt_ids)])
     config = GenerationConfig(
         do_sample=False,
@@ -97,7 +97,7 @@ def generate_ids_alone(model: Model, prompt_ids: Sequence[int], **options: objec
 
 
 def make_chat_model(template: str, folder: Path, spread: float = 0.02) -> Model:
-    """A tiny random model with the tokenizer of a chat template, 400 tokens of bytes and words, saved to a folder."""
+    """Save a tiny random model with a chat template's tokenizer, 400 tokens of bytes and words, to a folder."""
     tokenizer = make_chat_tokenizer(template, "bytes")
     torch.manual_seed(0)
     shape = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 1024, "initializer_range": spread}

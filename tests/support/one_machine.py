@@ -1,4 +1,4 @@
-"""A cluster that is this process, for where nothing is asked of Ray itself."""
+"""A cluster that is this process, for tests that need nothing from Ray itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from batchgen.runs.ray.piecework import Outcome, PieceWorker, Work
 
 
 class OneMachine:
-    """Runs pieces here, as a worker that was sent them would."""
+    """Runs pieces in this process, as a worker that they were sent to would."""
 
     def ship(self, checkpoint: Checkpoint) -> Checkpoint:
         return checkpoint

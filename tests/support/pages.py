@@ -1,4 +1,4 @@
-"""The shell commands of README and docs, the files that they read, and what comes of running them in this process."""
+"""The shell commands of README and docs, the files that they read, and what happens when they run in this process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PROGRAMS = "batchgen|python|sqlite3|docker|ray|srun|kubectl|pip|make|source|git"
 LINE = re.compile(rf"^(?: {{4}}|)((?:{PROGRAMS}) [^\n]+)$", re.MULTILINE)
 END = {"|", ">", "<", ">>", "&&", "&", "2>", ";"}
 
-# What a command is, and why the tests do not run it; batchgen's own are still parsed.
+# Kinds of commands that tests do not run, and why; batchgen's own are still parsed.
 NOT_RUN = {
     r"--ray\b": "starts a cluster: tests/runs/test_ray.py does",
     r"\bcuda:": "needs two GPUs",
@@ -62,7 +62,7 @@ FILES = {
     "review.json": '{"type": "object", "properties": {"good": {"type": "boolean"}}, "required": ["good"], '
     '"additionalProperties": false}',
 }
-# Outputs that a page takes for granted: how many tokens each row has, and the other options.
+# Outputs that a page assumes to exist: how many tokens each row has, and the other options.
 OUTPUTS = {
     "out.jsonl": "4 --keep-store",
     "out.parquet": "4",
@@ -77,7 +77,7 @@ OUTPUTS = {
 
 
 def commands_of(text: str) -> list[str]:
-    """Commands in the blocks of a page whose output it does not show.
+    """Return the commands in the blocks of a page that do not show output.
 
     >>> commands_of("a\\n\\n    batchgen run - -o out.jsonl     # a comment\\n\\n    model = 'gpt2'\\n")
     ['batchgen run - -o out.jsonl     # a comment']
@@ -87,7 +87,7 @@ def commands_of(text: str) -> list[str]:
 
 
 def words_of(line: str) -> list[str]:
-    """The words of a command, up to a pipe or a redirection, without the comment."""
+    """Return the words of a command, up to a pipe or a redirection, without the comment."""
     lexer = shlex.shlex(line.replace("$'", "'"), posix=True, punctuation_chars="|&;<>")
     lexer.whitespace_split = True
     words = list(lexer)
@@ -95,12 +95,12 @@ def words_of(line: str) -> list[str]:
 
 
 def why_not_run(line: str) -> str | None:
-    """The reason for which the tests do not run a command, if there is one."""
+    """Return why the tests do not run a command, if they do not."""
     return next((reason for pattern, reason in NOT_RUN.items() if re.search(pattern, line)), None)
 
 
 def write_files(folder: Path, lines: list[str]) -> None:
-    """What the commands of a page read."""
+    """Write the files that the commands of a page read."""
     text = "\n".join(lines)
     shutil.copytree(ROOT / "prompts", folder / "prompts")
     for name, content in FILES.items():
@@ -117,7 +117,7 @@ def write_files(folder: Path, lines: list[str]) -> None:
 
 
 def failure_of(line: str) -> str | None:
-    """What went wrong when the command ran in the working directory, or None."""
+    """Return what went wrong when the command ran in the working directory, or None."""
     if line.startswith("batchgen "):
         return _failure_in_process(line)
     done = subprocess.run(["bash", "-c", line], env=shell_environment(), capture_output=True, text=True, timeout=120)
@@ -143,7 +143,7 @@ def _failure_in_process(line: str) -> str | None:
 
 
 def _failure_behind(line: str, printed: str) -> str | None:
-    """What went wrong behind the pipe, if the command has one."""
+    """Return what went wrong after the pipe, if the command has one."""
     _, pipe, rest = line.partition(" | ")
     if not pipe:
         return None
@@ -152,6 +152,6 @@ def _failure_behind(line: str, printed: str) -> str | None:
 
 
 def _remove_output(path: Path) -> None:
-    """So that a page may show one name twice."""
+    """Remove a command's output, so that a page may use a name twice."""
     for each in (path, Path(f"{path}.run.db"), path.with_name(f".{path.name}.run")):
         each.unlink(missing_ok=True)

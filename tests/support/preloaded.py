@@ -1,4 +1,4 @@
-"""What a worker's process imports, for the process that `tests.support.forked` forks from."""
+"""Imports what a worker's process imports, for the process that `tests.support.forked` forks from."""
 
 from __future__ import annotations
 
@@ -19,4 +19,4 @@ for name in (
     "batchgen.runs.execute",
 ):
     import_module(name)
-gc.freeze()  # a collection in a child would copy these pages
+gc.freeze()  # a collection in a child process would copy these pages

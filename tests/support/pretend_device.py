@@ -1,8 +1,8 @@
-"""An accelerator that is not there: torch's PrivateUse1 device in plain Python. Its tensors hold CPU tensors inside.
+"""A pretend accelerator: torch's PrivateUse1 device in plain Python. Its tensors hold CPU tensors inside.
 
-As a real one does, it refuses to mix its tensors with the CPU's. It counts what costs time on a real one: how often the
-host waits for a number of the device (a sync), and how often it sends some there (an upload), each by the operation
-and the function of ours that asked for it, such as "tolist in _decide". Knows nothing of engines.
+Like a real one, it refuses to mix its tensors with the CPU's. It counts what costs time on a real one: how often the
+host waits for a number from the device (a sync), and how often it sends some there (an upload), each by the operation
+and our function that caused it, such as "tolist in _decide". Knows nothing of engines.
 
     traffic = pretend_device()
     elsewhere = on_device(model)
@@ -35,13 +35,13 @@ DEVICE = torch.device("privateuseone", 0)
 CPU = torch.device("cpu")
 aten = torch.ops.aten
 
-# Operations that hand the host a number of the device, or make it wait for the size of their result.
+# Operations that return a number of the device to the host, or make it wait for the size of their result.
 SYNCS = {
     aten._local_scalar_dense: "item", aten.equal: "equal", aten.nonzero: "nonzero", aten.masked_select: "masked_select",
     aten._unique2: "unique", aten.unique_dim: "unique", aten.unique_consecutive: "unique", aten.bincount: "bincount",
 }  # fmt: skip
 INDEXINGS = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
-# Operations without a tensor to go by: torch finds the device's own only where each is registered.
+# Operations without a tensor argument: torch only finds the device's own where each is registered.
 FACTORIES = (
     "empty.memory_format",
     "empty_strided",
@@ -58,16 +58,16 @@ FACTORIES = (
     "tril_indices",
     "triu_indices",
 )
-# And those by which `torch.tensor` fills one, past the way of subclasses.
+# With these `torch.tensor` fills a tensor, bypassing subclasses.
 FILLING = ("copy_", "_copy_from", "detach", "alias")  # fmt: skip
-# Operations that torch takes apart by what it knows of a device; the CPU's own are run whole.
+# Operations that torch decomposes by what it knows about a device; they run as a whole on the CPU.
 WHOLE = {aten.scaled_dot_product_attention}
 OURS = (str(Path(batchgen.__file__).parent), str(Path(__file__).parents[1]))
 
 
 @dataclass(slots=True)
 class Traffic:
-    """What went between the host and the device, and how often."""
+    """What was transferred between the host and the device, and how often."""
 
     syncs: Counter[str] = field(default_factory=Counter)
     uploads: Counter[str] = field(default_factory=Counter)
@@ -81,14 +81,14 @@ TRAFFIC = Traffic()
 
 
 class PretendTensor(torch.Tensor):
-    """A tensor on the pretend device, whose numbers are `inside`, on the CPU."""
+    """A tensor on the pretend device, with its numbers in the CPU tensor `inside`."""
 
     inside: torch.Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
     def __new__(cls, inside: torch.Tensor) -> PretendTensor:
-        with torch.inference_mode(inside.is_inference()):  # a view of a weight is no tensor of inference mode
+        with torch.inference_mode(inside.is_inference()):  # a view of a weight is not an inference tensor
             made: PretendTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
                 cls, inside.shape, strides=inside.stride(), dtype=inside.dtype, device=DEVICE
             )
@@ -98,7 +98,7 @@ class PretendTensor(torch.Tensor):
     def __repr__(self) -> str:  # type: ignore[override]
         return f"PretendTensor({self.inside!r})"
 
-    def tolist(self) -> Any:  # torch's own refuses subclasses
+    def tolist(self) -> Any:  # torch's own method refuses subclasses
         _note(TRAFFIC.syncs, "tolist")
         return self.inside.tolist()
 
@@ -108,13 +108,13 @@ class PretendTensor(torch.Tensor):
 
 
 def is_supported() -> bool:
-    """Whether this torch lets a device be written in Python."""
+    """Whether this torch supports a device written in Python."""
     return hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
 
 
 @cache
 def pretend_device() -> Traffic:
-    """Makes the device known to torch, once and for the life of the process; what goes to and from it is counted."""
+    """Make torch know the device, once and for the life of the process; transfers to and from it are counted."""
     backend_registration._setup_privateuseone_for_python_backend()
     everything = torch.library.Library("_", "IMPL")
     everything.fallback(_run, "PrivateUse1")
@@ -127,11 +127,11 @@ def pretend_device() -> Traffic:
     return TRAFFIC
 
 
-_registered: list[torch.library.Library] = []  # which torch forgets with the objects
+_registered: list[torch.library.Library] = []  # torch drops the operations when these objects are freed
 
 
 def on_device(model: Model) -> Model:
-    """The model with a copy of its network there; weights that modules share stay shared."""
+    """Return the model with a copy of its network on the device; weights that modules share stay shared."""
     network = copy.deepcopy(model.network)
     moved: dict[int, torch.Tensor] = {}
 
@@ -151,9 +151,9 @@ def on_device(model: Model) -> Model:
 
 
 def _run(operation: Any, *args: Any, **kwargs: Any) -> Any:
-    """Any operation of the device: on the CPU tensors inside."""
+    """Run any operation of the device on the CPU tensors inside."""
     packet = operation.overloadpacket
-    if _is_composite(operation) and packet not in WHOLE:  # inference mode does not take it apart
+    if _is_composite(operation) and packet not in WHOLE:  # inference mode does not decompose it
         return operation.decompose(*args, **kwargs)
     if packet in (aten.copy_, aten._copy_from):
         return _copy(packet, *args)
@@ -173,7 +173,7 @@ def _run(operation: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _copy(packet: Any, one: torch.Tensor, other: torch.Tensor, *_: Any) -> torch.Tensor:
-    """`copy_` is told the target first, `_copy_from` the source."""
+    """Copy; `copy_` gets the target first, `_copy_from` the source."""
     target, source = (one, other) if packet is aten.copy_ else (other, one)
     if not isinstance(target, PretendTensor):
         _note(TRAFFIC.syncs, "copy to the host")
@@ -184,7 +184,7 @@ def _copy(packet: Any, one: torch.Tensor, other: torch.Tensor, *_: Any) -> torch
 
 
 def _indices(indices: Iterable[torch.Tensor | None]) -> list[torch.Tensor | None]:
-    """Indices may come from the host, which costs an upload each; a mask's size is what the host waits for."""
+    """Indices may come from the host, which costs an upload each; the host waits for the size of a mask."""
     there = []
     for index in indices:
         if index is not None and not isinstance(index, PretendTensor):
@@ -208,14 +208,14 @@ def _inside(value: Any) -> Any:
 
 
 def _outside(given: dict[int, PretendTensor], value: Any) -> Any:
-    """The tensor on the device for one on the CPU: the one that was given, where it was changed in place."""
+    """Return the device's tensor for one on the CPU: the given one if it was changed in place."""
     if not isinstance(value, torch.Tensor):
         return value
     return given[id(value)] if id(value) in given else PretendTensor(value)
 
 
 def _note(counter: Counter[str], what: str) -> None:
-    """Counts it for the function of ours that called torch, or what called torch."""
+    """Count it for our function that called torch, or for the outermost caller."""
     frame = sys._getframe(1)
     while frame.f_back and not _is_ours(frame.f_code):
         frame = frame.f_back
@@ -223,6 +223,6 @@ def _note(counter: Counter[str], what: str) -> None:
 
 
 def _is_ours(code: CodeType) -> bool:
-    """Whether it is a function with a name; this file's are part of the device."""
+    """Whether a frame is one of our named functions; this file's functions are part of the device."""
     is_here = code.co_filename == __file__
     return code.co_filename.startswith(OURS) and not is_here and not code.co_name.startswith("<")

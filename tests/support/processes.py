@@ -1,4 +1,4 @@
-"""Python in a process of its own."""
+"""Python in a separate process."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-# After so many seconds what has not come never will: the machine may have much else to do.
+# Seconds after which something that has not come never will: the machine may be very busy.
 PATIENCE_S = 600.0
 
 
 def run_python(code: str, home: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Where `home` holds the Hub's cache: its client reads the environment when it is imported."""
+    """Run Python; `home` holds the Hub's cache, because its client reads the environment when it is imported."""
     environment = os.environ | {"HF_HOME": str(home)} | variables
     return subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=PATIENCE_S
@@ -29,12 +29,12 @@ main()
 
 
 def modules_of(*arguments: object) -> set[str]:
-    """The modules that a command had imported when it ended; it must end well."""
+    """Return the modules that a command had imported when it ended; it must succeed."""
     return set(check_python(COMMAND, *arguments).stderr.splitlines())
 
 
 def check_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Runs code that must end well."""
+    """Run code that must succeed."""
     words = [sys.executable, "-c", code, *map(str, arguments)]
     ended = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=PATIENCE_S)
     assert ended.returncode == 0, ended.stderr

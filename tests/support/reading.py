@@ -1,4 +1,4 @@
-"""The rows of a file with this content."""
+"""The rows of a file with given content."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def read(path: Path, content: bytes, **options: Any) -> list[Request]:
 
 
 def read_to_the_damage(path: Path) -> tuple[list[str], str]:
-    """Prompts that came before the error, and the error."""
+    """Return the prompts that came before the error, and the error."""
     seen: list[str] = []
     try:
         seen.extend(request.prompt for request in read_requests([Source(path.name, path)]))

@@ -1,4 +1,4 @@
-"""Results of a run that was never made, and text that is hard to write."""
+"""Made-up results of a run, and text that is hard to write."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def requests_of(prompts: Iterable[str], **sampling: object) -> list[Request]:
 
 
 def rows_of(token_ids: Iterable[list[int]], *kinds: SamplingParams) -> list[Sequence]:
-    """Sequences of these tokens, whose samplings take turns."""
+    """Return sequences of these tokens, whose samplings take turns."""
     kinds = kinds or (SamplingParams(),)
     return [Sequence(Request(i, str(i), "", kinds[i % len(kinds)]), 0, ids) for i, ids in enumerate(token_ids)]
 
