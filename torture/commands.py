@@ -122,10 +122,7 @@ class Running:
         return Ended(code if code >= 0 else 128 - code, stdout or b"", errors, time.monotonic() - self.started)
 
     def _communicate(self, stdin: bytes | None, limit_s: float) -> tuple[bytes | None, bytes | None] | None:
-        """Return what it wrote until its end; None if it is still running.
-
-        If the machine is suspended, one tick is counted.
-        """
+        """Return what it wrote until its end; None if it still runs. A suspended machine counts as one tick."""
         left_s = limit_s
         while left_s > 0:
             with suppress(subprocess.TimeoutExpired):
@@ -151,10 +148,7 @@ def write_rows(path: Path, number: int) -> Path:
 
 
 def right_bytes(output: Path, number: int) -> bytes:
-    """Return the fake engine's output for these rows, for other checks to compare with.
-
-    Raises `Found` if it is wrong.
-    """
+    """Return the fake engine's output for these rows, as a reference. Raises `Found` if it is wrong."""
     content = output.read_bytes()
     if problem := wrong_lines(content, rows_of(number)):
         raise Found(problem)

@@ -157,10 +157,7 @@ def _as_file(draw: random.Random, content: bytes, num_rows: int, prompts: dict[i
 
 
 def table_file(delimiter: str) -> Callable[[random.Random], Drawn]:
-    """CSV or TSV: either well quoted, with some records of too few or too many cells.
-
-    Or with quotes and bytes anywhere.
-    """
+    """CSV or TSV: well quoted, with some records of too few or too many cells; or with quotes and bytes anywhere."""
 
     def make(draw: random.Random) -> Drawn:
         text = io.StringIO(newline="")

@@ -68,7 +68,7 @@ class Lab:
     def once(self, make: Callable[[Path], T]) -> T:
         """Return what several cases share: the first one makes it in its own folder.
 
-        The others wait, or fail as it did.
+        The others wait, or fail likewise.
         """
         name = make.__qualname__
         with self.lock:
@@ -79,7 +79,7 @@ class Lab:
                 folder = self.root / f"shared-{make.__module__}-{name}"
                 folder.mkdir()
                 made.set_result(make(folder))
-            except Exception as error:  # noqa: BLE001 - those who wait shall have it too
+            except Exception as error:  # noqa: BLE001 - for those that wait too
                 made.set_exception(error)
         return made.result()  # type: ignore[no-any-return]
 
@@ -163,7 +163,7 @@ def _begin(tally: Tally, lab: Lab, pool: ThreadPoolExecutor, only: int | None) -
         tally.skipped[str(skipped)] += 1
     except Found as found:
         _count(tally, lab, 0, Tried("the scene", str(found)))
-    except Exception:  # noqa: BLE001 - the check itself is at fault, and the others go on
+    except Exception:  # noqa: BLE001 - the check itself is at fault; the others continue
         _break(tally, lab, 0)
     tally.seconds += time.monotonic() - started
     wanted = [(number, given) for number, given in enumerate(cases) if only is None or only == number]

@@ -108,7 +108,7 @@ def prepare(folder: Path) -> dict[str, tuple[bytes, Counter[str]]]:
 
 
 def begin(folder: Path, start: Start) -> Path:
-    """Prepare the folder for a run. An interrupted run was killed amid its commits, so its journal is still hot."""
+    """Prepare the folder for a run. An interrupted run was killed during its commits, so its journal is still hot."""
     folder.mkdir(exist_ok=True)
     write_jsonl(folder.parent / "rows.jsonl", ROWS)
     if start.before is not None:

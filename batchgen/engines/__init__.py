@@ -152,9 +152,10 @@ def _reference(model: Model, sampler: Sampler, backoff: Backoff, rule: BatchRule
 
 
 def _alone_by(rule: BatchRule, model: Model) -> RecomputeLogits:
-    """Return the function that decides near ties.
+    """Return the function that recomputes logits for near ties.
 
-    It returns None for a row that one forward would compute differently.
+    It returns None for a row that grows past the rule's limit: one forward of it all computes something else than its
+    steps.
     """
 
     def recompute(sequence: Sequence) -> torch.Tensor | None:

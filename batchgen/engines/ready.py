@@ -60,10 +60,7 @@ def refuse_other_engine(begun: EngineChoice | None, options: EngineOptions, dtyp
 def get_ready(
     model: Model, options: EngineOptions, num_beams: int, is_owned: bool, begun: EngineChoice | None, say: Say
 ) -> Ready:
-    """Choose the engine, and build the slots' network if it uses slots.
-
-    `begun` is the choice that the run started with.
-    """
+    """Choose the engine, and build the slots' network if it has slots; `begun` is the run's choice so far."""
     check_int8(options, model.device.type, model.checkpoint.outline, num_beams)
     own = _slots(model, options, num_beams, is_owned, begun, say)
     name = CONTINUOUS if own else REFERENCE
@@ -121,10 +118,7 @@ def get_ready_to_score(
 
 
 def why_different(begun: EngineChoice, now: EngineChoice, dtype: str, *, is_exact: bool) -> str | None:
-    """Return one line if a run continues with other engine facts than it started with.
-
-    None if rows stay the same anyway.
-    """
+    """Return one line if a run continues with engine facts that may change its rows; None if they stay the same."""
     if begun.bits == now.bits == BATCH_INVARIANT:  # how many rows share a step changes no bits
         begun = replace(begun, rows=now.rows)
         if now.engine != SCORING:  # slots share pages of keys; scores after a shared prompt are different sums

@@ -30,7 +30,7 @@ def test_run_imports_neither_torchs_compiler_nor_its_distributed_tensors() -> No
 
 
 def test_status_imports_nothing_that_reads_prompts_or_opens_models() -> None:
-    """It is called repeatedly, beside a run that needs the machine."""
+    """It is called repeatedly, while a run needs the machine."""
     code = "import sys, batchgen.cli.status, batchgen.model.private; print(*sys.modules, sep='\\n')"
     modules = set(check_python(code).stdout.splitlines())
     assert "batchgen.runs.status" in modules

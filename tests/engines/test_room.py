@@ -1,4 +1,4 @@
-"""How many rows fit into slots beside the running ones, and how much they are measured to take."""
+"""How many rows fit into slots with the running ones, and how much they are measured to take."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every operation of a layer gives a row the same bits beside any rows; so do whole models, in every batch."""
+"""Every operation of a layer gives a row the same bits in any batch; so do whole models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention of prefills and steps against plain softmax attention, and its bits beside other rows."""
+"""Attention of prefills and steps against plain softmax attention, and equal bits whatever other rows there are."""
 
 from __future__ import annotations
 

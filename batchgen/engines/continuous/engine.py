@@ -179,9 +179,9 @@ class ContinuousEngine:
     # Forwards.
 
     def _prefill(self, rows: list[SlotRow]) -> None:
-        """Fill slots for the first waiting rows and choose the next token of each.
+        """Fill slots for the first waiting rows and choose each one's next token.
 
-        If that fails, the rows keep waiting.
+        After a failure the rows still wait.
         """
         started = time.perf_counter()
         opening = rows[0].opening

@@ -88,10 +88,7 @@ class Feeder:
         self._choose([Feed(row, place + 1) for place, row in enumerate(rows)], logits)
 
     def step(self, rows: Rows[SlotRow]) -> None:
-        """Run one forward.
-
-        If it fails, rows keep the tokens that they got, and the caller must undo the step's columns.
-        """
+        """Run one forward. After a failure, rows keep the tokens that they got, and the columns must be undone."""
         feeds = feed(rows, self.slot_model.room_beside(len(rows)) if self.several else 0)
         logits = self._forward(feeds)
         if any(its.num_drafts for its in feeds) and not logits[:, 0].isfinite().all():

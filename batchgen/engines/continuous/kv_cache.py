@@ -73,7 +73,7 @@ class SlotCache(Cache):  # type: ignore[misc]
     def begin_prefill(self, slots: Rows[Slot], attention_mask: torch.Tensor) -> None:
         """Begin a prefill: the forward fills new `slots` with the real columns of a left-padded batch.
 
-        Mask `[B, T]` on the CPU.
+        `attention_mask` `[B, T]` must be on the CPU.
         """
         lengths, width = attention_mask.sum(-1).tolist(), attention_mask.shape[1]
         for slot, num_columns in zip(slots, lengths, strict=True):

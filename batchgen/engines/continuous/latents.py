@@ -68,9 +68,9 @@ class Expansion:
         self._matrices: Expanded | None = None
 
     def __call__(self, latents: Any, rotary: Any) -> tuple[Any, Any]:
-        """For a slot layer, return what attends to its columns, twice.
+        """Return keys `[B, H, T, D]` and values `[B, H, T, Dv]` of tensors.
 
-        For tensors, keys `[B, H, T, D]`, values `[B, H, T, Dv]`.
+        Of a slot layer, what attends to it, twice.
         """
         if isinstance(latents, SlotLayer):
             attends: Any = LatentPrompts(latents, self.expanded)

@@ -145,10 +145,7 @@ def kernels_of(network: nn.Module) -> str:
 
 
 def _pack(place: _Place, homes: dict[int, tuple[nn.Module, str]]) -> None:
-    """Pack the layers at a place.
-
-    Layers of the loaded network that have their weights restore them from the packed one.
-    """
+    """Pack the layers at a place; the loaded network's layers then restore their weights from the packed one."""
     weights = [weight_of(layer) for layer in place.layers]
     packed = PackedLinear(weights[0] if len(weights) == 1 else torch.cat(weights), _bias_of(place.layers), place.follow)
     setattr(place.parent, place.name, packed)

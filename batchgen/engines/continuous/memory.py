@@ -115,7 +115,7 @@ def packed_bytes(shape: ModelShape, element_bytes: int, device_type: str) -> int
 def room_beside(
     limits: BatchLimits, running: Lengths, waiting: Lengths, prefix_tokens: int = 0, held_bytes: int = 0
 ) -> int:
-    """Return how many of the first `waiting` rows fit beside the running ones; the cache already has `held_bytes`."""
+    """Return how many of the first `waiting` rows fit with the running ones; the cache already has `held_bytes`."""
     memory = SlotMemory(limits.memory.footprint)
     budget_bytes = limits.budget_bytes + held_bytes
 

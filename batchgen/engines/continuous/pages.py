@@ -106,7 +106,7 @@ class PagePool:
     def hold(self, layer: SlotLayer, prompts: tuple[torch.Tensor, torch.Tensor]) -> None:
         """Let a layer keep its keys and values of a prefill until another layer stores its own.
 
-        Later layers may share them.
+        Others may share them.
         """
         self._let_go()
         self._holder, layer.prompts = layer, prompts
@@ -134,9 +134,9 @@ class PagePool:
         self.view = step_view(slots, held, self.mask[: self.num_used], self.rule)
 
     def take_back(self, slot: Slot, *, is_broken: bool = False) -> None:
-        """Take back the last column that `begin_step` gave this slot, which no longer counts it.
+        """Take back the last column that `begin_step` gave this slot, and zero it if `is_broken`.
 
-        Zero it if `is_broken`.
+        The slot no longer counts the column.
         """
         held = self._held[slot]
         page, column = held.pages[-1], slot.num_columns % PAGE

@@ -1,8 +1,8 @@
 """Attention of a prefill: each row is laid out from its first real token, and its queries are processed in blocks.
 
-The shape of every product depends only on a query's position in its row, so a row's result does not depend on the rows
-beside it, on its pads, or on how many of its first tokens were computed before. Pure functions of tensors: B rows, T
-columns of the batch, H heads over Hkv key-value heads, G = H / Hkv, D head size.
+The shape of every product depends only on a query's position in its row, so a row's result does not depend on the other
+rows, on its pads, or on how many of its first tokens were computed before. Pure functions of tensors: B rows, T columns
+of the batch, H heads over Hkv key-value heads, G = H / Hkv, D head size.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def _leave(mode: Any) -> None:
 
 
 class FixedProducts(TorchFunctionMode):
-    """Intercepts torch's functions, so that a row's result does not depend on the rows beside it."""
+    """Intercepts torch's functions, so that a row's result does not depend on the other rows."""
 
     def __init__(self) -> None:
         super().__init__()

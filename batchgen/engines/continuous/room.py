@@ -34,7 +34,7 @@ class SlotRoom:
     def measure(self) -> None:
         """Record what the rows in slots have taken.
 
-        If memory is short and it was more than expected, fewer rows fit.
+        If that was more than expected and memory is short, fewer rows fit.
         """
         if self.backoff.predicted_bytes:
             self.backoff.compare(self.backoff.predicted_bytes)

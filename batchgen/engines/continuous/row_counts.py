@@ -1,4 +1,4 @@
-"""Linear layers whose rows have the same bits beside any others: the numbers of rows that their products may have.
+"""Linear layers whose rows have the same bits in any batch: the numbers of rows that their products may have.
 
 Kernels sum in a different order for a different number of rows. A check of bits on the layer itself finds which numbers
 agree; the result is kept with the threads, versions and processor that it depends on. Other numbers of rows are padded,

@@ -1,4 +1,4 @@
-"""Kernels that give a row the same bits whatever other rows run beside it, where torch's own do not always.
+"""Kernels that give a row the same bits whatever other rows run with it, where torch's own do not always.
 
 torch computes element-wise functions in vectors, and the rest at the end of each thread's part one number at a time,
 which rounds differently for some functions. Here every part is whole vectors. Pure functions of tensors.

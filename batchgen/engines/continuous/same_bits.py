@@ -1,4 +1,4 @@
-"""Make one of the engine's own networks give each row the same bits beside any others, as far as this machine can."""
+"""Make one of the engine's own networks give each row the same bits in any batch, as far as this machine can."""
 
 from __future__ import annotations
 
@@ -29,10 +29,7 @@ class ByElement(nn.Module):
 
 
 def fix_bits(network: nn.Module) -> str | None:
-    """Fix rows of linear layers and activations.
-
-    Return why the network's bits depend on the batch, None if they do not.
-    """
+    """Fix rows of linear layers and activations; return why bits still depend on the batch, None if they do not."""
     if next(network.parameters()).device.type != "cpu":
         return "kernels of accelerators are not checked"
     problem = None

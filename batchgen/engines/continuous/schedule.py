@@ -40,9 +40,9 @@ class SlotSchedule:
             yield from (list(islice(filling, size)) for size in plan_prefills(lengths, prefill_rows))
 
     def _fill(self, rows: list[Sequence]) -> None:
-        """Add a window: the first windows run side by side until slots are full.
+        """Add a window: the first ones run together until slots are full.
 
-        Later ones run their longest rows together.
+        Later ones run only their own longest rows.
         """
         beside = self._filling if len(self._filling) < self.num_slots else []
         self._filling = longest_first([*beside, *rows])[: self.num_slots]

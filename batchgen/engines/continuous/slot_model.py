@@ -37,10 +37,7 @@ class SlotModel:
         self._logits: torch.Tensor | None = None  # [most rows so far, V] float32, if the model's own logits are not
 
     def prefill(self, sequences: Rows[Sequence], slots: Rows[Slot]) -> torch.Tensor:
-        """Fill slots with their sequences' tokens after the common prefix.
-
-        Return the logits `[B, V]` of the last token.
-        """
+        """Fill slots with their sequences' tokens after the common prefix; return the last token's logits `[B, V]`."""
         prefix = slots[0].prefix
         skip = prefix.num_tokens if prefix else 0
         batch = pad(sequences, self.model.checkpoint.pad_token_id, skip=skip)

@@ -34,10 +34,7 @@ class Rotary:
         self._made: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def tables(self, given: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return tables `[B, T, 1, D]` from cosines and sines `[B, T, D]`.
-
-        The sines carry the sign of the rotated half.
-        """
+        """Return tables `[B, T, 1, D]` from cosines and sines `[B, T, D]`, sines with the sign of the rotated half."""
         if self._made is None or self._given is None or self._given[0] is not given[0]:
             cosines, sines = given
             half = sines.shape[-1] // 2
@@ -69,10 +66,7 @@ class Block(nn.Module):
         self.gives_tuple = False
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Take hidden_states `[B, T, E]` and what transformers passes to a layer.
-
-        Only the cache and positions are used.
-        """
+        """Take hidden_states `[B, T, E]` and transformers' other arguments; only the cache and positions are used."""
         cache = next(value for value in (*kwargs.values(), *args) if isinstance(value, Cache))
         found = self._attend(self.norm(hidden_states), cache, kwargs.get("position_embeddings")).flatten(2)
         columns = found.shape[1]

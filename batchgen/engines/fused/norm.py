@@ -30,10 +30,7 @@ class FusedNorm(nn.Module):
 
 
 def fused_norm(module: nn.Module) -> nn.Module | None:
-    """Return the same function with few operations: torch's layer norm itself, or a fused RMS norm.
-
-    None for anything else.
-    """
+    """Return the norm with few operations: torch's own layer norm, or a fused RMS norm; None if it is neither."""
     if type(module) is nn.LayerNorm:
         return module
     weight = getattr(module, "weight", None)

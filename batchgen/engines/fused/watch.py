@@ -88,10 +88,7 @@ class WatchedLayer(CacheLayerMixin):  # type: ignore[misc]
 
 
 def watch(model: Model) -> list[LayerAtWork]:
-    """Return every decoder layer at work in one forward of a few tokens.
-
-    Empty if the layers are not all plain attention.
-    """
+    """Return all decoder layers at work in one forward of a few tokens; none unless all layers only attend."""
     rules = layer_rules(model.checkpoint.config)
     layers = [layer for _, layer in model.named_layers()]
     if not layers or not all(rule.attends and not rule.num_states for rule in rules):

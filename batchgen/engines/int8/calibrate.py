@@ -23,9 +23,9 @@ INPUTS_FOR_ONE, STEP = 32, 16
 
 
 def loud_columns(model: Model) -> dict[str, torch.Tensor]:
-    """Return, for each linear layer that the text reached, the sorted inputs with the largest squares.
+    """Return the sorted inputs with the largest squares, for each linear layer that the text reached.
 
-    Empty without a text.
+    The result is empty if there is no text for this model.
     """
     rows = trial_rows(model.checkpoint)
     if not rows:

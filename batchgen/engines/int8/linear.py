@@ -119,7 +119,7 @@ class Int8Weight:
     ) -> Int8Weight:
         """Quantize a weight.
 
-        `places` are the inputs that stay in float32, `given` the scales of a weight stored in integers.
+        Inputs `places` stay in float32, and `given` are the scales of a weight stored in integers.
         """
         number, spared = num_groups(*weight.shape), torch.ones(weight.shape[1], dtype=torch.bool)
         loud = None if places is None else LoudColumns.of(weight, places)

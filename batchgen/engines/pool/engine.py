@@ -44,7 +44,7 @@ def make_pool(
 ) -> PoolEngine:
     """Return a pool with a worker on each of `devices`; options as in `make_engine`.
 
-    All use what `agree` first returns.
+    All workers use the first choice that `agree` returns.
     """
     choose_engine(options.engine, checkpoint.outline, num_beams)  # fails early for what every worker would refuse
     recipe = ModelRecipe(

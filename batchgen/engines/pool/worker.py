@@ -207,10 +207,7 @@ class _Desk:
 
 
 def _portable(error: Exception) -> Exception:
-    """Return an error that can be pickled: batchgen's and the system's own.
-
-    Any other as a `ModelError` with its text.
-    """
+    """Return a picklable error: batchgen's and the system's own as they are, others as a `ModelError` with text."""
     if isinstance(error, BatchgenError | MemoryError | OSError):
         return error
     return ModelError(f"a worker process failed: {''.join(traceback.format_exception_only(error)).strip()}")

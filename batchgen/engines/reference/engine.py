@@ -41,7 +41,7 @@ class _Running:
 class ReferenceEngine:
     """Runs sequences in planned batches.
 
-    A step is one forward; a batch that does not fit into memory runs again in halves.
+    A step is one forward; a batch that runs out of memory runs again in halves.
     """
 
     def __init__(

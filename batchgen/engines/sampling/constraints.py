@@ -103,9 +103,9 @@ class Constraints:
             self._look_ahead(follower, sequence)
 
     def forced(self, sequence: Sequence) -> int | None:
-        """Return the only token that a row may take next, if there is just one and nothing else affects it.
+        """Return the only token that a row may take next.
 
-        Else None.
+        None if there are several, or if something else affects it.
         """
         follower = self._follow(sequence)
         if follower is None or follower.is_free:

@@ -130,7 +130,7 @@ class Sampler:
     def _only_token(self, sequence: Sequence) -> int | None:
         """Return the only token that may follow in an unfinished row, which needs no logits.
 
-        None if there are several.
+        None without such a token.
         """
         if sequence.is_finished or not (sequence.sampling.is_constrained and self._constraints):
             return None

@@ -1,6 +1,6 @@
 """Whether scores have the same bits in any batch: the same rows run together and by themselves, and are compared.
 
-A row's own length decides what it is padded to, so only the rows beside it may change its bits.
+A row's own length decides what it is padded to, so only the other rows may change its bits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PREFIX, BEHIND = 40, 8  # tokens of a prompt that choices share, and columns aft
 
 
 def find_bits(model: Model, network: ScoringNetwork) -> str:
-    """Return what is guaranteed about the bits of scores; a trial's result is kept.
+    """Return what is guaranteed about the bits of scores, from a trial whose result is kept.
 
     Rows that run alone need no trial.
     """
@@ -67,7 +67,7 @@ def _alone_as_together(network: ScoringNetwork, rows: list[Ids], columns: int) -
 
 
 def _shared_alike(network: ScoringNetwork, ids: Ids) -> bool:
-    """Whether choices after a prompt have the same bits with other prompts and their choices beside them."""
+    """Whether choices after a prompt have the same bits whatever other prompts and choices run with them."""
     prompts = [ids[first : first + PREFIX] for first in range(3)]
     behind = [ids[PREFIX + first : PREFIX + first + BEHIND] for first in range(2 * BEHIND)]
     together = _behind(network, prompts, behind)

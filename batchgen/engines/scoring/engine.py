@@ -23,10 +23,7 @@ PLAIN = SamplingParams()
 
 
 class ScoringEngine:
-    """Scores the passages of rows, the longest first.
-
-    With `share`, the common prefix of a row's choices is computed once.
-    """
+    """Scores rows, the longest passage first; with `share`, the common prefix of a row's choices is computed once."""
 
     def __init__(self, model: Model, network: ScoringNetwork, backoff: Backoff, *, share: bool = True) -> None:
         self.model = model
@@ -110,10 +107,7 @@ class ScoringEngine:
         self._backoff.predicted_bytes = max(self._backoff.predicted_bytes, predicted)
 
     def _give_way(self, work: ScoringWork) -> list[Sequence]:
-        """Queue the work again in halves after memory ran out.
-
-        A text that ran out of memory by itself fails its row.
-        """
+        """Queue the work again in halves after memory ran out; a text that ran by itself fails its row."""
         release()
         if len(work.items) == 1:
             self._backoff.fail(work.sequences[0])

@@ -119,7 +119,7 @@ class ScoringNetwork:
         self.model = own = model.on_same_weights()
         loaded = model.network if is_owned else None
         speed_up(own.network, loaded, has_room=has_room, kernels=PLAIN if kernels == INT8 else kernels)
-        # Why a row's bits depend on the rows beside it, if that is known.
+        # Why a row's bits depend on the other rows, if that is known.
         self.problem = None if kernels == INT8 else fix_bits(own.network)
         self.kernels = kernels_of(own.network)
         self._body: nn.Module = own.network.base_model

@@ -1,7 +1,7 @@
 """Which passages one forward scores: those of similar length, or with shared prompts of similar length.
 
-The number of columns that a row is padded to depends only on its own length, so its numbers do not depend on the rows
-beside it. Knows nothing of models.
+The number of columns that a row is padded to depends only on its own length, so its numbers do not depend on the other
+rows. Knows nothing of models.
 """
 
 from __future__ import annotations

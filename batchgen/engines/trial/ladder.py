@@ -30,10 +30,7 @@ PLENTY_BYTES = 1 << 60
 
 
 def why_slots_fail(model: Model, own: Model) -> str | None:
-    """Return what is wrong with rows in slots on the network `own`.
-
-    None if they get what the model computes for each alone.
-    """
+    """Return what is wrong with slots on the network `own`; None if rows get what the model gives them alone."""
     from batchgen.engines.continuous.linear import kernels_of
 
     engine = f"continuous, {kernels_of(own.network)}"
@@ -76,10 +73,7 @@ def kept_bits(model: Tried) -> str | None:
 
 
 def kept_slots(model: Tried) -> tuple[bool, str] | None:
-    """Whether slots were right in an earlier trial, with any kernels, and otherwise why not.
-
-    None if there was no trial.
-    """
+    """Whether slots were right in an earlier trial, with any kernels, and otherwise why not; None without a trial."""
     from batchgen.engines.continuous.linear import KERNELS
 
     verdicts = list(filter(None, (read_verdict(model, f"continuous, {kernels}") for kernels in KERNELS)))

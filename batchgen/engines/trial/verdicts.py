@@ -33,10 +33,7 @@ class Tried(Protocol):
 
 
 def read_verdict(model: Tried, engine: str) -> str | None:
-    """Return the verdict of the last trial of this engine with the same files, versions and machine.
-
-    None without one.
-    """
+    """Return the last verdict on this engine with the same files, versions and machine; None if there is none."""
     verdict = read_kept(FILE).get(_key(model, engine))
     return verdict if isinstance(verdict, str) else None
 
