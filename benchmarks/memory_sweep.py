@@ -125,7 +125,7 @@ def measure(point: Point) -> dict[str, float]:
     run(batch)
     growth = meter.growth_bytes()
     live = live_bytes(lambda: run(rows(point.rows, point.columns)))
-    predicted = batch_bytes(limits_of(batch), batch) - LIBRARIES_BYTES  # which the warm-up has taken
+    predicted = batch_bytes(limits_of(batch), batch) - LIBRARIES_BYTES  # already allocated by the warm-up
     return {"predicted": predicted, "live": live, "resident": growth or 0}
 
 

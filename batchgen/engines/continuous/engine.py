@@ -227,7 +227,7 @@ class ContinuousEngine:
         self._decode_work += step_work(len(rows))
 
     def _retire(self) -> None:
-        """Return finished rows and free their slots."""
+        """Hand out finished rows and free their slots."""
         done = [row for row in self._running if row.sequence.is_finished]
         if done:
             self._running = [row for row in self._running if not row.sequence.is_finished]
@@ -237,7 +237,7 @@ class ContinuousEngine:
                 self.slot_model.cache.compact()
 
     def _leave(self, row: SlotRow) -> None:
-        """Return a finished row together with its twins, and free its slot."""
+        """Hand out a finished row together with its twins, and free its slot."""
         if row.slot:
             self.slot_model.cache.close(row.slot, is_broken=row.sequence.error is not None)
         for twin in row.twins:

@@ -46,7 +46,7 @@ class PagePool:
         self.layers: list[SlotLayer] = []
         self.num_pages = 0  # allocated
         self.num_used = 0  # pages [0, num_used) are read by every step
-        self.num_touched = 0  # pages [0, num_touched) take memory on a CPU; the others are addresses
+        self.num_touched = 0  # pages [0, num_touched) take memory on a CPU; the others are only addresses
         self.mask = torch.empty(0, PAGE, device=device)  # [pages, PAGE], added to the scores: 0, or the lowest float32
         self.view: PrefillView | StepView | None = None  # what the current forward writes and reads
         self._holder: SlotLayer | None = None

@@ -1,8 +1,4 @@
-"""How many bytes a batch of `reference` takes: transformers' own cache and `generate`, and our sampler's workspace.
-
-In the formulas, e is bytes per element, B rows, S padded length, C columns (prompt and new tokens), L layers and H
-hidden size.
-"""
+"""How many bytes a batch of `reference` takes: transformers' own cache and `generate`, and our sampler's workspace."""
 
 from __future__ import annotations
 

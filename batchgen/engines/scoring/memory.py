@@ -1,4 +1,4 @@
-"""How many bytes rows take that are scored together: a prefill, and logits of a bounded number of columns."""
+"""How many bytes rows that are scored together take: a prefill, and logits of a bounded number of columns."""
 
 from __future__ import annotations
 

@@ -199,6 +199,6 @@ def _fault(engine: Engine, watched: Watched, rows: list[Sequence], model: Model)
         return Fault("could not be tried, since its tokenizer and its vocabulary do not fit each other")
     try:
         return find_fault(engine, watched, rows, model)
-    except Exception as error:  # noqa: BLE001 - nearly any: the line says which
+    except Exception as error:  # noqa: BLE001 - nearly any; the line says which one
         cause = error.__cause__ if isinstance(error, ModelError) and error.__cause__ else error
         return Fault(f"failed: {first_line(cause)}", lasts=not is_out_of_memory(cause))
