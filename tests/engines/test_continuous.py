@@ -677,8 +677,7 @@ def test_a_row_that_fits_nowhere_fails_without_tokens(model: Model) -> None:
     slot_model = Watched(model, lambda kind, rows, number: kind == "step" and number >= 3)
     [row] = encoded(["My dog is"], model, max_new_tokens=9)
     lines: list[str] = []
-    engine = slots_of(model, 4, say=lines.append)
-    engine.slot_model = slot_model
+    engine = engine_of(slot_model, 4, backoff=Backoff(limits_for(model, 4), say=lines.append))
     assert list(drive(engine, [[row]])) == [row]
     assert row.finish_reason == "error"
     assert (row.error or "").startswith("out of memory: this row alone (3 prompt + 9 new tokens) needs about ")

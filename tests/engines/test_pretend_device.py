@@ -33,7 +33,7 @@ STEP_SYNCS = {
     "reference": {"tolist in _decide": 1, "item in _call_generate": 2},
 }
 STEP_UPLOADS = {
-    "continuous": {"upload in _index": 1, "upload in inputs": 3},
+    "continuous": {"upload in step_view": 1, "upload in inputs": 3},
     "reference": {"upload in __call__": 3},  # which rows are finished; the chosen tokens, and their rows
 }
 

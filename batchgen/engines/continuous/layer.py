@@ -89,6 +89,12 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
             self.keys[index, :, column] = 0
             self.values[index, :, column] = 0
 
+    def move(self, sources: list[int], targets: list[int]) -> None:
+        """Copy pages over others. A layer that reads the cache of another one has no pages."""
+        if self.is_initialized:
+            self.keys[targets] = self.keys[sources]
+            self.values[targets] = self.values[sources]
+
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> tuple[Any, Any]:
         """Write keys and values `[B, Hkv, T, D]` where the current view says.
 

@@ -205,8 +205,7 @@ class PagePool:
     def _move(self, sources: list[int], targets: list[int]) -> None:
         if sources:
             for layer in self.layers:
-                layer.keys[targets] = layer.keys[sources]
-                layer.values[targets] = layer.values[sources]
+                layer.move(sources, targets)
             self.mask[targets] = self.mask[sources]
             self.mask[sources] = HIDDEN
 
