@@ -74,7 +74,9 @@ def read_config_view(folder: Path) -> ConfigView | None:
 def view_of(given: Mapping[str, Any]) -> ConfigView | None:
     """The view of a parsed config.json; None if only transformers can read it reliably."""
     family = given.get("model_type")
-    if family not in ARCHITECTURES or given.get("architectures") != [ARCHITECTURES[family]]:
+    if not isinstance(family, str) or family not in ARCHITECTURES:
+        return None
+    if given.get("architectures") != [ARCHITECTURES[family]]:
         return None
     if any(given.get(name) for name in ODD) or not _sizes_are_there(given, family):
         return None

@@ -241,3 +241,7 @@ LEFT = {
 def test_a_tokenizer_that_is_not_certain_is_left_to_transformers(reason: str, tmp_path: Path) -> None:
     model_type = LEFT[reason](tmp_path)
     assert read(tmp_path, model_type) is None
+
+
+def test_a_model_type_that_is_no_text_is_left_to_transformers() -> None:
+    assert view_of({"model_type": ["gpt2"], "architectures": ["GPT2LMHeadModel"]}) is None
