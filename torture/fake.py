@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -28,6 +29,7 @@ BATCH_S = float(os.environ.get("TORTURE_BATCH_S", "0"))
 LOG = os.environ.get("TORTURE_LOG")
 START = float(os.environ.get("TORTURE_START", "0"))
 COMMIT_ROWS = int(os.environ.get("TORTURE_COMMIT_ROWS", "0"))
+FULL_WINDOWS = "TORTURE_FULL_WINDOWS" in os.environ
 
 torch = ModuleType("torch")  # the closing line asks it for its number of threads
 torch.__dict__.update(get_num_threads=lambda: 1, OutOfMemoryError=MemoryError)
@@ -35,7 +37,7 @@ sys.modules["torch"] = torch
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # instead of this file's folder
 
-from batchgen import __main__
+from batchgen import __main__, pipeline
 from batchgen.formats import whole
 from batchgen.model import Checkpoint, Model
 from batchgen.records import EngineStats, Result, Sequence
@@ -158,6 +160,8 @@ vars(equipment).update(
 # File names that a check of system calls can predict.
 for module in (whole, output):
     vars(module)["temporary_name"] = lambda file: file.with_name(f".batchgen-{file.name}.tmp")
+if FULL_WINDOWS:  # on a busy machine, too, on which rows come slowly
+    vars(pipeline).update(Windows=partial(pipeline.Windows, patience_s=1e6))
 if COMMIT_ROWS:
     commit_by_rows(COMMIT_ROWS)
 
