@@ -17,6 +17,7 @@ from batchgen.engines import finish_all, make_engine
 from batchgen.engines.continuous.drafts import Drafts
 from batchgen.engines.continuous.engine import ContinuousEngine
 from batchgen.engines.continuous.memory import PAGE
+from batchgen.engines.continuous.network import slot_network
 from batchgen.engines.continuous.row_counts import RowCounts
 from batchgen.engines.continuous.slot_model import FEW_TOKENS, FEWEST_ROWS
 from batchgen.model import Checkpoint, Model, open_model
@@ -97,6 +98,27 @@ def test_tokens_and_bits_are_those_without(architecture: str, dtype: torch.dtype
     rows += [(opening + repeating(n, seed=n), greedy) for n in (4, 9)]
     model = tiny(architecture, dtype)
     assert same(model, rows, 3).accepted_tokens > 0
+
+
+@pytest.mark.parametrize("num_rows", [1, 3])
+def test_drafts_that_do_not_fit_into_memory_fail_no_row(num_rows: int) -> None:
+    model = tiny("gpt2")
+    rows = [(repeating(30, seed=n), SamplingParams(max_new_tokens=20, ignore_eos=True)) for n in range(num_rows)]
+    plain, _, _ = answer(model, rows, prompt_lookup=False)
+    own, _ = slot_network(model)
+    assert own is not None
+
+    def refuse(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if len(inputs[0]) > FEWEST_ROWS:
+            raise torch.OutOfMemoryError
+
+    handle = own.network.get_input_embeddings().register_forward_pre_hook(refuse)
+    try:
+        found, _, stats = answer(model, rows)
+    finally:
+        handle.remove()
+    assert found == plain
+    assert stats.new_tokens == 20 * num_rows
 
 
 DRAWN = st.sampled_from([{}, {}, {"temperature": 0.5, "top_k": 2}, {"temperature": 1.0, "top_p": 0.3}])

@@ -251,9 +251,10 @@ class ContinuousEngine:
         """Send half of the running rows back to the queue, with the tokens they have, and halve the slots.
 
         All running rows go back if a step changed states and then failed. A row that ran out of memory running by
-        itself fails.
+        itself fails, at the second time if its step took several tokens: from now on, no step does.
         """
         self._prefills.clear()
+        took_several, self._feeder.several = self._feeder.several, False
         self.most_slots = max(1, self._num_tried // 2)
         kept = 0 if self._num_tried == 1 or self._has_lost_states else self.most_slots
         self._has_lost_states = False
@@ -268,7 +269,7 @@ class ContinuousEngine:
             self.slot_model.cache.shrink()
         if self._num_tried > 1:
             self._room.halve(self._num_tried, self.most_slots)
-        else:
+        elif not took_several:
             self._fail_first()
 
     def _fail_first(self) -> None:
