@@ -14,10 +14,12 @@ from batchgen import Model
 from batchgen.engines import finish_all, make_scoring_engine
 from batchgen.engines.scoring.bits import are_same as bits_are_same
 from batchgen.engines.scoring.engine import ScoringEngine
+from batchgen.engines.scoring.memory import ScoringMemory
 from batchgen.engines.scoring.network import ScoringNetwork
 from batchgen.engines.scoring.work import ScoringWork, padded, plan_work, shared_tokens
 from batchgen.model import Checkpoint
 from batchgen.model.chat import Chat
+from batchgen.model.footprint import footprint_of
 from batchgen.model.passages import PassageEncoder
 from batchgen.records import BATCH_INVARIANT, EngineChoice, EngineOptions, Passage, Request, SamplingParams, Sequence
 from tests.support.models import SHAPE, model_of
@@ -195,6 +197,12 @@ def test_a_row_that_fits_nowhere_fails_alone(bundled: Model, monkeypatch: pytest
     found = list(finish_all(engine, encoder(bundled).encode(requests(6))))
     assert sorted(row.request.index for row in found) == list(range(6))
     assert {row.request.index for row in found if row.error} == {2}
+
+
+def test_memory_is_predicted_for_what_is_scored(bundled: Model) -> None:
+    memory = ScoringMemory(footprint_of(bundled.checkpoint, bundled.dtype_name, "scoring"))
+    few, all_of_them = (memory.of_forward(8, 72, number, keeps_keys=False).total for number in (6, 8 * 72))
+    assert few < all_of_them < memory.estimate(8, 72, SamplingParams()).total
 
 
 # What runs together.

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 import torch
 
 from batchgen.engines.sampling.logprobs import Normalised, rows_at_once
-from batchgen.engines.scoring.memory import most_rows
-from batchgen.engines.scoring.network import ScoringNetwork, enough, whole_logits
+from batchgen.engines.scoring.memory import ScoringMemory, most_rows
+from batchgen.engines.scoring.network import LEAST_TOKENS, ScoringNetwork, enough, whole_logits
 from batchgen.engines.scoring.work import Item, ScoringWork, plan_work
 from batchgen.errors import failures_in_one_line, is_out_of_memory
 from batchgen.model import Model
@@ -29,6 +29,7 @@ class ScoringEngine:
         self.model = model
         self.network = network
         self.share = share and network.can_share
+        self.memory = ScoringMemory(backoff.limits.memory.footprint)
         self._backoff = backoff
         self._work: deque[ScoringWork] = deque()
         self._batches = self._tokens = self._host_syncs = 0
@@ -98,8 +99,11 @@ class ScoringEngine:
     # Memory.
 
     def _predicted(self, work: ScoringWork) -> int:
+        """Bytes above the weights, of what is filled up to `LEAST_TOKENS` too."""
         columns = work.prefix + work.columns
-        return self._backoff.limits.memory.estimate(work.num_rows, columns, PLAIN).total
+        rows = max(work.num_rows, -(-LEAST_TOKENS // (work.columns or work.prefix)))
+        num_scored = sum(len(item.passage.scored) for item in work.items)
+        return self.memory.of_forward(rows, columns, num_scored, keeps_keys=work.prefix > 0).total
 
     def _expect(self, work: ScoringWork) -> None:
         predicted = self._predicted(work)

@@ -23,11 +23,15 @@ class ScoringMemory:
     footprint: Footprint
 
     def estimate(self, rows: int, columns: int, sampling: SamplingParams) -> MemoryEstimate:
-        """Return the peak bytes above the weights."""
+        """Bytes above the weights at the peak, if each column may be scored, and keys and values may be kept."""
+        return self.of_forward(rows, columns, rows * columns, keeps_keys=True)
+
+    def of_forward(self, rows: int, columns: int, num_scored: int, *, keeps_keys: bool) -> MemoryEstimate:
+        """The same of a forward that is known: so many of its columns are scored, and only prompts keep their keys."""
         vocab_size = self.footprint.vocab_size
-        num_logits = min(rows * columns, max(LEAST_ROWS, MOST_LOGITS // vocab_size)) * vocab_size
+        num_logits = min(max(num_scored, LEAST_ROWS), max(LEAST_ROWS, MOST_LOGITS // vocab_size)) * vocab_size
         estimate = with_workspace(
-            kv_cache=self.footprint.cache_bytes(rows, columns),
+            kv_cache=self.footprint.cache_bytes(rows, columns) if keeps_keys else 0,
             attention_mask=rows * columns**2,
             logits=LOGITS_COPIES * num_logits * FLOAT32_BYTES,
             activations=self.footprint.prefill_bytes(rows, columns),
