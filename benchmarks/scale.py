@@ -22,7 +22,7 @@ from pathlib import Path
 from idle import IdleEngine
 from workloads import make_model, make_rows
 
-from batchgen.engines import finish_all
+from batchgen.engines import Agree, finish_all
 from batchgen.engines.pool.engine import PoolEngine
 from batchgen.formats.reading import find_sources, read_requests
 from batchgen.model import open_checkpoint
@@ -38,7 +38,7 @@ ROWS = 10_000  # of the main process's own work
 class IdleRecipe:
     """Makes an idle engine in a worker's process."""
 
-    def make(self, say: Callable[[str], None]) -> IdleEngine:
+    def make(self, say: Callable[[str], None], agree: Agree) -> IdleEngine:
         return IdleEngine(wants_rows=16)
 
 
