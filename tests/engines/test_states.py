@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
+import torch
 from transformers import Cache
 
 import batchgen
@@ -51,6 +53,14 @@ def alone(model: Model, prompts: list[str]) -> list[list[int]]:
 
 
 def test_it_has_slots(model: Model) -> None:
+    assert isinstance(make_engine(model), ContinuousEngine)
+
+
+@pytest.mark.parametrize("name", ["mamba", "mamba2"])
+def test_it_has_slots_in_16_bits(name: str, checkpoint: Checkpoint) -> None:
+    """Their layers read the weights of their projections, or the dtype of the logits' weights."""
+    loaded = model_of(config_of(name), checkpoint, "eager")
+    model = replace(loaded, network=loaded.network.bfloat16(), dtype=torch.bfloat16)
     assert isinstance(make_engine(model), ContinuousEngine)
 
 

@@ -15,7 +15,7 @@ from batchgen import open_model
 from batchgen.errors import ModelError
 from batchgen.model import open_checkpoint
 from batchgen.model.find import BUNDLED_FOLDER
-from tests.support.families import EIGHT
+from tests.support.families import CONV, EIGHT, GROUPED
 
 VISION = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 IMAGE = {"image_size": 28, "patch_size": 14, **VISION}
@@ -33,6 +33,23 @@ WHOLES: dict[str, dict[str, Any]] = {
     "qwen2_5_vl": {
         "text_config": TURNED,
         "vision_config": {"out_hidden_size": 32, "intermediate_size": 32, "fullatt_block_indexes": [0], **SEEING},
+    },
+    "qwen3_vl": {
+        "text_config": TURNED,
+        "vision_config": {
+            "out_hidden_size": 32, "intermediate_size": 32, "deepstack_visual_indexes": [0], **SEEING,
+        },
+    },
+    "internvl": {
+        "text_config": {"model_type": "qwen2", **EIGHT},
+        "vision_config": {**IMAGE, "image_size": [28, 28], "patch_size": [14, 14]}, "tie_word_embeddings": False,
+    },
+    "smolvlm": {
+        "text_config": {"model_type": "llama", **EIGHT}, "vision_config": IMAGE, "tie_word_embeddings": False,
+    },
+    "lfm2_vl": {
+        "text_config": {"model_type": "lfm2", **CONV, **GROUPED},
+        "vision_config": {"patch_size": 14, "num_patches": 4, **VISION}, "projector_hidden_size": 32,
     },
     "llama4": {
         "text_config": {"intermediate_size_mlp": 64, "num_local_experts": 2, "attn_temperature_tuning": False, **EIGHT},

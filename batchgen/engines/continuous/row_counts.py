@@ -76,8 +76,12 @@ class FixedRows(nn.Module):
 
     @property
     def weight(self) -> Any:
-        """For parents that read their layer's weight (Mamba)."""
+        """For parents that read their layer's weight and bias (Mamba)."""
         return self.layer.weight
+
+    @property
+    def bias(self) -> Any:
+        return self.layer.bias
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Inputs `[…, I]`, and `[…, O]` if the layer adds another tensor."""

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from batchgen.engines.continuous.packing import HiddenWeight
+
 if TYPE_CHECKING:
     from batchgen.model import Model
 
@@ -18,18 +20,21 @@ def widened(model: Model) -> Model:
     own.network.config.dtype = torch.float32
     for module in own.network.modules():
         if any(True for _ in module.parameters(recurse=False)):
+            _narrow(module)
             module.register_forward_pre_hook(_widen)
             module.register_forward_hook(_narrow, always_call=True)
     return replace(own, dtype=torch.float32)
 
 
+# Attributes of a module come before its parameters of the same name, which stay as they were loaded.
+
+
 def _widen(module: nn.Module, _: object) -> None:
-    narrow = dict(module.named_parameters(recurse=False))
-    module.narrow = narrow  # type: ignore[assignment]
-    for name, parameter in narrow.items():
-        setattr(module, name, nn.Parameter(parameter.detach().float(), requires_grad=False))
+    for name, parameter in module.named_parameters(recurse=False):
+        vars(module)[name] = parameter.detach().float()
 
 
 def _narrow(module: nn.Module, *_: object) -> None:
-    for name, parameter in vars(module).pop("narrow", {}).items():
-        setattr(module, name, parameter)
+    """Between its forwards, a module's parents read its weights: Mamba's a projection, Mamba 2's that of the logits."""
+    for name, parameter in module.named_parameters(recurse=False):
+        vars(module)[name] = HiddenWeight(torch.float32, parameter.detach().float)
