@@ -10,11 +10,13 @@ Each system has its own process, so that none runs in another's heap and threads
 
 Without `--model`, the model has GPT-2's shape (124M parameters) and random weights. Every row runs to its full length:
 no end token stops it. OpenVINO needs another model exported: by `optimum-cli` (optimum-intel, on the PATH or at
-`--optimum-cli`), or earlier, into the folder `--openvino`. Loading, export, warm-up and the choice of the batch size
-(each size once, on as many rows as the largest size) are not timed. If a system has no limits per row, a batch runs to
-its longest row. Only requested tokens count. Peers take and return token ids, `pipeline` takes text; batchgen's time
-includes tokenizing and decoding. Tokens are compared with batchgen's in float32: peers may differ by rounding,
-batchgen's engines may not (exit code 1). A peer that does not run is skipped, with the reason on stderr.
+`--optimum-cli`), or earlier, into the folder `--openvino`. llama.cpp needs its server (`--llama-server`) and, for each
+precision, a GGUF: by its converter (`--gguf-converter`), or an earlier one (`--gguf`). Loading, export, warm-up and the
+choice of the batch size (each size once, on as many rows as the largest size) are not timed. If a system has no limits
+per row, a batch runs to its longest row. Only requested tokens count. Peers take and return token ids, `pipeline` takes
+text; batchgen's time includes tokenizing and decoding. Tokens are compared with batchgen's in float32: peers may differ
+by rounding (and llama.cpp after an end token: it never chooses one, the others choose it and go on), batchgen's engines
+may not (exit code 1). A peer that does not run is skipped, with the reason on stderr.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import shutil
 import statistics
 import sys
@@ -41,11 +44,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from llama_server import LlamaServer, version_of_server
 from transformers import AutoModelForCausalLM, AutoTokenizer, ContinuousBatchingConfig, GenerationConfig, pipeline
 from transformers.utils import logging
 from workloads import (
     Row,
     export_ctranslate2,
+    export_gguf,
     export_openvino,
     export_openvino_int8,
     export_openvino_with_optimum,
@@ -63,6 +68,8 @@ PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- peers -->\n", "<!-- end of peers -->\n"
 THREADS = os.cpu_count() or 1
 OPENVINO_FOLDER = "openvino"  # the export of a model, beside its files
+LLAMA_CPP_SETUP = "llama.cpp.json"  # how to run llama.cpp, beside a model's files
+GGUF_PRECISIONS = {"llama.cpp": "f32", "llama.cpp-bf16": "bf16", "llama.cpp-q8": "q8_0"}  # by system
 ROW_TOKENS = 400  # maximum length of a row, prompt and continuation
 
 
@@ -220,6 +227,18 @@ def prepare_openvino(folder: Path, batch_size: int, *, precision: str, weights: 
     return run
 
 
+def prepare_llama_cpp(folder: Path, batch_size: int, *, precision: str, cache: str) -> Run:
+    setup = json.loads((folder / LLAMA_CPP_SETUP).read_text(encoding="utf-8"))
+    gguf = exported(folder, gguf_name(precision), partial(export_gguf, setup["converter"], precision))
+    return LlamaServer(
+        setup["server"], gguf, slots=batch_size, row_tokens=setup["row_tokens"], cache=cache, threads=THREADS
+    )
+
+
+def gguf_name(precision: str) -> str:
+    return f"llama.cpp-{precision}.gguf"
+
+
 def pad_of(folder: Path) -> int:
     return int(AutoTokenizer.from_pretrained(folder).eos_token_id)
 
@@ -238,6 +257,9 @@ SYSTEMS = {
     "openvino-int8": System(
         partial(prepare_openvino, precision="bf16", weights="int8"), (32, 64, 128), (*OPENVINO, "nncf")
     ),
+    "llama.cpp": System(partial(prepare_llama_cpp, precision="f32", cache="f32"), (32, 64, 128)),
+    "llama.cpp-bf16": System(partial(prepare_llama_cpp, precision="bf16", cache="bf16"), (32, 64, 128)),
+    "llama.cpp-q8": System(partial(prepare_llama_cpp, precision="q8_0", cache="f16"), (32, 64, 128)),
     "reference": System(partial(prepare_batchgen, engine="reference", dtype="float32"), is_peer=False),
     "continuous": System(partial(prepare_batchgen, engine="continuous", dtype="float32"), is_peer=False),
     "continuous-bf16": System(partial(prepare_batchgen, engine="continuous", dtype="bfloat16"), is_peer=False),
@@ -273,6 +295,33 @@ def provide_model(options: argparse.Namespace, folder: Path) -> None:
             options.systems = [name for name in options.systems if not name.startswith("openvino")]
         else:
             export_openvino_with_optimum(str(command), options.model, target)
+
+
+def provide_llama_cpp(options: argparse.Namespace, folder: Path, rows: list[Row]) -> None:
+    """Put llama.cpp's setup and any GGUFs beside the model's files. Drops systems that lack something."""
+    missing = {name: why for name in options.systems if (why := why_no_llama_cpp(name, options))}
+    for name, why in missing.items():
+        say(f"SKIPPED {name}: {why}")
+    options.systems = [name for name in options.systems if name not in missing]
+    for precision, path in options.gguf.items():
+        (folder / gguf_name(precision)).symlink_to(path.resolve())
+    setup = {
+        "server": str(options.llama_server and options.llama_server.resolve()),
+        "converter": shlex.split(options.gguf_converter or ""),
+        "row_tokens": max(len(row.input_ids) + row.new_tokens for row in rows),
+    }
+    (folder / LLAMA_CPP_SETUP).write_text(json.dumps(setup), encoding="utf-8")
+
+
+def why_no_llama_cpp(name: str, options: argparse.Namespace) -> str | None:
+    precision = GGUF_PRECISIONS.get(name)
+    if precision is None:
+        return None
+    if options.llama_server is None:
+        return "no llama.cpp: give --llama-server"
+    if precision not in options.gguf and not options.gguf_converter:
+        return f"no GGUF: give --gguf {precision}=FILE or --gguf-converter"
+    return None
 
 
 def by_length(rows: list[Row]) -> list[tuple[int, Row]]:
@@ -430,14 +479,17 @@ def table(outcomes: list[Outcome]) -> str:
     return "\n".join(lines)
 
 
-def machine() -> dict[str, Any]:
+def machine(llama_server: Path | None) -> dict[str, Any]:
     packages = ["torch", "transformers", "ctranslate2", "openvino", "openvino-genai"]
+    found = {name: installed for name in packages if (installed := version_of(name))}
+    if llama_server is not None:
+        found["llama.cpp"] = version_of_server(str(llama_server))
     return {
         "date": date.today().isoformat(),
         "cpu": cpu_name(),
         "cores": THREADS,
         "python": platform.python_version(),
-        "packages": {name: installed for name in packages if (installed := version_of(name))},
+        "packages": found,
     }
 
 
@@ -482,7 +534,7 @@ def write_page(text: str, model: Path | None) -> None:
 
 
 def report(outcomes: list[Outcome], rows: list[Row], options: argparse.Namespace) -> None:
-    facts = machine()
+    facts = machine(options.llama_server)
     versions = ", ".join(f"{name} {number}" for name, number in facts["packages"].items())
     where = f"{facts['date']}, {facts['cpu']}, {THREADS} cores; Python {facts['python']}, {versions}."
     text = f"{where}\n\n{workload(rows, options)}\n\n{table(outcomes)}"
@@ -502,6 +554,14 @@ def read_size(text: str) -> tuple[str, int]:
     return name, int(size)
 
 
+def read_gguf(text: str) -> tuple[str, Path]:
+    """Return the precision of a GGUF file, and its path."""
+    precision, _, path = text.partition("=")
+    if precision not in GGUF_PRECISIONS.values() or not Path(path).is_file():
+        raise ValueError(text)
+    return precision, Path(path)
+
+
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--systems", default=",".join(SYSTEMS), help="names, with commas; all: %(default)s")
@@ -509,6 +569,13 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="default: GPT-2's shape, random weights")
     parser.add_argument("--openvino", type=Path, metavar="FOLDER", help="its export in float32")
     parser.add_argument("--optimum-cli", type=Path, metavar="FILE", help="what exports it for OpenVINO")
+    parser.add_argument("--llama-server", type=Path, metavar="FILE", help="llama.cpp's binary of that name")
+    parser.add_argument(
+        "--gguf-converter", metavar="COMMAND", help="llama.cpp's: 'python convert_hf_to_gguf.py', with their paths"
+    )
+    parser.add_argument(
+        "--gguf", action="append", default=[], type=read_gguf, metavar="PRECISION=FILE", help="f32, bf16 or q8_0"
+    )
     parser.add_argument("--prompt-tokens", type=int, metavar="N", help="of each prompt; default: 3 to 200")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--count", type=int, default=128, help="prompts")
@@ -520,10 +587,13 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     options.systems = options.systems.split(",")
+    options.gguf = dict(options.gguf)
     if unknown := set(options.systems) - set(SYSTEMS):
         parser.error(f"no system {', '.join(sorted(unknown))}; there are {', '.join(SYSTEMS)}")
     if options.model and not (options.model / "config.json").is_file():
         parser.error(f"{options.model} is no model folder: it has no config.json")
+    if options.llama_server and not options.llama_server.is_file():
+        parser.error(f"no file {options.llama_server}")
     if options.ragged != bool(options.output_lengths):
         parser.error("--ragged and --output-lengths go together")
     return options
@@ -538,6 +608,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name, ExitStack() as open:
         folder = Path(name)
         provide_model(options, folder)
+        provide_llama_cpp(options, folder, rows)
         workers = list(ready(options.systems, folder, rows, dict(options.size), open))
         if not workers:
             say("FAILED: no system ran")

@@ -130,6 +130,15 @@ def export_openvino_int8(export: Path, target: Path) -> None:
     openvino.save_model(model, target / "openvino_model.xml", compress_to_fp16=False)
 
 
+def export_gguf(command: Sequence[str], precision: str, folder: Path, target: Path) -> None:
+    """Convert the model by llama.cpp's `convert_hf_to_gguf.py`, run by `command`, to `f32`, `bf16` or `q8_0`."""
+    arguments = [*command, str(folder), "--outtype", precision, "--outfile", str(target)]
+    done = subprocess.run(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        reason = done.stdout.strip().rpartition("\n")[2]
+        raise RuntimeError(f"the converter to GGUF ended with status {done.returncode}: {reason}")
+
+
 class _Traceable(nn.Module):
     """GPT-2's forward without anything that a trace would freeze; keys and values are inputs and outputs."""
 
