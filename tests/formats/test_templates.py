@@ -128,6 +128,7 @@ BOMBS = [
     "{% set n = namespace(x=[]) %}{% for i in range(9999) %}{% set n.x = [n.x] %}{% endfor %}{{ n.x }}",
     "{{ ('a' * 10**6)|replace('a', 'b' * 10**6) }}", "{{ (['a' * 10**6] * 10**6)|join }}",
     "{{ (['a' * 10**6] * 1000)|map('replace', 'a', 'b' * 8)|list }}", "{{ ('\n' * 10**6)|indent(100) }}",
+    "{% set a = [0] * 30000 %}{% set a = [a] * 9000 %}{{ a }}", "{% set a = [''] * 60000 %}{% set a = [a] * 9000 %}{{ a }}",
 ]  # fmt: skip
 
 

@@ -118,11 +118,20 @@ def test_a_template_that_raises_is_the_rows_error_in_its_own_words() -> None:
         "{% set x = 'abcdefgh' * 100000 %}{% for i in range(99999) %}{% if 'zz' in x %}{% endif %}{% endfor %}",
         "{{ messages.append.__globals__ }}{{ raise_exception('') }}",
         "{{ (1).to_bytes(10 ** 10, 'big') }}",
+        "{{ ('x' * 800000)|wordwrap(1)|length }}",
     ],
 )  # fmt: skip
 def test_a_template_without_end_is_the_rows_error(source: str) -> None:
     with pytest.raises(ValueError, match="the chat template: "):
         ChatTemplate({"default": source}).render(conversation_of("hi"))
+
+
+@pytest.mark.parametrize("written", ["'<' + content", "content|trim"])
+def test_parts_that_a_template_does_not_read_are_the_rows_error(written: str) -> None:
+    template = ChatTemplate({"default": f"{{% set content = messages[0].content %}}{{{{ {written} }}}}"})
+    parts = Message("user", [{"type": "text", "text": "it's"}])
+    with pytest.raises(ValueError, match="give the content as one string"):
+        template.render(Conversation((parts,)))
 
 
 def test_what_is_no_template_is_a_usage_error_with_its_line() -> None:

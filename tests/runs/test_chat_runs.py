@@ -260,7 +260,7 @@ def test_the_oldest_whole_turns_are_dropped_after_the_system_message(template: P
 
 def test_a_last_turn_that_is_too_long_alone_is_an_error(template: Path) -> None:
     _, error = truncated(4, 8, template)
-    assert error == "the last turn alone has more than 7 tokens, and there are no more turns to drop"
+    assert error == "the system message and the last turn have more than 7 tokens, and there are no more turns to drop"
 
 
 def test_a_row_says_how_many_messages_were_dropped(bundled: Model, template: Path) -> None:

@@ -24,6 +24,7 @@ from batchgen.records import LONGEST_ROW
 
 MOST_WORK = 16 * LONGEST_ROW  # characters produced while rendering one prompt
 STEP = 100  # the minimum cost of a loop iteration or a value, in characters
+ITEM = 4  # the cost of an item of a list or dict besides its value, in characters: quotes, a comma, a space
 MOST_BITS = 4096  # in a whole number
 MOST_INDENT = 100
 
@@ -213,7 +214,7 @@ def _size(value: Any, seen: dict[int, int]) -> int:
         return 1
     if id(value) not in seen:
         items = (*value.keys(), *value.values()) if isinstance(value, dict) else value
-        seen[id(value)] = 1 + sum(_size(item, seen) for item in items)
+        seen[id(value)] = 1 + sum(ITEM + _size(item, seen) for item in items)
     return seen[id(value)]
 
 

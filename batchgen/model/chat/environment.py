@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, NoReturn
 
-from jinja2 import Template, Undefined, nodes, pass_eval_context
+from jinja2 import Environment, Template, Undefined, nodes, pass_environment, pass_eval_context
 from jinja2.defaults import DEFAULT_NAMESPACE
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension, loopcontrols
@@ -27,7 +27,7 @@ from batchgen.formats.templates.sandbox import METHODS, Metered, Sandbox, requir
 MACRO = 2_000  # the minimum cost of a macro call, in characters
 MOST_PARTS = 10_000  # for `batch` and `slice`
 LONGEST_INDENT = 100
-MORE_FILTERS = ("attr", "e", "escape", "filesizeformat", "forceescape", "safe", "wordwrap")
+MORE_FILTERS = ("attr", "e", "escape", "filesizeformat", "forceescape", "safe")
 MORE_METHODS = {"center", "expandtabs", "format", "join", "ljust", "replace", "rjust", "zfill"}
 WIDE = re.compile(r"\d{4,}|\*|\{[^{}]*\{")  # a large width in a format string, or one taken from the values
 SEARCHES = ("in", "eq", "equalto", "==", "ne", "!=")
@@ -97,7 +97,7 @@ class ChatEnvironment(Sandbox):
         self._now = now
         self.filters |= {name: FILTERS[name] for name in MORE_FILTERS}
         self.filters |= {"tojson": _to_json, "format": _format, "batch": _bounded_parts("batch")}
-        self.filters |= {"slice": _bounded_parts("slice")}
+        self.filters |= {"slice": _bounded_parts("slice"), "wordwrap": _wordwrap}
         self.globals |= {name: DEFAULT_NAMESPACE[name] for name in ("cycler", "joiner")}
         self.globals |= {"namespace": ChatNamespace, "raise_exception": _raise, "strftime_now": self._strftime}
 
@@ -218,3 +218,12 @@ def _bounded_parts(name: str) -> Callable[..., Any]:
         return cut(value, number, fill_with)
 
     return parts
+
+
+@pass_environment
+def _wordwrap(environment: Environment, text: str, width: int = 79, *args: Any, **kwargs: Any) -> str:
+    """Jinja's filter; cutting a long word takes time in proportion to the square of its length."""
+    longest = max(map(len, text.split()), default=0)
+    require_size(len(text) + longest * (longest // max(width, 1)))
+    wrapped: str = FILTERS["wordwrap"](environment, text, width, *args, **kwargs)
+    return wrapped

@@ -53,7 +53,9 @@ def shorten(chat: Chat, request: Request, room: int, *, parse_special: bool = Fa
         else:
             shortest = Shorter(replace(request, prompt=row.prompt), row.input_ids, starts[drop] - starts[0])
             high = drop - 1
-    reason = f"the last turn alone has more than {room} tokens, and there are no more turns to drop"
+    has_opening = bool(starts and starts[0]) or chat.options.system is not None
+    kept = "the system message and the last turn have" if has_opening else "the last turn alone has"
+    reason = f"{kept} more than {room} tokens, and there are no more turns to drop"
     return shortest or Shorter(request, (), 0, reason)
 
 

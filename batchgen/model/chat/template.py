@@ -25,6 +25,7 @@ LONGEST_REASON = 200  # characters of an error that are shown
 OWN_NAMES = {"messages", "tools", "documents", "add_generation_prompt"}
 # Names of a message's reasoning. Most templates read the first one, gpt-oss's the second.
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+ONE_STRING = "give the content as one string"
 CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
 Messages = list[dict[str, Any]]
 START = datetime.now()  # start of the process
@@ -80,7 +81,7 @@ class ChatTemplate:
     def _render(self, source: str, messages: Messages, conversation: Conversation) -> str:
         variables = {**self.variables, **conversation.arguments}
         try:
-            return _compiled(source, self.now).render(
+            text = _compiled(source, self.now).render(
                 messages=messages,
                 tools=conversation.tools,
                 documents=conversation.documents,
@@ -88,7 +89,11 @@ class ChatTemplate:
                 **variables,
             )
         except Exception as error:  # noqa: BLE001 - a template can raise anything
-            raise ValueError(f"{self.name}: {_reason(error)}") from None
+            hint = f" ({ONE_STRING})" if isinstance(error, TypeError) and any(_parts(messages)) else ""
+            raise ValueError(f"{self.name}: {_reason(error)}{hint}") from None
+        if any(str(parts) in text for parts in _parts(messages)):
+            raise ValueError(f"{self.name} does not read content that is a list of parts: {ONE_STRING}")
+        return text
 
     def _continued(self, source: str, messages: Messages, conversation: Conversation) -> str:
         """Render up to the end of the last message's content."""
@@ -180,6 +185,11 @@ def read_arguments(assignments: list[str]) -> dict[str, Any]:
 
 def _given(message: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in message.items() if value is not None}
+
+
+def _parts(messages: Messages) -> list[list[Any]]:
+    """The contents that are lists of parts."""
+    return [message["content"] for message in messages if isinstance(message.get("content"), list)]
 
 
 def _aliased(messages: Messages) -> Messages:
