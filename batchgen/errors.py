@@ -92,6 +92,8 @@ OUT_OF_MEMORY = (
     "could not create a primitive",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
+# How the loader of libraries and the system report that there is no memory left for a process.
+NO_MEMORY_TO_LOAD = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory")
 
 
 @contextmanager
@@ -121,6 +123,20 @@ def first_line(error: BaseException) -> str:
     """
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def lack_of_resources(error: BaseException) -> str | None:
+    """Return what the machine refused the process and how to get more, if that is what a library's error means.
+
+    >>> lack_of_resources(OSError(24, "Too many open files"))
+    'too many open files: allow more with ulimit -n'
+    """
+    text = str(error)
+    if "Too many open files" in text:
+        return "too many open files: allow more with ulimit -n"
+    if any(phrase in text for phrase in NO_MEMORY_TO_LOAD):
+        return "out of memory while a library was loaded: give this process more (ulimit -v), or free some"
+    return None
 
 
 def is_panic(error: BaseException) -> bool:

@@ -16,11 +16,11 @@ from typer.core import TyperGroup
 
 from batchgen import __version__
 from batchgen.cli.exit_codes import BROKEN_PIPE
-from batchgen.cli.hints import command_hint, option_hint
+from batchgen.cli.hints import choice_hint, command_hint, option_hint
 from batchgen.cli.lazy import SUMMARIES, TYPED, LazyCommand
 from batchgen.cli.settings import SCREEN, apply_settings, explain_setting, flag_of
 from batchgen.cli.signals import Interrupts
-from batchgen.errors import BatchgenError, UsageError, first_line, is_panic
+from batchgen.errors import BatchgenError, UsageError, first_line, is_panic, lack_of_resources
 from batchgen.records import FieldError
 
 TRACEBACK = "BATCHGEN_TRACEBACK"  # if set in the environment, unexpected errors show a traceback
@@ -138,6 +138,7 @@ def _usage_in_one_line(program: Commands, typed: tuple[str, ...], context: Any =
             reason = error.message + option_hint(unknown, command or "", typed[1:], flags)
         else:
             reason = error.format_message().replace("Value error, ", "").rstrip(".")
+            reason += choice_hint(reason)
         _say_error(context, f"{reason}; see {' '.join(['batchgen', *([command] if command else [])])} --help")
         raise typer.Exit(UsageError.exit_code) from None
 
@@ -175,6 +176,8 @@ def _is_unforeseen(error: BaseException) -> bool:
 
 def _unforeseen(error: BaseException) -> str:
     """Describe an unexpected error (an odd model, or a bug of ours): what happened, and where in this package."""
+    if lack := lack_of_resources(error):
+        return lack
     import traceback  # here, because few commands need it
 
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(PACKAGE)]
@@ -195,6 +198,8 @@ def _forget_stdout() -> None:
 
 
 def _describe(error: OSError) -> str:
+    if lack := lack_of_resources(error):
+        return lack
     fix = ": free some space and run again" if error.errno == errno.ENOSPC else ""
     return f"cannot write {error.filename or 'the output'}: {error.strerror or error}{fix}"
 

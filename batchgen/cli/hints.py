@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,6 +17,11 @@ ELSEWHERE = {
     "--gpus": "--device", "--cuda": "--device", "--precision": "--dtype", "--force": "--overwrite",
     "--outfile": "--output", "--max-len": "--max-new-tokens", "--json": "--format", "--jsonl": "--format",
     "--csv": "--format", "--tsv": "--format", "--parquet": "--format",
+}  # fmt: skip
+# Short names for the choices of an option.
+SHORT = {
+    "fp32": "float32", "f32": "float32", "fp16": "float16", "f16": "float16", "half": "float16", "bf16": "bfloat16",
+    "ndjson": "jsonl", "txt": "text", "db": "sqlite",
 }  # fmt: skip
 ADAPTERS = ("--adapter", "--adapters", "--lora", "--lora-modules", "--lora-path", "--peft")
 INPUTS = ("--input", "--inputs", "--file", "--files", "--prompts")
@@ -90,6 +96,26 @@ def near_options(given: str, flags: Iterable[str]) -> list[str]:
         get_close_matches(name.strip("-"), [flag.strip("-") for flag in long], n=1, cutoff=LIKENESS),
     )
     return [f"--{flag.strip('-')}" for flag in next(filter(None, kinds), [])][:MOST]
+
+
+def choice_hint(reason: str) -> str:
+    """Return a hint for a value that is none of an option's choices, from typer's message; often empty.
+
+    >>> choice_hint("Invalid value for '--dtype': 'bf16' is not one of 'auto', 'float32', 'bfloat16'")
+    ' (did you mean bfloat16?)'
+    """
+    given, found, listed = reason.rpartition("' is not one of ")
+    if not found:
+        return ""
+    given, choices = given.rpartition("'")[2].lower(), re.findall("'([^']*)'", listed)
+    digits = re.sub(r"\D", "", given)
+    like = [choice for choice in choices if re.sub(r"\D", "", choice) == digits]
+    near = (
+        [choice for choice in choices if choice in (given, SHORT.get(given))]
+        or [choice for choice in like if len(given) > 1 and choice.startswith(given)]
+        or get_close_matches(given, like, n=1, cutoff=LIKENESS)
+    )
+    return f" (did you mean {near[0]}?)" if len(near) == 1 else ""
 
 
 def letters(flag: str) -> str:

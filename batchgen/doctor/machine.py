@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchgen.doctor.facts import Accelerator, LinearKernels, Machine, MatmulSpeed, Processor, or_else
-from batchgen.machine.limits import Bound, cpu_name, memory_bounds
+from batchgen.machine.limits import Bound, cpu_name, installed_bytes, memory_bounds
 from batchgen.machine.speeds import read_gain
 from batchgen.model.weights import choose_device
 
@@ -194,9 +194,7 @@ def measure_gflops(device: torch.device, dtype: torch.dtype, clock: Callable[[],
 
 @or_else(None)
 def _ram_bytes() -> int:
-    import psutil
-
-    return int(psutil.virtual_memory().total)
+    return installed_bytes()
 
 
 @or_else(None)

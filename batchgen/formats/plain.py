@@ -11,14 +11,19 @@ from batchgen.formats.fields import WriteOptions, to_bytes
 from batchgen.formats.rows import ReadOptions, Row, check_template, row_of_text
 from batchgen.records import LONGEST_ROW, Result
 
+RETURNS = r"has carriage returns inside, which do not end prompts (to split lines at them: tr '\r' '\n')"
 FIRST_BYTES = 8192  # that are checked to see whether a file is text
 
 
 def read_text(content: Content, options: ReadOptions) -> Iterator[Row]:
     """Read one prompt per line. A line that is not UTF-8 is a bad row."""
     check_template(content.name, options)
+    knows_returns = False
     for number, line in content.rows():
         source = content.at(number)
+        if line and b"\r" in line and not knows_returns:
+            knows_returns = True
+            content.say(f"{source} {RETURNS}")
         if line is None:
             yield Row(error=content.TOO_LONG, source=source)
             continue

@@ -65,7 +65,7 @@ def parse_memory(text: str) -> MemoryLimit:
         raise mistake
     number, percent, unit = match.groups(default="")
     if named.replace(".", "").isdigit() and 0 < Fraction(number) < LEAST_BYTES:
-        raise UsageError(f"--memory {named} has no unit: did you mean {named}G?")
+        raise UsageError(f"--memory {named} has no unit: did you mean {_likely_size(named)}?")
     if percent:
         limit = MemoryLimit(named, share=Fraction(number) / 100)
     else:
@@ -73,6 +73,23 @@ def parse_memory(text: str) -> MemoryLimit:
     if not limit.size_bytes and not 0 < (limit.share or 0) <= 1:
         raise mistake
     return limit
+
+
+def _likely_size(number: str) -> str:
+    """Return a number with the unit that it lacks: gigabytes if the machine has as many, otherwise % or megabytes."""
+    value = Fraction(number)
+    if value < 1:
+        return f"{float(value * 100):g}%"
+    if value * UNITS["g"] <= installed_bytes():
+        return f"{number}G"
+    return f"{number}%" if value <= 100 else f"{number}M"
+
+
+def installed_bytes() -> int:
+    """Return the bytes of memory that this machine has, whatever limits apply."""
+    import psutil
+
+    return int(psutil.virtual_memory().total)
 
 
 def share_of(memory: MemoryLimit | None, num_workers: int, num_beside: int) -> MemoryLimit:

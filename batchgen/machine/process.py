@@ -10,10 +10,13 @@ import gc
 import os
 import platform
 
+from batchgen.errors import ModelError
+
 # How often an OpenMP thread spins while waiting for the others (GNU's runtime, which torch uses on Linux; about
 # 300,000 by default). If another program uses a core, long spinning slows a step tenfold and more; see
 # docs/decisions.md.
 SPIN_COUNT = "10000"
+LEAST_ADDRESS_SPACE = 576 * 2**20  # bytes; with 600,000 KiB, torch's CPU build loads on Linux
 # Larger blocks come from the system and return to it when freed; smaller ones share a heap, which has gaps.
 # glibc raises this threshold to 32 MiB by itself: fast, but the process then holds up to 1.5 times the live tensors.
 # If memory is short the threshold stays low instead, so that use matches the prediction (docs/decisions.md has both).
@@ -70,6 +73,27 @@ def _is_glibc() -> bool:
 
 
 def _address_space_is_limited() -> bool:
+    return _limit("RLIMIT_AS") is not None
+
+
+def is_file_size_limited() -> bool:
+    """Whether `ulimit -f` is set."""
+    return _limit("RLIMIT_FSIZE") is not None
+
+
+def require_address_space() -> None:
+    """Raise `ModelError` if `ulimit -v` is too small to load torch, which would abort the process without a word."""
+    limit = _limit("RLIMIT_AS")
+    if limit is not None and limit < LEAST_ADDRESS_SPACE:
+        mib, least = limit // 2**20, LEAST_ADDRESS_SPACE // 2**20
+        raise ModelError(f"{mib} MiB of address space (ulimit -v) are too few to load torch: allow {least}")
+
+
+def _limit(name: str) -> int | None:
+    """A limit of this process (getrlimit(2)), in bytes; None if there is none."""
+    if os.name != "posix":
+        return None
     import resource
 
-    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+    soft, _ = resource.getrlimit(getattr(resource, name))
+    return None if soft == resource.RLIM_INFINITY else soft

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from batchgen.errors import OVERWRITE, RESUME, InputError, InUseError, OutputError
+from batchgen.errors import OVERWRITE, RESUME, InputError, InUseError, OutputError, lack_of_resources
+from batchgen.machine.process import is_file_size_limited
 from batchgen.runs.cells import FIELDS
 from batchgen.runs.locks import HELD, IN_USE, FileLock, allows_readers, identity, is_locked
 
@@ -215,6 +216,10 @@ def _reason(code: int, error: sqlite3.Error) -> str:
     }
     if str(error).startswith(("no such", "Could not decode")):
         return DAMAGED
+    if code & 0xFF in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) and (lack := _lack_of_files()):
+        return f"cannot be opened, {lack}"
+    if code & 0xFF == sqlite3.SQLITE_IOERR and is_file_size_limited():
+        return f"cannot be written, perhaps for the limit on the size of files: raise it with ulimit -f, {go_on}"
     return reasons.get(code & 0xFF, f"cannot be opened or written: {error}")
 
 
@@ -222,3 +227,14 @@ def remove_store(path: Path) -> None:
     """Remove a store, the file last, so that a kill in between never leaves a journal without its file."""
     for ending in ("-wal", "-shm", "-journal", STATUS, "", "-wal", "-shm"):  # a reader may have recreated the last two
         path.with_name(path.name + ending).unlink(missing_ok=True)
+
+
+def _lack_of_files() -> str | None:
+    """Return what to do if this process cannot open any more files, which SQLite does not tell from a bad folder."""
+    try:
+        with ExitStack() as files:
+            for _ in range(8):  # the store, its log and index, locks, folders: more than one store needs
+                files.enter_context(Path(os.devnull).open("rb"))
+    except OSError as error:
+        return lack_of_resources(error)
+    return None

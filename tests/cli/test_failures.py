@@ -43,6 +43,22 @@ def test_an_error_that_nobody_foresaw_is_one_line(
     assert "in read_checkpoint, checkpoint.py:" in line
 
 
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (RuntimeError("unable to open file <model>: Too many open files (24)"), "too many open files: allow more"),
+        (OSError(24, "Too many open files", "/lib/x.py"), "too many open files: allow more"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "out of memory while a library"),
+    ],
+)
+def test_what_the_machine_refuses_is_said_in_words(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, says: str
+) -> None:
+    monkeypatch.setattr("batchgen.model.checkpoint.check_files", raising(error))
+    line = failure(invoke("plan", "-p", "My dog is", "--model", "bundled"), 1)
+    assert line.startswith(f"batchgen: error: {says}")
+
+
 def test_the_place_of_an_error_is_in_this_package_not_in_a_folder_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     namespace: dict[str, Any] = {}
     exec(compile("def fail(*_, **__): raise KeyError('x')", "/home/me/batchgen/fail.py", "exec"), namespace)

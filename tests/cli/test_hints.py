@@ -92,10 +92,31 @@ def test_a_file_in_the_place_of_a_command_is_prompts(tmp_path: Path) -> None:
     assert f"batchgen run {tmp_path}/prompts.txt" in failure(invoke(tmp_path / "prompts.txt"), 2)
 
 
-@pytest.mark.parametrize("given", ["6", "512", "0.5", "1000000"])
-def test_memory_without_a_unit_asks_for_one(given: str) -> None:
+@pytest.mark.parametrize(("given", "meant"), [("6", "6G"), ("80", "80%"), ("512", "512M"), ("0.5", "50%")])
+def test_memory_without_a_unit_asks_for_one_that_fits_the_machine(
+    monkeypatch: pytest.MonkeyPatch, given: str, meant: str
+) -> None:
+    monkeypatch.setattr("batchgen.machine.limits.installed_bytes", lambda: 24 * 2**30)
     line = failure(invoke("run", "-p", "x", "--model", "bundled", "--memory", given), 2)
-    assert f"--memory {given} has no unit: did you mean {given}G?" in line
+    assert f"--memory {given} has no unit: did you mean {meant}?" in line
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "meant"),
+    [
+        ("--dtype", "fp16", "float16"), ("--dtype", "bf16", "bfloat16"), ("--format", "json", "jsonl"),
+        ("--format", "CSV", "csv"), ("--too-long", "trunc", "truncate"), ("--engine", "contineous", "continuous"),
+    ],
+)  # fmt: skip
+def test_a_value_that_is_no_choice_gets_the_nearest_one(option: str, given: str, meant: str) -> None:
+    assert f"(did you mean {meant}?)" in failure(invoke("run", "-p", "x", option, given), 2)
+
+
+@pytest.mark.parametrize(
+    ("option", "given"), [("--dtype", "float64"), ("--dtype", "int8"), ("--quantize", "int4"), ("--format", "yaml")]
+)
+def test_a_value_far_from_all_choices_gets_no_silly_one(option: str, given: str) -> None:
+    assert "did you mean" not in failure(invoke("run", "-p", "x", option, given), 2)
 
 
 @pytest.mark.parametrize(

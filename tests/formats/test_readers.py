@@ -74,6 +74,14 @@ def test_only_a_newline_ends_a_line(tmp_path: Path, sign: str) -> None:
     assert prompts_of(read_file(tmp_path / "a.txt", f"a{sign}b\n".encode())) == [f"a{sign}b"]
 
 
+def test_carriage_returns_inside_lines_are_said_once(tmp_path: Path) -> None:
+    path = tmp_path / "mac.txt"
+    path.write_bytes(b"one\r\ntwo\rthree\rfour\nfive\rsix\n")
+    said: list[str] = []
+    assert len(list(read_requests([Source("mac.txt", path)], say=said.append))) == 3
+    assert [line.partition(",")[0] for line in said] == ["mac.txt:2 has carriage returns inside"]
+
+
 def test_crlf_loses_one_carriage_return(tmp_path: Path) -> None:
     assert prompts_of(read_file(tmp_path / "a.txt", b"a\r\nb\r\r\nc\r")) == ["a", "b\r", "c"]
 

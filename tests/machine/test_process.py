@@ -52,6 +52,23 @@ def test_untouched_memory_costs_something_where_addresses_are_limited() -> None:
     assert is_free == can_be  # True, unless this test itself runs under a limit that it cannot raise
 
 
+LOADED = """
+import resource, sys
+from batchgen.machine.process import require_address_space
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]), resource.getrlimit(resource.RLIMIT_AS)[1]))
+try:
+    require_address_space()
+except Exception as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="others have no such limit")
+def test_an_address_space_too_small_for_torch_is_refused() -> None:
+    assert run_python(LOADED, str(400 << 20)).startswith("400 MiB of address space (ulimit -v) are too few")
+    assert run_python(LOADED, str(1 << 34)) == ""
+
+
 SPIN = "from batchgen.machine.process import settle; settle(); import os; print(os.environ.get('GOMP_SPINCOUNT'))"
 
 

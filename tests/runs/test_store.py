@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -409,3 +411,25 @@ def test_the_digest_of_a_bad_row_does_not_depend_on_how_its_file_was_named() -> 
     there = replace(request, error="/data/rows.jsonl:2: not valid JSON", source="/data/rows.jsonl:2")
     other = replace(request, error="rows.jsonl:2: not UTF-8", source="rows.jsonl:2")
     assert digest_of(here) == digest_of(there) != digest_of(other)
+
+
+LIMITED = """
+import os, resource, sys
+from pathlib import Path
+from batchgen.runs.store import Store
+name, number = sys.argv[1:3]
+number = int(number) or len(os.listdir("/proc/self/fd"))
+resource.setrlimit(getattr(resource, name), (number, resource.getrlimit(getattr(resource, name))[1]))
+try:
+    Store(Path(sys.argv[3]))
+except Exception as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize(("name", "number", "says"), [("NOFILE", 0, "ulimit -n"), ("FSIZE", 2048, "ulimit -f")])
+def test_a_limit_of_the_process_is_not_called_a_bad_folder(tmp_path: Path, name: str, number: int, says: str) -> None:
+    arguments = [sys.executable, "-c", LIMITED, f"RLIMIT_{name}", str(number), str(tmp_path / "out.jsonl.run.db")]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert says in done.stdout

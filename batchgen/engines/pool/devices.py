@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from batchgen.engines.pool.worker import ModelRecipe
 from batchgen.errors import UsageError
 from batchgen.machine.limits import share_of
+from batchgen.machine.process import require_address_space
 from batchgen.model.weights import choose_device
 from batchgen.records import EngineChoice
 
@@ -22,6 +23,7 @@ def choose_devices(name: str, num_workers: int | None = None) -> list[torch.devi
     `auto` means all CUDA devices, if there are several. If the list has one device, the run needs no pool. Raises
     `UsageError` for a device without a worker, and for devices of different kinds.
     """
+    require_address_space()
     import torch
 
     names = [part.strip() for part in name.split(",")]
