@@ -21,9 +21,12 @@ def main() -> None:
 def leave_working_folder() -> None:
     """`python -m batchgen` begins with the working directory: nothing more is imported from there.
 
-    Unless this package itself is, as in a checkout of its sources.
+    Unless this package itself is, as in a checkout of its sources. Exits in one line if the folder is gone.
     """
-    here = os.getcwd() if sys.path[0] else ""  # noqa: PTH109 - pathlib is not imported yet
+    try:
+        here = os.getcwd()  # noqa: PTH109 - pathlib is not imported yet
+    except OSError:
+        sys.exit("batchgen: error: the working folder does not exist any more: cd to another one")
     if not sys.flags.safe_path and sys.path[0] == here and not __file__.startswith(here + os.sep):
         del sys.path[0]
 

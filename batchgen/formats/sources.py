@@ -169,12 +169,14 @@ def _check_file(path: Path, *, any_suffix: bool) -> Source:
 
 
 def _refuse_device(source: Source) -> None:
-    """Raise `InputError` for a device, which may never end, except terminals and /dev/null."""
+    """Raise `InputError` for a socket, and for a device, which may never end, except terminals and /dev/null."""
     with suppress(OSError):  # reported by the reader
         if (status := source.status) is None:
             return
         if stat.S_ISBLK(status.st_mode) or (stat.S_ISCHR(status.st_mode) and status.st_rdev not in _ending_devices()):
             raise InputError(f"{source.name} is a device, which may be endless: give a file or a pipe")
+        if source.path and stat.S_ISSOCK(status.st_mode):  # standard input may be one
+            raise InputError(f"{source.name} is a socket: give a file or a pipe")
 
 
 def _ending_devices() -> set[int]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -57,6 +60,15 @@ def test_what_the_machine_refuses_is_said_in_words(
     monkeypatch.setattr("batchgen.model.checkpoint.check_files", raising(error))
     line = failure(invoke("plan", "-p", "My dog is", "--model", "bundled"), 1)
     assert line.startswith(f"batchgen: error: {says}")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="others keep a folder that is in use")
+def test_a_working_folder_that_is_gone_is_one_line(tmp_path: Path) -> None:
+    gone = "import os; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')"
+    code = f"{gone}; from batchgen.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "batchgen: error: the working folder does not exist any more: cd to another one\n"
 
 
 def test_the_place_of_an_error_is_in_this_package_not_in_a_folder_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

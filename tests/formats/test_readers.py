@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import socket
 import tracemalloc
 from itertools import chain
 from pathlib import Path
@@ -524,6 +525,18 @@ def test_a_device_without_an_end_is_refused(name: str) -> None:
         pytest.skip("needs its device")
     with pytest.raises(InputError, match=f"/dev/{name} is a device, which may be endless"):
         find_sources([f"/dev/{name}"])
+
+
+def test_a_socket_is_refused_unless_it_is_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the names of sockets are short
+    with socket.socket(socket.AF_UNIX) as named:
+        named.bind("it.txt")
+        with pytest.raises(InputError, match=r"it\.txt is a socket: give a file or a pipe"):
+            find_sources(["it.txt"])
+    ours, theirs = socket.socketpair()
+    with ours, theirs.makefile() as stream:
+        monkeypatch.setattr("sys.stdin", stream)
+        assert [source.name for source in find_sources(["-"])] == ["-"]
 
 
 def test_standard_input_that_is_a_device_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,6 +192,11 @@ def test_templates_are_read_from_where_transformers_reads_them(tmp_path: Path) -
     assert read_templates(tmp_path) == {}
 
 
+def test_named_templates_may_be_one_object(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": {"default": "one", "tool_use": "two", "x": 1}}')
+    assert read_templates(tmp_path) == {"default": "one", "tool_use": "two"}
+
+
 def test_a_broken_template_of_a_model_is_an_error_of_conversations_alone() -> None:
     chat = make_chat({"default": "{% for %}"}, lambda: make_chat_tokenizer("chatml", "bytes"))
     [row] = chat.encode([conversation_of("hi")])

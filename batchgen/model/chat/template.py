@@ -130,9 +130,11 @@ def read_templates(folder: Path) -> dict[str, str]:
 
 
 def _named(templates: object) -> dict[str, str]:
-    """Templates by name, from one template or a list of objects with `name` and `template`."""
+    """Templates by name, from one template, an object, or a list of objects with `name` and `template`."""
     if isinstance(templates, str):
         return {"default": templates}
+    if isinstance(templates, dict):
+        return {name: text for name, text in templates.items() if isinstance(text, str)}
     if isinstance(templates, list) and all(isinstance(item, dict) for item in templates):
         pairs = ((item.get("name"), item.get("template")) for item in templates)
         return {name: text for name, text in pairs if isinstance(name, str) and isinstance(text, str)}
