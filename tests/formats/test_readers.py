@@ -534,7 +534,7 @@ def test_a_socket_is_refused_unless_it_is_standard_input(tmp_path: Path, monkeyp
         with pytest.raises(InputError, match=r"it\.txt is a socket: give a file or a pipe"):
             find_sources(["it.txt"])
     ours, theirs = socket.socketpair()
-    with ours, theirs.makefile() as stream:
+    with ours, theirs, theirs.makefile() as stream:
         monkeypatch.setattr("sys.stdin", stream)
         assert [source.name for source in find_sources(["-"])] == ["-"]
 
