@@ -92,7 +92,7 @@ OUT_OF_MEMORY = (
     "could not create a primitive",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
-# How the loader of libraries and the system report that there is no memory left for a process.
+# How the loader of libraries and readers of weights report that there is no memory left for a process.
 NO_MEMORY_TO_LOAD = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory")
 
 
@@ -135,7 +135,7 @@ def lack_of_resources(error: BaseException) -> str | None:
     if "Too many open files" in text:
         return "too many open files: allow more with ulimit -n"
     if any(phrase in text for phrase in NO_MEMORY_TO_LOAD):
-        return "out of memory while a library was loaded: give this process more (ulimit -v), or free some"
+        return "out of memory: give this process more (ulimit -v), or free some"
     return None
 
 

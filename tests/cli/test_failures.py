@@ -51,7 +51,11 @@ def test_an_error_that_nobody_foresaw_is_one_line(
     [
         (RuntimeError("unable to open file <model>: Too many open files (24)"), "too many open files: allow more"),
         (OSError(24, "Too many open files", "/lib/x.py"), "too many open files: allow more"),
-        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "out of memory while a library"),
+        (RuntimeError("unable to mmap 9 bytes from <model>: Cannot allocate memory (12)"), "out of memory: give this"),
+        (
+            ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+            "out of memory: give this process more",
+        ),
     ],
 )
 def test_what_the_machine_refuses_is_said_in_words(
