@@ -174,3 +174,17 @@ def test_without_what_it_needs_llama_cpp_is_skipped(
 def test_the_table_names_the_version(peers: Any, server: Path) -> None:
     assert peers.machine(server)["packages"]["llama.cpp"] == "1234 (abcdef)"
     assert "llama.cpp" not in peers.machine(None)["packages"]
+
+
+def test_options_for_llama_cpp_are_read_and_checked(
+    peers: Any, server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (gguf := tmp_path / "given.gguf").touch()
+    monkeypatch.setattr(sys, "argv", ["peers.py", "--llama-server", str(server), "--gguf", f"q8_0={gguf}"])
+    options = peers.parse_options()
+    assert options.gguf == {"q8_0": gguf}
+    assert options.llama_server == server
+    for words in (["--gguf", f"q9={gguf}"], ["--gguf", "f32=missing"], ["--llama-server", "missing"]):
+        monkeypatch.setattr(sys, "argv", ["peers.py", *words])
+        with pytest.raises(SystemExit):
+            peers.parse_options()
