@@ -95,16 +95,26 @@ def int8_linear(
     zero_point: int,
     weight: torch.Tensor,
     scale: torch.Tensor,
-    zeros: torch.Tensor,
     dtype: torch.dtype,
 ) -> torch.Tensor:
     """Unsigned 8-bit `[N, I]` minus the zero point, times a packed weight, times its scale `[O]`: `[N, O]`."""
     import torch
 
     product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
-        x, 1.0, zero_point, weight, scale, zeros, None, 1.0, 0, dtype, "none", [], ""
+        x, 1.0, zero_point, weight, scale, scale.new_zeros(1, dtype=torch.int64), None, 1.0, 0, dtype, "none", [], ""
     )
     return product
+
+
+def bytes_of_packed(packed: torch.Tensor) -> torch.Tensor:
+    """The memory of a packed weight as signed bytes; valid as long as the packed weight lives."""
+    import ctypes
+
+    import torch
+
+    number = torch.ops.mkldnn._nbytes(packed)
+    memory = (ctypes.c_int8 * number).from_address(torch.ops.mkldnn.data_ptr(packed))
+    return torch.frombuffer(memory, dtype=torch.int8)
 
 
 def storage_key(storage: torch.UntypedStorage) -> int:
@@ -183,6 +193,8 @@ _NAMES: dict[str, Callable[[], object]] = {
     "torch: mkldnn._reorder_linear_weight": lambda: _operations("mkldnn")._reorder_linear_weight,
     "torch: mkldnn._linear_pointwise": lambda: _operations("mkldnn")._linear_pointwise,
     "torch: mkldnn._linear_pointwise.binary": lambda: _operations("mkldnn")._linear_pointwise.binary,
+    "torch: mkldnn.data_ptr": lambda: _operations("mkldnn").data_ptr,
+    "torch: mkldnn._nbytes": lambda: _operations("mkldnn")._nbytes,
     "torch: cpu._is_vnni_supported": lambda: _torch().cpu._is_vnni_supported,
     "torch: onednn.qlinear_prepack": lambda: _operations("onednn").qlinear_prepack,
     "torch: onednn.qlinear_pointwise": lambda: _operations("onednn").qlinear_pointwise,

@@ -84,10 +84,25 @@ def num_parameters(shape: ModelShape) -> int:
 
 
 def int8_weights(footprint: Footprint, shape: ModelShape) -> int:
-    """Bytes of the weights with linear layers in 8-bit integers; the embedding stays, the output layer is untied."""
-    embedding = shape.vocab_size * shape.n_embd
-    others = footprint.weights // footprint.element_bytes - embedding * (1 if shape.is_tied else 2)
-    return embedding * (footprint.element_bytes + 1) + others
+    """Bytes of the weights with linear layers and the embedding in 8-bit integers; learned positions stay.
+
+    A few inputs of each layer are in float32 too, and each output has a scale and a sum, of four bytes.
+    """
+    positions = shape.n_positions * shape.n_embd
+    integers = footprint.weights // footprint.element_bytes - positions
+    beside = 4 * (num_loud(shape.n_embd) + 2) * integers // shape.n_embd
+    return positions * footprint.element_bytes + integers + beside
+
+
+def num_loud(num_inputs: int) -> int:
+    """How many inputs of a layer in 8-bit integers stay in float32.
+
+    One in 32, in multiples of 16: more cost time, fewer change tokens (docs/decisions.md).
+
+    >>> num_loud(576), num_loud(1536), num_loud(8)
+    (16, 48, 4)
+    """
+    return min(max(16, num_inputs // 32 // 16 * 16), num_inputs // 2)
 
 
 @dataclass(frozen=True, slots=True)

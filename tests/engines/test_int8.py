@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, MambaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, MambaConfig
 from transformers.pytorch_utils import Conv1D
 
 from batchgen import Model, generate, score
 from batchgen.engines import make_engine
+from batchgen.engines.choice import KINDS
 from batchgen.engines.continuous.linear import kernels_of
 from batchgen.engines.int8 import support
 from batchgen.engines.int8.calibrate import loud_columns
@@ -22,8 +23,12 @@ from batchgen.engines.int8.network import quantize
 from batchgen.engines.int8.support import INT8, check_int8, why_no_int8
 from batchgen.engines.protocol import finish_all
 from batchgen.errors import UsageError
+from batchgen.model import open_model
+from batchgen.model.private import bytes_of_packed
+from batchgen.planning.room import make_room
 from batchgen.records import EngineOptions
 from tests.support.command import failure, invoke, records, run
+from tests.support.families import config_of
 from tests.support.models import SHAPE, make_network
 from tests.support.rows import encoded, ragged_prompts
 
@@ -240,8 +245,85 @@ def test_a_plan_counts_fewer_bytes_of_weights() -> None:
         records(invoke("plan", "-p", "My dog is", "--model", "bundled", "--json", *more))[0]
         for more in ((), ("--quantize", "int8"))
     )
-    assert quantised["weights_bytes"] < 0.7 * (plain["weights_bytes"] + plain["packed_bytes"])
+    assert quantised["weights_bytes"] < 0.4 * plain["weights_bytes"]
     assert (plain["quantize"], quantised["quantize"]) == (None, "int8")
+
+
+@needs_int8
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_plan_predicts_what_a_model_in_integers_holds(dtype: str) -> None:
+    model = open_model("bundled", device="cpu", dtype=dtype)
+    quantize(model.network, loud=loud_columns(model))
+    weights = {layer.product.weight for layer in model.network.modules() if isinstance(layer, Int8Linear)}
+    held = sum(parameter.nbytes for parameter in model.network.parameters())
+    for weight in weights:
+        packed = [group.packed for group in weight.groups] + ([weight.loud.packed] if weight.loud else [])
+        held += sum(bytes_of_packed(each).nbytes for each in packed)
+        held += sum(group.scale.nbytes for group in weight.groups)
+    options = EngineOptions(quantize="int8")
+    room = make_room(model.checkpoint, "cpu", dtype, KINDS["continuous"], options)
+    assert room.weights_bytes == pytest.approx(held, rel=0.05)
+
+
+# Layouts are read where products run fast, so both need the same machine.
+
+
+@needs_int8
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("inputs", "outputs"), [(96, 40), (768, 100), (33, 1000)])
+@torch.inference_mode()
+def test_single_outputs_of_a_packed_weight_are_those_it_multiplies(
+    inputs: int, outputs: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    weight, places = torch.randn(outputs, inputs).to(dtype), torch.tensor([3, 17])
+    found = Int8Weight.of(weight, None, places).of_outputs(torch.arange(outputs))
+    assert torch.equal(found[:, places], weight[:, places].float())
+    assert (found - weight.float()).abs().max() < 0.51 * weight.abs().max() / 127
+
+
+@needs_int8
+@pytest.mark.parametrize("is_tied", [True, False])
+@torch.inference_mode()
+def test_an_embedding_is_rows_of_integers_tied_or_not(is_tied: bool) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(num_key_value_heads=2, tie_word_embeddings=is_tied, **SHAPE)
+    network, loaded = (AutoModelForCausalLM.from_config(config).eval().bfloat16() for _ in range(2))
+    loaded.load_state_dict(network.state_dict())
+    embedding = network.get_input_embeddings()
+    wanted, step = embedding(IDS), embedding.weight.float().abs().max() / 127
+    quantize(network, loaded)
+    found = embedding(IDS)
+    assert found.dtype == torch.bfloat16
+    assert 0 < (found.float() - wanted.float()).abs().max() < step
+    for each in (network, loaded):
+        assert not any(parameter.dim() == 2 for parameter in each.parameters() if parameter.numel())
+    rows = embedding.weight.rows
+    assert (rows is network.lm_head.product.weight) == is_tied
+
+
+@needs_int8
+@torch.inference_mode()
+def test_a_familys_own_embedding_still_scales_what_it_looks_up() -> None:
+    config = config_of("gemma3")
+    assert config is not None
+    network = AutoModelForCausalLM.from_config(config).eval()
+    embedding = network.get_input_embeddings()
+    wanted = embedding(IDS)
+    quantize(network)
+    assert not isinstance(embedding.weight, nn.Parameter)
+    assert (embedding(IDS) - wanted).abs().max() < 0.02 * wanted.abs().max()
+
+
+@needs_int8
+@torch.inference_mode()
+def test_an_embedding_whose_rows_cannot_be_read_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = make_network("llama").eval()
+    embedding = network.get_input_embeddings()
+    wanted = embedding(IDS)
+    monkeypatch.setattr("batchgen.engines.int8.packed_rows.BLOCK", 48)  # as another processor's layout
+    quantize(network)
+    assert torch.equal(embedding(IDS), wanted)
 
 
 def test_where_there_is_no_vnni_or_a_device_of_another_kind_one_line_says_so(

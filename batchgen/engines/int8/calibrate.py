@@ -14,12 +14,10 @@ from transformers.pytorch_utils import Conv1D
 
 from batchgen.engines.trial.rows import trial_rows
 from batchgen.model.padding import pad
+from batchgen.model.shape import num_loud
 
 if TYPE_CHECKING:
     from batchgen.model import Model
-
-# One in 32 inputs stays in float32, in multiples of 16: more cost time, fewer change tokens (docs/decisions.md).
-INPUTS_FOR_ONE, STEP = 32, 16
 
 
 def loud_columns(model: Model) -> dict[str, torch.Tensor]:
@@ -57,5 +55,4 @@ class _Listener:
 
 
 def _largest(squares: torch.Tensor) -> torch.Tensor:
-    number = min(max(STEP, len(squares) // INPUTS_FOR_ONE // STEP * STEP), len(squares) // 2)
-    return squares.topk(number).indices.sort().values
+    return squares.topk(num_loud(len(squares))).indices.sort().values

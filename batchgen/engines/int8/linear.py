@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from batchgen.engines.int8.packed_rows import packed_rows
 from batchgen.model.private import int8_linear, pack_int8, pack_weight, packed_linear
 
 MOST = 127  # the largest signed 8-bit integer whose negative also fits
@@ -82,6 +83,9 @@ class LoudColumns:
     def of(cls, weight: torch.Tensor, places: torch.Tensor) -> LoudColumns:
         return cls(places, pack_weight(weight[:, places].float().contiguous(), PACKED_ROWS))
 
+    def of_outputs(self, outputs: torch.Tensor) -> torch.Tensor:
+        return packed_rows(self.packed, outputs, (self.packed.shape[0], self.packed.shape[1]))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Int8Group:
@@ -89,16 +93,18 @@ class Int8Group:
 
     packed: torch.Tensor
     scale: torch.Tensor  # [O], float32
-    zeros: torch.Tensor  # [O]: weights have no zero point
 
     @classmethod
     def of(cls, integers: torch.Tensor, scale: torch.Tensor) -> Int8Group:
-        zeros = torch.zeros(len(scale), dtype=torch.int64)
-        return cls(pack_int8(integers.contiguous(), PACKED_ROWS), scale, zeros)
+        return cls(pack_int8(integers.contiguous(), PACKED_ROWS), scale)
 
     def product(self, integers: torch.Tensor) -> torch.Tensor:
         """Multiply unsigned `[N, I]` with the weights and their scales: `[N, O]` in float32."""
-        return int8_linear(integers, ZERO_POINT, self.packed, self.scale, self.zeros, torch.float32)
+        return int8_linear(integers, ZERO_POINT, self.packed, self.scale, torch.float32)
+
+    def of_outputs(self, outputs: torch.Tensor) -> torch.Tensor:
+        num_inputs, num_outputs = self.packed.shape
+        return packed_rows(self.packed, outputs, (num_outputs, num_inputs)) * self.scale[outputs, None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,6 +144,13 @@ class Int8Weight:
             return (output if self.bias is None else output.add_(self.bias)).to(x.dtype)
         output = packed_linear(x.index_select(1, self.loud.places).float(), self.loud.packed, self.bias)
         return self._products(x, output, self.loud.places).to(x.dtype)
+
+    def of_outputs(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Return the weights `[N, I]` of some outputs `[N]`, in float32, as they are multiplied."""
+        weights = torch.cat([group.of_outputs(outputs) for group in self.groups], 1)
+        if self.loud is not None:
+            weights[:, self.loud.places] = self.loud.of_outputs(outputs)
+        return weights
 
     def _products(self, x: torch.Tensor, output: torch.Tensor | None, loud: torch.Tensor | None = None) -> torch.Tensor:
         """Return `[N, O]` in float32, added to `output`.

@@ -1,4 +1,4 @@
-"""Convert a network's linear layers to 8-bit integers, layer by layer, so that at most one is held twice."""
+"""Convert a network's linear layers and its embedding to 8-bit integers, so that at most one weight is held twice."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from types import MappingProxyType
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from batchgen.engines.int8.embedding import look_up_in
 from batchgen.engines.int8.linear import Int8Linear, Int8Product, Int8Weight
 
 NOTHING: Mapping[str, torch.Tensor] = MappingProxyType({})
@@ -19,26 +21,37 @@ READ_WHOLE = ("dt_proj",)  # Mamba multiplies with this layer's weight itself
 
 
 def quantize(
-    network: nn.Module,
-    loaded: nn.Module | None = None,
-    *,
-    loud: Mapping[str, torch.Tensor] = NOTHING,
-    prefix: str = "",
+    network: nn.Module, loaded: nn.Module | None = None, *, loud: Mapping[str, torch.Tensor] = NOTHING
 ) -> None:
-    """Replace all linear layers of a network, and of `loaded`, with layers in 8-bit integers.
+    """Replace all linear layers and the embedding of a network, and of `loaded`, with layers in 8-bit integers.
 
     `loaded` shares the network's tensors and is given if nothing else needs it: each layer's own weight is then freed
-    before the next one is quantized. `loud` are inputs that stay in float32, by the path of a layer in a network that
-    contains this one under `prefix`.
+    before the next one is quantized. `loud` are inputs that stay in float32, by the path of a layer.
     """
+    embeddings = [layer for each in (network, loaded) for layer in _input_embeddings(each)]
     for path, names in list(_groups(network)):
         parent = network.get_submodule(path)
-        places = loud.get(".".join(part for part in (prefix, path, names[0]) if part))
-        layers = _quantized([parent.get_submodule(name) for name in names], places)
+        places = loud.get(f"{path}.{names[0]}".lstrip("."))
+        own = [parent.get_submodule(name) for name in names]
+        layers = _quantized(own, places)
+        is_tied = any(own[0].weight is layer.weight for layer in embeddings)
         for owner in (parent, loaded.get_submodule(path) if loaded is not None else None):
             for name, layer in zip(names, layers, strict=True):
                 if owner is not None:
                     setattr(owner, name, layer)
+        if is_tied:
+            look_up_in(layers[0].product.weight, embeddings)
+    if embeddings and _number_of_users(network, embeddings[0].weight) == 1:
+        look_up_in(Int8Weight.of(embeddings[0].weight.detach(), None), embeddings)
+
+
+def _input_embeddings(network: nn.Module | None) -> list[nn.Embedding]:
+    layer = network.get_input_embeddings() if isinstance(network, PreTrainedModel) else None
+    return [layer] if isinstance(layer, nn.Embedding) else []
+
+
+def _number_of_users(network: nn.Module, weight: torch.Tensor) -> int:
+    return sum(any(own is weight for own in module.parameters(recurse=False)) for module in network.modules())
 
 
 def is_quantized(network: nn.Module) -> bool:

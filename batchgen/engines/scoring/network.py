@@ -170,9 +170,9 @@ class ScoringNetwork:
             name = self.model.checkpoint.name
             raise ModelError(f"--quantize int8 does not score {name}: in batches its logits were others; {leave_out()}")
         loaded = model.network if is_owned else None
-        loud, prefix = loud_columns(model), model.network.base_model_prefix
-        quantize(self._body, loaded.base_model if loaded else None, loud=loud, prefix=prefix)
-        quantize(self._head, loaded, loud=loud)
+        setattr(self._head, self._head.base_model_prefix, self._body)  # the embedding may be the output layer
+        quantize(self._head, loaded, loud=loud_columns(model))
+        setattr(self._head, self._head.base_model_prefix, self._given)
         self.kernels = INT8
         self.problem = fix_bits(self._body)
 
