@@ -12,24 +12,29 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from copy import deepcopy
+from dataclasses import astuple, dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 
+import torch
 from transformers import __version__
 
 import batchgen
-from batchgen.engines.continuous.network import slot_network
+from batchgen.engines.continuous.network import bits_of, slot_network
 from batchgen.engines.reference.rules import LENGTHS as BATCHES
 from batchgen.engines.reference.rules import Mixing
 from batchgen.engines.trial.ladder import find_rule
-from batchgen.model import Checkpoint, open_checkpoint
+from batchgen.machine.limits import cpu_name
+from batchgen.model import Checkpoint, Model, open_checkpoint
 from batchgen.model.checkpoint import attention_kernel
+from batchgen.records import BATCH_INVARIANT
 from tests.support.families import OPTIONS, config_of, family_of
 from tests.support.models import generate_alone, model_of
 
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
-HEAD = "| family | engine | rows of one batch | parity | why not slots |\n|---|---|---|---|---|"
+HEAD = "| family | engine | rows of one batch | parity | same bits | why not slots |\n|---|---|---|---|---|---|"
+DTYPES = (torch.float32, torch.bfloat16)
 NEW_TOKENS, AT_ONCE = 12, 4
 LENGTHS = (1, 4, 9, 33, 70, 2)  # words per prompt: within a window of 40 tokens, and beyond it
 SENTENCE = "the rain in Spain falls mainly on the plain and my dog is very happy to see the green train again"
@@ -56,9 +61,14 @@ use a text-only model of the same family.
   changes nothing: any lengths, any lengths with the model's own pad, equal lengths, one row at a time.
 - **parity**: {prompts} prompts of 1 to 70 words, {tokens} new tokens in float32: how many rows get exactly the
   tokens of plain `generate` on that prompt alone.
+- **same bits**: the precisions in which a row's logits have the same bits in any batch. A run tests this when it first
+  loads a model; `--stats`, the manifest and `doctor` say what it found. In `reference` nothing is promised. Rows of
+  models that scan their columns (Mamba, Qwen3-Next, Granite 4 and others) are prefilled one at a time for it;
+  `--no-exact` prefills them together.
 - **why not slots**: the reason, as a run prints it.
 
 Each row of the table was measured on a tiny random model with {version}: {count} models, {slots} of them in slots.
+Bits may differ on another processor; these are of {processor}.
 `make models` writes this page, and `make test-models` checks it.
 
 """
@@ -72,6 +82,7 @@ class Row:
     engine: str
     batch: str
     parity: str
+    bits: str
     reason: str
 
     def __str__(self) -> str:
@@ -93,14 +104,36 @@ def find_row(name: str, checkpoint: Checkpoint) -> Row | None:
         results = batchgen.generate(PROMPTS, model, max_new_tokens=NEW_TOKENS, batch_size=AT_ONCE)
     equal = sum(list(result.output_ids) == ids for result, ids in zip(results, alone, strict=True))
     parity = f"{equal} of {len(PROMPTS)}"
-    return Row(f"`{name}`", "continuous" if own else "reference", batch, parity, reason)
+    bits = same_bits({dtype: _bits_in(dtype, model) for dtype in DTYPES}) if own else ""
+    return Row(f"`{name}`", "continuous" if own else "reference", batch, parity, bits, reason)
 
 
-def page(rows: Iterable[Row], version: str) -> str:
+def same_bits(found: dict[torch.dtype, str]) -> str:
+    """The dtypes in which bits are the same in any batch, and what a run says about the others.
+
+    >>> same_bits({torch.float32: "batch-invariant", torch.bfloat16: "may depend on the batch: …"})
+    'float32; bfloat16 may depend on the batch: …'
+    """
+    names = {str(dtype).removeprefix("torch."): bits for dtype, bits in found.items()}
+    held = ", ".join(name for name, bits in names.items() if bits == BATCH_INVARIANT)
+    others = [f"{name} {bits}" for name, bits in names.items() if bits != BATCH_INVARIANT]
+    return "; ".join([held, *others] if held else others)
+
+
+def _bits_in(dtype: torch.dtype, model: Model) -> str:
+    """What a run in a dtype would say about the bits of its rows."""
+    if dtype != model.dtype:
+        model = replace(model, network=deepcopy(model.network).to(dtype), dtype=dtype)
+    own, reason = slot_network(model)
+    return bits_of(own) if own else f"has no slots: {reason}"
+
+
+def page(rows: Iterable[Row], version: str, processor: str) -> str:
     """The complete document."""
     rows = sorted(rows, key=lambda row: row.family)
     slots = sum(row.engine == "continuous" for row in rows)
     facts = {"prompts": len(PROMPTS), "tokens": NEW_TOKENS, "version": version, "count": len(rows), "slots": slots}
+    facts["processor"] = processor
     return TEXT.format(**facts) + "\n".join([HEAD, *map(str, rows)]) + "\n"
 
 
@@ -117,7 +150,8 @@ def main() -> None:
         row = find_row(name, checkpoint)
         print(row or f"transformers {__version__} has no {family_of(name)}", file=sys.stderr)
         rows += [row] if row else []
-    PAGE.write_text(page(rows, f"transformers {__version__}"), encoding="utf-8")
+    version = f"transformers {__version__}"
+    PAGE.write_text(page(rows, version, cpu_name()), encoding="utf-8")
 
 
 if __name__ == "__main__":

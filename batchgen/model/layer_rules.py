@@ -72,6 +72,11 @@ def layer_kinds(config: PretrainedConfig | ConfigView) -> list[str]:
     return list(getattr(config.get_text_config(), "layer_types", None) or [])
 
 
+def scans_columns(config: PretrainedConfig | ConfigView) -> bool:
+    """Whether a layer's state is a sum over all columns, and not only the last inputs of a convolution."""
+    return bool(set(layer_kinds(config)) & (WITH_STATE | WITH_BOTH) - {"conv"})
+
+
 def unknown_kinds(config: PretrainedConfig | ConfigView) -> list[str]:
     """The layer kinds of a config that have no rule here."""
     return sorted(set(layer_kinds(config)) - ATTENDING - WITH_STATE - WITH_BOTH - WITHOUT)

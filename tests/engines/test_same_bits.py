@@ -9,20 +9,24 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
-from transformers import Gemma3TextConfig, Qwen3Config
+from transformers import Cache, Gemma3TextConfig, Qwen3Config
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from batchgen import Model
 from batchgen.engines import finish_all, make_engine
+from batchgen.engines.continuous import slot_model
+from batchgen.engines.continuous.network import bits_of, slot_network
 from batchgen.engines.continuous.raw_products import FixedProducts
 from batchgen.engines.continuous.row_counts import BLOCK, FixedRows, RowCounts, find_row_counts
 from batchgen.engines.continuous.rowwise import by_element, whole_size
 from batchgen.engines.sampling.draws import draw, num_levels
 from batchgen.engines.sampling.filters import filter_logits
 from batchgen.engines.sampling.sampler import top_two
+from batchgen.engines.trial.ladder import OTHER_BITS
 from batchgen.model import Checkpoint
+from batchgen.model.checkpoint import attention_kernel
 from batchgen.model.padding import encode
-from batchgen.records import EngineOptions, Request, SamplingParams, Sequence
+from batchgen.records import BATCH_INVARIANT, EngineOptions, Request, SamplingParams, Sequence, bits_text
 from tests.support.families import config_of
 from tests.support.models import ARCHITECTURES, QWEN2, SHAPE, model_of
 from tests.support.rows import ragged_prompts
@@ -197,6 +201,14 @@ CONFIGS = {
     "qwen3_moe": config_of("qwen3_moe"),
     "deepseek_v2": config_of("deepseek_v2"),
 }
+SCANS = ("mamba", "mamba2", "qwen3_5", "zamba2") if hasattr(Cache, "get_conv_state") else ()
+CONFIGS |= {name: config_of(name) for name in SCANS}
+
+
+def loaded(architecture: str, checkpoint: Checkpoint, dtype: torch.dtype) -> Model:
+    config = CONFIGS[architecture]
+    model = model_of(config, checkpoint, attention_kernel(config))
+    return replace(model, network=model.network.to(dtype), dtype=dtype)
 
 
 def logits_of(
@@ -230,8 +242,7 @@ def prompts_of(model: Model) -> list[list[int]]:
 def test_a_row_has_the_same_bits_at_any_batch_size_in_any_order_with_and_without_prefixes(
     checkpoint: Checkpoint, architecture: str, dtype: torch.dtype, temperature: float
 ) -> None:
-    loaded = model_of(CONFIGS[architecture], checkpoint)
-    model = replace(loaded, network=loaded.network.to(dtype), dtype=dtype)
+    model = loaded(architecture, checkpoint, dtype)
     prompts = prompts_of(model)
     everything = list(range(len(prompts)))
     expected = logits_of(model, prompts, everything, len(prompts), temperature=temperature)
@@ -241,3 +252,25 @@ def test_a_row_has_the_same_bits_at_any_batch_size_in_any_order_with_and_without
         for i, (tokens, logits) in expected.items():
             assert found[i][0] == tokens
             assert torch.equal(found[i][1], logits), f"prompt {i}, {size} rows, prefixes {share}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("architecture", SCANS)
+def test_states_have_the_same_bits_where_rows_are_prefilled_alone(
+    checkpoint: Checkpoint, architecture: str, dtype: torch.dtype
+) -> None:
+    own, _ = slot_network(loaded(architecture, checkpoint, dtype))
+    assert own
+    assert bits_of(own) == BATCH_INVARIANT
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("architecture", SCANS[1:])
+def test_a_trial_notices_a_scan_that_begins_at_pads(
+    checkpoint: Checkpoint, architecture: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in 16 bits, where the logits of its few rows can be equal."""
+    monkeypatch.setattr(slot_model, "scans_columns", lambda config: False)
+    own, _ = slot_network(loaded(architecture, checkpoint, dtype))
+    assert own
+    assert bits_of(own) == bits_text(OTHER_BITS)

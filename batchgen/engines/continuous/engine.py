@@ -147,9 +147,12 @@ class ContinuousEngine:
             lengths = [row.length[0] for row in rows]
             # After memory ran out, rows that wait again may precede longer ones: each counts as long as the longest
             # behind it.
-            self._prefills.extend(plan_prefills([*accumulate(reversed(lengths), max)][::-1], prefill_rows))
+            self._prefills.extend(plan_prefills([*accumulate(reversed(lengths), max)][::-1], self._rows_at_once))
             self._prefill_s += time.perf_counter() - started
         return bool(self._prefills)
+
+    def _rows_at_once(self, columns: int) -> int:
+        return 1 if self.slot_model.prefills_alone else prefill_rows(columns)
 
     def _next_rows(self) -> list[SlotRow]:
         """Return waiting rows with the same prefix as the first one, as many as fit into the free slots and memory."""

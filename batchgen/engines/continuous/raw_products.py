@@ -17,13 +17,14 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from batchgen.engines.continuous.row_counts import Product, RowCounts, in_pieces, kept_counts
-from batchgen.engines.continuous.rowwise import by_element
+from batchgen.engines.continuous.rowwise import bmm_of_rows, by_element
 
 ACTIVATIONS = {
     F.silu, F.gelu, F.softplus, F.sigmoid, F.mish, F.hardswish,
     torch.sigmoid, torch.Tensor.sigmoid, torch.exp2, torch.Tensor.exp2,
 }  # fmt: skip
 MATRIX_PRODUCTS = {torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__}
+ROW_PRODUCTS = {torch.bmm, torch.Tensor.bmm}
 GROUPED_PRODUCT = "grouped_mm"  # the end of the function's name in every version of torch
 
 
@@ -59,6 +60,8 @@ class FixedProducts(TorchFunctionMode):
             return self._linear(*args, **kwargs)
         if func in MATRIX_PRODUCTS:
             return self._matmul(func, *args)
+        if func in ROW_PRODUCTS:
+            return bmm_of_rows(*args)
         if getattr(func, "__name__", "").endswith(GROUPED_PRODUCT):
             return self._grouped(*args, **kwargs)
         return func(*args, **kwargs)
@@ -72,6 +75,8 @@ class FixedProducts(TorchFunctionMode):
             return self._linear(left, right.mT)
         if left.dim() == 2 and right.dim() > 2:
             return self._linear(right.mT, left).mT
+        if left.dim() == right.dim() == 3 and len(left) == len(right):
+            return bmm_of_rows(left, right)
         return func(left, right)
 
     def _grouped(

@@ -63,3 +63,10 @@ def bmm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         return torch.bmm(left, right)
     times = SMALL // num_products + 1
     return torch.bmm(left.repeat(times, 1, 1), right.repeat(times, 1, 1))[: len(left)]
+
+
+def bmm_of_rows(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Like `bmm`, also where N may be 1: torch multiplies a single product as matrices, on another kernel."""
+    if len(left) == 1 and left.device.type == "cpu":
+        return bmm(left.repeat(2, 1, 1), right.repeat(2, 1, 1))[:1]
+    return bmm(left, right)

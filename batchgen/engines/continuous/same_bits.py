@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from batchgen.engines.continuous.row_counts import FixedRows, Product, RowCounts
 from batchgen.engines.continuous.rowwise import by_element
 from batchgen.engines.fused.product import ADD
 
+_fixed: WeakSet[nn.Module] = WeakSet()  # networks whose rows are to have the same bits in any batch
 ACTIVATIONS = ("torch.nn.modules.activation", "transformers.activations")
 
 
@@ -30,6 +32,7 @@ class ByElement(nn.Module):
 
 def fix_bits(network: nn.Module) -> str | None:
     """Fix rows of linear layers and activations; return why bits still depend on the batch, None if they do not."""
+    _fixed.add(network)
     if next(network.parameters()).device.type != "cpu":
         return "kernels of accelerators are not checked"
     problem = None
@@ -45,6 +48,11 @@ def fix_bits(network: nn.Module) -> str | None:
     if any(map(_computes_by_itself, network.modules())):
         fix_raw_products(network)
     return problem
+
+
+def is_fixed(network: nn.Module) -> bool:
+    """Whether `fix_bits` has fixed a network."""
+    return network in _fixed
 
 
 def _computes_by_itself(module: nn.Module) -> bool:

@@ -13,8 +13,9 @@ import torch
 
 from batchgen.engines.continuous.kv_cache import SlotCache
 from batchgen.engines.continuous.row_counts import FixedRows
+from batchgen.engines.continuous.same_bits import is_fixed
 from batchgen.engines.continuous.slots import Prefix, Slot, newest
-from batchgen.model.layer_rules import layer_rules
+from batchgen.model.layer_rules import layer_rules, scans_columns
 from batchgen.model.padding import pad
 from batchgen.records import Batch, Sequence
 
@@ -33,6 +34,8 @@ class SlotModel:
         self.model = model
         self.cache = SlotCache(layer_rules(model.checkpoint.config), model.device)
         self.shares_prefixes = self.cache.states is None  # the state at a prefix's end would have to be copied
+        # A scan over chunks of columns begins at the first column of a batch, so that pads move a row's chunks.
+        self.prefills_alone = is_fixed(model.network) and scans_columns(model.checkpoint.config)
         self.row_counts = {module.counts for module in model.network.modules() if isinstance(module, FixedRows)}
         self._logits: torch.Tensor | None = None  # [most rows so far, V] float32, if the model's own logits are not
 

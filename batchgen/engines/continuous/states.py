@@ -6,8 +6,10 @@ family's own forward reads and changes them. Knows nothing of pages.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from itertools import groupby
 from typing import Any
 
@@ -67,6 +69,11 @@ class StatePool:
     def end_step(self) -> None:
         self._is_stepping = False
 
+    def digests(self) -> list[torch.Tensor]:
+        """Return 16 numbers `[16]` for each row of the last forward, which differ if a bit of its states does."""
+        states = [state for layer in self.layers for state in layer.now]
+        return [_digest(state[row] for state in states) for row in range(len(states[0]))]
+
     def undo_step(self) -> bool:
         """Whether the states are still those from before a step that failed; if not, all of them are dropped."""
         is_intact = not self._is_stepping
@@ -113,6 +120,11 @@ class StateLayer(LinearAttentionCacheLayerMixin):  # type: ignore[misc]
     @property
     def state_bytes(self) -> int:
         return sum(part.num_bytes for part in self._parts.values())
+
+    @property
+    def now(self) -> list[torch.Tensor]:
+        """The states `[R, …]` of the last forward's rows."""
+        return [*self.conv_states.values(), *self.recurrent_states.values()]
 
     def begin(self, part: int, real: torch.Tensor | None) -> None:
         """Begin a forward that creates a part's states from `real` columns, or with None reads and changes them."""
@@ -171,6 +183,13 @@ class StateAndSlotLayer(StateLayer, SlotLayer):
 
     def lazy_initialization(self, *args: Any, **_: Any) -> None:
         SlotLayer.lazy_initialization(self, *args)
+
+
+def _digest(states: Iterable[torch.Tensor]) -> torch.Tensor:
+    digest = blake2b(digest_size=16)
+    for state in states:
+        digest.update(state.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return torch.tensor(list(digest.digest()), dtype=torch.float32)
 
 
 def _without_pads(inputs: torch.Tensor, real: torch.Tensor) -> torch.Tensor:

@@ -10,13 +10,13 @@ from batchgen.engines.reference.memory import BatchMemory
 from batchgen.engines.reference.rules import BatchRule, Mixing, short_limit
 from batchgen.engines.trial.verdicts import keep_verdict, read_verdict
 from batchgen.errors import ModelError, first_line, is_out_of_memory
-from batchgen.model.layer_rules import layer_rules
 from batchgen.planning.memory import BatchLimits
 from batchgen.records import Sequence, bits_text
 
 if TYPE_CHECKING:
     import torch
 
+    from batchgen.engines.continuous.engine import ContinuousEngine
     from batchgen.engines.protocol import Engine
     from batchgen.engines.trial.rows import Fault, Watched
     from batchgen.engines.trial.verdicts import Tried
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 RIGHT = "right"
 OTHER_BITS = "in a trial, logits had other bits in another batch"
-STATES_IN_16_BITS = "16 bits hide what order a state is summed in"
 UNLIKE_ALONE = "in larger batches its rows get other logits than alone"
 PLENTY_BYTES = 1 << 60
 
@@ -54,8 +53,6 @@ def find_bits(own: Model, problem: str | None) -> str:
     engine = f"bits, {kernels_of(own.network)}"
     verdict = read_verdict(own, engine)
     if verdict is None:
-        if any(rule.num_states for rule in layer_rules(own.checkpoint.config)) and own.dtype_name != "float32":
-            problem = problem or STATES_IN_16_BITS
         if problem is None:
             rows = _rows_within(own, None)
             together, alone = _steps_in_slots(own, rows, len(rows)), _steps_in_slots(own, rows[::-1], 1)
@@ -161,18 +158,21 @@ def _fault_of_slots(model: Model, own: Model) -> Fault | None:
 
 
 def _steps_in_slots(own: Model, rows: list[Sequence], at_once: int) -> dict[int, list[torch.Tensor]]:
-    """Return the logits `[V]` of each row's steps."""
+    """Return the logits `[V]` of each row's steps, with digests of its states: 16 bits of logits hide most bits."""
     from batchgen.engines.protocol import finish_all
     from batchgen.engines.trial.rows import Watched
 
     watched = Watched()
     again = [Sequence(row.request, 0, list(row.input_ids)) for row in rows]
-    for _ in finish_all(_slots_on(own, at_once, watched), again):
+    engine = _slots_on(own, at_once, watched)
+    if states := engine.slot_model.cache.states:
+        watched.digests = states.digests
+    for _ in finish_all(engine, again):
         pass
     return watched.steps
 
 
-def _slots_on(own: Model, num_rows: int, watched: Watched) -> Engine:
+def _slots_on(own: Model, num_rows: int, watched: Watched) -> ContinuousEngine:
     from batchgen.engines.continuous.engine import ContinuousEngine
     from batchgen.engines.continuous.slot_model import SlotModel
     from batchgen.engines.sampling.sampler import Sampler

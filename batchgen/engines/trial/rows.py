@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -71,10 +71,15 @@ class Watched:
 
     def __init__(self) -> None:
         self.steps: dict[int, list[torch.Tensor]] = {}
+        self.digests: Callable[[], Rows[torch.Tensor]] | None = None  # what is compared beside each row's logits
 
     def on_logits(self, logits: torch.Tensor, rows: Rows[Sequence]) -> None:
+        digests = self.digests() if self.digests else None
         for row, sequence in enumerate(rows):
-            self.steps.setdefault(sequence.request.index, []).append(logits[row].float().cpu().clone())
+            found = logits[row].float().cpu().clone()
+            if digests:
+                found = torch.cat([found, digests[row]])
+            self.steps.setdefault(sequence.request.index, []).append(found)
 
 
 @dataclass(frozen=True, slots=True)
