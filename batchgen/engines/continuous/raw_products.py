@@ -24,7 +24,6 @@ ACTIVATIONS = {
     torch.sigmoid, torch.Tensor.sigmoid, torch.exp2, torch.Tensor.exp2,
 }  # fmt: skip
 MATRIX_PRODUCTS = {torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__}
-ROW_PRODUCTS = {torch.bmm, torch.Tensor.bmm}
 GROUPED_PRODUCT = "grouped_mm"  # the end of the function's name in every version of torch
 
 
@@ -60,8 +59,6 @@ class FixedProducts(TorchFunctionMode):
             return self._linear(*args, **kwargs)
         if func in MATRIX_PRODUCTS:
             return self._matmul(func, *args)
-        if func in ROW_PRODUCTS:
-            return bmm_of_rows(*args)
         if getattr(func, "__name__", "").endswith(GROUPED_PRODUCT):
             return self._grouped(*args, **kwargs)
         return func(*args, **kwargs)
