@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
@@ -46,8 +47,7 @@ def pack_weight(weight: torch.Tensor, num_rows: int) -> torch.Tensor:
     """Pack `[O, I]` into oneDNN's blocks for products with about `num_rows` rows; `.to_dense()` restores it exactly."""
     import torch
 
-    packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, num_rows)
-    return packed
+    return torch.ops.mkldnn._reorder_linear_weight(weight, num_rows)  # type: ignore[no-any-return]
 
 
 def packed_linear(
@@ -77,17 +77,14 @@ def has_vnni() -> bool:
 
 def has_int8_linear() -> bool:
     """Whether torch has the two operations below."""
-    return _is_there(lambda: _operations("onednn").qlinear_prepack) and _is_there(
-        lambda: _operations("onednn").qlinear_pointwise
-    )
+    return all(_is_there(_NAMES[f"torch: onednn.qlinear_{name}"]) for name in ("prepack", "pointwise"))
 
 
 def pack_int8(weight: torch.Tensor, num_rows: int) -> torch.Tensor:
     """Pack signed 8-bit weights `[O, I]` into oneDNN's blocks for products with about `num_rows` rows."""
     import torch
 
-    packed: torch.Tensor = torch.ops.onednn.qlinear_prepack(weight, [num_rows, weight.shape[1]])
-    return packed
+    return torch.ops.onednn.qlinear_prepack(weight, [num_rows, weight.shape[1]])  # type: ignore[no-any-return]
 
 
 def int8_linear(
@@ -108,13 +105,10 @@ def int8_linear(
 
 def bytes_of_packed(packed: torch.Tensor) -> torch.Tensor:
     """The memory of a packed weight as signed bytes; valid as long as the packed weight lives."""
-    import ctypes
-
     import torch
 
-    number = torch.ops.mkldnn._nbytes(packed)
-    memory = (ctypes.c_int8 * number).from_address(torch.ops.mkldnn.data_ptr(packed))
-    return torch.frombuffer(memory, dtype=torch.int8)
+    size, place = torch.ops.mkldnn._nbytes(packed), torch.ops.mkldnn.data_ptr(packed)
+    return torch.frombuffer((ctypes.c_int8 * size).from_address(place), dtype=torch.int8)
 
 
 def storage_key(storage: torch.UntypedStorage) -> int:
