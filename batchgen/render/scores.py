@@ -13,7 +13,7 @@ from rich.text import Text
 from batchgen.records import Result, ScoredText
 from batchgen.render.screen import plural
 from batchgen.runs.sums import ScoreSums
-from batchgen.text import escape, whole_pieces, with_id
+from batchgen.text import escape, whole_pieces
 
 # Upper limits of a token's bits, from its log-probability, and its colour: from plain to red.
 HEAT = ((1.0, ""), (3.0, "yellow"), (6.0, "dark_orange"), (10.0, "red"), (float("inf"), "bold white on red"))
@@ -74,7 +74,7 @@ def _number(value: float | None) -> str:
 
 def print_score(console: Console, result: Result) -> None:
     """Print a row with its numbers, its text coloured by token."""
-    name = with_id(result.id).strip() or f"row {result.index}"
+    name = f"row {result.index if result.id is None else result.id}"
     if result.error is not None or result.score is None:
         console.print(Text.assemble((f"{escape(name)}  ", "cyan"), (escape(f"error: {result.error}"), "bold red")))
         return

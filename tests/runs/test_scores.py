@@ -306,5 +306,6 @@ def test_requests_that_do_not_echo_are_refused_by_name() -> None:
 
 def test_a_terminal_shows_each_text(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = score("--format", "table").stdout
+    assert shown.startswith("row ")
     assert "perplexity" in shown
     assert "*" in next(line for line in shown.splitlines() if "a very nice dog" in line and "*" in line)
