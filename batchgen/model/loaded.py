@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,7 @@ class Model:
     def on_same_weights(self, attention: str | None = None) -> Model:
         """A copy of the network on the same tensors, whose modules may be replaced; `attention` names its kernel."""
         network = self.network
-        shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+        shared = {id(tensor): tensor for tensor in _tensors_of(network)}
         own = copy.deepcopy(network, shared)
         if attention is not None:
             own.set_attn_implementation(attention)
@@ -112,3 +113,13 @@ class Model:
     @cached_property
     def _forward_parameters(self) -> set[str]:
         return set(inspect.signature(self.network.forward).parameters)
+
+
+def _tensors_of(network: nn.Module) -> Iterator[torch.Tensor]:
+    """Yield all tensors of a network, also packed weights: they are plain attributes, and torch cannot copy them."""
+    import torch
+
+    yield from network.parameters()
+    yield from network.buffers()
+    for module in network.modules():
+        yield from (value for value in vars(module).values() if isinstance(value, torch.Tensor))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
@@ -9,6 +11,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from batchgen.engines import make_engine
 from batchgen.engines.continuous.engine import ContinuousEngine
 from batchgen.engines.continuous.linear import UnpackedLinear
+from batchgen.engines.continuous.network import slot_network
 from batchgen.engines.continuous.packing import PackedLinear, can_pack
 from batchgen.model import Checkpoint
 from batchgen.model.checkpoint import attention_kernel
@@ -36,3 +39,14 @@ def test_families_that_read_weights_and_biases_of_their_layers_have_slots_where_
     config = config_of(name)
     model = model_of(config, checkpoint, attention_kernel(config))
     assert isinstance(make_engine(model, is_owned=True), ContinuousEngine)
+
+
+@pytest.mark.usefixtures("untried")
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "mamba"])
+def test_a_run_that_owns_its_model_has_slots_in_16_bits_at_its_first_start(name: str, checkpoint: Checkpoint) -> None:
+    config = config_of(name)
+    model = model_of(config, checkpoint, attention_kernel(config))
+    narrow = replace(model, network=model.network.to(torch.bfloat16), dtype=torch.bfloat16)
+    own, reason = slot_network(narrow, is_owned=True)
+    assert own is not None, reason
+    assert any(isinstance(module, UnpackedLinear) for module in narrow.network.modules())

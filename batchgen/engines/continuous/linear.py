@@ -37,7 +37,7 @@ class UnpackedLinear(nn.Module):
     """A loaded layer whose own weight was freed: each product restores it, bit for bit, from the packed layer.
 
     It runs the loaded layer's operation: `F.linear`, or that of GPT-2's `Conv1D`. Its outputs are the slice `rows` of
-    the packed layer's outputs.
+    the packed layer's outputs. `dtype` may be set to a wider one than that of the weight, to compute in it.
     """
 
     def __init__(self, packed: PackedLinear, rows: slice, *, is_conv1d: bool) -> None:
@@ -45,20 +45,21 @@ class UnpackedLinear(nn.Module):
         self.packed = packed
         self.rows = rows
         self.is_conv1d = is_conv1d
+        self.dtype = packed.weight.dtype
         self.in_features, self.out_features = packed.in_features, rows.stop - rows.start
 
     # For parent modules that read their layer's weight and bias, as Mamba's does.
 
     @property
     def weight(self) -> HiddenWeight:
-        return HiddenWeight(self.packed.weight.dtype, self._as_loaded)
+        return HiddenWeight(self.dtype, self._as_loaded)
 
     def _as_loaded(self) -> torch.Tensor:
-        return self.packed.weight.as_loaded()[self.rows]
+        return self.packed.weight.as_loaded()[self.rows].to(self.dtype)
 
     @property
     def bias(self) -> torch.Tensor | None:
-        return None if self.packed.bias is None else self.packed.bias[self.rows]
+        return None if self.packed.bias is None else self.packed.bias[self.rows].to(self.dtype)
 
     def unpack(self) -> Layer:
         """Return the layer as it was loaded, with its own weight and bias."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from batchgen.engines.continuous.packing import HiddenWeight
+from batchgen.engines.continuous.packing import HiddenWeight, PackedLinear
 
 if TYPE_CHECKING:
     from batchgen.model import Model
@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 
 def widened(model: Model) -> Model:
     """Return another network on the same weights, in float32, that never holds more than one layer widened."""
+    from batchgen.engines.continuous.linear import UnpackedLinear
+
     own = model.on_same_weights()
     own.network.config.dtype = torch.float32
     for module in own.network.modules():
-        if any(True for _ in module.parameters(recurse=False)):
+        if isinstance(module, UnpackedLinear):  # restores its weight, from a packed layer that is never called
+            module.dtype = torch.float32
+        elif not isinstance(module, PackedLinear) and any(True for _ in module.parameters(recurse=False)):
             _narrow(module)
             module.register_forward_pre_hook(_widen)
             module.register_forward_hook(_narrow, always_call=True)
