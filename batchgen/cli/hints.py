@@ -20,7 +20,7 @@ ELSEWHERE = {
 }  # fmt: skip
 # Short names for the choices of an option.
 SHORT = {
-    "fp32": "float32", "f32": "float32", "fp16": "float16", "f16": "float16", "half": "float16", "bf16": "bfloat16",
+    "f32": "float32", "f16": "float16", "half": "float16", "bf16": "bfloat16",
     "ndjson": "jsonl", "txt": "text", "db": "sqlite",
 }  # fmt: skip
 ADAPTERS = ("--adapter", "--adapters", "--lora", "--lora-modules", "--lora-path", "--peft")
@@ -99,7 +99,7 @@ def near_options(given: str, flags: Iterable[str]) -> list[str]:
 
 
 def choice_hint(reason: str) -> str:
-    """Return a hint for a value that is none of an option's choices, from typer's message; often empty.
+    """Return a hint for a value that is not among the choices of an option, from typer's message; often empty.
 
     >>> choice_hint("Invalid value for '--dtype': 'bf16' is not one of 'auto', 'float32', 'bfloat16'")
     ' (did you mean bfloat16?)'
@@ -107,7 +107,7 @@ def choice_hint(reason: str) -> str:
     given, found, listed = reason.rpartition("' is not one of ")
     if not found:
         return ""
-    given, choices = given.rpartition("'")[2].lower(), re.findall("'([^']*)'", listed)
+    given, choices = given.rpartition("'")[2].lower().replace("fp", "f"), re.findall("'([^']*)'", listed)
     digits = re.sub(r"\D", "", given)
     like = [choice for choice in choices if re.sub(r"\D", "", choice) == digits]
     near = (

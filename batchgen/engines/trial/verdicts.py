@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from batchgen.model import Checkpoint
 
 FILE = "trials"
-TRIALS = 5  # version: different texts, lengths or tolerances give different verdicts
+TRIALS = 6  # version: different texts, lengths or tolerances give different verdicts
 MOST_KEPT = 500
 
 
