@@ -28,7 +28,13 @@ PLAIN, PACKED, PARTLY = "plain", "packed", "packed, except weights shared with t
 # With layers of `fused`: packed; packed except shared weights; not packed.
 FUSED, FUSED_PARTLY, FUSED_PLAIN = "fused", "fused, except weights shared with the embedding", "fused, not packed"
 WITH_BLOCKS = (FUSED, FUSED_PARTLY, FUSED_PLAIN)
-KERNELS = (FUSED, FUSED_PARTLY, PACKED, PARTLY, FUSED_PLAIN, PLAIN)  # best first
+# With layers of `fused` whose small operations `compiled` has compiled.
+COMPILED, COMPILED_PARTLY = "compiled", "compiled, except weights shared with the embedding"
+COMPILED_PLAIN = "compiled, not packed"
+WITH_LOOPS = (COMPILED, COMPILED_PARTLY, COMPILED_PLAIN)
+KERNELS = (
+    COMPILED, COMPILED_PARTLY, FUSED, FUSED_PARTLY, PACKED, PARTLY, COMPILED_PLAIN, FUSED_PLAIN, PLAIN,
+)  # fmt: skip
 
 Layer: TypeAlias = nn.Linear | Conv1D
 
@@ -112,12 +118,12 @@ def speed_up(
     places = list(_places(network))
     copied = sum(place.weight_bytes for place in places if loaded is None or place.is_shared)
     dtypes = {(layer.weight.device, layer.weight.dtype) for place in places for layer in place.layers}
-    if kernels in (PLAIN, FUSED_PLAIN) or not places or not all(can_pack(*kind) for kind in dtypes):
+    if kernels in (PLAIN, FUSED_PLAIN, COMPILED_PLAIN) or not places or not all(can_pack(*kind) for kind in dtypes):
         return False
     has_all = has_room(copied)
     if not has_all and loaded is None:
         return False
-    if kernels in (PARTLY, FUSED_PARTLY) or not has_all:
+    if kernels in (PARTLY, FUSED_PARTLY, COMPILED_PARTLY) or not has_all:
         places = [place for place in places if not place.is_shared]
     homes = _homes(loaded) if loaded is not None else {}
     while places:  # their weights are freed one by one
@@ -139,10 +145,11 @@ def kernels_of(network: nn.Module) -> str:
     if is_quantized(network):
         return INT8
     kinds = Counter(type(module) for module in network.modules())
+    is_compiled = any(isinstance(module, Block) and module.step is not None for module in network.modules())
+    names = WITH_LOOPS if is_compiled else WITH_BLOCKS if kinds[Block] else (PACKED, PARTLY, PLAIN)
     if not kinds[PackedLinear]:
-        return FUSED_PLAIN if kinds[Block] else PLAIN
-    whole, partly = (FUSED, FUSED_PARTLY) if kinds[Block] else (PACKED, PARTLY)
-    return partly if kinds[nn.Linear] or kinds[Conv1D] else whole
+        return names[2]
+    return names[1] if kinds[nn.Linear] or kinds[Conv1D] else names[0]
 
 
 def _pack(place: _Place, homes: dict[int, tuple[nn.Module, str]]) -> None:

@@ -12,9 +12,10 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from batchgen.engines.compiled.support import why_not_compiled
 from batchgen.engines.continuous.latents import keep_latents
 from batchgen.engines.continuous.layer import ATTENTION
-from batchgen.engines.continuous.linear import PLAIN, WITH_BLOCKS, kernels_of, speed_up, unpack
+from batchgen.engines.continuous.linear import PLAIN, WITH_BLOCKS, WITH_LOOPS, kernels_of, speed_up, unpack
 from batchgen.engines.continuous.packing import can_pack
 from batchgen.engines.continuous.requirements import why_no_slots
 from batchgen.engines.continuous.same_bits import fix_bits
@@ -27,6 +28,7 @@ from batchgen.model import Model
 from batchgen.model.layer_rules import layer_rules
 from batchgen.records import bits_text
 
+Names: TypeAlias = tuple[str, ...]
 Kind: TypeAlias = tuple[str | None, bool]  # the requested kernels, and whether bits must be the same in any batch
 # For each loaded network that is still in use: the slots' own network, or why there is none.
 _found: WeakKeyDictionary[nn.Module, dict[Kind, Model | str]] = WeakKeyDictionary()
@@ -69,13 +71,13 @@ def _at_hand(made: dict[Kind, Model | str], is_owned: bool, kind: Kind) -> Model
 
 
 def _make(model: Model, is_owned: bool, has_room: Callable[[int], bool], kind: Kind) -> Model | str:
-    """Build with fused layers, and without them if these fail their trial.
+    """Build with compiled loops, with fused layers alone if these fail their trial, and else without.
 
     A model without slots gets its weights back.
     """
     found = why_no_slots(model.checkpoint.outline)
-    for is_fused in () if found else _ways(model, kind[0]):
-        own, found = _try(model, is_owned, has_room, kind, is_fused=is_fused)
+    for names in () if found else _ways(model, kind[0]):
+        own, found = _try(model, is_owned, has_room, kind, names)
         if own:
             return own
     assert found
@@ -83,11 +85,11 @@ def _make(model: Model, is_owned: bool, has_room: Callable[[int], bool], kind: K
 
 
 def _try(
-    model: Model, is_owned: bool, has_room: Callable[[int], bool], kind: Kind, *, is_fused: bool
+    model: Model, is_owned: bool, has_room: Callable[[int], bool], kind: Kind, names: Names
 ) -> tuple[Model | None, str | None]:
     """Return the network, built and tried; or None and why it is wrong."""
     kernels, is_exact = kind
-    own = _build(model, is_fused=is_fused, is_exact=is_exact)
+    own = _build(model, names, is_exact=is_exact)
     loaded = model.network if is_owned else None
     problem = None
     if kernels != INT8:
@@ -105,19 +107,29 @@ def _try(
     return own, None
 
 
-def _ways(model: Model, kernels: str | None) -> tuple[bool, ...]:
-    """Return whether to fuse layers, in the order of trying: never if unsupported, or if an earlier trial failed."""
-    can_be = kernels in (None, *WITH_BLOCKS) and can_pack(model.device, model.dtype)
-    is_wrong = any(are_known_wrong(model, kind) for kind in WITH_BLOCKS)
-    return (True, False) if can_be and not is_wrong else (False,)
+def _ways(model: Model, kernels: str | None) -> list[Names]:
+    """Return the kernels to try, in that order, for layers that can be fused: unfused ones come last.
+
+    What is unsupported, or failed in an earlier trial, is left out.
+    """
+    ways: list[Names] = []
+    if kernels in (None, *WITH_LOOPS) and can_pack(model.device, model.dtype) and why_not_compiled() is None:
+        ways.append(WITH_LOOPS)
+    if kernels in (None, *WITH_LOOPS, *WITH_BLOCKS) and can_pack(model.device, model.dtype):
+        ways.append(WITH_BLOCKS)
+    return [*(names for names in ways if not any(are_known_wrong(model, kind) for kind in names)), ()]
 
 
-def _build(model: Model, *, is_fused: bool, is_exact: bool) -> Model:
+def _build(model: Model, names: Names, *, is_exact: bool) -> Model:
     """Return the network with our attention, on the weights as they were loaded."""
     attends = any(rule.attends for rule in layer_rules(model.checkpoint.config))
     own = model.on_same_weights(ATTENTION if attends else None)
-    if is_fused:
+    if names:
         fuse_layers(own)
+    if names == WITH_LOOPS:
+        from batchgen.engines.compiled.network import compile_blocks
+
+        compile_blocks(own)
     _see_last_column_only(own.network, model.checkpoint.config.get_text_config().num_hidden_layers)
     keep_latents(own.network, is_exact=is_exact)
     return own

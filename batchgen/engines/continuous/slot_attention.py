@@ -46,8 +46,8 @@ class Pages:
     """The pages of all rows: keys and values `[U, Hkv, PAGE, D]`, not copied.
 
     Each page counts Q (`times`) times, once for each row that reads it. row_of_page `[U * Q]` is that row; mask `[U *
-    Q, PAGE]` is added to the scores. order `[N]` are the pages that rows read, each row's in the order of its columns,
-    starting at first `[B]`. Pages of prefixes are numbered after these U * Q, row by row.
+    Q, PAGE]` is added to the scores. order `[N]` are the pages that rows read: those of row b, in the order of its
+    columns, from first[b] to first[b + 1], `[B + 1]`. Pages of prefixes are numbered after these U * Q, row by row.
     """
 
     keys: torch.Tensor
@@ -96,7 +96,9 @@ def attend(
         parts.append(_parts_of_prefix(exp_(its.sub_(peak.index_select(0, prefix.rows)), scaling), prefix))
     # `order` gives the order of summation: a row's sums begin with its first column.
     table = torch.cat(parts) if prefixes else parts[0]  # [U * Q + …, Hkv, G, Dv + 1]
-    sums = embedding_bag(own.order, table.flatten(1), own.first, mode="sum").view(len(query), *table.shape[1:])
+    sums = embedding_bag(own.order, table.flatten(1), own.first, mode="sum", include_last_offset=True).view(
+        len(query), *table.shape[1:]
+    )
     total = sums[..., -1:]
     return sums[..., :-1] / (total if sinks is None else total + exp_(sinks - peak))
 

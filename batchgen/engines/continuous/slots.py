@@ -87,15 +87,15 @@ class StepView:
     """A forward of single tokens, one per row: where each goes, and which row each page belongs to.
 
     A slot may get up to Q tokens (`times`); each page then counts Q times, once for each of them. `order` are the pages
-    that rows read, each row's in the order of its columns, starting at `first`. Numbers from U * Q on are pages of
-    prefixes: those of the first prefix for each of its rows, then the next prefix's.
+    that rows read, those of row b in the order of its columns from first[b] to first[b + 1]. Numbers from U * Q on are
+    pages of prefixes: those of the first prefix for each of its rows, then the next prefix's.
     """
 
     page: torch.Tensor  # [B]
     column: torch.Tensor  # [B]
     row_of_page: torch.Tensor  # [U * Q]
     order: torch.Tensor  # [N]
-    first: torch.Tensor  # [B]
+    first: torch.Tensor  # [B + 1]
     mask: torch.Tensor  # [U * Q, PAGE]
     prefixes: list[SharedPrefix]
     times: int = 1

@@ -42,7 +42,7 @@ def step_view(slots: Rows[Slot], held: Mapping[Slot, Held], mask: torch.Tensor, 
         [column % PAGE for column in columns],
         row_of_page,
         [page for its in read for page in its],
-        [0, *accumulate(len(its) for its in read[:-1])],
+        [0, *accumulate(len(its) for its in read)],
     )
     # In one transfer, because transfers to a device are slow.
     sent = torch.tensor([number for part in parts for number in part], dtype=torch.int64, device=mask.device)

@@ -5,6 +5,7 @@ Knows the slots' cache, and no model family.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +18,12 @@ from batchgen.engines.continuous.slot_attention import Extras
 
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
-    """How a layer attends: its index in the cache, numbers of query and key heads, scaling and extras."""
+    """How a layer attends: its index in the cache, numbers of query and key heads, their size, scaling and extras."""
 
     index: int
     queries: int
     keys: int
+    size: int
     scaling: float
     extras: Extras
 
@@ -32,6 +34,7 @@ class Rotary:
     def __init__(self) -> None:
         self._given: tuple[torch.Tensor, torch.Tensor] | None = None
         self._made: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._rows: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def tables(self, given: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return tables `[B, T, 1, D]` from cosines and sines `[B, T, D]`, sines with the sign of the rotated half."""
@@ -39,8 +42,27 @@ class Rotary:
             cosines, sines = given
             half = sines.shape[-1] // 2
             signed = torch.cat([-sines[..., :half], sines[..., half:]], -1)
-            self._given, self._made = given, (cosines[:, :, None], signed[:, :, None])
+            self._given, self._made, self._rows = given, (cosines[:, :, None], signed[:, :, None]), None
         return self._made
+
+    def of_rows(self, given: tuple[torch.Tensor, torch.Tensor], num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the cosines and sines `[B, D]` of one new token per row, in float32."""
+        if self._rows is None or self._given is None or self._given[0] is not given[0]:
+            tables = [table.expand(num_rows, 1, -1)[:, 0].float().contiguous() for table in given]
+            self._given, self._made, self._rows = given, None, (tables[0], tables[1])
+        return self._rows
+
+
+class Gate(nn.Module):
+    """An activation of the first half of `[…, 2 I]` times the second half: `[…, I]`."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, inner: torch.Tensor) -> torch.Tensor:
+        gate, through = inner.chunk(2, -1)
+        return self.activation(gate).mul_(through)  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -52,6 +74,7 @@ class Block(nn.Module):
         super().__init__()
         self.heads = heads
         self.rotary = rotary
+        self.step: Callable[..., torch.Tensor] | None = None  # the attention of a step, where it is compiled
         self.norm: nn.Module
         self.mixed: nn.Module  # query, key and value projections side by side
         self.norm_queries: nn.Module | None = None
@@ -59,8 +82,8 @@ class Block(nn.Module):
         self.out: nn.Module
         self.norm_out: nn.Module | None = None
         self.norm_inner: nn.Module
-        self.up: nn.Module  # with `gated`, the gate and up projections side by side
-        self.gated: nn.Module | None = None  # the gate's activation
+        self.up: nn.Module  # with `gate`, the gate and up projections side by side
+        self.gate: nn.Module | None = None
         self.down: nn.Module
         self.norm_down: nn.Module | None = None
         self.gives_tuple = False
@@ -74,9 +97,8 @@ class Block(nn.Module):
             found, hidden_states = found[:, -1:], hidden_states[:, -1:]
         hidden = _added(self.out, found, self.norm_out, hidden_states)
         inner = self.up(self.norm_inner(hidden))
-        if self.gated is not None:
-            gate, through = inner.chunk(2, -1)
-            inner = self.gated(gate).mul_(through)
+        if self.gate is not None:
+            inner = self.gate(inner)
         hidden = _added(self.down, inner, self.norm_down, hidden)
         hidden = hidden.expand(-1, columns, -1)  # the other columns are never read
         return (hidden,) if self.gives_tuple else hidden
@@ -86,6 +108,9 @@ class Block(nn.Module):
     ) -> torch.Tensor:
         """Return the attention `[B, T, H, Dv]`."""
         its = self.heads
+        if self.step is not None and cache.layers[its.index].is_stepping:
+            turn = self.rotary.of_rows(positions, len(x)) if self.rotary is not None and positions is not None else None
+            return self.step(self.mixed(x), turn, cache.layers[its.index])
         mixed = self.mixed(x).unflatten(-1, (its.queries + 2 * its.keys, -1))  # [B, T, H + 2 Hkv, D]
         turned, values = mixed[:, :, : -its.keys], mixed[:, :, -its.keys :]
         if self.norm_queries is not None and self.norm_keys is not None:

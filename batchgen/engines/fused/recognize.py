@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from batchgen.engines.fused.block import AttentionPlan, Block, Rotary
+from batchgen.engines.fused.block import AttentionPlan, Block, Gate, Rotary
 from batchgen.engines.fused.norm import fused_norm
 from batchgen.engines.fused.product import ADD, Product, activation_name, is_linear
 from batchgen.engines.fused.watch import Call, LayerAtWork, WatchedLayer, watch
@@ -37,7 +37,8 @@ def recognize(seen: LayerAtWork, rotary: Rotary) -> Block | None:
     """Return the block that a layer may be; None if it has different parts."""
     if seen.query is None or seen.keys is None or seen.index is None or seen.made is None or seen.found is None:
         return None
-    heads = AttentionPlan(seen.index, seen.query.shape[1], seen.keys.shape[1], seen.scaling, seen.extras)
+    (_, queries, _, _), (_, keys, _, size) = seen.query.shape, seen.keys.shape
+    heads = AttentionPlan(seen.index, queries, keys, size, seen.scaling, seen.extras)
     block = Block(heads, rotary if seen.rotary is not None else None)
     block.gives_tuple = isinstance(seen.made, tuple)
     return block if _attention_parts(block, seen) and _mlp_parts(block, seen) else None
@@ -77,7 +78,7 @@ def _mlp_parts(block: Block, seen: LayerAtWork) -> bool:
     block.down = Product([down.module], "" if block.norm_down else ADD)
     through = [call.module for call in inner if call is not gate]
     block.up = Product([gate.module, *through], "" if through else name)
-    block.gated = active[0].module if through else None
+    block.gate = Gate(active[0].module) if through else None
     return len(norms) == sum(norm is not None for norm in (block.norm_out, block.norm_down))
 
 

@@ -1,0 +1,158 @@
+"""The loop of a step's attention: each row's query to its pages, in the order of their columns."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from numba import carray
+
+from batchgen.engines.compiled.compiling import (
+    FLOAT,
+    INTEGER,
+    INTEGERS,
+    NUMBER,
+    NUMPY,
+    STORED,
+    Kernel,
+    at,
+    compiled,
+    exp,
+    f4,
+    inlined,
+    stored,
+    tanh,
+    wide,
+)  # fmt: skip
+from batchgen.engines.continuous.memory import PAGE
+
+FLOAT_BYTES = 4
+PREFIX_FIELDS = 7  # integers that describe a shared prefix
+
+
+@lru_cache
+def attention(dtype: str, head_size: int, group: int, *, has_cap: bool, has_sinks: bool) -> Kernel:
+    """Attention of queries `[B, Hkv, G, D]` to the pages of their rows: `[B, Hkv, G, D]`.
+
+    order `[N]` are the pages of each row, from begin[b] to begin[b + 1]. Keys and values are `[U, Hkv, PAGE, D]`; mask
+    `[U * Q, PAGE]` is added to the scores. Numbers below U * Q (`num_own`) are pages that count Q (`times`) times. The
+    others belong to `num_prefixes` prefixes, each described by `PREFIX_FIELDS` integers: its first number, its pages
+    per row, the addresses of its keys and of its values `[Hkv, P, D]`, P, the address of a mask `[R, P']` or 0, and P'.
+    """
+    size, num_queries, page_size, fields = head_size, group, PAGE, PREFIX_FIELDS
+    kind, item = NUMPY[dtype], np.dtype(NUMPY[dtype]).itemsize
+
+    @compiled(
+        STORED[dtype], *[INTEGER] * 3, *[INTEGERS] * 3, FLOAT, STORED[dtype], *[INTEGER] * 6, NUMBER, NUMBER
+    )  # fmt: skip
+    def run(
+        query_, keys_at, values_at, mask_at, order_, begin_, prefixes_, sinks_, out_, first, last, kv_heads, num_own,
+        times, num_prefixes, scaling, cap,
+    ):  # fmt: skip
+        shape = (last, kv_heads, num_queries, size)
+        query, out = carray(query_, shape), carray(out_, shape)
+        begin = carray(begin_, (last + 1,))
+        order, sinks = carray(order_, (begin[last],)), carray(sinks_, (kv_heads, num_queries))
+        prefixes = carray(prefixes_, (num_prefixes, fields))
+        longest = 0
+        for row in range(first, last):
+            longest = max(longest, begin[row + 1] - begin[row])
+        scores, where = np.empty((num_queries, longest * page_size), np.float32), np.empty((longest, 3), np.int64)
+        scaled, sums = np.empty((num_queries, size), np.float32), np.empty((num_queries, size), np.float32)
+        for row in range(first, last):
+            pages = order[begin[row] : begin[row + 1]]
+            for h in range(kv_heads):
+                find_pages(
+                    where, pages, h, (keys_at, values_at, mask_at), (kv_heads, page_size, size * item),
+                    num_own, times, prefixes,
+                )  # fmt: skip
+                for g in range(num_queries):
+                    for i in range(size):
+                        scaled[g, i] = wide(query[row, h, g, i]) * scaling
+                        sums[g, i] = f4(0)
+                for n in range(len(pages)):
+                    keys = carray(at(where[n, 0]), (page_size, size), kind)
+                    score_page(scores, n * page_size, keys, scaled)
+                    if has_cap:
+                        cap_scores(scores, n * page_size, page_size, cap)
+                    if where[n, 2] != 0:
+                        hide(scores, n * page_size, carray(at(where[n, 2]), (page_size,), np.float32))
+                for g in range(num_queries):
+                    weigh(scores[g, : len(pages) * page_size], sinks[h, g] if has_sinks else f4(-np.inf), has_sinks)
+                for n in range(len(pages)):
+                    values = carray(at(where[n, 1]), (page_size, size), kind)
+                    add_values(sums, scores, n * page_size, values)
+                for g in range(num_queries):
+                    for i in range(size):
+                        out[row, h, g, i] = stored(sums[g, i], out)
+
+    return run
+
+
+@inlined
+def find_pages(where, pages, head, addresses, sizes, num_own, times, prefixes):
+    """Write the addresses of a head's keys, values and mask (0 if there is none) of each page to where `[N, 3]`."""
+    keys_at, values_at, mask_at = addresses
+    kv_heads, page_size, column_bytes = sizes
+    for n in range(len(pages)):
+        number = pages[n]
+        if number < num_own:
+            place = (number // times * kv_heads + head) * page_size * column_bytes
+            where[n] = keys_at + place, values_at + place, mask_at + number * page_size * FLOAT_BYTES
+        else:
+            k = len(prefixes) - 1
+            while prefixes[k, 0] > number:
+                k -= 1
+            row, page = divmod(number - prefixes[k, 0], prefixes[k, 1])
+            place = (head * prefixes[k, 4] + page * page_size) * column_bytes
+            hidden = prefixes[k, 5] + (row * prefixes[k, 6] + page * page_size) * FLOAT_BYTES
+            where[n] = prefixes[k, 2] + place, prefixes[k, 3] + place, hidden if prefixes[k, 5] != 0 else 0
+
+
+@inlined
+def score_page(scores, start, keys, scaled):
+    for c in range(keys.shape[0]):
+        for g in range(scaled.shape[0]):
+            score = f4(0)
+            for i in range(keys.shape[1]):
+                score += scaled[g, i] * wide(keys[c, i])
+            scores[g, start + c] = score
+
+
+@inlined
+def cap_scores(scores, start, num_columns, cap):
+    for g in range(scores.shape[0]):
+        for c in range(start, start + num_columns):
+            scores[g, c] = tanh(scores[g, c] / cap) * cap
+
+
+@inlined
+def hide(scores, start, mask):
+    for g in range(scores.shape[0]):
+        for c in range(len(mask)):
+            scores[g, start + c] += mask[c]
+
+
+@inlined
+def weigh(scores, sink, has_sink):
+    """Replace scores with their softmax; a sink takes part of the weight."""
+    peak = sink
+    for c in range(len(scores)):
+        peak = max(peak, scores[c])
+    total = exp(sink - peak) if has_sink else f4(0)
+    for c in range(len(scores)):
+        scores[c] = exp(scores[c] - peak)
+        total += scores[c]
+    for c in range(len(scores)):
+        scores[c] = scores[c] / total
+
+
+@inlined
+def add_values(sums, scores, start, values):
+    """Add the values of a page, weighted, four columns at a time."""
+    for g in range(sums.shape[0]):
+        for c in range(0, values.shape[0], 4):
+            w0, w1, w2, w3 = scores[g, start + c : start + c + 4]
+            for i in range(values.shape[1]):
+                left = w0 * wide(values[c, i]) + w1 * wide(values[c + 1, i])
+                sums[g, i] += left + (w2 * wide(values[c + 2, i]) + w3 * wide(values[c + 3, i]))

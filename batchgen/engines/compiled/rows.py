@@ -1,0 +1,134 @@
+"""Loops over rows: norms, the gate of an MLP, and the way of a new token's heads into the cache.
+
+`first` and `last` are the rows to compute, for threads that share them.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from numba import carray
+
+from batchgen.engines.compiled.compiling import (
+    FLOAT,
+    INTEGER,
+    INTEGERS,
+    NUMBER,
+    STORED,
+    Kernel,
+    compiled,
+    f4,
+    inlined,
+    sigmoid,
+    stored,
+    wide,
+)  # fmt: skip
+from batchgen.engines.continuous.memory import PAGE
+
+SILU, GELU_TANH = "swish", "gelu tanh"  # oneDNN's names, as in `fused.product`
+
+
+@lru_cache
+def norm(dtype: str, *, is_centered: bool) -> Kernel:
+    """RMS norm of rows `[N, E]` with weight `[E]`; `is_centered` is the layer norm, with a bias `[E]`."""
+
+    @compiled(STORED[dtype], FLOAT, FLOAT, STORED[dtype], INTEGER, INTEGER, INTEGER, NUMBER)
+    def run(x_, weight_, bias_, out_, first, last, size, eps):
+        x, out = carray(x_, (last, size)), carray(out_, (last, size))
+        weight, bias = carray(weight_, (size,)), carray(bias_, (size,))
+        for row in range(first, last):
+            mean = f4(0)
+            if is_centered:
+                for i in range(size):
+                    mean += wide(x[row, i])
+                mean = mean / f4(size)
+            squares = f4(0)
+            for i in range(size):
+                value = wide(x[row, i]) - mean
+                squares += value * value
+            scale = f4(1) / np.sqrt(squares / f4(size) + eps)
+            for i in range(size):
+                value = (wide(x[row, i]) - mean) * scale * weight[i]
+                out[row, i] = stored(value + bias[i] if is_centered else value, out)
+
+    return run
+
+
+@lru_cache
+def gate(dtype: str, activation: str) -> Kernel:
+    """The activation of the first half of rows `[N, 2 I]`, times the second half: `[N, I]`."""
+    is_silu = activation == SILU
+
+    @compiled(STORED[dtype], STORED[dtype], INTEGER, INTEGER, INTEGER)
+    def run(x_, out_, first, last, size):
+        x, out = carray(x_, (last, 2, size)), carray(out_, (last, size))
+        for row in range(first, last):
+            for i in range(size):
+                value = wide(x[row, 0, i])
+                inner = value if is_silu else f4(1.5957691216057308) * (value + f4(0.044715) * value * value * value)
+                out[row, i] = stored(value * sigmoid(inner) * wide(x[row, 1, i]), out)
+
+    return run
+
+
+@lru_cache
+def entry(dtype: str, head_size: int, *, is_normed: bool, is_turned: bool) -> Kernel:
+    """Norm and rotate the heads of one new token per row, and write keys and values to their pages.
+
+    mixed `[B, H + 2 Hkv, D]` gives query `[B, H, D]`; cosines and sines are `[B, D]`, page and column `[B]`.
+    """
+    size, page_size = head_size, PAGE
+
+    @compiled(
+        STORED[dtype], *[FLOAT] * 4, *[STORED[dtype]] * 3, INTEGERS, INTEGERS, INTEGER, INTEGER, INTEGER, NUMBER
+    )  # fmt: skip
+    def run(
+        mixed_, cosines_, sines_, norm_queries_, norm_keys_, query_, keys_, values_, page_, column_, rows, heads,
+        kv_heads, eps,
+    ):  # fmt: skip
+        mixed, query = carray(mixed_, (rows, heads + 2 * kv_heads, size)), carray(query_, (rows, heads, size))
+        cosines, sines = carray(cosines_, (rows, size)), carray(sines_, (rows, size))
+        norm_queries, norm_keys = carray(norm_queries_, (size,)), carray(norm_keys_, (size,))
+        page, column = carray(page_, (rows,)), carray(column_, (rows,))
+        head = np.empty(size, np.float32)
+        for row in range(rows):
+            keys = carray(keys_, (page[row] + 1, kv_heads, page_size, size))[page[row], :, column[row]]
+            values = carray(values_, (page[row] + 1, kv_heads, page_size, size))[page[row], :, column[row]]
+            for h in range(heads + kv_heads):
+                for i in range(size):
+                    head[i] = wide(mixed[row, h, i])
+                if is_normed:
+                    norm_head(head, norm_queries if h < heads else norm_keys, eps)
+                target = query[row, h] if h < heads else keys[h - heads]
+                if is_turned:
+                    turn(head, cosines[row], sines[row], target)
+                else:
+                    for i in range(size):
+                        target[i] = stored(head[i], target)
+            for h in range(kv_heads):
+                for i in range(size):
+                    values[h, i] = mixed[row, heads + kv_heads + h, i]
+
+    return run
+
+
+@inlined
+def norm_head(head, weight, eps):
+    """Apply the RMS norm in place."""
+    squares = f4(0)
+    for i in range(len(head)):
+        squares += head[i] * head[i]
+    scale = f4(1) / np.sqrt(squares / f4(len(head)) + eps)
+    for i in range(len(head)):
+        head[i] = head[i] * scale * weight[i]
+
+
+@inlined
+def turn(head, cosines, sines, target):
+    """Rotate a head by its position, in halves (arXiv:2104.09864)."""
+    half = len(head) // 2
+    for i in range(half):
+        target[i] = stored(head[i] * cosines[i] - head[i + half] * sines[i], target)
+    for i in range(half, 2 * half):
+        target[i] = stored(head[i] * cosines[i] + head[i - half] * sines[i], target)

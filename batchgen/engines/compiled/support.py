@@ -1,0 +1,51 @@
+"""Whether Numba is installed, and the folder that keeps compiled loops."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from hashlib import blake2b
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from batchgen.machine.kept import kept_path
+
+EXTRA = "fast"
+
+
+@cache
+def why_not_compiled() -> str | None:
+    """Return why loops cannot be compiled here; None if they can. Compiles nothing."""
+    if not compiler():
+        return f"Numba is not installed: pip install 'batchgen[{EXTRA}]'"
+    try:
+        import numba  # noqa: F401
+    except (ImportError, OSError) as error:  # one that was built for another NumPy or C library
+        return f"Numba cannot be loaded: {error}"
+    return None
+
+
+@cache
+def compiler() -> str:
+    """Return the version of Numba, on which bits depend; empty if it is not installed."""
+    try:
+        return f"numba {version('numba')}, llvmlite {version('llvmlite')}"
+    except PackageNotFoundError:
+        return ""
+
+
+@cache
+def cache_folder() -> str | None:
+    """Return the folder that keeps the loops of this source code; None if it cannot be trusted or written to.
+
+    Numba loads code from it, so nobody else may write to it.
+    """
+    sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    folder = kept_path(f"compiled-{blake2b(sources, digest_size=8).hexdigest()}").with_suffix("")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except OSError:
+        return None
+    is_own = not hasattr(os, "getuid") or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
+    return str(folder) if is_own and os.access(folder, os.W_OK | os.X_OK) else None
