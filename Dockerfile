@@ -23,13 +23,13 @@ FROM torch-cpu AS installed-cpu
 COPY pyproject.toml README.md LICENSE /src/
 COPY batchgen /src/batchgen
 COPY share /src/share
-RUN /opt/batchgen/bin/pip install --no-cache-dir -c /src/constraints.txt '/src[constrained,parquet,zstd]'
+RUN /opt/batchgen/bin/pip install --no-cache-dir -c /src/constraints.txt '/src[constrained,fast,parquet,zstd]'
 
 FROM torch-cuda AS installed-cuda
 COPY pyproject.toml README.md LICENSE /src/
 COPY batchgen /src/batchgen
 COPY share /src/share
-RUN /opt/batchgen/bin/pip install --no-cache-dir -c /src/constraints.txt '/src[constrained,parquet,zstd]'
+RUN /opt/batchgen/bin/pip install --no-cache-dir -c /src/constraints.txt '/src[constrained,fast,parquet,zstd]'
 
 FROM python:${PYTHON}-slim AS base
 RUN useradd --create-home --uid 1000 batchgen && mkdir /data && chown batchgen /data

@@ -33,7 +33,7 @@ test: $(READY)  ## the whole test suite
 
 $(LOWEST)/.ready: pyproject.toml tools/lowest.py
 	$(PYTHON) -m venv $(LOWEST)
-	$(PYTHON) tools/lowest.py constrained parquet zstd test > $(LOWEST)/constraints.txt
+	$(PYTHON) tools/lowest.py constrained fast parquet zstd test > $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/pip install --quiet -c $(LOWEST)/constraints.txt -e '.[test]'
 	@touch $@
 

@@ -44,7 +44,7 @@ def test_what_is_imported_is_declared() -> None:
         name_of(line)
         for extra in (
             PROJECT["dependencies"],
-            *(EXTRAS[name] for name in ("constrained", "parquet", "zstd", "ray", "lm-eval")),
+            *(EXTRAS[name] for name in ("constrained", "fast", "parquet", "zstd", "ray", "lm-eval")),
         )
         for line in extra
     }
@@ -57,7 +57,9 @@ def test_what_is_declared_is_imported() -> None:
 
 def test_what_pytest_collects_for_doctests_imports_no_extra_that_make_test_does_not_install() -> None:
     names = [
-        re.split(r"[\[>;]", line)[0] for extra in ("constrained", "parquet", "zstd", "test") for line in EXTRAS[extra]
+        re.split(r"[\[>;]", line)[0]
+        for extra in ("constrained", "fast", "parquet", "zstd", "test")
+        for line in EXTRAS[extra]
     ]
     installed = {name_of(line) for line in PROJECT["dependencies"]} | {name_of(name) for name in names}
     ignored = {

@@ -36,7 +36,7 @@ MOST_FILE_LINES, MOST_FUNCTION_LINES = 300, 40
 SAME_NAME: set[str] = set()
 LONG_FILES: set[str] = set()
 
-HEAVY = {"torch", "transformers", "huggingface_hub", "safetensors", "psutil", "pyarrow"}
+HEAVY = {"torch", "transformers", "numba", "huggingface_hub", "safetensors", "psutil", "pyarrow"}
 # These load some of them at once, and are themselves imported where they are used.
 LATE = {
     "model.probe",
@@ -59,6 +59,12 @@ LATE = {
     "engines.continuous.slots",
     "engines.continuous.states",
     "engines.continuous.step_view",
+    "engines.compiled.attention",
+    "engines.compiled.compiling",
+    "engines.compiled.layers",
+    "engines.compiled.network",
+    "engines.compiled.rows",
+    "engines.compiled.threads",
     "engines.fused.block",
     "engines.fused.norm",
     "engines.fused.product",

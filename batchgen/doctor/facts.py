@@ -92,6 +92,7 @@ class Machine:
     held_bytes: int | None
     bounds: tuple[Bound, ...]
     kernels: tuple[LinearKernels, ...] = ()
+    why_not_compiled: str | None = None  # why small operations are not compiled; None if they can be
     bfloat16_gain: KeptGain | None = None  # from the last bench
 
     def ratio(self, dtype: str) -> float | None:

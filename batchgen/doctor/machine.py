@@ -46,6 +46,7 @@ def examine_machine(device: str, root: Path, measure: Measure) -> Machine:
         held_bytes=_held_bytes(),
         bounds=_bounds(on, root) if on else (),
         kernels=_kernels(on) if on else (),
+        why_not_compiled=_why_not_compiled(on) if on else None,
         bfloat16_gain=read_gain(str(on)) if on else None,
     )
 
@@ -167,6 +168,13 @@ def _kernels(device: torch.device) -> tuple[LinearKernels, ...]:
     dtypes = (torch.float32, torch.bfloat16)
     floats = (LinearKernels(str(dtype).removeprefix("torch."), why_plain(device, dtype)) for dtype in dtypes)
     return (*floats, LinearKernels(INT8, why_no_int8(device.type)))
+
+
+@or_else(None)
+def _why_not_compiled(device: torch.device) -> str | None:
+    from batchgen.engines.compiled.support import why_not_compiled
+
+    return why_not_compiled() if device.type == "cpu" else "on the CPU only"
 
 
 def measure_gflops(device: torch.device, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter) -> float:

@@ -72,6 +72,8 @@ def _devices(machine: Machine) -> Iterator[Line]:
         yield speed.dtype, f"{rate} on {machine.device}{times}"
     if machine.kernels:
         yield "linear layers", "; ".join(map(_kernels, machine.kernels))
+        why = machine.why_not_compiled
+        yield "small operations", f"as torch has them, {why}" if why else "compiled by Numba for models of 50M and more"
     if machine.bfloat16_gain:
         yield "bench", _gain(machine.bfloat16_gain)
 

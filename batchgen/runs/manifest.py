@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from batchgen.model import Checkpoint
 
 Facts = dict[str, Any]
-LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors")
+LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numba")
 HASHES = ("weights_sha256", "config_sha256", "tokenizer_sha256")
 ENGINE = "engine"
 FILES_NOTE = "files"  # the note of the files that the run writes
@@ -75,7 +75,9 @@ def machine_facts(device: str) -> Facts:
 def version_facts() -> Facts:
     from importlib.metadata import version
 
-    libraries = {name: version(name) for name in LIBRARIES}
+    from batchgen.engines.compiled.support import compiler
+
+    libraries = {name: version(name) for name in LIBRARIES if name != "numba" or compiler()}
     return {"batchgen": __version__, "python": platform.python_version(), **libraries}
 
 

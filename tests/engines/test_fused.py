@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
-from transformers import Gemma2Config, Gemma3TextConfig, MistralConfig, Qwen3Config, StableLmConfig
+from transformers import StableLmConfig
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
@@ -22,19 +22,7 @@ from batchgen.engines.fused.recognize import fuse_layers
 from batchgen.model import Checkpoint, Model
 from batchgen.model.padding import pad
 from batchgen.records import Request, SamplingParams, Sequence
-from tests.support.models import ARCHITECTURES, QWEN2, SHAPE, model_of
-
-GROUPED = {"num_key_value_heads": 2, "max_position_embeddings": 256, **SHAPE}
-KINDS = ["sliding_attention", "full_attention"]
-FAMILIES = {
-    "gpt2": ARCHITECTURES["gpt2"],
-    "llama": ARCHITECTURES["llama"],
-    "qwen2": QWEN2,
-    "qwen3": Qwen3Config(head_dim=16, **GROUPED),
-    "mistral": MistralConfig(head_dim=16, sliding_window=40, **GROUPED),
-    "gemma2": Gemma2Config(head_dim=16, sliding_window=40, layer_types=KINDS, query_pre_attn_scalar=16, **GROUPED),
-    "gemma3": Gemma3TextConfig(head_dim=16, sliding_window=40, layer_types=KINDS, **GROUPED),
-}
+from tests.support.models import ARCHITECTURES, GROUPED, WITH_BLOCKS, model_of
 
 
 def blocks_of(model: Model) -> list[Block]:
@@ -45,10 +33,10 @@ def blocks_of(model: Model) -> list[Block]:
     return blocks
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WITH_BLOCKS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_layers_of_common_families_are_blocks(family: str, dtype: torch.dtype, checkpoint: Checkpoint) -> None:
-    model = model_of(FAMILIES[family], checkpoint, attention="eager")
+    model = model_of(WITH_BLOCKS[family], checkpoint, attention="eager")
     model.network.to(dtype)
     assert len(blocks_of(model)) == 2
 
@@ -108,7 +96,7 @@ def test_a_fused_norm_gives_a_row_its_own_bits() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 def test_weights_of_blocks_are_held_once_and_given_back_bit_for_bit(family: str, checkpoint: Checkpoint) -> None:
-    model = model_of(FAMILIES[family], checkpoint)
+    model = model_of(WITH_BLOCKS[family], checkpoint)
     row = pad([Sequence(Request(0, "0", "", SamplingParams()), 0, [5, 6, 7])], 0)
     with torch.inference_mode():
         before = model.forward(row)
@@ -148,7 +136,7 @@ def test_blocks_that_fail_their_trial_leave_the_layers_as_they_were(
     family: str, fuse: Callable[[Model], int], is_owned: bool, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(network, "fuse_layers", fuse)
-    model = model_of(FAMILIES[family], checkpoint)
+    model = model_of(WITH_BLOCKS[family], checkpoint)
     own, reason = slot_network(model, is_owned=is_owned)
     assert own is not None, reason
     assert kernels_of(own.network) == PACKED
@@ -160,7 +148,7 @@ def test_blocks_that_fail_their_trial_leave_the_layers_as_they_were(
 def test_an_owned_model_without_slots_has_its_weights_back(
     family: str, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = model_of(FAMILIES[family], checkpoint)
+    model = model_of(WITH_BLOCKS[family], checkpoint)
     before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
     kinds = [type(module) for module in model.network.modules()]
     monkeypatch.setattr(network, "why_slots_fail", lambda model, own: "in a trial, slots failed")

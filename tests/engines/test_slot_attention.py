@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
+from batchgen.engines.compiled.layers import attend as compiled_attend
 from batchgen.engines.continuous.memory import PAGE
 from batchgen.engines.continuous.pages import HIDDEN
 from batchgen.engines.continuous.prompt_attention import attend_prompts, lay_out
 from batchgen.engines.continuous.slot_attention import PLAIN, Extras, Pages, PrefixPages, attend
 
+Attend = Callable[..., torch.Tensor]
 SIZE = 16
+BOTH = pytest.mark.parametrize("by", [attend, compiled_attend], ids=["torch", "compiled"])
+# Compiling takes time, so only one number of heads is compiled.
+HEADS = pytest.mark.parametrize(("kv_heads", "by"), [(1, attend), (2, attend), (4, attend), (2, compiled_attend)])
 DTYPES = [torch.float32, torch.bfloat16]
 CPU = torch.device("cpu")
 
@@ -90,7 +97,9 @@ def steps(lengths: tuple[int, ...], dtype: torch.dtype, heads: int = 4, kv_heads
     ]
 
 
-def step(rows: list[list[torch.Tensor]], shuffled: int = 0, shared: int = 0, extras: Extras = PLAIN) -> torch.Tensor:
+def step(
+    rows: list[list[torch.Tensor]], by: Attend, shuffled: int = 0, shared: int = 0, extras: Extras = PLAIN
+) -> torch.Tensor:
     """Return what rows get from pages in shuffled order, the first `shared` columns from a common prefix."""
     pages = []  # row, place in it, keys, values and mask
     for row, (_, *columns) in enumerate(rows):
@@ -114,40 +123,41 @@ def step(rows: list[list[torch.Tensor]], shuffled: int = 0, shared: int = 0, ext
         torch.tensor([page[0] for page in lying]),
         torch.stack([page[4] for page in lying]),
         torch.tensor(order),
-        torch.tensor(first),
+        torch.tensor([*first, len(order)]),
     )
     prefix = [x[:, :shared] for x in rows[0][1:]]
     prefixes = [PrefixPages(prefix[0], prefix[1], torch.arange(len(rows)))] if shared else []
-    return attend(torch.stack([row[0] for row in rows]), own, prefixes, extras)
+    return by(torch.stack([row[0] for row in rows]), own, prefixes, extras)
 
 
 @pytest.mark.parametrize("extras", [PLAIN, Extras(softcap=2.0), Extras(sinks=torch.linspace(-1, 2, 4))])
-def test_a_step_attends_to_all_columns_of_each_row(extras: Extras) -> None:
+@BOTH
+def test_a_step_attends_to_all_columns_of_each_row(extras: Extras, by: Attend) -> None:
     rows = steps((5, 32, 100), torch.float32)
-    for row, found in zip(rows, step(rows, extras=extras), strict=True):
+    for row, found in zip(rows, step(rows, by, extras=extras), strict=True):
         query, keys, values = row
         wanted = plain_attention(query.flatten(0, 1), keys, values, None, extras)
         torch.testing.assert_close(found.flatten(0, 1), wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@HEADS
 def test_a_step_gives_a_row_its_own_bits_beside_any_rows_and_wherever_its_pages_lie(
-    dtype: torch.dtype, kv_heads: int
+    dtype: torch.dtype, kv_heads: int, by: Attend
 ) -> None:
     rows = steps((5, 200, 64, 131, 7, 90), dtype, kv_heads=kv_heads)
-    together = step(rows)
-    assert torch.equal(together, step(rows, shuffled=1))
+    together = step(rows, by)
+    assert torch.equal(together, step(rows, by, shuffled=1))
     for row, found in zip(rows, together, strict=True):
-        assert torch.equal(step([row])[0], found)
+        assert torch.equal(step([row], by)[0], found)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_a_shared_prefix_changes_no_bits_of_a_step(dtype: torch.dtype, kv_heads: int) -> None:
+@HEADS
+def test_a_shared_prefix_changes_no_bits_of_a_step(dtype: torch.dtype, kv_heads: int, by: Attend) -> None:
     rows = steps((100, 200, 97, 131), dtype, kv_heads=kv_heads)
     for row in rows:
         row[1:] = [torch.cat([first[:, :96], own[:, 96:]], 1) for first, own in zip(rows[0][1:], row[1:], strict=True)]
-    apart = step(rows)
+    apart = step(rows, by)
     for count in (1, 2, 4):
-        assert torch.equal(step(rows[:count], shared=96), apart[:count])
+        assert torch.equal(step(rows[:count], by, shared=96), apart[:count])

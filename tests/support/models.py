@@ -9,15 +9,19 @@ from pathlib import Path
 import torch
 from transformers import (
     BloomConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
     GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
     LlamaConfig,
+    MistralConfig,
     OPTConfig,
     PretrainedConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen3Config,
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
@@ -43,6 +47,18 @@ ARCHITECTURES = {
     "bloom": BloomConfig(hidden_size=32, n_layer=2, n_head=4, **SMALL),
 }  # fmt: skip
 QWEN2 = Qwen2Config(num_key_value_heads=2, max_position_embeddings=128, **SHAPE)
+GROUPED = {"num_key_value_heads": 2, "max_position_embeddings": 256, **SHAPE}
+KINDS = ["sliding_attention", "full_attention"]
+# Families whose decoder layers are blocks of `engines.fused`.
+WITH_BLOCKS = {
+    "gpt2": ARCHITECTURES["gpt2"],
+    "llama": ARCHITECTURES["llama"],
+    "qwen2": QWEN2,
+    "qwen3": Qwen3Config(head_dim=16, **GROUPED),
+    "mistral": MistralConfig(head_dim=16, sliding_window=40, **GROUPED),
+    "gemma2": Gemma2Config(head_dim=16, sliding_window=40, layer_types=KINDS, query_pre_attn_scalar=16, **GROUPED),
+    "gemma3": Gemma3TextConfig(head_dim=16, sliding_window=40, layer_types=KINDS, **GROUPED),
+}
 WITH_SLOTS = ["gpt2", "gpt_neox", "opt", "llama", "qwen2"]
 
 

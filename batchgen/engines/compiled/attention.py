@@ -23,7 +23,7 @@ from batchgen.engines.compiled.compiling import (
     stored,
     tanh,
     wide,
-)  # fmt: skip
+)
 from batchgen.engines.continuous.memory import PAGE
 
 FLOAT_BYTES = 4
@@ -42,9 +42,7 @@ def attention(dtype: str, head_size: int, group: int, *, has_cap: bool, has_sink
     size, num_queries, page_size, fields = head_size, group, PAGE, PREFIX_FIELDS
     kind, item = NUMPY[dtype], np.dtype(NUMPY[dtype]).itemsize
 
-    @compiled(
-        STORED[dtype], *[INTEGER] * 3, *[INTEGERS] * 3, FLOAT, STORED[dtype], *[INTEGER] * 6, NUMBER, NUMBER
-    )  # fmt: skip
+    @compiled(STORED[dtype], *[INTEGER] * 3, *[INTEGERS] * 3, FLOAT, STORED[dtype], *[INTEGER] * 6, NUMBER, NUMBER)
     def run(
         query_, keys_at, values_at, mask_at, order_, begin_, prefixes_, sinks_, out_, first, last, kv_heads, num_own,
         times, num_prefixes, scaling, cap,
@@ -54,46 +52,36 @@ def attention(dtype: str, head_size: int, group: int, *, has_cap: bool, has_sink
         begin = carray(begin_, (last + 1,))
         order, sinks = carray(order_, (begin[last],)), carray(sinks_, (kv_heads, num_queries))
         prefixes = carray(prefixes_, (num_prefixes, fields))
-        longest = 0
-        for row in range(first, last):
-            longest = max(longest, begin[row + 1] - begin[row])
+        own = (keys_at, values_at, mask_at, num_own, times, kv_heads, page_size, size * item)
+        longest = most_pages(begin, first, last)
         scores, where = np.empty((num_queries, longest * page_size), np.float32), np.empty((longest, 3), np.int64)
         scaled, sums = np.empty((num_queries, size), np.float32), np.empty((num_queries, size), np.float32)
         for row in range(first, last):
             pages = order[begin[row] : begin[row + 1]]
             for h in range(kv_heads):
-                find_pages(
-                    where, pages, h, (keys_at, values_at, mask_at), (kv_heads, page_size, size * item),
-                    num_own, times, prefixes,
-                )  # fmt: skip
-                for g in range(num_queries):
-                    for i in range(size):
-                        scaled[g, i] = wide(query[row, h, g, i]) * scaling
-                        sums[g, i] = f4(0)
-                for n in range(len(pages)):
-                    keys = carray(at(where[n, 0]), (page_size, size), kind)
-                    score_page(scores, n * page_size, keys, scaled)
-                    if has_cap:
-                        cap_scores(scores, n * page_size, page_size, cap)
-                    if where[n, 2] != 0:
-                        hide(scores, n * page_size, carray(at(where[n, 2]), (page_size,), np.float32))
+                find_pages(where, pages, h, own, prefixes)
+                scale(query[row, h], scaling, scaled, sums)
+                score(scores, scaled, where[: len(pages)], (page_size, size), kind, cap, has_cap)
                 for g in range(num_queries):
                     weigh(scores[g, : len(pages) * page_size], sinks[h, g] if has_sinks else f4(-np.inf), has_sinks)
-                for n in range(len(pages)):
-                    values = carray(at(where[n, 1]), (page_size, size), kind)
-                    add_values(sums, scores, n * page_size, values)
-                for g in range(num_queries):
-                    for i in range(size):
-                        out[row, h, g, i] = stored(sums[g, i], out)
+                add_values(sums, scores, where[: len(pages)], (page_size, size), kind)
+                store(sums, out[row, h])
 
     return run
 
 
 @inlined
-def find_pages(where, pages, head, addresses, sizes, num_own, times, prefixes):
+def most_pages(begin, first, last):
+    most = 0
+    for row in range(first, last):
+        most = max(most, begin[row + 1] - begin[row])
+    return most
+
+
+@inlined
+def find_pages(where, pages, head, own, prefixes):
     """Write the addresses of a head's keys, values and mask (0 if there is none) of each page to where `[N, 3]`."""
-    keys_at, values_at, mask_at = addresses
-    kv_heads, page_size, column_bytes = sizes
+    keys_at, values_at, mask_at, num_own, times, kv_heads, page_size, column_bytes = own
     for n in range(len(pages)):
         number = pages[n]
         if number < num_own:
@@ -110,13 +98,36 @@ def find_pages(where, pages, head, addresses, sizes, num_own, times, prefixes):
 
 
 @inlined
-def score_page(scores, start, keys, scaled):
-    for c in range(keys.shape[0]):
-        for g in range(scaled.shape[0]):
-            score = f4(0)
-            for i in range(keys.shape[1]):
-                score += scaled[g, i] * wide(keys[c, i])
-            scores[g, start + c] = score
+def scale(query, scaling, scaled, sums):
+    """Write scaled queries `[G, D]` to `scaled`, and zeros to `sums`."""
+    for g in range(query.shape[0]):
+        for i in range(query.shape[1]):
+            scaled[g, i] = wide(query[g, i]) * scaling
+            sums[g, i] = f4(0)
+
+
+@inlined
+def store(sums, out):
+    for g in range(sums.shape[0]):
+        for i in range(sums.shape[1]):
+            out[g, i] = stored(sums[g, i], out)
+
+
+@inlined
+def score(scores, scaled, where, shape, kind, cap, has_cap):
+    """Write the scores of all columns, `[G, N * PAGE]`; those of hidden columns are the lowest float32."""
+    for n in range(len(where)):
+        keys, start = carray(at(where[n, 0]), shape, kind), n * shape[0]
+        for c in range(shape[0]):
+            for g in range(scaled.shape[0]):
+                total = f4(0)
+                for i in range(shape[1]):
+                    total += scaled[g, i] * wide(keys[c, i])
+                scores[g, start + c] = total
+        if has_cap:
+            cap_scores(scores, start, shape[0], cap)
+        if where[n, 2] != 0:
+            hide(scores, start, carray(at(where[n, 2]), (shape[0],), np.float32))
 
 
 @inlined
@@ -148,11 +159,13 @@ def weigh(scores, sink, has_sink):
 
 
 @inlined
-def add_values(sums, scores, start, values):
-    """Add the values of a page, weighted, four columns at a time."""
-    for g in range(sums.shape[0]):
-        for c in range(0, values.shape[0], 4):
-            w0, w1, w2, w3 = scores[g, start + c : start + c + 4]
-            for i in range(values.shape[1]):
-                left = w0 * wide(values[c, i]) + w1 * wide(values[c + 1, i])
-                sums[g, i] += left + (w2 * wide(values[c + 2, i]) + w3 * wide(values[c + 3, i]))
+def add_values(sums, scores, where, shape, kind):
+    """Add all columns' values, weighted, four columns at a time."""
+    for n in range(len(where)):
+        values, start = carray(at(where[n, 1]), shape, kind), n * shape[0]
+        for g in range(sums.shape[0]):
+            for c in range(0, shape[0], 4):
+                w0, w1, w2, w3 = scores[g, start + c : start + c + 4]
+                for i in range(shape[1]):
+                    left = w0 * wide(values[c, i]) + w1 * wide(values[c + 1, i])
+                    sums[g, i] += left + (w2 * wide(values[c + 2, i]) + w3 * wide(values[c + 3, i]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +12,8 @@ from batchgen.engines.compiled.attention import attention
 from batchgen.engines.compiled.rows import entry, gate, norm
 from batchgen.engines.compiled.threads import in_parts
 from batchgen.engines.continuous.memory import PAGE
-from batchgen.engines.continuous.slots import SharedPrefix, StepView
+from batchgen.engines.continuous.slot_attention import PLAIN, Extras, Pages, PrefixPages
+from batchgen.engines.continuous.slots import StepView
 
 if TYPE_CHECKING:
     from batchgen.engines.continuous.layer import SlotLayer
@@ -72,11 +74,7 @@ class CompiledAttention:
         """Take the norms of queries and keys, if they have any."""
         self.plan = plan
         self.norms = norms
-        name, extras = _name_of(dtype), plan.extras
-        has = {"has_cap": extras.softcap is not None, "has_sinks": extras.sinks is not None}
-        self._sinks = None if extras.sinks is None else extras.sinks.detach().float().contiguous()
-        self._enter = entry(name, plan.size, is_normed=norms is not None, is_turned=is_turned)
-        self._attend = attention(name, plan.size, plan.queries // plan.keys, **has)
+        self._enter = entry(_name_of(dtype), plan.size, is_normed=norms is not None, is_turned=is_turned)
 
     def __call__(
         self, mixed: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor] | None, layer: SlotLayer
@@ -98,34 +96,56 @@ class CompiledAttention:
             query.data_ptr(), keys, values, view.page.data_ptr(), view.column.data_ptr(), rows, plan.queries, plan.keys,
             norms[0].eps if norms[0] else 0.0,
         )  # fmt: skip
-        num_own = len(view.row_of_page)
-        prefixes = _described(view.prefixes, num_own, layer.index) if view.prefixes else None
-        given = (
-            query.data_ptr(), keys, values, view.mask.data_ptr(), view.order.data_ptr(), view.first.data_ptr(),
-            _address(prefixes), _address(self._sinks), found.data_ptr(),
-        )  # fmt: skip
-        sizes = (plan.keys, num_own, view.times, len(view.prefixes), plan.scaling, plan.extras.softcap or 0.0)
-        cost = 2 * PRODUCT_COST * PAGE * len(view.order) / rows * plan.queries * plan.size
-        in_parts(self._attend, rows, cost, given, sizes)
+        by_head = query[:rows].view(rows, plan.keys, -1, plan.size)
+        attend(by_head, *layer.step_pages(view), plan.extras, plan.scaling, found)
         if len(mixed) > rows:
             found[rows:] = found[rows - 1]
         return found
 
 
+def attend(
+    query: torch.Tensor,
+    own: Pages,
+    prefixes: list[PrefixPages],
+    extras: Extras = PLAIN,
+    scaling: float = 1.0,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Do what `slot_attention.attend` does, `[B, Hkv, G, D]` -> `[B, Hkv, G, D]`, rounded to the dtype of `query`."""
+    rows, kv_heads, group, size = query.shape
+    out = torch.empty_like(query) if out is None else out
+    loop = attention(
+        _name_of(query.dtype), size, group, has_cap=extras.softcap is not None, has_sinks=extras.sinks is not None
+    )
+    num_own = len(own.row_of_page)
+    sinks = None if extras.sinks is None else extras.sinks.float()
+    described = _described(prefixes, num_own) if prefixes else None
+    given = (
+        query.data_ptr(), own.keys.data_ptr(), own.values.data_ptr(), own.mask.data_ptr(), own.order.data_ptr(),
+        own.first.data_ptr(), _address(described), _address(sinks), out.data_ptr(),
+    )  # fmt: skip
+    sizes = (kv_heads, num_own, own.times, len(prefixes), scaling, extras.softcap or 0.0)
+    cost = 2 * PRODUCT_COST * PAGE * len(own.order) / rows * kv_heads * group * size
+    in_parts(loop, rows, cost, given, sizes)
+    return out
+
+
+def _described(prefixes: list[PrefixPages], first: int) -> torch.Tensor:
+    """Return what the loop reads about prefixes, `[K, PREFIX_FIELDS]`; their pages are numbered from `first` on."""
+    described = []
+    for prefix in prefixes:
+        mask = (0, 0) if prefix.mask is None else (prefix.mask.data_ptr(), prefix.mask.stride(0))
+        columns = prefix.keys.stride(0) // prefix.keys.shape[2]  # of the whole prefix
+        num_pages = len(prefix.pages)
+        described.append((first, num_pages, prefix.keys.data_ptr(), prefix.values.data_ptr(), columns, *mask))
+        first += num_pages * len(prefix.rows)
+    return torch.tensor(described, dtype=torch.int64)
+
+
+@lru_cache
 def _name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
 def _address(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
-
-
-def _described(prefixes: list[SharedPrefix], first: int, index: int) -> torch.Tensor:
-    """Return what `attention` reads about prefixes in a layer, `[K, PREFIX_FIELDS]`; their pages begin at `first`."""
-    described = []
-    for shared in prefixes:
-        keys, values = (each[index][:, shared.first :] for each in (shared.prefix.keys, shared.prefix.values))
-        mask = (0, 0) if shared.mask is None else (shared.mask.data_ptr(), shared.mask.shape[1])
-        described.append((first, shared.num_pages, keys.data_ptr(), values.data_ptr(), shared.prefix.num_tokens, *mask))
-        first += shared.num_pages * len(shared.rows)
-    return torch.tensor(described, dtype=torch.int64)

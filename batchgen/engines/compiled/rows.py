@@ -23,7 +23,7 @@ from batchgen.engines.compiled.compiling import (
     sigmoid,
     stored,
     wide,
-)  # fmt: skip
+)
 from batchgen.engines.continuous.memory import PAGE
 
 SILU, GELU_TANH = "swish", "gelu tanh"  # oneDNN's names, as in `fused.product`

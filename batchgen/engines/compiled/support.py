@@ -10,18 +10,17 @@ from pathlib import Path
 
 from batchgen.machine.kept import kept_path
 
-EXTRA = "fast"
+# Parameters. Importing Numba takes half a second, which the rows of a smaller model rarely win back.
+LEAST_PARAMETERS = 50_000_000
 
 
 @cache
 def why_not_compiled() -> str | None:
     """Return why loops cannot be compiled here; None if they can. Compiles nothing."""
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):  # Numba's own variable
+        return "NUMBA_DISABLE_JIT is set"
     if not compiler():
-        return f"Numba is not installed: pip install 'batchgen[{EXTRA}]'"
-    try:
-        import numba  # noqa: F401
-    except (ImportError, OSError) as error:  # one that was built for another NumPy or C library
-        return f"Numba cannot be loaded: {error}"
+        return "Numba is not installed: pip install numba"
     return None
 
 

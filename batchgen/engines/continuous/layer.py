@@ -37,6 +37,11 @@ KeysAndValues: TypeAlias = "Callable[[torch.Tensor, torch.Tensor], tuple[torch.T
 ATTENTION = "batchgen_slots"  # the name under which transformers finds the attention below
 
 
+def as_kept(keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """For layers whose keys and values are what attention multiplies."""
+    return keys, values
+
+
 class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
     """One layer's pages: keys and values `[pages, Hkv, PAGE, D]`, which attention multiplies without copying."""
 
@@ -123,7 +128,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         query: torch.Tensor,
         scaling: float,
         extras: Extras = PLAIN,
-        of: KeysAndValues = lambda keys, values: (keys, values),
+        of: KeysAndValues = as_kept,
     ) -> torch.Tensor:
         """Return the attention of queries `[B, H, T, D]` to all columns of their rows that they see: `[B, T, H, Dv]`.
 
@@ -134,13 +139,18 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         if isinstance(view, PrefillView):
             return self._attend_prompts(query * scaling, view, extras, of)
         filled, heads, _, size = query.shape
-        rows, used = len(view.page), len(view.row_of_page) // view.times
-        keys, values = of(self.keys[:used], self.values[:used])
-        own = Pages(keys, values, view.row_of_page, view.mask, view.order, view.first, view.times)
-        prefixes = [self._seen(shared, of) for shared in view.prefixes]
+        rows = len(view.page)
+        own, prefixes = self.step_pages(view, of)
         query = query[:rows].reshape(rows, self.keys.shape[1], -1, size)  # [B, Hkv, G, D]
         found = attend(query, own, prefixes, extras, scaling).reshape(rows, 1, heads, -1).to(query.dtype)
         return found if filled == rows else torch.cat([found, found[-1:].expand(filled - rows, -1, -1, -1)])
+
+    def step_pages(self, view: StepView, of: KeysAndValues = as_kept) -> tuple[Pages, list[PrefixPages]]:
+        """Return the pages and prefixes that a step reads in this layer."""
+        used = len(view.row_of_page) // view.times
+        keys, values = of(self.keys[:used], self.values[:used])
+        own = Pages(keys, values, view.row_of_page, view.mask, view.order, view.first, view.times)
+        return own, [self._seen(shared, of) for shared in view.prefixes]
 
     def _attend_prompts(
         self, query: torch.Tensor, view: PrefillView, extras: Extras, of: KeysAndValues

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from batchgen.engines.compiled.support import why_not_compiled
+from batchgen.engines.compiled.support import LEAST_PARAMETERS, why_not_compiled
 from batchgen.engines.continuous.latents import keep_latents
 from batchgen.engines.continuous.layer import ATTENTION
 from batchgen.engines.continuous.linear import PLAIN, WITH_BLOCKS, WITH_LOOPS, kernels_of, speed_up, unpack
@@ -113,10 +113,10 @@ def _ways(model: Model, kernels: str | None) -> list[Names]:
     What is unsupported, or failed in an earlier trial, is left out.
     """
     ways: list[Names] = []
-    if kernels in (None, *WITH_LOOPS) and can_pack(model.device, model.dtype) and why_not_compiled() is None:
-        ways.append(WITH_LOOPS)
-    if kernels in (None, *WITH_LOOPS, *WITH_BLOCKS) and can_pack(model.device, model.dtype):
-        ways.append(WITH_BLOCKS)
+    if can_pack(model.device, model.dtype):
+        pays = kernels in WITH_LOOPS or (kernels is None and model.network.num_parameters() >= LEAST_PARAMETERS)
+        ways += [WITH_LOOPS] if pays and why_not_compiled() is None else []
+        ways += [WITH_BLOCKS] if kernels in (None, *WITH_LOOPS, *WITH_BLOCKS) else []
     return [*(names for names in ways if not any(are_known_wrong(model, kind) for kind in names)), ()]
 
 

@@ -8,6 +8,7 @@ from hashlib import blake2b
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Protocol
 
+from batchgen.engines.compiled.support import compiler
 from batchgen.machine.kept import keep, read_kept
 from batchgen.machine.limits import cpu_name
 
@@ -60,6 +61,7 @@ def _key(model: Tried, engine: str) -> str:
         torch.get_num_threads(),
         version("torch"),
         version("transformers"),
+        compiler(),
         cpu_name(),
         platform.machine(),
     ]

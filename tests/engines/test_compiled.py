@@ -1,0 +1,174 @@
+"""Compiled loops compute what torch computes, each row with its own bits, and only where they pay."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+
+from batchgen.engines import finish_all, make_engine
+from batchgen.engines.compiled import support, threads
+from batchgen.engines.compiled.layers import CompiledGate, CompiledNorm
+from batchgen.engines.compiled.network import compile_blocks
+from batchgen.engines.compiled.rows import GELU_TANH, SILU
+from batchgen.engines.compiled.support import cache_folder, why_not_compiled
+from batchgen.engines.continuous import network
+from batchgen.engines.continuous.linear import COMPILED, FUSED, kernels_of
+from batchgen.engines.continuous.network import bits_of, slot_network
+from batchgen.model import Checkpoint, Model
+from batchgen.records import BATCH_INVARIANT, EngineOptions, Request, SamplingParams, Sequence
+from tests.support.models import WITH_BLOCKS, decide_alone, model_of
+
+DTYPES = [torch.float32, torch.bfloat16]
+PROMPTS = ["a", "the dog ran to the house and", "one " * 45, "She said: why", "rain " * 33, "in the old house"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_a_norm_is_torchs(dtype: torch.dtype, has_bias: bool) -> None:
+    x, weight, bias = torch.randn(5, 3, 77).to(dtype), torch.randn(77), torch.randn(77)
+    norm = CompiledNorm(weight, bias if has_bias else None, 1e-3, dtype)
+    wide = x.float()
+    wanted = F.layer_norm(wide, (77,), weight, bias, 1e-3) if has_bias else F.rms_norm(wide, (77,), weight, 1e-3)
+    torch.testing.assert_close(norm(x), wanted.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("name", "activation"), [(SILU, F.silu), (GELU_TANH, lambda x: F.gelu(x, approximate="tanh"))])
+def test_a_gate_is_torchs_for_small_and_huge_numbers(name: str, activation: object, dtype: torch.dtype) -> None:
+    x = torch.cat([torch.linspace(-20, 20, 501), torch.tensor([-1e4, -88.0, -0.0, 0.0, 1e-30, 88.0, 1e4])]).to(dtype)
+    inner = torch.cat([x, torch.full_like(x, 0.5)])[None]
+    wanted = activation(x.float()) * 0.5  # type: ignore[operator]
+    torch.testing.assert_close(CompiledGate(name, dtype)(inner)[0], wanted.to(dtype), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_have_their_own_bits_and_broken_ones_stay_broken_alone(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(67, 154).to(dtype)
+    x[5, 3], x[6, 80] = torch.nan, torch.inf
+    for layer in (CompiledNorm(torch.rand(154), None, 1e-5, dtype), CompiledGate(SILU, dtype)):
+        whole = layer(x)
+        assert whole[:5].isfinite().all()
+        assert whole[7:].isfinite().all()
+        assert whole[5].isnan().any()
+        assert not whole[6].isfinite().all()
+        parts = [layer(x[start:stop]) for start, stop in ((0, 1), (1, 4), (4, 67))]
+        assert torch.allclose(torch.cat(parts), whole, 0, 0, equal_nan=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(threads, "WORTH_A_THREAD", 1e-3)
+            patch.setattr(torch, "get_num_threads", lambda: 5)
+            assert torch.allclose(layer(x), whole, 0, 0, equal_nan=True)
+
+
+def tokens_in_slots(model: Model, size: int, prompts: list[str]) -> list[list[int]]:
+    params = SamplingParams(max_new_tokens=12)
+    engine = make_engine(model, EngineOptions("continuous", batch_size=size))
+    tokenizer = model.checkpoint.tokenizer
+    rows = [
+        Sequence(Request(i, str(i), text, params), 0, list(tokenizer(text)["input_ids"]))
+        for i, text in enumerate(prompts)
+    ]
+    return [row.output_ids for row in sorted(finish_all(engine, rows), key=lambda row: row.request.index)]
+
+
+@pytest.mark.usefixtures("untried")
+@pytest.mark.parametrize("family", ["gpt2", "qwen2", "qwen3", "gemma2", "gemma3"])
+def test_families_are_right_and_batch_invariant(
+    family: str, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows, caps, norms of heads, biases; the rows beside them and refilled slots change no token."""
+    monkeypatch.setattr(network, "LEAST_PARAMETERS", 0)
+    model = model_of(WITH_BLOCKS[family], checkpoint, attention="eager")
+    own, reason = slot_network(model)
+    assert own is not None, reason
+    assert kernels_of(own.network) == COMPILED
+    assert bits_of(own) == BATCH_INVARIANT
+    wanted = [decide_alone(model, prompt, 12) for prompt in PROMPTS]
+    assert tokens_in_slots(model, 4, PROMPTS) == wanted
+    assert tokens_in_slots(model, 1, PROMPTS[::-1]) == wanted[::-1]
+
+
+def test_small_models_and_those_of_runs_begun_without_are_not_compiled(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kernels(asked: str | None = None) -> str:
+        own, _ = slot_network(model_of(WITH_BLOCKS["qwen2"], checkpoint), kernels=asked)
+        assert own is not None
+        return kernels_of(own.network)
+
+    assert kernels() == FUSED
+    assert kernels(COMPILED) == COMPILED
+    monkeypatch.setattr(network, "LEAST_PARAMETERS", 0)
+    assert kernels() == COMPILED
+    assert kernels(FUSED) == FUSED
+    monkeypatch.setattr(network, "why_not_compiled", lambda: "Numba is not installed")
+    assert kernels(COMPILED) == FUSED
+
+
+@pytest.mark.usefixtures("untried")
+def test_loops_that_fail_their_trial_leave_fused_layers(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compile_wrongly(model: Model) -> int:
+        count = compile_blocks(model)
+        for module in model.network.modules():
+            if isinstance(module, CompiledNorm):
+                module.weight.mul_(2)
+        return count
+
+    monkeypatch.setattr(network, "LEAST_PARAMETERS", 0)
+    monkeypatch.setattr("batchgen.engines.compiled.network.compile_blocks", compile_wrongly)
+    own, reason = slot_network(model_of(WITH_BLOCKS["qwen2"], checkpoint))
+    assert own is not None, reason
+    assert kernels_of(own.network) == FUSED
+
+
+def test_it_says_why_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    why_not_compiled.cache_clear()
+    assert why_not_compiled() is None
+    why_not_compiled.cache_clear()
+    monkeypatch.setattr(support, "compiler", lambda: "")
+    assert why_not_compiled() == "Numba is not installed: pip install numba"
+    why_not_compiled.cache_clear()
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    assert why_not_compiled() == "NUMBA_DISABLE_JIT is set"
+    why_not_compiled.cache_clear()
+
+
+@pytest.mark.parametrize(("mode", "is_trusted"), [(0o700, True), (0o755, True), (0o777, False), (0o500, None)])
+def test_code_is_only_kept_where_nobody_else_can_write(
+    mode: int, is_trusted: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cache_folder.cache_clear()
+    folder = cache_folder()
+    assert folder is not None
+    Path(folder).chmod(mode)
+    cache_folder.cache_clear()
+    if is_trusted is not None:  # root may write to any folder
+        assert (cache_folder() == folder) == is_trusted
+    Path(folder).chmod(0o700)
+    cache_folder.cache_clear()
+
+
+def in_a_fork(results: multiprocessing.Queue[float], layer: CompiledGate, x: torch.Tensor) -> None:
+    results.put(layer(x).sum().item())
+
+
+def test_threads_are_those_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forked process has none of its parent's threads."""
+    monkeypatch.setattr(threads, "WORTH_A_THREAD", 1e-3)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    layer, x = CompiledGate(SILU, torch.float32), torch.ones(8, 64)
+    wanted = layer(x).sum().item()
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    process = context.Process(target=in_a_fork, args=(results, layer, x))
+    process.start()
+    assert results.get(timeout=60) == wanted
+    process.join()
