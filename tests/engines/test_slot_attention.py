@@ -112,10 +112,10 @@ def step(
             pages.append((row, start, keys, values, mask))
     places = torch.randperm(len(pages), generator=torch.Generator().manual_seed(shuffled)).tolist()
     lying = [pages[place] for place in places]
-    order, first = [], []
+    order, first, num_shared = [], [], -(-shared // PAGE)
     for row in range(len(rows)):
         first.append(len(order))
-        order += [len(pages) + row * shared // PAGE + page for page in range(shared // PAGE)]
+        order += [len(pages) + row * num_shared + page for page in range(num_shared)]
         order += sorted((i for i, page in enumerate(lying) if page[0] == row), key=lambda place: lying[place][1])
     own = Pages(
         torch.stack([page[2] for page in lying]),
@@ -138,6 +138,36 @@ def test_a_step_attends_to_all_columns_of_each_row(extras: Extras, by: Attend) -
         query, keys, values = row
         wanted = plain_attention(query.flatten(0, 1), keys, values, None, extras)
         torch.testing.assert_close(found.flatten(0, 1), wanted, rtol=1e-5, atol=1e-5)
+
+
+@BOTH
+def test_a_step_attends_to_a_prefix_that_ends_within_a_page(by: Attend) -> None:
+    rows = steps((50, 41, 100), torch.float32)
+    for row in rows:
+        row[1:] = [torch.cat([first[:, :41], own[:, 41:]], 1) for first, own in zip(rows[0][1:], row[1:], strict=True)]
+    for row, found in zip(rows[::2], step(rows[::2], by, shared=41), strict=True):
+        query, keys, values = row
+        wanted = plain_attention(query.flatten(0, 1), keys, values, None, PLAIN)
+        torch.testing.assert_close(found.flatten(0, 1), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@BOTH
+def test_one_more_page_of_hidden_columns_changes_no_bits(dtype: torch.dtype, by: Attend) -> None:
+    """As a row has it while it tries drafts: an earlier query does not see the columns of a later one."""
+    query, keys, values = steps((20,), dtype)[0]
+    keys, values = (torch.nn.functional.pad(x, (0, 0, 0, 3 * PAGE - 20), value=7.0) for x in (keys, values))
+    pages = [x.unflatten(1, (3, PAGE)).transpose(0, 1).contiguous() for x in (keys, values)]  # [3, Hkv, PAGE, D]
+    mask = torch.full((3 * PAGE,), HIDDEN)
+    mask[:20] = 0
+    found = []
+    for count in (1, 2, 3):
+        own = Pages(
+            *pages, torch.zeros(3, dtype=torch.int64), mask.view(3, PAGE), torch.arange(count), torch.tensor([0, count])
+        )
+        found.append(by(query[None], own))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

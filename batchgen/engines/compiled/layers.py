@@ -106,12 +106,13 @@ class CompiledAttention:
 def attend(
     query: torch.Tensor,
     own: Pages,
-    prefixes: list[PrefixPages],
+    prefixes: list[PrefixPages] | None = None,
     extras: Extras = PLAIN,
     scaling: float = 1.0,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Do what `slot_attention.attend` does, `[B, Hkv, G, D]` -> `[B, Hkv, G, D]`, rounded to the dtype of `query`."""
+    prefixes = prefixes or []
     rows, kv_heads, group, size = query.shape
     out = torch.empty_like(query) if out is None else out
     loop = attention(
@@ -134,10 +135,10 @@ def _described(prefixes: list[PrefixPages], first: int) -> torch.Tensor:
     """Return what the loop reads about prefixes, `[K, PREFIX_FIELDS]`; their pages are numbered from `first` on."""
     described = []
     for prefix in prefixes:
+        keys, values, num_pages = prefix.keys, prefix.values, len(prefix.pages)
+        length = keys.stride(0) // keys.shape[2]  # of the whole prefix
         mask = (0, 0) if prefix.mask is None else (prefix.mask.data_ptr(), prefix.mask.stride(0))
-        columns = prefix.keys.stride(0) // prefix.keys.shape[2]  # of the whole prefix
-        num_pages = len(prefix.pages)
-        described.append((first, num_pages, prefix.keys.data_ptr(), prefix.values.data_ptr(), columns, *mask))
+        described.append((first, num_pages, keys.data_ptr(), values.data_ptr(), length, keys.shape[1], *mask))
         first += num_pages * len(prefix.rows)
     return torch.tensor(described, dtype=torch.int64)
 
