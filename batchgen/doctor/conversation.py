@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from batchgen.doctor.facts import ChatFacts
-from batchgen.model.chat import Chat, open_chat
+from batchgen.model.chat import NO_TEMPLATE, Chat, open_chat
 from batchgen.model.checkpoint import Checkpoint
 
 
@@ -12,7 +12,8 @@ def examine_chat(checkpoint: Checkpoint) -> ChatFacts:
     name = checkpoint.name
     chat = open_chat(checkpoint)
     if not chat.has_template:
-        return ChatFacts(name, bos=_bos(checkpoint, None))
+        problem = None if chat.missing == NO_TEMPLATE else chat.missing
+        return ChatFacts(name, problem=problem, bos=_bos(checkpoint, None))
     try:
         names = sorted(chat.template.sources)
     except ValueError as problem:

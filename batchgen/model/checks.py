@@ -18,6 +18,7 @@ MIB = 2**20
 # Many times larger than in the largest known models.
 MOST_CONFIG_BYTES, MOST_TOKENIZER_BYTES = 16 * MIB, 256 * MIB
 CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = ("tokenizer.json", "added_tokens.json", "vocab.json")
 MOST_PARTS = {
     "layers": (re.compile(r"^(n|num)_(\w+_)?layers?$|layers$|^attention_types$"), 1_000),
     "experts": (re.compile(r"experts$"), 10_000),
@@ -41,6 +42,22 @@ def _check_size(path: Path) -> None:
     is_read = path.suffix in (".json", ".jinja", ".txt", ".model")
     if is_read and (size := path.stat().st_size) > most:
         raise ModelError(f"{path} has {size:,} bytes, more than any model's ({most:,}): it is probably another file")
+
+
+def unreadable_file(folder: Path) -> str | None:
+    """Which of a folder's configs and chat templates is not UTF-8 or not JSON, and where; None if all can be read."""
+    for path in [*(folder / name for name in (*CONFIGS, *TOKENIZER_FILES)), *folder.rglob("*.jinja")]:
+        try:
+            text = path.read_text(encoding="utf-8") if path.is_file() else "{}"
+            if path.suffix == ".json":
+                json.loads(text)
+        except UnicodeDecodeError as error:
+            return f"{path} is not UTF-8 at byte {error.start}"
+        except json.JSONDecodeError as error:
+            return f"{path} is not JSON at line {error.lineno}, column {error.colno} ({error.msg})"
+        except (RecursionError, OSError):
+            continue
+    return None
 
 
 def check_config(folder: Path) -> None:

@@ -30,7 +30,7 @@ DEFAULT_REPOSITORIES = ("openai-community/gpt2", "gpt2")  # the new and the old 
 HUB_PATIENCE_S = 3.0
 MORE_TEMPLATES = "additional_chat_templates/*.jinja"  # the only files in a subfolder
 TOKENIZER_FILES = ["tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
-                   "chat_template.jinja", MORE_TEMPLATES]  # fmt: skip
+                   "chat_template.jinja", "chat_template.json", "processor_config.json", MORE_TEMPLATES]  # fmt: skip
 CONFIG_FILES = ["config.json", "generation_config.json", *TOKENIZER_FILES]
 GGUF = ".gguf"
 WEIGHT_FILES = ["model*.safetensors", "model.safetensors.index.json"]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from batchgen.errors import BatchgenError, ModelError, first_line, is_out_of_memory
+from batchgen.model.checks import unreadable_file
 
 
 @contextmanager
@@ -25,7 +26,19 @@ def one_line(name: str, folder: Path) -> Iterator[None]:
             ) from None
         if is_out_of_memory(error):
             raise ModelError(f"model {name} does not fit in memory: try a smaller one, or --dtype bfloat16") from None
+        if problem := unreadable_file(folder) or _odd_templates(folder):
+            raise ModelError(f"model {name} cannot be loaded: {problem}: fix it, or download it again") from None
         raise ModelError(f"model {name} cannot be loaded from {folder}: {first_line(error)}") from None
+
+
+def _odd_templates(folder: Path) -> str | None:
+    from batchgen.model.chat.template_files import read_templates
+
+    try:
+        read_templates(folder)
+    except ValueError as problem:
+        return str(problem)
+    return None
 
 
 @contextmanager

@@ -66,7 +66,8 @@ class ChatOptions:
 
     `chat` turns a plain prompt into a user message; False keeps it as it is, None means that the user did not choose.
     `system` is added to conversations without a system message, and also turns plain prompts into conversations.
-    `template` names one of the model's own templates, or a file. Raises `FieldError` if options conflict.
+    `template` names one of the model's own templates, or a file. Raises `FieldError` if options conflict, or for a
+    `system` that cannot be encoded.
     """
 
     chat: bool | None = None
@@ -78,6 +79,8 @@ class ChatOptions:
     def __post_init__(self) -> None:
         if self.chat is False and self.system is not None:
             raise FieldError("{system} turns prompts into conversations, but {no_chat} is also given: choose one")
+        if any("\ud800" <= sign <= "\udfff" for sign in self.system or ""):
+            raise FieldError("{system} has a lone surrogate (half a character)")
 
     @property
     def wraps_prompts(self) -> bool:

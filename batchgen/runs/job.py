@@ -183,8 +183,8 @@ class Job:
             "--too-long": self.too_long,
             "--exact": self.engine.exact,
             "--quantize": self.engine.quantize,
-            "--chat": self.chat.wraps_prompts,
             "--system": self.chat.system,
+            "--chat": self.chat.wraps_prompts,  # after the options that imply it: the first difference is reported
             "--chat-template": self.chat.template,
             "--chat-template-arg": dict(self.chat.arguments),
             "--split-reasoning": self.chat.split_reasoning,

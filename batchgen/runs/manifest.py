@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchgen import __version__
-from batchgen.errors import OVERWRITE, OutputError, parameter
 from batchgen.machine.limits import cpu_name
 from batchgen.records import EngineChoice, Request, Result
 from batchgen.runs.cells import digest_of
+from batchgen.runs.differences import check_same
 from batchgen.runs.store import Store
 
 if TYPE_CHECKING:
@@ -27,9 +26,7 @@ HASHES = ("weights_sha256", "config_sha256", "tokenizer_sha256")
 ENGINE = "engine"
 FILES_NOTE = "files"  # the note of the files that the run writes
 OWN_NOTES = {FILES_NOTE, "progress"}  # notes about the run itself, not about what it is made of
-TOLD_BY_HASH = {"--chat-template"}  # the path may change; its hash is compared instead
 GOES_ON = {"--overwrite", "--resume", "--retry-errors"}  # about earlier output: not part of the recorded command
-HASH_SHOWN = 12  # digits of a hash, enough to distinguish two
 
 
 def model_facts(checkpoint: Checkpoint) -> Facts:
@@ -183,7 +180,7 @@ def compare(
     for part, facts in now.items():
         known = begun.get(part, {})
         if part != "model" or not _is_same_model(known, facts):
-            _check_same(known, facts, where)
+            check_same(known, facts, where)
     versions = begun.get("versions", {})
     changed = [
         f"{name} {versions[name]}, now {version}"
@@ -196,27 +193,6 @@ def compare(
 
 def _is_same_model(begun: Facts, now: Facts) -> bool:
     return all(begun.get(name) == now[name] for name in HASHES)
-
-
-def _check_same(begun: Mapping[str, Any], now: Mapping[str, Any], where: object) -> None:
-    for name, value in now.items():
-        if name in begun and begun[name] != value and name not in TOLD_BY_HASH:
-            shown = parameter(name[2:].replace("-", "_")) if name.startswith("--") else name
-            raise OutputError(
-                f"{where} was started with {shown} {_shown(name, begun[name])}, but now it is {_shown(name, value)}: "
-                f"use the same value as before, or start over with {OVERWRITE}"
-            )
-
-
-def _shown(name: str, value: object) -> str:
-    if name.endswith("sha256"):
-        return shown_hash(str(value))
-    return "(none)" if value is None else json.dumps(value)
-
-
-def shown_hash(digest: str | None) -> str:
-    """Shorten a hash to enough digits to distinguish two."""
-    return f"{digest[:HASH_SHOWN]}…" if digest else "(none)"
 
 
 class InputDigest:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, ProcessorMixin
 
 from batchgen.errors import UsageError
 from batchgen.model.chat import Chat, ChatTemplate, make_chat
-from batchgen.model.chat.template import read_arguments, read_templates
+from batchgen.model.chat.template import read_arguments
+from batchgen.model.chat.template_files import read_templates
 from batchgen.records import ChatOptions, Conversation, Message
 from tests.support.chat_tokenizers import chat_of, make_chat_tokenizer
 from tests.support.conversations import TOOL, transformers_ids
@@ -134,6 +136,33 @@ def test_parts_that_a_template_does_not_read_are_the_rows_error(written: str) ->
         template.render(Conversation((parts,)))
 
 
+PARTS_ONLY = (
+    "{% for m in messages %}[{{ m.role }}]{% for part in m.content | selectattr('type', 'equalto', 'text') %}"
+    "{{ part.text }}{% endfor %}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+@pytest.mark.parametrize("options", [{}, {"add_generation_prompt": True}, {"continue_final_message": True}], ids=str)
+def test_strings_are_parts_for_a_template_that_would_drop_them(options: dict[str, bool]) -> None:
+    template = ChatTemplate({"default": PARTS_ONLY})
+    texts = ("hi", "I am") if "continue_final_message" in options else ("hi", "I am", "and?")
+    prompt = template.render(conversation_of(*texts, **options))
+    assert prompt == "[user]hi[assistant]I am" + ("[user]and?[assistant]" if len(texts) == 3 else "")
+
+
+def test_a_template_that_reads_strings_gets_strings() -> None:
+    source = "{% for m in messages %}{{ m.content if m.content is string else m.content[0].text | upper }}{% endfor %}"
+    assert ChatTemplate({"default": source}).render(conversation_of("hi")) == "hi"
+
+
+def test_half_a_character_that_a_template_writes_is_the_rows_error(chatml: Chat) -> None:
+    chat = make_chat({"default": "{{ messages[0].content }}{{ '\\ud83d' }}"}, lambda: chatml.tokenizer)
+    for text in ("hi", "<|im_end|>"):  # alone, and with the text of a special token, which is rendered otherwise
+        [row] = chat.encode([conversation_of(text)])
+        place = f"at character {len(text)} of the prompt"
+        assert row.error == f"the chat template writes a lone surrogate (half a character) {place}"
+
+
 def test_what_is_no_template_is_a_usage_error_with_its_line() -> None:
     with pytest.raises(UsageError, match=r"the chat template, line 2: "):
         ChatTemplate({"default": "a\n{% for %}"})
@@ -190,6 +219,44 @@ def test_templates_are_read_from_where_transformers_reads_them(tmp_path: Path) -
                 read = AutoTokenizer.from_pretrained(folder).chat_template
                 assert read_templates(folder) == (read if isinstance(read, dict) else {"default": read})
     assert read_templates(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"chat_template.json": {"chat_template": "old"}},
+        {"chat_template.json": {"chat_template": "old"}, "processor_config.json": {"chat_template": "newer"}},
+        {"chat_template.json": {"chat_template": "old"}, "processor_config.json": {"image_seq_length": 1}},
+    ],
+    ids=lambda files: "+".join(files),
+)
+def test_a_processors_template_is_read_where_the_tokenizer_has_none(tmp_path: Path, files: dict[str, object]) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    assert read_templates(tmp_path) == {"default": ProcessorMixin.get_processor_dict(tmp_path)[0]["chat_template"]}
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "own"}')
+    assert read_templates(tmp_path) == {"default": "own"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("chat_template.jinja", b"caf\xe9", "chat_template.jinja is not UTF-8 at byte 3"),
+        ("additional_chat_templates/rag.jinja", b"\xff", "rag.jinja is not UTF-8 at byte 0"),
+        ("chat_template.json", b'{"a":\n', "chat_template.json is not JSON in line 2"),
+        ("tokenizer_config.json", b"[" * 99_999, "tokenizer_config.json is not JSON: it is nested too deeply"),
+        *(
+            ("tokenizer_config.json", b'{"chat_template": %s}' % odd, "tokenizer_config.json is neither a text nor")
+            for odd in (b"5", b"[1]", b'[{"name": "default"}]', b'{"default": null}', b'[{"name": [], "template": ""}]')
+        ),
+    ],
+    ids=str,
+)
+def test_templates_that_cannot_be_read_are_named(tmp_path: Path, name: str, content: bytes, problem: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=problem):
+        read_templates(tmp_path)
 
 
 def test_named_templates_may_be_one_object(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from transformers import BertConfig, GPT2Config, T5Config
 from batchgen import Model, open_model
 from batchgen.errors import ModelError, NotCachedError, UsageError
 from batchgen.model import open_checkpoint
-from batchgen.model.chat.template import read_templates
+from batchgen.model.chat.template_files import read_templates
 from batchgen.model.find import BUNDLED_FOLDER, find_model
 from batchgen.model.weights import choose_device, choose_dtype
 from batchgen.runs.manifest import model_facts
@@ -175,6 +175,22 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(folder: Path, name: str
     refusal(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("config.json", b'{"a": "caf\xe9"}', "config.json is not UTF-8 at byte 10"),
+        ("config.json", b'{"a": 1,,}', "config.json is not JSON at line 1, column 9"),
+        ("tokenizer_config.json", b'{"a": "caf\xe9"}', "tokenizer_config.json is not UTF-8 at byte 10"),
+        ("tokenizer_config.json", b'{"chat_template": [1]}', "tokenizer_config.json is neither a text nor texts with"),
+        ("chat_template.jinja", b"caf\xe9", "chat_template.jinja is not UTF-8 at byte 3"),
+    ],
+    ids=str,
+)
+def test_a_file_that_nobody_can_read_is_named(folder: Path, name: str, content: bytes, problem: str) -> None:
+    (folder / name).write_bytes(content)
+    assert problem in refusal(folder)
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"])
 def test_a_file_of_a_terabyte_is_not_read(folder: Path, name: str) -> None:
     os.truncate(folder / name, 2**40)
@@ -323,6 +339,8 @@ def test_a_model_is_downloaded_from_the_hub_once(tmp_path: Path, folders: dict[s
 
 def test_all_chat_templates_of_a_repository_are_downloaded_and_hashed(folder: Path, tmp_path: Path) -> None:
     (folder / "chat_template.jinja").write_text("own")
+    for processor in ("chat_template.json", "processor_config.json"):
+        (folder / processor).write_text("{}")
     (more := folder / "additional_chat_templates").mkdir()
     (more / "tool_use.jinja").write_text("tools")
     (folder / "onnx").mkdir()
@@ -332,6 +350,7 @@ def test_all_chat_templates_of_a_repository_are_downloaded_and_hashed(folder: Pa
     downloaded = Path(result.stdout.split()[-1])
     assert read_templates(downloaded) == {"default": "own", "tool_use": "tools"}
     assert not (downloaded / "onnx").exists()
+    assert all((downloaded / processor).exists() for processor in ("chat_template.json", "processor_config.json"))
     before = model_facts(open_checkpoint(str(folder), weights=False))["tokenizer_sha256"]
     (more / "tool_use.jinja").write_text("other tools")
     assert model_facts(open_checkpoint(str(folder), weights=False))["tokenizer_sha256"] != before

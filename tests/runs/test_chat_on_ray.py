@@ -78,7 +78,7 @@ def test_a_template_that_has_changed_is_refused_and_one_that_has_moved_is_not(
     moved = template.rename(template.with_name("moved.jinja"))
     assert prepared(rows, moved, checkpoint).manifest.facts["options"]["chat_template_sha256"] == digest
     moved.write_text(TEMPLATE + "!")
-    with pytest.raises(OutputError, match=f"{MANIFEST} was started with chat_template_sha256 {digest[:12]}"):
+    with pytest.raises(OutputError, match=f"{MANIFEST} was started with chat_template {digest[:12]}"):
         prepared(rows, moved, checkpoint)
 
 

@@ -16,7 +16,7 @@ from batchgen.runs.execute import execute
 from batchgen.runs.job import FilePrompts, Job, ModelChoice, OutputForm
 from batchgen.runs.observer import Observer
 from batchgen.runs.target import Target
-from tests.support.command import run
+from tests.support.command import failure, run
 from tests.support.forked import run_forked
 from tests.support.killed import die_after
 
@@ -129,3 +129,24 @@ def test_a_run_that_is_killed_ends_with_the_same_bytes(tmp_path: Path, template:
     resumed = run(source, "-o", output, *options, "--resume")
     assert "7 results kept" in resumed.stderr
     assert contents(output) == contents(whole)
+
+
+@pytest.mark.parametrize(
+    ("begun", "now", "difference"),
+    [
+        ([], ["--system", "Hi"], 'without --system, but now it is "Hi"'),
+        (["--system", "Hi"], [], 'with --system "Hi", but now without it'),
+        (["--system", "Hi"], ["--chat"], 'with --system "Hi", but now without it'),
+        (["--chat"], [], "with --chat, but now without it"),
+        ([], ["--chat-template-arg", "a=1"], "without --chat-template-arg, but now it is a=1"),
+        ([], ["--no-split-reasoning"], "with --split-reasoning, but now without it"),
+        ([], ["--logit-bias", "13=-5", "--logit-bias", "9=2"], "without --logit-bias, but now it is 9=2.0, 13=-5.0"),
+    ],
+    ids=str,
+)
+def test_a_difference_is_named_by_what_the_user_changed(
+    tmp_path: Path, template: Path, begun: list[str], now: list[str], difference: str
+) -> None:
+    common = ["-o", tmp_path / "out.jsonl", "--chat-template", template, "--max-new-tokens", 1]
+    run(*common, *begun, stdin="My dog is\n")
+    assert f"was started {difference}: " in failure(run(*common, "--resume", *now, stdin="My dog is\n"), 1)

@@ -160,7 +160,7 @@ def test_a_run_goes_on_only_with_the_same_template(tmp_path: Path, template: Pat
     command = ["-p", "My dog is", "--chat", "--chat-template", template, "-o", out, "--keep-store"]
     assert run(*command).exit_code == 0
     template.write_text(TEMPLATE.replace("[", "("), encoding="utf-8")
-    assert "chat_template_sha256" in failure(run(*command, "--resume"), 1)
+    assert "was started with --chat-template " in failure(run(*command, "--resume"), 1)
 
 
 @pytest.mark.parametrize("form", ["jsonl", "csv", "parquet", "sqlite"])
@@ -287,3 +287,8 @@ def test_the_token_that_closes_a_turn_ends_an_answer_though_the_model_does_not_n
     assert said == [
         "the chat template closes turns with <|endoftext|>, which is not an end token of the model: it ends answers too"
     ]
+
+
+def test_half_a_character_is_refused_in_the_system_message(template: Path) -> None:
+    line = failure(run("-p", "My dog is", "--system", "a\udcff", "--chat-template", template), 2)
+    assert line == "batchgen: error: --system has a lone surrogate (half a character)"

@@ -267,12 +267,12 @@ STALE: dict[str, tuple[list[object], str]] = {
     "temperature": (["--temperature", 0.5], "--temperature 0.0, but now it is 0.5"),
     "max_new_tokens": (["--max-new-tokens", 6], "--max-new-tokens 5, but now it is 6"),
     "seed": (["--seed", 3], "--seed 0, but now it is 3"),
-    "stop": (["--stop", "x"], '--stop [], but now it is ["x"]'),
+    "stop": (["--stop", "x"], 'without --stop, but now it is "x"'),
     "beams": (["--num-beams", 2], "--num-beams 1, but now it is 2"),
     "penalty": (["--repetition-penalty", 1.2], "--repetition-penalty 1.0, but now it is 1.2"),
     "dtype": (["--dtype", "bfloat16"], '--dtype "float32", but now it is "bfloat16"'),
-    "exact": (["--no-exact"], "--exact true, but now it is false"),
-    "special": (["--parse-special"], "--parse-special false, but now it is true"),
+    "exact": (["--no-exact"], "with --exact, but now without it"),
+    "special": (["--parse-special"], "without --parse-special, but now with it"),
     "too_long": (["--too-long", "truncate"], '--too-long "error", but now it is "truncate"'),
 }
 

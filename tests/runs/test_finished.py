@@ -58,8 +58,8 @@ def record_of(file: Path) -> Path:
     ("options", "difference"),
     [
         (["--temperature", 1], "--temperature 0.0, but now it is 1.0"),
-        (["--stop", "."], '--stop [], but now it is ["."]'),
-        (["--ids"], "--ids false, but now it is true"),
+        (["--stop", "."], 'without --stop, but now it is "."'),
+        (["--ids"], "without --ids, but now with it"),
         (["--dtype", "bfloat16"], '--dtype "float32", but now it is "bfloat16"'),
     ],
     ids=str,

@@ -94,4 +94,4 @@ def test_a_run_that_was_begun_without_them_is_refused(tmp_path: Path) -> None:
     run("-o", output, "--keep-store", stdin=RAIN)
     refused = run("-o", output, "--resume", "--logprobs", 1, stdin=RAIN)
     assert refused.exit_code == 1
-    assert "was started with --logprobs (none)" in refused.stderr
+    assert "was started without --logprobs, but now it is 1" in refused.stderr

@@ -19,6 +19,8 @@ from batchgen.records.constraint import Grammar, JsonSchema
 from batchgen.records.json_object import object_of_members
 from batchgen.records.options import MOST_INT, LogitBias, Option, OptionField
 
+# Flags with other names than their parameters.
+OTHER_FLAGS = {"output": "-o", "chat_template_args": "--chat-template-arg"}
 # Types with a text format of their own.
 READERS: dict[Any, Callable[[str], Any]] = {
     MemoryLimit: parse_memory,
@@ -52,7 +54,7 @@ def flag_of_parameter(text: str) -> str:
     ('--overwrite', '-o')
     """
     name = text.removesuffix("=True")
-    return "-o" if name == "output" else flag_of(name)
+    return OTHER_FLAGS.get(name) or flag_of(name)
 
 
 def to_parameter(item: OptionField) -> Parameter:

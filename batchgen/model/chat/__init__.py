@@ -7,12 +7,13 @@ nothing about files, batches or weights.
 from __future__ import annotations
 
 from batchgen.model.chat.answers import Reply, split_constrained, split_reply
-from batchgen.model.chat.chat import Chat, Rendered, make_chat, open_chat
+from batchgen.model.chat.chat import NO_TEMPLATE, Chat, Rendered, make_chat, open_chat
 from batchgen.model.chat.rows import Shorter, render_rows, shorten
 from batchgen.model.chat.template import ChatTemplate
 from batchgen.model.chat.thoughts import begin_answers, thought_of
 
 __all__ = [
+    "NO_TEMPLATE",
     "Chat",
     "ChatTemplate",
     "Rendered",

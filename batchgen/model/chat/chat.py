@@ -10,9 +10,11 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from batchgen.errors import UsageError
+from batchgen.formats.fields import SURROGATES
 from batchgen.formats.messages import conversation_of_prompt
 from batchgen.model.chat.control import ControlTokens
-from batchgen.model.chat.template import START, ChatTemplate, choose_template, read_templates
+from batchgen.model.chat.template import START, ChatTemplate, choose_template
+from batchgen.model.chat.template_files import read_templates
 from batchgen.model.chat.turns import Turns, find_marks, find_turns
 from batchgen.model.find import Say
 from batchgen.model.guarded import each_or_why
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     from batchgen.model.checkpoint import Checkpoint
 
-NO_TEMPLATE = "and the model has none: add --chat-template FILE"
+NO_TEMPLATE = "the model has none"
 NOTHING_SAID = ChatOptions()
 
 
@@ -48,8 +50,10 @@ class Chat:
         say: Say = lambda line: None,
         eos_token_ids: frozenset[int] | None = None,
         now: datetime = START,
+        missing: str = NO_TEMPLATE,
     ) -> None:
-        """`templates` are sources by name. The tokenizer is created for the first conversation."""
+        """`templates` are sources by name, or none because of `missing`. The tokenizer is created when first used."""
+        self.missing = missing
         self._eos_token_ids = eos_token_ids
         self._now = now
         self._templates = templates
@@ -81,7 +85,7 @@ class Chat:
     def template(self) -> ChatTemplate:
         """The compiled template. Raises `ValueError` if there is none, or it is invalid."""
         if not self._templates:
-            raise ValueError(f"messages need a chat template, {NO_TEMPLATE}")
+            raise ValueError(f"messages need a chat template, and {self.missing}: add --chat-template FILE")
         variables = {**self.tokenizer.special_tokens_map, **self.options.arguments}
         try:
             return ChatTemplate(self._templates, variables=variables, now=self._now)
@@ -221,8 +225,11 @@ def make_chat(
     say: Say = lambda line: None,
     eos_token_ids: frozenset[int] | None = None,
     now: datetime = START,
+    missing: str = NO_TEMPLATE,
 ) -> Chat:
     """Make a chat with the template that a run asks for (or has `chosen`), otherwise the model's `own`.
+
+    If there are none, `missing` says why.
 
     Reports what users should know through `say`, once. An answer ends at the model's `eos_token_ids`, and at the token
     that the template closes a turn with, which some models do not list as eos. `now` is the time that templates show;
@@ -234,10 +241,10 @@ def make_chat(
         templates = choose_template(options.template, own)
     if not templates and options.wraps_prompts:
         flag = "--chat" if options.system is None else "--system"
-        raise UsageError(f"{flag} needs a chat template, {NO_TEMPLATE}")
+        raise UsageError(f"{flag} needs a chat template, and {missing}: add --chat-template FILE")
     if options.template is not None or options.wraps_prompts:
         ChatTemplate(templates)
-    return Chat(templates, make_tokenizer, options, say=say, eos_token_ids=eos_token_ids, now=now)
+    return Chat(templates, make_tokenizer, options, say=say, eos_token_ids=eos_token_ids, now=now, missing=missing)
 
 
 def open_chat(
@@ -249,9 +256,12 @@ def open_chat(
     now: datetime = START,
 ) -> Chat:
     """Call `make_chat` for a model, with the templates in its folder, its tokenizer and its eos tokens."""
-    own = read_templates(checkpoint.folder)
-    ends = checkpoint.eos_token_ids
-    return make_chat(own, lambda: checkpoint.codec, options, chosen, say=say, eos_token_ids=ends, now=now)
+    try:
+        own, missing = read_templates(checkpoint.folder), NO_TEMPLATE
+    except ValueError as problem:
+        own, missing = {}, str(problem)
+    codec, ends = checkpoint.codec, checkpoint.eos_token_ids
+    return make_chat(own, lambda: codec, options, chosen, say=say, eos_token_ids=ends, now=now, missing=missing)
 
 
 def _encoded(row: Rendered, found: list[int] | str) -> Rendered:
@@ -260,6 +270,9 @@ def _encoded(row: Rendered, found: list[int] | str) -> Rendered:
 
 
 def _bounded(prompt: str) -> Rendered:
+    if half := SURROGATES.search(prompt):
+        problem = "the chat template writes a lone surrogate (half a character)"
+        return Rendered(error=f"{problem} at character {half.start()} of the prompt")
     if len(prompt) > LONGEST_PROMPT:
         return Rendered(error=f"the rendered prompt has {len(prompt):,} characters, more than {LONGEST_PROMPT:,}")
     return Rendered(prompt)

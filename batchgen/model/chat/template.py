@@ -5,9 +5,7 @@ Input and output are the same as with transformers' `apply_chat_template`; the t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
@@ -26,6 +24,7 @@ OWN_NAMES = {"messages", "tools", "documents", "add_generation_prompt"}
 # Names of a message's reasoning. Most templates read the first one, gpt-oss's the second.
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 ONE_STRING = "give the content as one string"
+PROBE = "Qquestionq"  # no template contains it
 CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
 Messages = list[dict[str, Any]]
 START = datetime.now()  # start of the process
@@ -41,6 +40,7 @@ class ChatTemplate:
     name: str = "the chat template"
     variables: Mapping[str, Any] = field(default_factory=dict)
     now: datetime = START
+    _wants_parts: dict[str, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Raises `UsageError`, which names the line, for an invalid template."""
@@ -72,11 +72,27 @@ class ChatTemplate:
         if taken := OWN_NAMES & conversation.arguments.keys():
             raise ValueError(f"chat_template_kwargs cannot set {min(taken)}: it has its own field")
         messages = _aliased([_given(message.to_dict()) for message in conversation.messages])
+        if self._reads_only_parts(source):
+            messages = _as_parts(messages)
         if conversation.continues:
             if conversation.prompts:
                 raise ValueError("add_generation_prompt and continue_final_message cannot both be true")
             return self._continued(source, messages, conversation)
         return self._render(source, messages, conversation)
+
+    def _reads_only_parts(self, source: str) -> bool:
+        """Whether a template drops contents that are strings, as those of processors that expect images do."""
+        if source not in self._wants_parts:
+            asked = [{"role": "user", "content": PROBE}]
+            self._wants_parts[source] = not self._shows(source, asked) and self._shows(source, _as_parts(asked))
+        return self._wants_parts[source]
+
+    def _shows(self, source: str, asked: Messages) -> bool:
+        """Whether a question is in what the template makes of it."""
+        try:
+            return PROBE in self._render(source, asked, Conversation((), add_generation_prompt=True))
+        except ValueError:
+            return False
 
     def _render(self, source: str, messages: Messages, conversation: Conversation) -> str:
         variables = {**self.variables, **conversation.arguments}
@@ -113,32 +129,6 @@ class ChatTemplate:
         place = rendered.rindex(tag)
         is_whole = rendered[place : place + len(CONTINUE_TAG)] == CONTINUE_TAG
         return rendered[:place] if is_whole else rendered[:place].rstrip()
-
-
-def read_templates(folder: Path) -> dict[str, str]:
-    """A model's own chat templates by name, from the files that transformers reads; none if they cannot be read."""
-    own = folder / "chat_template.jinja"
-    more = sorted((folder / "additional_chat_templates").glob("*.jinja"))
-    files = {"default": own} if own.is_file() else {}
-    files |= {path.stem: path for path in more}
-    with suppress(OSError, ValueError, RecursionError):
-        if files:
-            return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        return _named(config.get("chat_template") if isinstance(config, dict) else None)
-    return {}
-
-
-def _named(templates: object) -> dict[str, str]:
-    """Templates by name, from one template, an object, or a list of objects with `name` and `template`."""
-    if isinstance(templates, str):
-        return {"default": templates}
-    if isinstance(templates, dict):
-        return {name: text for name, text in templates.items() if isinstance(text, str)}
-    if isinstance(templates, list) and all(isinstance(item, dict) for item in templates):
-        pairs = ((item.get("name"), item.get("template")) for item in templates)
-        return {name: text for name, text in pairs if isinstance(name, str) and isinstance(text, str)}
-    return {}
 
 
 def choose_template(chosen: str, own: Mapping[str, str]) -> dict[str, str]:
@@ -192,6 +182,16 @@ def _given(message: dict[str, Any]) -> dict[str, Any]:
 def _parts(messages: Messages) -> list[list[Any]]:
     """The contents that are lists of parts."""
     return [message["content"] for message in messages if isinstance(message.get("content"), list)]
+
+
+def _as_parts(messages: Messages) -> Messages:
+    """Messages with each content that is a string as a list of one text part."""
+    return [
+        {**message, "content": [{"type": "text", "text": message["content"]}]}
+        if isinstance(message.get("content"), str)
+        else message
+        for message in messages
+    ]
 
 
 def _aliased(messages: Messages) -> Messages:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from batchgen.model.chat.template import ChatTemplate
+from batchgen.model.chat.template import PROBE, ChatTemplate
 from batchgen.records import Conversation, Message
 
-QUESTION, ANSWER = "Qquestionq", "Aanswera"  # words that no template contains
+QUESTION, ANSWER = PROBE, "Aanswera"  # words that no template contains
 # Marks around reasoning, as templates and tokenizers spell them.
 REASONING_MARKS = (
     ("<think>", "</think>"),

@@ -21,9 +21,10 @@ from batchgen.model.chat import open_chat
 from batchgen.model.padding import check_named_tokens
 from batchgen.model.weights import choose_dtype
 from batchgen.records import RunStats
+from batchgen.runs.differences import shown_hash
 from batchgen.runs.ending import Ending, Failures, RanOn, stats_facts
 from batchgen.runs.job import Job
-from batchgen.runs.manifest import Manifest, model_facts, shown_hash
+from batchgen.runs.manifest import Manifest, model_facts
 from batchgen.runs.observer import Observer
 from batchgen.runs.pace import RunProgress
 from batchgen.runs.progress import GENERATING, ProgressNote
