@@ -25,9 +25,11 @@ from hypothesis import settings
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from batchgen.engines import Engine, make_engine
+from batchgen.engines.continuous import row_counts
 from batchgen.engines.pool import seat
-from batchgen.machine.kept import kept_path
-from batchgen.model import Checkpoint, Model, open_checkpoint, open_model
+from batchgen.engines.trial import verdicts
+from batchgen.machine.kept import keep, kept_path, read_kept
+from batchgen.model import Checkpoint, Model, footprint, open_checkpoint, open_model
 from batchgen.model import checkpoint as checkpoints
 from batchgen.model.config_view import ConfigView, read_config_view
 from batchgen.model.find import BUNDLED_FOLDER
@@ -38,7 +40,7 @@ from tests.support.engines import FakeEngine
 from tests.support.forked import get_context
 from tests.support.models import ARCHITECTURES, decide_alone, make_network
 
-SESSION_TRIALS = kept_path("trials", {"XDG_CACHE_HOME": os.environ["HF_HOME"]})
+OF_SHAPES = (row_counts.FILE, footprint.FILE)
 
 # Test machines are shared: an example must not fail for being slow.
 settings.register_profile("batchgen", deadline=None, max_examples=50)
@@ -121,16 +123,24 @@ def bundled_weights_are_read_once() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+def own_cache(request: pytest.FixtureRequest) -> Iterator[None]:
     """Start each test with an empty cache: measured speeds would affect how the runs of other tests are planned.
 
-    Only verdicts on the session's models are copied, because neither test order nor other load can change them.
+    Only what neither test order nor other load can change is copied: verdicts on the session's models, and facts about
+    shapes. Tests that patch something add none to the latter.
     """
     folder = Path(tempfile.mkdtemp(dir=os.environ["HF_HOME"], prefix="cache-"))
-    with suppress(FileNotFoundError):
-        kept_path("trials", {"XDG_CACHE_HOME": str(folder)}).parent.mkdir()
-        shutil.copy(SESSION_TRIALS, kept_path("trials", {"XDG_CACHE_HOME": str(folder)}))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    own, session = {"XDG_CACHE_HOME": str(folder)}, {"XDG_CACHE_HOME": os.environ["HF_HOME"]}
+    (folder / "batchgen").mkdir()
+    for name in (verdicts.FILE, *OF_SHAPES):
+        with suppress(FileNotFoundError):
+            shutil.copy(kept_path(name, session), kept_path(name, own))
+    with mock.patch.dict(os.environ, own):
+        yield
+    if "monkeypatch" not in request.fixturenames:
+        for name in OF_SHAPES:
+            if new := read_kept(name, own).keys() - read_kept(name, session).keys():
+                keep(name, {key: read_kept(name, own)[key] for key in new}, session)
 
 
 @pytest.fixture(scope="session")

@@ -57,17 +57,17 @@ def record_of(file: Path) -> Path:
 @pytest.mark.parametrize(
     ("options", "difference"),
     [
-        (["--temperature", 1], "--temperature 0.0, but now it is 1.0"),
+        (["--temperature", 1], "with --temperature 0.0, but now it is 1.0"),
         (["--stop", "."], 'without --stop, but now it is "."'),
         (["--ids"], "without --ids, but now with it"),
-        (["--dtype", "bfloat16"], '--dtype "float32", but now it is "bfloat16"'),
+        (["--dtype", "bfloat16"], 'with --dtype "float32", but now it is "bfloat16"'),
     ],
     ids=str,
 )
 def test_other_options_are_another_job(finished: Path, options: list[object], difference: str) -> None:
     before = finished.read_bytes()
     line = failure(run(finished.parent / "prompts.txt", "-o", finished, "--resume", *options), 1)
-    assert f"{finished} was started with {difference}" in line
+    assert f"{finished} was started {difference}" in line
     assert finished.read_bytes() == before
 
 
