@@ -65,18 +65,21 @@ def pytest_report_header() -> str:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def bundled_tokenizer_is_read_once() -> Iterator[None]:
-    """Hundreds of tests run the bundled model in this process, and reading its tokenizer takes longer than the run."""
+def tokenizers_are_read_once() -> Iterator[None]:
+    """Hundreds of tests run the bundled model in this process, and reading its tokenizer takes longer than the run.
+
+    Random models have a copy of it in folders of their own, which are told by the contents of their small files.
+    """
     read, read_light = AutoTokenizer.from_pretrained, checkpoints.read_light_tokenizer
-    kept: dict[str, PreTrainedTokenizerBase] = {}
+    kept: dict[object, PreTrainedTokenizerBase] = {}
     light = read_light(BUNDLED_FOLDER, read_config_view(BUNDLED_FOLDER))
 
     def read_once(folder: Path, **options: object) -> PreTrainedTokenizerBase:
-        if folder != BUNDLED_FOLDER:
-            return read(folder, **options)
-        if repr(options) not in kept:
-            kept[repr(options)] = read(folder, **options)
-        return kept[repr(options)]
+        files = sorted(path for path in Path(folder).rglob("*") if path.suffix != ".safetensors" and path.is_file())
+        key = (repr(options), tuple((path.name, path.read_bytes()) for path in files) or folder)
+        if key not in kept:
+            kept[key] = read(folder, **options)
+        return kept[key]
 
     def read_light_once(folder: Path, config: ConfigView) -> LightTokenizer | None:
         return light if folder == BUNDLED_FOLDER else read_light(folder, config)
@@ -109,6 +112,7 @@ def bundled_weights_are_read_once() -> Iterator[None]:
             kept[dtype] = load(checkpoint, device, dtype)
             with mock.patch.dict(os.environ, XDG_CACHE_HOME=os.environ["HF_HOME"]):
                 make(kept[dtype], EngineOptions("continuous")).close()
+                make_scoring(kept[dtype]).close()
         return replace(kept[dtype], checkpoint=checkpoint)
 
     def make_on_shared(model: Model, options: EngineOptions, *, is_owned: bool, **more: Any) -> Engine:

@@ -205,6 +205,10 @@ SCANS = ("mamba", "mamba2", "qwen3_5", "zamba2") if hasattr(Cache, "get_conv_sta
 CONFIGS |= {name: config_of(name) for name in SCANS}
 
 
+# Rows, and whether they share prefixes, for each temperature.
+BATCHES = {0: ((1, True), (3, True), (32, False)), 0.8: ((3, True), (5, False))}
+
+
 def loaded(architecture: str, checkpoint: Checkpoint, dtype: torch.dtype) -> Model:
     config = CONFIGS[architecture]
     model = model_of(config, checkpoint, attention_kernel(config))
@@ -238,20 +242,21 @@ def prompts_of(model: Model) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
-@pytest.mark.parametrize(("dtype", "temperature"), [(torch.float32, 0), (torch.bfloat16, 0), (torch.bfloat16, 0.8)])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_has_the_same_bits_at_any_batch_size_in_any_order_with_and_without_prefixes(
-    checkpoint: Checkpoint, architecture: str, dtype: torch.dtype, temperature: float
+    checkpoint: Checkpoint, architecture: str, dtype: torch.dtype
 ) -> None:
     model = loaded(architecture, checkpoint, dtype)
     prompts = prompts_of(model)
     everything = list(range(len(prompts)))
-    expected = logits_of(model, prompts, everything, len(prompts), temperature=temperature)
-    for size, share in ((1, True), (3, True), (5, False), (32, False)):
-        order = random.Random(size).sample(everything, len(everything))
-        found = logits_of(model, prompts, order, size, share=share, temperature=temperature)
-        for i, (tokens, logits) in expected.items():
-            assert found[i][0] == tokens
-            assert torch.equal(found[i][1], logits), f"prompt {i}, {size} rows, prefixes {share}"
+    for temperature, batches in BATCHES.items() if dtype == torch.bfloat16 else [(0, BATCHES[0])]:
+        expected = logits_of(model, prompts, everything, len(prompts), temperature=temperature)
+        for size, share in batches:
+            order = random.Random(size).sample(everything, len(everything))
+            found = logits_of(model, prompts, order, size, share=share, temperature=temperature)
+            for i, (tokens, logits) in expected.items():
+                assert found[i][0] == tokens
+                assert torch.equal(found[i][1], logits), f"prompt {i}, {size} rows, prefixes {share}"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from io import StringIO
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from batchgen import Model
 from batchgen.engines.int8.support import why_no_int8
-from batchgen.proof.verify import Oracle, measure_cost
+from batchgen.proof.verify import Controls, ErrorBound, Oracle, RowCheck, VerifyReport, measure_cost
 from batchgen.records import SamplingParams, Sequence
+from batchgen.render.verify import print_report
 from tests.support.command import invoke
 from tests.support.rows import RAIN, rows_of
 
@@ -74,11 +77,15 @@ def test_verify_says_what_int8_costs_and_ends_well() -> None:
     assert cost["quantized_perplexity"] == pytest.approx(cost["perplexity"], rel=0.05)
 
 
-@needs_int8
 def test_the_cost_stands_on_the_screen() -> None:
-    result = invoke(*VERIFY)
-    assert "What int8 costs, against float32" in result.stdout
-    assert "int8 and float32" in result.stdout.splitlines()[0]
+    plain, quantised = oracle_of([HALF, HALF]), oracle_of([EIGHTH, math.log(0.875)])
+    cost = measure_cost("int8", plain, quantised, [answered([0, 1, 0], [1, 1])], [answered([0, 1, 0], [1, 0])])
+    rows, controls = [RowCheck("0", 0, "p", "identical", 2, differences=(1e-6, 1e-6))], Controls(0, 0, "absolute", ())
+    bound = ErrorBound(1e-5, 1e-4)
+    report = VerifyReport("bundled", "continuous", "cpu", "float32", 1, bound, controls, tuple(rows), cost=cost)
+    print_report(Console(file=(written := StringIO()), width=80), report)
+    assert "What int8 costs, against float32" in written.getvalue()
+    assert "int8 and float32" in written.getvalue().splitlines()[0]
 
 
 @needs_int8

@@ -390,7 +390,7 @@ def test_the_command_prints_the_sentence_and_the_controls(tmp_path: Path) -> Non
     }  # fmt: skip
 
 
-def test_a_bug_is_exit_code_4_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_exit_code_4_and_named(monkeypatch: pytest.MonkeyPatch, folders: dict[str, Path]) -> None:
     def make_broken(*arguments: Any, **options: Any) -> Engine:
         engine = make_engine(*arguments, **options)
         plant_in(WithoutPositions)(engine)
@@ -398,26 +398,25 @@ def test_a_bug_is_exit_code_4_and_named(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(import_module("batchgen.cli.verify"), "make_engine", make_broken)
     prompts = [part for prompt in RAIN for part in ("-p", prompt)]
-    result = invoke("verify", *prompts, "--model", "bundled", "--max-new-tokens", 4)
+    result = invoke("verify", *prompts, "--model", folders["gpt2"], "--max-new-tokens", 4)
     assert result.exit_code == 4
     assert "2 bug" in result.stdout
     assert "row 2: bug" in result.stdout
 
 
-def test_the_command_says_what_it_cannot_see_and_what_cannot_run() -> None:
-    result = invoke(
-        "verify", "-p", "My dog is", "-p", "My cat is", "-p", "", "--model", "bundled", "--max-new-tokens", 2
-    )
+def test_the_command_says_what_it_cannot_see_and_what_cannot_run(folders: dict[str, Path]) -> None:
+    prompts = ("-p", "My dog is", "-p", "My cat is", "-p", "")
+    result = invoke("verify", *prompts, "--model", folders["gpt2"], "--max-new-tokens", 2)
     assert result.exit_code == 0
     assert "verify cannot detect mistakes on this input" in result.stdout
     assert "1 row could not be run, the first with id 2: the prompt is empty" in result.stderr
 
 
-def test_json_and_a_sample(tmp_path: Path) -> None:
+def test_json_and_a_sample(tmp_path: Path, folders: dict[str, Path]) -> None:
     path = tmp_path / "rows.jsonl"
     rows = [{"prompt": "rain " * n, "sampling": {"temperature": 1}} for n in range(1, 10)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    result = invoke("verify", path, "--model", "bundled", "--max-new-tokens", 2, "--sample", 3, "--json")
+    result = invoke("verify", path, "--model", folders["gpt2"], "--max-new-tokens", 2, "--sample", 3, "--json")
     report = json.loads(result.stdout)
     assert [row["index"] for row in report["rows"]] == [0, 4, 8]
     assert report["summary"].startswith("3 rows, batches of 3")
