@@ -47,9 +47,10 @@ def test_near_ties_fall_as_they_do_alone() -> None:
     weights = model.network.get_input_embeddings().weight
     with torch.no_grad():
         weights[6290] = weights[845] + 1e-6
-    prompts = RAIN + ragged_prompts(20, seed=2)
-    alone = [decide_alone(model, prompt, max_new_tokens=16) for prompt in prompts]
-    assert output_ids(generate(prompts, model, max_new_tokens=16)) == alone
+    prompts = RAIN + ragged_prompts(20, seed=2)[4:18]
+    alone = [decide_alone(model, prompt, max_new_tokens=8) for prompt in prompts]
+    assert sum(not {845, 6290}.isdisjoint(ids) for ids in alone) >= 4
+    assert output_ids(generate(prompts, model, max_new_tokens=8)) == alone
 
 
 @pytest.mark.parametrize(
@@ -87,9 +88,9 @@ def test_beams_equal_unpadded_generate(bundled: Model, options: dict[str, float]
     ids=str,
 )
 def test_samples_do_not_depend_on_the_batch(bundled: Model, options: dict[str, float]) -> None:
-    prompts = RAIN + ragged_prompts(6, seed=5, longest=20)
+    prompts = RAIN + ragged_prompts(3, seed=5, longest=20)
     runs = [
-        output_ids(generate(prompts, bundled, batch_size=size, max_new_tokens=8, seed=7, **options)) for size in (1, 7)
+        output_ids(generate(prompts, bundled, batch_size=size, max_new_tokens=6, seed=7, **options)) for size in (1, 4)
     ]
     assert runs[0] == runs[1]
 
@@ -106,7 +107,7 @@ def test_seeds_and_sample_indices_change_the_draws(bundled: Model) -> None:
     texts = {
         result.text
         for seed in (0, 1)
-        for result in generate("My dog is", bundled, temperature=1.0, num_samples=3, seed=seed)
+        for result in generate("My dog is", bundled, temperature=1.0, num_samples=3, seed=seed, max_new_tokens=12)
     }
     assert len(texts) == 6
 
