@@ -52,6 +52,7 @@ LATE = {
     "engines.continuous.prompt_attention",
     "engines.continuous.raw_products",
     "engines.continuous.row_counts",
+    "engines.continuous.row_rotary",
     "engines.continuous.rowwise",
     "engines.continuous.same_bits",
     "engines.continuous.slot_attention",

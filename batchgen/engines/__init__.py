@@ -14,13 +14,11 @@ from batchgen.engines.protocol import Engine, finish_all
 from batchgen.engines.ready import Ready, ReadyToScore, get_ready, get_ready_to_score, room_bytes, why_different
 from batchgen.machine.limits import Bound, PeakMeter, memory_bounds
 from batchgen.planning.backoff import Backoff
-from batchgen.records import BATCH_INVARIANT, EngineChoice, EngineOptions, Sequence
+from batchgen.records import BATCH_INVARIANT, EngineChoice, EngineOptions
 
 if TYPE_CHECKING:
-    import torch
-
     from batchgen.engines.reference.rules import BatchRule
-    from batchgen.engines.sampling.sampler import OnLogits, RecomputeLogits, Sampler
+    from batchgen.engines.sampling.sampler import OnLogits, Sampler
     from batchgen.model import Model
 
 __all__ = ["Agree", "Engine", "choose_engine", "finish_all", "make_engine", "make_scoring_engine", "quantized"]
@@ -60,10 +58,9 @@ def make_engine(
         say(line)
     backoff = _backoff(model, options, ready, reuse_blocks, say)
     sampler = Sampler(model.checkpoint.eos_token_ids, model.checkpoint.codec, on_logits=on_logits)
-    if ready.rule:
-        sampler.recompute = _alone_by(ready.rule, model) if is_exact else None
-        return _reference(model, sampler, backoff, ready.rule)
     sampler.recompute = model.logits_alone if is_exact else None
+    if ready.rule:
+        return _reference(model, sampler, backoff, ready.rule)
     return _continuous(ready, sampler, backoff, options)
 
 
@@ -149,19 +146,6 @@ def _reference(model: Model, sampler: Sampler, backoff: Backoff, rule: BatchRule
     from batchgen.engines.reference.engine import ReferenceEngine
 
     return ReferenceEngine(model, backoff.limits, sampler, rule=rule, backoff=backoff)
-
-
-def _alone_by(rule: BatchRule, model: Model) -> RecomputeLogits:
-    """Return the function that recomputes logits for near ties.
-
-    It returns None for a row that grows past the rule's limit: one forward of it all computes something else than its
-    steps.
-    """
-
-    def recompute(sequence: Sequence) -> torch.Tensor | None:
-        return None if rule.crosses(sequence) else model.logits_alone(sequence)
-
-    return recompute
 
 
 def _wall_bytes(bounds: list[Bound]) -> int | None:

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from batchgen.model.layer_rules import layer_rules
+from batchgen.model.long_rope import LongRope, long_rope_of
 from batchgen.model.padding import pad
 from batchgen.records import Batch, Sequence
 
@@ -55,8 +56,18 @@ class Model:
         return output.logits[:, -1], getattr(output, "past_key_values", None)
 
     def logits_alone(self, sequence: Sequence) -> torch.Tensor:
-        """Logits `[V]` after the sequence so far, from a forward of this row alone: no padding, no cache."""
-        return self.forward(pad([sequence], self.checkpoint.pad_token_id))[0, -1]
+        """Logits `[V]` after the sequence so far, from a forward of this row alone: no padding, no cache.
+
+        From two forwards if its first keys keep the short factors of LongRoPE.
+        """
+        whole, rope = pad([sequence], self.checkpoint.pad_token_id), self.long_rope
+        if not rope or rope.renews_keys or not sequence.num_prompt_tokens <= rope.limit < len(sequence.token_ids):
+            return self.forward(whole)[0, -1]
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.checkpoint.config)
+        self.forward(_columns(whole, 0, rope.limit), past_key_values=cache)
+        return self.forward(_columns(whole, rope.limit), past_key_values=cache)[0, -1]
 
     def on_same_weights(self, attention: str | None = None) -> Model:
         """A copy of the network on the same tensors, whose modules may be replaced; `attention` names its kernel."""
@@ -101,6 +112,11 @@ class Model:
         """The name of the argument that takes a cache; Mamba uses a different one."""
         return "past_key_values" if "past_key_values" in self._forward_parameters else "cache_params"
 
+    @cached_property
+    def long_rope(self) -> LongRope | None:
+        """How its rotary factors depend on the lengths of rows (LongRoPE); None if they do not."""
+        return long_rope_of(self.network)
+
     def inputs(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor
     ) -> dict[str, torch.Tensor]:
@@ -113,6 +129,12 @@ class Model:
     @cached_property
     def _forward_parameters(self) -> set[str]:
         return set(inspect.signature(self.network.forward).parameters)
+
+
+def _columns(batch: Batch, start: int, end: int | None = None) -> Batch:
+    """Some columns of a batch; the mask also covers those before them."""
+    ids, places = batch.input_ids[:, start:end], batch.position_ids[:, start:end]
+    return Batch((), ids, batch.attention_mask[:, :end], places)
 
 
 def _tensors_of(network: nn.Module) -> Iterator[torch.Tensor]:

@@ -50,6 +50,11 @@ def test_a_model_with_slots_is_described(tmp_path: Path) -> None:
     assert "KV cache      256 B per token in float32" in drawn(facts)
 
 
+def test_a_model_with_long_rope_has_slots(tmp_path: Path) -> None:
+    facts = examine_model(folder_of("phi3_longrope", tmp_path), "cpu")
+    assert (facts.engine, facts.why_no_slots) == ("continuous", None)
+
+
 def test_a_model_without_slots_says_why(tmp_path: Path) -> None:
     facts = examine_model(folder_of("bloom", tmp_path), "cpu")
     assert facts.engine == "reference"

@@ -360,9 +360,9 @@ class Watched(SlotModel):
             else "prefill"
         )
 
-    def _forward(self, batch: Batch) -> torch.Tensor:
+    def _forward(self, batch: Batch, **options: bool) -> torch.Tensor:
         assert all(tensor() is None for tensor in self.lost), "the failed forward's tensors are alive"
-        logits = super()._forward(batch)
+        logits = super()._forward(batch, **options)
         view, (rows, columns) = self.cache.pools[0].view, batch.input_ids.shape
         rows = len(view.page) if isinstance(view, StepView) else rows
         self.forwards.append((self.kind, rows, columns))

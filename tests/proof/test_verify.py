@@ -51,6 +51,7 @@ from batchgen.render.verify import print_report
 from batchgen.text import short_number
 from tests.support.command import invoke
 from tests.support.engines import FakeEngine
+from tests.support.long_rope import CONFIGS as LONG_ROPE
 from tests.support.models import ARCHITECTURES, EOS, QWEN2, SMALL, WITH_SLOTS, decide_alone, model_of
 from tests.support.rows import RAIN, encoded, ragged_prompts, requests_of
 
@@ -146,6 +147,20 @@ def test_batches_change_nothing(model_named: Callable[[str], Model], architectur
     assert (report.engine, failed, report.most_rows) == (engine, [], 5)
     assert report.count("identical") == len(PROMPTS)
     assert 0 < report.max_difference < report.bound.allowed < 1e-2
+    assert report.controls.can_see_mistakes
+
+
+@pytest.mark.parametrize("engine", ["reference", "continuous"])
+@pytest.mark.parametrize("name", ["phi3", "llama"])
+def test_rows_on_both_sides_of_long_ropes_limit_are_identical(name: str, engine: str, checkpoint: Checkpoint) -> None:
+    model = model_of(LONG_ROPE[name], checkpoint)
+    requests = requests_of([" ".join(["the a dog"] * count) for count in (1, 9, 12, 13, 14, 25, 30)], max_new_tokens=9)
+    chosen = EngineOptions(engine, batch_size=5)
+    report, failed = verify_rows(
+        model, Oracle(model), requests, lambda on_logits: make_engine(model, chosen, on_logits=on_logits)
+    )
+    assert (report.engine, failed, report.count("identical")) == (engine, [], len(requests))
+    assert report.bound.measured < 1e-4
     assert report.controls.can_see_mistakes
 
 

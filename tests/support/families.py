@@ -69,7 +69,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3_longrope": (
         "phi3",
         {
-            "max_position_embeddings": 512, "original_max_position_embeddings": 256,
+            "max_position_embeddings": 512, "original_max_position_embeddings": WINDOW,
             "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
             **PAD, **GROUPED,
         },

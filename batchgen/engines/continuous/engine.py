@@ -98,7 +98,8 @@ class ContinuousEngine:
 
     def add(self, sequences: Iterable[Sequence]) -> None:
         """Queue rows: groups with a common prefix stay together, the longest first."""
-        groups = groups_of(list(sequences), share=self.share, shares_prefixes=self.slot_model.shares_prefixes)
+        model = self.slot_model
+        groups = groups_of(list(sequences), model.long_rope, share=self.share, shares_prefixes=model.shares_prefixes)
         for rows in sorted(groups, key=lambda rows: -rows[0].sequence.num_prompt_tokens):
             self._waiting.extend(rows)
 
@@ -144,7 +145,7 @@ class ContinuousEngine:
         if not self._prefills and self._waiting and self._has_room() and not (self._owes_step and self._has_finished):
             started = time.perf_counter()
             rows = self._next_rows()
-            lengths = [row.length[0] for row in rows]
+            lengths = [row.num_columns for row in rows]
             # After memory ran out, rows that wait again may precede longer ones: each counts as long as the longest
             # behind it.
             self._prefills.extend(plan_prefills([*accumulate(reversed(lengths), max)][::-1], self._rows_at_once))
@@ -189,20 +190,22 @@ class ContinuousEngine:
         started = time.perf_counter()
         opening = rows[0].opening
         if opening and opening.prefix is None:
-            opening.prefix = self.slot_model.compute_prefix(opening.token_ids)
+            opening.prefix = self.slot_model.compute_prefix(opening.token_ids, is_long=opening.is_long)
+        starts = [row.start for row in rows]
         slots = [Slot(opening.prefix if opening else None) for _ in rows]
         try:
-            logits = self.slot_model.prefill([row.prompt for row in rows], slots)
+            logits = self.slot_model.prefill(starts, slots)
             self._feeder.choose_first(rows, logits)
         except BaseException:
             for slot in slots:
                 self.slot_model.cache.close(slot, is_broken=True)  # it may be broken
             raise
-        longest = max(row.sequence.num_prompt_tokens for row in rows)
-        for row, slot in zip(rows, slots, strict=True):
+        longest = max(len(start.token_ids) for start in starts)
+        for row, start, slot in zip(rows, starts, slots, strict=True):
             self._waiting.popleft()
             row.slot = slot
-            row.sequence.batch_index, row.sequence.padded_length = self._batches, longest
+            if not start.output_ids:
+                row.sequence.batch_index, row.sequence.padded_length = self._batches, longest
         self._running += rows
         self._batches += 1
         self._retire()
@@ -230,7 +233,7 @@ class ContinuousEngine:
         self._decode_work += step_work(len(rows))
 
     def _retire(self) -> None:
-        """Hand out finished rows and free their slots."""
+        """Hand out finished rows and free their slots; rows that have outgrown their keys wait again."""
         done = [row for row in self._running if row.sequence.is_finished]
         if done:
             self._running = [row for row in self._running if not row.sequence.is_finished]
@@ -238,6 +241,10 @@ class ContinuousEngine:
                 self._leave(row)
             if not self._waiting:
                 self.slot_model.cache.compact()
+        if outgrown := [row for row in self._running if row.is_outgrown]:
+            self._running = [row for row in self._running if not row.is_outgrown]
+            self._wait_again(outgrown)
+            self._prefills.clear()  # these rows were not planned
 
     def _leave(self, row: SlotRow) -> None:
         """Hand out a finished row together with its twins, and free its slot."""
@@ -261,11 +268,7 @@ class ContinuousEngine:
         self.most_slots = max(1, self._num_tried // 2)
         kept = 0 if self._num_tried == 1 or self._has_lost_states else self.most_slots
         self._has_lost_states = False
-        for row in reversed(self._running[kept:]):
-            assert row.slot is not None
-            self.slot_model.cache.close(row.slot)
-            row.slot = None
-            self._waiting.appendleft(row)
+        self._wait_again(self._running[kept:])
         del self._running[kept:]
         release()
         with suppress(MemoryError):  # smaller pages are allocated before the large ones are freed
@@ -274,6 +277,14 @@ class ContinuousEngine:
             self._room.halve(self._num_tried, self.most_slots)
         elif not took_several:
             self._fail_first()
+
+    def _wait_again(self, rows: list[SlotRow]) -> None:
+        """Queue running rows, with the tokens they have, before all that wait."""
+        for row in reversed(rows):
+            assert row.slot is not None
+            self.slot_model.cache.close(row.slot)
+            row.lose_slot()
+            self._waiting.appendleft(row)
 
     def _fail_first(self) -> None:
         """Fail the first waiting row, which fits nowhere, and drop the tokens that it may already have."""

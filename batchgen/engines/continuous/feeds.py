@@ -84,7 +84,7 @@ class Feeder:
     def choose_first(self, rows: Rows[SlotRow], logits: torch.Tensor) -> None:
         """Choose the first token of rows that were prefilled, unless they already have one."""
         for row in rows:
-            row.num_fed = 0
+            row.num_fed = row.num_prefilled
         self._choose([Feed(row, place + 1) for place, row in enumerate(rows)], logits)
 
     def step(self, rows: Rows[SlotRow]) -> None:

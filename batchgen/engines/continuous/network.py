@@ -18,6 +18,7 @@ from batchgen.engines.continuous.layer import ATTENTION
 from batchgen.engines.continuous.linear import PLAIN, WITH_BLOCKS, WITH_LOOPS, kernels_of, speed_up, unpack
 from batchgen.engines.continuous.packing import can_pack
 from batchgen.engines.continuous.requirements import why_no_slots
+from batchgen.engines.continuous.row_rotary import rotate_by_row
 from batchgen.engines.continuous.same_bits import fix_bits
 from batchgen.engines.fused.recognize import fuse_layers
 from batchgen.engines.int8.calibrate import loud_columns
@@ -26,6 +27,7 @@ from batchgen.engines.int8.support import INT8
 from batchgen.engines.trial.ladder import are_known_wrong, find_bits, why_slots_fail
 from batchgen.model import Model
 from batchgen.model.layer_rules import layer_rules
+from batchgen.model.long_rope import short_limit
 from batchgen.records import bits_text
 
 Names: TypeAlias = tuple[str, ...]
@@ -132,6 +134,8 @@ def _build(model: Model, names: Names, *, is_exact: bool) -> Model:
         compile_blocks(own)
     _see_last_column_only(own.network, model.checkpoint.config.get_text_config().num_hidden_layers)
     keep_latents(own.network, is_exact=is_exact)
+    if limit := short_limit(model.checkpoint.config):
+        rotate_by_row(own.network, limit)
     return own
 
 

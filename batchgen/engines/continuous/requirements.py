@@ -5,7 +5,6 @@ from __future__ import annotations
 from inspect import signature
 from typing import TYPE_CHECKING
 
-from batchgen.engines.reference.rules import short_limit
 from batchgen.model.config_view import ConfigView
 from batchgen.model.layer_rules import layer_rules, unknown_kinds
 from batchgen.model.private import supports_attention_backend
@@ -24,8 +23,6 @@ BEHIND_THE_CACHE = {"diffllama", "jetmoe"}
 
 def why_no_slots(config: ConfigView | PretrainedConfig) -> str | None:
     """Return what in a config rules out slots, in a few words; None if nothing does."""
-    if short_limit(config):
-        return "its rotary positions depend on the longest row in the batch (LongRoPE)"
     if getattr(config.get_text_config(), "attn_temperature_tuning", False):  # Llama 4
         return "its attention is scaled by the number of columns before a token, including pads"
     if kinds := unknown_kinds(config):

@@ -13,6 +13,7 @@ import torch
 
 from batchgen.engines.continuous.kv_cache import SlotCache
 from batchgen.engines.continuous.row_counts import FixedRows
+from batchgen.engines.continuous.row_rotary import RowRotary
 from batchgen.engines.continuous.same_bits import is_fixed
 from batchgen.engines.continuous.slots import Prefix, Slot, newest
 from batchgen.model.layer_rules import layer_rules, scans_columns
@@ -37,6 +38,8 @@ class SlotModel:
         # A scan over chunks of columns begins at the first column of a batch, so that pads move a row's chunks.
         self.prefills_alone = is_fixed(model.network) and scans_columns(model.checkpoint.config)
         self.row_counts = {module.counts for module in model.network.modules() if isinstance(module, FixedRows)}
+        self.long_rope = model.long_rope
+        self._rotary = [module for module in model.network.modules() if isinstance(module, RowRotary)]
         self._logits: torch.Tensor | None = None  # [most rows so far, V] float32, if the model's own logits are not
 
     def prefill(self, sequences: Rows[Sequence], slots: Rows[Slot]) -> torch.Tensor:
@@ -48,11 +51,12 @@ class SlotModel:
         before = torch.ones(len(slots), skip, dtype=torch.int64)
         return self._forward(replace(batch, attention_mask=torch.cat([before, batch.attention_mask], 1)))  # [B, P + T]
 
-    def compute_prefix(self, token_ids: list[int]) -> Prefix:
-        """Compute the keys and values of tokens that rows begin with, for their slots."""
+    def compute_prefix(self, token_ids: list[int], *, is_long: bool = False) -> Prefix:
+        """Compute the keys and values of tokens that rows begin with, for their slots; `is_long` says which rows."""
         prefix = self.cache.begin_prefix(len(token_ids))
         input_ids = torch.tensor([token_ids])  # [1, P]
-        self._forward(Batch((), input_ids, torch.ones_like(input_ids), torch.arange(len(token_ids))[None]))
+        batch = Batch((), input_ids, torch.ones_like(input_ids), torch.arange(len(token_ids))[None])
+        self._forward(batch, is_long=is_long)
         return prefix
 
     def step(self, token_ids: list[int], slots: Rows[Slot]) -> torch.Tensor:
@@ -84,7 +88,9 @@ class SlotModel:
         sizes = [counts.filled(num_filled) for counts in self.row_counts if counts.block]
         return max(0, min([FEW_TOKENS, *sizes]) - num_rows)
 
-    def _forward(self, batch: Batch) -> torch.Tensor:
+    def _forward(self, batch: Batch, *, is_long: bool = False) -> torch.Tensor:
+        for rotary in self._rotary:
+            rotary.begin(batch.position_ids, is_long=is_long)
         return self._as_float32(self.model.forward(batch, past_key_values=self.cache)[:, -1])
 
     def _as_float32(self, logits: torch.Tensor) -> torch.Tensor:

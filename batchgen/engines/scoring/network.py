@@ -21,10 +21,10 @@ from batchgen.engines.continuous.same_bits import fix_bits
 from batchgen.engines.int8.calibrate import loud_columns
 from batchgen.engines.int8.network import quantize
 from batchgen.engines.int8.support import INT8, leave_out
-from batchgen.engines.reference.rules import short_limit
 from batchgen.engines.trial.rows import TOLERANCE, TOLERANCE_16_BIT, trial_rows
 from batchgen.errors import ModelError
 from batchgen.model import Model
+from batchgen.model.long_rope import short_limit
 
 LEAST_TOKENS = 64  # of a forward: with fewer, a product's bits depend on their number (docs/decisions.md)
 PIECE_NUMBERS = 2**24  # logits that are computed at once

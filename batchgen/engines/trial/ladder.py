@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from batchgen.engines.continuous.memory import SlotMemory
 from batchgen.engines.reference.memory import BatchMemory
-from batchgen.engines.reference.rules import BatchRule, Mixing, short_limit
+from batchgen.engines.reference.rules import BatchRule, Mixing
 from batchgen.engines.trial.verdicts import keep_verdict, read_verdict
 from batchgen.errors import ModelError, first_line, is_out_of_memory
+from batchgen.model.long_rope import crosses, short_limit
 from batchgen.planning.memory import BatchLimits
 from batchgen.records import Sequence, bits_text
 
@@ -54,7 +55,7 @@ def find_bits(own: Model, problem: str | None) -> str:
     verdict = read_verdict(own, engine)
     if verdict is None:
         if problem is None:
-            rows = _rows_within(own, None)
+            rows = _rows_for(own)
             together, alone = _steps_in_slots(own, rows, len(rows)), _steps_in_slots(own, rows[::-1], 1)
             problem = None if have_same_bits(together, alone) else OTHER_BITS
         verdict = bits_text(problem)
@@ -144,7 +145,7 @@ def _fault_of_rule(model: Model, rule: BatchRule) -> Fault | None:
 
     if rule.mixing is Mixing.alone:
         return None
-    rows, watched = _rows_within(model, rule.short_limit), Watched()
+    rows, watched = _rows_for(model, rule.short_limit), Watched()
     limits = BatchLimits(BatchMemory(footprint_of(model.checkpoint, model.dtype_name)), PLENTY_BYTES, 64, len(rows))
     sampler = Sampler([], on_logits=watched.on_logits)
     return _fault(ReferenceEngine(model, limits, sampler, rule=rule), watched, rows, model)
@@ -153,7 +154,7 @@ def _fault_of_rule(model: Model, rule: BatchRule) -> Fault | None:
 def _fault_of_slots(model: Model, own: Model) -> Fault | None:
     from batchgen.engines.trial.rows import Watched
 
-    rows, watched = _rows_within(model, None), Watched()
+    rows, watched = _rows_for(model, short_limit(model.checkpoint.config)), Watched()
     return _fault(_slots_on(own, len(rows), watched), watched, rows, model)
 
 
@@ -183,12 +184,11 @@ def _slots_on(own: Model, num_rows: int, watched: Watched) -> ContinuousEngine:
     return ContinuousEngine(SlotModel(own), limits, sampler)
 
 
-def _rows_within(model: Model, limit: int | None) -> list[Sequence]:
-    """Return the trial's rows, without those that grow past a limit of the model, beyond which results may differ."""
+def _rows_for(model: Model, limit: int | None = None) -> list[Sequence]:
+    """Return the trial's rows, without those that cross a limit of LongRoPE: one forward of them differs from steps."""
     from batchgen.engines.trial.rows import trial_rows
 
-    rows = trial_rows(model.checkpoint)
-    return [row for row in rows if limit is None or row.num_prompt_tokens + row.sampling.max_new_tokens <= limit]
+    return [row for row in trial_rows(model.checkpoint) if not crosses(row, limit)]
 
 
 def _fault(engine: Engine, watched: Watched, rows: list[Sequence], model: Model) -> Fault | None:

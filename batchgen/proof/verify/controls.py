@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Rows
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from batchgen.model.long_rope import of_one_side, short_limit
 from batchgen.model.padding import pad
 from batchgen.proof.mistakes import last_logits, pad_right, with_pad, without_mask, without_positions
 from batchgen.proof.verify.facts import Control, Controls
@@ -43,7 +44,7 @@ def run_controls(oracle: Oracle, sequences: Rows[Sequence]) -> Controls:
     import torch
 
     checkpoint = oracle.model.checkpoint
-    rows = pick_rows(sequences)
+    rows = pick_rows(of_one_side(sequences, short_limit(checkpoint.config)))
     batch = pad(rows, checkpoint.pad_token_id)
     padded = (batch.attention_mask == 0).any(-1)  # [B]
     alone = torch.cat([oracle.logits(row.input_ids, 1) for row in rows])[padded]  # [P, V]

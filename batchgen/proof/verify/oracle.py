@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from batchgen.errors import failures_in_one_line
+from batchgen.model.long_rope import short_limit
 from batchgen.model.padding import positions
 from batchgen.proof.verify.facts import ErrorBound
 from batchgen.records import Batch, Sequence
@@ -43,7 +44,20 @@ class Oracle:
 
     def logits_of(self, sequence: Sequence) -> torch.Tensor:
         """Logits `[N + 1, V]` after the prompt and after each of a sequence's N output tokens."""
+        limit = short_limit(self.model.checkpoint.config)
+        if limit is not None and sequence.num_prompt_tokens <= limit < len(sequence.token_ids):
+            return self._steps_of(sequence)
         return self.logits(sequence.token_ids, sequence.num_output_tokens + 1)
+
+    def _steps_of(self, sequence: Sequence) -> torch.Tensor:
+        """The same for a row that crosses LongRoPE's limit: a whole forward only has the logits of its last step."""
+        import torch
+
+        starts = [
+            replace(sequence, output_ids=sequence.output_ids[:end]) for end in range(sequence.num_output_tokens + 1)
+        ]
+        with torch.inference_mode():
+            return torch.stack([self.model.logits_alone(start).float().cpu() for start in starts])
 
 
 def forward_alone(model: Model, token_ids: list[int], last: int, copies: int = 1) -> torch.Tensor:
@@ -90,10 +104,11 @@ def measure_error(oracle: Oracle, model: Model, sequences: Rows[Sequence]) -> Er
     """
     import torch
 
-    largest = measured = 0.0
+    largest, measured, limit = 0.0, 0.0, short_limit(model.checkpoint.config)
     for sequence in sequences:
         token_ids = sequence.input_ids
-        last = min(len(token_ids), LAST_STEPS)
+        beyond = 0 if limit is None else len(token_ids) - limit
+        last = min(beyond if beyond > 0 else len(token_ids), LAST_STEPS)  # all on one side of the limit
         expected = oracle.logits(token_ids, last)
         for found in (forward_alone(model, token_ids, last, COPIES), step_alone(model, token_ids, last, COPIES)):
             measured = max(measured, (found - expected[: len(found)]).abs().max().item())
