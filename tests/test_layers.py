@@ -63,6 +63,8 @@ LATE = {
     "engines.compiled.attention",
     "engines.compiled.compiling",
     "engines.compiled.layers",
+    "engines.compiled.int8",
+    "engines.compiled.integers",
     "engines.compiled.network",
     "engines.compiled.rows",
     "engines.compiled.threads",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from batchgen.engines.choice import KINDS, choose_engine
-from batchgen.engines.int8.support import check_int8, leave_out
+from batchgen.engines.int8.support import ALL_INT8, ANY_INT8, check_int8, leave_out
 from batchgen.errors import ModelError, OutputError, parameter
 from batchgen.machine.limits import available_bytes, cpu_name
 from batchgen.machine.speeds import kept_rows
@@ -149,7 +149,9 @@ def _slots(
     name, reason = _choose_name(model, options, num_beams, begun)
     own: Model | None = None
     if name == CONTINUOUS:
-        kernels = options.quantize or (begun.kernels if begun and begun.engine == CONTINUOUS else None)
+        kernels = begun.kernels if begun and begun.engine == CONTINUOUS else None
+        if options.quantize and kernels not in ALL_INT8:
+            kernels = ANY_INT8
         own, reason = slot_network(model, is_owned=is_owned, has_room=has_room, kernels=kernels, is_exact=options.exact)
     if own is None and options.quantize:
         raise ModelError(f"--quantize {options.quantize} does not run {model.checkpoint.name}: {reason}; {leave_out()}")

@@ -88,17 +88,13 @@ def pack_int8(weight: torch.Tensor, num_rows: int) -> torch.Tensor:
 
 
 def int8_linear(
-    x: torch.Tensor,
-    zero_point: int,
-    weight: torch.Tensor,
-    scale: torch.Tensor,
-    dtype: torch.dtype,
+    x: torch.Tensor, zero_point: int, weight: torch.Tensor, scale: torch.Tensor, zeros: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
     """Unsigned 8-bit `[N, I]` minus the zero point, times a packed weight, times its scale `[O]`: `[N, O]`."""
     import torch
 
     product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
-        x, 1.0, zero_point, weight, scale, scale.new_zeros(1, dtype=torch.int64), None, 1.0, 0, dtype, "none", [], ""
+        x, 1.0, zero_point, weight, scale, zeros, None, 1.0, 0, dtype, "none", [], ""
     )
     return product
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from transformers.pytorch_utils import Conv1D
 
 from batchgen.engines import finish_all, make_engine
 from batchgen.engines.compiled import support, threads
+from batchgen.engines.compiled.int8 import CompiledInt8
 from batchgen.engines.compiled.layers import CompiledGate, CompiledNorm
 from batchgen.engines.compiled.network import compile_blocks
 from batchgen.engines.compiled.rows import GELU_TANH, SILU
@@ -18,6 +20,9 @@ from batchgen.engines.compiled.support import cache_folder, why_not_compiled
 from batchgen.engines.continuous import network
 from batchgen.engines.continuous.linear import COMPILED, FUSED, kernels_of
 from batchgen.engines.continuous.network import bits_of, slot_network
+from batchgen.engines.fused.product import ACTIVATIONS, ADD
+from batchgen.engines.int8.linear import Int8Weight
+from batchgen.engines.int8.support import INT8_COMPILED
 from batchgen.model import Checkpoint, Model
 from batchgen.records import BATCH_INVARIANT, EngineOptions, Request, SamplingParams, Sequence
 from tests.support.models import WITH_BLOCKS, decide_alone, model_of
@@ -65,9 +70,46 @@ def test_rows_have_their_own_bits_and_broken_ones_stay_broken_alone(
             assert torch.allclose(layer(x), whole, 0, 0, equal_nan=True)
 
 
-def tokens_in_slots(model: Model, size: int, prompts: list[str]) -> list[list[int]]:
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("inputs", "outputs", "num_loud", "has_bias"), [(768, 96, 22, False), (64, 160, 0, True)])
+def test_a_product_in_integers_is_that_of_its_weight(
+    dtype: torch.dtype, inputs: int, outputs: int, num_loud: int, has_bias: bool
+) -> None:
+    random = torch.Generator().manual_seed(0)
+    bias = torch.randn(outputs, generator=random) if has_bias else None
+    places = torch.arange(num_loud) * 7 if num_loud else None
+    weight = Int8Weight.of(torch.randn(outputs, inputs, generator=random), bias, places)
+    x, other = torch.randn(5, 3, inputs, generator=random), torch.randn(5, 3, outputs, generator=random).to(dtype)
+    x[..., 7] *= 30
+    x = x.to(dtype)
+    product = CompiledInt8(weight, ADD, dtype)
+    alone = weight.multiply(x.reshape(-1, inputs)).view(5, 3, outputs)
+    torch.testing.assert_close(product(x), alone)
+    wide = weight.multiply(x.reshape(-1, inputs).float()).view(5, 3, outputs)
+    torch.testing.assert_close(product(x, other), (wide + other.float()).to(dtype))
+    assert torch.equal(product(x[2:3], other[2:3]), product(x, other)[2:3])
+    for name in (SILU, GELU_TANH):
+        found = CompiledInt8(weight, name, dtype)(x)
+        torch.testing.assert_close(found.float(), ACTIVATIONS[name](wide), rtol=0.03, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gpt2"])
+def test_layers_in_integers_are_compiled_and_batch_invariant(family: str, checkpoint: Checkpoint) -> None:
+    model = model_of(WITH_BLOCKS[family], checkpoint)
+    own, reason = slot_network(model, kernels=INT8_COMPILED, is_owned=True)
+    assert own is not None, reason
+    assert kernels_of(own.network) == INT8_COMPILED
+    assert bits_of(own) == BATCH_INVARIANT
+    assert sum(isinstance(module, CompiledInt8) for module in own.network.modules()) == 2 * 4 + 1
+    left = [module for module in model.network.modules() if type(module) in (torch.nn.Linear, Conv1D)]
+    assert not left  # each weight is held once
+    wanted = tokens_in_slots(model, 4, PROMPTS, "int8")
+    assert tokens_in_slots(model, 1, PROMPTS[::-1], "int8") == wanted[::-1]
+
+
+def tokens_in_slots(model: Model, size: int, prompts: list[str], quantize: str | None = None) -> list[list[int]]:
     params = SamplingParams(max_new_tokens=12)
-    engine = make_engine(model, EngineOptions("continuous", batch_size=size))
+    engine = make_engine(model, EngineOptions("continuous", batch_size=size, quantize=quantize), is_owned=True)
     tokenizer = model.checkpoint.tokenizer
     rows = [
         Sequence(Request(i, str(i), text, params), 0, list(tokenizer(text)["input_ids"]))

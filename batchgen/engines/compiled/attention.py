@@ -81,7 +81,7 @@ def most_pages(begin, first, last):
 
 @inlined
 def find_pages(where, pages, head, own, prefixes):
-    """Write where pages are, `[N, 4]`: addresses of a head's keys, values and mask (or 0), and the number of columns."""
+    """Write where pages are, `[N, 4]`: addresses of a head's keys, values and mask (or 0), the number of columns."""
     keys_at, values_at, mask_at, num_own, times, kv_heads, page_size, column_bytes = own
     for n in range(len(pages)):
         number = pages[n]

@@ -36,12 +36,12 @@ class CompiledNorm(nn.Module):
         self.eps = eps
         self.register_buffer("weight", weight.detach().float().contiguous(), persistent=False)
         self.register_buffer("bias", None if bias is None else bias.detach().float().contiguous(), persistent=False)
-        self._loop = norm(_name_of(dtype), is_centered=bias is not None)
+        self._loop = norm(name_of(dtype), is_centered=bias is not None)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x, size = x.contiguous(), x.shape[-1]
         out = torch.empty_like(x)
-        given = (x.data_ptr(), self.weight.data_ptr(), _address(self.bias), out.data_ptr())
+        given = (x.data_ptr(), self.weight.data_ptr(), address(self.bias), out.data_ptr())
         in_parts(self._loop, x.numel() // size, size * NORM_COST, given, (size, self.eps))
         return out
 
@@ -51,7 +51,7 @@ class CompiledGate(nn.Module):
 
     def __init__(self, activation: str, dtype: torch.dtype) -> None:
         super().__init__()
-        self._loop = gate(_name_of(dtype), activation)
+        self._loop = gate(name_of(dtype), activation)
 
     def forward(self, inner: torch.Tensor) -> torch.Tensor:
         inner, size = inner.contiguous(), inner.shape[-1] // 2
@@ -74,7 +74,7 @@ class CompiledAttention:
         """Take the norms of queries and keys, if they have any."""
         self.plan = plan
         self.norms = norms
-        self._enter = entry(_name_of(dtype), plan.size, is_normed=norms is not None, is_turned=is_turned)
+        self._enter = entry(name_of(dtype), plan.size, is_normed=norms is not None, is_turned=is_turned)
 
     def __call__(
         self, mixed: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor] | None, layer: SlotLayer
@@ -92,7 +92,7 @@ class CompiledAttention:
         cosines, sines = turn or (None, None)
         norms = self.norms or (None, None)
         self._enter(
-            mixed.data_ptr(), _address(cosines), _address(sines), *(norm and norm.weight.data_ptr() for norm in norms),
+            mixed.data_ptr(), address(cosines), address(sines), *(norm and norm.weight.data_ptr() for norm in norms),
             query.data_ptr(), keys, values, view.page.data_ptr(), view.column.data_ptr(), rows, plan.queries, plan.keys,
             norms[0].eps if norms[0] else 0.0,
         )  # fmt: skip
@@ -116,14 +116,14 @@ def attend(
     rows, kv_heads, group, size = query.shape
     out = torch.empty_like(query) if out is None else out
     loop = attention(
-        _name_of(query.dtype), size, group, has_cap=extras.softcap is not None, has_sinks=extras.sinks is not None
+        name_of(query.dtype), size, group, has_cap=extras.softcap is not None, has_sinks=extras.sinks is not None
     )
     num_own = len(own.row_of_page)
     sinks = None if extras.sinks is None else extras.sinks.float()
     described = _described(prefixes, num_own) if prefixes else None
     given = (
         query.data_ptr(), own.keys.data_ptr(), own.values.data_ptr(), own.mask.data_ptr(), own.order.data_ptr(),
-        own.first.data_ptr(), _address(described), _address(sinks), out.data_ptr(),
+        own.first.data_ptr(), address(described), address(sinks), out.data_ptr(),
     )  # fmt: skip
     sizes = (kv_heads, num_own, own.times, len(prefixes), scaling, extras.softcap or 0.0)
     cost = 2 * PRODUCT_COST * PAGE * len(own.order) / rows * kv_heads * group * size
@@ -144,9 +144,9 @@ def _described(prefixes: list[PrefixPages], first: int) -> torch.Tensor:
 
 
 @lru_cache
-def _name_of(dtype: torch.dtype) -> str:
+def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _address(tensor: torch.Tensor | None) -> int | None:
+def address(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()

@@ -20,9 +20,9 @@ from transformers.pytorch_utils import Conv1D
 
 from batchgen.engines.continuous.packing import HiddenWeight, PackedLinear, can_pack
 from batchgen.engines.fused.block import Block
-from batchgen.engines.fused.product import Product, is_linear
+from batchgen.engines.fused.product import Product, bias_of, is_linear, weight_of
 from batchgen.engines.int8.network import is_quantized
-from batchgen.engines.int8.support import INT8
+from batchgen.engines.int8.support import INT8, INT8_COMPILED
 
 PLAIN, PACKED, PARTLY = "plain", "packed", "packed, except weights shared with the embedding"
 # With layers of `fused`: packed; packed except shared weights; not packed.
@@ -142,10 +142,10 @@ def unpack(loaded: nn.Module) -> None:
 
 def kernels_of(network: nn.Module) -> str:
     """Return which kernels a network's linear layers run on."""
-    if is_quantized(network):
-        return INT8
-    kinds = Counter(type(module) for module in network.modules())
     is_compiled = any(isinstance(module, Block) and module.step is not None for module in network.modules())
+    if is_quantized(network):
+        return INT8_COMPILED if is_compiled else INT8
+    kinds = Counter(type(module) for module in network.modules())
     names = WITH_LOOPS if is_compiled else WITH_BLOCKS if kinds[Block] else (PACKED, PARTLY, PLAIN)
     if not kinds[PackedLinear]:
         return names[2]
@@ -155,7 +155,7 @@ def kernels_of(network: nn.Module) -> str:
 def _pack(place: _Place, homes: dict[int, tuple[nn.Module, str]]) -> None:
     """Pack the layers at a place; the loaded network's layers then restore their weights from the packed one."""
     weights = [weight_of(layer) for layer in place.layers]
-    packed = PackedLinear(weights[0] if len(weights) == 1 else torch.cat(weights), _bias_of(place.layers), place.follow)
+    packed = PackedLinear(weights[0] if len(weights) == 1 else torch.cat(weights), bias_of(place.layers), place.follow)
     setattr(place.parent, place.name, packed)
     first = 0
     for layer in place.layers if not place.is_shared else ():
@@ -166,14 +166,6 @@ def _pack(place: _Place, homes: dict[int, tuple[nn.Module, str]]) -> None:
             setattr(parent, name, UnpackedLinear(packed, rows, is_conv1d=isinstance(layer, Conv1D)))
 
 
-def _bias_of(layers: list[Layer]) -> torch.Tensor | None:
-    """Return the bias `[O]` of layers side by side."""
-    if all(layer.bias is None for layer in layers):
-        return None
-    none = (torch.zeros_like(weight_of(layer)[:, 0]) for layer in layers)
-    return torch.cat([zeros if layer.bias is None else layer.bias for layer, zeros in zip(layers, none, strict=True)])
-
-
 def _homes(network: nn.Module) -> dict[int, tuple[nn.Module, str]]:
     """Map the id of each weight to its parent module and name in a network."""
     return {
@@ -182,11 +174,6 @@ def _homes(network: nn.Module) -> dict[int, tuple[nn.Module, str]]:
         for name, layer in parent.named_children()
         if is_linear(layer)
     }
-
-
-def weight_of(layer: Layer) -> torch.Tensor:
-    """Return the weight as a view `[O, I]`, whichever way the layer keeps it."""
-    return layer.weight.T if isinstance(layer, Conv1D) else layer.weight
 
 
 def _places(network: nn.Module) -> Iterator[_Place]:

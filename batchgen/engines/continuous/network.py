@@ -22,8 +22,8 @@ from batchgen.engines.continuous.row_rotary import rotate_by_row
 from batchgen.engines.continuous.same_bits import fix_bits
 from batchgen.engines.fused.recognize import fuse_layers
 from batchgen.engines.int8.calibrate import loud_columns
-from batchgen.engines.int8.network import quantize
-from batchgen.engines.int8.support import INT8
+from batchgen.engines.int8.network import Blocks, paths_of, quantize
+from batchgen.engines.int8.support import ALL_INT8, ANY_INT8, INT8_COMPILED
 from batchgen.engines.trial.ladder import are_known_wrong, find_bits, why_slots_fail
 from batchgen.model import Model
 from batchgen.model.layer_rules import layer_rules
@@ -49,8 +49,8 @@ def slot_network(
 
     If the run alone owns the model (`is_owned`), its weights are freed where they are packed, and restored from there;
     it then has one such network for good. `has_room` is asked about the bytes of copied weights. `kernels` are those
-    that a run was started with; only the user can choose `INT8`. With `is_exact`, rows get the same bits in any batch
-    if this machine supports it; `bits_of` says whether it does.
+    that a run was started with; only the user can choose `ANY_INT8`. With `is_exact`, rows get the same bits in any
+    batch if this machine supports it; `bits_of` says whether it does.
     """
     made = _found.setdefault(model.network, {})
     found = _at_hand(made, is_owned, (kernels, is_exact))
@@ -94,16 +94,17 @@ def _try(
     own = _build(model, names, is_exact=is_exact)
     loaded = model.network if is_owned else None
     problem = None
-    if kernels != INT8:
+    if kernels not in ALL_INT8:
         speed_up(own.network, loaded, has_room=has_room, kernels=kernels)
         problem = fix_bits(own.network) if is_exact else None
     if reason := why_slots_fail(model, own):
         del own  # also frees everything packed, except what is unpacked next
         unpack(model.network)
         return None, reason
-    if kernels == INT8:  # after the trial, which compares with the weights as they were loaded
+    if kernels in ALL_INT8:  # after the trial, which compares with the weights as they were loaded
         speed_up(own.network, kernels=PLAIN)
-        quantize(own.network, loaded, loud=loud_columns(model))
+        blocks = _int8_blocks(model) if names else None
+        quantize(own.network, loaded, loud=loud_columns(model), blocks=blocks)
         problem = fix_bits(own.network) if is_exact else None
     _bits[own.network] = find_bits(own, problem) if is_exact else bits_text("exactness is off")
     return own, None
@@ -116,10 +117,17 @@ def _ways(model: Model, kernels: str | None) -> list[Names]:
     """
     ways: list[Names] = []
     if can_pack(model.device, model.dtype):
-        pays = kernels in WITH_LOOPS or (kernels is None and model.network.num_parameters() >= LEAST_PARAMETERS)
+        is_large = model.network.num_parameters() >= LEAST_PARAMETERS
+        pays = kernels in (*WITH_LOOPS, INT8_COMPILED) or (kernels in (None, ANY_INT8) and is_large)
         ways += [WITH_LOOPS] if pays and why_not_compiled() is None else []
         ways += [WITH_BLOCKS] if kernels in (None, *WITH_LOOPS, *WITH_BLOCKS) else []
     return [*(names for names in ways if not any(are_known_wrong(model, kind) for kind in names)), ()]
+
+
+def _int8_blocks(model: Model) -> Blocks:
+    from batchgen.engines.compiled.int8 import CompiledInt8
+
+    return Blocks(lambda weight, follow: CompiledInt8(weight, follow, model.dtype), paths_of(model.network))
 
 
 def _build(model: Model, names: Names, *, is_exact: bool) -> Model:

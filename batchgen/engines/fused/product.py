@@ -41,6 +41,22 @@ def is_linear(module: nn.Module) -> bool:
     return type(module) in (nn.Linear, Conv1D)
 
 
+def weight_of(layer: nn.Module) -> torch.Tensor:
+    """Return the weight as a view `[O, I]`, whichever way the layer keeps it."""
+    weight = layer.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.T if isinstance(layer, Conv1D) else weight
+
+
+def bias_of(layers: Sequence[nn.Module]) -> torch.Tensor | None:
+    """Return the bias `[O]` of layers side by side."""
+    if all(layer.bias is None for layer in layers):
+        return None
+    given = (layer.bias if isinstance(layer.bias, torch.Tensor) else None for layer in layers)
+    none = (torch.zeros_like(weight_of(layer)[:, 0]) for layer in layers)
+    return torch.cat([zeros if bias is None else bias.detach() for bias, zeros in zip(given, none, strict=True)])
+
+
 def activation_name(module: nn.Module) -> str | None:
     """Return which of `ACTIVATIONS` a module computes; None if it computes none of them."""
     x = torch.linspace(-8, 8, 201)

@@ -20,6 +20,7 @@ PACKED_ROWS = 64  # the number of rows that a packed weight is laid out for
 OUTPUTS_AT_ONCE = 1024  # outputs of a weight that are quantized together
 # Number of inputs that share a scale in layers with fewer outputs than inputs (docs/decisions.md).
 LARGEST_GROUP, SMALLEST_GROUP, STEP = 384, 128, 32
+NO_ZERO_POINTS = torch.zeros(1, dtype=torch.int64)  # of weights, which are signed
 LEAST_PEAK = 1e-30  # for a row or column of zeros, whose scale would be 0
 
 
@@ -100,7 +101,7 @@ class Int8Group:
 
     def product(self, integers: torch.Tensor) -> torch.Tensor:
         """Multiply unsigned `[N, I]` with the weights and their scales: `[N, O]` in float32."""
-        return int8_linear(integers, ZERO_POINT, self.packed, self.scale, torch.float32)
+        return int8_linear(integers, ZERO_POINT, self.packed, self.scale, NO_ZERO_POINTS, torch.float32)
 
     def of_outputs(self, outputs: torch.Tensor) -> torch.Tensor:
         num_inputs, num_outputs = self.packed.shape
@@ -136,6 +137,11 @@ class Int8Weight:
             for part, some in zip(weight.chunk(number, 1), spared.chunk(number), strict=True)
         ]
         return cls(tuple(groups), None if bias is None else bias.detach().float(), loud)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The number of outputs and of inputs."""
+        return len(self.groups[0].scale), sum(group.packed.shape[0] for group in self.groups)
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         """Return `[N, I]` -> `[N, O]`, in the dtype of `x`."""
@@ -190,7 +196,11 @@ class Int8Product:
         return output if self._last == 0 else output[..., columns]
 
 
-class Int8Linear(nn.Module):
+class QuantizedLayer(nn.Module):
+    """A layer in 8-bit integers."""
+
+
+class Int8Linear(QuantizedLayer):
     """A layer `[…, I]` -> `[…, O]`: some columns of a product that it may share with other layers."""
 
     def __init__(self, product: Int8Product, number: int, first: int, out_features: int, in_features: int) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
@@ -10,8 +11,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from batchgen.engines.fused.product import Product, bias_of, is_linear, weight_of
 from batchgen.engines.int8.embedding import look_up_in
-from batchgen.engines.int8.linear import Int8Linear, Int8Product, Int8Weight
+from batchgen.engines.int8.linear import Int8Linear, Int8Product, Int8Weight, QuantizedLayer
 
 NOTHING: Mapping[str, torch.Tensor] = MappingProxyType({})
 # Layers that read the same input, in the order in which a forward calls them.
@@ -21,13 +23,20 @@ READ_WHOLE = ("dt_proj",)  # Mamba multiplies with this layer's weight itself
 
 
 def quantize(
-    network: nn.Module, loaded: nn.Module | None = None, *, loud: Mapping[str, torch.Tensor] = NOTHING
+    network: nn.Module,
+    loaded: nn.Module | None = None,
+    *,
+    loud: Mapping[str, torch.Tensor] = NOTHING,
+    blocks: Blocks | None = None,
 ) -> None:
     """Replace all linear layers and the embedding of a network, and of `loaded`, with layers in 8-bit integers.
 
     `loaded` shares the network's tensors and is given if nothing else needs it: each layer's own weight is then freed
-    before the next one is quantized. `loud` are inputs that stay in float32, by the path of a layer.
+    before the next one is quantized. `loud` are inputs that stay in float32, by the path of a layer. `blocks` are given
+    if the network has blocks of `fused`.
     """
+    if blocks:
+        _quantize_blocks(network, loaded, loud, blocks)
     embeddings = [layer for each in (network, loaded) for layer in _input_embeddings(each)]
     for path, names in list(_groups(network)):
         parent = network.get_submodule(path)
@@ -41,8 +50,26 @@ def quantize(
                     setattr(owner, name, layer)
         if is_tied:
             look_up_in(layers[0].product.weight, embeddings)
+        if blocks and len(names) == 1:
+            setattr(parent, names[0], blocks.make(layers[0].product.weight, ""))
     if embeddings and _number_of_users(network, embeddings[0].weight) == 1:
         look_up_in(Int8Weight.of(embeddings[0].weight.detach(), None), embeddings)
+
+
+def _quantize_blocks(
+    network: nn.Module, loaded: nn.Module | None, loud: Mapping[str, torch.Tensor], blocks: Blocks
+) -> None:
+    for parent in list(network.modules()):
+        for name, product in list(parent.named_children()):
+            if isinstance(product, Product):
+                paths = [blocks.paths[id(layer.weight)] for layer in product.layers]
+                layers = _quantized(list(product.layers), loud.get(paths[0]))
+                setattr(parent, name, blocks.make(layers[0].product.weight, product.follow))
+                del product
+                for path, layer in zip(paths, layers, strict=True):
+                    owner, _, child = path.rpartition(".")
+                    if loaded is not None:
+                        setattr(loaded.get_submodule(owner), child, layer)
 
 
 def _input_embeddings(network: nn.Module | None) -> list[nn.Embedding]:
@@ -54,8 +81,21 @@ def _number_of_users(network: nn.Module, weight: torch.Tensor) -> int:
     return sum(any(own is weight for own in module.parameters(recurse=False)) for module in network.modules())
 
 
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """How to make a product of blocks, from a weight and what follows it; and the paths of weights, by their ids."""
+
+    make: Callable[[Int8Weight, str], nn.Module]
+    paths: Mapping[int, str]
+
+
+def paths_of(network: nn.Module) -> dict[int, str]:
+    """Return the path of each linear layer, by the id of its weight."""
+    return {id(layer.weight): path for path, layer in network.named_modules() if is_linear(layer)}
+
+
 def is_quantized(network: nn.Module) -> bool:
-    return any(type(module) is Int8Linear for module in network.modules())
+    return any(isinstance(module, QuantizedLayer) for module in network.modules())
 
 
 def _groups(network: nn.Module) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -73,7 +113,7 @@ def _groups(network: nn.Module) -> Iterator[tuple[str, tuple[str, ...]]]:
 def _fit(parent: nn.Module, names: tuple[str, ...]) -> bool:
     """Whether layers can be merged: same number of inputs, and all or none have a bias, or scales of their own."""
     layers = [parent.get_submodule(name) for name in names]
-    kinds = {(_weight_of(layer).shape[1], layer.bias is None, _given_scales([layer]) is None) for layer in layers}
+    kinds = {(weight_of(layer).shape[1], layer.bias is None, _given_scales([layer]) is None) for layer in layers}
     return len(kinds) == 1
 
 
@@ -85,10 +125,9 @@ def _given_scales(layers: list[nn.Module]) -> torch.Tensor | None:
 
 
 def _quantized(layers: list[nn.Module], places: torch.Tensor | None) -> list[Int8Linear]:
-    weights = [_weight_of(layer).detach() for layer in layers]
-    biases = [layer.bias for layer in layers if isinstance(layer.bias, torch.Tensor)]
+    weights = [weight_of(layer).detach() for layer in layers]
     whole = weights[0] if len(weights) == 1 else torch.cat(weights)  # [O, I]
-    bias = torch.cat([bias.detach() for bias in biases]) if biases else None
+    bias = bias_of(layers)
     product = Int8Product(Int8Weight.of(whole, bias, places, _given_scales(layers)), len(layers))
     made, first = [], 0
     for number, weight in enumerate(weights):
@@ -96,10 +135,3 @@ def _quantized(layers: list[nn.Module], places: torch.Tensor | None) -> list[Int
         made[-1].weight = weight.new_empty(0, weight.shape[1])  # Mamba reads the dtype of an output layer's weight
         first += len(weight)
     return made
-
-
-def _weight_of(layer: nn.Module) -> torch.Tensor:
-    """Return the weight as a view `[O, I]`, whichever way the layer keeps it."""
-    weight = layer.weight
-    assert isinstance(weight, torch.Tensor)
-    return weight.T if isinstance(layer, Conv1D) else weight

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from batchgen.model.config_view import ConfigView
 
 INT8 = "int8"
+INT8_COMPILED = "int8, compiled"  # with loops of `compiled`
+ANY_INT8 = "any int8"  # whichever of these is faster
+ALL_INT8 = (INT8, INT8_COMPILED, ANY_INT8)
 
 
 def why_no_int8(device_type: str) -> str | None:
