@@ -132,7 +132,7 @@ def _usage_in_one_line(program: Commands, typed: tuple[str, ...], context: Any =
             typer.echo(FIRST_WORDS if sys.stderr.isatty() else error.format_message(), err=True)
             raise typer.Exit(UsageError.exit_code) from None
         command = context.invoked_subcommand if context else None
-        if unknown := getattr(error, "possibilities", None) is not None and getattr(error, "option_name", None):
+        if unknown := hasattr(error, "possibilities") and getattr(error, "option_name", None):
             flags = {name: [flag for item in each.params for flag in (*item.opts, *item.secondary_opts)]
                      for name, each in program.commands.items()}  # fmt: skip
             reason = error.message + option_hint(unknown, command or "", typed[1:], flags)

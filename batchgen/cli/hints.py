@@ -16,7 +16,7 @@ ELSEWHERE = {
     "--beams": "--num-beams", "--beam-size": "--num-beams", "--do-sample": "--temperature", "--gpu": "--device",
     "--gpus": "--device", "--cuda": "--device", "--precision": "--dtype", "--force": "--overwrite",
     "--outfile": "--output", "--max-len": "--max-new-tokens", "--json": "--format", "--jsonl": "--format",
-    "--csv": "--format", "--tsv": "--format", "--parquet": "--format",
+    "--csv": "--format", "--tsv": "--format", "--parquet": "--format", "-m": "--model",
 }  # fmt: skip
 # Short names for the choices of an option.
 SHORT = {
@@ -24,7 +24,7 @@ SHORT = {
     "ndjson": "jsonl", "txt": "text", "db": "sqlite",
 }  # fmt: skip
 ADAPTERS = ("--adapter", "--adapters", "--lora", "--lora-modules", "--lora-path", "--peft")
-INPUTS = ("--input", "--inputs", "--file", "--files", "--prompts")
+INPUTS = ("-f", "-i", "--input", "--inputs", "--file", "--files", "--prompts")
 
 
 def option_hint(given: str, command: str, words: Sequence[str], flags: Mapping[str, Sequence[str]]) -> str:
@@ -83,6 +83,8 @@ def near_options(given: str, flags: Iterable[str]) -> list[str]:
     name = given.lower().replace("_", "-")
     if name in long:
         return [name]
+    if len(name) < len("--") + 1 and name not in ELSEWHERE:
+        return []
     meant = {letters(other): flag for other, flag in [*ELSEWHERE.items(), *zip(long, long, strict=True)]}
     if (flag := meant.get(letters(name))) in long:
         return [flag]

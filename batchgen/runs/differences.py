@@ -66,7 +66,7 @@ def _shown(name: str, value: Any, other: Any) -> str | None:
 
 
 def _written(value: Any) -> str:
-    """A value as JSON; what an option that can be repeated was given is separated by commas."""
+    """A value as JSON, in single quotes if it has double ones; several values of an option are separated by commas."""
     if isinstance(value, list):
         return ", ".join(map(_as_json, value))
     if isinstance(value, dict):
@@ -75,6 +75,8 @@ def _written(value: Any) -> str:
 
 
 def _as_json(value: Any) -> str:
+    if isinstance(value, str) and '"' in value and "'" not in value and value.isprintable():
+        return f"'{value}'"  # such as a schema
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -54,6 +54,21 @@ def test_one_dash_too_few_is_seen_in_what_was_typed() -> None:
     assert option_hint("-m", "run", ["run", "-model", "bundled"], FLAGS) == " (did you mean --model?)"
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["-o", "x.jsonl", "run", "p.txt"], "No such option: -o (put -o after run)"),
+        (["-p", "hi"], "No such option: -p (it belongs to run: batchgen run -p …)"),
+        (["run", "-m", "bundled"], "No such option: -m (did you mean --model?)"),
+        (["run", "-model", "bundled"], "No such option: -m (did you mean --model?)"),
+        (["run", "-f", "p.txt"], "No such option: -f (inputs have no flag: batchgen run FILE)"),
+        (["run", "-n", "5"], "No such option: -n; see"),  # of samples, or of tokens
+    ],
+)
+def test_short_options_have_hints_too(words: list[str], hint: str) -> None:
+    assert hint in failure(invoke(*words), 2)
+
+
 def test_inputs_have_no_flag() -> None:
     assert option_hint("--input", "run", ["run", "--input"], FLAGS) == " (inputs have no flag: batchgen run FILE)"
 

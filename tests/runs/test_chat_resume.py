@@ -139,6 +139,7 @@ def test_a_run_that_is_killed_ends_with_the_same_bytes(tmp_path: Path, template:
         (["--system", "Hi"], ["--chat"], 'with --system "Hi", but now without it'),
         (["--chat"], [], "with --chat, but now without it"),
         ([], ["--chat-template-arg", "a=1"], "without --chat-template-arg, but now it is a=1"),
+        ([], ["--json-schema", '{"a":1}'], """without --json-schema, but now it is '{"a":1}'"""),
         ([], ["--no-split-reasoning"], "with --split-reasoning, but now without it"),
         ([], ["--logit-bias", "13=-5", "--logit-bias", "9=2"], "without --logit-bias, but now it is 9=2.0, 13=-5.0"),
     ],
