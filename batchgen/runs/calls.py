@@ -164,9 +164,11 @@ def _target(output: Path, keywords: Keywords, *, resume: bool, overwrite: bool) 
 
 
 def job_of(prompts: Prompt | Iterable[Prompt], model: str | Model | None, keywords: Keywords, **more: Any) -> Job:
-    """Make a job from rows passed by the caller; its results are returned to the caller."""
-    items = [prompts] if isinstance(prompts, str | Mapping) else prompts
-    rows = (_to_row(item, number) for number, item in enumerate(items))
+    """Make a job from rows passed by the caller; its results are returned to the caller.
+
+    Raises `TypeError` for anything but rows.
+    """
+    rows = (_to_row(item, number) for number, item in enumerate(_items(prompts)))
     return _make_job(GivenPrompts(rows, say=warn), model, keywords, **more)
 
 
@@ -192,6 +194,15 @@ def _make_job(
         **keywords.of("too_long", "parse_special"),
         **more,
     )
+
+
+def _items(prompts: object) -> Iterable[object]:
+    if isinstance(prompts, str | Mapping):
+        return [prompts]
+    if not isinstance(prompts, Iterable) or isinstance(prompts, bytes | bytearray):
+        kind = type(prompts).__name__
+        raise TypeError(f"prompts must be a text, an object such as {{'prompt': 'a'}} or a list of these, not {kind}")
+    return prompts
 
 
 def _to_row(item: object, number: int) -> Row:

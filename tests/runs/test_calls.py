@@ -127,3 +127,9 @@ def test_editors_are_told_every_option_of_the_records() -> None:
     assert set(SamplingOptions.__annotations__) == {field.name for field in fields(SamplingParams)}
     engine = {field.name for field in fields(EngineOptions)}
     assert engine <= set(GenerateOptions.__annotations__) <= set(FileOptions.__annotations__)
+
+
+@pytest.mark.parametrize("prompts", [None, 5, b"My dog is"], ids=str)
+def test_what_holds_no_prompts_is_named(prompts: object) -> None:
+    with pytest.raises(TypeError, match=f"prompts must be a text, .* not {type(prompts).__name__}"):
+        batchgen.generate(prompts, "bundled")  # type: ignore[arg-type]
