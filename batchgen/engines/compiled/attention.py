@@ -48,25 +48,24 @@ def attention(dtype: str, head_size: int, group: int, *, has_cap: bool, has_sink
         query_, keys_at, values_at, mask_at, order_, begin_, prefixes_, sinks_, out_, first, last, kv_heads, num_own,
         times, num_prefixes, scaling, cap,
     ):  # fmt: skip
-        shape = (last, kv_heads, num_queries, size)
+        shape = (last, kv_heads * num_queries, size)
         query, out = carray(query_, shape), carray(out_, shape)
         begin = carray(begin_, (last + 1,))
-        order, sinks = carray(order_, (begin[last],)), carray(sinks_, (kv_heads, num_queries))
+        order, sinks = carray(order_, (begin[last],)), carray(sinks_, (kv_heads * num_queries,))
         prefixes = carray(prefixes_, (num_prefixes, fields))
         own = (keys_at, values_at, mask_at, num_own, times, kv_heads, page_size, size * item)
-        longest = most_pages(begin, first, last)
-        scores, where = np.empty((num_queries, longest * page_size), np.float32), np.empty((longest, 4), np.int64)
-        scaled, sums = np.empty((num_queries, size), np.float32), np.empty((num_queries, size), np.float32)
+        longest, heads = most_pages(begin, first, last), kv_heads * num_queries
+        scores, where = np.empty((heads, longest * page_size), np.float32), np.empty((longest, 5), np.int64)
+        scaled, sums = np.empty((heads, size), np.float32), np.empty((heads, size), np.float32)
         for row in range(first, last):
             pages = order[begin[row] : begin[row + 1]]
-            for h in range(kv_heads):
-                find_pages(where, pages, h, own, prefixes)
-                scale(query[row, h], scaling, scaled, sums)
-                score(scores, scaled, where[: len(pages)], (page_size, size), kind, cap, has_cap)
-                for g in range(num_queries):
-                    weigh(scores[g], len(pages), page_size, sinks[h, g] if has_sinks else f4(-np.inf), has_sinks)
-                add_values(sums, scores, where[: len(pages)], (page_size, size), kind)
-                store(sums, out[row, h])
+            find_pages(where, pages, own, prefixes)
+            scale(query[row], scaling, scaled, sums)
+            score(scores, scaled, where[: len(pages)], (kv_heads, page_size, size), kind, cap, has_cap)
+            for h in range(heads):
+                weigh(scores[h], len(pages), page_size, sinks[h] if has_sinks else f4(-np.inf), has_sinks)
+            add_values(sums, scores, where[: len(pages)], (kv_heads, page_size, size), kind)
+            store(sums, out[row])
 
     return run
 
@@ -80,71 +79,80 @@ def most_pages(begin, first, last):
 
 
 @inlined
-def find_pages(where, pages, head, own, prefixes):
-    """Write where pages are, `[N, 4]`: addresses of a head's keys, values and mask (or 0), the number of columns."""
+def find_pages(where, pages, own, prefixes):
+    """Write where pages are, `[N, 5]`: addresses of keys, values and mask (or 0), columns, and bytes of a head."""
     keys_at, values_at, mask_at, num_own, times, kv_heads, page_size, column_bytes = own
     for n in range(len(pages)):
         number = pages[n]
         if number < num_own:
-            place = (number // times * kv_heads + head) * page_size * column_bytes
-            where[n] = keys_at + place, values_at + place, mask_at + number * page_size * FLOAT_BYTES, page_size
+            place, hidden = (
+                number // times * kv_heads * page_size * column_bytes,
+                mask_at + number * page_size * FLOAT_BYTES,
+            )
+            where[n] = keys_at + place, values_at + place, hidden, page_size, page_size * column_bytes
         else:
             k = len(prefixes) - 1
             while prefixes[k, 0] > number:
                 k -= 1
             first, num_pages, its_keys_at, its_values_at, length, seen, its_mask_at, mask_length = prefixes[k]
             row, page = divmod(number - first, num_pages)
-            place = (head * length + page * page_size) * column_bytes
+            place, count = page * page_size * column_bytes, min(page_size, seen - page * page_size)
             hidden = its_mask_at + (row * mask_length + page * page_size) * FLOAT_BYTES if its_mask_at != 0 else 0
-            where[n] = its_keys_at + place, its_values_at + place, hidden, min(page_size, seen - page * page_size)
+            where[n] = its_keys_at + place, its_values_at + place, hidden, count, length * column_bytes
 
 
 @inlined
 def scale(query, scaling, scaled, sums):
-    """Write scaled queries `[G, D]` to `scaled`, and zeros to `sums`."""
-    for g in range(query.shape[0]):
+    """Write scaled queries `[H, D]` to `scaled`, and zeros to `sums`."""
+    for h in range(query.shape[0]):
         for i in range(query.shape[1]):
-            scaled[g, i] = wide(query[g, i]) * scaling
-            sums[g, i] = f4(0)
+            scaled[h, i] = wide(query[h, i]) * scaling
+            sums[h, i] = f4(0)
 
 
 @inlined
 def store(sums, out):
-    for g in range(sums.shape[0]):
+    for h in range(sums.shape[0]):
         for i in range(sums.shape[1]):
-            out[g, i] = stored(sums[g, i], out)
+            out[h, i] = stored(sums[h, i], out)
 
 
 @inlined
 def score(scores, scaled, where, shape, kind, cap, has_cap):
-    """Write the scores of all columns, `[G, N * PAGE]`; those of hidden columns are the lowest float32."""
+    """Write the scores of all columns, `[H, N * PAGE]`; those of hidden columns are the lowest float32."""
+    kv_heads, page_size, size = shape
+    group = len(scaled) // kv_heads
     for n in range(len(where)):
-        keys, start, num_columns = carray(at(where[n, 0]), shape, kind), n * shape[0], where[n, 3]
-        for c in range(num_columns):
-            for g in range(scaled.shape[0]):
-                total = f4(0)
-                for i in range(shape[1]):
-                    total += scaled[g, i] * wide(keys[c, i])
-                scores[g, start + c] = total
-        if has_cap:
-            cap_scores(scores, start, num_columns, cap)
+        start, num_columns = n * page_size, where[n, 3]
+        mask = carray(at(where[n, 2]), (num_columns,), np.float32)
         if where[n, 2] != 0:
-            hide(scores, start, carray(at(where[n, 2]), (num_columns,), np.float32))
-        scores[:, start + num_columns : start + shape[0]] = f4(-np.inf)
+            num_columns = where[n, 3] = last_seen(mask)
+        for k in range(kv_heads):
+            keys = carray(at(where[n, 0] + k * where[n, 4]), (page_size, size), kind)
+            for c in range(num_columns):
+                for h in range(k * group, (k + 1) * group):
+                    total = f4(0)
+                    for i in range(size):
+                        total += scaled[h, i] * wide(keys[c, i])
+                    scores[h, start + c] = total
+        for h in range(len(scaled)):
+            if has_cap:
+                for c in range(start, start + num_columns):
+                    scores[h, c] = tanh(scores[h, c] / cap) * cap
+            if where[n, 2] != 0:
+                for c in range(num_columns):
+                    scores[h, start + c] += mask[c]
+            for c in range(start + num_columns, start + page_size):
+                scores[h, c] = f4(-np.inf)
 
 
 @inlined
-def cap_scores(scores, start, num_columns, cap):
-    for g in range(scores.shape[0]):
-        for c in range(start, start + num_columns):
-            scores[g, c] = tanh(scores[g, c] / cap) * cap
-
-
-@inlined
-def hide(scores, start, mask):
-    for g in range(scores.shape[0]):
-        for c in range(len(mask)):
-            scores[g, start + c] += mask[c]
+def last_seen(mask):
+    """Return how many columns to look at: up to the last that is seen, in whole fours, as `add_values` adds them."""
+    count = len(mask)
+    while count > 0 and mask[count - 1] < f4(0):
+        count -= 1
+    return min(len(mask), (count + 3) // 4 * 4)
 
 
 @inlined
@@ -170,14 +178,18 @@ def weigh(scores, num_pages, page_size, sink, has_sink):
 @inlined
 def add_values(sums, scores, where, shape, kind):
     """Add all columns' values, weighted, four columns at a time."""
+    kv_heads, page_size, size = shape
+    group = len(sums) // kv_heads
     for n in range(len(where)):
-        values, start, num_columns = carray(at(where[n, 1]), shape, kind), n * shape[0], where[n, 3]
-        for g in range(sums.shape[0]):
-            for c in range(0, num_columns - 3, 4):
-                w0, w1, w2, w3 = scores[g, start + c : start + c + 4]
-                for i in range(shape[1]):
-                    left = w0 * wide(values[c, i]) + w1 * wide(values[c + 1, i])
-                    sums[g, i] += left + (w2 * wide(values[c + 2, i]) + w3 * wide(values[c + 3, i]))
-            for c in range(num_columns // 4 * 4, num_columns):
-                for i in range(shape[1]):
-                    sums[g, i] += scores[g, start + c] * wide(values[c, i])
+        start, num_columns = n * page_size, where[n, 3]
+        for k in range(kv_heads):
+            values = carray(at(where[n, 1] + k * where[n, 4]), (page_size, size), kind)
+            for h in range(k * group, (k + 1) * group):
+                for c in range(0, num_columns - 3, 4):
+                    w0, w1, w2, w3 = scores[h, start + c : start + c + 4]
+                    for i in range(size):
+                        left = w0 * wide(values[c, i]) + w1 * wide(values[c + 1, i])
+                        sums[h, i] += left + (w2 * wide(values[c + 2, i]) + w3 * wide(values[c + 3, i]))
+                for c in range(num_columns // 4 * 4, num_columns):
+                    for i in range(size):
+                        sums[h, i] += scores[h, start + c] * wide(values[c, i])

@@ -13,7 +13,7 @@ import torch
 if TYPE_CHECKING:
     from batchgen.engines.compiled.compiling import Kernel
 
-WORTH_A_THREAD = 100_000  # nanoseconds of work that a thread must get: waking it takes a third of that
+WORTH_A_THREAD = 250_000  # nanoseconds of work that a thread must get: waking it takes some 50,000
 
 
 def in_parts(loop: Kernel, num_rows: int, row_cost: float, given: tuple[Any, ...], sizes: tuple[Any, ...]) -> None:
