@@ -20,6 +20,7 @@ from batchgen.engines.compiled.support import cache_folder, why_not_compiled
 from batchgen.engines.continuous import network
 from batchgen.engines.continuous.linear import COMPILED, FUSED, kernels_of
 from batchgen.engines.continuous.network import bits_of, slot_network
+from batchgen.engines.fused.block import Block
 from batchgen.engines.fused.product import ACTIVATIONS, ADD
 from batchgen.engines.int8.linear import Int8Weight
 from batchgen.engines.int8.support import INT8_COMPILED
@@ -159,8 +160,8 @@ def test_loops_that_fail_their_trial_leave_fused_layers(
     def compile_wrongly(model: Model) -> int:
         count = compile_blocks(model)
         for module in model.network.modules():
-            if isinstance(module, CompiledNorm):
-                module.weight.mul_(2)
+            if isinstance(module, Block) and module.in_steps:
+                module.in_steps.norm.weight.mul_(2)  # type: ignore[operator]
         return count
 
     monkeypatch.setattr(network, "LEAST_PARAMETERS", 0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from ctypes import addressof, c_int64
 
 import torch
-from torch.nn.functional import pad
 
 from batchgen.engines.compiled.integers import finish, quantize
 from batchgen.engines.compiled.layers import address, name_of
@@ -13,9 +12,9 @@ from batchgen.engines.compiled.rows import GELU_TANH
 from batchgen.engines.compiled.threads import in_parts
 from batchgen.engines.fused.product import ACTIVATIONS
 from batchgen.engines.int8.linear import Int8Weight, QuantizedLayer
+from batchgen.model.private import packed_linear
 
 QUANTIZE_COST, FINISH_COST = 0.2, 0.3  # nanoseconds per number of one thread, to decide how many to use
-LOUD_AT_ONCE = 4  # inputs that the loop multiplies together
 
 
 class CompiledInt8(QuantizedLayer):
@@ -25,26 +24,21 @@ class CompiledInt8(QuantizedLayer):
     """
 
     counted: torch.Tensor
-    loud: torch.Tensor
 
     def __init__(self, weight: Int8Weight, follow: str, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight8 = weight
         self.out_features, self.in_features = weight.shape
-        counted, places = torch.ones(self.in_features), torch.zeros(0, dtype=torch.int64)
-        loud = torch.zeros(0, self.out_features)
+        counted, self._places = torch.ones(self.in_features), torch.zeros(0, dtype=torch.int64)
         if weight.loud is not None:
-            places = weight.loud.places
-            counted[places] = 0
-            loud = weight.loud.of_outputs(torch.arange(self.out_features)).T
-        spare = -len(places) % LOUD_AT_ONCE  # inputs with weights of 0
+            self._places = weight.loud.places
+            counted[self._places] = 0
         self.register_buffer("counted", counted, persistent=False)
-        self.register_buffer("loud", pad(loud, (0, 0, 0, spare)).contiguous(), persistent=False)
-        self._places = pad(places, (0, spare))
         self._then = ACTIVATIONS.get(follow) if follow != GELU_TANH else None
         name, activation = name_of(dtype), follow if follow == GELU_TANH else ""
         self._quantize = quantize(name)
-        self._finish = [finish(name, activation, has_bias=weight.bias is not None, adds=adds) for adds in (False, True)]
+        has = {"has_start": weight.loud is not None, "has_bias": weight.bias is not None}
+        self._finish = [finish(name, activation, **has, adds=adds) for adds in (False, True)]
 
     def forward(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
         """Add `other` `[…, O]` to the product, if it is given."""
@@ -58,16 +52,21 @@ class CompiledInt8(QuantizedLayer):
         integers = x.new_empty(groups, rows, inputs // groups, dtype=torch.uint8)
         scales = x.new_empty(groups, rows, dtype=torch.float32)
         out = x.new_empty(*x.shape[:-1], outputs)
+        loud = x.new_empty(rows, len(self._places), dtype=torch.float32)
         given: tuple[int | None, ...]
-        given = (x.data_ptr(), integers.data_ptr(), scales.data_ptr(), self.counted.data_ptr())
-        in_parts(self._quantize, rows, inputs * QUANTIZE_COST, given, (rows, inputs, groups))
+        given = (
+            x.data_ptr(), integers.data_ptr(), scales.data_ptr(), self.counted.data_ptr(), self._places.data_ptr(),
+            loud.data_ptr(),
+        )  # fmt: skip
+        sizes = (rows, inputs, groups, len(self._places))
+        in_parts(self._quantize, rows, inputs * QUANTIZE_COST, given, sizes)
+        start = None if weight.loud is None else packed_linear(loud, weight.loud.packed, None)
         products = [group.product(some) for group, some in zip(weight.groups, integers, strict=True)]
         addresses = (c_int64 * groups)(*(product.data_ptr() for product in products))
         given = (
-            x.data_ptr(), self._places.data_ptr(), self.loud.data_ptr(), addressof(addresses), scales.data_ptr(),
-            address(weight.bias), address(other), out.data_ptr(),
+            addressof(addresses), scales.data_ptr(), address(start), address(weight.bias), address(other),
+            out.data_ptr(),
         )  # fmt: skip
-        cost = outputs * FINISH_COST * (groups + len(self.loud) / LOUD_AT_ONCE)
-        sizes = (rows, inputs, outputs, groups, len(self.loud))
-        in_parts(self._finish[other is not None], rows, cost, given, sizes)
+        cost = outputs * FINISH_COST * groups
+        in_parts(self._finish[other is not None], rows, cost, given, (rows, outputs, groups))
         return out

@@ -34,16 +34,20 @@ LEAST_PEAK = 1e-30  # of a row of zeros, whose scale would be 0
 def quantize(dtype: str) -> Kernel:
     """Quantize rows `[N, I]` to unsigned integers around `ZERO_POINT`, `[G, N, I / G]`, with scales `[G, N]`.
 
-    Columns that are 0 in counted `[I]` do not count for the scales, and their integers mean nothing.
+    Columns that are 0 in counted `[I]` do not count for the scales, and their integers mean nothing: those at places
+    `[K]` are copied to loud `[N, K]`.
     """
     most, zero_point = f4(MOST), f4(ZERO_POINT)
 
-    @compiled(STORED[dtype], BYTES, FLOAT, FLOAT, INTEGER, INTEGER, INTEGER, INTEGER, INTEGER)
-    def run(x_, integers_, scales_, counted_, first, last, rows, size, groups):
+    @compiled(STORED[dtype], BYTES, FLOAT, FLOAT, INTEGERS, FLOAT, *[INTEGER] * 6)
+    def run(x_, integers_, scales_, counted_, places_, loud_, first, last, rows, size, groups, num_loud):
         part = size // groups
+        whole, places, loud = carray(x_, (rows, size)), carray(places_, (num_loud,)), carray(loud_, (rows, num_loud))
         x, integers = carray(x_, (rows, groups, part)), carray(integers_, (groups, rows, part))
         scales, counted = carray(scales_, (groups, rows)), carray(counted_, (groups, part))
         for row in range(first, last):
+            for k in range(num_loud):
+                loud[row, k] = wide(whole[row, places[k]])
             for group in range(groups):
                 peak = largest(x[row, group], counted[group])
                 scales[group, row] = peak / most
@@ -66,29 +70,22 @@ def largest(x, counted):
 
 
 @lru_cache
-def finish(dtype: str, activation: str, *, has_bias: bool, adds: bool) -> Kernel:
+def finish(dtype: str, activation: str, *, has_start: bool, has_bias: bool, adds: bool) -> Kernel:
     """Scale and add the products of groups of inputs: `[N, O]`, in the order of the groups.
 
-    products `[G]` are the addresses of `[N, O]`, scales are `[G, N]`. The inputs `[N, I]` at places `[K]`, which
-    the integers leave out, are multiplied here, with loud `[K, O]`. A bias `[O]`, an activation and another tensor
-    `[N, O]` come last. K is a multiple of 4.
+    products `[G]` are the addresses of `[N, O]`, scales are `[G, N]`. A start `[N, O]` comes first; a bias `[O]`, an
+    activation and another tensor `[N, O]` come last.
     """
     is_gelu = activation == GELU_TANH
 
-    @compiled(
-        STORED[dtype], INTEGERS, FLOAT, INTEGERS, FLOAT, FLOAT, STORED[dtype], STORED[dtype], *[INTEGER] * 7
-    )  # fmt: skip
-    def run(
-        x_, places_, loud_, products_, scales_, bias_, other_, out_, first, last, rows, inputs, size, groups, num_loud
-    ):  # fmt: skip
-        x, places, loud = carray(x_, (rows, inputs)), carray(places_, (num_loud,)), carray(loud_, (num_loud, size))
+    @compiled(INTEGERS, FLOAT, FLOAT, FLOAT, STORED[dtype], STORED[dtype], *[INTEGER] * 5)
+    def run(products_, scales_, start_, bias_, other_, out_, first, last, rows, size, groups):
         products, scales, bias = carray(products_, (groups,)), carray(scales_, (groups, rows)), carray(bias_, (size,))
-        other, out = carray(other_, (rows, size)), carray(out_, (rows, size))
+        start, other, out = carray(start_, (rows, size)), carray(other_, (rows, size)), carray(out_, (rows, size))
         sums = np.empty(size, np.float32)
         for row in range(first, last):
             for i in range(size):
-                sums[i] = f4(0)
-            add_loud(sums, x[row], places, loud)
+                sums[i] = start[row, i] if has_start else f4(0)
             for group in range(groups):
                 product, scale = carray(at(products[group]), (rows, size), np.float32), scales[group, row]
                 for i in range(size):
@@ -100,13 +97,3 @@ def finish(dtype: str, activation: str, *, has_bias: bool, adds: bool) -> Kernel
                 out[row, i] = stored(value + wide(other[row, i]) if adds else value, out)
 
     return run
-
-
-@inlined
-def add_loud(sums, x, places, loud):
-    """Add the inputs at places, times their weights, four inputs at a time."""
-    for k in range(0, len(places), 4):
-        a, b = wide(x[places[k]]), wide(x[places[k + 1]])
-        c, d = wide(x[places[k + 2]]), wide(x[places[k + 3]])
-        for i in range(len(sums)):
-            sums[i] += (a * loud[k, i] + b * loud[k + 1, i]) + (c * loud[k + 2, i] + d * loud[k + 3, i])

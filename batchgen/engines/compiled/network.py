@@ -9,7 +9,7 @@ from torch import nn
 
 from batchgen.engines.compiled.layers import CompiledAttention, CompiledGate, CompiledNorm
 from batchgen.engines.compiled.rows import GELU_TANH, SILU
-from batchgen.engines.fused.block import Block, Gate
+from batchgen.engines.fused.block import Block, Gate, StepParts
 from batchgen.engines.fused.norm import FusedNorm
 from batchgen.engines.fused.product import activation_name
 
@@ -26,24 +26,28 @@ def compile_blocks(model: Model) -> int:
 
 
 def _compile(block: Block, dtype: torch.dtype) -> None:
-    for name, child in list(block.named_children()):
-        made = _compiled(child, dtype)
-        if made is not None:
-            setattr(block, name, made)
     norms = [norm for norm in (block.norm_queries, block.norm_keys) if norm is not None]
-    plain = [norm for norm in norms if isinstance(norm, CompiledNorm) and norm.bias is None]
-    if block.heads.size % 2 == 0 and plain == norms:
-        pair = (plain[0], plain[1]) if plain else None
-        block.step = CompiledAttention(block.heads, pair, is_turned=block.rotary is not None, dtype=dtype)
+    made = [norm for norm in (_compiled(norm, dtype) for norm in norms) if isinstance(norm, CompiledNorm)]
+    if block.heads.size % 2 or len(made) < len(norms) or any(norm.bias is not None for norm in made):
+        return
+    pair = (made[0], made[1]) if made else None
+    block.in_steps = StepParts(
+        CompiledAttention(block.heads, pair, is_turned=block.rotary is not None, dtype=dtype),
+        _compiled(block.norm, dtype),
+        block.norm_out and _compiled(block.norm_out, dtype),
+        _compiled(block.norm_inner, dtype),
+        block.norm_down and _compiled(block.norm_down, dtype),
+        block.gate and _compiled(block.gate, dtype),
+    )
 
 
-def _compiled(module: nn.Module, dtype: torch.dtype) -> nn.Module | None:
-    """Return a norm or gate compiled; None for other modules."""
+def _compiled(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return a norm or gate compiled; other modules as they are."""
     if isinstance(module, FusedNorm):
         return CompiledNorm(cast("torch.Tensor", module.weight)[: module.size], None, module.eps, dtype)
     if type(module) is nn.LayerNorm and module.weight is not None and module.bias is not None:
         return CompiledNorm(module.weight, module.bias, module.eps, dtype)
     if isinstance(module, Gate):
         name = activation_name(module.activation)
-        return CompiledGate(name, dtype) if name in (SILU, GELU_TANH) else None
-    return None
+        return CompiledGate(name, dtype) if name in (SILU, GELU_TANH) else module
+    return module

@@ -65,6 +65,21 @@ class Gate(nn.Module):
         return self.activation(gate).mul_(through)  # type: ignore[no-any-return]
 
 
+@dataclass(frozen=True, slots=True)
+class StepParts:
+    """What a block uses in steps instead of its own parts of the same names, where loops are compiled; and `attend`.
+
+    Loops run in one thread unless they are long, so prefills keep the block's own parts.
+    """
+
+    attend: Callable[..., torch.Tensor]
+    norm: nn.Module
+    norm_out: nn.Module | None
+    norm_inner: nn.Module
+    norm_down: nn.Module | None
+    gate: nn.Module | None
+
+
 class Block(nn.Module):
     """A decoder layer. Parts that the layer does not have are None."""
 
@@ -74,7 +89,7 @@ class Block(nn.Module):
         super().__init__()
         self.heads = heads
         self.rotary = rotary
-        self.step: Callable[..., torch.Tensor] | None = None  # the attention of a step, where it is compiled
+        self.in_steps: StepParts | None = None
         self.norm: nn.Module
         self.mixed: nn.Module  # query, key and value projections side by side
         self.norm_queries: nn.Module | None = None
@@ -91,26 +106,37 @@ class Block(nn.Module):
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Take hidden_states `[B, T, E]` and transformers' other arguments; only the cache and positions are used."""
         cache = next(value for value in (*kwargs.values(), *args) if isinstance(value, Cache))
-        found = self._attend(self.norm(hidden_states), cache, kwargs.get("position_embeddings")).flatten(2)
+        positions = kwargs.get("position_embeddings")
+        parts: Block | StepParts = self
+        if self.in_steps is not None and cache.layers[self.heads.index].is_stepping:
+            parts = self.in_steps
+            found = self._step(self.mixed(parts.norm(hidden_states)), cache, positions)
+        else:
+            found = self._attend(self.norm(hidden_states), cache, positions)
+        found = found.flatten(2)
         columns = found.shape[1]
         if self.sees_last_only:
             found, hidden_states = found[:, -1:], hidden_states[:, -1:]
-        hidden = _added(self.out, found, self.norm_out, hidden_states)
-        inner = self.up(self.norm_inner(hidden))
-        if self.gate is not None:
-            inner = self.gate(inner)
-        hidden = _added(self.down, inner, self.norm_down, hidden)
+        hidden = _added(self.out, found, parts.norm_out, hidden_states)
+        inner = self.up(parts.norm_inner(hidden))
+        if parts.gate is not None:
+            inner = parts.gate(inner)
+        hidden = _added(self.down, inner, parts.norm_down, hidden)
         hidden = hidden.expand(-1, columns, -1)  # the other columns are never read
         return (hidden,) if self.gives_tuple else hidden
+
+    def _step(
+        self, mixed: torch.Tensor, cache: Cache, positions: tuple[torch.Tensor, torch.Tensor] | None
+    ) -> torch.Tensor:
+        assert self.in_steps is not None
+        turn = self.rotary.of_rows(positions, len(mixed)) if self.rotary is not None and positions is not None else None
+        return self.in_steps.attend(mixed, turn, cache.layers[self.heads.index])
 
     def _attend(
         self, x: torch.Tensor, cache: Cache, positions: tuple[torch.Tensor, torch.Tensor] | None
     ) -> torch.Tensor:
         """Return the attention `[B, T, H, Dv]`."""
         its = self.heads
-        if self.step is not None and cache.layers[its.index].is_stepping:
-            turn = self.rotary.of_rows(positions, len(x)) if self.rotary is not None and positions is not None else None
-            return self.step(self.mixed(x), turn, cache.layers[its.index])
         mixed = self.mixed(x).unflatten(-1, (its.queries + 2 * its.keys, -1))  # [B, T, H + 2 Hkv, D]
         turned, values = mixed[:, :, : -its.keys], mixed[:, :, -its.keys :]
         if self.norm_queries is not None and self.norm_keys is not None:
