@@ -85,10 +85,8 @@ def find_pages(where, pages, own, prefixes):
     for n in range(len(pages)):
         number = pages[n]
         if number < num_own:
-            place, hidden = (
-                number // times * kv_heads * page_size * column_bytes,
-                mask_at + number * page_size * FLOAT_BYTES,
-            )
+            place = number // times * kv_heads * page_size * column_bytes
+            hidden = mask_at + number * page_size * FLOAT_BYTES
             where[n] = keys_at + place, values_at + place, hidden, page_size, page_size * column_bytes
         else:
             k = len(prefixes) - 1

@@ -24,10 +24,9 @@ from batchgen.engines.compiled.compiling import (
     wide,
 )
 from batchgen.engines.compiled.rows import GELU_TANH
+from batchgen.engines.int8.linear import LEAST_PEAK, MOST, ZERO_POINT
 
 BYTES = types.CPointer(types.uint8)
-MOST, ZERO_POINT = 127, 128  # as in `int8.linear`
-LEAST_PEAK = 1e-30  # of a row of zeros, whose scale would be 0
 
 
 @lru_cache
