@@ -6,10 +6,10 @@ import sys
 
 def main() -> None:
     leave_working_folder()
-    import signal
+    import _signal  # type: ignore[import-not-found]  # part of Python itself; `signal` takes a while to import
 
     # Until the command line has its own handlers, Ctrl-C ends the process without a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
     from batchgen.machine.process import settle
 
     settle()

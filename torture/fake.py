@@ -7,9 +7,9 @@ are logged, when the store commits, and when the command starts.
 
 from __future__ import annotations
 
-import signal
+import _signal  # type: ignore[import-not-found]
 
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # as `batchgen.__main__` does before it imports anything
+_signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # as `batchgen.__main__` does before it imports anything
 
 import os
 import sys

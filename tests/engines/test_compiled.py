@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -66,7 +65,7 @@ def test_rows_have_their_own_bits_and_broken_ones_stay_broken_alone(
         parts = [layer(x[start:stop]) for start, stop in ((0, 1), (1, 4), (4, 67))]
         assert torch.allclose(torch.cat(parts), whole, 0, 0, equal_nan=True)
         with monkeypatch.context() as patch:
-            patch.setattr(threads, "WORTH_A_THREAD", 1e-3)
+            patch.setattr(threads, "WORTH_SHARING", 0)
             patch.setattr(torch, "get_num_threads", lambda: 5)
             assert torch.allclose(layer(x), whole, 0, 0, equal_nan=True)
 
@@ -160,8 +159,8 @@ def test_loops_that_fail_their_trial_leave_fused_layers(
     def compile_wrongly(model: Model) -> int:
         count = compile_blocks(model)
         for module in model.network.modules():
-            if isinstance(module, Block) and module.in_steps:
-                module.in_steps.norm.weight.mul_(2)  # type: ignore[operator]
+            if isinstance(module, Block):
+                module.norm.weight.mul_(2)  # type: ignore[operator]
         return count
 
     monkeypatch.setattr(network, "LEAST_PARAMETERS", 0)
@@ -199,19 +198,30 @@ def test_code_is_only_kept_where_nobody_else_can_write(
     cache_folder.cache_clear()
 
 
-def in_a_fork(results: multiprocessing.Queue[float], layer: CompiledGate, x: torch.Tensor) -> None:
-    results.put(layer(x).sum().item())
+def test_long_loops_run_on_all_of_torchs_threads_and_short_ones_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    teams = []
+
+    class Library:
+        def GOMP_parallel(self, share: int, work: object, num_threads: int, flags: int) -> None:  # noqa: N802
+            teams.append(num_threads)
+
+    monkeypatch.setattr(threads, "openmp", Library)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    gate = CompiledGate(SILU, torch.float32)
+    for rows, size in ((2, 64), (64, 2048), (1, 1 << 20)):
+        gate(torch.ones(rows, 2 * size))
+    assert teams == [3]
+    monkeypatch.setattr(threads, "openmp", lambda: None)
+    x = torch.ones(64, 4096)
+    assert torch.allclose(gate(x), F.silu(x[:, :2048]))
 
 
-def test_threads_are_those_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A forked process has none of its parent's threads."""
-    monkeypatch.setattr(threads, "WORTH_A_THREAD", 1e-3)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    layer, x = CompiledGate(SILU, torch.float32), torch.ones(8, 64)
-    wanted = layer(x).sum().item()
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    process = context.Process(target=in_a_fork, args=(results, layer, x))
-    process.start()
-    assert results.get(timeout=60) == wanted
-    process.join()
+def test_the_library_is_the_one_that_torchs_threads_belong_to() -> None:
+    library = threads.openmp()
+    assert library is not None
+    before = library.omp_get_max_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        assert library.omp_get_max_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)

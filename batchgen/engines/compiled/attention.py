@@ -14,16 +14,17 @@ from batchgen.engines.compiled.compiling import (
     NUMBER,
     NUMPY,
     STORED,
-    Kernel,
     at,
     compiled,
     exp,
     f4,
+    fetch_all,
     inlined,
     stored,
     tanh,
     wide,
 )
+from batchgen.engines.compiled.threads import Loop
 from batchgen.engines.continuous.memory import PAGE
 
 FLOAT_BYTES = 4
@@ -31,7 +32,7 @@ PREFIX_FIELDS = 8  # integers that describe a shared prefix
 
 
 @lru_cache
-def attention(dtype: str, head_size: int, group: int, *, has_cap: bool, has_sinks: bool) -> Kernel:
+def attention(dtype: str, head_size: int, group: int, *, has_cap: bool, has_sinks: bool) -> Loop:
     """Attention of queries `[B, Hkv, G, D]` to the pages of their rows: `[B, Hkv, G, D]`.
 
     order `[N]` are the pages of each row, from begin[b] to begin[b + 1]. Keys and values are `[U, Hkv, PAGE, D]`; mask
@@ -43,9 +44,9 @@ def attention(dtype: str, head_size: int, group: int, *, has_cap: bool, has_sink
     size, num_queries, page_size, fields = head_size, group, PAGE, PREFIX_FIELDS
     kind, item = NUMPY[dtype], np.dtype(NUMPY[dtype]).itemsize
 
-    @compiled(STORED[dtype], *[INTEGER] * 3, *[INTEGERS] * 3, FLOAT, STORED[dtype], *[INTEGER] * 6, NUMBER, NUMBER)
+    @compiled(STORED[dtype], *[INTEGER] * 3, *[INTEGERS] * 3, FLOAT, STORED[dtype], *[INTEGER] * 4, NUMBER, NUMBER)
     def run(
-        query_, keys_at, values_at, mask_at, order_, begin_, prefixes_, sinks_, out_, first, last, kv_heads, num_own,
+        first, last, query_, keys_at, values_at, mask_at, order_, begin_, prefixes_, sinks_, out_, kv_heads, num_own,
         times, num_prefixes, scaling, cap,
     ):  # fmt: skip
         shape = (last, kv_heads * num_queries, size)
@@ -61,7 +62,7 @@ def attention(dtype: str, head_size: int, group: int, *, has_cap: bool, has_sink
             pages = order[begin[row] : begin[row + 1]]
             find_pages(where, pages, own, prefixes)
             scale(query[row], scaling, scaled, sums)
-            score(scores, scaled, where[: len(pages)], (kv_heads, page_size, size), kind, cap, has_cap)
+            score(scores, scaled, where[: len(pages)], (kv_heads, page_size, size, size * item), kind, cap, has_cap)
             for h in range(heads):
                 weigh(scores[h], len(pages), page_size, sinks[h] if has_sinks else f4(-np.inf), has_sinks)
             add_values(sums, scores, where[: len(pages)], (kv_heads, page_size, size), kind)
@@ -117,8 +118,11 @@ def store(sums, out):
 
 @inlined
 def score(scores, scaled, where, shape, kind, cap, has_cap):
-    """Write the scores of all columns, `[H, N * PAGE]`; those of hidden columns are the lowest float32."""
-    kv_heads, page_size, size = shape
+    """Write the scores of all columns, `[H, N * PAGE]`; those of hidden columns are the lowest float32.
+
+    Meanwhile the keys of the next head and the values of this one come into the caches.
+    """
+    kv_heads, page_size, size, column_bytes = shape
     group = len(scaled) // kv_heads
     for n in range(len(where)):
         start, num_columns = n * page_size, where[n, 3]
@@ -127,7 +131,12 @@ def score(scores, scaled, where, shape, kind, cap, has_cap):
             num_columns = where[n, 3] = last_seen(mask)
         for k in range(kv_heads):
             keys = carray(at(where[n, 0] + k * where[n, 4]), (page_size, size), kind)
+            is_last = k + 1 == kv_heads
+            next_keys = where[min(n + 1, len(where) - 1), 0] if is_last else where[n, 0] + (k + 1) * where[n, 4]
+            its_values = where[n, 1] + k * where[n, 4]
             for c in range(num_columns):
+                fetch_all(next_keys + c * column_bytes, column_bytes)
+                fetch_all(its_values + c * column_bytes, column_bytes)
                 for h in range(k * group, (k + 1) * group):
                     total = f4(0)
                     for i in range(size):

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import cfunc, config, njit, types
 from numba.extending import intrinsic, overload
 
 from batchgen.engines.compiled.support import cache_folder
+from batchgen.engines.compiled.threads import Loop, Slot
 
 FLOAT, BITS = types.CPointer(types.float32), types.CPointer(types.uint16)
 INTEGERS, INTEGER, NUMBER = types.CPointer(types.int64), types.int64, types.float32
@@ -22,22 +24,21 @@ NUMPY = {"float32": np.float32, "bfloat16": np.uint16}
 # Sums may be reordered, as the compiler chooses once and for all; NaN and infinity keep their meaning.
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 
-Kernel = Callable[..., None]
+LINE = 64  # bytes of a cache line
 f4, u4, i4 = np.float32, np.uint32, np.int32
 inlined = njit(error_model="numpy", fastmath=FASTMATH, forceinline=True)
 
 
-def compiled(*arguments: Any) -> Callable[[Callable[..., None]], Kernel]:
-    """Compile a function of arguments of these types to a C function, or load it from the cache folder."""
+def compiled(*arguments: Any) -> Callable[[Callable[..., None]], Loop]:
+    """Compile a loop from row `first` to `last`, with further arguments of these types, or load it from its folder."""
 
-    def build(function: Callable[..., None]) -> Kernel:
+    def build(function: Callable[..., None]) -> Loop:
         config.CACHE_DIR = cache_folder() or ""
         keeps = bool(config.CACHE_DIR)
-        made = cfunc(types.void(*arguments), fastmath=FASTMATH, error_model="numpy", cache=keeps)(function)
-        kinds: dict[Any, Any] = {INTEGER: ctypes.c_int64, NUMBER: ctypes.c_float}
-        call: Any = ctypes.CFUNCTYPE(None, *(kinds.get(kind, ctypes.c_void_p) for kind in arguments))(made.address)
-        call.made = made  # keeps the code in memory
-        return call  # type: ignore[no-any-return]
+        signature = types.void(INTEGER, INTEGER, *arguments)
+        made = cfunc(signature, fastmath=FASTMATH, error_model="numpy", cache=keeps)(function)
+        kinds: dict[Any, Slot] = {INTEGER: ctypes.c_int64, NUMBER: ctypes.c_double}
+        return Loop(made, [kinds.get(kind, ctypes.c_void_p) for kind in arguments])
 
     return build
 
@@ -104,3 +105,25 @@ def at(_, address):
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
     return types.voidptr(types.int64), generate
+
+
+@intrinsic
+def fetch(_, address):
+    """Ask for the cache line at an address, which may be any number, before it is read."""
+
+    def generate(context, builder, signature, arguments):
+        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+        reads, nearness, is_data = number(0), number(2), number(1)
+        builder.call(function, [builder.inttoptr(arguments[0], pointer), reads, nearness, is_data])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@inlined
+def fetch_all(address, size):
+    """Ask for all cache lines of `size` bytes."""
+    for line in range(0, size, LINE):
+        fetch(address + line)

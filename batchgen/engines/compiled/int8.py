@@ -9,12 +9,11 @@ import torch
 from batchgen.engines.compiled.integers import finish, quantize
 from batchgen.engines.compiled.layers import address, name_of
 from batchgen.engines.compiled.rows import GELU_TANH
-from batchgen.engines.compiled.threads import in_parts
 from batchgen.engines.fused.product import ACTIVATIONS
 from batchgen.engines.int8.linear import Int8Weight, QuantizedLayer
 from batchgen.model.private import packed_linear
 
-QUANTIZE_COST, FINISH_COST = 0.2, 0.3  # nanoseconds per number of one thread, to decide how many to use
+QUANTIZE_COST, FINISH_COST = 0.2, 0.3  # nanoseconds of one thread per number, to decide whether threads share the rows
 
 
 class CompiledInt8(QuantizedLayer):
@@ -53,20 +52,15 @@ class CompiledInt8(QuantizedLayer):
         scales = x.new_empty(groups, rows, dtype=torch.float32)
         out = x.new_empty(*x.shape[:-1], outputs)
         loud = x.new_empty(rows, len(self._places), dtype=torch.float32)
-        given: tuple[int | None, ...]
-        given = (
-            x.data_ptr(), integers.data_ptr(), scales.data_ptr(), self.counted.data_ptr(), self._places.data_ptr(),
-            loud.data_ptr(),
+        self._quantize(
+            rows, inputs * QUANTIZE_COST, x.data_ptr(), integers.data_ptr(), scales.data_ptr(), self.counted.data_ptr(),
+            self._places.data_ptr(), loud.data_ptr(), rows, inputs, groups, len(self._places),
         )  # fmt: skip
-        sizes = (rows, inputs, groups, len(self._places))
-        in_parts(self._quantize, rows, inputs * QUANTIZE_COST, given, sizes)
         start = None if weight.loud is None else packed_linear(loud, weight.loud.packed, None)
         products = [group.product(some) for group, some in zip(weight.groups, integers, strict=True)]
         addresses = (c_int64 * groups)(*(product.data_ptr() for product in products))
-        given = (
-            addressof(addresses), scales.data_ptr(), address(start), address(weight.bias), address(other),
-            out.data_ptr(),
+        self._finish[other is not None](
+            rows, outputs * FINISH_COST * groups, addressof(addresses), scales.data_ptr(), address(start),
+            address(weight.bias), address(other), out.data_ptr(), rows, outputs, groups,
         )  # fmt: skip
-        cost = outputs * FINISH_COST * groups
-        in_parts(self._finish[other is not None], rows, cost, given, (rows, outputs, groups))
         return out

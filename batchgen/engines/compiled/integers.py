@@ -12,7 +12,6 @@ from batchgen.engines.compiled.compiling import (
     INTEGER,
     INTEGERS,
     STORED,
-    Kernel,
     at,
     compiled,
     f4,
@@ -24,13 +23,14 @@ from batchgen.engines.compiled.compiling import (
     wide,
 )
 from batchgen.engines.compiled.rows import GELU_TANH
+from batchgen.engines.compiled.threads import Loop
 from batchgen.engines.int8.linear import LEAST_PEAK, MOST, ZERO_POINT
 
 BYTES = types.CPointer(types.uint8)
 
 
 @lru_cache
-def quantize(dtype: str) -> Kernel:
+def quantize(dtype: str) -> Loop:
     """Quantize rows `[N, I]` to unsigned integers around `ZERO_POINT`, `[G, N, I / G]`, with scales `[G, N]`.
 
     Columns that are 0 in counted `[I]` do not count for the scales, and their integers mean nothing: those at places
@@ -38,8 +38,8 @@ def quantize(dtype: str) -> Kernel:
     """
     most, zero_point = f4(MOST), f4(ZERO_POINT)
 
-    @compiled(STORED[dtype], BYTES, FLOAT, FLOAT, INTEGERS, FLOAT, *[INTEGER] * 6)
-    def run(x_, integers_, scales_, counted_, places_, loud_, first, last, rows, size, groups, num_loud):
+    @compiled(STORED[dtype], BYTES, FLOAT, FLOAT, INTEGERS, FLOAT, *[INTEGER] * 4)
+    def run(first, last, x_, integers_, scales_, counted_, places_, loud_, rows, size, groups, num_loud):
         part = size // groups
         whole, places, loud = carray(x_, (rows, size)), carray(places_, (num_loud,)), carray(loud_, (rows, num_loud))
         x, integers = carray(x_, (rows, groups, part)), carray(integers_, (groups, rows, part))
@@ -69,7 +69,7 @@ def largest(x, counted):
 
 
 @lru_cache
-def finish(dtype: str, activation: str, *, has_start: bool, has_bias: bool, adds: bool) -> Kernel:
+def finish(dtype: str, activation: str, *, has_start: bool, has_bias: bool, adds: bool) -> Loop:
     """Scale and add the products of groups of inputs: `[N, O]`, in the order of the groups.
 
     products `[G]` are the addresses of `[N, O]`, scales are `[G, N]`. A start `[N, O]` comes first; a bias `[O]`, an
@@ -77,8 +77,8 @@ def finish(dtype: str, activation: str, *, has_start: bool, has_bias: bool, adds
     """
     is_gelu = activation == GELU_TANH
 
-    @compiled(INTEGERS, FLOAT, FLOAT, FLOAT, STORED[dtype], STORED[dtype], *[INTEGER] * 5)
-    def run(products_, scales_, start_, bias_, other_, out_, first, last, rows, size, groups):
+    @compiled(INTEGERS, FLOAT, FLOAT, FLOAT, STORED[dtype], STORED[dtype], *[INTEGER] * 3)
+    def run(first, last, products_, scales_, start_, bias_, other_, out_, rows, size, groups):
         products, scales, bias = carray(products_, (groups,)), carray(scales_, (groups, rows)), carray(bias_, (size,))
         start, other, out = carray(start_, (rows, size)), carray(other_, (rows, size)), carray(out_, (rows, size))
         sums = np.empty(size, np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -9,19 +10,18 @@ import torch
 from torch import nn
 
 from batchgen.engines.compiled.attention import attention
-from batchgen.engines.compiled.rows import entry, gate, norm
-from batchgen.engines.compiled.threads import in_parts
+from batchgen.engines.compiled.rows import entry, gate, norm, turn
 from batchgen.engines.continuous.memory import PAGE
 from batchgen.engines.continuous.slot_attention import PLAIN, Extras, Pages, PrefixPages
 from batchgen.engines.continuous.slots import StepView
 
 if TYPE_CHECKING:
     from batchgen.engines.continuous.layer import SlotLayer
-    from batchgen.engines.fused.block import AttentionPlan
+    from batchgen.engines.fused.block import AttentionPlan, Positions, Rotary
 
-# Nanoseconds of one thread, roughly, to decide how many threads to use: per number of a norm and of a gate, and per
-# product of two numbers in attention.
-NORM_COST, GATE_COST, PRODUCT_COST = 0.2, 0.6, 0.06
+# Nanoseconds of one thread, roughly, to decide whether threads share the rows: per number of a norm, of a gate and on
+# the way into the cache, and per product of two numbers in attention.
+NORM_COST, GATE_COST, ENTRY_COST, PRODUCT_COST = 0.2, 0.6, 0.4, 0.06
 
 
 class CompiledNorm(nn.Module):
@@ -41,8 +41,8 @@ class CompiledNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x, size = x.contiguous(), x.shape[-1]
         out = torch.empty_like(x)
-        given = (x.data_ptr(), self.weight.data_ptr(), address(self.bias), out.data_ptr())
-        in_parts(self._loop, x.numel() // size, size * NORM_COST, given, (size, self.eps))
+        rows, given = x.numel() // size, (x.data_ptr(), self.weight.data_ptr(), address(self.bias), out.data_ptr())
+        self._loop(rows, size * NORM_COST, *given, size, self.eps)
         return out
 
 
@@ -56,45 +56,66 @@ class CompiledGate(nn.Module):
     def forward(self, inner: torch.Tensor) -> torch.Tensor:
         inner, size = inner.contiguous(), inner.shape[-1] // 2
         out = inner.new_empty(*inner.shape[:-1], size)
-        in_parts(self._loop, out.numel() // size, size * GATE_COST, (inner.data_ptr(), out.data_ptr()), (size,))
+        self._loop(out.numel() // size, size * GATE_COST, inner.data_ptr(), out.data_ptr(), size)
         return out
+
+
+class CompiledHeads(nn.Module):
+    """Queries and keys on their way into attention: normed and rotated, as far as a layer does that."""
+
+    def __init__(
+        self, plan: AttentionPlan, norms: Sequence[CompiledNorm], rotary: Rotary | None, dtype: torch.dtype
+    ) -> None:
+        """Take the norms of queries and keys, if they have any."""
+        super().__init__()
+        self.plan, self.norms, self.rotary = plan, list(norms), rotary
+        self.eps = norms[0].eps if norms else 0.0
+        self._turn = turn(name_of(dtype), plan.size, is_normed=bool(norms), is_turned=rotary is not None)
+
+    def forward(self, mixed: torch.Tensor, positions: Positions) -> torch.Tensor:
+        """Take queries, keys and values `[B, T, H + 2 Hkv, D]`; return queries and keys `[B, T, H + Hkv, D]`."""
+        plan, mixed = self.plan, mixed.contiguous()
+        out = mixed.new_empty(*mixed.shape[:2], plan.queries + plan.keys, plan.size)
+        cost = (plan.queries + plan.keys) * plan.size * ENTRY_COST
+        tables, num_tables = self.tables(positions)
+        self._turn(
+            len(mixed) * mixed.shape[1], cost, mixed.data_ptr(), *tables, out.data_ptr(), num_tables, plan.queries,
+            plan.keys, self.eps,
+        )  # fmt: skip
+        return out
+
+    def tables(self, positions: Positions) -> tuple[list[int | None], int]:
+        """Return where cosines, sines and the weights of norms are; and for how many columns there are cosines."""
+        tables = self.rotary.of_rows(positions) if self.rotary is not None and positions is not None else (None, None)
+        weights: tuple[torch.Tensor | None, ...] = tuple(norm.weight for norm in self.norms) or (None, None)
+        return [address(tensor) for tensor in (*tables, *weights)], 1 if tables[0] is None else len(tables[0])
 
 
 class CompiledAttention:
     """The attention of a step, from one product of queries, keys and values to the heads' results."""
 
     def __init__(
-        self,
-        plan: AttentionPlan,
-        norms: tuple[CompiledNorm, CompiledNorm] | None,
-        *,
-        is_turned: bool,
-        dtype: torch.dtype,
+        self, plan: AttentionPlan, norms: Sequence[CompiledNorm], rotary: Rotary | None, dtype: torch.dtype
     ) -> None:
         """Take the norms of queries and keys, if they have any."""
-        self.plan = plan
-        self.norms = norms
-        self._enter = entry(name_of(dtype), plan.size, is_normed=norms is not None, is_turned=is_turned)
+        self._heads = CompiledHeads(plan, norms, rotary, dtype)
+        self._enter = entry(name_of(dtype), plan.size, is_normed=bool(norms), is_turned=rotary is not None)
 
-    def __call__(
-        self, mixed: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor] | None, layer: SlotLayer
-    ) -> torch.Tensor:
+    def __call__(self, mixed: torch.Tensor, positions: Positions, layer: SlotLayer) -> torch.Tensor:
         """Write the keys and values in `mixed` `[B, 1, (H + 2 Hkv) D]` to their pages; return `[B, 1, H, D]`.
 
-        `turn` are cosines and sines `[B, D]`. Rows beyond those of the view are fillers, and get the last row's result.
+        Rows beyond those of the view are fillers, and get the last row's result.
         """
-        view, plan = layer.pool.view, self.plan
+        view, plan = layer.pool.view, self._heads.plan
         assert isinstance(view, StepView)
         mixed, rows = mixed.contiguous(), len(view.page)
         query = mixed.new_empty(len(mixed), 1, plan.queries, plan.size)
         found = torch.empty_like(query)
-        keys, values = layer.keys.data_ptr(), layer.values.data_ptr()
-        cosines, sines = turn or (None, None)
-        norms = self.norms or (None, None)
+        tables, num_tables = self._heads.tables(positions)
         self._enter(
-            mixed.data_ptr(), address(cosines), address(sines), *(norm and norm.weight.data_ptr() for norm in norms),
-            query.data_ptr(), keys, values, view.page.data_ptr(), view.column.data_ptr(), rows, plan.queries, plan.keys,
-            norms[0].eps if norms[0] else 0.0,
+            rows, mixed.shape[-1] * ENTRY_COST, mixed.data_ptr(), *tables, query.data_ptr(), layer.keys.data_ptr(),
+            layer.values.data_ptr(), view.page.data_ptr(), view.column.data_ptr(), num_tables, plan.queries, plan.keys,
+            self._heads.eps,
         )  # fmt: skip
         by_head = query[:rows].view(rows, plan.keys, -1, plan.size)
         attend(by_head, *layer.step_pages(view), plan.extras, plan.scaling, found)
@@ -125,9 +146,8 @@ def attend(
         query.data_ptr(), own.keys.data_ptr(), own.values.data_ptr(), own.mask.data_ptr(), own.order.data_ptr(),
         own.first.data_ptr(), address(described), address(sinks), out.data_ptr(),
     )  # fmt: skip
-    sizes = (kv_heads, num_own, own.times, len(prefixes), scaling, extras.softcap or 0.0)
     cost = 2 * PRODUCT_COST * PAGE * len(own.order) / rows * kv_heads * group * size
-    in_parts(loop, rows, cost, given, sizes)
+    loop(rows, cost, *given, kv_heads, num_own, own.times, len(prefixes), scaling, extras.softcap or 0.0)
     return out
 
 

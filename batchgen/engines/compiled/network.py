@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
-from batchgen.engines.compiled.layers import CompiledAttention, CompiledGate, CompiledNorm
+from batchgen.engines.compiled.layers import CompiledAttention, CompiledGate, CompiledHeads, CompiledNorm
 from batchgen.engines.compiled.rows import GELU_TANH, SILU
-from batchgen.engines.fused.block import Block, Gate, StepParts
+from batchgen.engines.fused.block import Block, Gate, Heads
 from batchgen.engines.fused.norm import FusedNorm
 from batchgen.engines.fused.product import activation_name
 
@@ -26,19 +26,16 @@ def compile_blocks(model: Model) -> int:
 
 
 def _compile(block: Block, dtype: torch.dtype) -> None:
-    norms = [norm for norm in (block.norm_queries, block.norm_keys) if norm is not None]
-    made = [norm for norm in (_compiled(norm, dtype) for norm in norms) if isinstance(norm, CompiledNorm)]
-    if block.heads.size % 2 or len(made) < len(norms) or any(norm.bias is not None for norm in made):
-        return
-    pair = (made[0], made[1]) if made else None
-    block.in_steps = StepParts(
-        CompiledAttention(block.heads, pair, is_turned=block.rotary is not None, dtype=dtype),
-        _compiled(block.norm, dtype),
-        block.norm_out and _compiled(block.norm_out, dtype),
-        _compiled(block.norm_inner, dtype),
-        block.norm_down and _compiled(block.norm_down, dtype),
-        block.gate and _compiled(block.gate, dtype),
-    )
+    block.norm, block.norm_inner = _compiled(block.norm, dtype), _compiled(block.norm_inner, dtype)
+    block.norm_out, block.norm_down = (norm and _compiled(norm, dtype) for norm in (block.norm_out, block.norm_down))
+    block.gate = block.gate and _compiled(block.gate, dtype)
+    heads = cast("Heads", block.heads)
+    made = [_compiled(norm, dtype) for norm in heads.norms or ()]
+    norms = [norm for norm in made if isinstance(norm, CompiledNorm) and norm.bias is None]
+    if heads.plan.size % 2 == 0 and len(norms) == len(made):
+        block.attend_in_steps = CompiledAttention(heads.plan, norms, heads.rotary, dtype)
+        if norms or heads.rotary:
+            block.heads = CompiledHeads(heads.plan, norms, heads.rotary, dtype)
 
 
 def _compiled(module: nn.Module, dtype: torch.dtype) -> nn.Module:

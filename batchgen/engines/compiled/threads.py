@@ -1,38 +1,111 @@
-"""Share the rows of a long loop among threads."""
+"""Run a loop on torch's own threads, those of OpenMP.
+
+Other threads would take some 50 µs to wake, and wait for torch's, which spin for a while after each operation.
+"""
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+import ctypes
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
+from typing import Any
 
 import torch
+from llvmlite import binding
 
-if TYPE_CHECKING:
-    from batchgen.engines.compiled.compiling import Kernel
+WORTH_SHARING = 10_000  # nanoseconds of work: to begin and end together takes two or three thousand
 
-WORTH_A_THREAD = 250_000  # nanoseconds of work that a thread must get: waking it takes some 50,000
+Slot = type[ctypes.c_void_p | ctypes.c_int64 | ctypes.c_double]
+TYPES: dict[Slot, str] = {ctypes.c_void_p: "ptr", ctypes.c_int64: "i64", ctypes.c_double: "double"}  # 8 bytes each
 
 
-def in_parts(loop: Kernel, num_rows: int, row_cost: float, given: tuple[Any, ...], sizes: tuple[Any, ...]) -> None:
-    """Call `loop(*given, first, last, *sizes)` for all rows, in as many of torch's number of threads as are worth it.
+class Loop:
+    """A compiled loop `f(first, last, …)` over rows."""
 
-    `row_cost` is the time of a row in nanoseconds, roughly.
+    def __init__(self, made: Any, arguments: Sequence[Slot]) -> None:
+        """Take Numba's C function, and the types of what follows `first` and `last`; doubles become float32."""
+        self._made = made  # keeps the code in memory
+        kinds = [ctypes.c_float if kind is ctypes.c_double else kind for kind in arguments]
+        self._alone = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, *kinds)(made.address)
+        fields: list[tuple[str, Slot]] = [("parts", ctypes.c_int64), ("rows", ctypes.c_int64)]
+        fields += [(f"argument{place}", kind) for place, kind in enumerate(arguments)]
+        self._work = type("Work", (ctypes.Structure,), {"_fields_": fields})
+        self._share = _Share(made.address, arguments)
+
+    def __call__(self, num_rows: int, row_cost: float, *arguments: Any) -> None:
+        """Run for all rows. `row_cost` is the time of a row in nanoseconds, roughly."""
+        threads = torch.get_num_threads()
+        if threads < 2 or num_rows < 2 or num_rows * row_cost < WORTH_SHARING or not (library := openmp()):
+            self._alone(0, num_rows, *arguments)
+            return
+        work = self._work(min(threads, num_rows), num_rows, *arguments)
+        # As many threads as torch's operations have: OpenMP would end the others and start them anew.
+        library.GOMP_parallel(self._share.address, ctypes.byref(work), threads, 0)
+
+
+@cache
+def openmp() -> ctypes.CDLL | None:
+    """Return the library of torch's threads; None if it is not there, and loops run in one thread."""
+    with suppress(OSError, TypeError, AttributeError):  # TypeError: on Windows
+        library = ctypes.CDLL(None)
+        library.GOMP_parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+        library.GOMP_parallel.restype = None
+        return library if library.omp_get_thread_num else None
+    return None
+
+
+class _Share:
+    """A C function that is given a loop's `Work` and runs one thread's share of the rows."""
+
+    def __init__(self, loop: int, arguments: Sequence[Slot]) -> None:
+        library = openmp()
+        number = ctypes.cast(library.omp_get_thread_num, ctypes.c_void_p).value if library else 0
+        engine = binding.create_mcjit_compiler(
+            binding.parse_assembly(_source(loop, number or 0, [TYPES[kind] for kind in arguments])),
+            binding.Target.from_default_triple().create_target_machine(),
+        )
+        engine.finalize_object()
+        self._engine = engine  # keeps the code in memory
+        self.address = engine.get_function_address("share")
+
+
+def _source(loop: int, number: int, types: list[str]) -> str:
+    """Return the function in LLVM's language; `loop` and `number` are addresses, of `omp_get_thread_num` the second.
+
+    Thread t of P computes the rows from N t / P to N (t + 1) / P.
     """
-    parts = min(torch.get_num_threads(), num_rows, int(num_rows * row_cost / WORTH_A_THREAD))
-    if parts < 2:
-        loop(*given, 0, num_rows, *sizes)
-        return
-    own, *others = pairwise(num_rows * part // parts for part in range(parts + 1))
-    running = [_threads(parts - 1, os.getpid()).submit(loop, *given, *rows, *sizes) for rows in others]
-    loop(*given, *own, *sizes)
-    for each in running:
-        each.result()
-
-
-@lru_cache(1)
-def _threads(number: int, process: int) -> ThreadPoolExecutor:
-    """Return the threads of a process: a forked one has none of its parent's."""
-    return ThreadPoolExecutor(number, "batchgen-loops")
+    lines, given = [], ["i64 %first", "i64 %last"]
+    for place, kind in enumerate(types):
+        lines += [
+            f"%at{place} = getelementptr i64, ptr %work, i64 {place + 2}",
+            f"%argument{place} = load {kind}, ptr %at{place}",
+        ]
+        if kind == "double":
+            lines.append(f"%single{place} = fptrunc double %argument{place} to float")
+            given.append(f"float %single{place}")
+        else:
+            given.append(f"{kind} %argument{place}")
+    load = "\n".join(lines)
+    return f"""
+define void @share(ptr %work) {{
+  %parts = load i64, ptr %work
+  %at = getelementptr i64, ptr %work, i64 1
+  %rows = load i64, ptr %at
+  %number = call i32 inttoptr (i64 {number} to ptr)()
+  %part = zext i32 %number to i64
+  %is_needed = icmp ult i64 %part, %parts
+  br i1 %is_needed, label %run, label %end
+run:
+  %next = add i64 %part, 1
+  %before = mul i64 %rows, %part
+  %first = udiv i64 %before, %parts
+  %through = mul i64 %rows, %next
+  %last = udiv i64 %through, %parts
+  {load}
+  call void inttoptr (i64 {loop} to ptr)({", ".join(given)})
+  br label %end
+end:
+  ret void
+}}
+"""

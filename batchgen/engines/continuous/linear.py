@@ -142,7 +142,7 @@ def unpack(loaded: nn.Module) -> None:
 
 def kernels_of(network: nn.Module) -> str:
     """Return which kernels a network's linear layers run on."""
-    is_compiled = any(isinstance(module, Block) and module.in_steps is not None for module in network.modules())
+    is_compiled = any(isinstance(module, Block) and module.attend_in_steps for module in network.modules())
     if is_quantized(network):
         return INT8_COMPILED if is_compiled else INT8
     kinds = Counter(type(module) for module in network.modules())

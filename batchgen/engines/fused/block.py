@@ -28,6 +28,11 @@ class AttentionPlan:
     extras: Extras
 
 
+Positions = tuple[torch.Tensor, torch.Tensor] | None  # cosines and sines `[B, T, D]`
+# From queries, keys and values `[B, 1, (H + 2 Hkv) D]`, positions and a layer's cache to `[B, 1, H, D]`.
+StepAttention = Callable[[torch.Tensor, Positions, Any], torch.Tensor]
+
+
 class Rotary:
     """Cosines and sines of the current forward, in the form that blocks multiply with; shared by a network's blocks."""
 
@@ -45,12 +50,32 @@ class Rotary:
             self._given, self._made, self._rows = given, (cosines[:, :, None], signed[:, :, None]), None
         return self._made
 
-    def of_rows(self, given: tuple[torch.Tensor, torch.Tensor], num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the cosines and sines `[B, D]` of one new token per row, in float32."""
+    def of_rows(self, given: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the cosines and sines of all columns in float32, `[B T, D]`; `[T, D]` if rows have the same."""
         if self._rows is None or self._given is None or self._given[0] is not given[0]:
-            tables = [table.expand(num_rows, 1, -1)[:, 0].float().contiguous() for table in given]
+            tables = [table.flatten(0, 1).float().contiguous() for table in given]
             self._given, self._made, self._rows = given, None, (tables[0], tables[1])
         return self._rows
+
+
+class Heads(nn.Module):
+    """Queries and keys on their way into attention: normed and rotated, as far as a layer does that."""
+
+    def __init__(self, plan: AttentionPlan, rotary: Rotary | None) -> None:
+        super().__init__()
+        self.plan = plan
+        self.rotary = rotary
+        self.norms: nn.ModuleList | None = None  # of queries and of keys
+
+    def forward(self, mixed: torch.Tensor, positions: Positions) -> torch.Tensor:
+        """Take queries, keys and values `[B, T, H + 2 Hkv, D]`; return queries and keys `[B, T, H + Hkv, D]`."""
+        turned = mixed[:, :, : -self.plan.keys]
+        if self.norms is not None:
+            parts = turned[:, :, : self.plan.queries], turned[:, :, self.plan.queries :]
+            turned = torch.cat([norm(part) for norm, part in zip(self.norms, parts, strict=True)], 2)
+        if self.rotary is not None and positions is not None:
+            turned = _turn(turned, *self.rotary.tables(positions))
+        return turned
 
 
 class Gate(nn.Module):
@@ -65,35 +90,18 @@ class Gate(nn.Module):
         return self.activation(gate).mul_(through)  # type: ignore[no-any-return]
 
 
-@dataclass(frozen=True, slots=True)
-class StepParts:
-    """What a block uses in steps instead of its own parts of the same names, where loops are compiled; and `attend`.
-
-    Loops run in one thread unless they are long, so prefills keep the block's own parts.
-    """
-
-    attend: Callable[..., torch.Tensor]
-    norm: nn.Module
-    norm_out: nn.Module | None
-    norm_inner: nn.Module
-    norm_down: nn.Module | None
-    gate: nn.Module | None
-
-
 class Block(nn.Module):
     """A decoder layer. Parts that the layer does not have are None."""
 
     sees_last_only = False  # True for the last layer: only the last column goes on to the MLP
 
-    def __init__(self, heads: AttentionPlan, rotary: Rotary | None) -> None:
+    def __init__(self, plan: AttentionPlan, rotary: Rotary | None) -> None:
         super().__init__()
-        self.heads = heads
-        self.rotary = rotary
-        self.in_steps: StepParts | None = None
+        self.plan = plan
         self.norm: nn.Module
         self.mixed: nn.Module  # query, key and value projections side by side
-        self.norm_queries: nn.Module | None = None
-        self.norm_keys: nn.Module | None = None
+        self.heads: nn.Module = Heads(plan, rotary)
+        self.attend_in_steps: StepAttention | None = None
         self.out: nn.Module
         self.norm_out: nn.Module | None = None
         self.norm_inner: nn.Module
@@ -106,48 +114,27 @@ class Block(nn.Module):
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Take hidden_states `[B, T, E]` and transformers' other arguments; only the cache and positions are used."""
         cache = next(value for value in (*kwargs.values(), *args) if isinstance(value, Cache))
-        positions = kwargs.get("position_embeddings")
-        parts: Block | StepParts = self
-        if self.in_steps is not None and cache.layers[self.heads.index].is_stepping:
-            parts = self.in_steps
-            found = self._step(self.mixed(parts.norm(hidden_states)), cache, positions)
-        else:
-            found = self._attend(self.norm(hidden_states), cache, positions)
-        found = found.flatten(2)
+        found = self._attend(self.mixed(self.norm(hidden_states)), cache, kwargs.get("position_embeddings")).flatten(2)
         columns = found.shape[1]
         if self.sees_last_only:
             found, hidden_states = found[:, -1:], hidden_states[:, -1:]
-        hidden = _added(self.out, found, parts.norm_out, hidden_states)
-        inner = self.up(parts.norm_inner(hidden))
-        if parts.gate is not None:
-            inner = parts.gate(inner)
-        hidden = _added(self.down, inner, parts.norm_down, hidden)
+        hidden = _added(self.out, found, self.norm_out, hidden_states)
+        inner = self.up(self.norm_inner(hidden))
+        if self.gate is not None:
+            inner = self.gate(inner)
+        hidden = _added(self.down, inner, self.norm_down, hidden)
         hidden = hidden.expand(-1, columns, -1)  # the other columns are never read
         return (hidden,) if self.gives_tuple else hidden
 
-    def _step(
-        self, mixed: torch.Tensor, cache: Cache, positions: tuple[torch.Tensor, torch.Tensor] | None
-    ) -> torch.Tensor:
-        assert self.in_steps is not None
-        turn = self.rotary.of_rows(positions, len(mixed)) if self.rotary is not None and positions is not None else None
-        return self.in_steps.attend(mixed, turn, cache.layers[self.heads.index])
-
-    def _attend(
-        self, x: torch.Tensor, cache: Cache, positions: tuple[torch.Tensor, torch.Tensor] | None
-    ) -> torch.Tensor:
-        """Return the attention `[B, T, H, Dv]`."""
-        its = self.heads
-        mixed = self.mixed(x).unflatten(-1, (its.queries + 2 * its.keys, -1))  # [B, T, H + 2 Hkv, D]
-        turned, values = mixed[:, :, : -its.keys], mixed[:, :, -its.keys :]
-        if self.norm_queries is not None and self.norm_keys is not None:
-            normed = [self.norm_queries(turned[:, :, : its.queries]), self.norm_keys(turned[:, :, its.queries :])]
-            turned = torch.cat(normed, 2)
-        if self.rotary is not None and positions is not None:
-            cosines, sines = self.rotary.tables(positions)
-            turned = _turn(turned, cosines, sines)
-        query, keys = turned[:, :, : its.queries].transpose(1, 2), turned[:, :, its.queries :].transpose(1, 2)
-        layer, _ = cache.update(keys, values.transpose(1, 2), its.index)
-        return layer.attend(query, its.scaling, its.extras)  # type: ignore[no-any-return]
+    def _attend(self, mixed: torch.Tensor, cache: Cache, positions: Positions) -> torch.Tensor:
+        """Return the attention `[B, T, H, Dv]` of queries, keys and values `[B, T, (H + 2 Hkv) D]`."""
+        its = self.plan
+        if self.attend_in_steps is not None and cache.layers[its.index].is_stepping:
+            return self.attend_in_steps(mixed, positions, cache.layers[its.index])
+        mixed = mixed.view(*mixed.shape[:2], its.queries + 2 * its.keys, -1)  # [B, T, H + 2 Hkv, D]
+        turned, values = self.heads(mixed, positions).transpose(1, 2), mixed[:, :, -its.keys :].transpose(1, 2)
+        layer, _ = cache.update(turned[:, its.queries :], values, its.index)
+        return layer.attend(turned[:, : its.queries], its.scaling, its.extras)  # type: ignore[no-any-return]
 
 
 def _turn(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from batchgen.engines.fused.block import AttentionPlan, Block, Gate, Rotary
+from batchgen.engines.fused.block import AttentionPlan, Block, Gate, Heads, Rotary
 from batchgen.engines.fused.norm import fused_norm
 from batchgen.engines.fused.product import ADD, Product, activation_name, is_linear
 from batchgen.engines.fused.watch import Call, LayerAtWork, WatchedLayer, watch
@@ -38,8 +38,8 @@ def recognize(seen: LayerAtWork, rotary: Rotary) -> Block | None:
     if seen.query is None or seen.keys is None or seen.index is None or seen.made is None or seen.found is None:
         return None
     (_, queries, _, _), (_, keys, _, size) = seen.query.shape, seen.keys.shape
-    heads = AttentionPlan(seen.index, queries, keys, size, seen.scaling, seen.extras)
-    block = Block(heads, rotary if seen.rotary is not None else None)
+    plan = AttentionPlan(seen.index, queries, keys, size, seen.scaling, seen.extras)
+    block = Block(plan, rotary if seen.rotary is not None else None)
     block.gives_tuple = isinstance(seen.made, tuple)
     return block if _attention_parts(block, seen) and _mlp_parts(block, seen) else None
 
@@ -53,7 +53,7 @@ def _attention_parts(block: Block, seen: LayerAtWork) -> bool:
     block.norm = norms.pop(entry)
     block.mixed = Product([call.module for call in linears])
     if norms:
-        block.norm_queries, block.norm_keys = (*norms.values(), None)[:2]
+        cast("Heads", block.heads).norms = nn.ModuleList(norms.values())
     return len(norms) in (0, 2)
 
 
