@@ -60,7 +60,7 @@ class CompiledGate(nn.Module):
         return out
 
 
-class CompiledHeads(nn.Module):
+class CompiledHeadTurn(nn.Module):
     """Queries and keys on their way into attention: normed and rotated, as far as a layer does that."""
 
     def __init__(
@@ -98,7 +98,7 @@ class CompiledAttention:
         self, plan: AttentionPlan, norms: Sequence[CompiledNorm], rotary: Rotary | None, dtype: torch.dtype
     ) -> None:
         """Take the norms of queries and keys, if they have any."""
-        self._heads = CompiledHeads(plan, norms, rotary, dtype)
+        self._heads = CompiledHeadTurn(plan, norms, rotary, dtype)
         self._enter = entry(name_of(dtype), plan.size, is_normed=bool(norms), is_turned=rotary is not None)
 
     def __call__(self, mixed: torch.Tensor, positions: Positions, layer: SlotLayer) -> torch.Tensor:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
-from batchgen.engines.compiled.layers import CompiledAttention, CompiledGate, CompiledHeads, CompiledNorm
+from batchgen.engines.compiled.layers import CompiledAttention, CompiledGate, CompiledHeadTurn, CompiledNorm
 from batchgen.engines.compiled.rows import GELU_TANH, SILU
-from batchgen.engines.fused.block import Block, Gate, Heads
+from batchgen.engines.fused.block import Block, Gate, HeadTurn
 from batchgen.engines.fused.norm import FusedNorm
 from batchgen.engines.fused.product import activation_name
 
@@ -29,13 +29,13 @@ def _compile(block: Block, dtype: torch.dtype) -> None:
     block.norm, block.norm_inner = _compiled(block.norm, dtype), _compiled(block.norm_inner, dtype)
     block.norm_out, block.norm_down = (norm and _compiled(norm, dtype) for norm in (block.norm_out, block.norm_down))
     block.gate = block.gate and _compiled(block.gate, dtype)
-    heads = cast("Heads", block.heads)
+    heads = cast("HeadTurn", block.heads)
     made = [_compiled(norm, dtype) for norm in heads.norms or ()]
     norms = [norm for norm in made if isinstance(norm, CompiledNorm) and norm.bias is None]
     if heads.plan.size % 2 == 0 and len(norms) == len(made):
         block.attend_in_steps = CompiledAttention(heads.plan, norms, heads.rotary, dtype)
         if norms or heads.rotary:
-            block.heads = CompiledHeads(heads.plan, norms, heads.rotary, dtype)
+            block.heads = CompiledHeadTurn(heads.plan, norms, heads.rotary, dtype)
 
 
 def _compiled(module: nn.Module, dtype: torch.dtype) -> nn.Module:

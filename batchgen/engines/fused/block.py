@@ -58,7 +58,7 @@ class Rotary:
         return self._rows
 
 
-class Heads(nn.Module):
+class HeadTurn(nn.Module):
     """Queries and keys on their way into attention: normed and rotated, as far as a layer does that."""
 
     def __init__(self, plan: AttentionPlan, rotary: Rotary | None) -> None:
@@ -100,7 +100,7 @@ class Block(nn.Module):
         self.plan = plan
         self.norm: nn.Module
         self.mixed: nn.Module  # query, key and value projections side by side
-        self.heads: nn.Module = Heads(plan, rotary)
+        self.heads: nn.Module = HeadTurn(plan, rotary)
         self.attend_in_steps: StepAttention | None = None
         self.out: nn.Module
         self.norm_out: nn.Module | None = None

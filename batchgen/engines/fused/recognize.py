@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from batchgen.engines.fused.block import AttentionPlan, Block, Gate, Heads, Rotary
+from batchgen.engines.fused.block import AttentionPlan, Block, Gate, HeadTurn, Rotary
 from batchgen.engines.fused.norm import fused_norm
 from batchgen.engines.fused.product import ADD, Product, activation_name, is_linear
 from batchgen.engines.fused.watch import Call, LayerAtWork, WatchedLayer, watch
@@ -53,7 +53,7 @@ def _attention_parts(block: Block, seen: LayerAtWork) -> bool:
     block.norm = norms.pop(entry)
     block.mixed = Product([call.module for call in linears])
     if norms:
-        cast("Heads", block.heads).norms = nn.ModuleList(norms.values())
+        cast("HeadTurn", block.heads).norms = nn.ModuleList(norms.values())
     return len(norms) in (0, 2)
 
 
