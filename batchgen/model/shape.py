@@ -97,12 +97,12 @@ def int8_weights(footprint: Footprint, shape: ModelShape) -> int:
 def num_loud(num_inputs: int) -> int:
     """How many inputs of a layer in 8-bit integers stay in float32.
 
-    One in 32, in multiples of 16: more cost time, fewer change tokens (docs/decisions.md).
+    One in 16, in multiples of 16: more cost time, fewer change tokens (docs/decisions.md).
 
     >>> num_loud(576), num_loud(1536), num_loud(8)
-    (16, 48, 4)
+    (32, 96, 4)
     """
-    return min(max(16, num_inputs // 32 // 16 * 16), num_inputs // 2)
+    return min(max(16, num_inputs // 16 // 16 * 16), num_inputs // 2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ ZERO_POINT = 128  # of inputs, which are unsigned
 PACKED_ROWS = 64  # the number of rows that a packed weight is laid out for
 OUTPUTS_AT_ONCE = 1024  # outputs of a weight that are quantized together
 # Number of inputs that share a scale in layers with fewer outputs than inputs (docs/decisions.md).
-LARGEST_GROUP, SMALLEST_GROUP, STEP = 384, 128, 32
+LARGEST_GROUP, SMALLEST_GROUP, STEP = 768, 128, 32
 NO_ZERO_POINTS = torch.zeros(1, dtype=torch.int64)  # of weights, which are signed
 LEAST_PEAK = 1e-30  # for a row or column of zeros, whose scale would be 0
 
@@ -67,7 +67,7 @@ def num_groups(num_outputs: int, num_inputs: int) -> int:
     """Return how many groups of inputs have their own scales: one, unless a layer has few outputs and adding is cheap.
 
     >>> num_groups(576, 1536), num_groups(1536, 576), num_groups(2048, 8192)
-    (4, 1, 32)
+    (2, 1, 16)
     """
     sizes = range(LARGEST_GROUP, SMALLEST_GROUP - 1, -STEP) if num_inputs > num_outputs else ()
     return next((num_inputs // size for size in sizes if num_inputs % size == 0), 1)
