@@ -115,6 +115,7 @@ def _backoff(
 ) -> Backoff:
     from batchgen.model.footprint import overrun_keeper
 
+    model.read_in()
     return Backoff(
         ready.limits,
         budget=lambda: room_bytes(model, options),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -68,6 +69,17 @@ class Model:
         cache = DynamicCache(config=self.checkpoint.config)
         self.forward(_columns(whole, 0, rope.limit), past_key_values=cache)
         return self.forward(_columns(whole, rope.limit), past_key_values=cache)[0, -1]
+
+    def read_in(self) -> None:
+        """Read weights that are still in their file, one number of each of the system's pages.
+
+        Otherwise the first rows would read them, and seem to take their memory.
+        """
+        import torch
+
+        for tensor in _tensors_of(self.network):
+            if tensor.device.type == "cpu" and tensor.layout == torch.strided and tensor.is_contiguous():
+                tensor.view(-1)[:: mmap.PAGESIZE // tensor.element_size()].clone()
 
     def on_same_weights(self, attention: str | None = None) -> Model:
         """A copy of the network on the same tensors, whose modules may be replaced; `attention` names its kernel."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -10,15 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, GPT2Config
 
 import batchgen
 import batchgen.model
-from batchgen import Model
+from batchgen import Model, open_model
 from batchgen.engines import Engine, finish_all, make_engine
 from batchgen.engines.sampling import sampler as sampler_module
 from batchgen.errors import BatchgenError
+from batchgen.model.find import BUNDLED_FOLDER
 from batchgen.model.padding import encode
-from batchgen.records import EngineOptions, Request, SamplingParams
+from batchgen.records import EngineOptions, Request, SamplingParams, Sequence
 from tests.support.models import ARCHITECTURES, decide_alone, generate_alone
 from tests.support.results import output_ids
 from tests.support.rows import RAIN, ragged_prompts
@@ -239,3 +242,17 @@ def test_near_ties_are_not_decided_again_in_sixteen_bits(
 def test_an_unknown_engine_is_refused(bundled: Model) -> None:
     with pytest.raises(BatchgenError, match="engine warp is not one of"):
         batchgen.generate(RAIN, bundled, engine="warp")
+
+
+def test_weights_that_no_row_has_read_yet_do_not_count_as_memory_of_rows(tmp_path: Path) -> None:
+    """They stay in their file until they are read; the trial reads them, but only at a model's first start."""
+    network = AutoModelForCausalLM.from_config(GPT2Config(n_layer=1, n_embd=256, n_head=4))
+    network.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(BUNDLED_FOLDER / name, tmp_path)
+    for is_first in (True, False):
+        model = open_model(str(tmp_path), device="cpu", dtype="float32")
+        engine = make_engine(model, EngineOptions("reference"))
+        prompt = Request(0, "0", "a dog", SamplingParams(max_new_tokens=2))
+        list(finish_all(engine, [Sequence(prompt, 0, [1, 2, 3])]))
+        assert is_first or (engine.stats.measured_bytes or 0) < network.num_parameters() * 4 // 2
