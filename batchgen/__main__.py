@@ -6,10 +6,10 @@ import sys
 
 def main() -> None:
     leave_working_folder()
-    import _signal  # type: ignore[import-not-found]  # part of Python itself; `signal` takes a while to import
+    import signal
 
     # Until the command line has its own handlers, Ctrl-C ends the process without a traceback.
-    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     from batchgen.machine.process import settle
 
     settle()

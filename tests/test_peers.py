@@ -18,6 +18,7 @@ SERVER = """#!{python}
 import json, sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Lock
 
 if sys.argv[1:] == ["--version"]:
     sys.exit(print("version: 1234 (abcdef)", file=sys.stderr))
@@ -25,7 +26,7 @@ options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 if Path(options["--model"]).read_text() == "broken":
     sys.exit("error: no such tensor")
 Path(sys.argv[0] + ".options").write_text(json.dumps(options))
-asked = []
+asked, writing = [], Lock()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -37,8 +38,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        asked.append(body)
-        Path(sys.argv[0] + ".asked").write_text(json.dumps(asked))
+        with writing:  # requests come at the same time
+            asked.append(body)
+            Path(sys.argv[0] + ".asked").write_text(json.dumps(asked))
         if len(body["prompt"]) > 9:
             return self.answer(400, {{"error": {{"message": "the request exceeds the context"}}}})
         self.answer(200, {{"tokens": [sum(body["prompt"]) + step for step in range(body["n_predict"])]}})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
 
-_signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # as `batchgen.__main__` does before it imports anything
+_signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # as `batchgen.__main__` does with `signal`, which takes longer
 
 import os
 import sys
