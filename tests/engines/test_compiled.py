@@ -26,6 +26,7 @@ from batchgen.engines.int8.support import INT8_COMPILED
 from batchgen.model import Checkpoint, Model
 from batchgen.records import BATCH_INVARIANT, EngineOptions, Request, SamplingParams, Sequence
 from tests.support.models import WITH_BLOCKS, decide_alone, model_of
+from tests.support.processes import run_python
 
 DTYPES = [torch.float32, torch.bfloat16]
 PROMPTS = ["a", "the dog ran to the house and", "one " * 45, "She said: why", "rain " * 33, "in the old house"]
@@ -205,9 +206,9 @@ def test_long_loops_run_on_all_of_torchs_threads_and_short_ones_on_one(monkeypat
         def GOMP_parallel(self, share: int, work: object, num_threads: int, flags: int) -> None:  # noqa: N802
             teams.append(num_threads)
 
+    gate = CompiledGate(SILU, torch.float32)
     monkeypatch.setattr(threads, "openmp", Library)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    gate = CompiledGate(SILU, torch.float32)
     for rows, size in ((2, 64), (64, 2048), (1, 1 << 20)):
         gate(torch.ones(rows, 2 * size))
     assert teams == [3]
@@ -225,3 +226,16 @@ def test_the_library_is_the_one_that_torchs_threads_belong_to() -> None:
         assert library.omp_get_max_threads() == before + 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_all_rows_are_computed_where_there_are_fewer_threads_than_asked_for(tmp_path: Path) -> None:
+    code = """
+import torch
+from batchgen.engines.compiled.layers import CompiledGate
+torch.set_num_threads(4)
+x = torch.randn(64, 4096)
+wanted = torch.nn.functional.silu(x[:, :2048]) * x[:, 2048:]
+torch.testing.assert_close(CompiledGate("swish", torch.float32)(x), wanted, rtol=1e-5, atol=1e-6)
+"""
+    ended = run_python(code, tmp_path, OMP_THREAD_LIMIT="2")
+    assert ended.returncode == 0, ended.stderr

@@ -86,6 +86,6 @@ def scratch(rows: int, inputs: int, groups: int, num_loud: int, thread: int) -> 
 
     To allocate it anew for each product would take a third of the time of a few rows.
     """
-    integers = torch.empty(groups, rows, inputs // groups, dtype=torch.uint8)
-    scales, loud = torch.empty(groups, rows), torch.empty(rows, num_loud)
+    integers = torch.empty(groups, rows, inputs // groups, dtype=torch.uint8, device="cpu")
+    scales, loud = (torch.empty(*of, dtype=torch.float32, device="cpu") for of in ((groups, rows), (rows, num_loud)))
     return Scratch(integers.unbind(), scales, loud, integers.data_ptr(), scales.data_ptr(), loud.data_ptr())

@@ -28,7 +28,7 @@ class Loop:
         self._made = made  # keeps the code in memory
         kinds = [ctypes.c_float if kind is ctypes.c_double else kind for kind in arguments]
         self._alone = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, *kinds)(made.address)
-        fields: list[tuple[str, Slot]] = [("parts", ctypes.c_int64), ("rows", ctypes.c_int64)]
+        fields: list[tuple[str, Slot]] = [("rows", ctypes.c_int64)]
         fields += [(f"argument{place}", kind) for place, kind in enumerate(arguments)]
         self._work = type("Work", (ctypes.Structure,), {"_fields_": fields})
         self._share = _Share(made.address, arguments)
@@ -39,7 +39,7 @@ class Loop:
         if threads < 2 or num_rows < 2 or num_rows * row_cost < WORTH_SHARING or not (library := openmp()):
             self._alone(0, num_rows, *arguments)
             return
-        work = self._work(min(threads, num_rows), num_rows, *arguments)
+        work = self._work(num_rows, *arguments)
         # As many threads as torch's operations have: OpenMP would end the others and start them anew.
         library.GOMP_parallel(self._share.address, ctypes.byref(work), threads, 0)
 
@@ -51,7 +51,7 @@ def openmp() -> ctypes.CDLL | None:
         library = ctypes.CDLL(None)
         library.GOMP_parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
         library.GOMP_parallel.restype = None
-        return library if library.omp_get_thread_num else None
+        return library if library.omp_get_thread_num and library.omp_get_num_threads else None
     return None
 
 
@@ -60,9 +60,10 @@ class _Share:
 
     def __init__(self, loop: int, arguments: Sequence[Slot]) -> None:
         library = openmp()
-        number = ctypes.cast(library.omp_get_thread_num, ctypes.c_void_p).value if library else 0
+        names = ("omp_get_thread_num", "omp_get_num_threads") if library else ()
+        number, count = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in names] or (0, 0)
         engine = binding.create_mcjit_compiler(
-            binding.parse_assembly(_source(loop, number or 0, [TYPES[kind] for kind in arguments])),
+            binding.parse_assembly(_source(loop, number, count, [TYPES[kind] for kind in arguments])),
             binding.Target.from_default_triple().create_target_machine(),
         )
         engine.finalize_object()
@@ -70,15 +71,17 @@ class _Share:
         self.address = engine.get_function_address("share")
 
 
-def _source(loop: int, number: int, types: list[str]) -> str:
-    """Return the function in LLVM's language; `loop` and `number` are addresses, of `omp_get_thread_num` the second.
+def _source(loop: int, number: int, count: int, types: list[str]) -> str:
+    """Return the function in LLVM's language.
 
-    Thread t of P computes the rows from N t / P to N (t + 1) / P.
+    `loop`, `number` and `count` are addresses: of the loop, and of OpenMP's functions that return a thread's number and
+    how many threads there are, which may be fewer than were asked for. Thread t of P computes the rows from N t / P to
+    N (t + 1) / P.
     """
     lines, given = [], ["i64 %first", "i64 %last"]
     for place, kind in enumerate(types):
         lines += [
-            f"%at{place} = getelementptr i64, ptr %work, i64 {place + 2}",
+            f"%at{place} = getelementptr i64, ptr %work, i64 {place + 1}",
             f"%argument{place} = load {kind}, ptr %at{place}",
         ]
         if kind == "double":
@@ -89,14 +92,11 @@ def _source(loop: int, number: int, types: list[str]) -> str:
     load = "\n".join(lines)
     return f"""
 define void @share(ptr %work) {{
-  %parts = load i64, ptr %work
-  %at = getelementptr i64, ptr %work, i64 1
-  %rows = load i64, ptr %at
+  %rows = load i64, ptr %work
   %number = call i32 inttoptr (i64 {number} to ptr)()
+  %count = call i32 inttoptr (i64 {count} to ptr)()
   %part = zext i32 %number to i64
-  %is_needed = icmp ult i64 %part, %parts
-  br i1 %is_needed, label %run, label %end
-run:
+  %parts = zext i32 %count to i64
   %next = add i64 %part, 1
   %before = mul i64 %rows, %part
   %first = udiv i64 %before, %parts
@@ -104,8 +104,6 @@ run:
   %last = udiv i64 %through, %parts
   {load}
   call void inttoptr (i64 {loop} to ptr)({", ".join(given)})
-  br label %end
-end:
   ret void
 }}
 """
