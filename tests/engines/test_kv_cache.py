@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -401,6 +402,22 @@ def test_pages_that_no_row_needs_are_not_touched(monkeypatch: pytest.MonkeyPatch
     rows.grow(12)
     rows.prefill([1] * 9)
     assert (rows.pool.num_used, rows.pool.num_touched) == (11, 12)
+
+
+def test_only_pages_that_rows_may_need_are_large_pages_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large page at the border of the spare pages would take memory that no row needs, in every layer."""
+    advised: list[tuple[int, ...]] = []
+
+    class Block(mmap.mmap):
+        def madvise(self, *advice: int) -> None:
+            advised.append((len(self), *advice))
+
+    monkeypatch.setattr(blocks.mmap, "mmap", Block)
+    grown(monkeypatch, 100)
+    page_bytes = KV_HEADS * PAGE * SIZE * 4
+    total, needed = 150 * page_bytes, 100 * page_bytes
+    border = needed + -needed % mmap.PAGESIZE
+    assert set(advised) == {(total, mmap.MADV_HUGEPAGE, 0, border), (total, mmap.MADV_NOHUGEPAGE, border)}
 
 
 def test_written_pages_are_not_touched_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
         num_used: int
         view: PrefillView | StepView | None
 
+        @property
+        def num_spare(self) -> int: ...
+
         def hold(self, layer: SlotLayer, prompts: tuple[torch.Tensor, torch.Tensor]) -> None: ...
 
 
@@ -69,18 +72,21 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Take heads, sizes and dtype from the first keys and values, `[B, Hkv, T, D]` each."""
-        num_pages = self.pool.num_pages
+        num_pages, num_spare = self.pool.num_pages, self.pool.num_spare
         # Zeros, because a page's last columns are multiplied before they are written, and 0 * NaN is NaN.
-        self.keys = zeros((num_pages, key_states.shape[1], PAGE, key_states.shape[3]), key_states)
-        self.values = zeros((num_pages, value_states.shape[1], PAGE, value_states.shape[3]), value_states)
+        self.keys = zeros((num_pages, key_states.shape[1], PAGE, key_states.shape[3]), key_states, num_spare)
+        self.values = zeros((num_pages, value_states.shape[1], PAGE, value_states.shape[3]), value_states, num_spare)
         self.is_initialized = True
 
-    def resize(self, num_pages: int, used: int) -> None:
-        """Change the number of pages, copying the `used` ones. The cache that owns the pool may already be gone."""
+    def resize(self, num_pages: int, used: int, num_spare: int = 0) -> None:
+        """Change the number of pages, the last of which are spare, and copy the `used` ones.
+
+        The cache that owns the pool may already be gone.
+        """
         if self.is_initialized:
             for name in ("keys", "values"):
                 old: torch.Tensor = getattr(self, name)
-                new = zeros((num_pages, *old.shape[1:]), old)
+                new = zeros((num_pages, *old.shape[1:]), old, num_spare)
                 new[:used] = old[:used]
                 setattr(self, name, new)
 

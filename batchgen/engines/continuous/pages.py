@@ -56,6 +56,11 @@ class PagePool:
         self._grows_freely = device.type == "cpu" and untouched_memory_is_free()
 
     @property
+    def num_spare(self) -> int:
+        """The last pages that no row may need yet."""
+        return max(0, self.num_pages - self._num_asked)
+
+    @property
     def held_columns(self) -> int:
         """Columns that take memory: on a CPU only those that were touched."""
         return (self.num_touched if self.device.type == "cpu" else self.num_pages) * PAGE
@@ -73,9 +78,10 @@ class PagePool:
         self._num_asked = max(self._num_asked, num_pages)
         if num_pages <= self.num_pages:
             return
-        num_pages += int(SPARE_PAGES * num_pages) if self._grows_freely else 0
+        num_spare = int(SPARE_PAGES * num_pages) if self._grows_freely else 0
+        num_pages += num_spare
         for layer in self.layers:
-            layer.resize(num_pages, self.num_used)
+            layer.resize(num_pages, self.num_used, num_spare)
         empty = torch.full((num_pages - self.num_pages, PAGE), HIDDEN, device=self.device)
         self.mask = torch.cat([self.mask, empty])
         self.num_pages, self.num_touched = num_pages, self.num_used
