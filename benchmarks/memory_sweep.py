@@ -83,12 +83,12 @@ def measure(point: Point) -> dict[str, float]:
 
     from batchgen.engines import finish_all
     from batchgen.engines.reference.engine import ReferenceEngine
-    from batchgen.engines.reference.memory import LIBRARIES_BYTES, BatchMemory
+    from batchgen.engines.reference.memory import BatchMemory, kept_bytes
     from batchgen.engines.sampling.sampler import Sampler
     from batchgen.machine.limits import PeakMeter
     from batchgen.model import Checkpoint, Model, open_checkpoint
     from batchgen.model.probe import probe_footprint
-    from batchgen.planning.memory import BatchLimits, batch_bytes
+    from batchgen.planning.memory import BatchLimits, batch_estimate
     from batchgen.records import Request, SamplingParams, Sequence
 
     torch.manual_seed(0)
@@ -125,7 +125,9 @@ def measure(point: Point) -> dict[str, float]:
     run(batch)
     growth = meter.growth_bytes()
     live = live_bytes(lambda: run(rows(point.rows, point.columns)))
-    predicted = batch_bytes(limits_of(batch), batch) - LIBRARIES_BYTES  # already allocated by the warm-up
+    estimate = batch_estimate(limits_of(batch), batch)
+    # Libraries have already allocated theirs in the warm-up, and freed blocks are not kept here.
+    predicted = estimate.total - kept_bytes(estimate.kv_cache)
     return {"predicted": predicted, "live": live, "resident": growth or 0}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import weakref
+from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,9 @@ def _fit(trial: _Trial, formula: Footprint) -> Footprint:
         decode_column=trial.step(trial.long) / trial.long,
         cache_row=trial.state_bytes() if by_window else max(0.0, short_cache - cache_column * SHORT),
         local=tuple((window, column_bytes) for window, column_bytes in by_window.items() if window),
+        num_layers=formula.num_layers,
+        scores=formula.scores,
+        largest_weight=trial.largest_weight_bytes,
     )
 
 
@@ -118,6 +122,17 @@ class _Trial:
     @property
     def weights_bytes(self) -> int:
         return sum(weight.nbytes for weight in self.network.parameters())
+
+    @property
+    def largest_weight_bytes(self) -> int:
+        """Bytes of the largest weight of linear layers; layers of one module with as many inputs are packed as one."""
+        tied = id(self.network.get_input_embeddings().weight)
+        sizes = Counter[tuple[int, int]]()
+        for parent in self.network.modules():
+            for layer in parent.children():
+                if isinstance(layer, torch.nn.Linear) and id(layer.weight) != tied:
+                    sizes[id(parent), layer.in_features] += layer.weight.nbytes
+        return max(sizes.values(), default=0)
 
     def prefill(self, columns: int) -> tuple[int, int]:
         """Bytes of one row of `columns` tokens: the forward's peak, and what its cache keeps."""

@@ -83,6 +83,12 @@ def num_parameters(shape: ModelShape) -> int:
     return shape.n_layer * (attention + inner + small) + embeddings * n_embd + (2 * n_embd if shape.n_positions else 0)
 
 
+def _largest_weight(shape: ModelShape) -> int:
+    """The numbers of the largest weight: of the inner layer, with its gate, or of an output layer of its own."""
+    inner = (2 if shape.is_gated else 1) * shape.n_inner
+    return shape.n_embd * max(inner, 0 if shape.is_tied else shape.vocab_size)
+
+
 def int8_weights(footprint: Footprint, shape: ModelShape) -> int:
     """Bytes of the weights with linear layers and the embedding in 8-bit integers; learned positions stay.
 
@@ -121,6 +127,9 @@ class Footprint:
     decode_column: float  # the part of the cache that a step copies to make room for one column
     cache_row: float = 0  # the state of recurrent layers: it does not grow with the columns
     local: tuple[tuple[int, float], ...] = ()  # (window, bytes): the share of `cache_column` in layers with a window
+    num_layers: int = 1
+    scores: int = 0  # one query's scores of one column in all heads, before and after the softmax
+    largest_weight: int = 0  # of layers that are linear and multiply the same input, except one tied to the embedding
     overrun: float = 1.0  # the factor by which rows exceeded this prediction in earlier runs
 
     @classmethod
@@ -145,6 +154,9 @@ class Footprint:
             cache_column=cache_column,
             prefill=(inner_layer, attending),
             decode_column=cache_column / (2 * shape.n_layer),  # one layer's keys or values at a time
+            num_layers=shape.n_layer,
+            scores=2 * shape.n_head * element_bytes,
+            largest_weight=_largest_weight(shape) * element_bytes,
             local=tuple(
                 (window, shape.windows.count(window) * cache_column / shape.n_layer)
                 for window in sorted({window for window in shape.windows if window})
@@ -162,6 +174,8 @@ class Footprint:
                 cache_column=factor * self.cache_column,
                 prefill=tuple((factor * column, factor * pair) for column, pair in self.prefill),
                 decode_column=factor * self.decode_column,
+                scores=factor * self.scores,
+                largest_weight=factor * self.largest_weight,
                 cache_row=factor * self.cache_row,
                 local=tuple((window, factor * column) for window, column in self.local),
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -117,6 +119,18 @@ def test_weights_are_counted_exactly() -> None:
     assert (
         probe_footprint(GROUPED, torch.bfloat16).weights == sum(weight.nbytes for weight in network.parameters()) // 2
     )
+
+
+@pytest.mark.parametrize(
+    ("is_tied", "num_tokens", "largest"),
+    [(True, 1000, 2 * 256 * 96), (False, 1000, 1000 * 96), (False, 9, 2 * 256 * 96)],
+)
+def test_the_largest_weight_is_that_of_layers_packed_as_one(is_tied: bool, num_tokens: int, largest: int) -> None:
+    config = copy.deepcopy(GROUPED)
+    config.tie_word_embeddings, config.vocab_size = is_tied, num_tokens
+    formula = Footprint.of_shape(ModelShape.from_config(config), 4)
+    assert probe_footprint(config, torch.float32).largest_weight == formula.largest_weight == largest * 4
+    assert probe_footprint(config, torch.bfloat16).largest_weight == largest * 2
 
 
 def test_eager_attention_takes_its_scores() -> None:

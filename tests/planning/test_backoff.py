@@ -221,6 +221,19 @@ def test_a_batch_that_took_more_than_predicted_lowers_the_budget() -> None:
     assert (backoff.predicted_bytes, backoff.measured_bytes) == (predicted, 2 * predicted)
 
 
+def test_batches_are_measured_from_the_first_one_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The heap keeps what a batch leaves: the next one reuses it, so its own growth says too little, or too much."""
+    batches = [short_rows([800] * 16), short_rows([800] * 4)]
+    predicted = batch_bytes(limits_of(), batches[0])
+    meter, starts, said = FakeMeter([predicted, predicted]), [0], list[str]()
+    monkeypatch.setattr(meter, "start", lambda: starts.append(1))
+    backoff = Backoff(limits_of(), meter=meter, say=said.append)
+    run_all(backoff, batches, Runner(MemoryError, lambda _: False))
+    backoff.end()
+    assert sum(starts) == 1
+    assert not said
+
+
 @pytest.mark.parametrize(("share", "is_plenty"), [(1.5, False), (2, True)])
 def test_where_memory_is_plenty_steps_use_it_for_speed(share: float, is_plenty: bool) -> None:
     rows = short_rows([800] * 16)

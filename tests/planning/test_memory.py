@@ -108,6 +108,13 @@ def test_beams_are_rows() -> None:
     assert beams == rows
 
 
+@pytest.mark.parametrize(("rows", "holes"), [(4, 4 * 100 * 72 * KIB // 2), (64, 96 * MIB)])
+def test_the_growing_cache_of_a_batch_leaves_holes_of_half_its_size(rows: int, holes: int) -> None:
+    needed = BatchMemory(GPT2).estimate(rows, 100, GREEDY)
+    tensors = needed.kv_cache + needed.attention_mask + needed.logits + needed.activations
+    assert needed.workspace == 46 * MIB + holes + int(0.06 * tensors)
+
+
 def test_the_total_is_the_sum_of_the_parts() -> None:
     needed = BatchMemory(GPT2).estimate(2, 10, GREEDY)
     tensors = needed.kv_cache + needed.attention_mask + needed.logits + needed.activations
@@ -180,7 +187,37 @@ def test_the_logits_of_slots_leave_a_hole_as_large_as_themselves() -> None:
 def test_a_prefill_of_slots_is_bounded() -> None:
     needed = SlotMemory(GPT2).estimate(64, 100, GREEDY)
     assert prefill_rows(100) == PREFILL_TOKENS // 100 == 10
-    assert needed.activations == GPT2.prefill_bytes(10, 100)
+    scores = 10 * 2 * 12 * 4 * PAGE * 100  # of a page of queries
+    assert needed.activations == GPT2.prefill_bytes(10, 100) + scores
+
+
+def test_attention_in_slots_makes_no_mask_of_pairs_of_columns() -> None:
+    eager = Footprint.of_shape(SHAPE, 2, attention="eager")
+    needed = SlotMemory(eager).estimate(1, 8000, GREEDY)
+    assert needed.attention_mask == 251 * PAGE * 4  # of the pages
+    assert needed == SlotMemory(HALF).estimate(1, 8000, GREEDY)
+
+
+def test_rows_behind_a_long_prefix_hold_its_scores_and_one_layer_of_it_each() -> None:
+    with_prefix, without = (SlotMemory(HALF).of_rows([(8, GREEDY)] * 64, prefix) for prefix in (4000, 0))
+    scores, layer = 2 * 12 * 2 * PAGE, 2 * 768 * 2
+    assert with_prefix.activations - without.activations == 64 * 4000 * (scores + layer)
+
+
+@pytest.mark.parametrize(("is_tied", "largest"), [(True, 3072), (False, 50257)])
+def test_deciding_a_near_tie_restores_the_largest_weight(is_tied: bool, largest: int) -> None:
+    shape = replace(SHAPE, is_tied=is_tied)
+    floats, halves = (SlotMemory(Footprint.of_shape(shape, size)).estimate(1, 8, GREEDY) for size in (4, 2))
+    assert floats.activations == 768 * largest * 4 + GPT2.prefill_bytes(1, 13)
+    assert halves.activations < 2**20
+
+
+@pytest.mark.parametrize(("n_embd", "n_layer", "share"), [(192, 4, 1.5), (192, 12, 1.5), (192, 24, 3), (3072, 4, None)])
+def test_freed_blocks_leave_holes_in_each_layer_up_to_a_limit(n_embd: int, n_layer: int, share: float | None) -> None:
+    shape = replace(SHAPE, n_embd=n_embd, n_inner=4 * n_embd, n_layer=n_layer)
+    needed = SlotMemory(Footprint.of_shape(shape, 4)).estimate(64, 100, sampling_of(max_new_tokens=1))
+    prefill = 1000 * (22 * n_embd + 2 * 12 * PAGE) * 4
+    assert needed.workspace == 32 * MIB + (share * prefill if share else 96 * MIB)
 
 
 def test_a_prompt_longer_than_a_prefill_comes_alone() -> None:

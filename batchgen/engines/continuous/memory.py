@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from batchgen.model.shape import Footprint, ModelShape
-from batchgen.planning.memory import FLOAT32_BYTES, BatchLimits, as_it_was, kinds_of, logits_factor, with_workspace
+from batchgen.planning.memory import FLOAT32_BYTES, BatchLimits, as_it_was, kinds_of, logits_factor
 from batchgen.records import MemoryEstimate, SamplingParams
 
-# Added once, on top of live tensors: kernels and scratch memory for recently seen batch sizes, and the holes that
-# logits leave in the heap if memory is plentiful and freed blocks are kept (measured: docs/memory.md).
-KERNELS_BYTES = 84 * 2**20
+# Added once, on top of tensors: kernels and scratch memory for recently seen batch sizes, and the heap of small blocks
+# (measured, as all figures here: docs/memory.md).
+KERNELS_BYTES = 32 * 2**20
+# If memory is plentiful, freed blocks are kept, and leave holes in the heap: glibc often cannot give an aligned block
+# back for the same size. In a prefill each layer leaves some: together this share of its activations per layer, and at
+# least 1.5 of them, but blocks of over 32 MiB leave none.
+HOLES_SHARE, LEAST_HOLES_SHARE, MOST_HOLES_BYTES = 1 / 8, 1.5, 96 * 2**20
 # With less than this, those kernels and prefills of many rows do not fit; static batches need less.
 LEAST_SLOTS_BYTES = 128 * 2**20
 # Columns of a page of the KV cache, and the maximum number of tokens, including pads, of one prefill. Both were
@@ -73,18 +77,34 @@ def _peak(
     cache = held[0] + int(footprint.cache_column * prefix_tokens)
     chooses = int(logits_factor(sampling, footprint.element_bytes, copies=False) * footprint.vocab_size * FLOAT32_BYTES)
     is_exact = footprint.element_bytes == FLOAT32_BYTES
-    again = footprint.prefill_bytes(1, prefix_tokens + columns + sampling.max_new_tokens - 1) if is_exact else 0
-    step = with_workspace(kv_cache=cache, attention_mask=held[1], logits=chooses * rows, activations=again)
+    # Deciding a near tie again takes a forward of one row on the weights as they were loaded, restored one by one.
+    ends = prefix_tokens + last_column(columns, sampling)
+    again = footprint.prefill_bytes(1, ends) + footprint.largest_weight if is_exact else 0
     filled = min(rows, prefill_rows(columns))
-    behind = int(2 * footprint.decode_column * filled * prefix_tokens)  # one layer's prefix, once per row
-    prefill = with_workspace(
+    prefill = max(_prompt_bytes(footprint, filled, columns, prefix_tokens), _prompt_bytes(footprint, 1, prefix_tokens))
+    moments = ((chooses * rows, again), (chooses * filled, prefill))  # the last step, a prefill
+    logits, activations = max(moments, key=sum)
+    holes = max(LEAST_HOLES_SHARE, HOLES_SHARE * footprint.num_layers) * prefill
+    workspace = KERNELS_BYTES + min(MOST_HOLES_BYTES, int(holes))
+    peak = MemoryEstimate(
+        weights=0,
         kv_cache=cache,
-        attention_mask=filled * columns * (prefix_tokens + columns),
-        logits=chooses * filled,
-        activations=max(footprint.prefill_bytes(filled, columns) + behind, footprint.prefill_bytes(1, prefix_tokens)),
+        attention_mask=held[1],
+        logits=logits,
+        activations=activations,
+        workspace=workspace,
     )
-    peak = max(step, prefill, key=lambda moment: moment.total)
-    return as_it_was(replace(peak, workspace=peak.workspace + KERNELS_BYTES), footprint)
+    return as_it_was(peak, footprint)
+
+
+def _prompt_bytes(footprint: Footprint, rows: int, columns: int, prefix_tokens: int = 0) -> int:
+    """Return the activations of a prefill, whose attention takes a page of queries at a time and makes no mask.
+
+    One layer's keys and values of the prefix are copied for each row.
+    """
+    layer = max(column for column, _ in footprint.prefill) * columns
+    scores = footprint.scores * PAGE * (prefix_tokens + columns)
+    return int(rows * (layer + scores + 2 * footprint.decode_column * prefix_tokens))
 
 
 def last_column(num_prompt_tokens: int, sampling: SamplingParams) -> int:

@@ -16,6 +16,7 @@ class BatchQueue:
     def __init__(self, backoff: Backoff) -> None:
         self._backoff = backoff
         self._waiting: deque[list[Sequence]] = deque()
+        self._is_measured = False  # memory is measured from the first batch on: the next ones reuse what it leaves
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
@@ -35,14 +36,14 @@ class BatchQueue:
         if self._backoff.hits_the_wall(rows):
             self._backoff.fail(rows[0])
         else:
-            self._backoff.expect(self.bytes_of(rows), anew=True, prefills_apart=True)
+            self._backoff.expect(self.bytes_of(rows), anew=not self._is_measured, prefills_apart=True)
+            self._is_measured = True
         return rows
 
     def done(self, rows: list[Sequence]) -> None:
-        """Compare what finished rows took with what they were expected to take."""
-        predicted = self.bytes_of(rows)
-        self._backoff.predicted_bytes = max(self._backoff.predicted_bytes, predicted)
-        self._backoff.compare(predicted)
+        """Compare what rows took so far with what the largest batch was expected to take."""
+        self._backoff.predicted_bytes = max(self._backoff.predicted_bytes, self.bytes_of(rows))
+        self._backoff.compare(self._backoff.predicted_bytes)
 
     def give_way(self, rows: list[Sequence]) -> int:
         """Queue unfinished rows again after memory ran out, in halves, from their prompts.
