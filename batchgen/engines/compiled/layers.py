@@ -94,12 +94,12 @@ class CompiledHeadTurn(nn.Module):
 class CompiledAttention:
     """The attention of a step, from one product of queries, keys and values to the heads' results."""
 
-    def __init__(
-        self, plan: AttentionPlan, norms: Sequence[CompiledNorm], rotary: Rotary | None, dtype: torch.dtype
-    ) -> None:
-        """Take the norms of queries and keys, if they have any."""
-        self._heads = CompiledHeadTurn(plan, norms, rotary, dtype)
-        self._enter = entry(name_of(dtype), plan.size, is_normed=bool(norms), is_turned=rotary is not None)
+    def __init__(self, heads: CompiledHeadTurn, dtype: torch.dtype) -> None:
+        """Take what the layer does to queries and keys."""
+        self._heads = heads
+        self._enter = entry(
+            name_of(dtype), heads.plan.size, is_normed=bool(heads.norms), is_turned=heads.rotary is not None
+        )
 
     def __call__(self, mixed: torch.Tensor, positions: Positions, layer: SlotLayer) -> torch.Tensor:
         """Write the keys and values in `mixed` `[B, 1, (H + 2 Hkv) D]` to their pages; return `[B, 1, H, D]`.

@@ -33,9 +33,10 @@ def _compile(block: Block, dtype: torch.dtype) -> None:
     made = [_compiled(norm, dtype) for norm in heads.norms or ()]
     norms = [norm for norm in made if isinstance(norm, CompiledNorm) and norm.bias is None]
     if heads.plan.size % 2 == 0 and len(norms) == len(made):
-        block.attend_in_steps = CompiledAttention(heads.plan, norms, heads.rotary, dtype)
+        turn = CompiledHeadTurn(heads.plan, norms, heads.rotary, dtype)
+        block.attend_in_steps = CompiledAttention(turn, dtype)
         if norms or heads.rotary:
-            block.heads = CompiledHeadTurn(heads.plan, norms, heads.rotary, dtype)
+            block.heads = turn
 
 
 def _compiled(module: nn.Module, dtype: torch.dtype) -> nn.Module:

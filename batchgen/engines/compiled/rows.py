@@ -91,10 +91,7 @@ def turn(dtype: str, head_size: int, *, is_normed: bool, is_turned: bool) -> Loo
         for row in range(first, last):
             place = row % num_tables
             for h in range(heads + kv_heads):
-                for i in range(size):
-                    head[i] = wide(mixed[row, h, i])
-                if is_normed:
-                    norm_head(head, norm_queries if h < heads else norm_keys, eps)
+                read_head(mixed[row, h], head, norm_queries if h < heads else norm_keys, eps, is_normed)
                 if is_turned:
                     turn_head(head, cosines[place], sines[place], out[row, h])
                 else:
@@ -128,10 +125,7 @@ def entry(dtype: str, head_size: int, *, is_normed: bool, is_turned: bool) -> Lo
             values = carray(values_, (page[row] + 1, kv_heads, page_size, size))[page[row], :, column[row]]
             place = row % num_tables
             for h in range(heads + kv_heads):
-                for i in range(size):
-                    head[i] = wide(mixed[row, h, i])
-                if is_normed:
-                    norm_head(head, norm_queries if h < heads else norm_keys, eps)
+                read_head(mixed[row, h], head, norm_queries if h < heads else norm_keys, eps, is_normed)
                 target = query[row, h] if h < heads else keys[h - heads]
                 if is_turned:
                     turn_head(head, cosines[place], sines[place], target)
@@ -143,6 +137,15 @@ def entry(dtype: str, head_size: int, *, is_normed: bool, is_turned: bool) -> Lo
                     values[h, i] = mixed[row, heads + kv_heads + h, i]
 
     return run
+
+
+@inlined
+def read_head(stored_head, head, weight, eps, is_normed):
+    """Write a head `[D]` to the float32 `head`, normed if its layer does that."""
+    for i in range(len(head)):
+        head[i] = wide(stored_head[i])
+    if is_normed:
+        norm_head(head, weight, eps)
 
 
 @inlined
