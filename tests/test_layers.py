@@ -68,6 +68,7 @@ LATE = {
     "engines.compiled.network",
     "engines.compiled.rows",
     "engines.compiled.threads",
+    "engines.compiled.tile",
     "engines.fused.block",
     "engines.fused.norm",
     "engines.fused.product",

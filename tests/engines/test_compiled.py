@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from batchgen.engines import finish_all, make_engine
 from batchgen.engines.compiled import support, threads
-from batchgen.engines.compiled.int8 import CompiledInt8
+from batchgen.engines.compiled.int8 import CompiledInt8, TiledWeight
 from batchgen.engines.compiled.layers import CompiledGate, CompiledNorm
 from batchgen.engines.compiled.network import compile_blocks
 from batchgen.engines.compiled.rows import GELU_TANH, SILU
@@ -21,13 +21,13 @@ from batchgen.engines.continuous.linear import COMPILED, FUSED, kernels_of
 from batchgen.engines.continuous.network import bits_of, slot_network
 from batchgen.engines.fused.block import Block
 from batchgen.engines.fused.product import ACTIVATIONS, ADD
-from batchgen.engines.int8.linear import Int8Weight
-from batchgen.engines.int8.support import INT8_COMPILED
+from batchgen.engines.int8.support import INT8_COMPILED, why_no_int8
 from batchgen.model import Checkpoint, Model
 from batchgen.records import BATCH_INVARIANT, EngineOptions, Request, SamplingParams, Sequence
 from tests.support.models import WITH_BLOCKS, decide_alone, model_of
 from tests.support.processes import run_python
 
+needs_int8 = pytest.mark.skipif(why_no_int8("cpu") is not None, reason="this processor multiplies no 8-bit integers")
 DTYPES = [torch.float32, torch.bfloat16]
 PROMPTS = ["a", "the dog ran to the house and", "one " * 45, "She said: why", "rain " * 33, "in the old house"]
 
@@ -71,27 +71,79 @@ def test_rows_have_their_own_bits_and_broken_ones_stay_broken_alone(
             assert torch.allclose(layer(x), whole, 0, 0, equal_nan=True)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("inputs", "outputs", "num_loud", "has_bias"), [(768, 96, 22, False), (64, 160, 0, True)])
-def test_a_product_in_integers_is_that_of_its_weight(
-    dtype: torch.dtype, inputs: int, outputs: int, num_loud: int, has_bias: bool
-) -> None:
+def tiled(
+    outputs: int, inputs: int, places: tuple[int, ...] = (), *, has_bias: bool = False
+) -> tuple[torch.Tensor, TiledWeight]:
+    """Return random weights, and the same quantized; `places` stay in float32."""
     random = torch.Generator().manual_seed(0)
+    weight = torch.randn(outputs, inputs, generator=random)
     bias = torch.randn(outputs, generator=random) if has_bias else None
-    places = torch.arange(num_loud) * 7 if num_loud else None
-    weight = Int8Weight.of(torch.randn(outputs, inputs, generator=random), bias, places)
-    x, other = torch.randn(5, 3, inputs, generator=random), torch.randn(5, 3, outputs, generator=random).to(dtype)
-    x[..., 7] *= 30
-    x = x.to(dtype)
-    product = CompiledInt8(weight, ADD, dtype)
-    alone = weight.multiply(x.reshape(-1, inputs)).view(5, 3, outputs)
-    torch.testing.assert_close(product(x), alone)
-    wide = weight.multiply(x.reshape(-1, inputs).float()).view(5, 3, outputs)
-    torch.testing.assert_close(product(x, other), (wide + other.float()).to(dtype))
-    assert torch.equal(product(x[2:3], other[2:3]), product(x, other)[2:3])
-    for name in (SILU, GELU_TANH):
-        found = CompiledInt8(weight, name, dtype)(x)
-        torch.testing.assert_close(found.float(), ACTIVATIONS[name](wide), rtol=0.03, atol=1e-3)
+    return weight, TiledWeight.of(weight, bias, torch.tensor(places, dtype=torch.int64))
+
+
+def rounded_rows(x: torch.Tensor, places: tuple[int, ...]) -> torch.Tensor:
+    """Return `[N, I]` as 8-bit integers with a scale for 64 inputs give it back, and inputs `places` unchanged."""
+    quiet = x.float().index_fill(1, torch.tensor(places, dtype=torch.int64), 0.0)
+    groups = F.pad(quiet, (0, -quiet.shape[1] % 64)).unflatten(1, (-1, 64))
+    peak = groups.abs().amax(-1, keepdim=True).clamp_min(1e-30)
+    back = (((groups * (127 / peak) + 128.5).floor() - 128) * (peak / 127)).flatten(1)[:, : x.shape[1]]
+    back[:, list(places)] = x[:, list(places)].float()
+    return back
+
+
+@needs_int8
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "places", "has_bias"),
+    [(96, 768, (3, 7, 700), False), (50, 100, (), True), (1, 20, (2,), True)],
+)
+def test_a_product_in_integers_is_that_of_its_weight_and_rounded_rows(
+    dtype: torch.dtype, outputs: int, inputs: int, places: tuple[int, ...], has_bias: bool
+) -> None:
+    _, weight = tiled(outputs, inputs, places, has_bias=has_bias)
+    x, other = torch.randn(15, inputs).to(dtype), torch.randn(15, outputs).to(dtype)
+    x[:, list(places)] *= 30
+    x[4] = 0
+    bias = torch.zeros(outputs) if weight.bias is None else weight.bias
+    wide = rounded_rows(x, places) @ weight.of_outputs(torch.arange(outputs)).T + bias
+    torch.testing.assert_close(weight.multiply(x), wide.to(dtype), rtol=0.01, atol=1e-3)
+    torch.testing.assert_close(weight.multiply(x, other).float(), wide + other.float(), rtol=0.016, atol=0.02)
+    for name in (SILU, GELU_TANH, ADD):
+        found = CompiledInt8(weight, name)(x.view(3, 5, inputs))
+        wanted = ACTIVATIONS[name](wide) if name != ADD else wide
+        torch.testing.assert_close(found.float().view(15, outputs), wanted, rtol=0.03, atol=1e-3)
+
+
+@needs_int8
+def test_a_weight_in_tiles_is_off_by_half_a_step_of_its_group_and_keeps_given_scales_and_loud_inputs() -> None:
+    weight, quantized = tiled(100, 200, (5, 150))
+    back = quantized.of_outputs(torch.arange(100))
+    assert torch.equal(back[:, [5, 150]], weight[:, [5, 150]])
+    groups = F.pad(weight.index_fill(1, torch.tensor([5, 150]), 0.0), (0, 56)).view(100, 4, 64)
+    half = (groups.abs().amax(-1) / 127 * 0.5001).repeat_interleave(64, 1)[:, :200]
+    assert ((back - weight).abs() <= half).all()
+    integers, scale = torch.randint(-128, 128, (100, 200)), torch.rand(100) + 0.1
+    given = TiledWeight.of((integers * scale[:, None]).bfloat16(), None, None, scale)
+    assert torch.equal(given.of_outputs(torch.arange(100)), integers * scale[:, None])
+
+
+@needs_int8
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_rows_product_has_its_own_bits(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, weight = tiled(130, 150, (5,), has_bias=True)
+    x, other = torch.randn(201, 150).to(dtype), torch.randn(201, 130).to(dtype)
+    x[6, 80], x[7, 5] = torch.nan, torch.inf
+    whole = weight.multiply(x, other)
+    assert whole[6].isnan().all()
+    assert not whole[7].isfinite().any()
+    assert whole[[5, 8]].isfinite().all()
+    for start, stop in ((0, 1), (1, 4), (4, 11), (11, 201)):
+        assert torch.allclose(
+            weight.multiply(x[start:stop], other[start:stop]), whole[start:stop], 0, 0, equal_nan=True
+        )
+    monkeypatch.setattr(threads, "WORTH_SHARING", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    assert torch.allclose(weight.multiply(x, other), whole, 0, 0, equal_nan=True)
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gpt2"])

@@ -1,6 +1,7 @@
 """Compile loops to C functions that take addresses, and the arithmetic that they share.
 
-bfloat16 is read as the upper half of a float32 and written with one rounding; all sums are in float32.
+bfloat16 is read as the upper half of a float32 and written with one rounding; all sums are in float32. Numba computes
+with integers of 32 bits in 64, so results are converted back at once: vectors then have twice as many of them.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def _stored(x, like):
 def rounded(x):
     """Round to bfloat16, to the nearest or even; NaN stays NaN."""
     bits = f4(x).view(np.uint32)
-    near = (bits + u4(0x7FFF) + ((bits >> u4(16)) & u4(1))) >> u4(16)
+    near = u4(bits + u4(0x7FFF) + ((bits >> u4(16)) & u4(1))) >> u4(16)
     return np.uint16(near if x == x else u4(0x7FC0))
 
 
@@ -74,7 +75,7 @@ def exp(x):
     """Return exp(x), as a power of two, with a relative error below 3e-7; 0 below -87.3, and at most 2e38."""
     power = min(max(x * f4(1.4426950408889634), f4(-126)), f4(127))
     nearest = i4(power + f4(127.5))  # plus 127, the exponent's bias, so that truncation rounds down
-    part = power - f4(nearest - i4(127))
+    part = power - f4(i4(nearest - i4(127)))
     e = f4(1.535336188319500e-4)  # Cephes' polynomial of 2 ** part
     e = e * part + f4(1.339887440266574e-3)
     e = e * part + f4(9.618437357674640e-3)
@@ -82,7 +83,7 @@ def exp(x):
     e = e * part + f4(2.402264791363012e-1)
     e = e * part + f4(6.931472028550421e-1)
     e = e * part + f4(1)
-    value = e * u4(nearest << i4(23)).view(np.float32)
+    value = e * u4(u4(nearest) << u4(23)).view(np.float32)
     value = value if power > f4(-126) else f4(0)
     return value if x == x else x
 

@@ -1,91 +1,141 @@
-"""Products in 8-bit integers between compiled loops."""
+"""Linear layers in 8-bit integers on compiled loops: two passes, from floats to integers and from these to outputs."""
 
 from __future__ import annotations
 
-from ctypes import addressof, c_int64
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import get_ident
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 
-from batchgen.engines.compiled.integers import finish, quantize
+from batchgen.engines.compiled.integers import multiply, quantize
 from batchgen.engines.compiled.layers import address, name_of
 from batchgen.engines.compiled.rows import GELU_TANH
+from batchgen.engines.compiled.tile import GROUP, PANEL, QUAD
 from batchgen.engines.fused.product import ACTIVATIONS
-from batchgen.engines.int8.linear import Int8Weight, QuantizedLayer
-from batchgen.model.private import packed_linear
+from batchgen.engines.int8.linear import ZERO_POINT, QuantizedLayer, quantize_weight
 
-QUANTIZE_COST, FINISH_COST = 0.2, 0.3  # nanoseconds of one thread per number, to decide whether threads share the rows
+# Nanoseconds of one thread, roughly, to decide whether threads share the work: per number, and per product of two.
+QUANTIZE_COST, PRODUCT_COST = 0.3, 0.005
+ONE_LOUD_IN_TILES = 32  # inputs stay in float32
 SHAPES_KEPT = 8  # kinds of products whose memory is kept: those of one number of rows
+ITEMS = 16  # of a thread's work, at least, if there are rows enough
+LEAST_ROWS = 64  # of an item: a panel of weights is read anew for each
+PANELS_AT_ONCE = 20  # that are quantized together
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TiledWeight:
+    """Weights `[O, I]` in the layout of `tile`, with scales for each output and 64 inputs, and a bias `[O]` in float32.
+
+    Outputs and inputs are filled up, to P panels of 48 and G groups of 64.
+    """
+
+    integers: torch.Tensor  # [P, G, 16, 48, 4], unsigned and 128 too large
+    scales: torch.Tensor  # [P, G, 48]
+    bias: torch.Tensor | None
+    counted: torch.Tensor  # [I], 0 for the inputs at `places` and else 1
+    places: torch.Tensor  # [K], of the inputs that stay in float32
+    loud: torch.Tensor  # their weights, [P, K, 48]
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(
+        cls,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        places: torch.Tensor | None = None,
+        given: torch.Tensor | None = None,
+    ) -> TiledWeight:
+        """Quantize a weight, as `int8.linear.Quantize` says."""
+        num_outputs, num_inputs = weight.shape
+        places = torch.zeros(0, dtype=torch.int64) if places is None else places
+        panels, groups = -(-num_outputs // PANEL), -(-num_inputs // GROUP)
+        integers = torch.empty(panels, groups, GROUP // QUAD, PANEL, QUAD, dtype=torch.uint8)
+        scales, loud = torch.empty(panels, groups, PANEL), torch.empty(panels, len(places), PANEL)
+        for first in range(0, panels, PANELS_AT_ONCE):
+            its = slice(first, min(first + PANELS_AT_ONCE, panels))
+            outputs = slice(its.start * PANEL, its.stop * PANEL)
+            missing = max(0, outputs.stop - num_outputs)
+            part = F.pad(weight[outputs].float(), (0, groups * GROUP - num_inputs, 0, missing))
+            loud[its] = part[:, places].view(its.stop - first, PANEL, len(places)).transpose(1, 2)
+            own = None if given is None else F.pad(given[outputs], (0, missing), value=1.0).repeat_interleave(groups)
+            numbers, scale = quantize_weight(part.index_fill_(1, places, 0.0).view(-1, GROUP), given=own)
+            tiled = numbers.view(-1, PANEL, groups, GROUP // QUAD, QUAD).permute(0, 2, 3, 1, 4)
+            integers[its] = tiled.to(torch.int16).add_(ZERO_POINT).to(torch.uint8)
+            scales[its] = scale.view(-1, PANEL, groups).transpose(1, 2)
+        counted = torch.ones(num_inputs).index_fill_(0, places, 0.0)
+        bias = None if bias is None else bias.detach().float().contiguous()
+        return cls(integers, scales, bias, counted, places, loud, (num_outputs, num_inputs))
+
+    def multiply(self, x: torch.Tensor, other: torch.Tensor | None = None, activation: str = "") -> torch.Tensor:
+        """Return `[…, I]` -> `[…, O]`, in the dtype of `x`, plus `other` `[…, O]` if it is given.
+
+        All sums are in float32, and so is the activation, which only `GELU_TANH` can be.
+        """
+        x, other = x.contiguous(), None if other is None else other.contiguous()
+        (num_outputs, num_inputs), (panels, groups) = self.shape, self.scales.shape[:2]
+        rows, num_loud, dtype = x.numel() // num_inputs, len(self.places), name_of(x.dtype)
+        its = scratch(rows, groups, num_loud, get_ident())
+        out = x.new_empty(*x.shape[:-1], num_outputs)
+        quantize(dtype)(
+            rows, num_inputs * QUANTIZE_COST, x.data_ptr(), its.integers_at, its.scales_at, its.starts_at,
+            self.counted.data_ptr(), self.places.data_ptr(), its.loud_at, rows, num_inputs, num_loud,
+        )  # fmt: skip
+        parts = max(1, min(rows // LEAST_ROWS, -(-ITEMS * torch.get_num_threads() // panels)))
+        multiply(dtype, activation, has_bias=self.bias is not None, adds=other is not None)(
+            panels * parts, rows / parts * num_inputs * PANEL * PRODUCT_COST, its.integers_at, its.scales_at,
+            its.starts_at, its.loud_at, self.integers.data_ptr(), self.scales.data_ptr(), self.loud.data_ptr(),
+            address(self.bias), address(other), out.data_ptr(), rows, num_outputs, groups, num_loud, parts,
+        )  # fmt: skip
+        return out
+
+    def gives_outputs_of(self, weight: torch.Tensor) -> bool:
+        return weight.shape == self.shape
+
+    def of_outputs(self, outputs: torch.Tensor) -> torch.Tensor:
+        panel, place = outputs // PANEL, outputs % PANEL
+        numbers = self.integers[panel, :, :, place].float().sub_(ZERO_POINT)  # [N, G, 16, 4]
+        weights = numbers.flatten(2).mul_(self.scales[panel, :, place, None]).flatten(1)[:, : self.shape[1]]
+        return weights.index_copy(1, self.places, self.loud[panel, :, place])
 
 
 class CompiledInt8(QuantizedLayer):
-    """A product `[…, I]` -> `[…, O]` in 8-bit integers; `follow` is an activation, or adds another tensor.
+    """A product `[…, I]` -> `[…, O]` in 8-bit integers; `follow` is an activation, or adds another tensor."""
 
-    Integers and scales are those of `Int8Weight.multiply`; all that follows the products is computed in float32.
-    """
-
-    counted: torch.Tensor
-
-    def __init__(self, weight: Int8Weight, follow: str, dtype: torch.dtype) -> None:
+    def __init__(self, weight: TiledWeight, follow: str) -> None:
         super().__init__()
         self.weight8 = weight
         self.out_features, self.in_features = weight.shape
-        counted, self._places = torch.ones(self.in_features), torch.zeros(0, dtype=torch.int64)
-        if weight.loud is not None:
-            self._places = weight.loud.places
-            counted[self._places] = 0
-        self.register_buffer("counted", counted, persistent=False)
-        self._then = ACTIVATIONS.get(follow) if follow != GELU_TANH else None
-        name, activation = name_of(dtype), follow if follow == GELU_TANH else ""
-        self._quantize = quantize(name)
-        has = {"has_start": weight.loud is not None, "has_bias": weight.bias is not None}
-        self._finish = [finish(name, activation, **has, adds=adds) for adds in (False, True)]
+        self._activation = GELU_TANH if follow == GELU_TANH else ""
+        self._then = None if self._activation else ACTIVATIONS.get(follow)
 
     def forward(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
         """Add `other` `[…, O]` to the product, if it is given."""
-        other = other if other is None else other.contiguous()
-        made = self._multiply(x.contiguous(), other)
+        made = self.weight8.multiply(x, other, self._activation)
         return made if self._then is None else self._then(made)
-
-    def _multiply(self, x: torch.Tensor, other: torch.Tensor | None) -> torch.Tensor:
-        weight, groups, inputs, outputs = self.weight8, len(self.weight8.groups), self.in_features, self.out_features
-        rows, num_loud = x.numel() // inputs, len(self._places)
-        its = scratch(rows, inputs, groups, num_loud, get_ident())
-        out = x.new_empty(*x.shape[:-1], outputs)
-        self._quantize(
-            rows, inputs * QUANTIZE_COST, x.data_ptr(), its.integers_at, its.scales_at, self.counted.data_ptr(),
-            self._places.data_ptr(), its.loud_at, rows, inputs, groups, num_loud,
-        )  # fmt: skip
-        start = None if weight.loud is None else packed_linear(its.loud, weight.loud.packed, None)
-        products = [group.product(some) for group, some in zip(weight.groups, its.integers, strict=True)]
-        addresses = (c_int64 * groups)(*(product.data_ptr() for product in products))
-        self._finish[other is not None](
-            rows, outputs * FINISH_COST * groups, addressof(addresses), its.scales_at, address(start),
-            address(weight.bias), address(other), out.data_ptr(), rows, outputs, groups,
-        )  # fmt: skip
-        return out
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scratch:
-    """The quantized inputs of a product and where they are: integers, scales, and the columns that stay in float32."""
+    """Memory for the quantized inputs of a product, and the addresses of its parts."""
 
-    integers: tuple[torch.Tensor, ...]  # [N, I / G] of each group
-    scales: torch.Tensor  # [G, N]
-    loud: torch.Tensor  # [N, K]
-    integers_at: int
-    scales_at: int
-    loud_at: int
+    memory: tuple[torch.Tensor, ...]
+    integers_at: int  # [N, G, 64]
+    scales_at: int  # [N, G]
+    starts_at: int  # [N, G]
+    loud_at: int  # [N, K]
 
 
 @lru_cache(SHAPES_KEPT)
-def scratch(rows: int, inputs: int, groups: int, num_loud: int, thread: int) -> Scratch:
+def scratch(rows: int, groups: int, num_loud: int, thread: int) -> Scratch:
     """Return memory for a product of these sizes, which layers of a `thread` use one after the other.
 
     To allocate it anew for each product would take a third of the time of a few rows.
     """
-    integers = torch.empty(groups, rows, inputs // groups, dtype=torch.uint8, device="cpu")
-    scales, loud = (torch.empty(*of, dtype=torch.float32, device="cpu") for of in ((groups, rows), (rows, num_loud)))
-    return Scratch(integers.unbind(), scales, loud, integers.data_ptr(), scales.data_ptr(), loud.data_ptr())
+    integers = torch.empty(rows, groups * GROUP, dtype=torch.int8, device="cpu")
+    scales, loud = (torch.empty(rows, size, dtype=torch.float32, device="cpu") for size in (groups, num_loud))
+    starts = torch.empty(rows, groups, dtype=torch.int32, device="cpu")
+    memory = (integers, scales, starts, loud)
+    return Scratch(memory, *(tensor.data_ptr() for tensor in memory))

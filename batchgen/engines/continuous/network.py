@@ -103,8 +103,7 @@ def _try(
         return None, reason
     if kernels in ALL_INT8:  # after the trial, which compares with the weights as they were loaded
         speed_up(own.network, kernels=PLAIN)
-        blocks = _int8_blocks(model) if names else None
-        quantize(own.network, loaded, loud=loud_columns(model), blocks=blocks)
+        _quantize(model, own.network, loaded, has_loops=bool(names))
         problem = fix_bits(own.network) if is_exact else None
     _bits[own.network] = find_bits(own, problem) if is_exact else bits_text("exactness is off")
     return own, None
@@ -124,10 +123,15 @@ def _ways(model: Model, kernels: str | None) -> list[Names]:
     return [*(names for names in ways if not any(are_known_wrong(model, kind) for kind in names)), ()]
 
 
-def _int8_blocks(model: Model) -> Blocks:
-    from batchgen.engines.compiled.int8 import CompiledInt8
+def _quantize(model: Model, network: nn.Module, loaded: nn.Module | None, *, has_loops: bool) -> None:
+    if not has_loops:
+        quantize(network, loaded, loud=loud_columns(model))
+        return
+    from batchgen.engines.compiled.int8 import ONE_LOUD_IN_TILES, CompiledInt8, TiledWeight
 
-    return Blocks(lambda weight, follow: CompiledInt8(weight, follow, model.dtype), paths_of(model.network))
+    blocks = Blocks(CompiledInt8, paths_of(model.network))
+    loud = loud_columns(model, ONE_LOUD_IN_TILES)
+    quantize(network, loaded, loud=loud, blocks=blocks, to_integers=TiledWeight.of)
 
 
 def _build(model: Model, names: Names, *, is_exact: bool) -> Model:

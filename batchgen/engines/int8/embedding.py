@@ -1,4 +1,4 @@
-"""An embedding in 8-bit integers: it looks up rows of an `Int8Weight`, which is the output layer's if they are tied."""
+"""An embedding in 8-bit integers: it looks up rows of a quantized weight, the output layer's if they are tied."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import nn
 
-from batchgen.engines.int8.linear import Int8Weight
-
-CHECKED_ROWS = 256  # of an embedding, spread over all of its rows
-MOST_ROUNDING = 0.51  # steps between a weight and its integer
+from batchgen.engines.int8.linear import QuantizedWeight
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +20,7 @@ class EmbeddingRows:
     The layer stays: a family's own may scale what it looks up.
     """
 
-    rows: Int8Weight
+    rows: QuantizedWeight
     dtype: torch.dtype
 
     @classmethod
@@ -36,21 +33,10 @@ class EmbeddingRows:
         return found.view(*token_ids.shape, -1)
 
 
-def look_up_in(rows: Int8Weight, embeddings: Sequence[nn.Embedding]) -> None:
+def look_up_in(rows: QuantizedWeight, embeddings: Sequence[nn.Embedding]) -> None:
     """Let layers that share an embedding look up its rows in integers; not if this machine has an unknown layout."""
     weight = embeddings[0].weight
-    if _are_rows_of(weight, rows):
+    if rows.gives_outputs_of(weight):
         for layer in embeddings:
             del layer.weight
             layer.weight = EmbeddingRows(rows, weight.dtype)  # type: ignore[assignment]
-
-
-def _are_rows_of(weight: torch.Tensor, rows: Int8Weight) -> bool:
-    """Whether rows read from the packed weight are those of `[V, H]`, up to rounding."""
-    some = torch.arange(0, len(weight), -(-len(weight) // CHECKED_ROWS))
-    largest_step = torch.stack([group.scale[some] for group in rows.groups]).amax(0)[:, None]
-    try:
-        found = rows.of_outputs(some)
-        return bool(((found - weight[some].float()).abs() <= MOST_ROUNDING * largest_step).all())
-    except (RuntimeError, AttributeError):  # the layout has other sizes, or torch does not give its memory
-        return False

@@ -7,6 +7,7 @@ operation on floats is element-wise.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -20,6 +21,8 @@ PACKED_ROWS = 64  # the number of rows that a packed weight is laid out for
 OUTPUTS_AT_ONCE = 1024  # outputs of a weight that are quantized together
 # Number of inputs that share a scale in layers with fewer outputs than inputs (docs/decisions.md).
 LARGEST_GROUP, SMALLEST_GROUP, STEP = 768, 128, 32
+CHECKED_OUTPUTS = 256  # of a weight, spread over all of them
+MOST_ROUNDING = 0.51  # steps between a weight and its integer
 NO_ZERO_POINTS = torch.zeros(1, dtype=torch.int64)  # of weights, which are signed
 LEAST_PEAK = 1e-30  # for a row or column of zeros, whose scale would be 0
 
@@ -73,6 +76,39 @@ def num_groups(num_outputs: int, num_inputs: int) -> int:
     return next((num_inputs // size for size in sizes if num_inputs % size == 0), 1)
 
 
+class QuantizedWeight(Protocol):
+    """Weights `[O, I]` in 8-bit integers, and the bias."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The number of outputs and of inputs."""
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        """Return `[…, I]` -> `[…, O]`, in the dtype of `x`."""
+
+    def of_outputs(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Return the weights `[N, I]` of some outputs `[N]`, in float32, as they are multiplied."""
+
+    def gives_outputs_of(self, weight: torch.Tensor) -> bool:
+        """Whether `of_outputs` gives back those of `[O, I]`, up to rounding: not if a layout is unknown."""
+
+
+class Quantize(Protocol):
+    """Quantize a weight `[O, I]` with a bias `[O]`.
+
+    Inputs `places` stay in float32, and `given` are the scales `[O]` of a weight stored in integers.
+    """
+
+    def __call__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        places: torch.Tensor | None = None,
+        given: torch.Tensor | None = None,
+        /,
+    ) -> QuantizedWeight: ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class LoudColumns:
     """The few inputs of a layer that are far larger than the others, and their weights, which stay in float32."""
@@ -124,10 +160,7 @@ class Int8Weight:
         places: torch.Tensor | None = None,
         given: torch.Tensor | None = None,
     ) -> Int8Weight:
-        """Quantize a weight.
-
-        Inputs `places` stay in float32, and `given` are the scales of a weight stored in integers.
-        """
+        """Quantize a weight, as `Quantize` says."""
         number, spared = num_groups(*weight.shape), torch.ones(weight.shape[1], dtype=torch.bool)
         loud = None if places is None else LoudColumns.of(weight, places)
         if places is not None:
@@ -140,19 +173,28 @@ class Int8Weight:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The number of outputs and of inputs."""
         return len(self.groups[0].scale), sum(group.packed.shape[0] for group in self.groups)
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
-        """Return `[N, I]` -> `[N, O]`, in the dtype of `x`."""
+        return self._multiply(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+
+    def _multiply(self, x: torch.Tensor) -> torch.Tensor:
         if self.loud is None:
             output = self._products(x, None)
             return (output if self.bias is None else output.add_(self.bias)).to(x.dtype)
         output = packed_linear(x.index_select(1, self.loud.places).float(), self.loud.packed, self.bias)
         return self._products(x, output, self.loud.places).to(x.dtype)
 
+    def gives_outputs_of(self, weight: torch.Tensor) -> bool:
+        some = torch.arange(0, len(weight), -(-len(weight) // CHECKED_OUTPUTS))
+        largest_step = torch.stack([group.scale[some] for group in self.groups]).amax(0)[:, None]
+        try:
+            found = self.of_outputs(some)
+            return bool(((found - weight[some].float()).abs() <= MOST_ROUNDING * largest_step).all())
+        except (RuntimeError, AttributeError):  # the layout has other sizes, or torch does not give its memory
+            return False
+
     def of_outputs(self, outputs: torch.Tensor) -> torch.Tensor:
-        """Return the weights `[N, I]` of some outputs `[N]`, in float32, as they are multiplied."""
         weights = torch.cat([group.of_outputs(outputs) for group in self.groups], 1)
         if self.loud is not None:
             weights[:, self.loud.places] = self.loud.of_outputs(outputs)
@@ -179,7 +221,7 @@ class Int8Product:
     it.
     """
 
-    def __init__(self, weight: Int8Weight, num_layers: int) -> None:
+    def __init__(self, weight: QuantizedWeight, num_layers: int) -> None:
         self.weight = weight
         self._last = num_layers - 1
         self._input: torch.Tensor | None = None
@@ -188,8 +230,7 @@ class Int8Product:
     def part(self, x: torch.Tensor, number: int, columns: slice) -> torch.Tensor:
         """Return the output of layer `number` for `[…, I]`."""
         if x is not self._input or self._output is None:
-            rows = x.reshape(-1, x.shape[-1])
-            self._input, self._output = x, self.weight.multiply(rows).view(*x.shape[:-1], -1)
+            self._input, self._output = x, self.weight.multiply(x)
         output = self._output
         if number == self._last:
             self._input = self._output = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from batchgen.engines.fused.product import Product, bias_of, is_linear, weight_of
 from batchgen.engines.int8.embedding import look_up_in
-from batchgen.engines.int8.linear import Int8Linear, Int8Product, Int8Weight, QuantizedLayer
+from batchgen.engines.int8.linear import Int8Linear, Int8Product, Int8Weight, Quantize, QuantizedLayer
 
 NOTHING: Mapping[str, torch.Tensor] = MappingProxyType({})
 # Layers that read the same input, in the order in which a forward calls them.
@@ -28,21 +29,22 @@ def quantize(
     *,
     loud: Mapping[str, torch.Tensor] = NOTHING,
     blocks: Blocks | None = None,
+    to_integers: Quantize = Int8Weight.of,
 ) -> None:
     """Replace all linear layers and the embedding of a network, and of `loaded`, with layers in 8-bit integers.
 
     `loaded` shares the network's tensors and is given if nothing else needs it: each layer's own weight is then freed
     before the next one is quantized. `loud` are inputs that stay in float32, by the path of a layer. `blocks` are given
-    if the network has blocks of `fused`.
+    if the network has blocks of `fused`, and `to_integers` quantizes each weight.
     """
     if blocks:
-        _quantize_blocks(network, loaded, loud, blocks)
+        _quantize_blocks(network, loaded, loud, blocks, to_integers)
     embeddings = [layer for each in (network, loaded) for layer in _input_embeddings(each)]
     for path, names in list(_groups(network)):
         parent = network.get_submodule(path)
         places = loud.get(f"{path}.{names[0]}".lstrip("."))
         own = [parent.get_submodule(name) for name in names]
-        layers = _quantized(own, places)
+        layers = _quantized(own, places, to_integers)
         is_tied = any(own[0].weight is layer.weight for layer in embeddings)
         for owner in (parent, loaded.get_submodule(path) if loaded is not None else None):
             for name, layer in zip(names, layers, strict=True):
@@ -53,17 +55,21 @@ def quantize(
         if blocks and len(names) == 1:
             setattr(parent, names[0], blocks.make(layers[0].product.weight, ""))
     if embeddings and _number_of_users(network, embeddings[0].weight) == 1:
-        look_up_in(Int8Weight.of(embeddings[0].weight.detach(), None), embeddings)
+        look_up_in(to_integers(embeddings[0].weight.detach(), None), embeddings)
 
 
 def _quantize_blocks(
-    network: nn.Module, loaded: nn.Module | None, loud: Mapping[str, torch.Tensor], blocks: Blocks
+    network: nn.Module,
+    loaded: nn.Module | None,
+    loud: Mapping[str, torch.Tensor],
+    blocks: Blocks,
+    to_integers: Quantize,
 ) -> None:
     for parent in list(network.modules()):
         for name, product in list(parent.named_children()):
             if isinstance(product, Product):
                 paths = [blocks.paths[id(layer.weight)] for layer in product.layers]
-                layers = _quantized(list(product.layers), loud.get(paths[0]))
+                layers = _quantized(list(product.layers), loud.get(paths[0]), to_integers)
                 setattr(parent, name, blocks.make(layers[0].product.weight, product.follow))
                 del product
                 for path, layer in zip(paths, layers, strict=True):
@@ -85,7 +91,7 @@ def _number_of_users(network: nn.Module, weight: torch.Tensor) -> int:
 class Blocks:
     """How to make a product of blocks, from a weight and what follows it; and the paths of weights, by their ids."""
 
-    make: Callable[[Int8Weight, str], nn.Module]
+    make: Callable[[Any, str], nn.Module]
     paths: Mapping[int, str]
 
 
@@ -124,11 +130,11 @@ def _given_scales(layers: list[nn.Module]) -> torch.Tensor | None:
     return torch.cat(given) if len(given) == len(layers) else None
 
 
-def _quantized(layers: list[nn.Module], places: torch.Tensor | None) -> list[Int8Linear]:
+def _quantized(layers: list[nn.Module], places: torch.Tensor | None, to_integers: Quantize) -> list[Int8Linear]:
     weights = [weight_of(layer).detach() for layer in layers]
     whole = weights[0] if len(weights) == 1 else torch.cat(weights)  # [O, I]
     bias = bias_of(layers)
-    product = Int8Product(Int8Weight.of(whole, bias, places, _given_scales(layers)), len(layers))
+    product = Int8Product(to_integers(whole, bias, places, _given_scales(layers)), len(layers))
     made, first = [], 0
     for number, weight in enumerate(weights):
         made.append(Int8Linear(product, number, first, *weight.shape))

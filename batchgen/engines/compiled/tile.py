@@ -1,0 +1,139 @@
+"""Products of a few rows and the outputs of one panel of weights, in 8-bit integers, written for AVX512-VNNI.
+
+The compiler does not find this instruction in a loop over bytes, so the loop is built from LLVM's own operations. All
+sums stay in registers until they are complete. A row goes through the same operations whatever the rows beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+LANES = 16  # numbers of 32 bits in a register
+VECTORS = 3
+PANEL = LANES * VECTORS  # outputs whose weights lie side by side
+ROWS = 4  # of a tile: with 3 vectors, 12 sums of integers and 12 of floats, which leaves 8 of 32 registers
+GROUP = 64  # inputs that share a scale, of a row and of an output
+QUAD = 4  # bytes whose products one instruction adds to a sum of 32 bits
+WORD = 4  # bytes of a float or a sum
+
+INT, LONG, FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
+INTS, FLOATS = ir.VectorType(INT, LANES), ir.VectorType(FLOAT, LANES)
+Values = list[ir.Value]
+
+
+@lru_cache
+def tile(num_rows: int) -> Any:
+    """Return a function for `num_rows` rows that multiplies them with a panel; all arguments are 64-bit integers.
+
+    Addresses, of the first row where there are several: integers `[N, G, 64]`, signed; their scales `[N, G]`; starts
+    `[N, G]`, the sums of 32 bits before the first product; loud `[N, K]`, inputs in float32. Of the panel: weights
+    `[G, 16, 48, 4]`, unsigned; their scales `[G, 48]`; those of loud inputs `[K, 48]`. Then G and K, and the address of
+    the sums `[N, 48]` that it writes.
+    """
+
+    @intrinsic
+    def multiply(
+        _, integers, scales, starts, loud, weights, weight_scales, loud_weights, groups, num_loud, sums
+    ):  # fmt: skip
+        def generate(context, builder, signature, arguments):
+            _Tile(builder, num_rows).write(*arguments)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 10), generate
+
+    return multiply
+
+
+class _Tile:
+    """Writes the operations of one tile. Lists of sums have all vectors of the first row, then of the second."""
+
+    def __init__(self, builder: ir.IRBuilder, num_rows: int) -> None:
+        self.builder, self.rows = builder, range(num_rows)
+
+    def write(
+        self, integers: ir.Value, scales: ir.Value, starts: ir.Value, loud: ir.Value, weights: ir.Value,
+        weight_scales: ir.Value, loud_weights: ir.Value, groups: ir.Value, num_loud: ir.Value, sums: ir.Value,
+    ) -> None:  # fmt: skip
+        inputs, scalars = self._row_starts(integers, groups, GROUP), self._row_starts(scales, groups, WORD)
+        begins, spared = self._row_starts(starts, groups, WORD), self._row_starts(loud, num_loud, WORD)
+
+        def add_group(group: ir.Value, done: Values) -> Values:
+            its = [self._at(row, group, GROUP) for row in inputs]
+            begin = [self._spread(self._at(row, group, WORD), INT) for row in begins]
+            found = self._group(its, self._at(weights, group, GROUP * PANEL), begin)
+            fine = self._vectors(self._at(weight_scales, group, WORD * PANEL), FLOATS)
+            scaled = [self.builder.fmul(self.builder.sitofp(x, FLOATS), fine[i % VECTORS]) for i, x in enumerate(found)]
+            return self._add_products([self._at(row, group, WORD) for row in scalars], scaled, done)
+
+        def add_loud(place: ir.Value, done: Values) -> Values:
+            column = self._vectors(self._at(loud_weights, place, WORD * PANEL), FLOATS)
+            return self._add_products([self._at(row, place, WORD) for row in spared], column * len(self.rows), done)
+
+        zeros = [ir.Constant(FLOATS, [0.0] * LANES)] * (len(self.rows) * VECTORS)
+        found = self._loop(num_loud, self._loop(groups, zeros, add_group), add_loud)
+        for place, value in enumerate(found):
+            address = self.builder.add(sums, LONG(place * LANES * WORD))
+            self.builder.store(value, self.builder.inttoptr(address, FLOATS.as_pointer()), align=WORD)
+
+    def _group(self, inputs: Values, weights: ir.Value, begin: Values) -> Values:
+        """Return the sums of integers of one group, from `begin` of each row on."""
+        dot = self._declared("llvm.x86.avx512.vpdpbusd.512", INTS)
+
+        def add_quad(quad: ir.Value, done: Values) -> Values:
+            panel = self._vectors(self._at(weights, quad, QUAD * PANEL), INTS)
+            mine = [self._spread(self._at(row, quad, QUAD), INT) for row in inputs]
+            pairs = [(x, w) for x in mine for w in panel]
+            return [self.builder.call(dot, [sums, w, x]) for sums, (x, w) in zip(done, pairs, strict=True)]
+
+        return self._loop(LONG(GROUP // QUAD), [row for row in begin for _ in range(VECTORS)], add_quad)
+
+    def _add_products(self, scalars: Values, vectors: Values, done: Values) -> Values:
+        """Add to the sums of each row its scalar, at an address, times its vectors; each with one rounding."""
+        fma = self._declared("llvm.fma.v16f32", FLOATS)
+        by_row = [scalar for at in scalars for scalar in [self._spread(at, FLOAT)] * VECTORS]
+        return [self.builder.call(fma, [x, w, sums]) for x, w, sums in zip(by_row, vectors, done, strict=True)]
+
+    def _declared(self, name: str, kind: ir.Type) -> ir.Function:
+        return self.builder.module.declare_intrinsic(name, (), ir.FunctionType(kind, [kind] * 3))
+
+    def _row_starts(self, first: ir.Value, size: ir.Value, width: int) -> Values:
+        step = self.builder.mul(size, LONG(width))
+        return [self.builder.add(first, self.builder.mul(step, LONG(row))) for row in self.rows]
+
+    def _at(self, first: ir.Value, place: ir.Value, width: int) -> ir.Value:
+        return self.builder.add(first, self.builder.mul(place, LONG(width)))
+
+    def _vectors(self, address: ir.Value, kind: ir.Type) -> Values:
+        places = [self.builder.add(address, LONG(vector * LANES * WORD)) for vector in range(VECTORS)]
+        return [self.builder.load(self.builder.inttoptr(at, kind.as_pointer()), align=WORD) for at in places]
+
+    def _spread(self, address: ir.Value, kind: ir.Type) -> ir.Value:
+        """Load a number into all lanes."""
+        number = self.builder.load(self.builder.inttoptr(address, kind.as_pointer()), align=1)
+        vector = ir.Constant(ir.VectorType(kind, LANES), ir.Undefined)
+        first = self.builder.insert_element(vector, number, INT(0))
+        return self.builder.shuffle_vector(first, vector, ir.Constant(INTS, [0] * LANES))
+
+    def _loop(self, count: ir.Value, begin: Sequence[ir.Value], body: Callable[[ir.Value, Values], Values]) -> Values:
+        """Run `body(i, values)`, which returns the next values, for i from 0 up to `count`; return the last values."""
+        builder, before = self.builder, self.builder.block
+        head, inside, after = (builder.append_basic_block(name) for name in ("head", "inside", "after"))
+        builder.branch(head)
+        builder.position_at_end(head)
+        i = builder.phi(LONG)
+        values = [builder.phi(value.type) for value in begin]
+        builder.cbranch(builder.icmp_signed("<", i, count), inside, after)
+        builder.position_at_end(inside)
+        following = [builder.add(i, LONG(1)), *body(i, values)]
+        builder.branch(head)
+        for phi, first, then in zip([i, *values], [LONG(0), *begin], following, strict=True):
+            phi.add_incoming(first, before)
+            phi.add_incoming(then, builder.block)
+        builder.position_at_end(after)
+        return values
