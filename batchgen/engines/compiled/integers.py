@@ -23,7 +23,7 @@ from batchgen.engines.compiled.compiling import (
 )
 from batchgen.engines.compiled.rows import GELU_TANH
 from batchgen.engines.compiled.threads import Loop
-from batchgen.engines.compiled.tile import GROUP, PANEL, ROWS, WORD, tile
+from batchgen.engines.compiled.tile import GROUP, PANEL, ROWS, WORD, multiply_row, multiply_rows
 from batchgen.engines.int8.linear import LEAST_PEAK, MOST, ZERO_POINT
 
 BYTES, SUMS = types.CPointer(types.int8), types.CPointer(types.int32)
@@ -89,7 +89,7 @@ def multiply(dtype: str, activation: str, *, has_bias: bool, adds: bool) -> Loop
     The loop runs over parts of the rows of each panel. A bias `[O]`, an activation and another tensor `[N, O]` come
     last.
     """
-    is_gelu, of_rows, of_one = activation == GELU_TANH, tile(ROWS), tile(1)
+    is_gelu = activation == GELU_TANH
 
     @compiled(*[INTEGER] * 7, FLOAT, STORED[dtype], STORED[dtype], *[INTEGER] * 5)
     def run(
@@ -110,9 +110,9 @@ def multiply(dtype: str, activation: str, *, has_bias: bool, adds: bool) -> Loop
                 mine, scale, start = integers + place * GROUP, scales + place * WORD, starts + place * WORD
                 spared, number = loud + row * num_loud * WORD, ROWS if end - row >= ROWS else 1
                 if number == ROWS:
-                    of_rows(mine, scale, start, spared, its, fine, its_loud, groups, num_loud, sums_at)
+                    multiply_rows(mine, scale, start, spared, its, fine, its_loud, groups, num_loud, sums_at)
                 else:
-                    of_one(mine, scale, start, spared, its, fine, its_loud, groups, num_loud, sums_at)
+                    multiply_row(mine, scale, start, spared, its, fine, its_loud, groups, num_loud, sums_at)
                 for k in range(number):
                     its_bias, its_other = bias[begin:stop], other[row + k, begin:stop]
                     its_out = out[row + k, begin:stop]

@@ -7,7 +7,6 @@ sums stay in registers until they are complete. A row goes through the same oper
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 from llvmlite import ir
@@ -25,29 +24,6 @@ WORD = 4  # bytes of a float or a sum
 INT, LONG, FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
 INTS, FLOATS = ir.VectorType(INT, LANES), ir.VectorType(FLOAT, LANES)
 Values = list[ir.Value]
-
-
-@lru_cache
-def tile(num_rows: int) -> Any:
-    """Return a function for `num_rows` rows that multiplies them with a panel; all arguments are 64-bit integers.
-
-    Addresses, of the first row where there are several: integers `[N, G, 64]`, signed; their scales `[N, G]`; starts
-    `[N, G]`, the sums of 32 bits before the first product; loud `[N, K]`, inputs in float32. Of the panel: weights
-    `[G, 16, 48, 4]`, unsigned; their scales `[G, 48]`; those of loud inputs `[K, 48]`. Then G and K, and the address of
-    the sums `[N, 48]` that it writes.
-    """
-
-    @intrinsic
-    def multiply(
-        _, integers, scales, starts, loud, weights, weight_scales, loud_weights, groups, num_loud, sums
-    ):  # fmt: skip
-        def generate(context, builder, signature, arguments):
-            _Tile(builder, num_rows).write(*arguments)
-            return context.get_dummy_value()
-
-        return types.void(*[types.int64] * 10), generate
-
-    return multiply
 
 
 class _Tile:
@@ -137,3 +113,27 @@ class _Tile:
             phi.add_incoming(then, builder.block)
         builder.position_at_end(after)
         return values
+
+
+def _function(num_rows: int) -> Any:
+    """Return a function for so many rows that multiplies them with a panel; all arguments are 64-bit integers.
+
+    Addresses, of the first row where there are several: integers `[N, G, 64]`, signed; their scales `[N, G]`; starts
+    `[N, G]`, the sums of 32 bits before the first product; loud `[N, K]`, inputs in float32. Of the panel: weights
+    `[G, 16, 48, 4]`, unsigned; their scales `[G, 48]`; those of loud inputs `[K, 48]`. Then G and K, and the address of
+    the sums `[N, 48]` that it writes.
+    """
+
+    @intrinsic
+    def multiply(_, integers, scales, starts, loud, weights, weight_scales, loud_weights, groups, num_loud, sums):
+        def generate(context, builder, signature, arguments):
+            _Tile(builder, num_rows).write(*arguments)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 10), generate
+
+    return multiply
+
+
+# Global names: Numba does not keep code whose closure has an intrinsic.
+multiply_rows, multiply_row = _function(ROWS), _function(1)
