@@ -115,13 +115,17 @@ def test_a_product_in_integers_is_that_of_its_weight_and_rounded_rows(
 
 
 @needs_int8
-def test_a_weight_in_tiles_is_off_by_half_a_step_of_its_group_and_keeps_given_scales_and_loud_inputs() -> None:
+def test_a_weight_in_tiles_is_off_by_half_a_step_and_keeps_given_scales_and_loud_inputs() -> None:
     weight, quantized = tiled(100, 200, (5, 150))
     back = quantized.of_outputs(torch.arange(100))
     assert torch.equal(back[:, [5, 150]], weight[:, [5, 150]])
     groups = F.pad(weight.index_fill(1, torch.tensor([5, 150]), 0.0), (0, 56)).view(100, 4, 64)
     half = (groups.abs().amax(-1) / 127 * 0.5001).repeat_interleave(64, 1)[:, :200]
     assert ((back - weight).abs() <= half).all()
+    columns = weight[:96, :192].T.contiguous()  # as GPT-2 keeps its weights
+    before = columns.clone()
+    assert torch.equal(TiledWeight.of(columns.T, None, torch.tensor([5])).of_outputs(torch.arange(96))[:, 5], before[5])
+    assert torch.equal(columns, before)
     integers, scale = torch.randint(-128, 128, (100, 200)), torch.rand(100) + 0.1
     given = TiledWeight.of((integers * scale[:, None]).bfloat16(), None, None, scale)
     assert torch.equal(given.of_outputs(torch.arange(100)), integers * scale[:, None])
