@@ -13,8 +13,6 @@ from batchgen.model.layer_rules import layer_windows
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-ONE_LOUD_IN = 16  # inputs of a layer in 8-bit integers stay in float32
-
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
@@ -102,15 +100,15 @@ def int8_weights(footprint: Footprint, shape: ModelShape) -> int:
     return positions * footprint.element_bytes + integers + beside
 
 
-def num_loud(num_inputs: int, one_in: int = ONE_LOUD_IN) -> int:
-    """How many inputs of a layer in 8-bit integers stay in float32, in multiples of 16.
+def num_loud(num_inputs: int) -> int:
+    """How many inputs of a layer in 8-bit integers stay in float32, at most.
 
-    More cost time, fewer change tokens (docs/decisions.md).
+    One in 16, in multiples of 16: more cost time, fewer change tokens (docs/decisions.md).
 
     >>> num_loud(576), num_loud(1536), num_loud(8)
     (32, 96, 4)
     """
-    return min(max(16, num_inputs // one_in // 16 * 16), num_inputs // 2)
+    return min(max(16, num_inputs // 16 // 16 * 16), num_inputs // 2)
 
 
 @dataclass(frozen=True, slots=True)

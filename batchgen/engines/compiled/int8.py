@@ -18,11 +18,15 @@ from batchgen.engines.int8.linear import ZERO_POINT, QuantizedLayer, quantize_we
 
 # Nanoseconds of one thread, roughly, to decide whether threads share the work: per number, and per product of two.
 QUANTIZE_COST, PRODUCT_COST = 0.3, 0.005
-ONE_LOUD_IN_TILES = 32  # inputs stay in float32
 SHAPES_KEPT = 8  # kinds of products whose memory is kept: those of one number of rows
 ITEMS = 16  # of a thread's work, at least, if there are rows enough
 LEAST_ROWS = 64  # of an item: a panel of weights is read anew for each
 PANELS_AT_ONCE = 20  # that are quantized together
+
+
+def num_loud_in_tiles(num_inputs: int) -> int:
+    """How many inputs of a layer stay in float32: few, because groups of 64 keep large ones from all others."""
+    return max(1, num_inputs // 64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

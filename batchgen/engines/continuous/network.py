@@ -127,10 +127,10 @@ def _quantize(model: Model, network: nn.Module, loaded: nn.Module | None, *, has
     if not has_loops:
         quantize(network, loaded, loud=loud_columns(model))
         return
-    from batchgen.engines.compiled.int8 import ONE_LOUD_IN_TILES, CompiledInt8, TiledWeight
+    from batchgen.engines.compiled.int8 import CompiledInt8, TiledWeight, num_loud_in_tiles
 
     blocks = Blocks(CompiledInt8, paths_of(model.network))
-    loud = loud_columns(model, ONE_LOUD_IN_TILES)
+    loud = loud_columns(model, num_loud_in_tiles)
     quantize(network, loaded, loud=loud, blocks=blocks, to_integers=TiledWeight.of)
 
 

@@ -6,6 +6,7 @@ gives all other columns a finer scale. The text is fixed and runs alone, so a mo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,16 +15,16 @@ from transformers.pytorch_utils import Conv1D
 
 from batchgen.engines.trial.rows import trial_rows
 from batchgen.model.padding import pad
-from batchgen.model.shape import ONE_LOUD_IN, num_loud
+from batchgen.model.shape import num_loud
 
 if TYPE_CHECKING:
     from batchgen.model import Model
 
 
-def loud_columns(model: Model, one_in: int = ONE_LOUD_IN) -> dict[str, torch.Tensor]:
-    """Return the sorted inputs with the largest squares, one in so many, for each linear layer that the text reached.
+def loud_columns(model: Model, count: Callable[[int], int] = num_loud) -> dict[str, torch.Tensor]:
+    """Return the sorted inputs with the largest squares, for each linear layer that the text reached.
 
-    The result is empty if there is no text for this model.
+    `count` says how many of a layer's inputs. The result is empty if there is no text for this model.
     """
     rows = trial_rows(model.checkpoint)
     if not rows:
@@ -40,7 +41,7 @@ def loud_columns(model: Model, one_in: int = ONE_LOUD_IN) -> dict[str, torch.Ten
     finally:
         for hook in hooks:
             hook.remove()
-    return {path: _largest(each, one_in) for path, each in squares.items()}
+    return {path: _largest(each, count) for path, each in squares.items()}
 
 
 class _Listener:
@@ -54,5 +55,5 @@ class _Listener:
         self.squares[self.path] = self.squares[self.path] + sums if self.path in self.squares else sums
 
 
-def _largest(squares: torch.Tensor, one_in: int) -> torch.Tensor:
-    return squares.topk(num_loud(len(squares), one_in)).indices.sort().values
+def _largest(squares: torch.Tensor, count: Callable[[int], int]) -> torch.Tensor:
+    return squares.topk(count(len(squares))).indices.sort().values
