@@ -59,20 +59,26 @@ def matmul_gflops(
         rates = [0.0]
         for rows in MATMUL_ROWS:
             x = torch.ones(rows, num_in, device=device, dtype=layer.weight.dtype)  # [rows, n_embd]
-            for form in [_integers(layer)] if quantize else _forms(layer):
+            for form in _integers(layer) if quantize else _forms(layer):
                 seconds = _fastest(lambda form=form, x=x: form(x), device, clock)  # type: ignore[misc]
                 rates.append(2 * rows * num_in * num_out / seconds / 1e9)
     return max(rates)
 
 
-def _integers(layer: nn.Linear) -> Form:
-    """The product of 8-bit integers alone, without the conversion from floats."""
+def _integers(layer: nn.Linear) -> list[Form]:
+    """The layer in 8-bit integers: oneDNN's product alone, without the conversion from floats, and ours with it."""
     import torch
 
+    from batchgen.engines.compiled.support import why_not_compiled
     from batchgen.engines.int8.linear import Int8Group, quantize_weight
 
     weight = Int8Group.of(*quantize_weight(layer.weight.detach()))
-    return lambda x: weight.product(x.to(torch.uint8))
+    forms: list[Form] = [lambda x: weight.product(x.to(torch.uint8))]
+    if why_not_compiled() is None:
+        from batchgen.engines.compiled.int8 import TiledWeight
+
+        forms.append(TiledWeight.of(layer.weight.detach(), None).multiply)
+    return forms
 
 
 def _forms(layer: nn.Linear) -> list[Form]:
