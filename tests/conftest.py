@@ -10,6 +10,7 @@ import tempfile
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="batchgen-tests-")
 os.environ["XDG_CONFIG_HOME"] = os.environ["HF_HOME"]
+os.environ.setdefault("TESTS_CACHE", os.environ["HF_HOME"])  # pytest-xdist's processes inherit that of the first one
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as `batchgen.__main__` does, before torch is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and several processes share the cores
 
@@ -25,6 +26,7 @@ from hypothesis import settings
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from batchgen.engines import Engine, make_engine
+from batchgen.engines.compiled.support import cache_folder
 from batchgen.engines.continuous import row_counts
 from batchgen.engines.pool import seat
 from batchgen.engines.trial import verdicts
@@ -89,6 +91,13 @@ def tokenizers_are_read_once() -> Iterator[None]:
         mock.patch.object(checkpoints, "read_light_tokenizer", read_light_once),
     ):
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def loops_are_compiled_once() -> None:
+    """Each takes a second or two, and all processes that share the tests need most of them."""
+    with mock.patch.dict(os.environ, XDG_CACHE_HOME=os.environ["TESTS_CACHE"]):
+        cache_folder()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 import sqlite3
 import stat
 from collections.abc import Callable, Iterator
@@ -142,10 +143,11 @@ def locked(folder: Path) -> str | None:
     """A second writer of a store is refused, and the first one's output is complete."""
     begin(folder)
     interrupted(folder)
-    first = start(command("--resume"), cwd=folder, environment={"TORTURE_BATCH_S": "8"})
+    first = start(command("--resume"), cwd=folder, environment={"TORTURE_BATCH_S": "1"})
     wait_until(lambda: (folder / "out.jsonl.run.db-wal").exists(), first)
-    first.sleep(0.5)
+    first.signal(signal.SIGSTOP)  # so that it is there however long the second one takes
     second = run(command("--resume"), cwd=folder)
+    first.signal(signal.SIGCONT)
     ended = first.wait()
     problem = second.refusal_problem("in use") or ended.problem(0)
     return problem or wrong_lines((folder / "out.jsonl").read_bytes(), ROWS)
