@@ -79,6 +79,7 @@ def _fit(trial: _Trial, formula: Footprint) -> Footprint:
         num_layers=formula.num_layers,
         scores=formula.scores,
         largest_weight=trial.largest_weight_bytes,
+        output_weight=trial.output_weight_bytes,
     )
 
 
@@ -126,13 +127,19 @@ class _Trial:
     @property
     def largest_weight_bytes(self) -> int:
         """Bytes of the largest weight of linear layers; layers of one module with as many inputs are packed as one."""
-        tied = id(self.network.get_input_embeddings().weight)
+        output = self.network.get_output_embeddings()
         sizes = Counter[tuple[int, int]]()
         for parent in self.network.modules():
             for layer in parent.children():
-                if isinstance(layer, torch.nn.Linear) and id(layer.weight) != tied:
+                if isinstance(layer, torch.nn.Linear) and layer is not output:
                     sizes[id(parent), layer.in_features] += layer.weight.nbytes
         return max(sizes.values(), default=0)
+
+    @property
+    def output_weight_bytes(self) -> int:
+        """Bytes of the output layer's weight, 0 if it is the embedding's."""
+        output, embedding = self.network.get_output_embeddings(), self.network.get_input_embeddings()
+        return 0 if output is None or output.weight is embedding.weight else int(output.weight.nbytes)
 
     def prefill(self, columns: int) -> tuple[int, int]:
         """Bytes of one row of `columns` tokens: the forward's peak, and what its cache keeps."""

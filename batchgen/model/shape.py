@@ -83,12 +83,6 @@ def num_parameters(shape: ModelShape) -> int:
     return shape.n_layer * (attention + inner + small) + embeddings * n_embd + (2 * n_embd if shape.n_positions else 0)
 
 
-def _largest_weight(shape: ModelShape) -> int:
-    """The numbers of the largest weight: of the inner layer, with its gate, or of an output layer of its own."""
-    inner = (2 if shape.is_gated else 1) * shape.n_inner
-    return shape.n_embd * max(inner, 0 if shape.is_tied else shape.vocab_size)
-
-
 def int8_weights(footprint: Footprint, shape: ModelShape) -> int:
     """Bytes of the weights with linear layers and the embedding in 8-bit integers; learned positions stay.
 
@@ -129,7 +123,8 @@ class Footprint:
     local: tuple[tuple[int, float], ...] = ()  # (window, bytes): the share of `cache_column` in layers with a window
     num_layers: int = 1
     scores: int = 0  # one query's scores of one column in all heads, before and after the softmax
-    largest_weight: int = 0  # of layers that are linear and multiply the same input, except one tied to the embedding
+    largest_weight: int = 0  # of linear layers that multiply the same input
+    output_weight: int = 0  # of an output layer that is not the embedding
     overrun: float = 1.0  # the factor by which rows exceeded this prediction in earlier runs
 
     @classmethod
@@ -156,7 +151,8 @@ class Footprint:
             decode_column=cache_column / (2 * shape.n_layer),  # one layer's keys or values at a time
             num_layers=shape.n_layer,
             scores=2 * shape.n_head * element_bytes,
-            largest_weight=_largest_weight(shape) * element_bytes,
+            largest_weight=(2 if shape.is_gated else 1) * n_embd * shape.n_inner * element_bytes,
+            output_weight=0 if shape.is_tied else n_embd * shape.vocab_size * element_bytes,
             local=tuple(
                 (window, shape.windows.count(window) * cache_column / shape.n_layer)
                 for window in sorted({window for window in shape.windows if window})
@@ -176,6 +172,7 @@ class Footprint:
                 decode_column=factor * self.decode_column,
                 scores=factor * self.scores,
                 largest_weight=factor * self.largest_weight,
+                output_weight=factor * self.output_weight,
                 cache_row=factor * self.cache_row,
                 local=tuple((window, factor * column) for window, column in self.local),
             )

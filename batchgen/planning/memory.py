@@ -67,12 +67,12 @@ def logits_factor(sampling: SamplingParams, element_bytes: int, *, copies: bool 
     >>> logits_factor(SamplingParams(), element_bytes=4), logits_factor(SamplingParams(), element_bytes=2)
     (3.0, 2.5)
     >>> logits_factor(SamplingParams(), element_bytes=4, copies=False)
-    2.0
+    1.0
     """
     if copies:  # the model's logits, generate's float32 copy, and the scores of the step before
         held = element_bytes / FLOAT32_BYTES + 2
-    else:  # the model's logits, the gap left by those of the last step, and a float32 copy if they have another dtype
-        held = 2 * element_bytes / FLOAT32_BYTES + (element_bytes != FLOAT32_BYTES)
+    else:  # the model's logits, and a float32 copy if they have another dtype
+        held = element_bytes / FLOAT32_BYTES + (element_bytes != FLOAT32_BYTES)
     chooses = 1 if sampling.num_beams > 1 else _sampling_factor(sampling)  # beams: log-probabilities
     return held + _keeps_logits(sampling) + chooses
 

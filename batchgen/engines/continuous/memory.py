@@ -12,11 +12,12 @@ from batchgen.records import MemoryEstimate, SamplingParams
 
 # Added once, on top of tensors: kernels and scratch memory for recently seen batch sizes, and the heap of small blocks
 # (measured, as all figures here: docs/memory.md).
-KERNELS_BYTES = 32 * 2**20
-# If memory is plentiful, freed blocks are kept, and leave holes in the heap: glibc often cannot give an aligned block
-# back for the same size. In a prefill each layer leaves some: together this share of its activations per layer, and at
-# least 1.5 of them, but blocks of over 32 MiB leave none.
-HOLES_SHARE, LEAST_HOLES_SHARE, MOST_HOLES_BYTES = 1 / 8, 1.5, 96 * 2**20
+KERNELS_BYTES = 30 * 2**20
+# If memory is plentiful, freed blocks of up to 32 MiB are kept, and leave holes in the heap: glibc often cannot give an
+# aligned block back for the same size. In a prefill each layer leaves some: these shares of the activations, once and
+# per layer. Logits leave two as large as themselves.
+HOLES_SHARE, HOLES_SHARE_PER_LAYER, MOST_HOLES_BYTES = 1 / 2, 1 / 24, 96 * 2**20
+MOST_LOGITS_HOLES_BYTES = 32 * 2**20
 # With less than this, those kernels and prefills of many rows do not fit; static batches need less.
 LEAST_SLOTS_BYTES = 128 * 2**20
 # Columns of a page of the KV cache, and the maximum number of tokens, including pads, of one prefill. Both were
@@ -75,16 +76,13 @@ def _peak(
 ) -> MemoryEstimate:
     """Return the higher one of a prefill's peak and a step's, including pages, masks and the prefix."""
     cache = held[0] + int(footprint.cache_column * prefix_tokens)
-    chooses = int(logits_factor(sampling, footprint.element_bytes, copies=False) * footprint.vocab_size * FLOAT32_BYTES)
-    is_exact = footprint.element_bytes == FLOAT32_BYTES
-    # Deciding a near tie again takes a forward of one row on the weights as they were loaded, restored one by one.
-    ends = prefix_tokens + last_column(columns, sampling)
-    again = footprint.prefill_bytes(1, ends) + footprint.largest_weight if is_exact else 0
+    again = _again_bytes(footprint, prefix_tokens + last_column(columns, sampling))
     filled = min(rows, prefill_rows(columns))
     prefill = max(_prompt_bytes(footprint, filled, columns, prefix_tokens), _prompt_bytes(footprint, 1, prefix_tokens))
-    moments = ((chooses * rows, again), (chooses * filled, prefill))  # the last step, a prefill
+    # The last step, and a prefill.
+    moments = (_logits_bytes(footprint, rows, sampling), again), (_logits_bytes(footprint, filled, sampling), prefill)
     logits, activations = max(moments, key=sum)
-    holes = max(LEAST_HOLES_SHARE, HOLES_SHARE * footprint.num_layers) * prefill
+    holes = (HOLES_SHARE + HOLES_SHARE_PER_LAYER * footprint.num_layers) * prefill
     workspace = KERNELS_BYTES + min(MOST_HOLES_BYTES, int(holes))
     peak = MemoryEstimate(
         weights=0,
@@ -95,6 +93,24 @@ def _peak(
         workspace=workspace,
     )
     return as_it_was(peak, footprint)
+
+
+def _logits_bytes(footprint: Footprint, rows: int, sampling: SamplingParams) -> int:
+    """Return the bytes of logits, of choosing tokens from them, and of the holes that earlier ones left in the heap."""
+    numbers = rows * footprint.vocab_size
+    held = logits_factor(sampling, footprint.element_bytes, copies=False) * numbers * FLOAT32_BYTES
+    return int(held) + min(MOST_LOGITS_HOLES_BYTES, 2 * numbers * footprint.element_bytes)
+
+
+def _again_bytes(footprint: Footprint, columns: int) -> int:
+    """Return the bytes of deciding a near tie of one row again, which only happens in float32.
+
+    The weights are restored as they were loaded, one by one. That of an output layer comes last, when the other
+    activations are gone.
+    """
+    if footprint.element_bytes != FLOAT32_BYTES:
+        return 0
+    return max(footprint.prefill_bytes(1, columns) + footprint.largest_weight, footprint.output_weight)
 
 
 def _prompt_bytes(footprint: Footprint, rows: int, columns: int, prefix_tokens: int = 0) -> int:
