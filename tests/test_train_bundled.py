@@ -223,7 +223,7 @@ def test_a_network_that_loops_learns_to_expect_it_less() -> None:
         trainer.train_step(0)
     written = continue_greedily(trainer.network, (torch.arange(10)[:, None] + torch.arange(4)) % 10, 30)[:, 4:]
     assert repeated_share(written.tolist()) > 0.5
-    plan = Unrepeating(steps=20, rate=0.5, most_read=8, num_written=30)
+    plan = Unrepeating(steps=10, rate=1.0, most_read=8, num_written=30)
     repetitions = [trainer.unrepeat_step(plan, number)[1] for number in range(plan.steps)]
     assert min(repetitions[-5:]) < 0.85 * repetitions[0]
 
