@@ -38,11 +38,28 @@ def settle() -> None:
     os.environ.setdefault("LRU_CACHE_CAPACITY", CALLS_KEPT)
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+    heed_thread_limit()
     if _has_our_heap():
         ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, TRIM_BYTES)
         if _address_space_is_limited():  # each thread's own heap would take 64 MiB of it
             ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
         reuse_blocks(False)
+
+
+def heed_thread_limit() -> None:
+    """Lower OMP_NUM_THREADS to OMP_THREAD_LIMIT.
+
+    torch does not know the limit: if OpenMP gives fewer threads than it asks for, its products in bfloat16 have NaN.
+    """
+    limit, own = (os.environ.get(name, "") for name in ("OMP_THREAD_LIMIT", "OMP_NUM_THREADS"))
+    wanted = int(own) if own.isdecimal() else num_cpus()
+    if limit.isdecimal() and 0 < int(limit) < wanted:
+        os.environ["OMP_NUM_THREADS"] = limit
+
+
+def num_cpus() -> int:
+    """Return how many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def reuse_blocks(is_plenty: bool) -> None:

@@ -87,6 +87,16 @@ def test_cycles_are_looked_for_rarely() -> None:
     )
 
 
+THREADS = "from batchgen.machine.process import settle; settle(); import os; print(os.environ['OMP_NUM_THREADS'])"
+
+
+@pytest.mark.parametrize(
+    ("limit", "own", "expected"), [("1", "4", "1"), ("2", "1", "1"), ("", "4", "4"), ("0", "4", "4")]
+)
+def test_there_are_no_more_threads_than_their_limit(limit: str, own: str, expected: str) -> None:
+    assert run_python(THREADS, OMP_THREAD_LIMIT=limit, OMP_NUM_THREADS=own) == expected
+
+
 def test_the_user_s_own_settings_stand() -> None:
     assert run_python(SPIN, GOMP_SPINCOUNT="7") == "7"
     blocks = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 28)}

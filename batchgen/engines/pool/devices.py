@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from batchgen.engines.pool.worker import ModelRecipe
 from batchgen.errors import UsageError
 from batchgen.machine.limits import share_of
-from batchgen.machine.process import require_address_space
+from batchgen.machine.process import num_cpus, require_address_space
 from batchgen.model.weights import choose_device
 from batchgen.records import EngineChoice
 
@@ -57,10 +57,9 @@ def num_threads(num_workers: int, begun: EngineChoice | None = None) -> int:
 
     A run continues with the number of threads it was started with, if there are enough CPUs.
     """
-    num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     own = os.environ.get("OMP_NUM_THREADS", "")
     if own.isdecimal() and int(own):
         return int(own)
-    if begun and begun.threads and begun.threads * num_workers <= num_cpus:
+    if begun and begun.threads and begun.threads * num_workers <= num_cpus():
         return begun.threads
-    return max(1, num_cpus // num_workers)
+    return max(1, num_cpus() // num_workers)
