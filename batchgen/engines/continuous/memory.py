@@ -12,7 +12,7 @@ from batchgen.records import MemoryEstimate, SamplingParams
 
 # Added once, on top of tensors: kernels and scratch memory for recently seen batch sizes, and the heap of small blocks
 # (measured, as all figures here: docs/memory.md).
-KERNELS_BYTES = 30 * 2**20
+KERNELS_BYTES = 32 * 2**20
 # If memory is plentiful, freed blocks of up to 32 MiB are kept, and leave holes in the heap: glibc often cannot give an
 # aligned block back for the same size. In a prefill each layer leaves some: these shares of the activations, once and
 # per layer. Logits leave two as large as themselves.
