@@ -211,10 +211,20 @@ def test_rows_behind_a_long_prefix_hold_its_scores_and_one_layer_of_it_each() ->
 @pytest.mark.parametrize("is_tied", [True, False])
 def test_deciding_a_near_tie_restores_one_weight_after_the_other(is_tied: bool) -> None:
     shape = replace(SHAPE, is_tied=is_tied)
-    floats, halves = (SlotMemory(Footprint.of_shape(shape, size)).estimate(1, 8, GREEDY) for size in (4, 2))
-    inside = 768 * 3072 * 4 + GPT2.prefill_bytes(1, 13)
+    floats, halves = (
+        SlotMemory(Footprint.of_shape(shape, size)).estimate(1, 20, sampling_of(max_new_tokens=1)) for size in (4, 2)
+    )
+    inside = 768 * 3072 * 4 + GPT2.prefill_bytes(1, 20)
     assert floats.activations == (inside if is_tied else 768 * LOGITS)
-    assert halves.activations < 2**20
+    assert halves.activations < 2 * MIB
+
+
+def test_an_output_weight_is_restored_beside_blocks_that_prefills_could_not_hold() -> None:
+    shape = replace(SHAPE, is_tied=False)
+    needed = SlotMemory(Footprint.of_shape(shape, 4, attention="eager")).estimate(1, 1000, GREEDY)
+    forward = 1005 * 6 * 768 * 4 + 1005**2 * (2 * 12 * 4 + 4)  # with the scores of all pairs
+    prefill = 1000 * (22 * 768 + 2 * 12 * PAGE) * 4
+    assert needed.activations == forward - prefill + 768 * LOGITS
 
 
 @pytest.mark.parametrize(("n_embd", "n_layer", "share"), [(192, 12, 1), (192, 36, 2), (3072, 12, None)])

@@ -76,9 +76,9 @@ def _peak(
 ) -> MemoryEstimate:
     """Return the higher one of a prefill's peak and a step's, including pages, masks and the prefix."""
     cache = held[0] + int(footprint.cache_column * prefix_tokens)
-    again = _again_bytes(footprint, prefix_tokens + last_column(columns, sampling))
     filled = min(rows, prefill_rows(columns))
     prefill = max(_prompt_bytes(footprint, filled, columns, prefix_tokens), _prompt_bytes(footprint, 1, prefix_tokens))
+    again = _again_bytes(footprint, prefix_tokens + last_column(columns, sampling), prefill)
     # The last step, and a prefill.
     moments = (_logits_bytes(footprint, rows, sampling), again), (_logits_bytes(footprint, filled, sampling), prefill)
     logits, activations = max(moments, key=sum)
@@ -102,15 +102,16 @@ def _logits_bytes(footprint: Footprint, rows: int, sampling: SamplingParams) -> 
     return int(held) + min(MOST_LOGITS_HOLES_BYTES, 2 * numbers * footprint.element_bytes)
 
 
-def _again_bytes(footprint: Footprint, columns: int) -> int:
+def _again_bytes(footprint: Footprint, columns: int, prefill_bytes: int) -> int:
     """Return the bytes of deciding a near tie of one row again, which only happens in float32.
 
-    The weights are restored as they were loaded, one by one. That of an output layer comes last, when the other
-    activations are gone.
+    The weights are restored as they were loaded, one by one. That of an output layer comes last, when the heap has kept
+    the other activations' blocks; they fill what those of prefills left there.
     """
     if footprint.element_bytes != FLOAT32_BYTES:
         return 0
-    return max(footprint.prefill_bytes(1, columns) + footprint.largest_weight, footprint.output_weight)
+    forward = footprint.prefill_bytes(1, columns)
+    return max(forward + footprint.largest_weight, max(0, forward - prefill_bytes) + footprint.output_weight)
 
 
 def _prompt_bytes(footprint: Footprint, rows: int, columns: int, prefix_tokens: int = 0) -> int:
