@@ -65,6 +65,8 @@ LATE = {
     "engines.compiled.layers",
     "engines.compiled.int8",
     "engines.compiled.integers",
+    "engines.compiled.floats",
+    "engines.compiled.products",
     "engines.compiled.network",
     "engines.compiled.rows",
     "engines.compiled.threads",

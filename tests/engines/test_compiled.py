@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from transformers.pytorch_utils import Conv1D
 
 from batchgen.engines import finish_all, make_engine
-from batchgen.engines.compiled import support, threads
+from batchgen.engines.compiled import floats, support, threads
+from batchgen.engines.compiled.floats import TiledLinear
 from batchgen.engines.compiled.int8 import CompiledInt8, TiledWeight
 from batchgen.engines.compiled.layers import CompiledGate, CompiledNorm
 from batchgen.engines.compiled.network import compile_blocks
@@ -69,6 +71,39 @@ def test_rows_have_their_own_bits_and_broken_ones_stay_broken_alone(
             patch.setattr(threads, "WORTH_SHARING", 0)
             patch.setattr(torch, "get_num_threads", lambda: 5)
             assert torch.allclose(layer(x), whole, 0, 0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("outputs", "inputs", "has_bias"), [(96, 768, False), (50, 34, True), (1, 2, True)])
+def test_a_product_of_floats_is_torchs_and_its_weight_can_be_restored(
+    dtype: torch.dtype, outputs: int, inputs: int, has_bias: bool
+) -> None:
+    weight, x = torch.randn(inputs, outputs).to(dtype).T, torch.randn(15, inputs).to(dtype)
+    if not TiledLinear.supports(weight, ADD):
+        pytest.skip("this processor has no instruction for it")
+    bias, other = torch.randn(outputs).to(dtype) if has_bias else None, torch.randn(15, outputs).to(dtype)
+    wide = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
+    layer = TiledLinear(weight, bias)
+    assert torch.equal(layer.weight.as_loaded(), weight)
+    near = {"rtol": 1e-4 if dtype == torch.float32 else 0.016, "atol": 2e-4}
+    torch.testing.assert_close(layer(x.view(3, 5, inputs)), wide.to(dtype).view(3, 5, outputs), **near)
+    torch.testing.assert_close(layer(x, other), (wide + other.float()).to(dtype), **near)
+    wanted = ACTIVATIONS[GELU_TANH](wide).to(dtype)
+    torch.testing.assert_close(TiledLinear(weight, bias, GELU_TANH)(x), wanted, rtol=0.02, atol=2e-4)
+
+
+def test_products_of_floats_stay_with_onednn_where_it_has_faster_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    floats.has_tiles.cache_clear()
+    features = {"avx512f": True, "avx512bf16": True, "amx-bf16": True}
+    monkeypatch.setattr(floats.binding, "get_host_cpu_features", lambda: features)
+    assert not TiledLinear.supports(torch.ones(4, 6, dtype=torch.bfloat16), "")
+    assert TiledLinear.supports(torch.ones(4, 6), "")
+    assert not TiledLinear.supports(torch.ones(4, 6), "relu")
+    assert not TiledLinear.supports(torch.ones(4, 5), "")
+    floats.has_tiles.cache_clear()
+    features.clear()
+    assert not TiledLinear.supports(torch.ones(4, 6), "")
+    floats.has_tiles.cache_clear()
 
 
 def tiled(
@@ -134,20 +169,30 @@ def test_a_weight_in_tiles_is_off_by_half_a_step_and_keeps_given_scales_and_loud
 @needs_int8
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_rows_product_has_its_own_bits(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, weight = tiled(130, 150, (5,), has_bias=True)
+    plain, weight = tiled(130, 150, (5,), has_bias=True)
     x, other = torch.randn(201, 150).to(dtype), torch.randn(201, 130).to(dtype)
     x[6, 80], x[7, 5] = torch.nan, torch.inf
-    whole = weight.multiply(x, other)
+    products = [weight.multiply]
+    if TiledLinear.supports(plain.to(dtype), ADD):
+        products.append(TiledLinear(plain.to(dtype), None, ADD))
+    for product in products:
+        assert_rows_keep_their_bits(product, x, other, monkeypatch)
+
+
+def assert_rows_keep_their_bits(
+    product: Callable[..., torch.Tensor], x: torch.Tensor, other: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = product(x, other)
     assert whole[6].isnan().all()
     assert not whole[7].isfinite().any()
     assert whole[[5, 8]].isfinite().all()
     for start, stop in ((0, 1), (1, 4), (4, 11), (11, 201)):
-        assert torch.allclose(
-            weight.multiply(x[start:stop], other[start:stop]), whole[start:stop], 0, 0, equal_nan=True
-        )
-    monkeypatch.setattr(threads, "WORTH_SHARING", 0)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-    assert torch.allclose(weight.multiply(x, other), whole, 0, 0, equal_nan=True)
+        alone = product(x[start:stop], other[start:stop])
+        assert torch.allclose(alone, whole[start:stop], 0, 0, equal_nan=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(threads, "WORTH_SHARING", 0)
+        patch.setattr(torch, "get_num_threads", lambda: 5)
+        assert torch.allclose(product(x, other), whole, 0, 0, equal_nan=True)
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gpt2"])
@@ -162,6 +207,21 @@ def test_layers_in_integers_are_compiled_and_batch_invariant(family: str, checkp
     assert not left  # each weight is held once
     wanted = tokens_in_slots(model, 4, PROMPTS, "int8")
     assert tokens_in_slots(model, 1, PROMPTS[::-1], "int8") == wanted[::-1]
+
+
+def test_kept_loops_are_found_again_by_the_next_process(tmp_path: Path) -> None:
+    code = """
+from batchgen.engines.compiled import attention, integers, products, rows
+loops = [
+    rows.norm("float32", is_centered=False), rows.gate("bfloat16", rows.SILU),
+    rows.turn("float32", 8, is_normed=False, is_turned=True), rows.entry("float32", 8, is_normed=False, is_turned=True),
+    attention.attention("float32", 8, 1, has_cap=False, has_sinks=False), integers.quantize("float32"),
+    products.multiply("float32", "float32", "", has_bias=False, adds=True),
+]
+print(sum(loop._made.cache_hits for loop in loops), len(loops))
+"""
+    found = [run_python(code, tmp_path, XDG_CACHE_HOME=str(tmp_path)).stdout for _ in range(2)]
+    assert [line.split() for line in found] == [["0", "7"], ["7", "7"]]
 
 
 def tokens_in_slots(model: Model, size: int, prompts: list[str], quantize: str | None = None) -> list[list[int]]:

@@ -9,18 +9,19 @@ from threading import get_ident
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 
-from batchgen.engines.compiled.integers import multiply, quantize
+from batchgen.engines.compiled.floats import num_parts
+from batchgen.engines.compiled.integers import quantize
 from batchgen.engines.compiled.layers import address, name_of
+from batchgen.engines.compiled.products import multiply
 from batchgen.engines.compiled.rows import GELU_TANH
 from batchgen.engines.compiled.tile import GROUP, PANEL, QUAD
 from batchgen.engines.fused.product import ACTIVATIONS
 from batchgen.engines.int8.linear import ZERO_POINT, QuantizedLayer, quantize_weight
+from batchgen.engines.int8.support import INT8
 
 # Nanoseconds of one thread, roughly, to decide whether threads share the work: per number, and per product of two.
 QUANTIZE_COST, PRODUCT_COST = 0.3, 0.005
 SHAPES_KEPT = 8  # kinds of products whose memory is kept: those of one number of rows
-ITEMS = 16  # of a thread's work, at least, if there are rows enough
-LEAST_ROWS = 64  # of an item: a panel of weights is read anew for each
 PANELS_AT_ONCE = 20  # that are quantized together
 
 
@@ -87,8 +88,8 @@ class TiledWeight:
             rows, num_inputs * QUANTIZE_COST, x.data_ptr(), its.integers_at, its.scales_at, its.starts_at,
             self.counted.data_ptr(), self.places.data_ptr(), its.loud_at, rows, num_inputs, num_loud,
         )  # fmt: skip
-        parts = max(1, min(rows // LEAST_ROWS, -(-ITEMS * torch.get_num_threads() // panels)))
-        multiply(dtype, activation, has_bias=self.bias is not None, adds=other is not None)(
+        parts = num_parts(rows, panels)
+        multiply(INT8, dtype, activation, has_bias=self.bias is not None, adds=other is not None)(
             panels * parts, rows / parts * num_inputs * PANEL * PRODUCT_COST, its.integers_at, its.scales_at,
             its.starts_at, its.loud_at, self.integers.data_ptr(), self.scales.data_ptr(), self.loud.data_ptr(),
             address(self.bias), address(other), out.data_ptr(), rows, num_outputs, groups, num_loud, parts,

@@ -1,4 +1,4 @@
-"""Loops for products in 8-bit integers: quantize rows, and multiply them with panels of weights."""
+"""A loop that quantizes rows to 8-bit integers."""
 
 from __future__ import annotations
 
@@ -16,14 +16,11 @@ from batchgen.engines.compiled.compiling import (
     f4,
     i4,
     inlined,
-    sigmoid,
-    stored,
     u4,
     wide,
 )
-from batchgen.engines.compiled.rows import GELU_TANH
 from batchgen.engines.compiled.threads import Loop
-from batchgen.engines.compiled.tile import GROUP, PANEL, ROWS, WORD, multiply_row, multiply_rows
+from batchgen.engines.compiled.tile import GROUP
 from batchgen.engines.int8.linear import LEAST_PEAK, MOST, ZERO_POINT
 
 BYTES, SUMS = types.CPointer(types.int8), types.CPointer(types.int32)
@@ -80,52 +77,3 @@ def largest(x, counted, size):
         peak = max(peak, i4(f4(wide(x[i]) * counted[i]).view(np.int32) & i4(0x7FFFFFFF)))
     found = u4(peak).view(np.float32)
     return f4(LEAST_PEAK) if found < f4(LEAST_PEAK) else found
-
-
-@lru_cache
-def multiply(dtype: str, activation: str, *, has_bias: bool, adds: bool) -> Loop:
-    """Multiply rows with panels of weights (see `tile`): `[N, O]`.
-
-    The loop runs over parts of the rows of each panel. A bias `[O]`, an activation and another tensor `[N, O]` come
-    last.
-    """
-    is_gelu = activation == GELU_TANH
-
-    @compiled(*[INTEGER] * 7, FLOAT, STORED[dtype], STORED[dtype], *[INTEGER] * 5)
-    def run(
-        first, last, integers, scales, starts, loud, weights, weight_scales, loud_weights, bias_, other_, out_,
-        rows, size, groups, num_loud, parts,
-    ):  # fmt: skip
-        bias, other, out = carray(bias_, (size,)), carray(other_, (rows, size)), carray(out_, (rows, size))
-        sums = np.empty((ROWS, PANEL), np.float32)
-        sums_at = sums.ctypes.data
-        for item in range(first, last):
-            panel, part = item // parts, item % parts
-            row, end, begin = rows * part // parts, rows * (part + 1) // parts, panel * PANEL
-            stop = min(begin + PANEL, size)
-            its = weights + begin * groups * GROUP
-            fine, its_loud = weight_scales + begin * groups * WORD, loud_weights + begin * num_loud * WORD
-            while row < end:
-                place = row * groups
-                mine, scale, start = integers + place * GROUP, scales + place * WORD, starts + place * WORD
-                spared, number = loud + row * num_loud * WORD, ROWS if end - row >= ROWS else 1
-                if number == ROWS:
-                    multiply_rows(mine, scale, start, spared, its, fine, its_loud, groups, num_loud, sums_at)
-                else:
-                    multiply_row(mine, scale, start, spared, its, fine, its_loud, groups, num_loud, sums_at)
-                for k in range(number):
-                    its_bias, its_other = bias[begin:stop], other[row + k, begin:stop]
-                    its_out = out[row + k, begin:stop]
-                    for i in range(len(its_out)):
-                        value = sums[k, i] + its_bias[i] if has_bias else sums[k, i]
-                        value = gelu(value) if is_gelu else value
-                        its_out[i] = stored(value + wide(its_other[i]) if adds else value, out)
-                row += number
-
-    return run
-
-
-@inlined
-def gelu(x):
-    """Return the approximation with tanh (arXiv:1606.08415): twice a sigmoid is one more than tanh of half as much."""
-    return x * sigmoid(f4(1.5957691216057308) * (x + f4(0.044715) * x * x * x))

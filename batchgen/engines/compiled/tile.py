@@ -1,7 +1,7 @@
-"""Products of a few rows and the outputs of one panel of weights, in 8-bit integers, written for AVX512-VNNI.
+"""Products of a few rows and the outputs of one panel of weights, in the instructions that AVX-512 has for them.
 
-The compiler does not find this instruction in a loop over bytes, so the loop is built from LLVM's own operations. All
-sums stay in registers until they are complete. A row goes through the same operations whatever the rows beside it.
+The compiler does not find these instructions in a plain loop, so loops are built from LLVM's own operations. All sums
+stay in registers until they are complete. A row goes through the same operations whatever the rows beside it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,23 @@ GROUP = 64  # inputs that share a scale, of a row and of an output
 QUAD = 4  # bytes whose products one instruction adds to a sum of 32 bits
 WORD = 4  # bytes of a float or a sum
 
+
+class _BFloat(ir.types.Type):  # type: ignore[misc]
+    """LLVM's bfloat16, which llvmlite has no name for."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat)
+
+
 INT, LONG, FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
 INTS, FLOATS = ir.VectorType(INT, LANES), ir.VectorType(FLOAT, LANES)
+PAIRS = ir.VectorType(_BFloat(), 2 * LANES)
 Values = list[ir.Value]
 
 
@@ -32,51 +47,23 @@ class _Tile:
     def __init__(self, builder: ir.IRBuilder, num_rows: int) -> None:
         self.builder, self.rows = builder, range(num_rows)
 
-    def write(
-        self, integers: ir.Value, scales: ir.Value, starts: ir.Value, loud: ir.Value, weights: ir.Value,
-        weight_scales: ir.Value, loud_weights: ir.Value, groups: ir.Value, num_loud: ir.Value, sums: ir.Value,
-    ) -> None:  # fmt: skip
-        inputs, scalars = self._row_starts(integers, groups, GROUP), self._row_starts(scales, groups, WORD)
-        begins, spared = self._row_starts(starts, groups, WORD), self._row_starts(loud, num_loud, WORD)
-
-        def add_group(group: ir.Value, done: Values) -> Values:
-            its = [self._at(row, group, GROUP) for row in inputs]
-            begin = [self._spread(self._at(row, group, WORD), INT) for row in begins]
-            found = self._group(its, self._at(weights, group, GROUP * PANEL), begin)
-            fine = self._vectors(self._at(weight_scales, group, WORD * PANEL), FLOATS)
-            scaled = [self.builder.fmul(self.builder.sitofp(x, FLOATS), fine[i % VECTORS]) for i, x in enumerate(found)]
-            return self._add_products([self._at(row, group, WORD) for row in scalars], scaled, done)
-
-        def add_loud(place: ir.Value, done: Values) -> Values:
-            column = self._vectors(self._at(loud_weights, place, WORD * PANEL), FLOATS)
-            return self._add_products([self._at(row, place, WORD) for row in spared], column * len(self.rows), done)
-
-        zeros = [ir.Constant(FLOATS, [0.0] * LANES)] * (len(self.rows) * VECTORS)
-        found = self._loop(num_loud, self._loop(groups, zeros, add_group), add_loud)
-        for place, value in enumerate(found):
-            address = self.builder.add(sums, LONG(place * LANES * WORD))
-            self.builder.store(value, self.builder.inttoptr(address, FLOATS.as_pointer()), align=WORD)
-
-    def _group(self, inputs: Values, weights: ir.Value, begin: Values) -> Values:
-        """Return the sums of integers of one group, from `begin` of each row on."""
-        dot = self._declared("llvm.x86.avx512.vpdpbusd.512", INTS)
-
-        def add_quad(quad: ir.Value, done: Values) -> Values:
-            panel = self._vectors(self._at(weights, quad, QUAD * PANEL), INTS)
-            mine = [self._spread(self._at(row, quad, QUAD), INT) for row in inputs]
-            pairs = [(x, w) for x in mine for w in panel]
-            return [self.builder.call(dot, [sums, w, x]) for sums, (x, w) in zip(done, pairs, strict=True)]
-
-        return self._loop(LONG(GROUP // QUAD), [row for row in begin for _ in range(VECTORS)], add_quad)
-
     def _add_products(self, scalars: Values, vectors: Values, done: Values) -> Values:
         """Add to the sums of each row its scalar, at an address, times its vectors; each with one rounding."""
-        fma = self._declared("llvm.fma.v16f32", FLOATS)
+        fma = self._declared("llvm.fma.v16f32", FLOATS, FLOATS)
         by_row = [scalar for at in scalars for scalar in [self._spread(at, FLOAT)] * VECTORS]
         return [self.builder.call(fma, [x, w, sums]) for x, w, sums in zip(by_row, vectors, done, strict=True)]
 
-    def _declared(self, name: str, kind: ir.Type) -> ir.Function:
-        return self.builder.module.declare_intrinsic(name, (), ir.FunctionType(kind, [kind] * 3))
+    def _declared(self, name: str, sums: ir.Type, factors: ir.Type) -> ir.Function:
+        order = [factors, factors, sums] if name.startswith("llvm.fma") else [sums, factors, factors]
+        return self.builder.module.declare_intrinsic(name, (), ir.FunctionType(sums, order))
+
+    def _zeros(self) -> Values:
+        return [ir.Constant(FLOATS, [0.0] * LANES)] * (len(self.rows) * VECTORS)
+
+    def _store(self, found: Values, sums: ir.Value) -> None:
+        for place, value in enumerate(found):
+            address = self.builder.add(sums, LONG(place * LANES * WORD))
+            self.builder.store(value, self.builder.inttoptr(address, FLOATS.as_pointer()), align=WORD)
 
     def _row_starts(self, first: ir.Value, size: ir.Value, width: int) -> Values:
         step = self.builder.mul(size, LONG(width))
@@ -115,7 +102,72 @@ class _Tile:
         return values
 
 
-def _function(num_rows: int) -> Any:
+class _IntegerTile(_Tile):
+    """8-bit integers with scales for 64 inputs, by AVX512-VNNI: arguments are described at `_integer_function`."""
+
+    def write(
+        self, integers: ir.Value, scales: ir.Value, starts: ir.Value, loud: ir.Value, weights: ir.Value,
+        weight_scales: ir.Value, loud_weights: ir.Value, groups: ir.Value, num_loud: ir.Value, sums: ir.Value,
+    ) -> None:  # fmt: skip
+        inputs, scalars = self._row_starts(integers, groups, GROUP), self._row_starts(scales, groups, WORD)
+        begins, spared = self._row_starts(starts, groups, WORD), self._row_starts(loud, num_loud, WORD)
+
+        def add_group(group: ir.Value, done: Values) -> Values:
+            its = [self._at(row, group, GROUP) for row in inputs]
+            begin = [self._spread(self._at(row, group, WORD), INT) for row in begins]
+            found = self._group(its, self._at(weights, group, GROUP * PANEL), begin)
+            fine = self._vectors(self._at(weight_scales, group, WORD * PANEL), FLOATS)
+            scaled = [self.builder.fmul(self.builder.sitofp(x, FLOATS), fine[i % VECTORS]) for i, x in enumerate(found)]
+            return self._add_products([self._at(row, group, WORD) for row in scalars], scaled, done)
+
+        def add_loud(place: ir.Value, done: Values) -> Values:
+            column = self._vectors(self._at(loud_weights, place, WORD * PANEL), FLOATS)
+            return self._add_products([self._at(row, place, WORD) for row in spared], column * len(self.rows), done)
+
+        self._store(self._loop(num_loud, self._loop(groups, self._zeros(), add_group), add_loud), sums)
+
+    def _group(self, inputs: Values, weights: ir.Value, begin: Values) -> Values:
+        """Return the sums of integers of one group, from `begin` of each row on."""
+        dot = self._declared("llvm.x86.avx512.vpdpbusd.512", INTS, INTS)
+
+        def add_quad(quad: ir.Value, done: Values) -> Values:
+            panel = self._vectors(self._at(weights, quad, QUAD * PANEL), INTS)
+            mine = [self._spread(self._at(row, quad, QUAD), INT) for row in inputs]
+            pairs = [(x, w) for x in mine for w in panel]
+            return [self.builder.call(dot, [sums, w, x]) for sums, (x, w) in zip(done, pairs, strict=True)]
+
+        return self._loop(LONG(GROUP // QUAD), [row for row in begin for _ in range(VECTORS)], add_quad)
+
+
+class _FloatTile(_Tile):
+    """float32: arguments are described at `_float_function`."""
+
+    def write(self, x: ir.Value, words: ir.Value, weights: ir.Value, sums: ir.Value) -> None:
+        rows = self._row_starts(x, words, WORD)
+
+        def add_word(word: ir.Value, done: Values) -> Values:
+            at = [self._at(row, word, WORD) for row in rows]
+            return self._add_word(at, self._at(weights, word, WORD * PANEL), done)
+
+        self._store(self._loop(words, self._zeros(), add_word), sums)
+
+    def _add_word(self, at: Values, weights: ir.Value, done: Values) -> Values:
+        """Add the products of a word of each row and those of a panel."""
+        return self._add_products(at, self._vectors(weights, FLOATS) * len(self.rows), done)
+
+
+class _PairTile(_FloatTile):
+    """bfloat16, two numbers to a word, by AVX512-BF16."""
+
+    def _add_word(self, at: Values, weights: ir.Value, done: Values) -> Values:
+        dot = self._declared("llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, PAIRS)
+        column = [self.builder.bitcast(vector, PAIRS) for vector in self._vectors(weights, INTS)]
+        mine = [self.builder.bitcast(self._spread(address, INT), PAIRS) for address in at]
+        pairs = [(x, w) for x in mine for w in column]
+        return [self.builder.call(dot, [sums, x, w]) for sums, (x, w) in zip(done, pairs, strict=True)]
+
+
+def _integer_function(num_rows: int) -> Any:
     """Return a function for so many rows that multiplies them with a panel; all arguments are 64-bit integers.
 
     Addresses, of the first row where there are several: integers `[N, G, 64]`, signed; their scales `[N, G]`; starts
@@ -127,7 +179,7 @@ def _function(num_rows: int) -> Any:
     @intrinsic
     def multiply(_, integers, scales, starts, loud, weights, weight_scales, loud_weights, groups, num_loud, sums):
         def generate(context, builder, signature, arguments):
-            _Tile(builder, num_rows).write(*arguments)
+            _IntegerTile(builder, num_rows).write(*arguments)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 10), generate
@@ -135,5 +187,25 @@ def _function(num_rows: int) -> Any:
     return multiply
 
 
+def _float_function(num_rows: int, kind: type[_FloatTile]) -> Any:
+    """Return a function as above for floats.
+
+    Arguments: address of the first row of `[N, W]` words, W, addresses of the panel's weights `[W, 48]` and of the sums
+    `[N, 48]`. A word is a float32 or two neighbours in bfloat16.
+    """
+
+    @intrinsic
+    def multiply(_, x, words, weights, sums):
+        def generate(context, builder, signature, arguments):
+            kind(builder, num_rows).write(*arguments)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 4), generate
+
+    return multiply
+
+
 # Global names: Numba does not keep code whose closure has an intrinsic.
-multiply_rows, multiply_row = _function(ROWS), _function(1)
+integer_rows, integer_row = _integer_function(ROWS), _integer_function(1)
+float_rows, float_row = _float_function(ROWS, _FloatTile), _float_function(1, _FloatTile)
+pair_rows, pair_row = _float_function(ROWS, _PairTile), _float_function(1, _PairTile)

@@ -126,8 +126,9 @@ def speed_up(
     if kernels in (PARTLY, FUSED_PARTLY, COMPILED_PARTLY) or not has_all:
         places = [place for place in places if not place.is_shared]
     homes = _homes(loaded) if loaded is not None else {}
+    is_compiled = _is_compiled(network)
     while places:  # their weights are freed one by one
-        _pack(places.pop(), homes)
+        _pack(places.pop(), homes, is_compiled=is_compiled)
     _fuse_gelu(network)
     return True
 
@@ -142,20 +143,34 @@ def unpack(loaded: nn.Module) -> None:
 
 def kernels_of(network: nn.Module) -> str:
     """Return which kernels a network's linear layers run on."""
-    is_compiled = any(isinstance(module, Block) and module.attend_in_steps for module in network.modules())
+    is_compiled = _is_compiled(network)
     if is_quantized(network):
         return INT8_COMPILED if is_compiled else INT8
     kinds = Counter(type(module) for module in network.modules())
     names = WITH_LOOPS if is_compiled else WITH_BLOCKS if kinds[Block] else (PACKED, PARTLY, PLAIN)
-    if not kinds[PackedLinear]:
+    if not any(issubclass(kind, PackedLinear) for kind in kinds):
         return names[2]
     return names[1] if kinds[nn.Linear] or kinds[Conv1D] else names[0]
 
 
-def _pack(place: _Place, homes: dict[int, tuple[nn.Module, str]]) -> None:
+def _is_compiled(network: nn.Module) -> bool:
+    return any(isinstance(module, Block) and module.attend_in_steps for module in network.modules())
+
+
+def _kind(weight: torch.Tensor, follow: str, *, is_compiled: bool) -> type[PackedLinear]:
+    if is_compiled:
+        from batchgen.engines.compiled.floats import TiledLinear
+
+        if TiledLinear.supports(weight, follow):
+            return TiledLinear
+    return PackedLinear
+
+
+def _pack(place: _Place, homes: dict[int, tuple[nn.Module, str]], *, is_compiled: bool) -> None:
     """Pack the layers at a place; the loaded network's layers then restore their weights from the packed one."""
     weights = [weight_of(layer) for layer in place.layers]
-    packed = PackedLinear(weights[0] if len(weights) == 1 else torch.cat(weights), bias_of(place.layers), place.follow)
+    weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+    packed = _kind(weight, place.follow, is_compiled=is_compiled)(weight, bias_of(place.layers), place.follow)
     setattr(place.parent, place.name, packed)
     first = 0
     for layer in place.layers if not place.is_shared else ():

@@ -58,7 +58,10 @@ class PackedLinear(nn.Module):
     @property
     def weight(self) -> HiddenWeight:
         """For parents that read their layer's weight."""
-        return HiddenWeight(self.weight_packed.dtype, self.weight_packed.to_dense)
+        return HiddenWeight(self.weight_packed.dtype, self._as_loaded)
+
+    def _as_loaded(self) -> torch.Tensor:
+        return self.weight_packed.to_dense()
 
     def forward(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
         if other is not None:

@@ -1,0 +1,77 @@
+"""Linear layers in float32 and bfloat16 on compiled loops."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from llvmlite import binding
+from torch import nn
+
+from batchgen.engines.compiled.layers import address, name_of
+from batchgen.engines.compiled.products import multiply
+from batchgen.engines.compiled.rows import GELU_TANH
+from batchgen.engines.compiled.tile import PANEL, WORD
+from batchgen.engines.continuous.packing import PackedLinear
+from batchgen.engines.fused.product import ADD
+
+PRODUCT_COST = {torch.float32: 0.02, torch.bfloat16: 0.01}  # nanoseconds of one thread, roughly, per product of two
+ITEMS = 16  # of a thread's work, at least, if there are rows enough
+LEAST_ROWS = 64  # of an item: a panel of weights is read anew for each
+PLACES = ("", ADD, GELU_TANH)  # what the loop can do after a product
+
+
+class TiledLinear(PackedLinear):
+    """A linear layer `[…, I]` -> `[…, O]` with weights in the layout of `tile`: P panels of W words, `[P, W, 48]`.
+
+    All sums are in float32, and so is what follows the product. Outputs are filled up with zeros.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, follow: str = "") -> None:
+        """Lay out weight `[O, I]` and keep bias `[O]`."""
+        nn.Module.__init__(self)
+        self.out_features, self.in_features = weight.shape
+        panels, numbers = -(-self.out_features // PANEL), WORD // weight.element_size()
+        self.weight_packed = weight.new_empty(panels, self.in_features // numbers, PANEL, numbers)
+        for panel, its in zip(self.weight_packed, torch.split(weight.detach(), PANEL), strict=True):
+            whole = F.pad(its, (0, 0, 0, PANEL - len(its)))
+            panel.copy_(whole.view(PANEL, -1, numbers).transpose(0, 1))
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self.follow = follow
+        self._bias = None if bias is None else bias.detach().float().contiguous()
+        self._activation = follow if follow == GELU_TANH else ""
+
+    def _as_loaded(self) -> torch.Tensor:
+        return self.weight_packed.transpose(1, 2).reshape(-1, self.in_features)[: self.out_features]
+
+    @staticmethod
+    def supports(weight: torch.Tensor, follow: str) -> bool:
+        """Whether the loop is right and fast for a weight `[O, I]` on this machine."""
+        return follow in PLACES and weight.shape[1] % 2 == 0 and has_tiles(name_of(weight.dtype))
+
+    def forward(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
+        x, other = x.contiguous(), None if other is None else other.contiguous()
+        panels, words, dtype = len(self.weight_packed), self.weight_packed.shape[1], name_of(x.dtype)
+        rows, out = x.numel() // self.in_features, x.new_empty(*x.shape[:-1], self.out_features)
+        parts = num_parts(rows, panels)
+        cost = rows / parts * self.in_features * PANEL * PRODUCT_COST[x.dtype]
+        multiply(dtype, dtype, self._activation, has_bias=self.bias is not None, adds=other is not None)(
+            panels * parts, cost, x.data_ptr(), 0, 0, 0, self.weight_packed.data_ptr(), 0, 0, address(self._bias),
+            address(other), out.data_ptr(), rows, self.out_features, words, 0, parts,
+        )  # fmt: skip
+        return out
+
+
+@cache
+def has_tiles(dtype: str) -> bool:
+    """Whether this processor has the instructions of `tile` for a dtype, and nothing faster that oneDNN uses."""
+    features = binding.get_host_cpu_features()
+    if dtype == "bfloat16":
+        return features.get("avx512bf16", False) and not features.get("amx-bf16", False)
+    return dtype == "float32" and features.get("avx512f", False)
+
+
+def num_parts(rows: int, panels: int) -> int:
+    """Return in how many parts the rows of each panel are multiplied, so that threads have equal shares."""
+    return max(1, min(rows // LEAST_ROWS, -(-ITEMS * torch.get_num_threads() // panels)))
