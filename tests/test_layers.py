@@ -49,6 +49,7 @@ LATE = {
     "engines.continuous.linear",
     "engines.continuous.network",
     "engines.continuous.packing",
+    "engines.continuous.quantized",
     "engines.continuous.prompt_attention",
     "engines.continuous.raw_products",
     "engines.continuous.row_counts",

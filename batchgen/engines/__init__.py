@@ -69,13 +69,12 @@ def quantized(model: Model, options: EngineOptions) -> Model:
 
     Raises `UsageError` if it is not supported here.
     """
-    from batchgen.engines.int8.calibrate import loud_columns
-    from batchgen.engines.int8.network import quantize
+    from batchgen.engines.continuous.quantized import int8_kernels, quantize_network
     from batchgen.engines.int8.support import check_int8
 
     check_int8(options, model.device.type, model.checkpoint.outline)
     own = model.on_same_weights()
-    quantize(own.network, loud=loud_columns(model))
+    quantize_network(model, own.network, None, int8_kernels(model))
     return own
 
 

@@ -92,6 +92,7 @@ def get_ready_to_score(
     model: Model, options: EngineOptions, is_owned: bool, begun: EngineChoice | None
 ) -> ReadyToScore:
     """Build the network that scores rows, with the kernels of the run that was `begun`."""
+    from batchgen.engines.continuous.quantized import int8_kernels
     from batchgen.engines.scoring.bits import find_bits
     from batchgen.engines.scoring.memory import ScoringMemory, most_rows
     from batchgen.engines.scoring.network import scoring_network
@@ -99,7 +100,8 @@ def get_ready_to_score(
 
     check_int8(options, model.device.type, model.checkpoint.outline, generates=False)
     room = room_bytes(model, options)
-    kernels = options.quantize or (begun.kernels if begun and begun.engine == SCORING else None)
+    kernels = begun.kernels if begun and begun.engine == SCORING else None
+    kernels = int8_kernels(model, kernels) if options.quantize else kernels
     network = scoring_network(model, is_owned=is_owned, has_room=lambda num_bytes: num_bytes <= room, kernels=kernels)
     memory = ScoringMemory(footprint_of(model.checkpoint, model.dtype_name, SCORING))
     limits = BatchLimits(memory, room_bytes(model, options), most_rows(1, model.device.type), options.batch_size)

@@ -20,7 +20,7 @@ from batchgen.engines.int8 import support
 from batchgen.engines.int8.calibrate import loud_columns
 from batchgen.engines.int8.linear import ZERO_POINT, Int8Linear, Int8Weight, quantize_rows, quantize_weight
 from batchgen.engines.int8.network import quantize
-from batchgen.engines.int8.support import INT8, check_int8, why_no_int8
+from batchgen.engines.int8.support import INT8, INT8_COMPILED, check_int8, why_no_int8
 from batchgen.engines.protocol import finish_all
 from batchgen.errors import UsageError
 from batchgen.model import open_model
@@ -234,7 +234,7 @@ def test_a_run_notes_int8_and_does_not_go_on_without(tmp_path: Path) -> None:
     assert "int8 and float32" in result.stderr
     assert json.loads(stats.read_text())["quantize"] == "int8"
     facts = json.loads(manifest.read_text())
-    assert (facts["options"]["--quantize"], facts["engine"]["kernels"]) == ("int8", "int8")
+    assert (facts["options"]["--quantize"], facts["engine"]["kernels"]) == ("int8", INT8_COMPILED)
     rows.write_text("My dog is\nThe king\nA bird\n")
     assert "--quantize" in failure(run(rows, "-o", out, "--resume", "--keep-store"), 1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import get_ident
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
@@ -17,7 +18,7 @@ from batchgen.engines.compiled.rows import GELU_TANH
 from batchgen.engines.compiled.tile import GROUP, PANEL, QUAD
 from batchgen.engines.fused.product import ACTIVATIONS
 from batchgen.engines.int8.linear import ZERO_POINT, QuantizedLayer, quantize_weight
-from batchgen.engines.int8.support import INT8
+from batchgen.engines.int8.support import INT8, INT8_COMPILED
 
 # Nanoseconds of one thread, roughly, to decide whether threads share the work: per number, and per product of two.
 QUANTIZE_COST, PRODUCT_COST = 0.3, 0.005
@@ -37,6 +38,7 @@ class TiledWeight:
     Outputs and inputs are filled up, to P panels of 48 and G groups of 64.
     """
 
+    kernels: ClassVar[str] = INT8_COMPILED
     integers: torch.Tensor  # [P, G, 16, 48, 4], unsigned and 128 too large
     scales: torch.Tensor  # [P, G, 48]
     bias: torch.Tensor | None
@@ -110,7 +112,7 @@ class CompiledInt8(QuantizedLayer):
     """A product `[…, I]` -> `[…, O]` in 8-bit integers; `follow` is an activation, or adds another tensor."""
 
     def __init__(self, weight: TiledWeight, follow: str) -> None:
-        super().__init__()
+        super().__init__(weight.kernels)
         self.weight8 = weight
         self.out_features, self.in_features = weight.shape
         self._activation = GELU_TANH if follow == GELU_TANH else ""

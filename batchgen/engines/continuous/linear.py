@@ -21,8 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from batchgen.engines.continuous.packing import HiddenWeight, PackedLinear, can_pack
 from batchgen.engines.fused.block import Block
 from batchgen.engines.fused.product import Product, bias_of, is_linear, weight_of
-from batchgen.engines.int8.network import is_quantized
-from batchgen.engines.int8.support import INT8, INT8_COMPILED
+from batchgen.engines.int8.network import int8_kernels_of
 
 PLAIN, PACKED, PARTLY = "plain", "packed", "packed, except weights shared with the embedding"
 # With layers of `fused`: packed; packed except shared weights; not packed.
@@ -143,9 +142,9 @@ def unpack(loaded: nn.Module) -> None:
 
 def kernels_of(network: nn.Module) -> str:
     """Return which kernels a network's linear layers run on."""
+    if kernels := int8_kernels_of(network):
+        return kernels
     is_compiled = _is_compiled(network)
-    if is_quantized(network):
-        return INT8_COMPILED if is_compiled else INT8
     kinds = Counter(type(module) for module in network.modules())
     names = WITH_LOOPS if is_compiled else WITH_BLOCKS if kinds[Block] else (PACKED, PARTLY, PLAIN)
     if not any(issubclass(kind, PackedLinear) for kind in kinds):

@@ -12,19 +12,18 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from batchgen.engines.compiled.support import LEAST_PARAMETERS, why_not_compiled
+from batchgen.engines.compiled.support import LEAST_PARAMETERS
 from batchgen.engines.continuous.latents import keep_latents
 from batchgen.engines.continuous.layer import ATTENTION
 from batchgen.engines.continuous.linear import PLAIN, WITH_BLOCKS, WITH_LOOPS, kernels_of, speed_up, unpack
 from batchgen.engines.continuous.packing import can_pack
+from batchgen.engines.continuous.quantized import are_any_known_wrong, can_compile, quantize_network
 from batchgen.engines.continuous.requirements import why_no_slots
 from batchgen.engines.continuous.row_rotary import rotate_by_row
 from batchgen.engines.continuous.same_bits import fix_bits
 from batchgen.engines.fused.recognize import fuse_layers
-from batchgen.engines.int8.calibrate import loud_columns
-from batchgen.engines.int8.network import Blocks, paths_of, quantize
-from batchgen.engines.int8.support import ALL_INT8, ANY_INT8, INT8_COMPILED
-from batchgen.engines.trial.ladder import are_known_wrong, find_bits, why_slots_fail
+from batchgen.engines.int8.support import ALL_INT8, ANY_INT8, INT8, INT8_COMPILED
+from batchgen.engines.trial.ladder import find_bits, why_slots_fail
 from batchgen.model import Model
 from batchgen.model.layer_rules import layer_rules
 from batchgen.model.long_rope import short_limit
@@ -103,7 +102,7 @@ def _try(
         return None, reason
     if kernels in ALL_INT8:  # after the trial, which compares with the weights as they were loaded
         speed_up(own.network, kernels=PLAIN)
-        _quantize(model, own.network, loaded, has_loops=bool(names))
+        quantize_network(model, own.network, loaded, INT8_COMPILED if names else INT8)
         problem = fix_bits(own.network) if is_exact else None
     _bits[own.network] = find_bits(own, problem) if is_exact else bits_text("exactness is off")
     return own, None
@@ -115,23 +114,12 @@ def _ways(model: Model, kernels: str | None) -> list[Names]:
     What is unsupported, or failed in an earlier trial, is left out.
     """
     ways: list[Names] = []
-    if can_pack(model.device, model.dtype):
-        is_large = model.network.num_parameters() >= LEAST_PARAMETERS
-        pays = kernels in (*WITH_LOOPS, INT8_COMPILED) or (kernels in (None, ANY_INT8) and is_large)
-        ways += [WITH_LOOPS] if pays and why_not_compiled() is None else []
-        ways += [WITH_BLOCKS] if kernels in (None, *WITH_LOOPS, *WITH_BLOCKS) else []
-    return [*(names for names in ways if not any(are_known_wrong(model, kind) for kind in names)), ()]
-
-
-def _quantize(model: Model, network: nn.Module, loaded: nn.Module | None, *, has_loops: bool) -> None:
-    if not has_loops:
-        quantize(network, loaded, loud=loud_columns(model))
-        return
-    from batchgen.engines.compiled.int8 import CompiledInt8, TiledWeight, num_loud_in_tiles
-
-    blocks = Blocks(CompiledInt8, paths_of(model.network))
-    loud = loud_columns(model, num_loud_in_tiles)
-    quantize(network, loaded, loud=loud, blocks=blocks, to_integers=TiledWeight.of)
+    is_large = model.network.num_parameters() >= LEAST_PARAMETERS
+    pays = kernels in (*WITH_LOOPS, INT8_COMPILED, ANY_INT8) or (kernels is None and is_large)
+    ways += [WITH_LOOPS] if pays and can_compile(model) else []
+    has_blocks = kernels in (None, *WITH_LOOPS, *WITH_BLOCKS) and can_pack(model.device, model.dtype)
+    ways += [WITH_BLOCKS] if has_blocks and not are_any_known_wrong(model, WITH_BLOCKS) else []
+    return [*ways, ()]
 
 
 def _build(model: Model, names: Names, *, is_exact: bool) -> Model:

@@ -7,12 +7,13 @@ operation on floats is element-wise.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import nn
 
 from batchgen.engines.int8.packed_rows import packed_rows
+from batchgen.engines.int8.support import INT8
 from batchgen.model.private import int8_linear, pack_int8, pack_weight, packed_linear
 
 MOST = 127  # the largest signed 8-bit integer whose negative also fits
@@ -77,7 +78,9 @@ def num_groups(num_outputs: int, num_inputs: int) -> int:
 
 
 class QuantizedWeight(Protocol):
-    """Weights `[O, I]` in 8-bit integers, and the bias."""
+    """Weights `[O, I]` in 8-bit integers, and the bias; `kernels` is what multiplies them."""
+
+    kernels: ClassVar[str]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -148,6 +151,7 @@ class Int8Group:
 class Int8Weight:
     """Weights `[O, I]` in groups of inputs, and a bias `[O]` in float32."""
 
+    kernels: ClassVar[str] = INT8
     groups: tuple[Int8Group, ...]
     bias: torch.Tensor | None
     loud: LoudColumns | None = None
@@ -238,14 +242,18 @@ class Int8Product:
 
 
 class QuantizedLayer(nn.Module):
-    """A layer in 8-bit integers."""
+    """A layer in 8-bit integers, and what multiplies them."""
+
+    def __init__(self, kernels: str) -> None:
+        super().__init__()
+        self.kernels = kernels
 
 
 class Int8Linear(QuantizedLayer):
     """A layer `[…, I]` -> `[…, O]`: some columns of a product that it may share with other layers."""
 
     def __init__(self, product: Int8Product, number: int, first: int, out_features: int, in_features: int) -> None:
-        super().__init__()
+        super().__init__(product.weight.kernels)
         self.product, self.number = product, number
         self.columns = slice(first, first + out_features)
         self.in_features, self.out_features = in_features, out_features

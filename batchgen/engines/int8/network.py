@@ -100,8 +100,9 @@ def paths_of(network: nn.Module) -> dict[int, str]:
     return {id(layer.weight): path for path, layer in network.named_modules() if is_linear(layer)}
 
 
-def is_quantized(network: nn.Module) -> bool:
-    return any(isinstance(module, QuantizedLayer) for module in network.modules())
+def int8_kernels_of(network: nn.Module) -> str | None:
+    """Return what multiplies a network's 8-bit integers; None if it has none."""
+    return next((layer.kernels for layer in network.modules() if isinstance(layer, QuantizedLayer)), None)
 
 
 def _groups(network: nn.Module) -> Iterator[tuple[str, tuple[str, ...]]]:

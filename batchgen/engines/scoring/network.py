@@ -17,10 +17,9 @@ from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from batchgen.engines.continuous.linear import PLAIN, kernels_of, speed_up
+from batchgen.engines.continuous.quantized import quantize_network
 from batchgen.engines.continuous.same_bits import fix_bits
-from batchgen.engines.int8.calibrate import loud_columns
-from batchgen.engines.int8.network import quantize
-from batchgen.engines.int8.support import INT8, leave_out
+from batchgen.engines.int8.support import ALL_INT8, leave_out
 from batchgen.engines.trial.rows import TOLERANCE, TOLERANCE_16_BIT, trial_rows
 from batchgen.errors import ModelError
 from batchgen.model import Model
@@ -71,7 +70,7 @@ def scoring_network(
     has_room: Callable[[int], bool] = lambda num_bytes: True,
     kernels: str | None = None,
 ) -> ScoringNetwork:
-    """Return the network that scores a model's rows; with `INT8` as `kernels`, in 8-bit integers.
+    """Return the network that scores a model's rows; with `kernels` of `ALL_INT8`, in 8-bit integers.
 
     The arguments are those of `speed_up`. A model that `is_owned` has one such network for good, because its weights
     are there. Raises `ModelError` if the model does not support 8-bit integers.
@@ -118,9 +117,9 @@ class ScoringNetwork:
             expected = [whole_logits(model, ids)[-1].float() for ids in rows]
         self.model = own = model.on_same_weights()
         loaded = model.network if is_owned else None
-        speed_up(own.network, loaded, has_room=has_room, kernels=PLAIN if kernels == INT8 else kernels)
+        speed_up(own.network, loaded, has_room=has_room, kernels=PLAIN if kernels in ALL_INT8 else kernels)
         # Why a row's bits depend on the other rows, if that is known.
-        self.problem = None if kernels == INT8 else fix_bits(own.network)
+        self.problem = None if kernels in ALL_INT8 else fix_bits(own.network)
         self.kernels = kernels_of(own.network)
         self._body: nn.Module = own.network.base_model
         self._given, self._head = _Given(), own.network
@@ -131,8 +130,8 @@ class ScoringNetwork:
         self.can_share = True
         self.is_split = self._body is not self._head and self._holds(rows, expected)
         self.can_share = self.is_split and self._can_share(rows, expected)
-        if kernels == INT8:
-            self._quantize(model, is_owned=is_owned)
+        if kernels in ALL_INT8:
+            self._quantize(model, kernels, is_owned=is_owned)
 
     def hidden(self, rows: list[tuple[int, ...]], columns: int, cache: DynamicCache | None = None) -> torch.Tensor:
         """Return the hidden states `[B, T, H]` of rows that continue what `cache` holds; T is `columns`."""
@@ -161,7 +160,7 @@ class ScoringNetwork:
         self._given.hidden = None
         return logits[0, :number]
 
-    def _quantize(self, model: Model, *, is_owned: bool) -> None:
+    def _quantize(self, model: Model, kernels: str, *, is_owned: bool) -> None:
         """Switch to 8-bit integers; the weights of a model that nothing else needs are freed.
 
         Raises `ModelError` if rows would run on the model as it was loaded.
@@ -171,9 +170,9 @@ class ScoringNetwork:
             raise ModelError(f"--quantize int8 does not score {name}: in batches its logits were others; {leave_out()}")
         loaded = model.network if is_owned else None
         setattr(self._head, self._head.base_model_prefix, self._body)  # the embedding may be the output layer
-        quantize(self._head, loaded, loud=loud_columns(model))
+        quantize_network(model, self._head, loaded, kernels)
         setattr(self._head, self._head.base_model_prefix, self._given)
-        self.kernels = INT8
+        self.kernels = kernels
         self.problem = fix_bits(self._body)
 
     @property
