@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from transformers import GPTNeoXConfig, PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from batchgen.engines import finish_all, make_engine
@@ -18,15 +19,15 @@ from batchgen.engines.compiled.layers import CompiledGate, CompiledNorm
 from batchgen.engines.compiled.network import compile_blocks
 from batchgen.engines.compiled.rows import GELU_TANH, SILU
 from batchgen.engines.compiled.support import cache_folder, why_not_compiled
-from batchgen.engines.continuous import network
+from batchgen.engines.continuous import network, quantized
 from batchgen.engines.continuous.linear import COMPILED, FUSED, kernels_of
 from batchgen.engines.continuous.network import bits_of, slot_network
 from batchgen.engines.fused.block import Block
 from batchgen.engines.fused.product import ACTIVATIONS, ADD
-from batchgen.engines.int8.support import INT8_COMPILED, why_no_int8
+from batchgen.engines.int8.support import ANY_INT8, INT8, INT8_COMPILED, why_no_int8
 from batchgen.model import Checkpoint, Model
 from batchgen.records import BATCH_INVARIANT, EngineOptions, Request, SamplingParams, Sequence
-from tests.support.models import WITH_BLOCKS, decide_alone, model_of
+from tests.support.models import SHAPE, WITH_BLOCKS, decide_alone, model_of
 from tests.support.processes import run_python
 
 needs_int8 = pytest.mark.skipif(why_no_int8("cpu") is not None, reason="this processor multiplies no 8-bit integers")
@@ -265,8 +266,19 @@ def test_small_models_and_those_of_runs_begun_without_are_not_compiled(
     monkeypatch.setattr(network, "LEAST_PARAMETERS", 0)
     assert kernels() == COMPILED
     assert kernels(FUSED) == FUSED
-    monkeypatch.setattr(network, "why_not_compiled", lambda: "Numba is not installed")
+    monkeypatch.setattr(quantized, "why_not_compiled", lambda: "Numba is not installed")
     assert kernels(COMPILED) == FUSED
+
+
+@needs_int8
+@pytest.mark.parametrize("config", [WITH_BLOCKS["qwen2"], GPTNeoXConfig(**SHAPE)], ids=["blocks", "no blocks"])
+def test_integers_are_named_by_what_multiplies_them_and_a_run_goes_on_with_it(
+    config: PretrainedConfig, checkpoint: Checkpoint
+) -> None:
+    for asked, wanted in ((ANY_INT8, INT8_COMPILED), (INT8_COMPILED, INT8_COMPILED), (INT8, INT8)):
+        own, reason = slot_network(model_of(config, checkpoint), kernels=asked, is_owned=True)
+        assert own is not None, reason
+        assert kernels_of(own.network) == wanted
 
 
 @pytest.mark.usefixtures("untried")
