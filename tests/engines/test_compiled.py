@@ -212,17 +212,15 @@ def test_layers_in_integers_are_compiled_and_batch_invariant(family: str, checkp
 
 def test_kept_loops_are_found_again_by_the_next_process(tmp_path: Path) -> None:
     code = """
-from batchgen.engines.compiled import attention, integers, products, rows
+from batchgen.engines.compiled import integers, products, rows
 loops = [
-    rows.norm("float32", is_centered=False), rows.gate("bfloat16", rows.SILU),
-    rows.turn("float32", 8, is_normed=False, is_turned=True), rows.entry("float32", 8, is_normed=False, is_turned=True),
-    attention.attention("float32", 8, 1, has_cap=False, has_sinks=False), integers.quantize("float32"),
+    rows.norm("float32", is_centered=False), integers.quantize("float32"),
     products.multiply("float32", "float32", "", has_bias=False, adds=True),
 ]
 print(sum(loop._made.cache_hits for loop in loops), len(loops))
 """
     found = [run_python(code, tmp_path, XDG_CACHE_HOME=str(tmp_path)).stdout for _ in range(2)]
-    assert [line.split() for line in found] == [["0", "7"], ["7", "7"]]
+    assert [line.split() for line in found] == [["0", "3"], ["3", "3"]]
 
 
 def tokens_in_slots(model: Model, size: int, prompts: list[str], quantize: str | None = None) -> list[list[int]]:
