@@ -27,6 +27,7 @@ CONTINUOUS = EngineKind(
     by_slots.first_window,
     most_rows={"cpu": 128},
     copied_bytes=slots.packed_bytes,
+    quantized_bytes=slots.quantized_bytes,
     takes_best_rows=True,
 )
 REFERENCE = EngineKind(

@@ -13,6 +13,8 @@ from batchgen.model.layer_rules import layer_windows
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+INPUTS_PER_SCALE = 64  # of a layer in 8-bit integers, if these are in tiles; one in as many stays in float32
+
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
@@ -83,19 +85,22 @@ def num_parameters(shape: ModelShape) -> int:
     return shape.n_layer * (attention + inner + small) + embeddings * n_embd + (2 * n_embd if shape.n_positions else 0)
 
 
-def int8_weights(footprint: Footprint, shape: ModelShape) -> int:
+def int8_weights(footprint: Footprint, shape: ModelShape, *, in_tiles: bool) -> int:
     """Bytes of the weights with linear layers and the embedding in 8-bit integers; learned positions stay.
 
-    A few inputs of each layer are in float32 too, and each output has a scale and a sum, of four bytes.
+    A few inputs of each layer are in float32 too. Each output has a scale and a sum, of four bytes; in tiles it has a
+    scale for 64 inputs.
     """
     positions = shape.n_positions * shape.n_embd
     integers = footprint.weights // footprint.element_bytes - positions
-    beside = 4 * (num_loud(shape.n_embd) + 2) * integers // shape.n_embd
+    loud = shape.n_embd // INPUTS_PER_SCALE if in_tiles else num_loud(shape.n_embd)
+    scales = -(-shape.n_embd // INPUTS_PER_SCALE) if in_tiles else 2
+    beside = 4 * (loud + scales) * integers // shape.n_embd
     return positions * footprint.element_bytes + integers + beside
 
 
 def num_loud(num_inputs: int) -> int:
-    """How many inputs of a layer in 8-bit integers stay in float32, at most.
+    """How many inputs of a layer in 8-bit integers stay in float32, if these are not in tiles.
 
     One in 16, in multiples of 16: more cost time, fewer change tokens (docs/decisions.md).
 

@@ -44,9 +44,15 @@ def no_copies(shape: ModelShape, element_bytes: int, device_type: str) -> int:
     return 0
 
 
+def loaded_weights(footprint: Footprint, shape: ModelShape) -> int:
+    """Return the bytes of the weights as they are loaded, for engines that do not quantize them."""
+    return footprint.weights
+
+
 @dataclass(frozen=True, slots=True)
 class EngineKind:
-    """A kind of engine. `most_rows` is keyed by device type; `copied_bytes` returns the bytes of weights it copies.
+    """A kind of engine. `most_rows` is keyed by device type; `copied_bytes` returns the bytes of weights it copies,
+    `quantized_bytes` those of its weights in 8-bit integers.
 
     If `takes_best_rows`, the number of rows that `bench` found best on this machine overrides `most_rows`.
     """
@@ -57,6 +63,7 @@ class EngineKind:
     first_window: Callable[[BatchLimits], int]
     most_rows: Mapping[str, int] = field(default_factory=dict)
     copied_bytes: Callable[[ModelShape, int, str], int] = no_copies
+    quantized_bytes: Callable[[Footprint, ModelShape], int] = loaded_weights
     takes_best_rows: bool = False
 
     def limits(

@@ -9,7 +9,7 @@ from batchgen.machine.devices import certain_cpu
 from batchgen.machine.limits import Bound, memory_bounds
 from batchgen.machine.speeds import kept_rows
 from batchgen.model.footprint import footprint_of
-from batchgen.model.shape import ModelShape, int8_weights
+from batchgen.model.shape import ModelShape
 from batchgen.model.weights import choose_device, choose_dtype
 from batchgen.planning.kinds import EngineKind
 from batchgen.planning.memory import BatchLimits
@@ -62,7 +62,7 @@ def make_room(
     dtype = choose_dtype(dtype, on.type, checkpoint.outline)
     footprint = footprint_of(checkpoint, dtype, kind.name)
     shape = ModelShape.from_config(checkpoint.outline)
-    weights_bytes = int8_weights(footprint, shape) if options.quantize else footprint.weights
+    weights_bytes = kind.quantized_bytes(footprint, shape) if options.quantize else footprint.weights
     packed_bytes = 0 if options.quantize else kind.copied_bytes(shape, footprint.element_bytes, on.type)
     bounds = tuple(memory_bounds(on, options.memory))
     available_bytes = max(0, bounds[0].available_bytes - weights_bytes - packed_bytes)

@@ -15,7 +15,9 @@ from transformers.pytorch_utils import Conv1D
 from batchgen import Model, generate, score
 from batchgen.engines import make_engine
 from batchgen.engines.choice import KINDS
+from batchgen.engines.compiled.int8 import TiledWeight
 from batchgen.engines.continuous.linear import kernels_of
+from batchgen.engines.continuous.quantized import quantize_network
 from batchgen.engines.int8 import support
 from batchgen.engines.int8.calibrate import loud_columns
 from batchgen.engines.int8.linear import ZERO_POINT, Int8Linear, Int8Weight, quantize_rows, quantize_weight
@@ -23,13 +25,13 @@ from batchgen.engines.int8.network import quantize
 from batchgen.engines.int8.support import INT8, INT8_COMPILED, check_int8, why_no_int8
 from batchgen.engines.protocol import finish_all
 from batchgen.errors import UsageError
-from batchgen.model import open_model
+from batchgen.model import Checkpoint, open_model
 from batchgen.model.private import bytes_of_packed
 from batchgen.planning.room import make_room
 from batchgen.records import EngineOptions
 from tests.support.command import failure, invoke, records, run
 from tests.support.families import config_of
-from tests.support.models import SHAPE, make_network
+from tests.support.models import SHAPE, make_network, model_of
 from tests.support.rows import encoded, ragged_prompts
 
 needs_int8 = pytest.mark.skipif(why_no_int8("cpu") is not None, reason="this processor multiplies no 8-bit integers")
@@ -185,12 +187,14 @@ def test_layers_of_one_product_may_be_asked_in_any_order_and_with_other_inputs()
 
 
 @needs_int8
+@pytest.mark.parametrize("kernels", [INT8, INT8_COMPILED])
 @torch.inference_mode()
-def test_a_layer_whose_weight_a_model_reads_itself_stays() -> None:
-    torch.manual_seed(0)
-    network = AutoModelForCausalLM.from_config(MambaConfig(state_size=8, **SHAPE)).eval()
+def test_a_layer_whose_weight_a_model_reads_itself_stays(checkpoint: Checkpoint, kernels: str) -> None:
+    model = model_of(MambaConfig(state_size=8, **SHAPE), checkpoint, attention="eager")
+    network = model.network
     wanted = network(IDS, use_cache=False).logits
-    quantize(network)
+    quantize_network(model, network, None, kernels)
+    assert kernels_of(network) == kernels
     assert float((network(IDS, use_cache=False).logits - wanted).abs().max()) < 0.1 * float(wanted.abs().max())
 
 
@@ -249,17 +253,25 @@ def test_a_plan_counts_fewer_bytes_of_weights() -> None:
     assert (plain["quantize"], quantised["quantize"]) == (None, "int8")
 
 
+def bytes_of_weight(weight: Int8Weight | TiledWeight) -> int:
+    if isinstance(weight, TiledWeight):
+        return sum(part.nbytes for part in (weight.integers, weight.scales, weight.loud))
+    packed = [group.packed for group in weight.groups] + ([weight.loud.packed] if weight.loud else [])
+    return sum(bytes_of_packed(each).nbytes for each in packed) + sum(group.scale.nbytes for group in weight.groups)
+
+
 @needs_int8
+@pytest.mark.parametrize("kernels", [INT8, INT8_COMPILED])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_plan_predicts_what_a_model_in_integers_holds(dtype: str) -> None:
+def test_a_plan_predicts_what_a_model_in_integers_holds(
+    dtype: str, kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    why = "Numba is not installed" if kernels == INT8 else None
+    monkeypatch.setattr("batchgen.engines.continuous.memory.why_not_compiled", lambda: why)
     model = open_model("bundled", device="cpu", dtype=dtype)
-    quantize(model.network, loud=loud_columns(model))
+    quantize_network(model, model.network, None, kernels)
     weights = {layer.product.weight for layer in model.network.modules() if isinstance(layer, Int8Linear)}
-    held = sum(parameter.nbytes for parameter in model.network.parameters())
-    for weight in weights:
-        packed = [group.packed for group in weight.groups] + ([weight.loud.packed] if weight.loud else [])
-        held += sum(bytes_of_packed(each).nbytes for each in packed)
-        held += sum(group.scale.nbytes for group in weight.groups)
+    held = sum(parameter.nbytes for parameter in model.network.parameters()) + sum(map(bytes_of_weight, weights))
     options = EngineOptions(quantize="int8")
     room = make_room(model.checkpoint, "cpu", dtype, KINDS["continuous"], options)
     assert room.weights_bytes == pytest.approx(held, rel=0.05)

@@ -94,6 +94,12 @@ def sigmoid(x):
 
 
 @inlined
+def gelu(x):
+    """Return the approximation with tanh (arXiv:1606.08415): twice a sigmoid is one more than tanh of half as much."""
+    return x * sigmoid(f4(1.5957691216057308) * (x + f4(0.044715) * x * x * x))
+
+
+@inlined
 def tanh(x):
     return f4(2) * sigmoid(f4(2) * x) - f4(1)
 

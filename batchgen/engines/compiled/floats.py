@@ -10,16 +10,14 @@ from llvmlite import binding
 from torch import nn
 
 from batchgen.engines.compiled.layers import address, name_of
-from batchgen.engines.compiled.products import multiply
+from batchgen.engines.compiled.products import multiply, num_parts
 from batchgen.engines.compiled.rows import GELU_TANH
 from batchgen.engines.compiled.tile import PANEL, WORD
 from batchgen.engines.continuous.packing import PackedLinear
 from batchgen.engines.fused.product import ADD
 
 PRODUCT_COST = {torch.float32: 0.02, torch.bfloat16: 0.01}  # nanoseconds of one thread, roughly, per product of two
-ITEMS = 16  # of a thread's work, at least, if there are rows enough
-LEAST_ROWS = 64  # of an item: a panel of weights is read anew for each
-PLACES = ("", ADD, GELU_TANH)  # what the loop can do after a product
+FOLLOWS = ("", ADD, GELU_TANH)  # what the loop can do after a product
 
 
 class TiledLinear(PackedLinear):
@@ -48,7 +46,7 @@ class TiledLinear(PackedLinear):
     @staticmethod
     def supports(weight: torch.Tensor, follow: str) -> bool:
         """Whether the loop is right and fast for a weight `[O, I]` on this machine."""
-        return follow in PLACES and weight.shape[1] % 2 == 0 and has_tiles(name_of(weight.dtype))
+        return follow in FOLLOWS and weight.shape[1] % 2 == 0 and has_tiles(name_of(weight.dtype))
 
     def forward(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
         x, other = x.contiguous(), None if other is None else other.contiguous()
@@ -70,8 +68,3 @@ def has_tiles(dtype: str) -> bool:
     if dtype == "bfloat16":
         return features.get("avx512bf16", False) and not features.get("amx-bf16", False)
     return dtype == "float32" and features.get("avx512f", False)
-
-
-def num_parts(rows: int, panels: int) -> int:
-    """Return in how many parts the rows of each panel are multiplied, so that threads have equal shares."""
-    return max(1, min(rows // LEAST_ROWS, -(-ITEMS * torch.get_num_threads() // panels)))

@@ -10,15 +10,15 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 
-from batchgen.engines.compiled.floats import num_parts
 from batchgen.engines.compiled.integers import quantize
 from batchgen.engines.compiled.layers import address, name_of
-from batchgen.engines.compiled.products import multiply
+from batchgen.engines.compiled.products import multiply, num_parts
 from batchgen.engines.compiled.rows import GELU_TANH
 from batchgen.engines.compiled.tile import GROUP, PANEL, QUAD
 from batchgen.engines.fused.product import ACTIVATIONS
 from batchgen.engines.int8.linear import ZERO_POINT, QuantizedLayer, quantize_weight
 from batchgen.engines.int8.support import INT8, INT8_COMPILED
+from batchgen.model.shape import INPUTS_PER_SCALE
 
 # Nanoseconds of one thread, roughly, to decide whether threads share the work: per number, and per product of two.
 QUANTIZE_COST, PRODUCT_COST = 0.3, 0.005
@@ -28,7 +28,7 @@ PANELS_AT_ONCE = 20  # that are quantized together
 
 def num_loud_in_tiles(num_inputs: int) -> int:
     """How many inputs of a layer stay in float32: few, because groups of 64 keep large ones from all others."""
-    return max(1, num_inputs // 64)
+    return max(1, num_inputs // INPUTS_PER_SCALE)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
+import torch
 from numba import carray
 
-from batchgen.engines.compiled.compiling import FLOAT, INTEGER, STORED, compiled, f4, inlined, sigmoid, stored, wide
+from batchgen.engines.compiled.compiling import FLOAT, INTEGER, STORED, compiled, gelu, inlined, stored, wide
 from batchgen.engines.compiled.rows import GELU_TANH
 from batchgen.engines.compiled.threads import Loop
 from batchgen.engines.compiled.tile import (
@@ -23,6 +24,9 @@ from batchgen.engines.compiled.tile import (
     pair_rows,
 )
 from batchgen.engines.int8.support import INT8
+
+ITEMS = 16  # of a thread's work, at least, if there are rows enough
+LEAST_ROWS = 64  # of an item: a panel of weights is read anew for each
 
 
 @lru_cache
@@ -87,7 +91,6 @@ def finish(sums, bias, other, out, has_bias, is_gelu, adds):
         out[i] = stored(value + wide(other[i]) if adds else value, out)
 
 
-@inlined
-def gelu(x):
-    """Return the approximation with tanh (arXiv:1606.08415): twice a sigmoid is one more than tanh of half as much."""
-    return x * sigmoid(f4(1.5957691216057308) * (x + f4(0.044715) * x * x * x))
+def num_parts(rows: int, panels: int) -> int:
+    """Return in how many parts the rows of each panel are multiplied, so that threads have equal shares."""
+    return max(1, min(rows // LEAST_ROWS, -(-ITEMS * torch.get_num_threads() // panels)))

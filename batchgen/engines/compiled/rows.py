@@ -18,6 +18,7 @@ from batchgen.engines.compiled.compiling import (
     STORED,
     compiled,
     f4,
+    gelu,
     inlined,
     sigmoid,
     stored,
@@ -66,8 +67,8 @@ def gate(dtype: str, activation: str) -> Loop:
         for row in range(first, last):
             for i in range(size):
                 value = wide(x[row, 0, i])
-                inner = value if is_silu else f4(1.5957691216057308) * (value + f4(0.044715) * value * value * value)
-                out[row, i] = stored(value * sigmoid(inner) * wide(x[row, 1, i]), out)
+                active = value * sigmoid(value) if is_silu else gelu(value)
+                out[row, i] = stored(active * wide(x[row, 1, i]), out)
 
     return run
 

@@ -12,13 +12,17 @@ from batchgen.machine.kept import kept_path
 
 # Parameters. Importing Numba takes half a second, which the rows of a smaller model rarely win back.
 LEAST_PARAMETERS = 50_000_000
+OTHER_PROCESSORS = ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NUMBA_ENABLE_AVX")  # what Numba compiles for
 
 
 @cache
 def why_not_compiled() -> str | None:
     """Return why loops cannot be compiled here; None if they can. Compiles nothing."""
-    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):  # Numba's own variable
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):  # Numba's own variables, as those below
         return "NUMBA_DISABLE_JIT is set"
+    for name in OTHER_PROCESSORS:
+        if os.environ.get(name):  # it may not have the instructions of `tile`, and LLVM would abort
+            return f"{name} is set"
     if not compiler():
         return "Numba is not installed: pip install numba"
     return None

@@ -13,11 +13,13 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from batchgen.model.shape import INPUTS_PER_SCALE
+
 LANES = 16  # numbers of 32 bits in a register
 VECTORS = 3
 PANEL = LANES * VECTORS  # outputs whose weights lie side by side
 ROWS = 4  # of a tile: with 3 vectors, 12 sums of integers and 12 of floats, which leaves 8 of 32 registers
-GROUP = 64  # inputs that share a scale, of a row and of an output
+GROUP = INPUTS_PER_SCALE  # of a row and of an output
 QUAD = 4  # bytes whose products one instruction adds to a sum of 32 bits
 WORD = 4  # bytes of a float or a sum
 

@@ -6,7 +6,8 @@ from bisect import bisect_right
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
-from batchgen.model.shape import Footprint, ModelShape
+from batchgen.engines.compiled.support import why_not_compiled
+from batchgen.model.shape import Footprint, ModelShape, int8_weights
 from batchgen.planning.memory import FLOAT32_BYTES, BatchLimits, as_it_was, kinds_of, logits_factor
 from batchgen.records import MemoryEstimate, SamplingParams
 
@@ -142,6 +143,11 @@ def pages_for(num_columns: int, window: int | None = None) -> int:
 def prefill_rows(padded_length: int) -> int:
     """Return how many rows of this length the slot engine prefills at once."""
     return max(1, PREFILL_TOKENS // padded_length)
+
+
+def quantized_bytes(footprint: Footprint, shape: ModelShape) -> int:
+    """Return the bytes of the weights in 8-bit integers, in the layout that this machine multiplies."""
+    return int8_weights(footprint, shape, in_tiles=why_not_compiled() is None)
 
 
 def packed_bytes(shape: ModelShape, element_bytes: int, device_type: str) -> int:

@@ -52,8 +52,6 @@ def quantize(
                     setattr(owner, name, layer)
         if is_tied:
             look_up_in(layers[0].product.weight, embeddings)
-        if blocks and len(names) == 1:
-            setattr(parent, names[0], blocks.make(layers[0].product.weight, ""))
     if embeddings and _number_of_users(network, embeddings[0].weight) == 1:
         look_up_in(to_integers(embeddings[0].weight.detach(), None), embeddings)
 
