@@ -68,6 +68,8 @@ LATE = {
     "engines.compiled.integers",
     "engines.compiled.floats",
     "engines.compiled.products",
+    "engines.compiled.prompt_attention",
+    "engines.compiled.prompts",
     "engines.compiled.network",
     "engines.compiled.rows",
     "engines.compiled.threads",

@@ -7,11 +7,16 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from batchgen.engines.compiled.floats import has_tiles
 from batchgen.engines.compiled.layers import attend as compiled_attend
+from batchgen.engines.compiled.layers import name_of
+from batchgen.engines.compiled.prompt_attention import attend_prompts as compiled_attend_prompts
+from batchgen.engines.compiled.prompt_attention import lay_out_prompts
 from batchgen.engines.continuous.memory import PAGE
 from batchgen.engines.continuous.pages import HIDDEN
 from batchgen.engines.continuous.prompt_attention import attend_prompts, lay_out
 from batchgen.engines.continuous.slot_attention import PLAIN, Extras, Pages, PrefixPages, attend
+from batchgen.model.layer_rules import LayerRule
 
 Attend = Callable[..., torch.Tensor]
 SIZE = 16
@@ -48,7 +53,13 @@ def prompts_alone(lengths: tuple[int, ...], heads: int, kv_heads: int) -> list[l
     ]
 
 
-def prefill(rows: list[list[torch.Tensor]], window: int | None = None, extras: Extras = PLAIN) -> list[torch.Tensor]:
+def prefill(
+    rows: list[list[torch.Tensor]],
+    rule: LayerRule,
+    extras: Extras = PLAIN,
+    *,
+    is_compiled: bool = False,
+) -> list[torch.Tensor]:
     """Return what rows get in one left-padded batch, `[length, H, D]` each; their pads are NaN."""
     lengths = [row[0].shape[2] for row in rows]
     columns = max(lengths)
@@ -57,21 +68,34 @@ def prefill(rows: list[list[torch.Tensor]], window: int | None = None, extras: E
         torch.cat([torch.nn.functional.pad(x, (0, 0, columns - x.shape[2], 0), value=torch.nan) for x in its])
         for its in zip(*rows, strict=True)
     )
-    laid = (layout.from_start(x).transpose(1, 2).contiguous() for x in (keys, values))
-    found = layout.to_columns(attend_prompts(layout.from_start(query), *laid, window=window, extras=extras))
+    if is_compiled:
+        found = compiled_attend_prompts(query, lay_out_prompts(keys, values, layout.lengths), rule, extras)
+    else:
+        laid = (layout.from_start(x).transpose(1, 2).contiguous() for x in (keys, values))
+        found = layout.to_columns(
+            attend_prompts(layout.from_start(query), *laid, window=rule.window, chunk=rule.chunk, extras=extras)
+        )
     return [its[columns - length :] for its, length in zip(found, lengths, strict=True)]
 
 
-@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
+def needs_tiles(dtype: torch.dtype) -> None:
+    if not has_tiles(name_of(dtype)):
+        pytest.skip(f"tiles do not multiply {dtype} on this processor")
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "is_compiled"), [(4, 4, False), (6, 2, False), (6, 2, True)])
 @pytest.mark.parametrize("window", [None, 7, PAGE, 40])
 @pytest.mark.parametrize("extras", [PLAIN, Extras(softcap=2.0), Extras(sinks=torch.linspace(-1, 2, 4))])
 def test_a_prefill_attends_to_the_columns_that_each_query_sees(
-    heads: int, kv_heads: int, window: int | None, extras: Extras
+    heads: int, kv_heads: int, is_compiled: bool, window: int | None, extras: Extras
 ) -> None:
+    if is_compiled:
+        needs_tiles(torch.float32)
     if extras.sinks is not None:
         extras = Extras(sinks=torch.linspace(-1, 2, heads))
     rows = prompts_alone((70, 9, 33), heads, kv_heads)
-    for row, found in zip(rows, prefill(rows, window, extras), strict=True):
+    together = prefill(rows, LayerRule(window=window), extras, is_compiled=is_compiled)
+    for row, found in zip(rows, together, strict=True):
         query, keys, values = (x[0] for x in row)
         for place in range(query.shape[1]):
             seen = keys[:, : place + 1], values[:, : place + 1]
@@ -79,13 +103,45 @@ def test_a_prefill_attends_to_the_columns_that_each_query_sees(
             torch.testing.assert_close(found[place], wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("is_compiled", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("window", [None, 40])
-def test_a_prefill_gives_a_row_its_own_bits_beside_any_rows(dtype: torch.dtype, window: int | None) -> None:
+@pytest.mark.parametrize("rule", [LayerRule(), LayerRule(window=40), LayerRule(chunk=48)])
+def test_a_prefill_gives_a_row_its_own_bits_beside_any_rows(
+    dtype: torch.dtype, rule: LayerRule, is_compiled: bool
+) -> None:
+    if is_compiled:
+        needs_tiles(dtype)
     rows = [[x.to(dtype) for x in row] for row in prompts_alone((70, 1, 33, 64, 200), 6, 2)]
-    together = prefill(rows, window)
+    together = prefill(rows, rule, is_compiled=is_compiled)
     for row, found in zip(rows, together, strict=True):
-        assert torch.equal(prefill([row], window)[0], found)
+        assert torch.equal(prefill([row], rule, is_compiled=is_compiled)[0], found)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rule", [LayerRule(), LayerRule(window=40), LayerRule(chunk=48)])
+@pytest.mark.parametrize("shared", [PAGE, 3 * PAGE])
+def test_a_compiled_prefill_gives_the_same_bits_after_a_prefix(
+    dtype: torch.dtype, rule: LayerRule, shared: int
+) -> None:
+    needs_tiles(dtype)
+    (whole,) = [[x.to(dtype) for x in row] for row in prompts_alone((150,), 6, 2)]
+    query, keys, values = (x[:, :, shared:] for x in whole)
+    prefix = whole[1][0, :, :shared].contiguous(), whole[2][0, :, :shared].contiguous()
+    laid = lay_out_prompts(keys, values, torch.tensor([150 - shared]), prefix)
+    found = compiled_attend_prompts(query, laid, rule)[0]
+    assert torch.equal(prefill([whole], rule, is_compiled=True)[0][shared:], found)
+
+
+@pytest.mark.parametrize("size", [6, 64, 80])
+def test_a_compiled_prefill_takes_heads_of_any_size_and_scales_scores(size: int) -> None:
+    needs_tiles(torch.float32)
+    query, keys, values = (numbers(2, heads, 67, size, seed=heads) for heads in (5, 1, 1))
+    laid = lay_out_prompts(keys, values, torch.tensor([67, 67]))
+    found = compiled_attend_prompts(query, laid, LayerRule(), scaling=0.3)
+    wanted = torch.nn.functional.scaled_dot_product_attention(
+        query, keys, values, is_causal=True, scale=0.3, enable_gqa=True
+    )
+    torch.testing.assert_close(found.transpose(1, 2), wanted, rtol=1e-5, atol=1e-5)
 
 
 def steps(lengths: tuple[int, ...], dtype: torch.dtype, heads: int = 4, kv_heads: int = 2) -> list[list[torch.Tensor]]:

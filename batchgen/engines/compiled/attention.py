@@ -19,6 +19,7 @@ from batchgen.engines.compiled.compiling import (
     exp,
     f4,
     fetch_all,
+    highest,
     inlined,
     stored,
     tanh,
@@ -168,9 +169,7 @@ def weigh(scores, num_pages, page_size, sink, has_sink):
 
     A sink takes part of the weight.
     """
-    peak = sink
-    for c in range(num_pages * page_size):
-        peak = max(peak, scores[c])
+    peak = highest(scores[: num_pages * page_size], sink)
     total = exp(sink - peak) if has_sink else f4(0)
     for n in range(num_pages):
         its = f4(0)

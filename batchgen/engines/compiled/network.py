@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
-from batchgen.engines.compiled.layers import CompiledAttention, CompiledGate, CompiledHeadTurn, CompiledNorm
+from batchgen.engines.compiled.floats import has_tiles
+from batchgen.engines.compiled.layers import CompiledAttention, CompiledGate, CompiledHeadTurn, CompiledNorm, name_of
+from batchgen.engines.compiled.prompt_attention import CompiledPromptAttention
 from batchgen.engines.compiled.rows import GELU_TANH, SILU
 from batchgen.engines.fused.block import Block, Gate, HeadTurn
 from batchgen.engines.fused.norm import FusedNorm
@@ -35,6 +37,8 @@ def _compile(block: Block, dtype: torch.dtype) -> None:
     if heads.plan.size % 2 == 0 and len(norms) == len(made):
         turn = CompiledHeadTurn(heads.plan, norms, heads.rotary, dtype)
         block.attend_in_steps = CompiledAttention(turn, dtype)
+        if has_tiles(name_of(dtype)):
+            block.attend_in_prefills = CompiledPromptAttention(heads.plan)
         if norms or heads.rotary:
             block.heads = turn
 

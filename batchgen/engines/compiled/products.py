@@ -73,13 +73,13 @@ def multiply(kind: str, dtype: str, activation: str, *, has_bias: bool, adds: bo
 @inlined
 def multiply_floats(x, count, weights, sums_at, has_rows, is_paired):
     if is_paired and has_rows:
-        pair_rows(x, count, weights, sums_at)
+        pair_rows(x, count, weights, sums_at, PANEL * WORD)
     elif is_paired:
-        pair_row(x, count, weights, sums_at)
+        pair_row(x, count, weights, sums_at, PANEL * WORD)
     elif has_rows:
-        float_rows(x, count, weights, sums_at)
+        float_rows(x, count, weights, sums_at, PANEL * WORD)
     else:
-        float_row(x, count, weights, sums_at)
+        float_row(x, count, weights, sums_at, PANEL * WORD)
 
 
 @inlined

@@ -19,6 +19,8 @@ LANES = 16  # numbers of 32 bits in a register
 VECTORS = 3
 PANEL = LANES * VECTORS  # outputs whose weights lie side by side
 ROWS = 4  # of a tile: with 3 vectors, 12 sums of integers and 12 of floats, which leaves 8 of 32 registers
+WIDE_VECTORS = 4  # in attention, whose heads mostly have a multiple of 64 numbers
+WIDE = LANES * WIDE_VECTORS
 GROUP = INPUTS_PER_SCALE  # of a row and of an output
 QUAD = 4  # bytes whose products one instruction adds to a sum of 32 bits
 WORD = 4  # bytes of a float or a sum
@@ -46,13 +48,13 @@ Values = list[ir.Value]
 class _Tile:
     """Writes the operations of one tile. Lists of sums have all vectors of the first row, then of the second."""
 
-    def __init__(self, builder: ir.IRBuilder, num_rows: int) -> None:
-        self.builder, self.rows = builder, range(num_rows)
+    def __init__(self, builder: ir.IRBuilder, num_rows: int, num_vectors: int = VECTORS) -> None:
+        self.builder, self.rows, self.num_vectors = builder, range(num_rows), num_vectors
 
     def _add_products(self, scalars: Values, vectors: Values, done: Values) -> Values:
         """Add to the sums of each row its scalar, at an address, times its vectors; each with one rounding."""
         fma = self._declared("llvm.fma.v16f32", FLOATS, FLOATS)
-        by_row = [scalar for at in scalars for scalar in [self._spread(at, FLOAT)] * VECTORS]
+        by_row = [scalar for at in scalars for scalar in [self._spread(at, FLOAT)] * self.num_vectors]
         return [self.builder.call(fma, [x, w, sums]) for x, w, sums in zip(by_row, vectors, done, strict=True)]
 
     def _declared(self, name: str, sums: ir.Type, factors: ir.Type) -> ir.Function:
@@ -60,11 +62,12 @@ class _Tile:
         return self.builder.module.declare_intrinsic(name, (), ir.FunctionType(sums, order))
 
     def _zeros(self) -> Values:
-        return [ir.Constant(FLOATS, [0.0] * LANES)] * (len(self.rows) * VECTORS)
+        return [ir.Constant(FLOATS, [0.0] * LANES)] * (len(self.rows) * self.num_vectors)
 
-    def _store(self, found: Values, sums: ir.Value) -> None:
+    def _store(self, found: Values, sums: ir.Value, stride: ir.Value) -> None:
         for place, value in enumerate(found):
-            address = self.builder.add(sums, LONG(place * LANES * WORD))
+            row, vector = divmod(place, self.num_vectors)
+            address = self.builder.add(self._at(sums, stride, row), LONG(vector * LANES * WORD))
             self.builder.store(value, self.builder.inttoptr(address, FLOATS.as_pointer()), align=WORD)
 
     def _row_starts(self, first: ir.Value, size: ir.Value, width: int) -> Values:
@@ -75,7 +78,7 @@ class _Tile:
         return self.builder.add(first, self.builder.mul(place, LONG(width)))
 
     def _vectors(self, address: ir.Value, kind: ir.Type) -> Values:
-        places = [self.builder.add(address, LONG(vector * LANES * WORD)) for vector in range(VECTORS)]
+        places = [self.builder.add(address, LONG(vector * LANES * WORD)) for vector in range(self.num_vectors)]
         return [self.builder.load(self.builder.inttoptr(at, kind.as_pointer()), align=WORD) for at in places]
 
     def _spread(self, address: ir.Value, kind: ir.Type) -> ir.Value:
@@ -126,7 +129,8 @@ class _IntegerTile(_Tile):
             column = self._vectors(self._at(loud_weights, place, WORD * PANEL), FLOATS)
             return self._add_products([self._at(row, place, WORD) for row in spared], column * len(self.rows), done)
 
-        self._store(self._loop(num_loud, self._loop(groups, self._zeros(), add_group), add_loud), sums)
+        found = self._loop(num_loud, self._loop(groups, self._zeros(), add_group), add_loud)
+        self._store(found, sums, LONG(PANEL * WORD))
 
     def _group(self, inputs: Values, weights: ir.Value, begin: Values) -> Values:
         """Return the sums of integers of one group, from `begin` of each row on."""
@@ -144,14 +148,14 @@ class _IntegerTile(_Tile):
 class _FloatTile(_Tile):
     """float32: arguments are described at `_float_function`."""
 
-    def write(self, x: ir.Value, words: ir.Value, weights: ir.Value, sums: ir.Value) -> None:
+    def write(self, x: ir.Value, words: ir.Value, weights: ir.Value, sums: ir.Value, stride: ir.Value) -> None:
         rows = self._row_starts(x, words, WORD)
 
         def add_word(word: ir.Value, done: Values) -> Values:
             at = [self._at(row, word, WORD) for row in rows]
-            return self._add_word(at, self._at(weights, word, WORD * PANEL), done)
+            return self._add_word(at, self._at(weights, word, WORD * LANES * self.num_vectors), done)
 
-        self._store(self._loop(words, self._zeros(), add_word), sums)
+        self._store(self._loop(words, self._zeros(), add_word), sums, stride)
 
     def _add_word(self, at: Values, weights: ir.Value, done: Values) -> Values:
         """Add the products of a word of each row and those of a panel."""
@@ -189,20 +193,21 @@ def _integer_function(num_rows: int) -> Any:
     return multiply
 
 
-def _float_function(num_rows: int, kind: type[_FloatTile]) -> Any:
+def _float_function(num_rows: int, kind: type[_FloatTile], num_vectors: int = VECTORS) -> Any:
     """Return a function as above for floats.
 
     Arguments: address of the first row of `[N, W]` words, W, addresses of the panel's weights `[W, 48]` and of the sums
-    `[N, 48]`. A word is a float32 or two neighbours in bfloat16.
+    `[N, 48]`, and how many bytes lie from row to row of them; 64 with 4 vectors. A word is a float32 or two neighbours
+    in bfloat16.
     """
 
     @intrinsic
-    def multiply(_, x, words, weights, sums):
+    def multiply(_, x, words, weights, sums, stride):
         def generate(context, builder, signature, arguments):
-            kind(builder, num_rows).write(*arguments)
+            kind(builder, num_rows, num_vectors).write(*arguments)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 4), generate
+        return types.void(*[types.int64] * 5), generate
 
     return multiply
 
@@ -211,3 +216,5 @@ def _float_function(num_rows: int, kind: type[_FloatTile]) -> Any:
 integer_rows, integer_row = _integer_function(ROWS), _integer_function(1)
 float_rows, float_row = _float_function(ROWS, _FloatTile), _float_function(1, _FloatTile)
 pair_rows, pair_row = _float_function(ROWS, _PairTile), _float_function(1, _PairTile)
+wide_float_rows = _float_function(ROWS, _FloatTile, WIDE_VECTORS)
+wide_pair_rows = _float_function(ROWS, _PairTile, WIDE_VECTORS)

@@ -28,6 +28,7 @@ class RowLayout:
     own: torch.Tensor
     back: torch.Tensor
     width: int
+    lengths: torch.Tensor
 
     def from_start(self, x: torch.Tensor) -> torch.Tensor:
         """Gather `[B, H, T, D]` into `[B, width, H, D]`."""
@@ -42,11 +43,12 @@ class RowLayout:
 def lay_out(lengths: list[int], num_columns: int, device: torch.device) -> RowLayout:
     """Return the layout of a batch of `num_columns` columns whose rows end at the last one."""
     width = -(-num_columns // PAGE) * PAGE
-    length = torch.tensor(lengths, device=device)[:, None]  # [B, 1]
+    its_lengths = torch.tensor(lengths, device=device)
+    length = its_lengths[:, None]  # [B, 1]
     first = torch.arange(len(lengths), device=device)[:, None]
     own = first * num_columns + num_columns - length + torch.minimum(torch.arange(width, device=device), length - 1)
     back = first * width + (torch.arange(num_columns, device=device) - num_columns + length).clamp(min=0)
-    return RowLayout(own.flatten(), back.flatten(), width)
+    return RowLayout(own.flatten(), back.flatten(), width, its_lengths)
 
 
 def attend_prompts(

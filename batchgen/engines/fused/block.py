@@ -31,6 +31,7 @@ class AttentionPlan:
 Positions = tuple[torch.Tensor, torch.Tensor] | None  # cosines and sines `[B, T, D]`
 # From queries, keys and values `[B, 1, (H + 2 Hkv) D]`, positions and a layer's cache to `[B, 1, H, D]`.
 StepAttention = Callable[[torch.Tensor, Positions, Any], torch.Tensor]
+PromptAttention = Callable[[torch.Tensor, Any], torch.Tensor]  # from queries `[B, H, T, D]` and the cache's layer
 
 
 class Rotary:
@@ -102,6 +103,7 @@ class Block(nn.Module):
         self.mixed: nn.Module  # query, key and value projections side by side
         self.heads: nn.Module = HeadTurn(plan, rotary)
         self.attend_in_steps: StepAttention | None = None
+        self.attend_in_prefills: PromptAttention | None = None
         self.out: nn.Module
         self.norm_out: nn.Module | None = None
         self.norm_inner: nn.Module
@@ -134,7 +136,10 @@ class Block(nn.Module):
         mixed = mixed.view(*mixed.shape[:2], its.queries + 2 * its.keys, -1)  # [B, T, H + 2 Hkv, D]
         turned, values = self.heads(mixed, positions).transpose(1, 2), mixed[:, :, -its.keys :].transpose(1, 2)
         layer, _ = cache.update(turned[:, its.queries :], values, its.index)
-        return layer.attend(turned[:, : its.queries], its.scaling, its.extras)  # type: ignore[no-any-return]
+        query = turned[:, : its.queries]
+        if self.attend_in_prefills is not None and not layer.is_stepping:
+            return self.attend_in_prefills(query, layer)
+        return layer.attend(query, its.scaling, its.extras)  # type: ignore[no-any-return]
 
 
 def _turn(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
