@@ -72,6 +72,8 @@ LATE = {
     "engines.compiled.prompts",
     "engines.compiled.network",
     "engines.compiled.rows",
+    "engines.compiled.dots",
+    "engines.compiled.tensors",
     "engines.compiled.threads",
     "engines.compiled.tile",
     "engines.fused.block",

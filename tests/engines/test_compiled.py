@@ -12,7 +12,7 @@ from transformers import GPTNeoXConfig, PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from batchgen.engines import finish_all, make_engine
-from batchgen.engines.compiled import floats, support, threads
+from batchgen.engines.compiled import support, tensors, threads
 from batchgen.engines.compiled.floats import TiledLinear
 from batchgen.engines.compiled.int8 import CompiledInt8, TiledWeight
 from batchgen.engines.compiled.layers import CompiledGate, CompiledNorm
@@ -94,17 +94,17 @@ def test_a_product_of_floats_is_torchs_and_its_weight_can_be_restored(
 
 
 def test_products_of_floats_stay_with_onednn_where_it_has_faster_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    floats.has_tiles.cache_clear()
+    tensors.has_tiles.cache_clear()
     features = {"avx512f": True, "avx512bf16": True, "amx-bf16": True}
-    monkeypatch.setattr(floats.binding, "get_host_cpu_features", lambda: features)
+    monkeypatch.setattr(tensors.binding, "get_host_cpu_features", lambda: features)
     assert not TiledLinear.supports(torch.ones(4, 6, dtype=torch.bfloat16), "")
     assert TiledLinear.supports(torch.ones(4, 6), "")
     assert not TiledLinear.supports(torch.ones(4, 6), "relu")
     assert not TiledLinear.supports(torch.ones(4, 5), "")
-    floats.has_tiles.cache_clear()
+    tensors.has_tiles.cache_clear()
     features.clear()
     assert not TiledLinear.supports(torch.ones(4, 6), "")
-    floats.has_tiles.cache_clear()
+    tensors.has_tiles.cache_clear()
 
 
 def tiled(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 import torch
 
-from batchgen.engines.compiled.floats import has_tiles
+from batchgen.engines.compiled import layers
 from batchgen.engines.compiled.layers import attend as compiled_attend
-from batchgen.engines.compiled.layers import name_of
 from batchgen.engines.compiled.prompt_attention import attend_prompts as compiled_attend_prompts
 from batchgen.engines.compiled.prompt_attention import lay_out_prompts
+from batchgen.engines.compiled.tensors import has_tiles, name_of
 from batchgen.engines.continuous.memory import PAGE
 from batchgen.engines.continuous.pages import HIDDEN
 from batchgen.engines.continuous.prompt_attention import attend_prompts, lay_out
@@ -144,11 +145,13 @@ def test_a_compiled_prefill_takes_heads_of_any_size_and_scales_scores(size: int)
     torch.testing.assert_close(found.transpose(1, 2), wanted, rtol=1e-5, atol=1e-5)
 
 
-def steps(lengths: tuple[int, ...], dtype: torch.dtype, heads: int = 4, kv_heads: int = 2) -> list[list[torch.Tensor]]:
+def steps(
+    lengths: tuple[int, ...], dtype: torch.dtype, heads: int = 4, kv_heads: int = 2, size: int = SIZE
+) -> list[list[torch.Tensor]]:
     """Return one query and the columns of each row: `[Hkv, G, D]`, `[Hkv, length, D]` twice."""
-    shape = (kv_heads, heads // kv_heads, SIZE)
+    shape = (kv_heads, heads // kv_heads, size)
     return [
-        [numbers(*(shape if i == 0 else (kv_heads, length, SIZE)), seed=10 * row + i).to(dtype) for i in range(3)]
+        [numbers(*(shape if i == 0 else (kv_heads, length, size)), seed=10 * row + i).to(dtype) for i in range(3)]
         for row, length in enumerate(lengths)
     ]
 
@@ -194,6 +197,24 @@ def test_a_step_attends_to_all_columns_of_each_row(extras: Extras, by: Attend) -
         query, keys, values = row
         wanted = plain_attention(query.flatten(0, 1), keys, values, None, extras)
         torch.testing.assert_close(found.flatten(0, 1), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("in_registers", [False, True])
+@pytest.mark.parametrize(("dtype", "size"), product(DTYPES, (32, 64)))
+def test_a_compiled_step_takes_heads_of_any_size(
+    dtype: torch.dtype, size: int, in_registers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if in_registers:
+        needs_tiles(dtype)
+    monkeypatch.setattr(layers, "scores_in_registers", lambda *_: in_registers)
+    rows = steps((5, 32, 100, 1), dtype, size=size)
+    together = step(rows, compiled_attend)
+    for row, found in zip(rows, together, strict=True):
+        query, keys, values = (x.float() for x in row)
+        wanted = plain_attention(query.flatten(0, 1), keys, values, None, PLAIN)
+        near = 1e-5 if dtype == torch.float32 else 0.01
+        torch.testing.assert_close(found.flatten(0, 1).float(), wanted, rtol=near, atol=near)
+        assert torch.equal(step([row], compiled_attend)[0], found)
 
 
 @BOTH

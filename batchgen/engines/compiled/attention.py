@@ -11,6 +11,7 @@ from batchgen.engines.compiled.compiling import (
     FLOAT,
     INTEGER,
     INTEGERS,
+    LINE,
     NUMBER,
     NUMPY,
     STORED,
@@ -25,24 +26,26 @@ from batchgen.engines.compiled.compiling import (
     tanh,
     wide,
 )
+from batchgen.engines.compiled.dots import REGISTER, float_scores, pair_scores
 from batchgen.engines.compiled.threads import Loop
+from batchgen.engines.compiled.writer import LANES
 from batchgen.engines.continuous.memory import PAGE
 
 FLOAT_BYTES = 4
-PREFIX_FIELDS = 8  # integers that describe a shared prefix
+PREFIX_FIELDS, PLACE_FIELDS = 8, 6  # integers that describe a shared prefix, and where a page is
 
 
 @lru_cache
-def attention(dtype: str, head_size: int, group: int, *, has_cap: bool, has_sinks: bool) -> Loop:
+def attention(dtype: str, head_size: int, group: int, *, has_cap: bool, has_sinks: bool, in_registers: bool) -> Loop:
     """Attention of queries `[B, Hkv, G, D]` to the pages of their rows: `[B, Hkv, G, D]`.
 
     order `[N]` are the pages of each row, from begin[b] to begin[b + 1]. Keys and values are `[U, Hkv, PAGE, D]`; mask
     `[U * Q, PAGE]` is added to the scores. Numbers below U * Q (`num_own`) are pages that count Q (`times`) times. The
     others belong to `num_prefixes` prefixes, each described by `PREFIX_FIELDS` integers: its first number, its pages
     per row, the addresses of its keys and of its values `[Hkv, P, D]`, P, the number of columns from there on, the
-    address of a mask `[R, P']` or 0, and P'.
+    address of a mask `[R, P']` or 0, and P'. `in_registers` multiplies by `dots`.
     """
-    size, num_queries, page_size, fields = head_size, group, PAGE, PREFIX_FIELDS
+    size, num_queries, page_size, fields, known = head_size, group, PAGE, PREFIX_FIELDS, PLACE_FIELDS
     kind, item = NUMPY[dtype], np.dtype(NUMPY[dtype]).itemsize
 
     @compiled(STORED[dtype], *[INTEGER] * 3, *[INTEGERS] * 3, FLOAT, STORED[dtype], *[INTEGER] * 4, NUMBER, NUMBER)
@@ -57,17 +60,20 @@ def attention(dtype: str, head_size: int, group: int, *, has_cap: bool, has_sink
         prefixes = carray(prefixes_, (num_prefixes, fields))
         own = (keys_at, values_at, mask_at, num_own, times, kv_heads, page_size, size * item)
         longest, heads = most_pages(begin, first, last), kv_heads * num_queries
-        scores, where = np.empty((heads, longest * page_size), np.float32), np.empty((longest, 5), np.int64)
-        scaled, sums = np.empty((heads, size), np.float32), np.empty((heads, size), np.float32)
+        scores, places = np.empty((heads, longest * page_size), np.float32), np.empty((2, longest, known), np.int64)
+        wide_query, sums = np.empty((heads, size), np.float32), np.empty((heads, size), np.float32)
+        by_head = (kv_heads, page_size, size, size * item)
+        where = find_pages(places[0], pages_of(order, begin, first), own, prefixes)
         for row in range(first, last):
-            pages = order[begin[row] : begin[row + 1]]
-            find_pages(where, pages, own, prefixes)
-            scale(query[row], scaling, scaled, sums)
-            score(scores, scaled, where[: len(pages)], (kv_heads, page_size, size, size * item), kind, cap, has_cap)
+            following = find_pages(places[(row + 1 - first) % 2], pages_of(order, begin, row + 1), own, prefixes)
+            begin_row(query[row], wide_query, sums)
+            score(scores, wide_query, query[row].ctypes.data, where, by_head, kind, in_registers)
+            finish_scores(scores, where, page_size, scaling, cap, has_cap)
             for h in range(heads):
-                weigh(scores[h], len(pages), page_size, sinks[h] if has_sinks else f4(-np.inf), has_sinks)
-            add_values(sums, scores, where[: len(pages)], (kv_heads, page_size, size), kind)
+                weigh(scores[h], len(where), page_size, sinks[h] if has_sinks else f4(-np.inf), has_sinks)
+            add_values(sums, scores, where, following, by_head, kind)
             store(sums, out[row])
+            where = following
 
     return run
 
@@ -81,15 +87,24 @@ def most_pages(begin, first, last):
 
 
 @inlined
+def pages_of(order, begin, row):
+    """Return the numbers of a row's pages; none after the last row."""
+    return order[begin[row] : begin[row + 1]] if row + 1 < len(begin) else order[:0]
+
+
+@inlined
 def find_pages(where, pages, own, prefixes):
-    """Write where pages are, `[N, 5]`: addresses of keys, values and mask (or 0), columns, and bytes of a head."""
+    """Write and return where pages are, `[N, 6]`.
+
+    These are addresses of keys, values and mask (or 0), columns that may be seen, bytes of a head, and all its columns.
+    """
     keys_at, values_at, mask_at, num_own, times, kv_heads, page_size, column_bytes = own
     for n in range(len(pages)):
         number = pages[n]
         if number < num_own:
             place = number // times * kv_heads * page_size * column_bytes
             hidden = mask_at + number * page_size * FLOAT_BYTES
-            where[n] = keys_at + place, values_at + place, hidden, page_size, page_size * column_bytes
+            where[n] = keys_at + place, values_at + place, hidden, page_size, page_size * column_bytes, page_size
         else:
             k = len(prefixes) - 1
             while prefixes[k, 0] > number:
@@ -98,15 +113,18 @@ def find_pages(where, pages, own, prefixes):
             row, page = divmod(number - first, num_pages)
             place, count = page * page_size * column_bytes, min(page_size, seen - page * page_size)
             hidden = its_mask_at + (row * mask_length + page * page_size) * FLOAT_BYTES if its_mask_at != 0 else 0
-            where[n] = its_keys_at + place, its_values_at + place, hidden, count, length * column_bytes
+            where[n] = its_keys_at + place, its_values_at + place, hidden, count, length * column_bytes, count
+        if where[n, 2] != 0:
+            where[n, 3] = last_seen(carray(at(where[n, 2]), (where[n, 3],), np.float32))
+    return where[: len(pages)]
 
 
 @inlined
-def scale(query, scaling, scaled, sums):
-    """Write scaled queries `[H, D]` to `scaled`, and zeros to `sums`."""
+def begin_row(query, wide_query, sums):
+    """Write queries `[H, D]` in float32, and zeros to `sums`."""
     for h in range(query.shape[0]):
         for i in range(query.shape[1]):
-            scaled[h, i] = wide(query[h, i]) * scaling
+            wide_query[h, i] = wide(query[h, i])
             sums[h, i] = f4(0)
 
 
@@ -118,40 +136,64 @@ def store(sums, out):
 
 
 @inlined
-def score(scores, scaled, where, shape, kind, cap, has_cap):
-    """Write the scores of all columns, `[H, N * PAGE]`; those of hidden columns are the lowest float32.
+def score(scores, wide_query, query, where, shape, kind, in_registers):
+    """Write the products of queries and the keys of all columns that may be seen, `[H, N * PAGE]`.
 
-    Meanwhile the keys of the next head and the values of this one come into the caches.
+    Meanwhile their values come into the caches.
     """
     kv_heads, page_size, size, column_bytes = shape
-    group = len(scaled) // kv_heads
+    group = len(wide_query) // kv_heads
     for n in range(len(where)):
-        start, num_columns = n * page_size, where[n, 3]
-        mask = carray(at(where[n, 2]), (num_columns,), np.float32)
-        if where[n, 2] != 0:
-            num_columns = where[n, 3] = last_seen(mask)
+        num_columns = where[n, 3]
         for k in range(kv_heads):
-            keys = carray(at(where[n, 0] + k * where[n, 4]), (page_size, size), kind)
-            is_last = k + 1 == kv_heads
-            next_keys = where[min(n + 1, len(where) - 1), 0] if is_last else where[n, 0] + (k + 1) * where[n, 4]
-            its_values = where[n, 1] + k * where[n, 4]
+            keys, values = where[n, 0] + k * where[n, 4], where[n, 1] + k * where[n, 4]
+            for begin in range(0, num_columns, LANES):
+                here = (k, keys, values, n * page_size, begin, min(begin + LANES, num_columns))
+                uses_registers = in_registers and begin + LANES <= where[n, 5]
+                multiply(scores, wide_query, query, here, (size, column_bytes), kind, group, uses_registers)
+
+
+@inlined
+def multiply(scores, wide_query, query, here, shape, kind, group, uses_registers):
+    """Write the products with the keys of at most 16 columns, for the queries of one head of keys."""
+    k, keys_at, values_at, start, begin, end = here
+    size, column_bytes = shape
+    if uses_registers:
+        for h in range(k * group, (k + 1) * group):
+            # Each query asks for its share of the values: memory would not answer in time if the first asked for all.
+            ahead = values_at + begin * column_bytes + (h - k * group) * LANES * column_bytes // group
+            given = query + h * column_bytes, keys_at + begin * column_bytes, column_bytes // REGISTER
+            found = scores[h, start + begin :].ctypes.data
+            if column_bytes == size * FLOAT_BYTES:
+                float_scores(*given, found, ahead, LINE // group)
+            else:
+                pair_scores(*given, found, ahead, LINE // group)
+    else:
+        keys = carray(at(keys_at), (end, size), kind)
+        for c in range(begin, end):
+            fetch_all(values_at + c * column_bytes, column_bytes)
+            for h in range(k * group, (k + 1) * group):
+                total = f4(0)
+                for i in range(size):
+                    total += wide_query[h, i] * wide(keys[c, i])
+                scores[h, start + c] = total
+
+
+@inlined
+def finish_scores(scores, where, page_size, scaling, cap, has_cap):
+    """Scale, bound and mask the scores `[H, N * PAGE]`; those of hidden columns become the lowest float32."""
+    for n in range(len(where)):
+        num_columns, start = where[n, 3], n * page_size
+        mask = carray(at(where[n, 2]), (num_columns,), np.float32)
+        for h in range(len(scores)):
+            its = scores[h, start : start + page_size]
             for c in range(num_columns):
-                fetch_all(next_keys + c * column_bytes, column_bytes)
-                fetch_all(its_values + c * column_bytes, column_bytes)
-                for h in range(k * group, (k + 1) * group):
-                    total = f4(0)
-                    for i in range(size):
-                        total += scaled[h, i] * wide(keys[c, i])
-                    scores[h, start + c] = total
-        for h in range(len(scaled)):
-            if has_cap:
-                for c in range(start, start + num_columns):
-                    scores[h, c] = tanh(scores[h, c] / cap) * cap
+                value = its[c] * scaling
+                its[c] = tanh(value / cap) * cap if has_cap else value
             if where[n, 2] != 0:
                 for c in range(num_columns):
-                    scores[h, start + c] += mask[c]
-            for c in range(start + num_columns, start + page_size):
-                scores[h, c] = f4(-np.inf)
+                    its[c] += mask[c]
+            its[num_columns:] = f4(-np.inf)
 
 
 @inlined
@@ -182,16 +224,21 @@ def weigh(scores, num_pages, page_size, sink, has_sink):
 
 
 @inlined
-def add_values(sums, scores, where, shape, kind):
-    """Add all columns' values, weighted, four columns at a time."""
-    kv_heads, page_size, size = shape
+def add_values(sums, scores, where, following, shape, kind):
+    """Add all columns' values, weighted, four columns at a time; meanwhile the next row's keys come into the caches."""
+    kv_heads, page_size, size, column_bytes = shape
     group = len(sums) // kv_heads
     for n in range(len(where)):
         start, num_columns = n * page_size, where[n, 3]
         for k in range(kv_heads):
             values = carray(at(where[n, 1] + k * where[n, 4]), (page_size, size), kind)
+            next_keys, num_next = 0, 0
+            if n < len(following):
+                next_keys, num_next = following[n, 0] + k * following[n, 4], following[n, 3]
             for h in range(k * group, (k + 1) * group):
                 for c in range(0, num_columns - 3, 4):
+                    if c < num_next and c // 4 % group == h - k * group:
+                        fetch_all(next_keys + c * column_bytes, 4 * column_bytes)
                     w0, w1, w2, w3 = scores[h, start + c : start + c + 4]
                     for i in range(size):
                         left = w0 * wide(values[c, i]) + w1 * wide(values[c + 1, i])

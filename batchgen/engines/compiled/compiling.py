@@ -11,12 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import cfunc, config, njit, types
 from numba.extending import intrinsic, overload
 
 from batchgen.engines.compiled.support import cache_folder
 from batchgen.engines.compiled.threads import Loop, Slot
+from batchgen.engines.compiled.writer import Writer
 
 FLOAT, BITS = types.CPointer(types.float32), types.CPointer(types.uint16)
 INTEGERS, INTEGER, NUMBER = types.CPointer(types.int64), types.int64, types.float32
@@ -141,11 +141,7 @@ def fetch(_, address):
     """Ask for the cache line at an address, which may be any number, before it is read."""
 
     def generate(context, builder, signature, arguments):
-        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
-        reads, nearness, is_data = number(0), number(2), number(1)
-        builder.call(function, [builder.inttoptr(arguments[0], pointer), reads, nearness, is_data])
+        Writer(builder).fetch(*arguments)
         return context.get_dummy_value()
 
     return types.void(types.int64), generate

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
-from llvmlite import binding
 from torch import nn
 
-from batchgen.engines.compiled.layers import address, name_of
 from batchgen.engines.compiled.products import multiply, num_parts
 from batchgen.engines.compiled.rows import GELU_TANH
-from batchgen.engines.compiled.tile import PANEL, WORD
+from batchgen.engines.compiled.tensors import address, has_tiles, name_of
+from batchgen.engines.compiled.tile import PANEL
+from batchgen.engines.compiled.writer import WORD
 from batchgen.engines.continuous.packing import PackedLinear
 from batchgen.engines.fused.product import ADD
 
@@ -59,12 +57,3 @@ class TiledLinear(PackedLinear):
             address(other), out.data_ptr(), rows, self.out_features, words, 0, parts,
         )  # fmt: skip
         return out
-
-
-@cache
-def has_tiles(dtype: str) -> bool:
-    """Whether this processor has the instructions of `tile` for a dtype, and nothing faster that oneDNN uses."""
-    features = binding.get_host_cpu_features()
-    if dtype == "bfloat16":
-        return features.get("avx512bf16", False) and not features.get("amx-bf16", False)
-    return dtype == "float32" and features.get("avx512f", False)

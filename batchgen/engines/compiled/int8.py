@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 
 from batchgen.engines.compiled.integers import quantize
-from batchgen.engines.compiled.layers import address, name_of
 from batchgen.engines.compiled.products import multiply, num_parts
 from batchgen.engines.compiled.rows import GELU_TANH
+from batchgen.engines.compiled.tensors import address, name_of
 from batchgen.engines.compiled.tile import GROUP, PANEL, QUAD
 from batchgen.engines.fused.product import ACTIVATIONS
 from batchgen.engines.int8.linear import ZERO_POINT, QuantizedLayer, quantize_weight

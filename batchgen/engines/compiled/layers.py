@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from batchgen.engines.compiled.attention import attention
+from batchgen.engines.compiled.dots import REGISTER
 from batchgen.engines.compiled.rows import entry, gate, norm, turn
+from batchgen.engines.compiled.tensors import address, has_tiles, name_of
 from batchgen.engines.continuous.memory import PAGE
 from batchgen.engines.continuous.slot_attention import PLAIN, Extras, Pages, PrefixPages
 from batchgen.engines.continuous.slots import StepView
@@ -137,8 +138,9 @@ def attend(
     rows, kv_heads, group, size = query.shape
     out = torch.empty_like(query) if out is None else out
     loop = attention(
-        name_of(query.dtype), size, group, has_cap=extras.softcap is not None, has_sinks=extras.sinks is not None
-    )
+        name_of(query.dtype), size, group, has_cap=extras.softcap is not None, has_sinks=extras.sinks is not None,
+        in_registers=scores_in_registers(query.dtype, size),
+    )  # fmt: skip
     num_own = len(own.row_of_page)
     sinks = None if extras.sinks is None else extras.sinks.float()
     described = _described(prefixes, num_own) if prefixes else None
@@ -151,6 +153,11 @@ def attend(
     return out
 
 
+def scores_in_registers(dtype: torch.dtype, head_size: int) -> bool:
+    """Whether `dots` can multiply heads `[D]` on this processor."""
+    return head_size * dtype.itemsize % REGISTER == 0 and has_tiles(name_of(dtype))
+
+
 def _described(prefixes: list[PrefixPages], first: int) -> torch.Tensor:
     """Return what the loop reads about prefixes, `[K, PREFIX_FIELDS]`; their pages are numbered from `first` on."""
     described = []
@@ -161,12 +168,3 @@ def _described(prefixes: list[PrefixPages], first: int) -> torch.Tensor:
         described.append((first, num_pages, keys.data_ptr(), values.data_ptr(), length, keys.shape[1], *mask))
         first += num_pages * len(prefix.rows)
     return torch.tensor(described, dtype=torch.int64)
-
-
-@lru_cache
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def address(tensor: torch.Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()

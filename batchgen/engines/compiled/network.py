@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
-from batchgen.engines.compiled.floats import has_tiles
-from batchgen.engines.compiled.layers import CompiledAttention, CompiledGate, CompiledHeadTurn, CompiledNorm, name_of
+from batchgen.engines.compiled.layers import CompiledAttention, CompiledGate, CompiledHeadTurn, CompiledNorm
 from batchgen.engines.compiled.prompt_attention import CompiledPromptAttention
 from batchgen.engines.compiled.rows import GELU_TANH, SILU
+from batchgen.engines.compiled.tensors import has_tiles, name_of
 from batchgen.engines.fused.block import Block, Gate, HeadTurn
 from batchgen.engines.fused.norm import FusedNorm
 from batchgen.engines.fused.product import activation_name

@@ -15,7 +15,6 @@ from batchgen.engines.compiled.tile import (
     GROUP,
     PANEL,
     ROWS,
-    WORD,
     float_row,
     float_rows,
     integer_row,
@@ -23,6 +22,7 @@ from batchgen.engines.compiled.tile import (
     pair_row,
     pair_rows,
 )
+from batchgen.engines.compiled.writer import WORD
 from batchgen.engines.int8.support import INT8
 
 ITEMS = 16  # of a thread's work, at least, if there are rows enough

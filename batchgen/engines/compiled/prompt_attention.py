@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from batchgen.engines.compiled.layers import address, name_of
 from batchgen.engines.compiled.prompts import attention, lay_out, queries_of
+from batchgen.engines.compiled.tensors import address, name_of
 from batchgen.engines.compiled.tile import WIDE
 from batchgen.engines.continuous.slot_attention import PLAIN, Extras
 from batchgen.engines.continuous.slots import PrefillView

@@ -29,7 +29,8 @@ from batchgen.engines.compiled.compiling import (
     u4,
 )
 from batchgen.engines.compiled.threads import Loop
-from batchgen.engines.compiled.tile import ROWS, WIDE, WORD, wide_float_rows, wide_pair_rows
+from batchgen.engines.compiled.tile import ROWS, WIDE, wide_float_rows, wide_pair_rows
+from batchgen.engines.compiled.writer import WORD
 
 BITS = {"float32": np.uint32, "bfloat16": np.uint16}  # what stands for a number
 MOST_QUERIES = 32  # of all heads that share keys, in one item of work

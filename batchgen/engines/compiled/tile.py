@@ -6,16 +6,15 @@ stay in registers until they are complete. A row goes through the same operation
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from batchgen.engines.compiled.writer import FLOAT, FLOATS, INT, INTS, LANES, LONG, WORD, Values, Writer
 from batchgen.model.shape import INPUTS_PER_SCALE
 
-LANES = 16  # numbers of 32 bits in a register
 VECTORS = 3
 PANEL = LANES * VECTORS  # outputs whose weights lie side by side
 ROWS = 4  # of a tile: with 3 vectors, 12 sums of integers and 12 of floats, which leaves 8 of 32 registers
@@ -23,43 +22,19 @@ WIDE_VECTORS = 4  # in attention, whose heads mostly have a multiple of 64 numbe
 WIDE = LANES * WIDE_VECTORS
 GROUP = INPUTS_PER_SCALE  # of a row and of an output
 QUAD = 4  # bytes whose products one instruction adds to a sum of 32 bits
-WORD = 4  # bytes of a float or a sum
 
 
-class _BFloat(ir.types.Type):  # type: ignore[misc]
-    """LLVM's bfloat16, which llvmlite has no name for."""
-
-    def _to_string(self) -> str:
-        return "bfloat"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _BFloat)
-
-    def __hash__(self) -> int:
-        return hash(_BFloat)
-
-
-INT, LONG, FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
-INTS, FLOATS = ir.VectorType(INT, LANES), ir.VectorType(FLOAT, LANES)
-PAIRS = ir.VectorType(_BFloat(), 2 * LANES)
-Values = list[ir.Value]
-
-
-class _Tile:
+class _Tile(Writer):
     """Writes the operations of one tile. Lists of sums have all vectors of the first row, then of the second."""
 
     def __init__(self, builder: ir.IRBuilder, num_rows: int, num_vectors: int = VECTORS) -> None:
-        self.builder, self.rows, self.num_vectors = builder, range(num_rows), num_vectors
+        super().__init__(builder)
+        self.rows, self.num_vectors = range(num_rows), num_vectors
 
     def _add_products(self, scalars: Values, vectors: Values, done: Values) -> Values:
         """Add to the sums of each row its scalar, at an address, times its vectors; each with one rounding."""
-        fma = self._declared("llvm.fma.v16f32", FLOATS, FLOATS)
-        by_row = [scalar for at in scalars for scalar in [self._spread(at, FLOAT)] * self.num_vectors]
-        return [self.builder.call(fma, [x, w, sums]) for x, w, sums in zip(by_row, vectors, done, strict=True)]
-
-    def _declared(self, name: str, sums: ir.Type, factors: ir.Type) -> ir.Function:
-        order = [factors, factors, sums] if name.startswith("llvm.fma") else [sums, factors, factors]
-        return self.builder.module.declare_intrinsic(name, (), ir.FunctionType(sums, order))
+        by_row = [scalar for at in scalars for scalar in [self.spread(at, FLOAT)] * self.num_vectors]
+        return [self.add_floats(*its) for its in zip(done, by_row, vectors, strict=True)]
 
     def _zeros(self) -> Values:
         return [ir.Constant(FLOATS, [0.0] * LANES)] * (len(self.rows) * self.num_vectors)
@@ -67,44 +42,15 @@ class _Tile:
     def _store(self, found: Values, sums: ir.Value, stride: ir.Value) -> None:
         for place, value in enumerate(found):
             row, vector = divmod(place, self.num_vectors)
-            address = self.builder.add(self._at(sums, stride, row), LONG(vector * LANES * WORD))
-            self.builder.store(value, self.builder.inttoptr(address, FLOATS.as_pointer()), align=WORD)
+            self.store(value, self.builder.add(self.at(sums, stride, row), LONG(vector * LANES * WORD)))
 
     def _row_starts(self, first: ir.Value, size: ir.Value, width: int) -> Values:
         step = self.builder.mul(size, LONG(width))
         return [self.builder.add(first, self.builder.mul(step, LONG(row))) for row in self.rows]
 
-    def _at(self, first: ir.Value, place: ir.Value, width: int) -> ir.Value:
-        return self.builder.add(first, self.builder.mul(place, LONG(width)))
-
     def _vectors(self, address: ir.Value, kind: ir.Type) -> Values:
         places = [self.builder.add(address, LONG(vector * LANES * WORD)) for vector in range(self.num_vectors)]
-        return [self.builder.load(self.builder.inttoptr(at, kind.as_pointer()), align=WORD) for at in places]
-
-    def _spread(self, address: ir.Value, kind: ir.Type) -> ir.Value:
-        """Load a number into all lanes."""
-        number = self.builder.load(self.builder.inttoptr(address, kind.as_pointer()), align=1)
-        vector = ir.Constant(ir.VectorType(kind, LANES), ir.Undefined)
-        first = self.builder.insert_element(vector, number, INT(0))
-        return self.builder.shuffle_vector(first, vector, ir.Constant(INTS, [0] * LANES))
-
-    def _loop(self, count: ir.Value, begin: Sequence[ir.Value], body: Callable[[ir.Value, Values], Values]) -> Values:
-        """Run `body(i, values)`, which returns the next values, for i from 0 up to `count`; return the last values."""
-        builder, before = self.builder, self.builder.block
-        head, inside, after = (builder.append_basic_block(name) for name in ("head", "inside", "after"))
-        builder.branch(head)
-        builder.position_at_end(head)
-        i = builder.phi(LONG)
-        values = [builder.phi(value.type) for value in begin]
-        builder.cbranch(builder.icmp_signed("<", i, count), inside, after)
-        builder.position_at_end(inside)
-        following = [builder.add(i, LONG(1)), *body(i, values)]
-        builder.branch(head)
-        for phi, first, then in zip([i, *values], [LONG(0), *begin], following, strict=True):
-            phi.add_incoming(first, before)
-            phi.add_incoming(then, builder.block)
-        builder.position_at_end(after)
-        return values
+        return [self.load(place, kind) for place in places]
 
 
 class _IntegerTile(_Tile):
@@ -118,31 +64,30 @@ class _IntegerTile(_Tile):
         begins, spared = self._row_starts(starts, groups, WORD), self._row_starts(loud, num_loud, WORD)
 
         def add_group(group: ir.Value, done: Values) -> Values:
-            its = [self._at(row, group, GROUP) for row in inputs]
-            begin = [self._spread(self._at(row, group, WORD), INT) for row in begins]
-            found = self._group(its, self._at(weights, group, GROUP * PANEL), begin)
-            fine = self._vectors(self._at(weight_scales, group, WORD * PANEL), FLOATS)
+            its = [self.at(row, group, GROUP) for row in inputs]
+            begin = [self.spread(self.at(row, group, WORD), INT) for row in begins]
+            found = self._group(its, self.at(weights, group, GROUP * PANEL), begin)
+            fine = self._vectors(self.at(weight_scales, group, WORD * PANEL), FLOATS)
             scaled = [self.builder.fmul(self.builder.sitofp(x, FLOATS), fine[i % VECTORS]) for i, x in enumerate(found)]
-            return self._add_products([self._at(row, group, WORD) for row in scalars], scaled, done)
+            return self._add_products([self.at(row, group, WORD) for row in scalars], scaled, done)
 
         def add_loud(place: ir.Value, done: Values) -> Values:
-            column = self._vectors(self._at(loud_weights, place, WORD * PANEL), FLOATS)
-            return self._add_products([self._at(row, place, WORD) for row in spared], column * len(self.rows), done)
+            column = self._vectors(self.at(loud_weights, place, WORD * PANEL), FLOATS)
+            return self._add_products([self.at(row, place, WORD) for row in spared], column * len(self.rows), done)
 
-        found = self._loop(num_loud, self._loop(groups, self._zeros(), add_group), add_loud)
+        found = self.loop(num_loud, self.loop(groups, self._zeros(), add_group), add_loud)
         self._store(found, sums, LONG(PANEL * WORD))
 
     def _group(self, inputs: Values, weights: ir.Value, begin: Values) -> Values:
         """Return the sums of integers of one group, from `begin` of each row on."""
-        dot = self._declared("llvm.x86.avx512.vpdpbusd.512", INTS, INTS)
 
         def add_quad(quad: ir.Value, done: Values) -> Values:
-            panel = self._vectors(self._at(weights, quad, QUAD * PANEL), INTS)
-            mine = [self._spread(self._at(row, quad, QUAD), INT) for row in inputs]
+            panel = self._vectors(self.at(weights, quad, QUAD * PANEL), INTS)
+            mine = [self.spread(self.at(row, quad, QUAD), INT) for row in inputs]
             pairs = [(x, w) for x in mine for w in panel]
-            return [self.builder.call(dot, [sums, w, x]) for sums, (x, w) in zip(done, pairs, strict=True)]
+            return [self.add_quads(sums, x, w) for sums, (x, w) in zip(done, pairs, strict=True)]
 
-        return self._loop(LONG(GROUP // QUAD), [row for row in begin for _ in range(VECTORS)], add_quad)
+        return self.loop(LONG(GROUP // QUAD), [row for row in begin for _ in range(VECTORS)], add_quad)
 
 
 class _FloatTile(_Tile):
@@ -152,10 +97,10 @@ class _FloatTile(_Tile):
         rows = self._row_starts(x, words, WORD)
 
         def add_word(word: ir.Value, done: Values) -> Values:
-            at = [self._at(row, word, WORD) for row in rows]
-            return self._add_word(at, self._at(weights, word, WORD * LANES * self.num_vectors), done)
+            at = [self.at(row, word, WORD) for row in rows]
+            return self._add_word(at, self.at(weights, word, WORD * LANES * self.num_vectors), done)
 
-        self._store(self._loop(words, self._zeros(), add_word), sums, stride)
+        self._store(self.loop(words, self._zeros(), add_word), sums, stride)
 
     def _add_word(self, at: Values, weights: ir.Value, done: Values) -> Values:
         """Add the products of a word of each row and those of a panel."""
@@ -166,11 +111,10 @@ class _PairTile(_FloatTile):
     """bfloat16, two numbers to a word, by AVX512-BF16."""
 
     def _add_word(self, at: Values, weights: ir.Value, done: Values) -> Values:
-        dot = self._declared("llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, PAIRS)
-        column = [self.builder.bitcast(vector, PAIRS) for vector in self._vectors(weights, INTS)]
-        mine = [self.builder.bitcast(self._spread(address, INT), PAIRS) for address in at]
+        column = self._vectors(weights, INTS)
+        mine = [self.spread(address, INT) for address in at]
         pairs = [(x, w) for x in mine for w in column]
-        return [self.builder.call(dot, [sums, x, w]) for sums, (x, w) in zip(done, pairs, strict=True)]
+        return [self.add_pairs(sums, x, w) for sums, (x, w) in zip(done, pairs, strict=True)]
 
 
 def _integer_function(num_rows: int) -> Any:
