@@ -26,7 +26,7 @@ from batchgen.engines.compiled.compiling import (
     tanh,
     wide,
 )
-from batchgen.engines.compiled.dots import REGISTER, float_scores, pair_scores
+from batchgen.engines.compiled.dots import REGISTER, score_columns
 from batchgen.engines.compiled.threads import Loop
 from batchgen.engines.compiled.writer import LANES
 from batchgen.engines.continuous.memory import PAGE
@@ -46,7 +46,7 @@ def attention(dtype: str, head_size: int, group: int, *, has_cap: bool, has_sink
     address of a mask `[R, P']` or 0, and P'. `in_registers` multiplies by `dots`.
     """
     size, num_queries, page_size, fields, known = head_size, group, PAGE, PREFIX_FIELDS, PLACE_FIELDS
-    kind, item = NUMPY[dtype], np.dtype(NUMPY[dtype]).itemsize
+    kind, item, registers = NUMPY[dtype], np.dtype(NUMPY[dtype]).itemsize, True if in_registers else None
 
     @compiled(STORED[dtype], *[INTEGER] * 3, *[INTEGERS] * 3, FLOAT, STORED[dtype], *[INTEGER] * 4, NUMBER, NUMBER)
     def run(
@@ -67,7 +67,7 @@ def attention(dtype: str, head_size: int, group: int, *, has_cap: bool, has_sink
         for row in range(first, last):
             following = find_pages(places[(row + 1 - first) % 2], pages_of(order, begin, row + 1), own, prefixes)
             begin_row(query[row], wide_query, sums)
-            score(scores, wide_query, query[row].ctypes.data, where, by_head, kind, in_registers)
+            score(scores, wide_query, query[row].ctypes.data, where, by_head, kind, registers)
             finish_scores(scores, where, page_size, scaling, cap, has_cap)
             for h in range(heads):
                 weigh(scores[h], len(where), page_size, sinks[h] if has_sinks else f4(-np.inf), has_sinks)
@@ -139,7 +139,8 @@ def store(sums, out):
 def score(scores, wide_query, query, where, shape, kind, in_registers):
     """Write the products of queries and the keys of all columns that may be seen, `[H, N * PAGE]`.
 
-    Meanwhile their values come into the caches.
+    Meanwhile their values come into the caches. Without instructions for `dots`, in_registers is None, not False: then
+    Numba leaves that part out.
     """
     kv_heads, page_size, size, column_bytes = shape
     group = len(wide_query) // kv_heads
@@ -148,35 +149,46 @@ def score(scores, wide_query, query, where, shape, kind, in_registers):
         for k in range(kv_heads):
             keys, values = where[n, 0] + k * where[n, 4], where[n, 1] + k * where[n, 4]
             for begin in range(0, num_columns, LANES):
-                here = (k, keys, values, n * page_size, begin, min(begin + LANES, num_columns))
-                uses_registers = in_registers and begin + LANES <= where[n, 5]
-                multiply(scores, wide_query, query, here, (size, column_bytes), kind, group, uses_registers)
+                end, heads = min(begin + LANES, num_columns), slice(k * group, (k + 1) * group)
+                here = (keys, values, begin, end)
+                found = scores[heads, n * page_size :]
+                if in_registers is None:
+                    multiply(found, wide_query[heads], here, size, column_bytes, kind)
+                elif begin + LANES <= where[n, 5]:
+                    its_query = query + k * group * column_bytes
+                    multiply_in_registers(found, its_query, here, column_bytes, carray(at(keys), (size,), kind))
+                else:
+                    multiply(found, wide_query[heads], here, size, column_bytes, kind)
 
 
 @inlined
-def multiply(scores, wide_query, query, here, shape, kind, group, uses_registers):
-    """Write the products with the keys of at most 16 columns, for the queries of one head of keys."""
-    k, keys_at, values_at, start, begin, end = here
-    size, column_bytes = shape
-    if uses_registers:
-        for h in range(k * group, (k + 1) * group):
-            # Each query asks for its share of the values: memory would not answer in time if the first asked for all.
-            ahead = values_at + begin * column_bytes + (h - k * group) * LANES * column_bytes // group
-            given = query + h * column_bytes, keys_at + begin * column_bytes, column_bytes // REGISTER
-            found = scores[h, start + begin :].ctypes.data
-            if column_bytes == size * FLOAT_BYTES:
-                float_scores(*given, found, ahead, LINE // group)
-            else:
-                pair_scores(*given, found, ahead, LINE // group)
-    else:
-        keys = carray(at(keys_at), (end, size), kind)
-        for c in range(begin, end):
-            fetch_all(values_at + c * column_bytes, column_bytes)
-            for h in range(k * group, (k + 1) * group):
-                total = f4(0)
-                for i in range(size):
-                    total += wide_query[h, i] * wide(keys[c, i])
-                scores[h, start + c] = total
+def multiply(scores, wide_query, here, size, column_bytes, kind):
+    """Write the products with the keys of at most 16 columns, for the queries `[G, D]` that share them."""
+    keys_at, values_at, begin, end = here
+    keys = carray(at(keys_at), (end, size), kind)
+    for c in range(begin, end):
+        fetch_all(values_at + c * column_bytes, column_bytes)
+        for h in range(len(wide_query)):
+            total = f4(0)
+            for i in range(size):
+                total += wide_query[h, i] * wide(keys[c, i])
+            scores[h, c] = total
+
+
+@inlined
+def multiply_in_registers(scores, query, here, column_bytes, like):
+    """Do the same for 16 columns, by `dots`.
+
+    Each query asks for its share of the values: memory would not answer in time if the first asked for all.
+    """
+    keys, values, begin, _ = here
+    group = len(scores)
+    for h in range(group):
+        ahead = values + begin * column_bytes + h * LANES * column_bytes // group
+        found, its_query = scores[h, begin:].ctypes.data, query + h * column_bytes
+        score_columns(
+            its_query, keys + begin * column_bytes, column_bytes // REGISTER, found, ahead, LINE // group, like
+        )
 
 
 @inlined

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
 from batchgen.engines.compiled.writer import FLOATS, INTS, LANES, LONG, WORD, Values, Writer
 
@@ -85,3 +86,20 @@ def _function(kind: type[_Scores]) -> Any:
 
 # Global names, as in `tile`.
 float_scores, pair_scores = _function(_Scores), _function(_PairScores)
+
+
+def score_columns(
+    query: int, keys: int, registers: int, scores: int, ahead: int, step: int, like: np.ndarray[Any, Any]
+) -> None:
+    """Write 16 scores, with keys in the dtype of the array `like`; the others are as at `_function`."""
+
+
+@overload(score_columns)
+def _score_columns(query, keys, registers, scores, ahead, step, like):
+    if like.dtype == types.uint16:
+        return lambda query, keys, registers, scores, ahead, step, like: pair_scores(
+            query, keys, registers, scores, ahead, step
+        )
+    return lambda query, keys, registers, scores, ahead, step, like: float_scores(
+        query, keys, registers, scores, ahead, step
+    )
