@@ -32,7 +32,7 @@ from batchgen.engines.compiled.writer import LANES
 from batchgen.engines.continuous.memory import PAGE
 
 FLOAT_BYTES = 4
-PREFIX_FIELDS, PLACE_FIELDS = 8, 6  # integers that describe a shared prefix, and where a page is
+PREFIX_FIELDS, PLACE_FIELDS = 8, 5  # integers that describe a shared prefix, and where a page is
 
 
 @lru_cache
@@ -43,7 +43,7 @@ def attention(dtype: str, head_size: int, group: int, *, has_cap: bool, has_sink
     `[U * Q, PAGE]` is added to the scores. Numbers below U * Q (`num_own`) are pages that count Q (`times`) times. The
     others belong to `num_prefixes` prefixes, each described by `PREFIX_FIELDS` integers: its first number, its pages
     per row, the addresses of its keys and of its values `[Hkv, P, D]`, P, the number of columns from there on, the
-    address of a mask `[R, P']` or 0, and P'. `in_registers` multiplies by `dots`.
+    address of a mask `[R, P']` or 0, and P'. `in_registers` multiplies by `dots`, and P is a multiple of 16.
     """
     size, num_queries, page_size, fields, known = head_size, group, PAGE, PREFIX_FIELDS, PLACE_FIELDS
     kind, item, registers = NUMPY[dtype], np.dtype(NUMPY[dtype]).itemsize, True if in_registers else None
@@ -94,9 +94,9 @@ def pages_of(order, begin, row):
 
 @inlined
 def find_pages(where, pages, own, prefixes):
-    """Write and return where pages are, `[N, 6]`.
+    """Write and return where pages are, `[N, 5]`.
 
-    These are addresses of keys, values and mask (or 0), columns that may be seen, bytes of a head, and all its columns.
+    These are addresses of keys, values and mask (or 0), the number of columns that may be seen, and bytes of a head.
     """
     keys_at, values_at, mask_at, num_own, times, kv_heads, page_size, column_bytes = own
     for n in range(len(pages)):
@@ -104,7 +104,7 @@ def find_pages(where, pages, own, prefixes):
         if number < num_own:
             place = number // times * kv_heads * page_size * column_bytes
             hidden = mask_at + number * page_size * FLOAT_BYTES
-            where[n] = keys_at + place, values_at + place, hidden, page_size, page_size * column_bytes, page_size
+            where[n] = keys_at + place, values_at + place, hidden, page_size, page_size * column_bytes
         else:
             k = len(prefixes) - 1
             while prefixes[k, 0] > number:
@@ -113,7 +113,7 @@ def find_pages(where, pages, own, prefixes):
             row, page = divmod(number - first, num_pages)
             place, count = page * page_size * column_bytes, min(page_size, seen - page * page_size)
             hidden = its_mask_at + (row * mask_length + page * page_size) * FLOAT_BYTES if its_mask_at != 0 else 0
-            where[n] = its_keys_at + place, its_values_at + place, hidden, count, length * column_bytes, count
+            where[n] = its_keys_at + place, its_values_at + place, hidden, count, length * column_bytes
         if where[n, 2] != 0:
             where[n, 3] = last_seen(carray(at(where[n, 2]), (where[n, 3],), np.float32))
     return where[: len(pages)]
@@ -154,11 +154,9 @@ def score(scores, wide_query, query, where, shape, kind, in_registers):
                 found = scores[heads, n * page_size :]
                 if in_registers is None:
                     multiply(found, wide_query[heads], here, size, column_bytes, kind)
-                elif begin + LANES <= where[n, 5]:
+                else:
                     its_query = query + k * group * column_bytes
                     multiply_in_registers(found, its_query, here, column_bytes, carray(at(keys), (size,), kind))
-                else:
-                    multiply(found, wide_query[heads], here, size, column_bytes, kind)
 
 
 @inlined

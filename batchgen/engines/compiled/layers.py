@@ -12,6 +12,7 @@ from batchgen.engines.compiled.attention import attention
 from batchgen.engines.compiled.dots import REGISTER
 from batchgen.engines.compiled.rows import entry, gate, norm, turn
 from batchgen.engines.compiled.tensors import address, has_tiles, name_of
+from batchgen.engines.compiled.writer import LANES
 from batchgen.engines.continuous.memory import PAGE
 from batchgen.engines.continuous.slot_attention import PLAIN, Extras, Pages, PrefixPages
 from batchgen.engines.continuous.slots import StepView
@@ -139,7 +140,7 @@ def attend(
     out = torch.empty_like(query) if out is None else out
     loop = attention(
         name_of(query.dtype), size, group, has_cap=extras.softcap is not None, has_sinks=extras.sinks is not None,
-        in_registers=scores_in_registers(query.dtype, size),
+        in_registers=scores_in_registers(query.dtype, size) and all(x.keys.shape[1] % LANES == 0 for x in prefixes),
     )  # fmt: skip
     num_own = len(own.row_of_page)
     sinks = None if extras.sinks is None else extras.sinks.float()
