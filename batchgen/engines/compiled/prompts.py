@@ -53,11 +53,8 @@ def lay_out(dtype: str, head_size: int) -> Loop:
 
     @compiled(*[INTEGERS] * 3, *[INTEGER] * 6)
     def run(first, last, own_, prefix_, length_, keys, values, kv_heads, columns, before, panels):
-        own, prefix, length = (
-            carray(own_, (2, OWN_FIELDS)),
-            carray(prefix_, (2, PREFIX_FIELDS)),
-            carray(length_, (last,)),
-        )
+        own, prefix = carray(own_, (2, OWN_FIELDS)), carray(prefix_, (2, PREFIX_FIELDS))
+        length = carray(length_, (last,))
         block = np.zeros((WIDE, parts * WIDE), kind)  # columns of one head, filled up with zeros
         for n in range(first, last):
             row, head, panel = n // panels // kv_heads, n // panels % kv_heads, n % panels
@@ -198,11 +195,8 @@ def weigh(scores, weights, totals, sinks, columns, arithmetic, has_cap, has_sink
     heads = len(sinks)
     for i in range(len(totals)):
         place, sink = first + i // heads, sinks[i % heads] if has_sinks else f4(-np.inf)
-        begin, end, its = (
-            first_seen(place, window, chunk) - start,
-            place + 1 - start,
-            weights[i * seen : (i + 1) * seen],
-        )
+        begin, end = first_seen(place, window, chunk) - start, place + 1 - start
+        its = weights[i * seen : (i + 1) * seen]
         its[:begin] = 0
         its[end:] = 0
         totals[i] = weigh_seen(scores[i * seen :][begin:end], its[begin:end], sink, arithmetic, has_cap, has_sinks)
