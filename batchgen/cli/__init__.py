@@ -170,12 +170,12 @@ def _in_flags(error: BatchgenError) -> str:
 
 def _is_unforeseen(error: BaseException) -> bool:
     """Whether to report an error as unexpected: not typer's own exceptions, and not if BATCHGEN_TRACEBACK is set."""
-    is_error = isinstance(error, Exception) and not isinstance(error, REFUSED | typer.Exit | typer.Abort)
+    is_error = isinstance(error, Exception | SystemExit) and not isinstance(error, REFUSED | typer.Exit | typer.Abort)
     return (is_error or is_panic(error)) and TRACEBACK not in os.environ
 
 
 def _unforeseen(error: BaseException) -> str:
-    """Describe an unexpected error (an odd model, or a bug of ours): what happened, and where in this package."""
+    """Describe an unexpected error (an odd model, a library that exits, a bug of ours): what happened, and where."""
     if lack := lack_of_resources(error):
         return lack
     import traceback  # here, because few commands need it

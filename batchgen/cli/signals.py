@@ -6,6 +6,8 @@ import os
 import signal
 from types import FrameType
 
+from batchgen.machine.last_words import withdraw_last_words
+
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 # How long a step may continue after the first signal before it is aborted.
 GRACE_S = 0.5
@@ -51,6 +53,7 @@ class Interrupts:
         if self.signum is not None:
             if os.isatty(2):
                 os.write(2, b"\r\x1b[2K\x1b[?25h")  # wipe the bar, show the cursor
+            withdraw_last_words()
             os._exit(EXIT_CODES[signal.Signals(number)])
         self.signum = signal.Signals(number)
         if not self._in_steps or not hasattr(signal, "setitimer"):

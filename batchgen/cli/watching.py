@@ -12,6 +12,7 @@ from batchgen.cli.options.values import flag_of_parameter
 from batchgen.cli.output import is_abandoned
 from batchgen.cli.signals import Interrupts
 from batchgen.errors import with_parameters
+from batchgen.machine.last_words import last_words
 from batchgen.records import Result, SamplingParams
 from batchgen.render.progress import ProgressEvents, ProgressReport, progress_text
 from batchgen.render.scores import left_out_lines, sums_line
@@ -45,6 +46,9 @@ class Watcher(Observer):
 
     def waiting(self, what: str) -> AbstractContextManager[object]:
         return self.screen.waiting(what)
+
+    def if_it_ends_here(self, line: str) -> AbstractContextManager[object]:
+        return last_words(self.screen.error_text(with_parameters(line, flag_of_parameter)))
 
     @contextmanager
     def steps(self) -> Iterator[None]:

@@ -55,6 +55,13 @@ class Screen:
         else:
             self._print(f"batchgen: error: {line}", style="red")
 
+    def error_text(self, line: str) -> str:
+        """Return what `error` writes, for a process that writes it later; on a terminal with nothing of ours before."""
+        if self.as_json:
+            return json.dumps({"event": "error", "text": line}) + "\n"
+        wiped = "\r\x1b[2K\x1b[?25h" if self.console.is_terminal else ""  # the bar; and the cursor is shown again
+        return f"{wiped}batchgen: error: {escape(line)}\n"
+
     def event(self, name: str, **facts: object) -> None:
         """Write a line for programs: a JSON object that starts with the event's name."""
         try:

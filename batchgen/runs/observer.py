@@ -26,6 +26,10 @@ class Observer:
         """Return a context for something that takes time."""
         return nullcontext()
 
+    def if_it_ends_here(self, line: str) -> AbstractContextManager[object]:
+        """Return a context; if the process ends in it without a chance to say why, the user should see the line."""
+        return nullcontext()
+
     def steps(self) -> AbstractContextManager[object]:
         """Return a context for everything that `should_stop` can end early."""
         return nullcontext()

@@ -36,7 +36,7 @@ def raising(error: BaseException) -> Callable[..., NoReturn]:
 
 
 @pytest.mark.parametrize("command", ["run", "plan"])
-@pytest.mark.parametrize("error", [KeyError("n_heads"), PanicException("index out of bounds\nmore")])
+@pytest.mark.parametrize("error", [KeyError("n_heads"), PanicException("index out of bounds\nmore"), SystemExit(1)])
 def test_an_error_that_nobody_foresaw_is_one_line(
     monkeypatch: pytest.MonkeyPatch, command: str, error: BaseException
 ) -> None:

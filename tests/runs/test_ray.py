@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,35 +38,59 @@ ray = pytest.importorskip("ray", reason="LOUDLY SKIPPED: the extra ray is not in
 pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).parents[2]
-PORT = 7379  # another Ray may use the default one
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+PORT = free_port()  # this process's own: a Ray that several share ends with the first of them
 ADDRESS = f"127.0.0.1:{PORT}"
 TWO = Size(workers=2, cpus=1, gpus=0)
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
+    with head(PORT):
+        yield ADDRESS
+
+
+@contextmanager
+def head(port: int) -> Iterator[subprocess.Popen[bytes]]:
     """A Ray with two CPUs, whose workers can import what the tests can."""
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     own = {"PYTHONPATH": os.pathsep.join(paths), "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
     environment = os.environ | own
-    options = ["--num-cpus=2", f"--port={PORT}", "--include-dashboard=false", f"--object-store-memory={200 * 2**20}"]
+    options = ["--num-cpus=2", f"--port={port}", "--include-dashboard=false", f"--object-store-memory={200 * 2**20}"]
     command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", *options]
     quietly = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    head = subprocess.Popen(command, env=environment, start_new_session=True, **quietly)  # type: ignore[call-overload]
-    while not answers():
-        assert head.poll() is None, "Ray did not start"
+    started = subprocess.Popen(command, env=environment, start_new_session=True, **quietly)  # type: ignore[call-overload]
+    while not answers(port):
+        assert started.poll() is None, "Ray did not start"
         time.sleep(0.2)
-    yield ADDRESS
-    family = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
-    head.terminate()
-    for process in psutil.wait_procs(family, timeout=20)[1]:
-        process.kill()
-    head.wait()
+    yield started
+    if started.poll() is None:
+        family = family_of(started)
+        started.terminate()
+        kill(psutil.wait_procs(family, timeout=20)[1])
+    started.wait()
 
 
-def answers() -> bool:
+def family_of(started: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return [psutil.Process(started.pid), *psutil.Process(started.pid).children(recursive=True)]
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def answers(port: int) -> bool:
     try:
-        socket.create_connection(("127.0.0.1", PORT), timeout=1).close()
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
     except OSError:
         return False
     return True
@@ -222,19 +247,43 @@ def test_an_interrupted_run_goes_on(address: str, tmp_path: Path) -> None:
     source, output, plain = tmp_path / "many.txt", tmp_path / "out", tmp_path / "plain.jsonl"
     source.write_text("".join(f"Once upon a time, number {i}\n" for i in range(1000)))
     options = [source, "--max-new-tokens", 5, "-o", output, "--ray", address, "--workers", 2, "--part-rows", 32]
-    process = start(*options, "--resume")
-    while not list(output.glob("part-*")):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 130
-    assert stderr.splitlines()[-1].endswith("to continue, run the same command with --resume")
-    assert only_ours(stderr), stderr
-    assert 0 < len(list(output.glob("part-*"))) < 32
-    assert command(*options, "--resume").returncode == 0
+    done = 0
+    for number, exit_code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        process = start(*options, "--resume")
+        wait_for(output, done + 1)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == exit_code, stderr
+        assert stderr.splitlines()[-1].endswith("to continue, run the same command with --resume")
+        assert only_ours(stderr), stderr
+        before, done = done, len(list(output.glob("part-*")))
+        assert before < done < 32
+    last = command(*options, "--resume")
+    assert last.returncode == 0, last.stderr
     run(source, "-o", plain)
     assert lines_of(output) == plain.read_text().splitlines()
     assert not list(output.glob("_writing-*"))
+
+
+def wait_for(output: Path, num_parts: int) -> None:
+    while len(list(output.glob("part-*"))) < num_parts:
+        time.sleep(0.05)
+
+
+def test_a_run_whose_cluster_dies_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "2")  # 60 by default
+    source, output, port = tmp_path / "many.txt", tmp_path / "out", free_port()
+    source.write_text("".join(f"Once upon a time, number {i}\n" for i in range(5000)))
+    with head(port) as started:
+        process = start(source, "-o", output, "--ray", f"127.0.0.1:{port}", "--part-rows", 32)
+        wait_for(output, 1)
+        kill(family_of(started))
+        stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, stdout) == (1, "")
+    assert only_ours(stderr), stderr
+    line = stderr.splitlines()[-1]
+    assert line.startswith("batchgen: error: "), stderr
+    assert line.endswith("run the same command with --resume")
 
 
 def test_an_option_that_has_changed_is_refused_by_name(prompts: Path, copy: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -82,7 +84,7 @@ def _connected(address: str) -> Iterator[Cluster]:
 
     options = {"include_dashboard": False, "object_store_memory": LOCAL_STORE_BYTES} if address == LOCAL else {}
     try:
-        with safe_cluster():
+        with _own_handler(), safe_cluster():
             ray.init(address, log_to_driver=False, logging_level="critical", **options)
     except Exception as error:  # noqa: BLE001 - Ray raises nearly anything
         raise _unreachable(address, (str(error).strip().splitlines() or [type(error).__name__])[0]) from None
@@ -97,6 +99,23 @@ def _connected(address: str) -> Iterator[Cluster]:
         raise ClusterError(f"Ray failed: {(str(error).strip().splitlines() or [type(error).__name__])[-1]}") from None
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_handler() -> Iterator[None]:
+    """Keep the handler of SIGTERM: Ray sets its own, which ends the process with code 1 or 15 and without a line."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler, was_called = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL, False
+    try:
+        yield
+    except SystemExit:
+        was_called = True
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    if was_called:
+        signal.raise_signal(signal.SIGTERM)
 
 
 def _probe(address: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from batchgen.engines.pool.worker import ModelRecipe
 from batchgen.engines.ready import refuse_other_engine
-from batchgen.errors import OVERWRITE, ClusterError, OutputError, UsageError
+from batchgen.errors import OVERWRITE, RESUME, ClusterError, OutputError, UsageError
 from batchgen.formats.extras import check_output_extras
 from batchgen.formats.whole import write_json
 from batchgen.model import Checkpoint, open_checkpoint
@@ -74,7 +74,7 @@ def execute_on_ray(job: Job, on: OnRay, observer: Observer) -> Ending:
     check_output_extras(job.output_form.form)
     checkpoint = open_checkpoint(job.model.name, revision=job.model.revision, say=observer.say)
     check_named_tokens(job.sampling, checkpoint.vocab_size)
-    with connect(on.address) as cluster:
+    with observer.if_it_ends_here(_last_line(on.address)), connect(on.address) as cluster:
         size = cluster.choose_size(on.workers, on.cpus, on.gpus)
         folder.make()
         folder.clean(all_of_ours=on.overwrite)
@@ -90,6 +90,14 @@ def execute_on_ray(job: Job, on: OnRay, observer: Observer) -> Ending:
                 raise
         run.write_notes()
         return run.ending()
+
+
+def _last_line(address: str) -> str:
+    return (
+        f"the run was ended abruptly, as Ray ends programs whose cluster ({address}) has died or no longer answers "
+        f"(the end of python-core-driver-*_{os.getpid()}.log in Ray's logs says why): once Ray is there again, "
+        f"run the same command with {RESUME}"
+    )
 
 
 def _absolute(output: str) -> str:
