@@ -24,7 +24,7 @@ from batchgen.engines.continuous import network, quantized
 from batchgen.engines.continuous.linear import COMPILED, FUSED, kernels_of
 from batchgen.engines.continuous.network import bits_of, slot_network
 from batchgen.engines.fused.block import Block
-from batchgen.engines.fused.product import ACTIVATIONS, ADD
+from batchgen.engines.fused.product import ACTIVATIONS, ADD, GATE, Product, gated
 from batchgen.engines.int8.support import ANY_INT8, INT8, INT8_COMPILED, why_no_int8
 from batchgen.model import Checkpoint, Model
 from batchgen.records import BATCH_INVARIANT, EngineOptions, Request, SamplingParams, Sequence
@@ -94,6 +94,24 @@ def test_a_product_of_floats_is_torchs_and_its_weight_can_be_restored(
     torch.testing.assert_close(TiledLinear(weight, bias, GELU_TANH)(x), wanted, rtol=0.02, atol=2e-4)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("half", "name", "has_bias"), [(96, SILU, False), (60, GELU_TANH, False), (80, SILU, True), (1, SILU, False)]
+)
+def test_a_gate_may_follow_a_product_of_floats(dtype: torch.dtype, half: int, name: str, has_bias: bool) -> None:
+    parts = [torch.nn.Linear(34, half, bias=has_bias, dtype=dtype) for _ in range(2)]
+    weight, x = torch.cat([part.weight.detach() for part in parts]), torch.randn(15, 34).to(dtype)
+    if not TiledLinear.supports(weight, GATE + name):
+        pytest.skip("this processor has no instruction for it")
+    bias = torch.cat([part.bias.detach() for part in parts]) if has_bias else None
+    layer = TiledLinear(weight, bias, GATE + name)
+    assert torch.equal(layer.weight.as_loaded(), weight)
+    wide = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
+    wanted = gated(ACTIVATIONS[name], wide).to(dtype)
+    torch.testing.assert_close(layer(x.view(3, 5, 34)).view(15, half), wanted, rtol=0.02, atol=2e-4)
+    torch.testing.assert_close(Product(parts, GATE + name)(x), wanted, rtol=0.03, atol=1e-2)
+
+
 def test_products_of_floats_stay_with_onednn_where_it_has_faster_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors.has_tiles.cache_clear()
     features = {"avx512f": True, "avx512bf16": True, "amx-bf16": True}
@@ -152,6 +170,18 @@ def test_a_product_in_integers_is_that_of_its_weight_and_rounded_rows(
 
 
 @needs_int8
+@pytest.mark.parametrize(("half", "name", "has_bias"), [(96, SILU, False), (60, GELU_TANH, True), (80, SILU, False)])
+def test_a_gate_may_follow_a_product_in_integers(half: int, name: str, has_bias: bool) -> None:
+    weight, plain = tiled(2 * half, 130, (3, 80), has_bias=has_bias)
+    layer = TiledWeight.of(weight, plain.bias, plain.places, None, GATE + name)
+    x, some = torch.randn(15, 130), torch.tensor([0, half - 1, half, 2 * half - 1])
+    assert torch.equal(layer.of_outputs(some), plain.of_outputs(some))
+    assert torch.equal(layer.multiply(x), plain.multiply(x))
+    wanted = gated(ACTIVATIONS[name], plain.multiply(x))
+    torch.testing.assert_close(CompiledInt8(layer, GATE + name)(x), wanted, rtol=1e-5, atol=1e-5)
+
+
+@needs_int8
 def test_a_weight_in_tiles_is_off_by_half_a_step_and_keeps_given_scales_and_loud_inputs() -> None:
     weight, quantized = tiled(100, 200, (5, 150))
     back = quantized.of_outputs(torch.arange(100))
@@ -177,6 +207,8 @@ def test_a_rows_product_has_its_own_bits(dtype: torch.dtype, monkeypatch: pytest
     products = [weight.multiply]
     if TiledLinear.supports(plain.to(dtype), ADD):
         products.append(TiledLinear(plain.to(dtype), None, ADD))
+        layer = TiledLinear(plain.to(dtype), None, GATE + SILU)
+        products.append(lambda x, _: layer(x))
     for product in products:
         assert_rows_keep_their_bits(product, x, other, monkeypatch)
 
@@ -276,6 +308,9 @@ def test_families_are_right_and_batch_invariant(
     assert own is not None, reason
     assert kernels_of(own.network) == COMPILED
     assert bits_of(own) == BATCH_INVARIANT
+    blocks = [module for module in own.network.modules() if isinstance(module, Block)]
+    has_gates = family != "gpt2" and tensors.has_tiles("float32")
+    assert all(block.up.follow.startswith(GATE) == has_gates for block in blocks)  # type: ignore[union-attr, operator]
     wanted = [decide_alone(model, prompt, 12) for prompt in PROMPTS]
     assert tokens_in_slots(model, 4, PROMPTS) == wanted
     assert tokens_in_slots(model, 1, PROMPTS[::-1]) == wanted[::-1]

@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 
 from batchgen.engines.compiled.integers import quantize
-from batchgen.engines.compiled.products import multiply, num_parts
-from batchgen.engines.compiled.rows import GELU_TANH
+from batchgen.engines.compiled.products import FOLLOWS, multiply, order, shares
 from batchgen.engines.compiled.tensors import address, name_of
 from batchgen.engines.compiled.tile import GROUP, PANEL, QUAD
-from batchgen.engines.fused.product import ACTIVATIONS
+from batchgen.engines.fused.product import ACTIVATIONS, GATE
 from batchgen.engines.int8.linear import ZERO_POINT, QuantizedLayer, quantize_weight
 from batchgen.engines.int8.support import INT8, INT8_COMPILED
 from batchgen.model.shape import INPUTS_PER_SCALE
@@ -46,6 +45,7 @@ class TiledWeight:
     places: torch.Tensor  # [K], of the inputs that stay in float32
     loud: torch.Tensor  # their weights, [P, K, 48]
     shape: tuple[int, int]
+    order: torch.Tensor | None = None  # of outputs, [O], if a gate follows
 
     @classmethod
     def of(
@@ -54,17 +54,19 @@ class TiledWeight:
         bias: torch.Tensor | None,
         places: torch.Tensor | None = None,
         given: torch.Tensor | None = None,
+        follow: str = "",
     ) -> TiledWeight:
-        """Quantize a weight, as `int8.linear.Quantize` says."""
+        """Quantize a weight, as `int8.linear.Quantize` says, for a product that may be followed by a gate."""
         num_outputs, num_inputs = weight.shape
         places = torch.zeros(0, dtype=torch.int64) if places is None else places
         panels, groups = -(-num_outputs // PANEL), -(-num_inputs // GROUP)
+        in_order = order(num_outputs, follow)
         integers = torch.empty(panels, groups, GROUP // QUAD, PANEL, QUAD, dtype=torch.uint8)
         scales, loud = torch.empty(panels, groups, PANEL), torch.empty(panels, len(places), PANEL)
         for first in range(0, panels, PANELS_AT_ONCE):
             its = slice(first, min(first + PANELS_AT_ONCE, panels))
-            outputs = slice(its.start * PANEL, its.stop * PANEL)
-            missing = max(0, outputs.stop - num_outputs)
+            outputs = in_order[its.start * PANEL : its.stop * PANEL]
+            missing = (its.stop - first) * PANEL - len(outputs)
             part = F.pad(weight[outputs].float(), (0, groups * GROUP - num_inputs, 0, missing)).contiguous()
             loud[its] = part[:, places].view(its.stop - first, PANEL, len(places)).transpose(1, 2)
             own = None if given is None else F.pad(given[outputs], (0, missing), value=1.0).repeat_interleave(groups)
@@ -73,35 +75,38 @@ class TiledWeight:
             integers[its] = tiled.to(torch.int16).add_(ZERO_POINT).to(torch.uint8)
             scales[its] = scale.view(-1, PANEL, groups).transpose(1, 2)
         counted = torch.ones(num_inputs).index_fill_(0, places, 0.0)
-        bias = None if bias is None else bias.detach().float().contiguous()
-        return cls(integers, scales, bias, counted, places, loud, (num_outputs, num_inputs))
+        bias = None if bias is None else bias.detach().float()[in_order]
+        kept = in_order if follow.startswith(GATE) else None
+        return cls(integers, scales, bias, counted, places, loud, (num_outputs, num_inputs), kept)
 
-    def multiply(self, x: torch.Tensor, other: torch.Tensor | None = None, activation: str = "") -> torch.Tensor:
+    def multiply(self, x: torch.Tensor, other: torch.Tensor | None = None, follow: str = "") -> torch.Tensor:
         """Return `[…, I]` -> `[…, O]`, in the dtype of `x`, plus `other` `[…, O]` if it is given.
 
-        All sums are in float32, and so is the activation, which only `GELU_TANH` can be.
+        All sums are in float32, and so is what follows, one of `FOLLOWS`; with a gate the result is `[…, O / 2]`.
         """
         x, other = x.contiguous(), None if other is None else other.contiguous()
-        (num_outputs, num_inputs), (panels, groups) = self.shape, self.scales.shape[:2]
+        (num_outputs, num_inputs), groups = self.shape, self.scales.shape[1]
         rows, num_loud, dtype = x.numel() // num_inputs, len(self.places), name_of(x.dtype)
         its = scratch(rows, groups, num_loud, get_ident())
-        out = x.new_empty(*x.shape[:-1], num_outputs)
+        has_gate = follow.startswith(GATE)
+        out = x.new_empty(*x.shape[:-1], num_outputs // 2 if has_gate else num_outputs)
         quantize(dtype)(
             rows, num_inputs * QUANTIZE_COST, x.data_ptr(), its.integers_at, its.scales_at, its.starts_at,
             self.counted.data_ptr(), self.places.data_ptr(), its.loud_at, rows, num_inputs, num_loud,
         )  # fmt: skip
-        parts = num_parts(rows, panels)
-        multiply(INT8, dtype, activation, has_bias=self.bias is not None, adds=other is not None)(
-            panels * parts, rows / parts * num_inputs * PANEL * PRODUCT_COST, its.integers_at, its.scales_at,
+        items, parts = shares(rows, num_outputs, follow)
+        multiply(INT8, dtype, follow, has_bias=self.bias is not None, adds=other is not None)(
+            items, rows * num_outputs * num_inputs / items * PRODUCT_COST, its.integers_at, its.scales_at,
             its.starts_at, its.loud_at, self.integers.data_ptr(), self.scales.data_ptr(), self.loud.data_ptr(),
             address(self.bias), address(other), out.data_ptr(), rows, num_outputs, groups, num_loud, parts,
         )  # fmt: skip
-        return out
+        return out if has_gate or self.order is None else out[..., self.order.argsort()]
 
     def gives_outputs_of(self, weight: torch.Tensor) -> bool:
         return weight.shape == self.shape
 
     def of_outputs(self, outputs: torch.Tensor) -> torch.Tensor:
+        outputs = outputs if self.order is None else self.order.argsort()[outputs]
         panel, place = outputs // PANEL, outputs % PANEL
         numbers = self.integers[panel, :, :, place].float().sub_(ZERO_POINT)  # [N, G, 16, 4]
         weights = numbers.flatten(2).mul_(self.scales[panel, :, place, None]).flatten(1)[:, : self.shape[1]]
@@ -109,18 +114,18 @@ class TiledWeight:
 
 
 class CompiledInt8(QuantizedLayer):
-    """A product `[…, I]` -> `[…, O]` in 8-bit integers; `follow` is an activation, or adds another tensor."""
+    """A product `[…, I]` -> `[…, O]` in 8-bit integers; `follow` is what `fused.product` says."""
 
     def __init__(self, weight: TiledWeight, follow: str) -> None:
         super().__init__(weight.kernels)
         self.weight8 = weight
         self.out_features, self.in_features = weight.shape
-        self._activation = GELU_TANH if follow == GELU_TANH else ""
-        self._then = None if self._activation else ACTIVATIONS.get(follow)
+        self._follow = follow if follow in FOLLOWS else ""
+        self._then = None if self._follow else ACTIVATIONS.get(follow)
 
     def forward(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
         """Add `other` `[…, O]` to the product, if it is given."""
-        made = self.weight8.multiply(x, other, self._activation)
+        made = self.weight8.multiply(x, other, self._follow)
         return made if self._then is None else self._then(made)
 
 

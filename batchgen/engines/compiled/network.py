@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
+from batchgen.engines.compiled.floats import TiledLinear
 from batchgen.engines.compiled.layers import CompiledAttention, CompiledGate, CompiledHeadTurn, CompiledNorm
 from batchgen.engines.compiled.prompt_attention import CompiledPromptAttention
 from batchgen.engines.compiled.rows import GELU_TANH, SILU
 from batchgen.engines.compiled.tensors import has_tiles, name_of
 from batchgen.engines.fused.block import Block, Gate, HeadTurn
 from batchgen.engines.fused.norm import FusedNorm
-from batchgen.engines.fused.product import activation_name
+from batchgen.engines.fused.product import GATE, Product, activation_name, weight_of
 
 if TYPE_CHECKING:
     from batchgen.model import Model
@@ -30,7 +31,7 @@ def compile_blocks(model: Model) -> int:
 def _compile(block: Block, dtype: torch.dtype) -> None:
     block.norm, block.norm_inner = _compiled(block.norm, dtype), _compiled(block.norm_inner, dtype)
     block.norm_out, block.norm_down = (norm and _compiled(norm, dtype) for norm in (block.norm_out, block.norm_down))
-    block.gate = block.gate and _compiled(block.gate, dtype)
+    _compile_gate(block, dtype)
     heads = cast("HeadTurn", block.heads)
     made = [_compiled(norm, dtype) for norm in heads.norms or ()]
     norms = [norm for norm in made if isinstance(norm, CompiledNorm) and norm.bias is None]
@@ -41,6 +42,18 @@ def _compile(block: Block, dtype: torch.dtype) -> None:
             block.attend_in_prefills = CompiledPromptAttention(heads.plan)
         if norms or heads.rotary:
             block.heads = turn
+
+
+def _compile_gate(block: Block, dtype: torch.dtype) -> None:
+    """Let the product before a gate compute it, or compile it alone."""
+    if not isinstance(block.gate, Gate):
+        return
+    product, follow = cast("Product", block.up), f"{GATE}{activation_name(block.gate.activation)}"
+    weights = [weight_of(layer) for layer in product.layers]
+    if len({len(weight) for weight in weights}) == 1 and TiledLinear.supports(weights[0], follow):
+        product.follow, block.gate = follow, None
+    else:
+        block.gate = _compiled(block.gate, dtype)
 
 
 def _compiled(module: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -59,6 +59,7 @@ class _IntegerTile(_Tile):
     def write(
         self, integers: ir.Value, scales: ir.Value, starts: ir.Value, loud: ir.Value, weights: ir.Value,
         weight_scales: ir.Value, loud_weights: ir.Value, groups: ir.Value, num_loud: ir.Value, sums: ir.Value,
+        stride: ir.Value,
     ) -> None:  # fmt: skip
         inputs, scalars = self._row_starts(integers, groups, GROUP), self._row_starts(scales, groups, WORD)
         begins, spared = self._row_starts(starts, groups, WORD), self._row_starts(loud, num_loud, WORD)
@@ -76,7 +77,7 @@ class _IntegerTile(_Tile):
             return self._add_products([self.at(row, place, WORD) for row in spared], column * len(self.rows), done)
 
         found = self.loop(num_loud, self.loop(groups, self._zeros(), add_group), add_loud)
-        self._store(found, sums, LONG(PANEL * WORD))
+        self._store(found, sums, stride)
 
     def _group(self, inputs: Values, weights: ir.Value, begin: Values) -> Values:
         """Return the sums of integers of one group, from `begin` of each row on."""
@@ -122,17 +123,19 @@ def _integer_function(num_rows: int) -> Any:
 
     Addresses, of the first row where there are several: integers `[N, G, 64]`, signed; their scales `[N, G]`; starts
     `[N, G]`, the sums of 32 bits before the first product; loud `[N, K]`, inputs in float32. Of the panel: weights
-    `[G, 16, 48, 4]`, unsigned; their scales `[G, 48]`; those of loud inputs `[K, 48]`. Then G and K, and the address of
-    the sums `[N, 48]` that it writes.
+    `[G, 16, 48, 4]`, unsigned; their scales `[G, 48]`; those of loud inputs `[K, 48]`. Then G and K, the address of
+    the sums `[N, 48]` that it writes, and how many bytes lie from row to row of them.
     """
 
     @intrinsic
-    def multiply(_, integers, scales, starts, loud, weights, weight_scales, loud_weights, groups, num_loud, sums):
+    def multiply(
+        _, integers, scales, starts, loud, weights, weight_scales, loud_weights, groups, num_loud, sums, stride
+    ):
         def generate(context, builder, signature, arguments):
             _IntegerTile(builder, num_rows).write(*arguments)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 10), generate
+        return types.void(*[types.int64] * 11), generate
 
     return multiply
 
@@ -141,7 +144,7 @@ def _float_function(num_rows: int, kind: type[_FloatTile], num_vectors: int = VE
     """Return a function as above for floats.
 
     Arguments: address of the first row of `[N, W]` words, W, addresses of the panel's weights `[W, 48]` and of the sums
-    `[N, 48]`, and how many bytes lie from row to row of them; 64 with 4 vectors. A word is a float32 or two neighbours
+    `[N, 48]`, and their stride; 64 with 4 vectors. A word is a float32 or two neighbours
     in bfloat16.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 from torch import nn
 
@@ -10,6 +11,7 @@ from batchgen.engines.compiled.support import why_not_compiled
 from batchgen.engines.continuous.linear import WITH_LOOPS
 from batchgen.engines.continuous.packing import can_pack
 from batchgen.engines.int8.calibrate import loud_columns
+from batchgen.engines.int8.linear import Quantize
 from batchgen.engines.int8.network import Blocks, paths_of, quantize
 from batchgen.engines.int8.support import ALL_INT8, INT8, INT8_COMPILED
 from batchgen.engines.trial.ladder import are_known_wrong
@@ -40,5 +42,9 @@ def quantize_network(model: Model, network: nn.Module, loaded: nn.Module | None,
         return
     from batchgen.engines.compiled.int8 import CompiledInt8, TiledWeight, num_loud_in_tiles
 
-    blocks, loud = Blocks(CompiledInt8, paths_of(model.network)), loud_columns(model, num_loud_in_tiles)
+    def to_integers(follow: str) -> Quantize:
+        return partial(TiledWeight.of, follow=follow)
+
+    blocks = Blocks(CompiledInt8, paths_of(model.network), to_integers)
+    loud = loud_columns(model, num_loud_in_tiles)
     quantize(network, loaded, loud=loud, blocks=blocks, to_integers=TiledWeight.of)

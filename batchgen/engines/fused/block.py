@@ -14,6 +14,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from batchgen.engines.continuous.slot_attention import Extras
+from batchgen.engines.fused.product import gated
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +88,7 @@ class Gate(nn.Module):
         self.activation = activation
 
     def forward(self, inner: torch.Tensor) -> torch.Tensor:
-        gate, through = inner.chunk(2, -1)
-        return self.activation(gate).mul_(through)  # type: ignore[no-any-return]
+        return gated(self.activation, inner)
 
 
 class Block(nn.Module):
@@ -107,8 +107,8 @@ class Block(nn.Module):
         self.out: nn.Module
         self.norm_out: nn.Module | None = None
         self.norm_inner: nn.Module
-        self.up: nn.Module  # with `gate`, the gate and up projections side by side
-        self.gate: nn.Module | None = None
+        self.up: nn.Module  # with a gate, the gate and up projections side by side
+        self.gate: nn.Module | None = None  # also None if `up` computes it
         self.down: nn.Module
         self.norm_down: nn.Module | None = None
         self.gives_tuple = False

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import nn
 from transformers.pytorch_utils import Conv1D
+
+from batchgen.engines.continuous.rowwise import by_element
 
 # The operations that may follow a product, by oneDNN's names: an activation, or adding another tensor of its shape.
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -17,11 +20,13 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": F.relu,
 }
 ADD = "add"
+GATE = "gate "  # and the name of an activation: it is of the first half of the outputs, times the second half
 
 
 class Product(nn.Module):
-    """Linear layers of one input side by side, `[…, I]` -> `[…, O]`; `follow` is an activation, or adds `other`.
+    """Linear layers of one input side by side, `[…, I]` -> `[…, O]`, and the operation `follow`.
 
+    That is an activation, a gate, which gives `[…, O / 2]`, or adds `other`.
     Here they are computed one by one; `linear` packs them into one.
     """
 
@@ -33,8 +38,16 @@ class Product(nn.Module):
     def forward(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
         made = torch.cat([layer(x) for layer in self.layers], -1)
         if self.follow in ACTIVATIONS:
-            return ACTIVATIONS[self.follow](made)
+            return by_element(ACTIVATIONS[self.follow], made)
+        if self.follow.startswith(GATE):
+            return gated(partial(by_element, ACTIVATIONS[self.follow.removeprefix(GATE)]), made)
         return made if other is None else made + other
+
+
+def gated(activation: Callable[[torch.Tensor], torch.Tensor], inner: torch.Tensor) -> torch.Tensor:
+    """Return an activation of the first half of `[…, 2 I]` times the second half: `[…, I]`."""
+    gate, through = inner.chunk(2, -1)
+    return activation(gate).mul_(through)
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -38,7 +38,7 @@ def quantize(
     if the network has blocks of `fused`, and `to_integers` quantizes each weight.
     """
     if blocks:
-        _quantize_blocks(network, loaded, loud, blocks, to_integers)
+        _quantize_blocks(network, loaded, loud, blocks)
     embeddings = [layer for each in (network, loaded) for layer in _input_embeddings(each)]
     for path, names in list(_groups(network)):
         parent = network.get_submodule(path)
@@ -61,13 +61,12 @@ def _quantize_blocks(
     loaded: nn.Module | None,
     loud: Mapping[str, torch.Tensor],
     blocks: Blocks,
-    to_integers: Quantize,
 ) -> None:
     for parent in list(network.modules()):
         for name, product in list(parent.named_children()):
             if isinstance(product, Product):
                 paths = [blocks.paths[id(layer.weight)] for layer in product.layers]
-                layers = _quantized(list(product.layers), loud.get(paths[0]), to_integers)
+                layers = _quantized(list(product.layers), loud.get(paths[0]), blocks.to_integers(product.follow))
                 setattr(parent, name, blocks.make(layers[0].product.weight, product.follow))
                 del product
                 for path, layer in zip(paths, layers, strict=True):
@@ -87,10 +86,14 @@ def _number_of_users(network: nn.Module, weight: torch.Tensor) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """How to make a product of blocks, from a weight and what follows it; and the paths of weights, by their ids."""
+    """How to make a product of blocks, from a weight and what follows it; and the paths of weights, by their ids.
+
+    `to_integers` returns how to quantize a weight, from what follows its product.
+    """
 
     make: Callable[[Any, str], nn.Module]
     paths: Mapping[int, str]
+    to_integers: Callable[[str], Quantize]
 
 
 def paths_of(network: nn.Module) -> dict[int, str]:
