@@ -56,17 +56,12 @@ def multiply(kind: str, dtype: str, follow: str, *, has_bias: bool, adds: bool) 
         for item in range(first, last):
             begin, part = item // parts * most, item % parts
             stop, row, end = min(begin + most, size), rows * part // parts, rows * (part + 1) // parts
+            place, place_loud = begin * count * WORD, begin * num_loud * WORD
+            panels = weights + begin * count * width, weight_scales + place, loud_weights + place_loud
             while row < end:
                 some, place = min(end - row, ROWS_AT_ONCE), row * count * WORD
                 its = x + row * count * width, scales + place, starts + place, loud + row * num_loud * WORD
-                for panel in range(panels_of_item):
-                    output, sums_at = begin + panel * PANEL, sums.ctypes.data + panel * PANEL * WORD
-                    scale, its_loud = weight_scales + output * count * WORD, loud_weights + output * num_loud * WORD
-                    panel_at = weights + output * count * width
-                    if output < stop and is_integer:
-                        multiply_integers(its, some, count, num_loud, panel_at, scale, its_loud, sums_at, most * WORD)
-                    elif output < stop:
-                        multiply_floats(its[0], some, count, panel_at, sums_at, most * WORD, is_paired)
+                multiply_panels(its, some, panels, stop - begin, sums, count, num_loud, is_integer, is_paired)
                 for k in range(some):
                     if is_gate:
                         finish_gate(sums[k], bias[begin:stop], out[row + k, begin // 2 : stop // 2], has_bias, is_gelu)
@@ -79,8 +74,26 @@ def multiply(kind: str, dtype: str, follow: str, *, has_bias: bool, adds: bool) 
 
 
 @inlined
+def multiply_panels(its, rows, panels, num_outputs, sums, count, num_loud, is_integer, is_paired):
+    """Write the sums of rows and some outputs, whose panels lie one after the other.
+
+    `its` are the addresses of the first row's integers, scales, starts and loud; `panels` those of the first panel's
+    weights, their scales and the weights of loud inputs.
+    """
+    weights, weight_scales, loud_weights = panels
+    stride = sums.shape[1] * WORD
+    for begin in range(0, num_outputs, PANEL):
+        found, scale = sums.ctypes.data + begin * WORD, weight_scales + begin * count * WORD
+        if is_integer:
+            its_loud, its_weights = loud_weights + begin * num_loud * WORD, weights + begin * count * GROUP
+            multiply_integers(its, rows, count, num_loud, its_weights, scale, its_loud, found, stride)
+        else:
+            multiply_floats(its[0], rows, count, weights + begin * count * WORD, found, stride, is_paired)
+
+
+@inlined
 def multiply_integers(its, rows, count, num_loud, weights, weight_scales, loud_weights, sums, stride):
-    """Multiply rows with a panel; `its` are the addresses of the first row's integers, scales, starts and loud."""
+    """Multiply rows with a panel."""
     x, scales, starts, loud = its
     row = 0
     while row < rows:
