@@ -1,10 +1,14 @@
-"""Shared fixtures: no network, an empty cache, tiny random models, the bundled one, a fake engine."""
+"""Shared fixtures: no network, an empty cache, tiny random models, the bundled one, a fake engine.
+
+Fixtures import torch and transformers themselves: the process that hands tests to those of pytest-xdist needs neither.
+"""
 
 from __future__ import annotations
 
 import gc
 import os
 import shutil
+import sys
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -18,31 +22,21 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import pytest
 from hypothesis import settings
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from batchgen.engines import Engine, make_engine
-from batchgen.engines.compiled.support import cache_folder
-from batchgen.engines.continuous import row_counts
-from batchgen.engines.pool import seat
-from batchgen.engines.trial import verdicts
-from batchgen.machine.kept import keep, kept_path, read_kept
-from batchgen.model import Checkpoint, Model, footprint, open_checkpoint, open_model
-from batchgen.model import checkpoint as checkpoints
-from batchgen.model.config_view import ConfigView, read_config_view
-from batchgen.model.find import BUNDLED_FOLDER
-from batchgen.model.tokenizer import LightTokenizer
-from batchgen.records import EngineOptions, MemoryLimit
-from batchgen.runs import equipment
-from tests.support.engines import FakeEngine
-from tests.support.forked import get_context
-from tests.support.models import ARCHITECTURES, decide_alone, make_network
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-OF_SHAPES = (row_counts.FILE, footprint.FILE)
+    from batchgen.engines import Engine
+    from batchgen.model import Checkpoint, Model
+    from batchgen.model.config_view import ConfigView
+    from batchgen.model.tokenizer import LightTokenizer
+    from batchgen.records import EngineOptions, MemoryLimit
+    from tests.support.engines import FakeEngine
 
 # Test machines are shared: an example must not fail for being slow.
 settings.register_profile("batchgen", deadline=None, max_examples=50)
@@ -50,12 +44,24 @@ settings.load_profile("batchgen")
 
 
 def pytest_configure() -> None:
+    # Byte code is kept whatever the environment says: hundreds of processes would compile the package again.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     gc.set_threshold(50_000)  # as `batchgen.machine.process` does
 
 
 def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()  # otherwise each collection would scan all imported objects, and running out of memory triggers one
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """After a file, leave out what the session keeps too: models, tokenizers, compiled loops."""
+    yield
+    if nextitem and nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_unconfigure() -> None:
@@ -72,6 +78,12 @@ def tokenizers_are_read_once() -> Iterator[None]:
 
     Random models have a copy of it in folders of their own, which are told by the contents of their small files.
     """
+    from transformers import AutoTokenizer
+
+    from batchgen.model import checkpoint as checkpoints
+    from batchgen.model.config_view import read_config_view
+    from batchgen.model.find import BUNDLED_FOLDER
+
     read, read_light = AutoTokenizer.from_pretrained, checkpoints.read_light_tokenizer
     kept: dict[object, PreTrainedTokenizerBase] = {}
     light = read_light(BUNDLED_FOLDER, read_config_view(BUNDLED_FOLDER))
@@ -96,12 +108,17 @@ def tokenizers_are_read_once() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def loops_are_compiled_once() -> None:
     """Each takes a second or two, and all processes that share the tests need most of them."""
+    from batchgen.engines.compiled.support import cache_folder
+
     with mock.patch.dict(os.environ, XDG_CACHE_HOME=os.environ["TESTS_CACHE"]):
         cache_folder()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def workers_are_forked() -> Iterator[None]:
+    from batchgen.engines.pool import seat
+    from tests.support.forked import get_context
+
     with mock.patch.object(seat, "get_context", get_context):
         yield
 
@@ -109,6 +126,10 @@ def workers_are_forked() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def bundled_weights_are_read_once() -> Iterator[None]:
     """Commands in this process share the weights and the slots' packed copies; none of them owns the model."""
+    from batchgen.model.find import BUNDLED_FOLDER
+    from batchgen.records import EngineOptions
+    from batchgen.runs import equipment
+
     load, make, make_scoring = equipment.load_model, equipment.make_engine, equipment.make_scoring_engine
     kept: dict[str, Model] = {}
 
@@ -142,16 +163,22 @@ def own_cache(request: pytest.FixtureRequest) -> Iterator[None]:
     Only what neither test order nor other load can change is copied: verdicts on the session's models, and facts about
     shapes. Tests that patch something add none to the latter.
     """
+    from batchgen.engines.continuous import row_counts
+    from batchgen.engines.trial import verdicts
+    from batchgen.machine.kept import keep, kept_path, read_kept
+    from batchgen.model import footprint
+
+    of_shapes = (row_counts.FILE, footprint.FILE)
     folder = Path(tempfile.mkdtemp(dir=os.environ["HF_HOME"], prefix="cache-"))
     own, session = {"XDG_CACHE_HOME": str(folder)}, {"XDG_CACHE_HOME": os.environ["HF_HOME"]}
     (folder / "batchgen").mkdir()
-    for name in (verdicts.FILE, *OF_SHAPES):
+    for name in (verdicts.FILE, *of_shapes):
         with suppress(FileNotFoundError):
             shutil.copy(kept_path(name, session), kept_path(name, own))
     with mock.patch.dict(os.environ, own):
         yield
     if "monkeypatch" not in request.fixturenames:
-        for name in OF_SHAPES:
+        for name in of_shapes:
             if new := read_kept(name, own).keys() - read_kept(name, session).keys():
                 keep(name, {key: read_kept(name, own)[key] for key in new}, session)
 
@@ -159,11 +186,16 @@ def own_cache(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def bundled_is_tried(bundled: Model) -> None:
     """For tests that run the bundled model in other processes, which would otherwise each try it again."""
+    from batchgen.engines import make_engine
+    from batchgen.records import EngineOptions
+
     make_engine(bundled, EngineOptions("continuous")).close()
 
 
 @pytest.fixture(scope="session")
 def checkpoint() -> Checkpoint:
+    from batchgen.model import open_checkpoint
+
     return open_checkpoint("bundled")
 
 
@@ -174,12 +206,16 @@ def tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="session")
 def bundled() -> Model:
+    from batchgen.model import open_model
+
     return open_model("bundled", device="cpu")
 
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> dict[str, Path]:
     """A saved random model of each architecture."""
+    from tests.support.models import ARCHITECTURES, make_network
+
     made = {}
     for name in ARCHITECTURES:
         made[name] = tmp_path_factory.mktemp(name)
@@ -190,17 +226,23 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedToken
 
 @pytest.fixture(scope="session")
 def tiny_models(folders: dict[str, Path]) -> dict[str, Model]:
+    from batchgen.model import open_model
+
     return {name: open_model(str(folder), device="cpu") for name, folder in folders.items()}
 
 
 @pytest.fixture(scope="session")
 def said(bundled: Model) -> Callable[[str, int], str]:
     """The bundled model's output for a prompt and a number of tokens."""
+    from tests.support.models import decide_alone
+
     return lambda prompt, num_tokens: bundled.checkpoint.tokenizer.decode(decide_alone(bundled, prompt, num_tokens))
 
 
 @pytest.fixture
 def fake_engine() -> FakeEngine:
+    from tests.support.engines import FakeEngine
+
     return FakeEngine()
 
 

@@ -104,7 +104,7 @@ def find_pages(where, pages, own, prefixes):
         if number < num_own:
             place = number // times * kv_heads * page_size * column_bytes
             hidden = mask_at + number * page_size * FLOAT_BYTES
-            where[n] = keys_at + place, values_at + place, hidden, page_size, page_size * column_bytes
+            keys, values, count, head_bytes = keys_at + place, values_at + place, page_size, page_size * column_bytes
         else:
             k = len(prefixes) - 1
             while prefixes[k, 0] > number:
@@ -113,9 +113,11 @@ def find_pages(where, pages, own, prefixes):
             row, page = divmod(number - first, num_pages)
             place, count = page * page_size * column_bytes, min(page_size, seen - page * page_size)
             hidden = its_mask_at + (row * mask_length + page * page_size) * FLOAT_BYTES if its_mask_at != 0 else 0
-            where[n] = its_keys_at + place, its_values_at + place, hidden, count, length * column_bytes
-        if where[n, 2] != 0:
-            where[n, 3] = last_seen(carray(at(where[n, 2]), (where[n, 3],), np.float32))
+            keys, values, head_bytes = its_keys_at + place, its_values_at + place, length * column_bytes
+        if hidden != 0:
+            count = last_seen(carray(at(hidden), (count,), np.float32))
+        # One by one: for an assigned tuple, Numba would compile messages about shapes, for more than a second.
+        where[n, 0], where[n, 1], where[n, 2], where[n, 3], where[n, 4] = keys, values, hidden, count, head_bytes
     return where[: len(pages)]
 
 
