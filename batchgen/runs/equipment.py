@@ -115,6 +115,11 @@ def _take_threads(found: Equipment) -> None:
 
 def make_run_engine(job: Job, equipment: Equipment, manifest: Manifest, observer: Observer) -> Engine:
     """Make the engine that the job asks for, on the loaded model, or in one process per device."""
+    with observer.waiting("preparing the engine (a model's first run on this machine takes longest)"):
+        return _make_engine(job, equipment, manifest, observer)
+
+
+def _make_engine(job: Job, equipment: Equipment, manifest: Manifest, observer: Observer) -> Engine:
     model, beams = equipment.model, job.sampling.num_beams
     if model is None:
         return make_pool(

@@ -105,6 +105,12 @@ def test_the_progress_bar_leaves_nothing_behind() -> None:
     assert "3 of 3 rows" not in output.split("╰")[1].split("batchgen:")[0].replace("\x1b[2K", "")
 
 
+@pytest.mark.parametrize("command", ["run", "score"])
+def test_what_takes_time_before_the_first_row_is_shown(command: str) -> None:
+    shown = plain(at_terminal(command, "prompts/rain.txt", *BUNDLED)[0])
+    assert shown.index("loading the model") < shown.index("preparing the engine") < shown.index("batchgen: 3 rows")
+
+
 def test_batchgen_alone_at_a_terminal_is_ten_lines_that_name_commands() -> None:
     output, exit_code = at_terminal()
     lines = plain(output).splitlines()
