@@ -40,8 +40,8 @@ def multiply(kind: str, dtype: str, follow: str, *, has_bias: bool, adds: bool) 
     The loop runs over parts of the rows of each panel. `count` is that of groups, or of words of floats. A bias `[O]`
     comes last, and another tensor `[N, O]` or what follows: an activation, or a gate, for `[N, O / 2]`.
     """
-    is_integer, is_paired, is_gelu = kind == INT8, kind == "bfloat16", follow.endswith(GELU_TANH)
-    is_gate = follow.startswith(GATE)
+    is_gelu, is_gate = follow.endswith(GELU_TANH), follow.startswith(GATE)
+    is_integer, is_paired = True if kind == INT8 else None, True if kind == "bfloat16" else None  # `multiply_panels`
     panels_of_item = 2 if is_gate else 1
     most, width = panels_of_item * PANEL, GROUP if is_integer else WORD  # bytes of one of `count`, for each output
 
@@ -78,13 +78,14 @@ def multiply_panels(its, rows, panels, num_outputs, sums, count, num_loud, is_in
     """Write the sums of rows and some outputs, whose panels lie one after the other.
 
     `its` are the addresses of the first row's integers, scales, starts and loud; `panels` those of the first panel's
-    weights, their scales and the weights of loud inputs.
+    weights, their scales and the weights of loud inputs. is_integer and is_paired are True or None, not False: then no
+    code is made for the other kinds, whose instructions this processor may lack.
     """
     weights, weight_scales, loud_weights = panels
     stride = sums.shape[1] * WORD
     for begin in range(0, num_outputs, PANEL):
         found, scale = sums.ctypes.data + begin * WORD, weight_scales + begin * count * WORD
-        if is_integer:
+        if is_integer is not None:
             its_loud, its_weights = loud_weights + begin * num_loud * WORD, weights + begin * count * GROUP
             multiply_integers(its, rows, count, num_loud, its_weights, scale, its_loud, found, stride)
         else:
@@ -117,13 +118,13 @@ def multiply_floats(x, rows, count, weights, sums, stride, is_paired):
     while row < rows:
         mine, found = x + row * count * WORD, sums + row * stride
         if rows - row >= ROWS:
-            if is_paired:
+            if is_paired is not None:
                 pair_rows(mine, count, weights, found, stride)
             else:
                 float_rows(mine, count, weights, found, stride)
             row += ROWS
         else:
-            if is_paired:
+            if is_paired is not None:
                 pair_row(mine, count, weights, found, stride)
             else:
                 float_row(mine, count, weights, found, stride)
