@@ -160,27 +160,33 @@ def bundled_weights_are_read_once() -> Iterator[None]:
 def own_cache(request: pytest.FixtureRequest) -> Iterator[None]:
     """Start each test with an empty cache: measured speeds would affect how the runs of other tests are planned.
 
-    Only what neither test order nor other load can change is copied: verdicts on the session's models, and facts about
-    shapes. Tests that patch something add none to the latter.
+    Only what neither test order nor other load can change is in it: verdicts on the session's models, and facts about
+    shapes. Tests that patch something add none to the latter. Files are linked, since `keep` replaces whole ones.
     """
     from batchgen.engines.continuous import row_counts
     from batchgen.engines.trial import verdicts
     from batchgen.machine.kept import keep, kept_path, read_kept
     from batchgen.model import footprint
 
-    of_shapes = (row_counts.FILE, footprint.FILE)
-    folder = Path(tempfile.mkdtemp(dir=os.environ["HF_HOME"], prefix="cache-"))
-    own, session = {"XDG_CACHE_HOME": str(folder)}, {"XDG_CACHE_HOME": os.environ["HF_HOME"]}
-    (folder / "batchgen").mkdir()
+    of_shapes, before = (row_counts.FILE, footprint.FILE), os.environ.copy()
+    folder = tempfile.mkdtemp(dir=os.environ["HF_HOME"], prefix="cache-")
+    own, session = {"XDG_CACHE_HOME": folder}, {"XDG_CACHE_HOME": os.environ["HF_HOME"]}
+    Path(folder, "batchgen").mkdir()
     for name in (verdicts.FILE, *of_shapes):
         with suppress(FileNotFoundError):
-            shutil.copy(kept_path(name, session), kept_path(name, own))
-    with mock.patch.dict(os.environ, own):
-        yield
-    if "monkeypatch" not in request.fixturenames:
-        for name in of_shapes:
-            if new := read_kept(name, own).keys() - read_kept(name, session).keys():
-                keep(name, {key: read_kept(name, own)[key] for key in new}, session)
+            kept_path(name, own).hardlink_to(kept_path(name, session))
+    os.environ.update(own)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update({name: value for name, value in before.items() if os.environ.get(name) != value})
+    if "monkeypatch" in request.fixturenames:
+        return
+    for name in of_shapes:
+        mine, ours = kept_path(name, own), kept_path(name, session)
+        if mine.exists() and not (ours.exists() and mine.samefile(ours)):
+            facts, known = read_kept(name, own), read_kept(name, session)
+            keep(name, {key: facts[key] for key in facts.keys() - known.keys()}, session)
 
 
 @pytest.fixture(scope="session")

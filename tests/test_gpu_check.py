@@ -17,12 +17,13 @@ from benchmarks.gpu_check import main
 ROOT = Path(__file__).parents[1]
 # A module set to None cannot be imported: the child fails if anything imports it.
 WITHOUT = """
-import runpy, sys
+import gc, runpy, sys
 for name in ("psutil", "typer", "rich"):
     sys.modules[name] = None
+from benchmarks.gpu import models
 if sys.argv.pop(1) == "little":
-    from benchmarks.gpu import models
     models.SHAPES, models.DTYPES = models.SHAPES[:1], models.DTYPES[:1]
+gc.freeze()  # each `forget` collects, which would scan all imported objects
 runpy.run_module("benchmarks.gpu_check", run_name="__main__")
 """
 

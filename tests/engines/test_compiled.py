@@ -28,7 +28,9 @@ from batchgen.engines.fused.product import ACTIVATIONS, ADD, GATE, Product, gate
 from batchgen.engines.int8.support import ANY_INT8, INT8, INT8_COMPILED, why_no_int8
 from batchgen.model import Checkpoint, Model
 from batchgen.records import BATCH_INVARIANT, EngineOptions, Request, SamplingParams, Sequence
+from tests.support.forked import run_forked
 from tests.support.models import SHAPE, WITH_BLOCKS, decide_alone, model_of
+from tests.support.other_processors import compile_loops
 from tests.support.processes import run_python
 
 needs_int8 = pytest.mark.skipif(why_no_int8("cpu") is not None, reason="this processor multiplies no 8-bit integers")
@@ -261,31 +263,16 @@ loops = [
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="needs Intel's instructions")
 @pytest.mark.parametrize(
-    ("processor", "features", "calls"),
-    [
-        ("haswell", "+avx2,+fma", ["attention('float32', 64, 1, **plain, in_registers=False)"]),
-        (
-            "skylake-avx512",
-            "+avx512f,+avx512vl,+avx512bw,+avx512dq,+avx2,+fma",
-            ["prompts.attention('float32', 64, 1, **plain)", "attention('float32', 64, 1, **plain, in_registers=True)"],
-        ),
-    ],
+    ("processor", "features"),
+    [("haswell", "+avx2,+fma"), ("skylake-avx512", "+avx512f,+avx512vl,+avx512bw,+avx512dq,+avx2,+fma")],
     ids=["haswell", "skylake"],
 )
 def test_loops_compile_for_processors_with_fewer_instructions(
-    processor: str, features: str, calls: list[str], tmp_path: Path
+    processor: str, features: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """LLVM would end the process at an instruction that there is not, even in a branch that is never taken."""
-    code = f"""
-from batchgen.engines.compiled import prompts
-from batchgen.engines.compiled.attention import attention
-plain = dict(has_cap=False, has_sinks=False)
-{"; ".join(calls)}
-"""
-    ended = run_python(
-        code, tmp_path, NUMBA_CPU_NAME=processor, NUMBA_CPU_FEATURES=features, XDG_CACHE_HOME=str(tmp_path)
-    )
-    assert ended.returncode == 0, ended.stderr
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert run_forked(compile_loops, processor, features) == 0
 
 
 def tokens_in_slots(model: Model, size: int, prompts: list[str], quantize: str | None = None) -> list[list[int]]:
