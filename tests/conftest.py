@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="batchgen-tests-")
@@ -18,9 +19,11 @@ os.environ.setdefault("TESTS_CACHE", os.environ["HF_HOME"])  # pytest-xdist's pr
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as `batchgen.__main__` does, before torch is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and several processes share the cores
 
-from collections.abc import Callable, Iterator
+import importlib.metadata
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
     from batchgen.model.tokenizer import LightTokenizer
     from batchgen.records import EngineOptions, MemoryLimit
     from tests.support.engines import FakeEngine
+
+importlib.metadata.version = cache(importlib.metadata.version)  # each run asks for several, and parses files each time
 
 # Test machines are shared: an example must not fail for being slow.
 settings.register_profile("batchgen", deadline=None, max_examples=50)
@@ -153,6 +158,48 @@ def bundled_weights_are_read_once() -> Iterator[None]:
 
     made = {"make_engine": make_on_shared, "make_scoring_engine": score_on_shared}
     with mock.patch.multiple(equipment, load_model=load_once, **made):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def files_are_hashed_once() -> Iterator[None]:
+    """Each run's manifest has hashes of its model's weights: here, of large files with the same name, size and time."""
+    from batchgen.runs import manifest
+
+    hash_files, kept = manifest._hash, {}
+
+    def hash_once(files: Iterable[Path]) -> str:
+        files = list(files)
+        stats = [path.stat() for path in files]
+        if sum(its.st_size for its in stats) < 1 << 20:  # a test may change them within a tick of the clock
+            return hash_files(files)
+        key = tuple((path, its.st_ino, its.st_size, its.st_mtime_ns) for path, its in zip(files, stats, strict=True))
+        if key not in kept:
+            kept[key] = hash_files(files)
+        return kept[key]
+
+    with mock.patch.object(manifest, "_hash", hash_once):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def control_groups_are_read_rarely() -> Iterator[None]:
+    """Engines ask before each step what they leave free; tests ask about other machines' files, or patch the answer."""
+    from batchgen.machine import cgroups, limits
+
+    read: dict[int, dict[str, int]] = {}  # by half second
+
+    def headrooms(root: Path) -> dict[str, int]:
+        if root != limits.ROOT:
+            return real(root)
+        now = int(time.monotonic() * 2)
+        if now not in read:
+            read.clear()
+            read[now] = real(root)
+        return dict(read[now])
+
+    real = cgroups.headrooms
+    with mock.patch.object(cgroups, "headrooms", headrooms):
         yield
 
 

@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from batchgen import __version__
 from batchgen.cli.exit_codes import BROKEN_PIPE
 from batchgen.cli.hints import choice_hint, command_hint, option_hint
-from batchgen.cli.lazy import SUMMARIES, TYPED, LazyCommand
+from batchgen.cli.lazy import COMMANDS, TYPED
 from batchgen.cli.settings import SCREEN, apply_settings, explain_setting, flag_of
 from batchgen.cli.signals import Interrupts
 from batchgen.errors import BatchgenError, UsageError, first_line, is_panic, lack_of_resources
@@ -45,7 +45,7 @@ class Commands(TyperGroup):
     """Runs every command: handles signals, and is the one place where an error becomes a line and an exit code."""
 
     def __init__(self, **attributes: Any) -> None:
-        super().__init__(**{**attributes, "commands": {name: LazyCommand(name) for name in SUMMARIES}})
+        super().__init__(**{**attributes, "commands": dict(COMMANDS)})
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         typed = ("batchgen", *args)

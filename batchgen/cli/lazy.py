@@ -85,3 +85,7 @@ class LazyCommand(CommandWithHelp):
 
     def make_context(self, *args: Any, **options: Any) -> Any:
         return self.command.make_context(*args, **options)
+
+
+# Made once in a process, because typer takes 10 ms to read the options of `run`.
+COMMANDS = {name: LazyCommand(name) for name in SUMMARIES}

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from batchgen.model.added_ids import added_ids
 from batchgen.model.chat import Chat
@@ -117,9 +118,7 @@ class PassageEncoder:
     def first_token_id(self) -> int:
         """The token that precedes the first token of a text: BOS, or the end token if there is no BOS."""
         codec = self.checkpoint.codec
-        bos = codec.special_tokens_map.get("bos_token")
-        found = codec.get_vocab().get(bos) if bos else None
-        if found is not None:
+        if (found := _bos_id(codec)) is not None:
             return found
         end = self.checkpoint.pad_token_id
         [name] = codec.convert_ids_to_tokens([end])
@@ -210,4 +209,12 @@ def _known(ids: TokenIds, text: str) -> list[int]:
     found = ids[text]
     if isinstance(found, str):
         raise ValueError(found)
+    return found
+
+
+@lru_cache(maxsize=1)
+def _bos_id(codec: Any) -> int | None:
+    """Return the id of BOS, if the vocabulary has one. Reading a large vocabulary takes 30 ms, and each text asks."""
+    bos = codec.special_tokens_map.get("bos_token")
+    found: int | None = codec.get_vocab().get(bos) if bos else None
     return found

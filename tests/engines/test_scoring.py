@@ -70,7 +70,7 @@ def alone(model: Model, passage: Passage) -> list[float]:
 def test_every_token_has_the_number_of_the_row_alone(bundled: Model) -> None:
     expected: dict[Passage, list[float]] = {}
     for batch_size, share in product((1, 7, 64), (True, False)):
-        for row in scored(bundled, requests(), batch_size, share=share):
+        for row in scored(bundled, requests(12), batch_size, share=share):
             assert row.error is None
             for passage, found in zip(row.passages, numbers(row), strict=True):
                 if passage not in expected:
@@ -105,8 +105,8 @@ def test_the_bits_do_not_depend_on_the_batch(bundled: Model, dtype: torch.dtype)
     choices: list[EngineChoice] = []
     make_scoring_engine(model, agree=lambda choice: choices.append(choice) or choice).close()
     assert choices[0].bits == BATCH_INVARIANT
-    whole = {row.request.index: numbers(row) for row in scored(model, requests(), 64)}
-    for batch_size, chosen in ((1, requests()[:7]), (7, requests()[3:]), (None, requests()[10:12])):
+    whole = {row.request.index: numbers(row) for row in scored(model, requests(16), 64)}
+    for batch_size, chosen in ((1, requests(16)[:5]), (7, requests(16)[3:]), (None, requests(16)[10:12])):
         for row in scored(model, chosen, batch_size):
             assert numbers(row) == whole[row.request.index]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 
 import pytest
@@ -54,6 +55,15 @@ def test_an_empty_prompt_scores_from_the_tokenizers_mark(checkpoint: Checkpoint,
     [passage] = encode(checkpoint, row(prompt, "The dog")).passages
     assert (passage.token_ids[0], passage.start) == (EOS, 1)
     assert checkpoint.tokenizer.decode(list(passage.token_ids[1:])) == prompt + "The dog"
+
+
+def test_the_vocabulary_is_not_read_for_each_text(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, asked = copy(checkpoint.tokenizer), []
+    get_vocab = tokenizer.get_vocab
+    monkeypatch.setattr(tokenizer, "get_vocab", lambda: asked.append(1) or get_vocab())
+    reading = replace(checkpoint, codec=tokenizer)
+    PassageEncoder(reading, Chat({}, lambda: tokenizer)).encode([row("My dog is") for _ in range(3)])
+    assert len(asked) == 1
 
 
 def test_a_text_is_scored_from_its_first_token(checkpoint: Checkpoint) -> None:
