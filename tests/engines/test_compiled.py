@@ -92,7 +92,7 @@ def test_a_product_of_floats_is_torchs_and_its_weight_can_be_restored(
     near = {"rtol": 1e-4 if dtype == torch.float32 else 0.016, "atol": 2e-4}
     torch.testing.assert_close(layer(x.view(3, 5, inputs)), wide.to(dtype).view(3, 5, outputs), **near)
     torch.testing.assert_close(layer(x, other), (wide + other.float()).to(dtype), **near)
-    if has_bias:  # as in all families that have it
+    if has_bias:  # what follows is the same without
         wanted = ACTIVATIONS[GELU_TANH](wide).to(dtype)
         torch.testing.assert_close(TiledLinear(weight, bias, GELU_TANH)(x), wanted, rtol=0.02, atol=2e-4)
 
@@ -166,7 +166,7 @@ def test_a_product_in_integers_is_that_of_its_weight_and_rounded_rows(
     wide = rounded_rows(x, places) @ weight.of_outputs(torch.arange(outputs)).T + bias
     torch.testing.assert_close(weight.multiply(x), wide.to(dtype), rtol=0.01, atol=1e-3)
     torch.testing.assert_close(weight.multiply(x, other).float(), wide + other.float(), rtol=0.016, atol=0.02)
-    for name in (SILU, ADD, *([GELU_TANH] if has_bias else [])):  # families with gelu have a bias
+    for name in (SILU, ADD, *([GELU_TANH] if has_bias else [])):  # the same without
         found = CompiledInt8(weight, name)(x.view(3, 5, inputs))
         wanted = ACTIVATIONS[name](wide) if name != ADD else wide
         torch.testing.assert_close(found.float().view(15, outputs), wanted, rtol=0.03, atol=1e-3)

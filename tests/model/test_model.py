@@ -287,6 +287,7 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 
 
 FIND = "from batchgen.model.find import find_model; name, folder = find_model({}, say=print); print(name, folder)"
+HURRY = "from batchgen.model import find; find.HUB_PATIENCE_S = 0.3; "
 
 
 @pytest.mark.parametrize("repository", ["gpt2", "openai-community/gpt2"])
@@ -365,6 +366,6 @@ def test_an_unknown_hub_id_is_refused(tmp_path: Path) -> None:
 def test_a_hub_that_does_not_answer_is_given_up(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        result = run_python(FIND.format("None"), tmp_path, HF_ENDPOINT=address, HF_HUB_OFFLINE="0")
+        result = run_python(HURRY + FIND.format("None"), tmp_path, HF_ENDPOINT=address, HF_HUB_OFFLINE="0")
     assert result.stdout.startswith("warning: gpt2 is not in the local cache and the Hub cannot be reached")
     assert "bundled" in result.stdout.splitlines()[-1]

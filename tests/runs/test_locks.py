@@ -29,7 +29,9 @@ OPEN = """
 import sys
 from pathlib import Path
 from batchgen.errors import InUseError
+from batchgen.runs import database
 from batchgen.runs.store import Store
+database.LOCK_PATIENCE_S = 0.1
 try:
     Store(Path(sys.argv[1])).close()
 except InUseError:
@@ -46,6 +48,7 @@ def path(tmp_path: Path) -> Path:
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder on which processes share no memory."""
     monkeypatch.setattr(database, "allows_readers", lambda path: False)
+    monkeypatch.setattr(database, "LOCK_PATIENCE_S", 0.1)
 
 
 @pytest.fixture

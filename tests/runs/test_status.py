@@ -117,6 +117,7 @@ def test_a_run_that_keeps_its_store_to_itself_is_told_from_the_file_beside(
     output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "allows_readers", lambda path: False)
+    monkeypatch.setattr(database, "LOCK_PATIENCE_S", 0.1)
     store = Store(store_of(output))
     reporter = Reporter(store, clock=lambda: NOW)
     assert (read_status(output).state, read_status(output).rows_done) == ("running", 0)
