@@ -144,7 +144,7 @@ def _float_function(num_rows: int, kind: type[_FloatTile], num_vectors: int = VE
     """Return a function as above for floats.
 
     Arguments: address of the first row of `[N, W]` words, W, addresses of the panel's weights `[W, 48]` and of the sums
-    `[N, 48]`, and their stride; 64 with 4 vectors. A word is a float32 or two neighbours
+    `[N, 48]`, and how many bytes lie from row to row of them; 64 with 4 vectors. A word is a float32 or two neighbours
     in bfloat16.
     """
 
