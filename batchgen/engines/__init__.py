@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from batchgen.engines.choice import choose_engine
+from batchgen.engines.compiled.support import num_compiled
 from batchgen.engines.protocol import Engine, finish_all
 from batchgen.engines.ready import Ready, ReadyToScore, get_ready, get_ready_to_score, room_bytes, why_different
 from batchgen.machine.limits import Bound, PeakMeter, memory_bounds
@@ -120,7 +121,7 @@ def _backoff(
         budget=lambda: room_bytes(model, options),
         wall=lambda: _wall_bytes(memory_bounds(model.device, options.memory)),
         reuse_blocks=reuse_blocks,
-        meter=PeakMeter(model.device),
+        meter=PeakMeter(model.device, others=num_compiled),
         say=say,
         keep_overrun=overrun_keeper(model.checkpoint, model.dtype_name, ready.choice.engine),
     )

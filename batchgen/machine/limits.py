@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -145,9 +146,19 @@ def peak_bytes() -> int:
 
 
 class PeakMeter:
-    """Measures the peak memory of a stretch of work, on top of what was held when it started."""
+    """Measures the peak memory of a stretch of work, on top of what was held when it started.
 
-    def __init__(self, device: torch.device, root: Path = ROOT, *, accelerator: Any = None) -> None:
+    `others` counts what else took memory in this process; while it goes up, a stretch cannot be measured.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        root: Path = ROOT,
+        *,
+        accelerator: Any = None,
+        others: Callable[[], int] = lambda: 0,
+    ) -> None:
         is_cuda = device.type == "cuda"
         cuda = accelerator or _accelerator(device)
         self._gauge: _Gauge = _CudaGauge(device, cuda) if is_cuda else _ProcessGauge(root)
@@ -155,16 +166,18 @@ class PeakMeter:
         self._highest = 0
         self._held = 0
         self._mark: int | None = None  # growth can only be read from a high-water mark above this one
+        self._others, self._others_before = others, 0
 
     def start(self) -> None:
         self._highest = self.peak_bytes
         fell = self._gauge.lower_high_water()
         self._held, high = self._gauge.read()
         self._mark = 0 if fell else high
+        self._others_before = self._others()
 
     def growth_bytes(self) -> int | None:
         """Return the peak bytes since `start` minus those held at `start`; None if that cannot be known."""
-        if self._mark is None or not self._sees_batches:
+        if self._mark is None or not self._sees_batches or self._others() != self._others_before:
             return None
         _held, high = self._gauge.read()
         return max(0, high - self._held) if high > self._mark else None

@@ -19,13 +19,14 @@ from batchgen.engines.compiled.int8 import CompiledInt8, TiledWeight
 from batchgen.engines.compiled.layers import CompiledGate, CompiledNorm
 from batchgen.engines.compiled.network import compile_blocks
 from batchgen.engines.compiled.rows import GELU_TANH, SILU
-from batchgen.engines.compiled.support import cache_folder, why_not_compiled
+from batchgen.engines.compiled.support import cache_folder, compiler, why_not_compiled
 from batchgen.engines.continuous import network, quantized
 from batchgen.engines.continuous.linear import COMPILED, FUSED, kernels_of
 from batchgen.engines.continuous.network import bits_of, slot_network
 from batchgen.engines.fused.block import Block
 from batchgen.engines.fused.product import ACTIVATIONS, ADD, GATE, Product, gated
 from batchgen.engines.int8.support import ANY_INT8, INT8, INT8_COMPILED, why_no_int8
+from batchgen.engines.trial import verdicts
 from batchgen.model import Checkpoint, Model
 from batchgen.records import BATCH_INVARIANT, EngineOptions, Request, SamplingParams, Sequence
 from tests.support.forked import run_forked
@@ -257,9 +258,20 @@ loops = [
     exec(code, {})
     folder = support.cache_folder()
     assert folder is not None
-    count = "print(sum(loop._made.cache_hits for loop in loops), len(loops))"
-    ended = run_python(code + count, tmp_path, XDG_CACHE_HOME=str(Path(folder).parents[1]))
-    assert ended.stdout.split() == ["3", "3"], ended.stderr
+    code += "from batchgen.engines.compiled.support import num_compiled; print(len(loops), num_compiled())"
+    for cache, compiled in ((Path(folder).parents[1], "0"), (tmp_path, "3")):
+        ended = run_python(code, tmp_path, XDG_CACHE_HOME=str(cache))
+        assert ended.stdout.split() == ["3", compiled], ended.stderr
+
+
+def test_a_verdict_on_loops_holds_for_their_source_only(bundled: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = f"continuous, {COMPILED}"
+    verdicts.keep_verdict(bundled, engine, "right")
+    assert verdicts.read_verdict(bundled, engine) == "right"
+    compiler.cache_clear()
+    monkeypatch.setattr(support, "_digest_of_loops", lambda: "another")
+    assert verdicts.read_verdict(bundled, engine) is None
+    compiler.cache_clear()
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="needs Intel's instructions")

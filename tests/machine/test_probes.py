@@ -303,6 +303,17 @@ def test_a_meter_remembers_the_peak_before_a_reset(tmp_path: Path) -> None:
     assert meter.peak_bytes == 900 * MIB
 
 
+def test_a_meter_leaves_out_a_stretch_in_which_something_else_took_memory(tmp_path: Path) -> None:
+    others = [0]
+    meter = PeakMeter(CPU, lay_out(process(tmp_path, 100, 900), {"proc/self/clear_refs": ""}), others=lambda: others[0])
+    meter.start()
+    process(tmp_path, 100, 300)
+    others[0] += 1
+    assert meter.growth_bytes() is None
+    meter.start()
+    assert meter.growth_bytes() == 200 * MIB
+
+
 def test_without_clear_refs_a_risen_mark_tells_the_growth(tmp_path: Path) -> None:
     meter = PeakMeter(CPU, process(tmp_path, 100, 900))
     meter.start()

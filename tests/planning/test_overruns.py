@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from batchgen.engines import finish_all, make_engine
+from batchgen.engines.compiled.support import note_compiled
 from batchgen.machine.limits import PeakMeter
 from batchgen.model import Checkpoint, Model
 from batchgen.model.footprint import footprint_of, overrun_keeper
@@ -77,3 +80,19 @@ def test_an_engine_whose_rows_take_more_says_so_when_it_ends(
     [line] = said
     assert line.startswith("rows took 300 MiB of memory where ")
     assert predicted() == pytest.approx(min(4 * first, 300 * MIB), rel=0.01)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+@pytest.mark.parametrize("compiles", [False, True])
+def test_what_a_compiler_takes_is_not_blamed_on_rows(bundled: Model, compiles: bool) -> None:
+    said: list[str] = []
+
+    def take_memory(*_: object) -> None:
+        _held = bytearray(b"x") * (300 * MIB)
+        if compiles:
+            note_compiled("a loop that no trial needed")
+
+    ran = make_engine(bundled, EngineOptions(batch_size=2), on_logits=take_memory, say=said.append)
+    list(finish_all(ran, encoded(["My dog is", "The"], bundled, max_new_tokens=2)))
+    ran.close()
+    assert (said, ran.stats.measured_bytes is None) == ([], True) if compiles else len(said) == 1

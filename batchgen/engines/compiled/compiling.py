@@ -14,7 +14,7 @@ import numpy as np
 from numba import cfunc, config, njit, types
 from numba.extending import intrinsic, overload
 
-from batchgen.engines.compiled.support import cache_folder
+from batchgen.engines.compiled.support import cache_folder, note_compiled
 from batchgen.engines.compiled.threads import Loop, Slot
 from batchgen.engines.compiled.writer import Writer
 
@@ -38,6 +38,8 @@ def compiled(*arguments: Any) -> Callable[[Callable[..., None]], Loop]:
         keeps = bool(config.CACHE_DIR)
         signature = types.void(INTEGER, INTEGER, *arguments)
         made = cfunc(signature, fastmath=FASTMATH, error_model="numpy", cache=keeps)(function)
+        if not made.cache_hits:
+            note_compiled(function.__qualname__)
         kinds: dict[Any, Slot] = {INTEGER: ctypes.c_int64, NUMBER: ctypes.c_double}
         return Loop(made, [kinds.get(kind, ctypes.c_void_p) for kind in arguments])
 

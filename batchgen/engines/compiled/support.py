@@ -13,6 +13,7 @@ from batchgen.machine.kept import kept_path
 # Parameters. Importing Numba takes half a second, which the rows of a smaller model rarely win back.
 LEAST_PARAMETERS = 50_000_000
 OTHER_PROCESSORS = ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NUMBA_ENABLE_AVX")  # what Numba compiles for
+_compiled: list[str] = []  # the names of loops that this process compiled
 
 
 @cache
@@ -30,11 +31,27 @@ def why_not_compiled() -> str | None:
 
 @cache
 def compiler() -> str:
-    """Return the version of Numba, on which bits depend; empty if it is not installed."""
+    """Return what the bits of compiled loops depend on: Numba's version and their source; empty without Numba."""
     try:
-        return f"numba {version('numba')}, llvmlite {version('llvmlite')}"
+        return f"numba {version('numba')}, llvmlite {version('llvmlite')}, loops {_digest_of_loops()}"
     except PackageNotFoundError:
         return ""
+
+
+@cache
+def _digest_of_loops() -> str:
+    sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    return blake2b(sources, digest_size=8).hexdigest()
+
+
+def num_compiled() -> int:
+    """Return how many loops this process has compiled itself, which takes some 100 MiB; the others it loaded."""
+    return len(_compiled)
+
+
+def note_compiled(name: str) -> None:
+    """Count a loop as compiled by this process."""
+    _compiled.append(name)
 
 
 @cache
@@ -43,8 +60,7 @@ def cache_folder() -> str | None:
 
     Numba loads code from it, so nobody else may write to it.
     """
-    sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-    folder = kept_path(f"compiled-{blake2b(sources, digest_size=8).hexdigest()}").with_suffix("")
+    folder = kept_path(f"compiled-{_digest_of_loops()}").with_suffix("")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
