@@ -85,7 +85,7 @@ def measure(point: Point) -> dict[str, float]:
     from batchgen.engines.reference.engine import ReferenceEngine
     from batchgen.engines.reference.memory import BatchMemory, kept_bytes
     from batchgen.engines.sampling.sampler import Sampler
-    from batchgen.machine.limits import PeakMeter
+    from batchgen.machine.meter import PeakMeter
     from batchgen.model import Checkpoint, Model, open_checkpoint
     from batchgen.model.probe import probe_footprint
     from batchgen.planning.memory import BatchLimits, batch_estimate

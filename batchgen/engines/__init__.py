@@ -13,7 +13,8 @@ from batchgen.engines.choice import choose_engine
 from batchgen.engines.compiled.support import num_compiled
 from batchgen.engines.protocol import Engine, finish_all
 from batchgen.engines.ready import Ready, ReadyToScore, get_ready, get_ready_to_score, room_bytes, why_different
-from batchgen.machine.limits import Bound, PeakMeter, memory_bounds
+from batchgen.machine.limits import Bound, memory_bounds
+from batchgen.machine.meter import PeakMeter
 from batchgen.planning.backoff import Backoff
 from batchgen.records import BATCH_INVARIANT, EngineChoice, EngineOptions
 

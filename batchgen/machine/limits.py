@@ -1,19 +1,17 @@
-"""How much memory is available and how much was used: machine, limits, accelerator. Decides nothing.
+"""How much memory is available: machine, limits, accelerator. Decides nothing.
 
 `root` stands for `/`, so that tests can lay out their own machine; `accelerator` stands for torch.cuda or torch.mps.
-Sources: proc_meminfo(5), proc_pid_status(5), proc_pid_limits(5), proc_pid_clear_refs(5).
+Sources: proc_meminfo(5), proc_pid_status(5), proc_pid_limits(5).
 """
 
 from __future__ import annotations
 
 import platform
 import re
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from batchgen.errors import UsageError
 from batchgen.machine import cgroups
@@ -22,7 +20,7 @@ from batchgen.machine.devices import Device
 from batchgen.records import MemoryLimit as MemoryLimit
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 ROOT = Path("/")
 # What kernels can free without swapping, for those older than 3.14, which have no MemAvailable.
@@ -121,7 +119,7 @@ def memory_bounds(
     device: Device, memory: MemoryLimit | None = None, root: Path = ROOT, *, accelerator: Any = None
 ) -> list[Bound]:
     """Return all limits on what a batch takes on `device`, the tightest first; at least one."""
-    accelerator = accelerator or _accelerator(device)
+    accelerator = accelerator or accelerator_of(device)
     headrooms = _headrooms(device, root, accelerator)
     if memory is not None:
         held = _held_bytes(device, root, accelerator)
@@ -130,109 +128,7 @@ def memory_bounds(
     return [Bound(name, max(0, left)) for name, left in tightest_first]
 
 
-def peak_bytes() -> int:
-    """Return the most memory this process has held so far: the high-water mark of its resident set.
-
-    On Linux, starting a `PeakMeter` resets this mark; the meter's own `peak_bytes` remembers the maximum.
-    """
-    if sys.platform == "win32":
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-class PeakMeter:
-    """Measures the peak memory of a stretch of work, on top of what was held when it started.
-
-    `others` counts what else took memory in this process; while it goes up, a stretch cannot be measured.
-    """
-
-    def __init__(
-        self,
-        device: torch.device,
-        root: Path = ROOT,
-        *,
-        accelerator: Any = None,
-        others: Callable[[], int] = lambda: 0,
-    ) -> None:
-        is_cuda = device.type == "cuda"
-        cuda = accelerator or _accelerator(device)
-        self._gauge: _Gauge = _CudaGauge(device, cuda) if is_cuda else _ProcessGauge(root)
-        self._sees_batches = device.type in ("cpu", "cuda")
-        self._highest = 0
-        self._held = 0
-        self._mark: int | None = None  # growth can only be read from a high-water mark above this one
-        self._others, self._others_before = others, 0
-
-    def start(self) -> None:
-        self._highest = self.peak_bytes
-        fell = self._gauge.lower_high_water()
-        self._held, high = self._gauge.read()
-        self._mark = 0 if fell else high
-        self._others_before = self._others()
-
-    def growth_bytes(self) -> int | None:
-        """Return the peak bytes since `start` minus those held at `start`; None if that cannot be known."""
-        if self._mark is None or not self._sees_batches or self._others() != self._others_before:
-            return None
-        _held, high = self._gauge.read()
-        return max(0, high - self._held) if high > self._mark else None
-
-    @property
-    def peak_bytes(self) -> int:
-        """The most bytes that the process (on CUDA: its tensors on the device) held, as far as the meter saw."""
-        _held, high = self._gauge.read()
-        return max(self._highest, high)
-
-
-class _Gauge(Protocol):
-    def read(self) -> tuple[int, int]:
-        """Return the bytes held now and the high-water mark."""
-
-    def lower_high_water(self) -> bool:
-        """Reset the high-water mark to what is held now; return False if that is not supported."""
-
-
-class _ProcessGauge:
-    """The resident set of this process: VmRSS and VmHWM; writing 5 to clear_refs resets the latter."""
-
-    def __init__(self, root: Path) -> None:
-        self._folder = root / "proc/self"
-
-    def read(self) -> tuple[int, int]:
-        status = _sizes(self._folder / "status")
-        if "VmRSS" in status and "VmHWM" in status:
-            return status["VmRSS"], status["VmHWM"]
-        return _resident_bytes(), peak_bytes()
-
-    def lower_high_water(self) -> bool:
-        path = self._folder / "clear_refs"
-        try:
-            return path.is_file() and path.write_text("5") > 0
-        except OSError:
-            return False
-
-
-class _CudaGauge:
-    """What torch's allocator has allocated on a device."""
-
-    def __init__(self, device: torch.device, cuda: Any) -> None:
-        self._device = device
-        self._cuda = cuda
-
-    def read(self) -> tuple[int, int]:
-        return int(self._cuda.memory_allocated(self._device)), int(self._cuda.max_memory_allocated(self._device))
-
-    def lower_high_water(self) -> bool:
-        self._cuda.reset_peak_memory_stats(self._device)
-        return True
-
-
-def _accelerator(device: Device) -> Any:
+def accelerator_of(device: Device) -> Any:
     """Return torch's module for a device's memory; None for the CPU."""
     if device.type == "cpu":
         return None
@@ -260,7 +156,7 @@ def _cuda_headroom(device: Device, cuda: Any) -> dict[str, int]:
 
 
 def _system_headroom(root: Path) -> dict[str, int]:
-    meminfo = _sizes(root / "proc/meminfo")
+    meminfo = sizes_in(root / "proc/meminfo")
     if "MemAvailable" in meminfo:
         return {"MemAvailable": meminfo["MemAvailable"]}
     if "MemFree" in meminfo:
@@ -274,7 +170,7 @@ def _address_space_headroom(root: Path) -> dict[str, int]:
     """Return the soft limit of the address space minus what is in use."""
     limits = "\n".join(read_lines(root / "proc/self/limits"))
     soft = re.search(r"^Max address space +(\d+) ", limits, re.MULTILINE)
-    size = _sizes(root / "proc/self/status").get("VmSize")
+    size = sizes_in(root / "proc/self/status").get("VmSize")
     if soft is None or size is None:
         return {}
     return {"RLIMIT_AS (ulimit -v)": int(soft[1]) - size}
@@ -282,7 +178,7 @@ def _address_space_headroom(root: Path) -> dict[str, int]:
 
 def held_bytes(device: Device) -> int:
     """Return the bytes that this process holds now in the memory of `device`."""
-    return _held_bytes(device, ROOT, _accelerator(device))
+    return _held_bytes(device, ROOT, accelerator_of(device))
 
 
 def _held_bytes(device: Device, root: Path, accelerator: Any) -> int:
@@ -292,17 +188,17 @@ def _held_bytes(device: Device, root: Path, accelerator: Any) -> int:
     """
     if device.type == "cuda":
         return int(accelerator.memory_allocated(device))
-    resident = _sizes(root / "proc/self/status").get("VmRSS") or _resident_bytes()
+    resident = sizes_in(root / "proc/self/status").get("VmRSS") or resident_bytes()
     return resident + (accelerator.current_allocated_memory() if device.type == "mps" else 0)
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
     import psutil
 
     return int(psutil.Process().memory_info().rss)
 
 
-def _sizes(path: Path) -> dict[str, int]:
+def sizes_in(path: Path) -> dict[str, int]:
     """Parse the lines `Name:   123 kB` of a file in /proc; return bytes."""
     matches = (re.fullmatch(r"(\S+):\s+(\d+) kB", line) for line in read_lines(path))
     return {match[1]: int(match[2]) * 1024 for match in matches if match}

@@ -9,7 +9,7 @@ import gc
 from collections.abc import Callable
 from dataclasses import replace
 
-from batchgen.machine.limits import PeakMeter, peak_bytes
+from batchgen.machine.meter import PeakMeter, peak_bytes
 from batchgen.machine.process import release_heap
 from batchgen.planning.memory import BatchLimits, batch_bytes, batch_estimate
 from batchgen.records import Sequence

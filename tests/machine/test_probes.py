@@ -15,12 +15,11 @@ from batchgen.errors import UsageError
 from batchgen.machine.limits import (
     Bound,
     MemoryLimit,
-    PeakMeter,
     available_bytes,
     memory_bounds,
     parse_memory,
-    peak_bytes,
 )
+from batchgen.machine.meter import PeakMeter, peak_bytes
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda:0")

@@ -8,7 +8,7 @@ import pytest
 
 from batchgen.engines import finish_all, make_engine
 from batchgen.engines.compiled.support import note_compiled
-from batchgen.machine.limits import PeakMeter
+from batchgen.machine.meter import PeakMeter
 from batchgen.model import Checkpoint, Model
 from batchgen.model.footprint import footprint_of, overrun_keeper
 from batchgen.planning.backoff import Backoff

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from batchgen.machine.limits import PeakMeter
+from batchgen.machine.meter import PeakMeter
 
 
 class FakeMeter(PeakMeter):
