@@ -83,7 +83,7 @@ def measure(point: Point) -> dict[str, float]:
 
     from batchgen.engines import finish_all
     from batchgen.engines.reference.engine import ReferenceEngine
-    from batchgen.engines.reference.memory import BatchMemory, kept_bytes
+    from batchgen.engines.reference.memory import LIBRARIES_BYTES, BatchMemory
     from batchgen.engines.sampling.sampler import Sampler
     from batchgen.machine.meter import PeakMeter
     from batchgen.model import Checkpoint, Model, open_checkpoint
@@ -126,8 +126,7 @@ def measure(point: Point) -> dict[str, float]:
     growth = meter.growth_bytes()
     live = live_bytes(lambda: run(rows(point.rows, point.columns)))
     estimate = batch_estimate(limits_of(batch), batch)
-    # Libraries have already allocated theirs in the warm-up, and freed blocks are not kept here.
-    predicted = estimate.total - kept_bytes(estimate.kv_cache)
+    predicted = estimate.total - LIBRARIES_BYTES  # libraries have already allocated theirs in the warm-up
     return {"predicted": predicted, "live": live, "resident": growth or 0}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from batchgen.engines.continuous import memory as slots
@@ -31,7 +32,12 @@ CONTINUOUS = EngineKind(
     takes_best_rows=True,
 )
 REFERENCE = EngineKind(
-    "reference", batches.BatchMemory, by_batches.BatchSchedule, by_batches.first_window, most_rows={"cpu": 64}
+    "reference",
+    batches.BatchMemory,
+    by_batches.BatchSchedule,
+    by_batches.first_window,
+    most_rows={"cpu": 64},
+    plenty_memory=partial(batches.BatchMemory, keeps_blocks=True),
 )
 KINDS = {kind.name: kind for kind in (CONTINUOUS, REFERENCE)}
 

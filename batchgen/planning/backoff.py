@@ -11,14 +11,12 @@ from dataclasses import replace
 
 from batchgen.machine.meter import PeakMeter, peak_bytes
 from batchgen.machine.process import release_heap
-from batchgen.planning.memory import BatchLimits, batch_bytes, batch_estimate
+from batchgen.planning.memory import PLENTY_SHARE, BatchLimits, batch_bytes, batch_estimate
 from batchgen.records import Sequence
 from batchgen.text import size_text
 
 # Smaller batches are lost among the process's other allocations; their ratio of measured to predicted means nothing.
 LEAST_TELLING_BYTES = 64 * 2**20
-# A batch that needs less than this share of its budget has plenty of memory: it may take half as much again.
-PLENTY_SHARE = 0.6
 # Rows that take this many times the prediction are reported, and the next run plans with it.
 TELLING_OVERRUN = 1.15
 

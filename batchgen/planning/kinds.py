@@ -55,6 +55,7 @@ class EngineKind:
     `quantized_bytes` those of its weights in 8-bit integers.
 
     If `takes_best_rows`, the number of rows that `bench` found best on this machine overrides `most_rows`.
+    `plenty_memory` is for rows on a CPU while memory is plentiful, if they then take more.
     """
 
     name: str
@@ -65,6 +66,7 @@ class EngineKind:
     copied_bytes: Callable[[ModelShape, int, str], int] = no_copies
     quantized_bytes: Callable[[Footprint, ModelShape], int] = loaded_weights
     takes_best_rows: bool = False
+    plenty_memory: Callable[[Footprint], RowMemory] | None = None
 
     def limits(
         self,
@@ -81,7 +83,8 @@ class EngineKind:
         if num_rows is not None and (not isinstance(num_rows, int) or num_rows < 1):
             raise UsageError(f"batch_size {num_rows}: give auto or a number of at least 1")
         most_rows = best_rows or self.most_rows.get(device_type, MOST_ROWS_ACCELERATOR)
-        return BatchLimits(self.memory(footprint), budget_bytes(available_bytes), most_rows, num_rows)
+        plenty = self.plenty_memory(footprint) if self.plenty_memory and device_type == "cpu" else None
+        return BatchLimits(self.memory(footprint), budget_bytes(available_bytes), most_rows, num_rows, plenty)
 
 
 def larger(one: LargestBatch | None, other: LargestBatch) -> LargestBatch:

@@ -21,6 +21,8 @@ FLOAT32_BYTES = 4
 WORKSPACE_BYTES, WORKSPACE_SHARE = 6 * 2**20, 0.06
 # A batch may take this share of what is free besides the weights; the rest is for what no formula predicts.
 BUDGET_SHARE = 0.8
+# A batch that needs less than this share of its budget has plenty of memory: it may take half as much again.
+PLENTY_SHARE = 0.6
 
 
 class RowMemory(Protocol):
@@ -40,12 +42,16 @@ class RowMemory(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """The limits on rows that run together: their number (fixed by `num_rows`), and bytes above the weights."""
+    """The limits on rows that run together: their number (fixed by `num_rows`), and bytes above the weights.
+
+    `plenty_memory` is the arithmetic of what rows take while memory is plentiful, if that is more than they need.
+    """
 
     memory: RowMemory
     budget_bytes: int
     most_rows: int
     num_rows: int | None = None
+    plenty_memory: RowMemory | None = None
 
 
 def kinds_of(samplings: Iterable[SamplingParams]) -> list[SamplingParams]:
@@ -118,9 +124,16 @@ def budget_bytes(available_bytes: int) -> int:
 
 def batch_estimate(limits: BatchLimits, sequences: Rows[Sequence]) -> MemoryEstimate:
     """Estimate the memory of these sequences as one batch."""
+    needed = _estimate(limits.memory, sequences)
+    if limits.plenty_memory and needed.total < PLENTY_SHARE * limits.budget_bytes:
+        return _estimate(limits.plenty_memory, sequences)
+    return needed
+
+
+def _estimate(memory: RowMemory, sequences: Rows[Sequence]) -> MemoryEstimate:
     padded_length = max(sequence.num_prompt_tokens for sequence in sequences)
     needs = [
-        limits.memory.estimate(len(sequences), padded_length, kind)
+        memory.estimate(len(sequences), padded_length, kind)
         for kind in kinds_of(sequence.sampling for sequence in sequences)
     ]
     return max(needs, key=lambda need: need.total)

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MambaConfig, OPTConfig, PretrainedConfig
 
+from batchgen.engines.choice import REFERENCE
 from batchgen.engines.continuous.memory import PAGE, PREFILL_TOKENS, SlotMemory, prefill_rows
 from batchgen.engines.reference.memory import BatchMemory
 from batchgen.model.shape import Footprint, ModelShape, num_parameters
-from batchgen.planning.memory import BatchLimits, batch_bytes, largest_batch, logits_factor
+from batchgen.planning.memory import BUDGET_SHARE, BatchLimits, batch_bytes, largest_batch, logits_factor
 from batchgen.records import SamplingParams
 from tests.support.models import ARCHITECTURES
 from tests.support.rows import rows_of_lengths
@@ -108,11 +109,23 @@ def test_beams_are_rows() -> None:
     assert beams == rows
 
 
-@pytest.mark.parametrize(("rows", "holes"), [(4, 4 * 100 * 72 * KIB // 2), (64, 96 * MIB)])
-def test_the_growing_cache_of_a_batch_leaves_holes_of_half_its_size(rows: int, holes: int) -> None:
-    needed = BatchMemory(GPT2).estimate(rows, 100, GREEDY)
+@pytest.mark.parametrize(("new", "share"), [(6, 0), (600, 0.6)], ids=["a prefill", "a step"])
+def test_the_growing_cache_leaves_holes_in_steps_that_keep_blocks(new: int, share: float) -> None:
+    sampling = sampling_of(max_new_tokens=new)
+    needed, taken = (BatchMemory(GPT2, keeps).estimate(4, 400, sampling) for keeps in (False, True))
     tensors = needed.kv_cache + needed.attention_mask + needed.logits + needed.activations
-    assert needed.workspace == 46 * MIB + holes + int(0.06 * tensors)
+    assert needed.workspace == 46 * MIB + int(0.06 * tensors)
+    assert taken.total - needed.total == pytest.approx(share * 4 * 999 * 72 * KIB, abs=1)
+
+
+def test_batches_are_planned_by_need_but_expected_to_take_what_the_process_keeps() -> None:
+    rows = rows_of_lengths([300] * 4, sampling_of(max_new_tokens=600))
+    needed, taken = (BatchMemory(GPT2, keeps).estimate(4, 300, rows[0].sampling).total for keeps in (False, True))
+    assert needed < taken
+    for budget, device, expected in ((2 * needed, "cpu", taken), (needed, "cpu", needed), (2 * needed, "cuda", needed)):
+        limits = REFERENCE.limits(GPT2, device, int(budget / BUDGET_SHARE) + 1)
+        assert batch_bytes(limits, rows) == expected
+        assert largest_batch(limits, 300, [rows[0].sampling], 4) == 4
 
 
 def test_the_total_is_the_sum_of_the_parts() -> None:

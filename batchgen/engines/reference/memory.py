@@ -11,16 +11,20 @@ from batchgen.records import MemoryEstimate, SamplingParams
 # Added once per process, on top of live tensors: what `generate` imports, kernels and their scratch memory (measured:
 # docs/memory.md).
 LIBRARIES_BYTES = 40 * 2**20
-# If memory is plentiful, steps keep freed blocks. Those of the cache, which grow by a column in each step, leave holes
-# in the heap: about this share of it.
-HOLES_SHARE, MOST_HOLES_BYTES = 0.5, 96 * 2**20
+# Blocks of the cache grow by a column in each step. Freed blocks that are kept leave holes: this share of the cache,
+# the middle of what was measured (0.4 to 1).
+HOLES_SHARE = 0.6
 
 
 @dataclass(frozen=True, slots=True)
 class BatchMemory:
-    """The memory formula of whole batches, each padded to its longest prompt."""
+    """The memory formula of whole batches, each padded to its longest prompt.
+
+    If steps keep freed blocks (`keeps_blocks`), as they do while memory is plentiful, these take memory too.
+    """
 
     footprint: Footprint
+    keeps_blocks: bool = False
 
     def estimate(self, rows: int, columns: int, sampling: SamplingParams) -> MemoryEstimate:
         """Return the peak bytes above the weights for one batch of `rows` rows padded to `columns` columns.
@@ -31,17 +35,14 @@ class BatchMemory:
         rows *= sampling.num_beams
         prefill = _prefill(self.footprint, rows, columns)
         decode = _last_step(self.footprint, rows, columns + sampling.max_new_tokens - 1, sampling)
+        if self.keeps_blocks:
+            decode = replace(decode, workspace=decode.workspace + int(HOLES_SHARE * decode.kv_cache))
         peak = max(prefill, decode, key=lambda moment: moment.total)
-        return as_it_was(replace(peak, workspace=peak.workspace + kept_bytes(peak.kv_cache)), self.footprint)
+        return as_it_was(replace(peak, workspace=peak.workspace + LIBRARIES_BYTES), self.footprint)
 
     def rows_at_once(self, columns: int) -> int | None:
         """Return None: a batch is one forward, limited only by memory."""
         return None
-
-
-def kept_bytes(cache_bytes: int) -> int:
-    """Return the bytes that no batch gives back while memory is plentiful: of libraries, and of holes in the heap."""
-    return LIBRARIES_BYTES + min(MOST_HOLES_BYTES, int(HOLES_SHARE * cache_bytes))
 
 
 def _prefill(footprint: Footprint, rows: int, columns: int) -> MemoryEstimate:
