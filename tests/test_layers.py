@@ -73,6 +73,7 @@ LATE = {
     "engines.compiled.network",
     "engines.compiled.rows",
     "engines.compiled.dots",
+    "engines.compiled.sums",
     "engines.compiled.tensors",
     "engines.compiled.threads",
     "engines.compiled.tile",

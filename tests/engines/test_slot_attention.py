@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import product
 
+import numpy as np
 import pytest
 import torch
+from numba import njit
 
 from batchgen.engines.compiled import layers
+from batchgen.engines.compiled.compiling import NUMPY
 from batchgen.engines.compiled.layers import attend as compiled_attend
 from batchgen.engines.compiled.prompt_attention import attend_prompts as compiled_attend_prompts
 from batchgen.engines.compiled.prompt_attention import lay_out_prompts
+from batchgen.engines.compiled.sums import add_four, add_one, add_three, add_two
 from batchgen.engines.compiled.tensors import has_tiles, name_of
 from batchgen.engines.continuous.memory import PAGE
 from batchgen.engines.continuous.pages import HIDDEN
@@ -204,14 +207,15 @@ def test_a_step_attends_to_all_columns_of_each_row(extras: Extras, by: Attend) -
 
 
 @pytest.mark.parametrize("in_registers", [False, True])
-@pytest.mark.parametrize(("dtype", "size"), product(DTYPES, (32, 64)))
+@pytest.mark.parametrize(("size", "group"), [(32, 2), (64, 7)], ids=str)  # 64: sums of four queries and of three
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_compiled_step_takes_heads_of_any_size(
-    dtype: torch.dtype, size: int, in_registers: bool, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, size: int, group: int, in_registers: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if in_registers:
         needs_tiles(dtype)
     monkeypatch.setattr(layers, "scores_in_registers", lambda *_: in_registers)
-    rows = steps((5, 32, 100, 1), dtype, size=size)
+    rows = steps((5, 32, 100, 1), dtype, heads=2 * group, size=size)
     together = step(rows, compiled_attend)
     for row, found in zip(rows, together, strict=True):
         query, keys, values = (x.float() for x in row)
@@ -219,6 +223,22 @@ def test_a_compiled_step_takes_heads_of_any_size(
         near = 1e-5 if dtype == torch.float32 else 0.01
         torch.testing.assert_close(found.flatten(0, 1).float(), wanted, rtol=near, atol=near)
         assert torch.equal(step([row], compiled_attend)[0], found)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 4])
+def test_values_are_added_for_several_queries_at_once(num_rows: int, dtype: torch.dtype) -> None:
+    needs_tiles(dtype)
+    add = [add_one, add_two, add_three, add_four][num_rows - 1]
+    weights, values, sums = numbers(num_rows, 9), numbers(9, 2, 64).to(dtype), numbers(num_rows, 64)
+    wanted = sums + weights[:, :7] @ values[:7, 1].float()
+
+    @njit
+    def run(sums, weights, values, like):  # type: ignore[no-untyped-def]
+        add(sums, 64 * 4, weights, 9 * 4, values + 64 * like.itemsize, 2 * 64 * like.itemsize, 7, values, like)
+
+    run(sums.data_ptr(), weights.data_ptr(), values.data_ptr(), np.zeros(1, NUMPY[name_of(dtype)]))
+    torch.testing.assert_close(sums, wanted, rtol=1e-5, atol=1e-5)
 
 
 @BOTH

@@ -27,11 +27,11 @@ from batchgen.engines.compiled.compiling import (
     wide,
 )
 from batchgen.engines.compiled.dots import REGISTER, score_columns
+from batchgen.engines.compiled.sums import WIDTH, add_values
 from batchgen.engines.compiled.threads import Loop
-from batchgen.engines.compiled.writer import LANES
+from batchgen.engines.compiled.writer import LANES, WORD
 from batchgen.engines.continuous.memory import PAGE
 
-FLOAT_BYTES = 4
 PREFIX_FIELDS, PLACE_FIELDS = 8, 5  # integers that describe a shared prefix, and where a page is
 
 
@@ -41,12 +41,13 @@ def attention(dtype: str, head_size: int, group: int, *, has_cap: bool, has_sink
 
     order `[N]` are the pages of each row, from begin[b] to begin[b + 1]. Keys and values are `[U, Hkv, PAGE, D]`; mask
     `[U * Q, PAGE]` is added to the scores. Numbers below U * Q (`num_own`) are pages that count Q (`times`) times. The
-    others belong to `num_prefixes` prefixes, each described by `PREFIX_FIELDS` integers: its first number, its pages
-    per row, the addresses of its keys and of its values `[Hkv, P, D]`, P, the number of columns from there on, the
-    address of a mask `[R, P']` or 0, and P'. `in_registers` multiplies by `dots`, and P is a multiple of 16.
+    others belong to prefixes, each described by `PREFIX_FIELDS` integers: its first number, its pages per row, the
+    addresses of its keys and of its values `[Hkv, P, D]`, P, the number of columns from there on, the address of a mask
+    `[R, P']` or 0, and P'. `in_registers` multiplies by `dots` and adds by `sums`; P is then a multiple of 16.
     """
     size, num_queries, page_size, fields, known = head_size, group, PAGE, PREFIX_FIELDS, PLACE_FIELDS
     kind, item, registers = NUMPY[dtype], np.dtype(NUMPY[dtype]).itemsize, True if in_registers else None
+    sums_in_registers = registers if head_size % WIDTH == 0 else None
 
     @compiled(STORED[dtype], *[INTEGER] * 3, *[INTEGERS] * 3, FLOAT, STORED[dtype], *[INTEGER] * 4, NUMBER, NUMBER)
     def run(
@@ -55,9 +56,8 @@ def attention(dtype: str, head_size: int, group: int, *, has_cap: bool, has_sink
     ):  # fmt: skip
         shape = (last, kv_heads * num_queries, size)
         query, out = carray(query_, shape), carray(out_, shape)
-        begin = carray(begin_, (last + 1,))
+        begin, prefixes = carray(begin_, (last + 1,)), carray(prefixes_, (num_prefixes, fields))
         order, sinks = carray(order_, (begin[last],)), carray(sinks_, (kv_heads * num_queries,))
-        prefixes = carray(prefixes_, (num_prefixes, fields))
         own = (keys_at, values_at, mask_at, num_own, times, kv_heads, page_size, size * item)
         longest, heads = most_pages(begin, first, last), kv_heads * num_queries
         scores, places = np.empty((heads, longest * page_size), np.float32), np.empty((2, longest, known), np.int64)
@@ -71,7 +71,7 @@ def attention(dtype: str, head_size: int, group: int, *, has_cap: bool, has_sink
             finish_scores(scores, where, page_size, scaling, cap, has_cap)
             for h in range(heads):
                 weigh(scores[h], len(where), page_size, sinks[h] if has_sinks else f4(-np.inf), has_sinks)
-            add_values(sums, scores, where, following, by_head, kind)
+            add_values(sums, scores, where, following, by_head, kind, sums_in_registers)
             store(sums, out[row])
             where = following
 
@@ -103,7 +103,7 @@ def find_pages(where, pages, own, prefixes):
         number = pages[n]
         if number < num_own:
             place = number // times * kv_heads * page_size * column_bytes
-            hidden = mask_at + number * page_size * FLOAT_BYTES
+            hidden = mask_at + number * page_size * WORD
             keys, values, count, head_bytes = keys_at + place, values_at + place, page_size, page_size * column_bytes
         else:
             k = len(prefixes) - 1
@@ -112,7 +112,7 @@ def find_pages(where, pages, own, prefixes):
             first, num_pages, its_keys_at, its_values_at, length, seen, its_mask_at, mask_length = prefixes[k]
             row, page = divmod(number - first, num_pages)
             place, count = page * page_size * column_bytes, min(page_size, seen - page * page_size)
-            hidden = its_mask_at + (row * mask_length + page * page_size) * FLOAT_BYTES if its_mask_at != 0 else 0
+            hidden = its_mask_at + (row * mask_length + page * page_size) * WORD if its_mask_at != 0 else 0
             keys, values, head_bytes = its_keys_at + place, its_values_at + place, length * column_bytes
         if hidden != 0:
             count = last_seen(carray(at(hidden), (count,), np.float32))
@@ -210,7 +210,7 @@ def finish_scores(scores, where, page_size, scaling, cap, has_cap):
 
 @inlined
 def last_seen(mask):
-    """Return how many columns to look at: up to the last that is seen, in whole fours, as `add_values` adds them."""
+    """Return how many columns to look at: up to the last that is seen, in whole fours, as values are added."""
     count = len(mask)
     while count > 0 and mask[count - 1] < f4(0):
         count -= 1
@@ -233,28 +233,3 @@ def weigh(scores, num_pages, page_size, sink, has_sink):
         total += its
     for c in range(num_pages * page_size):
         scores[c] = scores[c] / total
-
-
-@inlined
-def add_values(sums, scores, where, following, shape, kind):
-    """Add all columns' values, weighted, four columns at a time; meanwhile the next row's keys come into the caches."""
-    kv_heads, page_size, size, column_bytes = shape
-    group = len(sums) // kv_heads
-    for n in range(len(where)):
-        start, num_columns = n * page_size, where[n, 3]
-        for k in range(kv_heads):
-            values = carray(at(where[n, 1] + k * where[n, 4]), (page_size, size), kind)
-            next_keys, num_next = 0, 0
-            if n < len(following):
-                next_keys, num_next = following[n, 0] + k * following[n, 4], following[n, 3]
-            for h in range(k * group, (k + 1) * group):
-                for c in range(0, num_columns - 3, 4):
-                    if c < num_next and c // 4 % group == h - k * group:
-                        fetch_all(next_keys + c * column_bytes, 4 * column_bytes)
-                    w0, w1, w2, w3 = scores[h, start + c : start + c + 4]
-                    for i in range(size):
-                        left = w0 * wide(values[c, i]) + w1 * wide(values[c + 1, i])
-                        sums[h, i] += left + (w2 * wide(values[c + 2, i]) + w3 * wide(values[c + 3, i]))
-                for c in range(num_columns // 4 * 4, num_columns):
-                    for i in range(size):
-                        sums[h, i] += scores[h, start + c] * wide(values[c, i])

@@ -25,6 +25,7 @@ class _BFloat(ir.types.Type):  # type: ignore[misc]
 
 INT, LONG, FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
 INTS, FLOATS = ir.VectorType(INT, LANES), ir.VectorType(FLOAT, LANES)
+HALVES = ir.VectorType(ir.IntType(16), LANES)
 PAIRS = ir.VectorType(_BFloat(), 2 * LANES)
 Values = list[ir.Value]
 
