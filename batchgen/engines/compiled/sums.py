@@ -1,6 +1,6 @@
 """The sums of values in a step's attention, weighted by the scores of their columns.
 
-With AVX-512, a value is converted to float32 once for up to four queries, whose sums stay in registers for a whole page.
+With AVX-512, a value is converted to float32 once for up to four queries; their sums stay in registers for a page.
 """
 
 from __future__ import annotations
