@@ -11,16 +11,13 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from batchgen.errors import UsageError
 from batchgen.machine import cgroups
 from batchgen.machine.cgroups import read_lines
 from batchgen.machine.devices import Device
 from batchgen.records import MemoryLimit as MemoryLimit
-
-if TYPE_CHECKING:
-    pass
 
 ROOT = Path("/")
 # What kernels can free without swapping, for those older than 3.14, which have no MemAvailable.

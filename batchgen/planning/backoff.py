@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from batchgen.machine.meter import PeakMeter, peak_bytes
 from batchgen.machine.process import release_heap
-from batchgen.planning.memory import PLENTY_SHARE, BatchLimits, batch_bytes, batch_estimate
+from batchgen.planning.memory import PLENTY_SHARE, BatchLimits, padded_estimate
 from batchgen.records import Sequence
 from batchgen.text import size_text
 
@@ -73,12 +73,12 @@ class Backoff:
         """The most bytes that the process, or its tensors on the device, ever held."""
         return self._meter.peak_bytes if self._meter else peak_bytes()
 
-    def expect(self, predicted: int, *, anew: bool, prefills_apart: bool = False) -> None:
-        """Record what the next rows are predicted to take; with `anew`, growth is measured from here on.
+    def expect(self, needed: int, *, anew: bool, prefills_apart: bool = False) -> None:
+        """Record what the next rows need; with `anew`, growth is measured from here on.
 
         If `prefills_apart`, freed blocks are returned to the system until `begin_steps`.
         """
-        self._is_plenty = predicted < PLENTY_SHARE * self.limits.budget_bytes
+        self._is_plenty = needed < PLENTY_SHARE * self.limits.budget_bytes
         self._reuse_blocks(self._is_plenty and not prefills_apart)
         if self._meter and anew:
             self._meter.start()
@@ -120,7 +120,7 @@ class Backoff:
         """Whether a single row would get the process killed; without that danger it is simply tried."""
         if len(rows) > 1:
             return False
-        needed = batch_estimate(self._limits, rows)
+        needed = padded_estimate(self._limits.memory, rows)
         wall_bytes = self._wall()
         if wall_bytes is not None and needed.tensors > wall_bytes:
             release()
@@ -128,7 +128,7 @@ class Backoff:
         return wall_bytes is not None and needed.tensors > wall_bytes
 
     def fail(self, row: Sequence) -> None:
-        needed = size_text(batch_bytes(self._limits, [row]))
+        needed = size_text(padded_estimate(self._limits.memory, [row]).total)
         tokens = f"{row.num_prompt_tokens} prompt + {row.sampling.max_new_tokens} new tokens"
         row.batch_index = row.padded_length = None
         row.fail(

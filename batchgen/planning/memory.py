@@ -123,14 +123,15 @@ def budget_bytes(available_bytes: int) -> int:
 
 
 def batch_estimate(limits: BatchLimits, sequences: Rows[Sequence]) -> MemoryEstimate:
-    """Estimate the memory of these sequences as one batch."""
-    needed = _estimate(limits.memory, sequences)
+    """Estimate the memory that these sequences take as one batch: more than they need, if memory is plentiful."""
+    needed = padded_estimate(limits.memory, sequences)
     if limits.plenty_memory and needed.total < PLENTY_SHARE * limits.budget_bytes:
-        return _estimate(limits.plenty_memory, sequences)
+        return padded_estimate(limits.plenty_memory, sequences)
     return needed
 
 
-def _estimate(memory: RowMemory, sequences: Rows[Sequence]) -> MemoryEstimate:
+def padded_estimate(memory: RowMemory, sequences: Rows[Sequence]) -> MemoryEstimate:
+    """Estimate the memory of these sequences as one batch by an engine's arithmetic."""
     padded_length = max(sequence.num_prompt_tokens for sequence in sequences)
     needs = [
         memory.estimate(len(sequences), padded_length, kind)
@@ -140,7 +141,7 @@ def _estimate(memory: RowMemory, sequences: Rows[Sequence]) -> MemoryEstimate:
 
 
 def batch_bytes(limits: BatchLimits, sequences: Rows[Sequence]) -> int:
-    """Return the bytes above the weights that these sequences need as one batch."""
+    """Return the bytes above the weights that these sequences take as one batch."""
     return batch_estimate(limits, sequences).total
 
 

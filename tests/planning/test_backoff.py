@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
 from batchgen.engines import finish_all, make_engine
 from batchgen.engines.reference.engine import ReferenceEngine
+from batchgen.engines.reference.memory import BatchMemory
 from batchgen.engines.reference.queue import BatchQueue
 from batchgen.engines.sampling.sampler import Sampler
 from batchgen.errors import is_out_of_memory
@@ -19,9 +21,9 @@ from batchgen.model.padding import encode
 from batchgen.pipeline import Pipeline
 from batchgen.planning.backoff import Backoff
 from batchgen.planning.batches import plan_batches
-from batchgen.planning.memory import batch_bytes, batch_estimate
+from batchgen.planning.memory import PLENTY_SHARE, BatchLimits, batch_bytes, batch_estimate
 from batchgen.records import EngineOptions, Result, SamplingParams, Sequence
-from tests.support.engines import limits_of
+from tests.support.engines import FOOTPRINT, limits_of
 from tests.support.meters import FakeMeter
 from tests.support.rows import requests_of, rows_of_lengths
 
@@ -72,7 +74,7 @@ def run_all(backoff: Backoff, batches: list[list[Sequence]], runner: Runner) -> 
         if not rows[0].is_finished and not runs(rows, runner):
             queue.give_way(rows)
         elif rows[0].error is None:
-            queue.done(rows)
+            queue.done()
         finished += [row for row in rows if row.is_finished]
     return finished
 
@@ -119,6 +121,52 @@ def test_the_ceiling_holds_for_the_rest_of_the_run() -> None:
     run_all(backoff, [short_rows([5] * ROWS) for _ in range(3)], runner)
     assert runner.tried == [8, 4, 2, 2, 2, 2] + [2] * 8
     assert [len(batch) for batch in plan_batches(short_rows([5] * ROWS), backoff.limits)] == [2] * 4
+
+
+def rows_of_long_answers(num_rows: int = ROWS) -> list[Sequence]:
+    """Return rows whose memory is that of a growing cache."""
+    return rows_of_lengths([50] * num_rows, SamplingParams(max_new_tokens=800))
+
+
+def limits_that_keep_blocks(budget_bytes: int = 1 << 50) -> BatchLimits:
+    return replace(limits_of(budget_bytes), plenty_memory=BatchMemory(FOOTPRINT, keeps_blocks=True))
+
+
+def test_the_ceiling_is_what_rows_need_not_what_they_take_while_memory_is_plentiful() -> None:
+    runner, lines = Runner(MemoryError, lambda rows: len(rows) > 20), list[str]()
+    batches = [rows_of_long_answers(32) for _ in range(2)]
+    run_all(Backoff(limits_that_keep_blocks(), say=lines.append), batches, runner)
+    assert runner.tried == [32, 16, 16, 16, 16]
+    assert [line.split(": ")[1] for line in lines] == ["continuing with 16 at a time"]
+
+
+def test_blocks_are_kept_if_rows_need_little_although_they_then_take_more() -> None:
+    rows = rows_of_long_answers()
+    needed, taken = (batch_bytes(limits, rows) for limits in (limits_of(), limits_that_keep_blocks()))
+    limits, kept = limits_that_keep_blocks(int((needed + taken) / 2 / PLENTY_SHARE)), list[bool]()
+    backoff = Backoff(limits, reuse_blocks=kept.append)
+    queue = BatchQueue(backoff)
+    queue.add([rows])
+    queue.take()
+    backoff.begin_steps()
+    assert kept == [False, True]
+    queue.done()
+    assert backoff.predicted_bytes == taken
+
+
+def test_rows_are_compared_with_what_was_expected_when_they_began() -> None:
+    """The blocks that they leave behind make memory less plentiful."""
+    rows = rows_of_long_answers()
+    limits, lines = limits_that_keep_blocks(), list[str]()
+    taken = batch_bytes(limits, rows)
+    budgets = iter([1 << 50] * 3)
+    backoff = Backoff(limits, budget=lambda: next(budgets, taken), meter=FakeMeter([taken]), say=lines.append)
+    queue = BatchQueue(backoff)
+    queue.add([rows])
+    queue.take()
+    queue.done()
+    backoff.end()
+    assert (backoff.predicted_bytes, lines) == (taken, [])
 
 
 def test_the_ceiling_is_one_of_bytes() -> None:

@@ -146,7 +146,7 @@ class ReferenceEngine:
             self._batches += 1
             num_steps = max(row.num_output_tokens for row in batch.rows) - 1
             self._decode_work += max(0, num_steps) * step_work(len(batch.rows))
-            self._queue.done(batch.rows)
+            self._queue.done()
 
     # Runs in the call's thread.
 

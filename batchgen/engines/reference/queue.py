@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from batchgen.planning.backoff import Backoff, release
-from batchgen.planning.memory import batch_bytes, kinds_of, largest_batch
+from batchgen.planning.memory import batch_bytes, kinds_of, largest_batch, padded_estimate
 from batchgen.records import Sequence
 
 
@@ -16,6 +16,7 @@ class BatchQueue:
     def __init__(self, backoff: Backoff) -> None:
         self._backoff = backoff
         self._waiting: deque[list[Sequence]] = deque()
+        self._expected_bytes = 0  # what the current batch takes
         self._is_measured = False  # memory is measured from the first batch on: the next ones reuse what it leaves
 
     def __bool__(self) -> bool:
@@ -36,13 +37,16 @@ class BatchQueue:
         if self._backoff.hits_the_wall(rows):
             self._backoff.fail(rows[0])
         else:
-            self._backoff.expect(self.bytes_of(rows), anew=not self._is_measured, prefills_apart=True)
+            limits = self._backoff.limits
+            self._expected_bytes = batch_bytes(limits, rows)
+            needed = padded_estimate(limits.memory, rows).total
+            self._backoff.expect(needed, anew=not self._is_measured, prefills_apart=True)
             self._is_measured = True
         return rows
 
-    def done(self, rows: list[Sequence]) -> None:
-        """Compare what rows took so far with what the largest batch was expected to take."""
-        self._backoff.predicted_bytes = max(self._backoff.predicted_bytes, self.bytes_of(rows))
+    def done(self) -> None:
+        """Compare what rows took so far with what the largest batch was expected to take when it began."""
+        self._backoff.predicted_bytes = max(self._backoff.predicted_bytes, self._expected_bytes)
         self._backoff.compare(self._backoff.predicted_bytes)
 
     def give_way(self, rows: list[Sequence]) -> int:
@@ -58,7 +62,7 @@ class BatchQueue:
         for row in unfinished:
             row.output_ids.clear()
         half = max(1, len(rows) // 2)
-        self._backoff.lower_ceiling(self.bytes_of(rows[:half]))
+        self._backoff.lower_ceiling(padded_estimate(self._backoff.limits.memory, rows[:half]).total)
         if len(rows) == 1:
             self._backoff.fail(rows[0])
         else:
@@ -66,10 +70,6 @@ class BatchQueue:
             self._backoff.say_fewer(f"{len(rows)} rows of {padded_length} columns", half)
             self._waiting.extendleft(part for part in (unfinished[half:], unfinished[:half]) if part)
         return dropped
-
-    def bytes_of(self, rows: list[Sequence]) -> int:
-        """Return the bytes that these rows are expected to take as one batch, above the weights."""
-        return batch_bytes(self._backoff.limits, rows)
 
     def _room(self, rows: list[Sequence]) -> int:
         """Return how many of these rows may currently run together."""
