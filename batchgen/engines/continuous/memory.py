@@ -16,8 +16,9 @@ from batchgen.records import MemoryEstimate, SamplingParams
 KERNELS_BYTES = 32 * 2**20
 # If memory is plentiful, freed blocks of up to 32 MiB are kept, and leave holes in the heap: glibc often cannot give an
 # aligned block back for the same size. In a prefill each layer leaves some: these shares of the activations, once and
-# per layer. Logits leave two as large as themselves.
-HOLES_SHARE, HOLES_SHARE_PER_LAYER, MOST_HOLES_BYTES = 1 / 2, 1 / 24, 96 * 2**20
+# per layer. Prefills of one row leave more, since each has a size of its own. Logits leave two as large as themselves.
+HOLES_SHARE, HOLES_SHARE_PER_LAYER, MOST_HOLES_BYTES = 0.4, 1 / 30, 96 * 2**20
+TIMES_ALONE = 1.5
 MOST_LOGITS_HOLES_BYTES = 32 * 2**20
 # With less than this, those kernels and prefills of many rows do not fit; static batches need less.
 LEAST_SLOTS_BYTES = 128 * 2**20
@@ -84,6 +85,7 @@ def _peak(
     moments = (_logits_bytes(footprint, rows, sampling), again), (_logits_bytes(footprint, filled, sampling), prefill)
     logits, activations = max(moments, key=sum)
     holes = (HOLES_SHARE + HOLES_SHARE_PER_LAYER * footprint.num_layers) * prefill
+    holes *= TIMES_ALONE if prefill_rows(columns) == 1 else 1
     workspace = KERNELS_BYTES + min(MOST_HOLES_BYTES, int(holes))
     peak = MemoryEstimate(
         weights=0,
