@@ -11,6 +11,9 @@ from batchgen.records import Result
 
 RECENT_S = 15.0  # the time over which `recent_tokens_per_s` is measured
 SAMPLE_S = 1.0
+# Before the first result, at least this share of all tokens is needed to estimate the time left: a run begins with what
+# is done once, such as compiling.
+TELLING_SHARE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +109,10 @@ class Pace:
     @property
     def seconds_left(self) -> float | None:
         """The estimated time left; None if it cannot be estimated yet."""
-        if not self.total_tokens or not self.done_tokens:
+        total, done = self.total_tokens, self.done_tokens
+        if not total or not done or (not self.num_results and done < TELLING_SHARE * total):
             return None
-        return max(0.0, (self.total_tokens - self.done_tokens) / self.done_tokens * self.elapsed_s)
+        return max(0.0, (total - done) / done * self.elapsed_s)
 
     def progress(self, unit: str) -> RunProgress:
         """Return the current progress."""

@@ -14,6 +14,7 @@ from batchgen.render.grid import GridLine, column_widths, elide, fold_grid
 from batchgen.render.progress import ProgressReport
 from batchgen.render.screen import Screen, overrun, summary
 from batchgen.render.table import ResultTable
+from batchgen.runs.pace import Pace
 from batchgen.text import escape
 from tests.support.models import EOS
 
@@ -213,6 +214,20 @@ def test_failed_rows_are_in_the_line() -> None:
     clock.now = 5.0
     progress.on_result(result_of(error="x.txt:1: the prompt is empty", num_output_tokens=0))
     assert "4 of 13 rows, 1 failed, 0 tokens/s, about 0:00:45 left" in stream.getvalue()
+
+
+def test_the_first_tokens_after_compiling_say_nothing_of_the_time_left() -> None:
+    clock = Clock()
+    pace = Pace(max_new_tokens=100, clock=clock)
+    pace.begin(10, 0)
+    clock.now = 60.0
+    pace.on_step(10)
+    assert pace.seconds_left is None
+    clock.now = 64.0
+    pace.on_step(40)
+    assert pace.seconds_left == pytest.approx(64 * 19)
+    pace.on_result(result_of(num_output_tokens=5))
+    assert pace.seconds_left == pytest.approx(64 * (1000 - 145) / 145)
 
 
 def test_json_is_an_object_a_second_and_a_last_one() -> None:
