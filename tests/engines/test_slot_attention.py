@@ -206,8 +206,10 @@ def test_a_step_attends_to_all_columns_of_each_row(extras: Extras, by: Attend) -
         torch.testing.assert_close(found.flatten(0, 1), wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("in_registers", [False, True])
-@pytest.mark.parametrize(("size", "group"), [(32, 2), (64, 7)], ids=str)  # 64: sums of four queries and of three
+@pytest.mark.parametrize(
+    ("size", "group", "in_registers"),
+    [(32, 2, False), (32, 2, True), (64, 7, True)],  # 64: sums of four queries, and of three
+)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_compiled_step_takes_heads_of_any_size(
     dtype: torch.dtype, size: int, group: int, in_registers: bool, monkeypatch: pytest.MonkeyPatch
