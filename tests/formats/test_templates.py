@@ -149,6 +149,15 @@ def test_a_template_takes_neither_all_memory_nor_all_time(source: str) -> None:
     assert peak < 2**29
 
 
+def test_values_may_be_nested_as_deep_as_anyone_needs() -> None:
+    source = (
+        "{{% set n = namespace(x=[]) %}}{{% for i in range({}) %}}{{% set n.x = [n.x] %}}{{% endfor %}}{{{{ n.x }}}}"
+    )
+    assert Template(source.format(150)).render({}) == "[" * 151 + "]" * 151
+    with pytest.raises(ValueError, match="a value is nested more than 200 deep"):
+        Template(source.format(250)).render({})
+
+
 def test_a_row_does_not_pay_for_the_rows_before() -> None:
     template = Template("{{ 'a' * 1000000 }}")
     assert {len(template.render({})) for _ in range(200)} == {1_000_000}

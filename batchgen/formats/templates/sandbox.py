@@ -26,6 +26,7 @@ MOST_WORK = 16 * LONGEST_ROW  # characters produced while rendering one prompt
 STEP = 100  # the minimum cost of a loop iteration or a value, in characters
 ITEM = 4  # the cost of an item of a list or dict besides its value, in characters: quotes, a comma, a space
 MOST_BITS = 4096  # in a whole number
+MOST_DEPTH = 200  # of lists in lists; each level is measured again for every value
 MOST_INDENT = 100
 
 # Nothing random, nothing for HTML, nothing that pads to a width; `join`, `replace`, … have limits of their own.
@@ -203,8 +204,10 @@ def _bits(value: Any) -> int:
     return value.bit_length() if isinstance(value, int) else 1
 
 
-def _size(value: Any, seen: dict[int, int]) -> int:
+def _size(value: Any, seen: dict[int, int], depth: int = 0) -> int:
     """The characters of a value written out, including nested values; repeated ones count each time."""
+    if depth > MOST_DEPTH:
+        raise SecurityError(f"a value is nested more than {MOST_DEPTH} deep")
     if isinstance(value, str):
         return len(value)
     if isinstance(value, int):
@@ -214,7 +217,7 @@ def _size(value: Any, seen: dict[int, int]) -> int:
         return 1
     if id(value) not in seen:
         items = (*value.keys(), *value.values()) if isinstance(value, dict) else value
-        seen[id(value)] = 1 + sum(ITEM + _size(item, seen) for item in items)
+        seen[id(value)] = 1 + sum(ITEM + _size(item, seen, depth + 1) for item in items)
     return seen[id(value)]
 
 
