@@ -177,7 +177,7 @@ def _limits(model: Model, options: EngineOptions, kind: EngineKind, begun: Engin
 
     precision = precision_of(model.dtype_name, options.quantize)
     best_rows = kept_rows(model.checkpoint.name, str(model.device), precision) if kind.takes_best_rows else None
-    footprint = footprint_of(model.checkpoint, model.dtype_name, kind.name)
+    footprint = footprint_of(model.checkpoint, model.dtype_name, kind.name, is_exact=options.exact)
     available = available_bytes(model.device, options.memory)
     best_rows = begun.rows if begun else best_rows
     return kind.limits(footprint, model.device.type, available, options.batch_size, best_rows)

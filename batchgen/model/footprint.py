@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from batchgen.machine.kept import keep, read_kept
+from batchgen.model.layer_rules import scans_columns
 from batchgen.model.shape import Footprint, ModelShape
 
 if TYPE_CHECKING:
@@ -22,12 +23,14 @@ MOST_KEPT = 200
 MOST_OVERRUN = 4.0  # more points to a bug elsewhere, and would leave no room for rows
 
 
-def footprint_of(checkpoint: Checkpoint, dtype: str, engine: str = "") -> Footprint:
+def footprint_of(checkpoint: Checkpoint, dtype: str, engine: str = "", *, is_exact: bool = True) -> Footprint:
     """Bytes that a model takes in `dtype`, from GPT-2's formulas or from trial forwards; needs no weights.
 
-    With `engine`, includes the overrun that its earlier runs recorded.
+    With `engine`, includes the overrun that its earlier runs recorded. `is_exact`: rows get the same bits in any batch.
     """
-    return replace(_probed(checkpoint, dtype), overrun=_kept_overrun(checkpoint, dtype, engine))
+    alone = is_exact and scans_columns(checkpoint.outline)
+    found = _probed(checkpoint, dtype)
+    return replace(found, prefills_alone=alone, overrun=_kept_overrun(checkpoint, dtype, engine))
 
 
 def overrun_keeper(checkpoint: Checkpoint, dtype: str, engine: str) -> Callable[[float], None]:

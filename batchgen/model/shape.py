@@ -130,6 +130,7 @@ class Footprint:
     scores: int = 0  # one query's scores of one column in all heads, before and after the softmax
     largest_weight: int = 0  # of linear layers that multiply the same input
     output_weight: int = 0  # of an output layer that is not the embedding
+    prefills_alone: bool = False  # slots prefill one row at a time, for a scan over columns to have the same bits
     overrun: float = 1.0  # the factor by which rows exceeded this prediction in earlier runs
 
     @classmethod

@@ -60,7 +60,7 @@ def make_room(
     """Return what `run` would find with these options, before it loads the weights."""
     on = certain_cpu(device) or choose_device(device)
     dtype = choose_dtype(dtype, on.type, checkpoint.outline)
-    footprint = footprint_of(checkpoint, dtype, kind.name)
+    footprint = footprint_of(checkpoint, dtype, kind.name, is_exact=options.exact)
     shape = ModelShape.from_config(checkpoint.outline)
     weights_bytes = kind.quantized_bytes(footprint, shape) if options.quantize else footprint.weights
     packed_bytes = 0 if options.quantize else kind.copied_bytes(shape, footprint.element_bytes, on.type)

@@ -21,6 +21,8 @@ from batchgen.planning.kinds import EngineKind
 from batchgen.planning.memory import batch_bytes
 from batchgen.records import EngineOptions, Request, SamplingParams, Sequence
 from tests.support.engines import limits_of
+from tests.support.families import config_of
+from tests.support.models import model_of
 from tests.support.rows import requests_of
 
 # One token each in GPT-2's vocabulary.
@@ -58,14 +60,21 @@ def test_lengths_are_counted_in_bins_that_double(checkpoint: Checkpoint) -> None
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("engine", "num_rows"), [("reference", 50), ("continuous", 16)])
-def test_the_plan_is_what_a_run_does(bundled: Model, engine: str, num_rows: int) -> None:
+@pytest.mark.parametrize(
+    ("engine", "num_rows", "family"),
+    [("reference", 50, ""), ("continuous", 16, ""), ("continuous", 6, "falcon_h1")],  # its prompts are scanned alone
+)
+def test_the_plan_is_what_a_run_does(
+    bundled: Model, checkpoint: Checkpoint, engine: str, num_rows: int, family: str
+) -> None:
+    model = model_of(config_of(family), checkpoint) if family else bundled
     requests = requests_of([of_length(1 + i * 7 % 40) for i in range(num_rows)], max_new_tokens=2)
-    runner = make_engine(bundled, EngineOptions(engine, share_prefixes=False))
+    runner = make_engine(model, EngineOptions(engine, share_prefixes=False))
     limits = runner._backoff.limits  # type: ignore[attr-defined]
-    pipeline = Pipeline(bundled.checkpoint, runner)
+    pipeline = Pipeline(model.checkpoint, runner)
     list(pipeline.run(requests))
-    stats, plan = pipeline.stats(), forecast(bundled.checkpoint, requests, limits, KINDS[engine])
+    stats, plan = pipeline.stats(), forecast(model.checkpoint, requests, limits, KINDS[engine])
+    assert family == "" or plan.planned.batches == num_rows
     assert plan.planned == Padding(stats.batches, stats.prompt_tokens + stats.pad_tokens, stats.pad_tokens)
     assert plan.decode_work == stats.decode_work
     assert plan.largest is not None

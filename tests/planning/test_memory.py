@@ -255,6 +255,18 @@ def test_freed_blocks_leave_holes_in_each_layer_up_to_a_limit(
     assert needed.workspace == pytest.approx(32 * MIB + wanted, abs=1)
 
 
+def test_rows_with_a_scan_are_prefilled_alone_and_make_their_states_anew() -> None:
+    alone = replace(GPT2, prefills_alone=True, cache_row=1000 * KIB)
+    together = replace(alone, prefills_alone=False)
+    assert [SlotMemory(footprint).rows_at_once(100) for footprint in (alone, together)] == [1, 10]
+    needed, more = (SlotMemory(footprint).estimate(64, 100, GREEDY) for footprint in (alone, together))
+    assert needed.kv_cache == more.kv_cache
+    assert needed.activations < more.activations
+    share = 1.5 * (0.4 + 12 / 30)
+    prefill = 100 * (22 * 768 + 2 * 12 * PAGE) * 4
+    assert needed.workspace == pytest.approx(32 * MIB + share * prefill + 64 * 1000 * KIB, abs=1)
+
+
 def test_a_prompt_longer_than_a_prefill_comes_alone() -> None:
     assert prefill_rows(PREFILL_TOKENS + 1) == 1
 

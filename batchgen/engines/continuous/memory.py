@@ -42,9 +42,9 @@ class SlotMemory:
         held = _held(self.footprint, [last_column(columns, sampling)])
         return _peak(self.footprint, rows, (rows * held[0], rows * held[1]), columns, sampling)
 
-    def rows_at_once(self, columns: int) -> int | None:
+    def rows_at_once(self, columns: int) -> int:
         """Return how many rows of `columns` columns one prefill takes."""
-        return prefill_rows(columns)
+        return _rows_at_once(self.footprint, columns)
 
     def of_rows(self, rows: Rows[tuple[int, SamplingParams]], prefix_tokens: int = 0) -> MemoryEstimate:
         """Return the peak bytes above the weights for rows in slots, given by prompt length and options.
@@ -78,15 +78,16 @@ def _peak(
 ) -> MemoryEstimate:
     """Return the higher one of a prefill's peak and a step's, including pages, masks and the prefix."""
     cache = held[0] + int(footprint.cache_column * prefix_tokens)
-    filled = min(rows, prefill_rows(columns))
+    filled = min(rows, _rows_at_once(footprint, columns))
     prefill = max(_prompt_bytes(footprint, filled, columns, prefix_tokens), _prompt_bytes(footprint, 1, prefix_tokens))
     again = _again_bytes(footprint, prefix_tokens + last_column(columns, sampling), prefill)
     # The last step, and a prefill.
     moments = (_logits_bytes(footprint, rows, sampling), again), (_logits_bytes(footprint, filled, sampling), prefill)
     logits, activations = max(moments, key=sum)
     holes = (HOLES_SHARE + HOLES_SHARE_PER_LAYER * footprint.num_layers) * prefill
-    holes *= TIMES_ALONE if prefill_rows(columns) == 1 else 1
-    workspace = KERNELS_BYTES + min(MOST_HOLES_BYTES, int(holes))
+    holes *= TIMES_ALONE if _rows_at_once(footprint, columns) == 1 else 1
+    of_states = rows * footprint.cache_row if footprint.prefills_alone else 0  # a scan's step makes all states anew
+    workspace = KERNELS_BYTES + min(MOST_HOLES_BYTES, int(holes)) + int(of_states)
     peak = MemoryEstimate(
         weights=0,
         kv_cache=cache,
@@ -96,6 +97,10 @@ def _peak(
         workspace=workspace,
     )
     return as_it_was(peak, footprint)
+
+
+def _rows_at_once(footprint: Footprint, columns: int) -> int:
+    return 1 if footprint.prefills_alone else prefill_rows(columns)
 
 
 def _logits_bytes(footprint: Footprint, rows: int, sampling: SamplingParams) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
-from batchgen.engines.continuous.memory import SlotMemory, prefill_rows, room_beside
+from batchgen.engines.continuous.memory import SlotMemory, room_beside
 from batchgen.planning.batches import STEP_OVERHEAD, longest_first, plan_prefills
 from batchgen.planning.kinds import LargestBatch, larger, num_steps
 from batchgen.planning.memory import BatchLimits
@@ -22,6 +22,7 @@ class SlotSchedule:
 
     def __init__(self, limits: BatchLimits) -> None:
         self.limits = limits
+        self._memory = SlotMemory(limits.memory.footprint)
         self.num_slots = limits.num_rows or limits.most_rows
         self.largest: LargestBatch | None = None
         self._filling: list[Sequence] = []
@@ -37,7 +38,7 @@ class SlotSchedule:
         for start in range(0, len(rows), self.num_slots):
             filling = iter(rows[start : start + self.num_slots])
             lengths = [row.num_prompt_tokens for row in rows[start : start + self.num_slots]]
-            yield from (list(islice(filling, size)) for size in plan_prefills(lengths, prefill_rows))
+            yield from (list(islice(filling, size)) for size in plan_prefills(lengths, self._memory.rows_at_once))
 
     def _fill(self, rows: list[Sequence]) -> None:
         """Add a window: the first ones run together until slots are full.
@@ -48,7 +49,7 @@ class SlotSchedule:
         self._filling = longest_first([*beside, *rows])[: self.num_slots]
         lengths = [(row.num_prompt_tokens, row.sampling) for row in self._filling]
         room = max(1, room_beside(self.limits, [], lengths))
-        memory = SlotMemory(self.limits.memory.footprint).of_rows(lengths[:room])
+        memory = self._memory.of_rows(lengths[:room])
         self.largest = larger(self.largest, LargestBatch(room, lengths[0][0], memory))
         self._most_rows = max(self._most_rows, room)
 
