@@ -207,10 +207,16 @@ def test_a_step_attends_to_all_columns_of_each_row(extras: Extras, by: Attend) -
 
 
 @pytest.mark.parametrize(
-    ("size", "group", "in_registers"),
-    [(32, 2, False), (32, 2, True), (64, 7, True)],  # 64: sums of four queries, and of three
+    ("dtype", "size", "group", "in_registers"),
+    [
+        (torch.float32, 16, 2, False),
+        (torch.bfloat16, 16, 2, False),
+        (torch.float32, 16, 2, True),  # a head fills one register
+        (torch.bfloat16, 32, 2, True),
+        (torch.float32, 64, 7, True),  # sums of four queries, and of three
+        (torch.bfloat16, 64, 7, True),
+    ],
 )
-@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_compiled_step_takes_heads_of_any_size(
     dtype: torch.dtype, size: int, group: int, in_registers: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
