@@ -11,6 +11,8 @@ import man_page
 import pytest
 import yaml
 
+from batchgen.cli.lazy import LazyCommand
+
 ROOT = Path(__file__).parent.parent
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -22,6 +24,12 @@ def test_the_manual_page_says_what_the_commands_say(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("COLUMNS", "80")
     committed = (ROOT / "share/man/man1/batchgen.1").read_text(encoding="utf-8")
     assert man_page.man_page() == committed, "make docs writes it anew"
+
+
+def test_a_command_alone_has_the_help_options_that_it_has_in_the_program() -> None:
+    """Commands are made once in a process, and keep the help option of their first context."""
+    alone = LazyCommand("plan").make_context("plan", [], resilient_parsing=True)
+    assert alone.help_option_names == ["-h", "--help"]
 
 
 @pytest.mark.parametrize("path", YAML, ids=[path.name for path in YAML])

@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from batchgen import __version__
 from batchgen.cli.exit_codes import BROKEN_PIPE
 from batchgen.cli.hints import choice_hint, command_hint, option_hint
-from batchgen.cli.lazy import COMMANDS, TYPED
+from batchgen.cli.lazy import COMMANDS, HELP, TYPED
 from batchgen.cli.settings import SCREEN, apply_settings, explain_setting, flag_of
 from batchgen.cli.signals import Interrupts
 from batchgen.errors import BatchgenError, UsageError, first_line, is_panic, lack_of_resources
@@ -25,7 +25,6 @@ from batchgen.records import FieldError
 
 TRACEBACK = "BATCHGEN_TRACEBACK"  # if set in the environment, unexpected errors show a traceback
 PACKAGE = f"{Path(__file__).parents[1]}{os.sep}"
-HELP = ("-h", "--help")
 OWN_PROCESS = "own process"  # the context's object in a process that runs one command and exits
 REFUSED: Any = typer.BadParameter.__mro__[1]  # the base class of typer's usage errors, which typer does not export
 

@@ -12,6 +12,7 @@ from typer.core import TyperCommand
 from batchgen.cli.settings import ENVIRONMENT
 from batchgen.errors import UsageError
 
+HELP = ("-h", "--help")
 TYPED = "batchgen.typed"  # in a context's `meta`: the words of the command line
 # First lines of the commands' docstrings, so that `batchgen --help` need not import them.
 SUMMARIES = {
@@ -71,7 +72,7 @@ class LazyCommand(CommandWithHelp):
         """The real command."""
         home = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
         function = getattr(import_module(f"batchgen.cli.{self.name}"), str(self.name))
-        settings = {"auto_envvar_prefix": ENVIRONMENT}
+        settings = {"auto_envvar_prefix": ENVIRONMENT, "help_option_names": list(HELP)}
         home.command(self.name, cls=CommandWithHelp, context_settings=settings)(function)
         return typer.main.get_command(home)
 
