@@ -27,7 +27,8 @@ FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 
 LINE = 64  # bytes of a cache line
 f4, u4, i4 = np.float32, np.uint32, np.int32
-inlined = njit(error_model="numpy", fastmath=FASTMATH, forceinline=True)
+WRAPPERS = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # nobody calls an inlined function from outside
+inlined = njit(error_model="numpy", fastmath=FASTMATH, forceinline=True, **WRAPPERS)
 
 
 def compiled(*arguments: Any) -> Callable[[Callable[..., None]], Loop]:
